@@ -1,0 +1,97 @@
+"""What happens beside the training steps: the run folder is written, and a progress bar shows what matters."""
+
+import importlib.metadata
+import math
+import platform
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import ProgressCallback, TrainerCallback
+
+from . import records
+from .records import RunFolder
+
+if TYPE_CHECKING:
+    from .trainer import EntropyForkGRPOTrainer
+
+PACKAGES = ("entropy-grpo", "trl", "transformers", "accelerate", "torch", "datasets", "peft", "math-verify", "vllm")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an optional package
+    return found
+
+
+def git_revision() -> str | None:
+    """Commit of this source tree, with `-dirty` where files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def hardware() -> str:
+    """The accelerators of this process's machine, or its processor and thread count."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+class RunRecorder(TrainerCallback):
+    """Writes `environment.json`, `metrics.jsonl` and `samples.jsonl` of the run folder, on the first rank."""
+
+    def __init__(self, trainer: "EntropyForkGRPOTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        environment = {
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "hardware": hardware(),
+            "num_processes": args.world_size,
+            "distributed": str(args.parallel_mode.value),
+            "base_model": model.config._name_or_path,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "arguments": args.to_sanitized_dict(),
+        }
+        records.write_json(RunFolder(Path(args.output_dir)).environment, environment)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        folder = RunFolder(Path(args.output_dir))
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
+        records.append_jsonl(folder.metrics, [{"step": state.global_step, **finite}])
+        samples, self.trainer.token_samples = self.trainer.token_samples, []
+        records.append_jsonl(folder.samples, [{"step": state.global_step, **sample} for sample in samples])
+
+
+class RewardProgress(ProgressCallback):
+    """A progress bar with reward, accuracy and entropy instead of a printed dictionary per log."""
+
+    def __init__(self, accuracy_metric: str):
+        super().__init__()
+        self.shown = {"reward": "reward", "accuracy": accuracy_metric, "entropy": "entropy"}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any):
+        if self.training_bar is None:
+            return
+        values = {label: logs[key] for label, key in self.shown.items() if logs.get(key) is not None}
+        if values:
+            self.training_bar.set_postfix({label: f"{value:.3f}" for label, value in values.items()})
+        held_out = logs.get(f"eval_{self.shown['accuracy']}")
+        if held_out is not None:
+            self.training_bar.write(f"step {state.global_step}: held-out accuracy {held_out:.3f}")

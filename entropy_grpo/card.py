@@ -1,0 +1,148 @@
+"""The Hub model card of a run, written from the files of its folder alone, so that it works for an old checkpoint."""
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from . import records
+from .embedded import EMBEDDED
+from .evaluation.metrics import CONFIDENCE
+from .records import RunFolder
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+
+TAGS = ["trl", "grpo", "dapo", "rlvr", "reinforcement-learning", "entropy-grpo", "arxiv:2506.01939", "arxiv:2508.02260"]
+
+# Training arguments that a reader of the card asks for first, in this order.
+SHOWN_ARGUMENTS = (
+    "top_entropy_quantile entropy_selection entropy_scope entropy_denominator loss_type epsilon epsilon_high delta beta "
+    "scale_rewards num_generations generation_batch_size steps_per_generation per_device_train_batch_size "
+    "gradient_accumulation_steps max_completion_length temperature top_p learning_rate lr_scheduler_type warmup_steps "
+    "weight_decay max_grad_norm seed"
+).split()
+
+TOKENS_TEXT = {
+    "top": "the {kept} of tokens with the highest entropy",
+    "bottom": "the {kept} of tokens with the lowest entropy, a control,",
+    "random": "a random {kept} of tokens, a control,",
+}
+
+LABELS = {"accuracy": "accuracy", "good_choices": "share of good choices", "mean_length": "mean length (tokens)"}
+
+
+def hub_id(name: str | None) -> str | None:
+    """The Hub id of a data set or model; None for a local path. Embedded ones get the id that they would have."""
+    if not name or Path(name).exists():
+        return None
+    if name.startswith(EMBEDDED):
+        return "entropy-grpo/" + name.removeprefix(EMBEDDED).replace("_", "-")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _share(measured: dict[str, float] | float | None, sign: str = "") -> str:
+    if measured is None:
+        return ""
+    if isinstance(measured, (int, float)):
+        return f"{measured:{sign}.3g}"
+    return f"{measured['value']:{sign}.3f} [{measured['low']:{sign}.3f}, {measured['high']:{sign}.3f}]"
+
+
+def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows `name`, `before`, `after`, `gain` of what an evaluation measured, as text."""
+    before, after, gain = (evaluation.get(side, {}) for side in ("before", "after", "gain"))
+    names = [name for name in after or before if not name.startswith("num_")]
+    return [
+        {
+            "name": LABELS.get(name, name),
+            "before": _share(before.get(name)),
+            "after": _share(after.get(name)),
+            "gain": _share(gain.get(name), "+"),
+        }
+        for name in sorted(names, key=lambda name: name not in LABELS)
+    ]
+
+
+def _eval_results(evaluation: dict[str, Any], dataset: str | None) -> list[EvalResult]:
+    after = evaluation.get("after", {})
+    measures = [("accuracy", after["accuracy"]["value"])] if "accuracy" in after else []
+    measures += [(name, value) for name, value in after.items() if name.startswith("pass@")]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset or "local",
+            dataset_name=dataset or "local",
+            dataset_split="test",
+            metric_type=name,
+            metric_value=round(value, 4),
+            metric_args={"problems": after["num_problems"], "samples": after["num_samples"]},
+        )
+        for name, value in measures
+    ]
+
+
+def _text(value: Any) -> str:
+    """Text from a run's files, made safe for a Markdown table."""
+    return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ").replace("`", "'")
+
+
+def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
+    """The card of a run folder; leaves out what the folder does not tell."""
+    environment, evaluation = records.read_json(run.environment), records.read_json(run.evaluation)
+    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) if run.recipe.exists() else {}
+    metrics = list(records.read_jsonl(run.metrics))
+    sample = next(records.read_jsonl(run.samples), None)
+    arguments = environment.get("arguments", {})
+    base, dataset = recipe.get("model_name_or_path", environment.get("base_model")), recipe.get("dataset_name")
+    name = model_name or run.path.resolve().name
+    card_data = ModelCardData(
+        model_name=name,
+        base_model=hub_id(base),
+        datasets=[hub_id(dataset)] if hub_id(dataset) else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=TAGS,
+        eval_results=_eval_results(evaluation, hub_id(dataset)) or None,
+    )
+    rho = arguments.get("top_entropy_quantile", 1.0)
+    kind = arguments.get("entropy_selection", "top")
+    kept = f"{1 - rho if kind == 'bottom' else rho:.0%}"
+    runtime = next((row["train_runtime"] for row in reversed(metrics) if "train_runtime" in row), None)
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        model_name=_text(name),
+        base_text=f"`{_text(base)}`" if base else "A language model",
+        tokens_text="all tokens" if rho == 1 else TOKENS_TEXT[kind].format(kept=kept),
+        embedded=str(base).startswith(EMBEDDED) and "parameters" in environment,
+        environment=environment,
+        confidence=CONFIDENCE,
+        results={**evaluation["after"], "rows": results_table(evaluation)} if "after" in evaluation else None,
+        steps=metrics[-1]["step"] if metrics else None,
+        minutes=f"{runtime / 60:.1f}" if runtime else None,
+        settings=[(name, _text(arguments[name])) for name in SHOWN_ARGUMENTS if arguments.get(name) is not None],
+        plots=sorted(run.plots.glob("*.png")),
+        model_path=re.sub(r'["\\\n]', "", name),
+        prompt=json.dumps(sample["prompt"]) if sample and len(sample["prompt"]) < 400 else None,
+        max_new_tokens=arguments.get("max_completion_length"),
+        has_recipe=run.recipe.exists(),
+    )
+    return card
+
+
+def write_card(run_folder: str | Path, model_name: str | None = None) -> Path:
+    """Write `README.md` into a run folder and return its path."""
+    run = RunFolder(Path(run_folder))
+    if not run.path.is_dir():
+        raise ValueError(f"{run.path}: there is no such run folder.")
+    records.write_text(run.card, str(build_card(run, model_name)))
+    return run.card

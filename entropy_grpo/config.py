@@ -1,0 +1,122 @@
+"""What a recipe may set: TRL's fields plus the few of the method, with the method's defaults and its refusals.
+
+Nothing here describes hardware (that is `accelerate_configs/`) or repeats a paper's numbers (those are `recipes/`).
+"""
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+from .selection import MAX_TOKENS, SCOPES, SELECTIONS
+
+# Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
+TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
+DENOMINATORS = ("kept", "all")
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}.")
+
+
+@dataclass
+class EntropyForkGRPOConfig(GRPOConfig):
+    """`trl.GRPOConfig` with the objective of arXiv 2506.01939 (Eq. 6) as its default.
+
+    Parameters:
+        top_entropy_quantile: rho, the share of tokens that `top` and `random` keep; `bottom` keeps 1 - rho. With 1.0 the
+            loss is stock TRL's.
+        entropy_selection: which tokens are kept: `top` (highest entropy), `bottom` (all that `top` drops), `random`.
+        entropy_scope: among which tokens the threshold is taken, always over all ranks: `micro_batch` (those of one
+            forward pass) or `global` (those of one optimiser step; with gradient accumulation this costs one more
+            forward pass without gradient per micro-batch).
+        entropy_denominator: the loss is divided by the `kept` tokens of the optimiser step (Eq. 6), or, as in stock TRL,
+            by `all` completion tokens, which makes it rho times too small.
+        num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
+    """
+
+    # The method's defaults where they differ from TRL's (arXiv 2506.01939, section 5.2).
+    top_entropy_quantile: float = field(
+        default=0.2, metadata={"help": "rho: share of highest-entropy tokens that carry gradient, in (0, 1]."}
+    )
+    epsilon_high: float | None = field(
+        default=0.28, metadata={"help": "Upper clip range (clip-higher); the lower one is `epsilon`."}
+    )
+    entropy_selection: str = field(
+        default="top", metadata={"help": "Which tokens are kept: top, bottom (the others) or random."}
+    )
+    entropy_scope: str = field(
+        default="global", metadata={"help": "Tokens that share a threshold: micro_batch or global (optimiser step)."}
+    )
+    entropy_denominator: str = field(
+        default="kept", metadata={"help": "Divide the loss by the kept tokens (Eq. 6) or by all completion tokens."}
+    )
+    num_logged_samples: int = field(
+        default=2, metadata={"help": "Responses per log written to samples.jsonl with their token entropies."}
+    )
+
+    def __post_init__(self) -> None:
+        one_of("entropy_selection", self.entropy_selection, SELECTIONS)
+        one_of("entropy_scope", self.entropy_scope, SCOPES)
+        one_of("entropy_denominator", self.entropy_denominator, DENOMINATORS)
+        rho = self.top_entropy_quantile
+        if not 0 < rho <= 1:
+            raise ValueError(f"top_entropy_quantile is {rho}: the kept share rho must lie in (0, 1].")
+        if rho == 1 and self.entropy_selection == "bottom":
+            raise ValueError("entropy_selection 'bottom' keeps 1 - top_entropy_quantile = 0 tokens: set it below 1.")
+        if rho < 1 and self.entropy_denominator == "kept" and self.loss_type not in TOKEN_LEVEL_LOSSES:
+            raise ValueError(
+                f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which is not divided by a number of "
+                f"tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
+            )
+        if self.num_logged_samples < 0:
+            raise ValueError(f"num_logged_samples is {self.num_logged_samples}: it must be 0 or more.")
+        super().__post_init__()
+        if rho < 1 and self.steps_per_generation % self.gradient_accumulation_steps != 0:
+            raise ValueError(
+                f"steps_per_generation is {self.steps_per_generation}, gradient_accumulation_steps is "
+                f"{self.gradient_accumulation_steps}: the first must be a multiple of the second, so that an optimiser "
+                "step does not reach into a rollout that does not exist yet."
+            )
+        if self.generation_batch_size * self.max_completion_length >= MAX_TOKENS:
+            raise ValueError(
+                f"generation_batch_size ({self.generation_batch_size}) times max_completion_length "
+                f"({self.max_completion_length}) must stay below {MAX_TOKENS} tokens: generate in smaller batches."
+            )
+
+
+@dataclass
+class RunConfig:
+    """Where a run's problems, rewards and files come from and go to.
+
+    Parameters:
+        accelerate_config: file in `accelerate_configs/` (or any path) that says how the model is sharded when a launch
+            with several processes names none itself; `none` for plain data parallelism.
+        dataset_name: `embedded:number_walk`, a Hub id, or a `.jsonl` / `.parquet` file with `prompt` and `solution`.
+        dataset_config: configuration of the data set on the Hub.
+        dataset_revision: commit of the data set on the Hub.
+        dataset_train_split: split to train on.
+        rewards: names of reward functions, see `rewards.REWARDS`.
+        num_train_problems: for an embedded data set, how many problems to make.
+        num_dev_problems: held-out problems for evaluation during training (0 for none).
+        num_test_problems: held-out problems for the evaluation before and after training (0 for none).
+    """
+
+    accelerate_config: str = "none"
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    dataset_train_split: str = "train"
+    rewards: list[str] = field(default_factory=lambda: ["accuracy"])
+    num_train_problems: int = 4096
+    num_dev_problems: int = 0
+    num_test_problems: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.dataset_name:
+            raise ValueError("dataset_name is missing: name an embedded data set, a Hub id or a .jsonl/.parquet file.")
+        for name in ("num_train_problems", "num_dev_problems", "num_test_problems"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
+

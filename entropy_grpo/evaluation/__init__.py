@@ -1,0 +1,1 @@
+"""Measuring answers. Reads rows and files; never imports the trainer."""

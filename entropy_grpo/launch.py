@@ -1,0 +1,89 @@
+"""What a recipe file runs: read the recipe, choose the sharding, train.
+
+    accelerate launch recipes/demo_cpu.yaml --max_steps 4
+    accelerate launch -m entropy_grpo.launch FILE --max_steps 4     # FILE may be plain YAML
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import recipe
+from .recipe import RecipeError, Settings
+
+NO_CONFIG = "none"
+
+# What a config file decides about sharding, among the variables that accelerate's launcher sets. The rest (number of
+# processes, ports, visible devices) is the running launch's own.
+SHARDING_VARIABLES = ("FSDP_", "PARALLELISM_CONFIG_", "ACCELERATE_USE_")
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, before anything distributed is set up."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def sharding_environment(config_file: Path) -> dict[str, str]:
+    """The variables that `accelerate launch --config_file FILE` would set for sharding, by accelerate's own parser."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    parsed = launch_command_parser().parse_args(["--config_file", str(config_file), "recipe.yaml"])
+    parsed, _, _ = _validate_launch_command(parsed)
+    if parsed.use_deepspeed:
+        raise RecipeError(
+            f"accelerate_config is {config_file}, a DeepSpeed configuration, which only the launcher can set up: "
+            f"run accelerate launch --config_file {config_file} RECIPE."
+        )
+    environment = prepare_multi_gpu_env(parsed)
+    return {k: v for k, v in environment.items() if k.startswith(SHARDING_VARIABLES) and os.environ.get(k) != v}
+
+
+def choose_sharding(settings: Settings, recipe_file: Path) -> str:
+    """Shard as the recipe's `accelerate_config` says where the launcher chose nothing; returns what was done, in words."""
+    setting = settings.get("accelerate_config")
+    chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
+    if chosen:
+        return "sharding: as the launcher's own configuration says"
+    if setting is None or setting.value in (NO_CONFIG, None):
+        return "sharding: none"
+    candidates = [Path(setting.value), recipe_file.resolve().parent / setting.value]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        looked = " and ".join(dict.fromkeys(str(path.parent) for path in candidates))
+        raise RecipeError(
+            f"{setting.source}: accelerate_config is {setting.value!r}, and there is no such file in {looked}: "
+            f"name a file of accelerate_configs/, or {NO_CONFIG}."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return "sharding: none, there is one process"
+    os.environ.update(sharding_environment(found))
+    return f"sharding: as {setting.value} says"
+
+
+def main(recipe_file: str | None = None) -> None:
+    """Run a recipe with the command line's overrides; exits with status 2 and one sentence where it cannot be run."""
+    arguments: Sequence[str] = sys.argv[1:]
+    try:
+        if recipe_file is None:
+            if not arguments or arguments[0].startswith("--"):
+                raise RecipeError("name a recipe: accelerate launch -m entropy_grpo.launch FILE [--key value ...]")
+            recipe_file, *arguments = arguments
+        path = Path(recipe_file)
+        settings = recipe.load(path) | recipe.overrides(arguments)
+        sharding = choose_sharding(settings, path)
+
+        from . import train
+
+        if is_first_process():
+            print(sharding)
+        train.main(settings, path.stem)
+    except RecipeError as error:
+        if is_first_process():
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The plots of a run, drawn from the files of its folder."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from . import records
+from .records import Row, RunFolder
+
+PERCENTILE_KEYS = ("p5", "p25", "p50", "p75", "p90", "p95", "p99")
+
+
+def _series(rows: list[Row], key: str) -> tuple[list[int], list[float]]:
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _axes(title: str, ylabel: str):
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel="optimiser step", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _reward(rows: list[Row], accuracy_metric: str) -> Figure:
+    figure, axes = _axes("Reward and held-out accuracy", "reward, accuracy")
+    axes.plot(*_series(rows, "reward"), alpha=0.6, label="reward of the rollouts")
+    held_out = _series(rows, f"eval_{accuracy_metric}")
+    if held_out[0]:
+        axes.plot(*held_out, "o-", label="accuracy on held-out problems")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def _entropy(rows: list[Row]) -> Figure:
+    figure, axes = _axes("Token entropy over training", "entropy (nats)")
+    for i, key in enumerate(PERCENTILE_KEYS):
+        shade = 0.25 + 0.7 * i / (len(PERCENTILE_KEYS) - 1)
+        axes.plot(*_series(rows, f"entropy/{key}"), color=(0.1, 0.3, 0.6, shade), label=key)
+    axes.plot(*_series(rows, "selection/threshold"), "--", color="tab:red", label="threshold")
+    axes.plot(*_series(rows, "entropy"), color="black", label="mean")
+    axes.legend(ncols=3, fontsize="small")
+    return figure
+
+
+def _kept(rows: list[Row]) -> Figure:
+    figure, axes = _axes("Kept tokens", "share of tokens")
+    axes.plot(*_series(rows, "selection/kept_fraction"), color="tab:red", label="kept")
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("kept share of tokens")
+    other = axes.twinx()
+    for key, style in (("kept", "-"), ("dropped", ":")):
+        other.plot(*_series(rows, f"entropy/{key}"), style, color="tab:blue", label=f"entropy of {key} tokens")
+    other.set_ylabel("mean entropy (nats)")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def draw(run: RunFolder, accuracy_metric: str) -> list[Path]:
+    """Draw what the metrics of a run allow; returns the paths. `accuracy_metric` names the mean of the accuracy reward."""
+    rows = list(records.read_jsonl(run.metrics))
+    if not rows:
+        return []
+    run.plots.mkdir(parents=True, exist_ok=True)
+    figures = {"reward": _reward(rows, accuracy_metric), "entropy": _entropy(rows), "kept": _kept(rows)}
+    paths = []
+    for name, figure in figures.items():
+        paths.append(run.plots / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120)
+    return paths

@@ -1,0 +1,109 @@
+"""What a run writes, read and written in one place.
+
+    runs/NAME/
+        recipe.yaml       the resolved recipe; launches again to the same run
+        environment.json  versions, git revision, hardware, every training argument
+        metrics.jsonl     one row per log
+        samples.jsonl     responses with the entropy of every token and whether it was kept
+        answers/*.jsonl   the answers of the evaluations before and after training, one row each
+        evaluation.json   what they amount to
+        plots/*.png       drawn from the files above
+        README.md         the model card, written from the files above
+        checkpoint-N/, model.safetensors, ...
+
+Rows are only ever appended and a file is replaced in one step, so a killed run loses nothing that it has written.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def append_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """Append rows, each flushed as a whole line; a line that a killed run left unfinished is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """Rows of a file, none if it is absent. An unfinished line, which only a killed run leaves, is passed over."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def replace_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """Replace a file by rows."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Row:
+    """The object in a file, empty if the file is absent."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_json(path: Path, value: Row) -> None:
+    """Replace a file by an object."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "README.md"
+
+    def answers(self, name: str) -> Path:
+        return self.path / "answers" / f"{name}.jsonl"

@@ -1,0 +1,145 @@
+"""Which tokens are trained on: exactly ceil(n * rho) of them, over any number of ranks, with deterministic ties.
+
+The textbook rule `H >= quantile(H, 1 - rho)` keeps every token that ties with the threshold, and ties are common: the
+first tokens of a group share one context and therefore one entropy. Here every token gets a key that no other token has,
+its score first and its place in the rollout second, and the k-th largest key is found digit by digit from histograms.
+A histogram is all that ranks exchange (as a sum), so no rank gathers the tokens of the others, nothing is sorted, and
+there is no limit on the number of tokens but `MAX_TOKENS`.
+
+Pure functions. `reduce` sums an integer tensor over ranks and is the identity on one process. Shapes: scores, mask,
+order and the results are all (..., T), any leading shape; each rank passes its own tokens.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+
+SELECTIONS = ("top", "bottom", "random")
+SCOPES = ("micro_batch", "global")
+
+# A key has 63 bits, a non-negative int64: 32 for the score and the rest for the place.
+PLACE_BITS = 31
+MAX_TOKENS = 2**PLACE_BITS
+DIGIT_BITS = 16
+
+
+def on_one_process(counts: Tensor) -> Tensor:
+    """The `reduce` of a single process."""
+    return counts
+
+
+def kept_count(n: int, rho: float, kind: str = "top") -> int:
+    """How many of `n` tokens a selection keeps: ceil(n * rho), or what that leaves over for `bottom`.
+
+    `rho` counts as the decimal that was written: in floating point ceil(100 * 0.07) is 8.
+    """
+    top = math.ceil(n * Fraction(repr(rho)))
+    return n - top if kind == "bottom" else top
+
+
+def order_bits(scores: Tensor) -> Tensor:
+    """Map scores, compared as float32, to int64 in [0, 2^32) with the same order and -0.0 equal to 0.0."""
+    bits = (scores.detach().float() + 0.0).view(torch.int32)
+    signed = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return signed.long() + 2**31
+
+
+def score_from_bits(bits: int) -> float:
+    """The inverse of `order_bits` for one value."""
+    signed = bits - 2**31
+    if signed < 0:
+        signed ^= 0x7FFFFFFF
+    return torch.tensor(signed, dtype=torch.int32).view(torch.float32).item()
+
+
+def kth_largest(keys: Tensor, k: int, reduce: Reduce = on_one_process, bits: int = 64) -> int:
+    """The k-th largest (k >= 1) of the ranks' non-negative int64 keys below 2^bits; duplicates count each.
+
+    One histogram of 2^16 counts per digit, most significant first; only keys that match the digits so far go on.
+    """
+    keys, found = keys.flatten(), 0
+    for shift in range(bits - DIGIT_BITS, -1, -DIGIT_BITS):
+        digits = (keys >> shift) & (2**DIGIT_BITS - 1)
+        counts = reduce(torch.bincount(digits, minlength=2**DIGIT_BITS))
+        from_top = counts.flip(0).cumsum(0)
+        place = int(torch.searchsorted(from_top, k))
+        k -= int(from_top[place - 1]) if place else 0
+        digit = 2**DIGIT_BITS - 1 - place
+        keys, found = keys[digits == digit], found << DIGIT_BITS | digit
+    return found
+
+
+def random_scores(order: Tensor, seed: int) -> Tensor:
+    """Float32 scores in [0, 2^24) that depend on the seed and on each token's place only (splitmix64).
+
+    A generator's draws would depend on how tokens fall into micro-batches and ranks; these do not.
+    """
+
+    def signed(x: int) -> int:
+        return (x + 2**63) % 2**64 - 2**63
+
+    x = order.long() + signed((seed + 1) * 0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        # Arithmetic shifts copy the sign; the mask makes them logical.
+        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * signed(factor)
+    x = x ^ ((x >> 31) & (2**33 - 1))
+    return ((x >> 40) & (2**24 - 1)).float()
+
+
+def select(
+    entropies: Tensor,
+    mask: Tensor,
+    rho: float,
+    order: Tensor,
+    kind: str = "top",
+    seed: int = 0,
+    reduce: Reduce = on_one_process,
+) -> tuple[Tensor, float]:
+    """Keep the forking tokens (arXiv 2506.01939, Eq. 6), or a control.
+
+    Args:
+        entropies: float tensor, nats; compared as float32. Never differentiated.
+        mask: True where a token counts, of the same shape.
+        rho: share kept by `top` and `random`, in (0, 1].
+        order: int64 in [0, `MAX_TOKENS`), the token's place in the whole rollout, different for every token on every
+            rank. Among equal scores the smaller place wins.
+        kind: `top` keeps ceil(n * rho) of highest entropy, `bottom` exactly the others, `random` ceil(n * rho) at random.
+        seed: for `random`.
+
+    Returns:
+        The kept tokens (bool), and the entropy threshold tau: the lowest entropy that `top` keeps. NaN for `random`, and
+        where no token counts.
+    """
+    mask = mask.bool()
+    n = int(reduce(mask.sum()))
+    scores = random_scores(order, seed) if kind == "random" else entropies
+    k = kept_count(n, rho)
+    if k == 0:
+        return torch.zeros_like(mask), math.nan
+    keys = (order_bits(scores) << PLACE_BITS) | (MAX_TOKENS - 1 - order.long())
+    smallest_kept = kth_largest(keys[mask], k, reduce)
+    top = mask & (keys >= smallest_kept)
+    threshold = math.nan if kind == "random" else score_from_bits(smallest_kept >> PLACE_BITS)
+    return (mask & ~top if kind == "bottom" else top), threshold
+
+
+def percentiles(
+    values: Tensor, mask: Tensor, levels: Sequence[float], reduce: Reduce = on_one_process
+) -> list[float]:
+    """Exact percentiles (levels in [0, 100]) of the ranks' masked values, each an observed value (the lower neighbour).
+
+    NaN where no token counts.
+    """
+    mask = mask.bool()
+    n = int(reduce(mask.sum()))
+    if n == 0:
+        return [math.nan] * len(levels)
+    bits = order_bits(values)[mask]
+    # The value with index floor(level * (n - 1)) from below is the (n - index)-th largest.
+    ranks = [n - math.floor(Fraction(repr(level)) / 100 * (n - 1)) for level in levels]
+    return [score_from_bits(kth_largest(bits, k, reduce, bits=32)) for k in ranks]

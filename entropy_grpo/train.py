@@ -1,0 +1,206 @@
+"""One run, from settings to model card, top to bottom. The only module that imports the whole row."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProgressCallback
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from . import plots, records, recipe
+from .callbacks import RewardProgress
+from .card import results_table, write_card
+from .config import EntropyForkGRPOConfig, RunConfig
+from .data import Problems, check_size, load_problems
+from .embedded import EMBEDDED, cold_start, number_walk
+from .evaluation import metrics
+from .recipe import COMMAND_LINE, RecipeError, Setting, Settings
+from .records import RunFolder
+from .rewards import get_rewards
+from .trainer import EntropyForkGRPOTrainer
+
+RUNS = Path("runs")
+
+
+def main(settings: Settings, name: str) -> None:
+    """Train as the settings say; `name` is the run's unless they name one."""
+    settings = {"run_name": Setting(name, "file name")} | settings
+    run_config, args, model_config = recipe.build(settings, (RunConfig, EntropyForkGRPOConfig, ModelConfig))
+    try:
+        reward_funcs = get_rewards(run_config.rewards)
+        problems = load_problems(run_config, args.seed)
+        check_size(problems.train, args.generation_batch_size // args.num_generations)
+        args.resume_from_checkpoint = find_checkpoint(args, settings)
+        folder = claim_folder(args, settings)
+        model_path = load_embedded(model_config.model_name_or_path, args.seed)
+        tokenizer = load_tokenizer(model_path, model_config)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+    args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
+    trainer = EntropyForkGRPOTrainer(
+        model=model_path,
+        reward_funcs=reward_funcs,
+        args=args,
+        train_dataset=problems.train,
+        eval_dataset=problems.dev,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_config),
+        quantization_config=get_quantization_config(model_config),
+    )
+    accuracy_metric = f"rewards/{trainer.reward_func_names[0]}/mean"
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(RewardProgress(accuracy_metric))
+
+    if args.resume_from_checkpoint is None:
+        evaluate(trainer, problems, run_config, folder, "before")
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    evaluate(trainer, problems, run_config, folder, "after")
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        drawn = plots.draw(folder, accuracy_metric)
+        print(report(folder, [*drawn, write_card(folder.path)]))
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+def find_checkpoint(args: EntropyForkGRPOConfig, settings: Settings) -> str | None:
+    """The checkpoint to continue from: the named one, or with `true` the newest complete one of `output_dir`."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None:
+        return None
+    if wanted.lower() != "true":
+        if not (Path(wanted) / "trainer_state.json").is_file():
+            raise ValueError(f"resume_from_checkpoint is {wanted!r}: it has no trainer_state.json, so it is no checkpoint.")
+        return wanted
+    if "output_dir" not in settings:
+        raise ValueError("resume_from_checkpoint is true: name the run to continue with --output_dir runs/NAME.")
+    # A kill during a save leaves a folder without trainer_state.json.
+    complete = [p for p in Path(args.output_dir).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    if not complete:
+        raise ValueError(f"resume_from_checkpoint is true, but {args.output_dir} has no complete checkpoint.")
+    return str(max(complete, key=lambda p: int(p.name.rsplit("-", 1)[1])))
+
+
+def claim_folder(args: EntropyForkGRPOConfig, settings: Settings) -> RunFolder:
+    """Make the run folder and write the resolved recipe into it; the same folder on every rank.
+
+    A folder that was named must be free, unless a run in it is resumed; one that was not is `runs/NAME`, or the first
+    free `runs/NAME-2`, `runs/NAME-3`, ...
+    """
+    chosen: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            path = _free_folder(args, settings)
+            path.mkdir(parents=True, exist_ok=True)
+            kept = {key: setting for key, setting in settings.items() if key not in ("output_dir", "resume_from_checkpoint")}
+            if args.resume_from_checkpoint is None:
+                records.write_text(RunFolder(path).recipe, recipe.dump(kept))
+            chosen[0] = str(path)
+        except ValueError as error:
+            chosen[1] = str(error)
+        except OSError as error:
+            chosen[1] = f"output_dir is {args.output_dir or RUNS}: cannot write there ({error.strerror}): name another."
+    broadcast_object_list(chosen)
+    if chosen[1] is not None:
+        raise ValueError(chosen[1])
+    args.output_dir = chosen[0]
+    return RunFolder(Path(chosen[0]))
+
+
+def _free_folder(args: EntropyForkGRPOConfig, settings: Settings) -> Path:
+    def taken(path: Path) -> bool:
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+    if "output_dir" in settings:
+        path = Path(args.output_dir)
+        if taken(path) and args.resume_from_checkpoint is None:
+            raise ValueError(
+                f"output_dir is {args.output_dir!r}, which is not empty: name another, or continue that run with "
+                "--resume_from_checkpoint true."
+            )
+        return path
+    path, number = RUNS / args.run_name, 2
+    while taken(path):
+        path, number = RUNS / f"{args.run_name}-{number}", number + 1
+    return path
+
+
+def load_embedded(model_name_or_path: str | None, seed: int) -> str:
+    """The path of an embedded model, made on first use; other names pass through."""
+    if not model_name_or_path:
+        raise ValueError(f"model_name_or_path is missing: name a Hub id, a folder or {EMBEDDED}{number_walk.NAME}.")
+    if not model_name_or_path.startswith(EMBEDDED):
+        return model_name_or_path
+    if model_name_or_path != EMBEDDED + number_walk.NAME:
+        raise ValueError(f"model_name_or_path is {model_name_or_path!r}: choose {EMBEDDED}{number_walk.NAME}.")
+    state = PartialState()
+    with state.main_process_first():
+        if state.is_main_process and not cold_start.checkpoint_path(seed).exists():
+            print(f"cold start for seed {seed}: training it once, about two minutes", flush=True)
+        return str(cold_start.ensure(seed))
+
+
+def load_tokenizer(model_path: str, model_config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the left; it must know how a response ends."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path, revision=model_config.model_revision, padding_side="left")
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"model_name_or_path is {model_path!r}, whose tokenizer has no EOS token: no response would ever end. Set "
+            "eos_token in its tokenizer_config.json."
+        )
+    return tokenizer
+
+
+def model_init_kwargs(model_config: ModelConfig) -> dict[str, Any]:
+    """What TRL hands to `from_pretrained`."""
+    chosen = {
+        "revision": model_config.model_revision,
+        "dtype": model_config.dtype,
+        "attn_implementation": model_config.attn_implementation,
+    }
+    return {key: value for key, value in chosen.items() if value is not None}
+
+
+def evaluate(
+    trainer: EntropyForkGRPOTrainer, problems: Problems, run_config: RunConfig, folder: RunFolder, when: str
+) -> None:
+    """Answer the test problems, keep the answers, and renew the summary."""
+    if problems.test is None:
+        return
+    answers = trainer.answer(problems.test, metric_key_prefix=f"test_{when}")
+    if not trainer.is_world_process_zero():
+        return
+    records.replace_jsonl(folder.answers(when), answers)
+    choices = None
+    if run_config.dataset_name == EMBEDDED + number_walk.NAME:
+
+        def choices(row: dict[str, Any]) -> tuple[int, int]:
+            return number_walk.count_good_moves(number_walk.Problem.from_prompt(row["prompt"]), row["completion"])
+
+    reward = trainer.reward_func_names[0]
+    summary = records.read_json(folder.evaluation) | {when: metrics.summarize(answers, reward, choices)}
+    before = list(records.read_jsonl(folder.answers("before")))
+    if when == "after" and before:
+        summary["gain"] = metrics.gains(before, answers, reward, choices)
+    records.write_json(folder.evaluation, summary)
+
+
+def report(folder: RunFolder, made: list[Path]) -> str:
+    """What a run ends with: the measured change, and where its files are."""
+    lines = [""]
+    evaluation = records.read_json(folder.evaluation)
+    if evaluation:
+        rows = [("held-out problems", "before", "after", "gain")]
+        rows += [tuple(row.values()) for row in results_table(evaluation)]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        lines.append("")
+    checkpoints = sorted(folder.path.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    lines.append(f"run folder  {folder.path}")
+    lines += [f"{path.suffix[1:].ljust(10)}  {path}" for path in [folder.recipe, folder.metrics, folder.samples, *made]]
+    lines += [f"checkpoint  {path}" for path in checkpoints[-1:]]
+    return "\n".join(lines)
