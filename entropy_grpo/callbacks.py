@@ -32,7 +32,16 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """Commit of this source tree, with `-dirty` where files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
@@ -65,12 +74,12 @@ class RunRecorder(TrainerCallback):
             "distributed": str(args.parallel_mode.value),
             "base_model": model.config._name_or_path,
             "parameters": sum(p.numel() for p in model.parameters()),
-            "arguments": args.to_sanitized_dict(),
+            "arguments": args.to_dict(),
         }
         records.write_json(RunFolder(Path(args.output_dir)).environment, environment)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero or self.trainer.is_answering:
             return
         folder = RunFolder(Path(args.output_dir))
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
@@ -85,13 +94,18 @@ class RewardProgress(ProgressCallback):
     def __init__(self, accuracy_metric: str):
         super().__init__()
         self.shown = {"reward": "reward", "accuracy": accuracy_metric, "entropy": "entropy"}
+        self.latest: dict[str, str] = {}
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any):
+        if self.training_bar is None:
+            super().on_prediction_step(*args, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any):
         if self.training_bar is None:
             return
-        values = {label: logs[key] for label, key in self.shown.items() if logs.get(key) is not None}
-        if values:
-            self.training_bar.set_postfix({label: f"{value:.3f}" for label, value in values.items()})
+        # Rewards are logged where a rollout begins, entropy at every step: show the latest of each.
+        self.latest |= {label: f"{logs[key]:.3f}" for label, key in self.shown.items() if logs.get(key) is not None}
+        self.training_bar.set_postfix(self.latest)
         held_out = logs.get(f"eval_{self.shown['accuracy']}")
         if held_out is not None:
             self.training_bar.write(f"step {state.global_step}: held-out accuracy {held_out:.3f}")

@@ -17,14 +17,23 @@ from .records import RunFolder
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
-TAGS = ["trl", "grpo", "dapo", "rlvr", "reinforcement-learning", "entropy-grpo", "arxiv:2506.01939", "arxiv:2508.02260"]
+TAGS = [
+    "trl",
+    "grpo",
+    "dapo",
+    "rlvr",
+    "reinforcement-learning",
+    "entropy-grpo",
+    "arxiv:2506.01939",
+    "arxiv:2508.02260",
+]
 
 # Training arguments that a reader of the card asks for first, in this order.
 SHOWN_ARGUMENTS = (
-    "top_entropy_quantile entropy_selection entropy_scope entropy_denominator loss_type epsilon epsilon_high delta beta "
-    "scale_rewards num_generations generation_batch_size steps_per_generation per_device_train_batch_size "
-    "gradient_accumulation_steps max_completion_length temperature top_p learning_rate lr_scheduler_type warmup_steps "
-    "weight_decay max_grad_norm seed"
+    "top_entropy_quantile entropy_selection entropy_scope entropy_denominator loss_type epsilon epsilon_high delta "
+    "beta scale_rewards num_generations generation_batch_size steps_per_generation per_device_train_batch_size "
+    "gradient_accumulation_steps max_completion_length temperature top_p learning_rate lr_scheduler_type "
+    "warmup_steps weight_decay max_grad_norm seed"
 ).split()
 
 TOKENS_TEXT = {
@@ -33,7 +42,12 @@ TOKENS_TEXT = {
     "random": "a random {kept} of tokens, a control,",
 }
 
-LABELS = {"accuracy": "accuracy", "good_choices": "share of good choices", "mean_length": "mean length (tokens)"}
+LABELS = {
+    "accuracy": "accuracy",
+    "good_choices": "share of good choices",
+    "mean_length": "mean length (tokens)",
+    "mean_entropy": "mean entropy (nats)",
+}
 
 
 def hub_id(name: str | None) -> str | None:
@@ -68,7 +82,7 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
             "after": _share(after.get(name)),
             "gain": _share(gain.get(name), "+"),
         }
-        for name in sorted(names, key=lambda name: name not in LABELS)
+        for name in sorted(names, key=lambda name: list(LABELS).index(name) if name in LABELS else len(LABELS))
     ]
 
 

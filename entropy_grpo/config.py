@@ -25,14 +25,14 @@ class EntropyForkGRPOConfig(GRPOConfig):
     """`trl.GRPOConfig` with the objective of arXiv 2506.01939 (Eq. 6) as its default.
 
     Parameters:
-        top_entropy_quantile: rho, the share of tokens that `top` and `random` keep; `bottom` keeps 1 - rho. With 1.0 the
-            loss is stock TRL's.
+        top_entropy_quantile: rho, the share of tokens that `top` and `random` keep; `bottom` keeps 1 - rho. With 1.0
+            the loss is stock TRL's.
         entropy_selection: which tokens are kept: `top` (highest entropy), `bottom` (all that `top` drops), `random`.
         entropy_scope: among which tokens the threshold is taken, always over all ranks: `micro_batch` (those of one
             forward pass) or `global` (those of one optimiser step; with gradient accumulation this costs one more
             forward pass without gradient per micro-batch).
-        entropy_denominator: the loss is divided by the `kept` tokens of the optimiser step (Eq. 6), or, as in stock TRL,
-            by `all` completion tokens, which makes it rho times too small.
+        entropy_denominator: the loss is divided by the `kept` tokens of the optimiser step (Eq. 6), or, as in stock
+            TRL, by `all` completion tokens, which makes it rho times too small.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
     """
 
@@ -67,8 +67,8 @@ class EntropyForkGRPOConfig(GRPOConfig):
             raise ValueError("entropy_selection 'bottom' keeps 1 - top_entropy_quantile = 0 tokens: set it below 1.")
         if rho < 1 and self.entropy_denominator == "kept" and self.loss_type not in TOKEN_LEVEL_LOSSES:
             raise ValueError(
-                f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which is not divided by a number of "
-                f"tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
+                f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which is not divided by a number "
+                f"of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
             )
         if self.num_logged_samples < 0:
             raise ValueError(f"num_logged_samples is {self.num_logged_samples}: it must be 0 or more.")
@@ -76,8 +76,8 @@ class EntropyForkGRPOConfig(GRPOConfig):
         if rho < 1 and self.steps_per_generation % self.gradient_accumulation_steps != 0:
             raise ValueError(
                 f"steps_per_generation is {self.steps_per_generation}, gradient_accumulation_steps is "
-                f"{self.gradient_accumulation_steps}: the first must be a multiple of the second, so that an optimiser "
-                "step does not reach into a rollout that does not exist yet."
+                f"{self.gradient_accumulation_steps}: the first must be a multiple of the second, so that an "
+                "optimiser step does not reach into a rollout that does not exist yet."
             )
         if self.generation_batch_size * self.max_completion_length >= MAX_TOKENS:
             raise ValueError(
@@ -119,4 +119,3 @@ class RunConfig:
         for name in ("num_train_problems", "num_dev_problems", "num_test_problems"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
-

@@ -1,7 +1,7 @@
 """What a recipe file runs: read the recipe, choose the sharding, train.
 
-    accelerate launch recipes/demo_cpu.yaml --max_steps 4
-    accelerate launch -m entropy_grpo.launch FILE --max_steps 4     # FILE may be plain YAML
+accelerate launch recipes/demo_cpu.yaml --max_steps 4
+accelerate launch -m entropy_grpo.launch FILE --max_steps 4     # FILE may be plain YAML
 """
 
 import os
@@ -41,20 +41,20 @@ def sharding_environment(config_file: Path) -> dict[str, str]:
 
 
 def choose_sharding(settings: Settings, recipe_file: Path) -> str:
-    """Shard as the recipe's `accelerate_config` says where the launcher chose nothing; returns what was done, in words."""
+    """Shard as the recipe's `accelerate_config` says where the launcher chose nothing; returns in words what was done."""
     setting = settings.get("accelerate_config")
     chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
     if chosen:
         return "sharding: as the launcher's own configuration says"
     if setting is None or setting.value in (NO_CONFIG, None):
         return "sharding: none"
-    candidates = [Path(setting.value), recipe_file.resolve().parent / setting.value]
-    found = next((path for path in candidates if path.is_file()), None)
+    # The working directory, the recipe's folder and those above it: the copy in a run folder finds it, too.
+    folders = [Path(), *recipe_file.resolve().parents]
+    found = next((folder / setting.value for folder in folders if (folder / setting.value).is_file()), None)
     if found is None:
-        looked = " and ".join(dict.fromkeys(str(path.parent) for path in candidates))
         raise RecipeError(
-            f"{setting.source}: accelerate_config is {setting.value!r}, and there is no such file in {looked}: "
-            f"name a file of accelerate_configs/, or {NO_CONFIG}."
+            f"{setting.source}: accelerate_config is {setting.value!r}, and there is no such file in the working "
+            f"directory, the recipe's folder or those above it: name a file of accelerate_configs/, or {NO_CONFIG}."
         )
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return "sharding: none, there is one process"

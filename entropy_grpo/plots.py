@@ -59,7 +59,7 @@ def _kept(rows: list[Row]) -> Figure:
 
 
 def draw(run: RunFolder, accuracy_metric: str) -> list[Path]:
-    """Draw what the metrics of a run allow; returns the paths. `accuracy_metric` names the mean of the accuracy reward."""
+    """Draw the metrics of a run and return the paths; `accuracy_metric` names the mean of the accuracy reward."""
     rows = list(records.read_jsonl(run.metrics))
     if not rows:
         return []

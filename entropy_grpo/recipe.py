@@ -6,11 +6,11 @@ A recipe file is YAML and Python at once, because `accelerate launch FILE` can o
     ... ordinary YAML ...
     # \"\"\"; from entropy_grpo.launch import main; __name__ == "__main__" and main(__file__)
 
-To YAML the first line is one more key and the last a comment; to Python what lies between is a string. Plain YAML without
-the two lines is a recipe too, for `accelerate launch -m entropy_grpo.launch FILE`.
+To YAML the first line is one more key and the last a comment; to Python what lies between is a string. Plain YAML
+without the two lines is a recipe too, for `accelerate launch -m entropy_grpo.launch FILE`.
 
-A value is checked against the type of the dataclass field that it sets, before anything else is imported or loaded. What
-is wrong is said in one sentence: file, key, value, and the nearest valid key or the expected type.
+A value is checked against the type of the dataclass field that it sets, before any data or model is loaded. What is
+wrong is said in one sentence: file, key, value, and the nearest valid key or the expected type.
 """
 
 import dataclasses
@@ -36,7 +36,12 @@ class RecipeError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but `1e-6` is a number (as in YAML 1.2) and a repeated key is an error."""
+    """YAML 1.1 as PyYAML reads it, but as in YAML 1.2 `1e-6` is a number and `no` is text; a repeated key is an error."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -47,6 +52,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -120,7 +128,7 @@ def _from_words(words: list[str]) -> Any:
 
 
 def build(settings: Settings, classes: Iterable[type]) -> list[Any]:
-    """One instance of each dataclass from the settings that are its fields; every setting must be some class's field."""
+    """One instance of each dataclass from the settings that are its fields; each must be a field of some class."""
     classes = list(classes)
     hints = {}
     for cls in classes:
@@ -138,8 +146,8 @@ def build(settings: Settings, classes: Iterable[type]) -> list[Any]:
         try:
             instances.append(cls(**{key: value for key, value in checked.items() if key in names}))
         except (ValueError, TypeError) as error:
-            sources = ", ".join(dict.fromkeys(setting.source for setting in settings.values()))
-            raise RecipeError(f"{sources}: {error}") from error
+            named = [setting.source for key, setting in settings.items() if re.search(rf"\b{key}\b", str(error))]
+            raise RecipeError(f"{', '.join(dict.fromkeys(named)) or cls.__name__}: {error}") from error
     return instances
 
 
@@ -170,11 +178,20 @@ def dump(settings: Settings) -> str:
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
     if '"""' in body or any(line.startswith("---") for line in body.splitlines()):
         raise RecipeError('a value contains """ or a line that starts with ---, which a recipe file cannot hold.')
-    return f"{FIRST_LINE}\n# Every setting of this run; launch it again with: accelerate launch FILE\n{body}{LAST_LINE}\n"
+    return (
+        f"{FIRST_LINE}\n# Every setting of this run; launch it again with: accelerate launch FILE\n{body}{LAST_LINE}\n"
+    )
 
 
 def _kind(value: Any) -> str:
-    names = {str: "a string", int: "an integer", float: "a number", bool: "a boolean", list: "a list", dict: "a mapping"}
+    names = {
+        str: "a string",
+        int: "an integer",
+        float: "a number",
+        bool: "a boolean",
+        list: "a list",
+        dict: "a mapping",
+    }
     return "empty" if value is None else names.get(type(value), type(value).__name__)
 
 

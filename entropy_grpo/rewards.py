@@ -1,4 +1,4 @@
-"""Reward functions by name, in TRL's signature: (prompts, completions, **columns of the data set) -> one float each."""
+"""Reward functions by name, in TRL's signature: (prompts, completions, **columns of the data set) -> floats."""
 
 from collections.abc import Callable
 from typing import Any

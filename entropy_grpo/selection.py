@@ -1,10 +1,10 @@
 """Which tokens are trained on: exactly ceil(n * rho) of them, over any number of ranks, with deterministic ties.
 
 The textbook rule `H >= quantile(H, 1 - rho)` keeps every token that ties with the threshold, and ties are common: the
-first tokens of a group share one context and therefore one entropy. Here every token gets a key that no other token has,
-its score first and its place in the rollout second, and the k-th largest key is found digit by digit from histograms.
-A histogram is all that ranks exchange (as a sum), so no rank gathers the tokens of the others, nothing is sorted, and
-there is no limit on the number of tokens but `MAX_TOKENS`.
+first tokens of a group share one context and therefore one entropy. Here every token gets a key that no other token
+has, its score first and its place in the rollout second, and the k-th largest key is found digit by digit from
+histograms. A histogram is all that ranks exchange (as a sum), so no rank gathers the tokens of the others, nothing is
+sorted, and there is no limit on the number of tokens but `MAX_TOKENS`.
 
 Pure functions. `reduce` sums an integer tensor over ranks and is the identity on one process. Shapes: scores, mask,
 order and the results are all (..., T), any leading shape; each rank passes its own tokens.
@@ -108,7 +108,7 @@ def select(
         rho: share kept by `top` and `random`, in (0, 1].
         order: int64 in [0, `MAX_TOKENS`), the token's place in the whole rollout, different for every token on every
             rank. Among equal scores the smaller place wins.
-        kind: `top` keeps ceil(n * rho) of highest entropy, `bottom` exactly the others, `random` ceil(n * rho) at random.
+        kind: `top` keeps ceil(n * rho) of highest entropy, `bottom` exactly the others, `random` any ceil(n * rho).
         seed: for `random`.
 
     Returns:
@@ -128,10 +128,8 @@ def select(
     return (mask & ~top if kind == "bottom" else top), threshold
 
 
-def percentiles(
-    values: Tensor, mask: Tensor, levels: Sequence[float], reduce: Reduce = on_one_process
-) -> list[float]:
-    """Exact percentiles (levels in [0, 100]) of the ranks' masked values, each an observed value (the lower neighbour).
+def percentiles(values: Tensor, mask: Tensor, levels: Sequence[float], reduce: Reduce = on_one_process) -> list[float]:
+    """Exact percentiles (levels in [0, 100]) of the ranks' masked values, each an observed value (the lower one).
 
     NaN where no token counts.
     """

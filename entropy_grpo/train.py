@@ -1,23 +1,22 @@
 """One run, from settings to model card, top to bottom. The only module that imports the whole row."""
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProgressCallback
+from transformers.utils import logging
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from . import plots, records, recipe
+from . import plots, recipe, records
 from .callbacks import RewardProgress
 from .card import results_table, write_card
 from .config import EntropyForkGRPOConfig, RunConfig
 from .data import Problems, check_size, load_problems
 from .embedded import EMBEDDED, cold_start, number_walk
 from .evaluation import metrics
-from .recipe import COMMAND_LINE, RecipeError, Setting, Settings
+from .recipe import RecipeError, Setting, Settings
 from .records import RunFolder
 from .rewards import get_rewards
 from .trainer import EntropyForkGRPOTrainer
@@ -55,6 +54,8 @@ def main(settings: Settings, name: str) -> None:
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(RewardProgress(accuracy_metric))
 
+    logging.disable_progress_bar()  # of the files that every checkpoint writes
+
     if args.resume_from_checkpoint is None:
         evaluate(trainer, problems, run_config, folder, "before")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -74,7 +75,9 @@ def find_checkpoint(args: EntropyForkGRPOConfig, settings: Settings) -> str | No
         return None
     if wanted.lower() != "true":
         if not (Path(wanted) / "trainer_state.json").is_file():
-            raise ValueError(f"resume_from_checkpoint is {wanted!r}: it has no trainer_state.json, so it is no checkpoint.")
+            raise ValueError(
+                f"resume_from_checkpoint is {wanted!r}: it has no trainer_state.json, so it is no checkpoint."
+            )
         return wanted
     if "output_dir" not in settings:
         raise ValueError("resume_from_checkpoint is true: name the run to continue with --output_dir runs/NAME.")
@@ -96,14 +99,19 @@ def claim_folder(args: EntropyForkGRPOConfig, settings: Settings) -> RunFolder:
         try:
             path = _free_folder(args, settings)
             path.mkdir(parents=True, exist_ok=True)
-            kept = {key: setting for key, setting in settings.items() if key not in ("output_dir", "resume_from_checkpoint")}
+            kept = {
+                key: setting
+                for key, setting in settings.items()
+                if key not in ("output_dir", "resume_from_checkpoint")
+            }
             if args.resume_from_checkpoint is None:
                 records.write_text(RunFolder(path).recipe, recipe.dump(kept))
             chosen[0] = str(path)
         except ValueError as error:
             chosen[1] = str(error)
         except OSError as error:
-            chosen[1] = f"output_dir is {args.output_dir or RUNS}: cannot write there ({error.strerror}): name another."
+            where = str(args.output_dir if "output_dir" in settings else RUNS)
+            chosen[1] = f"output_dir is {where!r}: cannot write there ({error.strerror}): name another."
     broadcast_object_list(chosen)
     if chosen[1] is not None:
         raise ValueError(chosen[1])
@@ -182,7 +190,8 @@ def evaluate(
             return number_walk.count_good_moves(number_walk.Problem.from_prompt(row["prompt"]), row["completion"])
 
     reward = trainer.reward_func_names[0]
-    summary = records.read_json(folder.evaluation) | {when: metrics.summarize(answers, reward, choices)}
+    entropy = {"mean_entropy": trainer.state.log_history[-1]["eval_entropy"]}
+    summary = records.read_json(folder.evaluation) | {when: metrics.summarize(answers, reward, choices) | entropy}
     before = list(records.read_jsonl(folder.answers("before")))
     if when == "after" and before:
         summary["gain"] = metrics.gains(before, answers, reward, choices)
@@ -201,6 +210,8 @@ def report(folder: RunFolder, made: list[Path]) -> str:
         lines.append("")
     checkpoints = sorted(folder.path.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
     lines.append(f"run folder  {folder.path}")
-    lines += [f"{path.suffix[1:].ljust(10)}  {path}" for path in [folder.recipe, folder.metrics, folder.samples, *made]]
+    lines += [
+        f"{path.suffix[1:].ljust(10)}  {path}" for path in [folder.recipe, folder.metrics, folder.samples, *made]
+    ]
     lines += [f"checkpoint  {path}" for path in checkpoints[-1:]]
     return "\n".join(lines)

@@ -8,8 +8,8 @@ TRL computes the loss; this class only decides which tokens are in it and what i
   indicator * (TRL's denominator / the window's kept tokens), so that what is left is the mean over kept tokens;
 - `_get_per_token_logps_and_entropies`, `_compute_loss`, `_calculate_rewards`: watch what goes by, for the records.
 
-What the kept set depends on: with `micro_batch` scope, on which sequences share a forward pass (on all ranks together);
-with `global` scope only on the sequences of the optimiser step, however they are split into micro-batches and ranks.
+What the kept set depends on: with `micro_batch` scope, on which sequences share a forward pass (on all ranks
+together); with `global` scope only on the sequences of the optimiser step, however they are split.
 
 Shapes: B sequences of the local micro-batch, T completion tokens including padding.
 """
@@ -85,8 +85,10 @@ class Scored:
 
 
 class EntropyForkGRPOTrainer(GRPOTrainer):
-    """GRPO/DAPO on the top rho share of tokens by entropy. Takes `GRPOTrainer`'s arguments; `args.output_dir` becomes a
-    run folder (see `records`)."""
+    """GRPO/DAPO on the top rho share of tokens by entropy.
+
+    Takes `GRPOTrainer`'s arguments; `args.output_dir` becomes a run folder (see `records`).
+    """
 
     _tag_names = ("trl", "grpo", "rlvr", "entropy-grpo")
     _name = "EntropyForkGRPO"
@@ -217,9 +219,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._answers is not None:
             lengths = gather_object([len(ids) for ids in completion_ids_list])
-            everything = zip(
-                gather_object(inputs), gather_object(completions), lengths, rewards.tolist(), strict=True
-            )
+            everything = zip(gather_object(inputs), gather_object(completions), lengths, rewards.tolist(), strict=True)
             for row, completion, length, values in everything:
                 scores = dict(zip(self.reward_func_names, values, strict=True))
                 self._answers.append({**row, "completion": completion, "length": length, "rewards": scores})
@@ -231,6 +231,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             write_card(self.args.output_dir, model_name=model_name)
 
     # Evaluation
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether `answer` is running; its logs are not part of the training's."""
+        return self._answers is not None
 
     def answer(self, problems: Dataset, metric_key_prefix: str = "eval") -> list[dict[str, Any]]:
         """Answer every problem `num_generations_eval` times with the current policy, through TRL's evaluation loop.

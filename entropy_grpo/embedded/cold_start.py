@@ -1,7 +1,7 @@
-"""The embedded task's tokenizer, its 0.69M-parameter Qwen3, and the supervised cold start that gives it the task's form.
+"""The embedded task's tokenizer, its 0.69M-parameter Qwen3, and the supervised cold start that teaches it the form.
 
-The result is an ordinary checkpoint folder, cached by the content of what made it, so that the RL run that follows loads
-it like any model from the Hub.
+The result is an ordinary checkpoint folder, cached by the content of what made it, so that the RL run that follows
+loads it like any model from the Hub.
 """
 
 import argparse
@@ -53,7 +53,17 @@ def ensure(seed: int, steps: int = STEPS) -> Path:
             launcher = ("ACCELERATE_", "FSDP_", "PARALLELISM_", "TORCHELASTIC_", "MASTER_")
             ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
             env = {k: v for k, v in os.environ.items() if not k.startswith(launcher) and k not in ranks}
-            command = [sys.executable, "-m", __name__, "--seed", str(seed), "--steps", str(steps), "--output", str(path)]
+            command = [
+                sys.executable,
+                "-m",
+                __name__,
+                "--seed",
+                str(seed),
+                "--steps",
+                str(steps),
+                "--output",
+                str(path),
+            ]
             subprocess.run(command, env=env, check=True)
     return path
 
@@ -103,8 +113,12 @@ def demonstrations(count: int, seed: int) -> list[dict[str, str]]:
 
 def train(seed: int, steps: int, output: Path) -> None:
     """Supervised training on demonstrations; `output` appears only when it is complete."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
+    from transformers.utils import logging
     from trl import SFTConfig, SFTTrainer
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
 
     tokenizer = build_tokenizer()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +136,7 @@ def train(seed: int, steps: int, output: Path) -> None:
             use_cpu=True,
             bf16=False,
             gradient_checkpointing=False,
-            logging_steps=100,
+            logging_strategy="no",
             save_strategy="no",
             report_to="none",
             seed=seed,

@@ -4,9 +4,9 @@ A problem reads `go 15 to 8 with +7 -4 -1`, a response
 
     need -7 take -4 need -3 take -1 need -2 take -1 need -1 take -1 need 0 yes so \\boxed{15-4-1-1-1}
 
-Each `take` is a choice between the moves, a fork; what follows it is arithmetic and copying. At most `MAX_MOVES` moves
-may be taken and every intermediate value stays in `VALUES`. A response that has run out of moves says `no` and boxes the
-expression all the same, which is then wrong.
+Each `take` is a choice between the moves, a fork; what follows it is arithmetic and copying. At most `MAX_MOVES`
+moves may be taken and every intermediate value stays in `VALUES`. A response that has run out of moves says `no` and
+boxes the expression all the same, which is then wrong.
 
 Because the whole state space is tiny, whether a single move was *good* (it brings the target nearer, in breadth-first
 distance) is known exactly: a direct measure of choosing, beside the accuracy of the answer.
@@ -20,7 +20,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 NAME = "number_walk"
 MAX_MOVES = 6
@@ -60,7 +60,7 @@ class Problem:
         return cls(start, target, tuple(moves))
 
 
-@lru_cache(maxsize=None)
+@cache
 def distances(target: int, moves: tuple[int, ...]) -> dict[int, int]:
     """Fewest moves from every value in `VALUES` to `target`; values that cannot reach it are absent."""
     found = {target: 0}
