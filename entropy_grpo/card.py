@@ -8,11 +8,10 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from . import records
-from .embedded import EMBEDDED
 from .evaluation.metrics import CONFIDENCE
+from .names import EMBEDDED, hub_id
 from .records import RunFolder
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -48,19 +47,6 @@ LABELS = {
     "mean_length": "mean length (tokens)",
     "mean_entropy": "mean entropy (nats)",
 }
-
-
-def hub_id(name: str | None) -> str | None:
-    """The Hub id of a data set or model; None for a local path. Embedded ones get the id that they would have."""
-    if not name or Path(name).exists():
-        return None
-    if name.startswith(EMBEDDED):
-        return "entropy-grpo/" + name.removeprefix(EMBEDDED).replace("_", "-")
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
 
 
 def _share(measured: dict[str, float] | float | None, sign: str = "") -> str:
@@ -106,7 +92,17 @@ def _eval_results(evaluation: dict[str, Any], dataset: str | None) -> list[EvalR
 
 def _text(value: Any) -> str:
     """Text from a run's files, made safe for a Markdown table."""
-    return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ").replace("`", "'")
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "\\|").replace("`", "'")
+
+
+def _tokens_text(arguments: dict[str, Any]) -> str:
+    """Which tokens were trained on, in words; empty where the folder does not tell."""
+    rho, kind = arguments.get("top_entropy_quantile"), arguments.get("entropy_selection")
+    if rho is None or (rho < 1 and kind not in TOKENS_TEXT):
+        return ""
+    if rho == 1:
+        return "on all tokens"
+    return "on " + TOKENS_TEXT[kind].format(kept=f"{1 - rho if kind == 'bottom' else rho:.0%}")
 
 
 def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
@@ -115,7 +111,7 @@ def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
     recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) if run.recipe.exists() else {}
     metrics = list(records.read_jsonl(run.metrics))
     sample = next(records.read_jsonl(run.samples), None)
-    arguments = environment.get("arguments", {})
+    arguments = recipe | environment.get("arguments", {})
     base, dataset = recipe.get("model_name_or_path", environment.get("base_model")), recipe.get("dataset_name")
     name = model_name or run.path.resolve().name
     card_data = ModelCardData(
@@ -127,16 +123,13 @@ def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
         tags=TAGS,
         eval_results=_eval_results(evaluation, hub_id(dataset)) or None,
     )
-    rho = arguments.get("top_entropy_quantile", 1.0)
-    kind = arguments.get("entropy_selection", "top")
-    kept = f"{1 - rho if kind == 'bottom' else rho:.0%}"
     runtime = next((row["train_runtime"] for row in reversed(metrics) if "train_runtime" in row), None)
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
         model_name=_text(name),
         base_text=f"`{_text(base)}`" if base else "A language model",
-        tokens_text="all tokens" if rho == 1 else TOKENS_TEXT[kind].format(kept=kept),
+        tokens_text=_tokens_text(arguments),
         embedded=str(base).startswith(EMBEDDED) and "parameters" in environment,
         environment=environment,
         confidence=CONFIDENCE,

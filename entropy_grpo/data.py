@@ -7,12 +7,12 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Value, load_dataset
 
 from .config import RunConfig
-from .embedded import EMBEDDED, number_walk
+from .embedded import number_walk
+from .names import EMBEDDED, FILE_FORMATS
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COLUMNS = ("prompt", "solution")
 
 
@@ -53,7 +53,11 @@ def load_problems(config: RunConfig, seed: int) -> Problems:
             f"num_dev_problems + num_test_problems is {held_out} but {config.dataset_name} has {len(rows)} problems: "
             "hold out fewer."
         )
-    rows = rows.shuffle(seed=seed)
+    if not rows.features["solution"].dtype.endswith("string"):
+        # Answers that are plain numbers are read as such by JSON and parquet; graders compare text.
+        rows = rows.cast_column("solution", Value("string"))
+    # Held-out problems are the same for every seed, so that runs can be compared.
+    rows = rows.shuffle(seed=0)
     dev, test = rows.select(range(config.num_dev_problems)), rows.select(range(config.num_dev_problems, held_out))
     return Problems(rows.select(range(held_out, len(rows))), dev if len(dev) else None, test if len(test) else None)
 
@@ -63,7 +67,6 @@ def _embedded(config: RunConfig, seed: int) -> Problems:
         raise ValueError(f"dataset_name is {config.dataset_name!r}: choose {EMBEDDED}{number_walk.NAME}.")
 
     def make(split: str, count: int) -> Dataset | None:
-        # Held-out problems are the same for every seed, so that runs can be compared.
         problems = number_walk.problems(split, seed if split == "train" else 0)
         rows = [{"prompt": p.prompt, "solution": str(p.target)} for p in itertools.islice(problems, count)]
         return Dataset.from_list(rows) if rows else None

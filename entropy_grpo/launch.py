@@ -41,7 +41,7 @@ def sharding_environment(config_file: Path) -> dict[str, str]:
 
 
 def choose_sharding(settings: Settings, recipe_file: Path) -> str:
-    """Shard as the recipe's `accelerate_config` says where the launcher chose nothing; returns in words what was done."""
+    """Shard as the recipe's `accelerate_config` says where the launcher chose nothing; returns what was done."""
     setting = settings.get("accelerate_config")
     chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
     if chosen:
@@ -62,14 +62,9 @@ def choose_sharding(settings: Settings, recipe_file: Path) -> str:
     return f"sharding: as {setting.value} says"
 
 
-def main(recipe_file: str | None = None) -> None:
-    """Run a recipe with the command line's overrides; exits with status 2 and one sentence where it cannot be run."""
-    arguments: Sequence[str] = sys.argv[1:]
+def run(recipe_file: str, arguments: Sequence[str]) -> None:
+    """Train a recipe with overrides; exits with status 2 and one sentence where it cannot be run."""
     try:
-        if recipe_file is None:
-            if not arguments or arguments[0].startswith("--"):
-                raise RecipeError("name a recipe: accelerate launch -m entropy_grpo.launch FILE [--key value ...]")
-            recipe_file, *arguments = arguments
         path = Path(recipe_file)
         settings = recipe.load(path) | recipe.overrides(arguments)
         sharding = choose_sharding(settings, path)
@@ -83,6 +78,16 @@ def main(recipe_file: str | None = None) -> None:
         if is_first_process():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def main(recipe_file: str | None = None) -> None:
+    """Run the recipe that was executed, or the one that the command line names first."""
+    arguments = sys.argv[1:]
+    if recipe_file is None:
+        if not arguments or arguments[0].startswith("--"):
+            sys.exit("usage: accelerate launch -m entropy_grpo.launch FILE [--key value ...]")
+        recipe_file, *arguments = arguments
+    run(recipe_file, arguments)
 
 
 if __name__ == "__main__":

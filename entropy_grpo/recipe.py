@@ -36,7 +36,7 @@ class RecipeError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but as in YAML 1.2 `1e-6` is a number and `no` is text; a repeated key is an error."""
+    """PyYAML's YAML 1.1, but as in YAML 1.2 `1e-6` is a number and `no` is text; a repeated key is an error."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict] = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]

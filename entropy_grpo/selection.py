@@ -112,8 +112,8 @@ def select(
         seed: for `random`.
 
     Returns:
-        The kept tokens (bool), and the entropy threshold tau: the lowest entropy that `top` keeps. NaN for `random`, and
-        where no token counts.
+        The kept tokens (bool), and the entropy threshold tau: the lowest entropy that `top` keeps. NaN for `random`,
+        and where no token counts.
     """
     mask = mask.bool()
     n = int(reduce(mask.sum()))

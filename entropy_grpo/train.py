@@ -14,8 +14,9 @@ from .callbacks import RewardProgress
 from .card import results_table, write_card
 from .config import EntropyForkGRPOConfig, RunConfig
 from .data import Problems, check_size, load_problems
-from .embedded import EMBEDDED, cold_start, number_walk
+from .embedded import cold_start, number_walk
 from .evaluation import metrics
+from .names import EMBEDDED
 from .recipe import RecipeError, Setting, Settings
 from .records import RunFolder
 from .rewards import get_rewards

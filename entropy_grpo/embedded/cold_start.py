@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from . import number_walk
 
-STEPS = 1600
+STEPS = 1200
 BATCH_SIZE = 32
 LEARNING_RATE = 4.0e-3
 ADAM_BETA2 = 0.98

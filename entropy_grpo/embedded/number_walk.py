@@ -96,7 +96,7 @@ def problems(split: str, seed: int) -> Iterator[Problem]:
     seen = set()
     while True:
         small = rng.choice((-3, -2, -1, 1, 2, 3))
-        moves = [rng.randint(5, 12), -rng.randint(4, 11), small]
+        moves = [rng.randint(5, 9), -rng.randint(4, 8), small]
         rng.shuffle(moves)
         problem = Problem(rng.choice(STARTS), rng.choice(VALUES), tuple(moves))
         shortest = distances(problem.target, problem.moves).get(problem.start)

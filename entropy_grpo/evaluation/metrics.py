@@ -87,7 +87,8 @@ def summarize(rows: Sequence[Row], reward: str, choices: Choices | None = None) 
         "mean_length": float(np.mean([row["length"] for row in rows])),
     }
     for name, (numerator, denominator) in counts(rows, reward, choices).items():
-        summary[name] = ratio_interval(list(numerator.values()), list(denominator.values()))
+        if any(denominator.values()):
+            summary[name] = ratio_interval(list(numerator.values()), list(denominator.values()))
     return summary
 
 
@@ -98,5 +99,6 @@ def gains(before: Sequence[Row], after: Sequence[Row], reward: str, choices: Cho
     for name, after_sides in shares_after.items():
         common = [p for p in after_sides[0] if p in shares_before[name][0]]
         sides = [[side[p] for p in common] for side in (*shares_before[name], *after_sides)]
-        found[name] = gain_interval(*sides)
+        if any(sides[1]) and any(sides[3]):
+            found[name] = gain_interval(*sides)
     return found

@@ -1,0 +1,101 @@
+"""Train on completions that depend on nothing but the prompt, so that runs can be compared whatever their batching.
+
+Run as a script by the tests that need several processes: fixed_rollout.py MODEL OUTPUT JSON_OF_OVERRIDES
+"""
+
+import json
+import random
+import sys
+from collections import defaultdict
+
+from datasets import Dataset
+from safetensors.torch import save_file
+from trl import GRPOConfig, GRPOTrainer
+
+from entropy_grpo import EntropyForkGRPOConfig, EntropyForkGRPOTrainer
+from entropy_grpo.embedded.cold_start import build_tokenizer
+
+GENERATIONS = 4
+
+
+def fixed_completions(prompts, trainer):
+    """TRL's `rollout_func`: ragged token sequences drawn from the prompt's text and its turn in the group."""
+    tokenizer = build_tokenizer()
+    turns = defaultdict(int)
+    rollout = {"prompt_ids": [], "completion_ids": [], "logprobs": []}
+    for prompt in prompts:
+        rng = random.Random(f"{prompt}-{turns[prompt] % GENERATIONS}")
+        turns[prompt] += 1
+        ids = [rng.randrange(3, len(tokenizer)) for _ in range(rng.randint(2, 11))] + [tokenizer.eos_token_id]
+        rollout["prompt_ids"].append(tokenizer(prompt)["input_ids"])
+        rollout["completion_ids"].append(ids)
+        rollout["logprobs"].append([0.0] * len(ids))
+    return rollout
+
+
+def reward(completion_ids, **kwargs):
+    """Uneven, and decided by the tokens alone."""
+    return [float(sum(ids) % 3) for ids in completion_ids]
+
+
+def prompts(count):
+    return Dataset.from_list([{"prompt": f"go {3 + i} to {9 + 2 * i} with +7 -4 -1\n"} for i in range(count)])
+
+
+def train(model, output, stock=False, sampled=False, **overrides):
+    """Train one optimiser step of plain SGD with rate 1 and no clipping: the change of the weights is the gradient.
+
+    Returns the trainer; with `stock`, TRL's own. With `sampled` the model writes the completions.
+    """
+    settings = {
+        "output_dir": str(output),
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "num_generations": GENERATIONS,
+        "max_completion_length": 16,
+        "learning_rate": 1.0,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "epsilon_high": 0.28,
+        "shuffle_dataset": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "seed": 0,
+    } | overrides
+    trainer_class, config_class = (
+        (GRPOTrainer, GRPOConfig) if stock else (EntropyForkGRPOTrainer, EntropyForkGRPOConfig)
+    )
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=reward,
+        args=config_class(**settings),
+        train_dataset=prompts(8),
+        rollout_func=None if sampled else fixed_completions,
+    )
+    trainer.train()
+    return trainer
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
+
+
+def main():
+    model, output, overrides = sys.argv[1:]
+    trainer = train(model, output, **json.loads(overrides))
+    if trainer.is_world_process_zero():
+        save_file(weights(trainer), f"{output}/weights.safetensors")
+        with open(f"{output}/log.json", "w") as file:
+            json.dump(trainer.state.log_history[0], file)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

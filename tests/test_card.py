@@ -1,0 +1,353 @@
+"""Cards of run folders made by hand, read back by the Hub's own reader, PyYAML and a Markdown parser."""
+
+import itertools
+import json
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from entropy_grpo.card import write_card
+from entropy_grpo.config import EntropyForkGRPOConfig
+from entropy_grpo.records import write_json
+
+EVALUATION = {
+    "before": {
+        "num_problems": 48,
+        "num_samples": 4,
+        "pass@4": 0.6042,
+        "mean_length": 35.79,
+        "accuracy": {"value": 0.2604, "low": 0.1979, "high": 0.3229},
+        "good_choices": {"value": 0.6562, "low": 0.6294, "high": 0.6819},
+        "mean_entropy": 0.2417,
+    },
+    "after": {
+        "num_problems": 48,
+        "num_samples": 4,
+        "pass@4": 0.8125,
+        "mean_length": 33.5,
+        "accuracy": {"value": 0.4271, "low": 0.3438, "high": 0.5104},
+        "good_choices": {"value": 0.7833, "low": 0.7563, "high": 0.8081},
+        "mean_entropy": 0.1532,
+    },
+    "gain": {
+        "accuracy": {"value": 0.1667, "low": 0.0938, "high": 0.2396},
+        "good_choices": {"value": 0.1271, "low": -0.0036, "high": 0.2566},
+    },
+}
+ENVIRONMENT = {
+    "versions": {"python": "3.11.7", "trl": "1.16.0", "torch": "2.13.0+cpu"},
+    "git_revision": "0123abcd-dirty",
+    "hardware": "CPU (x86_64, 2 threads)",
+    "num_processes": 1,
+    "base_model": "/cache/number_walk-seed0",
+    "parameters": 688320,
+    "arguments": {
+        "top_entropy_quantile": 0.2,
+        "entropy_selection": "top",
+        "loss_type": "dapo",
+        "learning_rate": 1e-4,
+        "max_completion_length": 56,
+        "lr_scheduler_type": "constant",
+        "delta": None,
+    },
+}
+RECIPE = {
+    "model_name_or_path": "Qwen/Qwen3-8B",
+    "dataset_name": "open-r1/DAPO-Math-17k-Processed",
+    "top_entropy_quantile": 0.2,
+}
+METRICS = [{"step": 1, "reward": 0.1}, {"step": 7, "reward": 0.3}, {"step": 7, "train_runtime": 90.0}]
+SAMPLES = [{"step": 1, "prompt": "go 15 to 8 with +7 -4 -1\n", "tokens": ["need"], "entropies": [0.1], "kept": [True]}]
+CONTENTS = {
+    "environment.json": ENVIRONMENT,
+    "evaluation.json": EVALUATION,
+    "recipe.yaml": RECIPE,
+    "metrics.jsonl": METRICS,
+    "samples.jsonl": SAMPLES,
+    "plots/reward.png": None,
+}
+
+
+def make_run(folder, contents):
+    """Write the files of a run folder; the recipe is YAML between the two lines that make it Python, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        path = folder / name
+        if name == "recipe.yaml":
+            body = yaml.safe_dump(content)
+            last = '# """; from entropy_grpo.launch import main; __name__ == "__main__" and main(__file__)'
+            path.write_text(f'recipe: r"""\n{body}{last}\n')
+        elif name.endswith(".jsonl"):
+            path.write_text("".join(json.dumps(row) + "\n" for row in content))
+        elif name.endswith(".json"):
+            path.write_text(json.dumps(content))
+        else:
+            path.parent.mkdir()
+            Image.new("L", (3, 2)).save(path)
+    return folder
+
+
+def changed(name, **changes):
+    return CONTENTS | {name: CONTENTS[name] | changes}
+
+
+def with_arguments(**changes):
+    return changed("environment.json", arguments=ENVIRONMENT["arguments"] | changes)
+
+
+def card_text(folder, contents=CONTENTS):
+    return write_card(make_run(folder, contents)).read_text(encoding="utf-8")
+
+
+def front_matter(text):
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)[1])
+
+
+def table(text, heading):
+    """Cells of the first table with this heading, by the name in the first column."""
+    lines = text[text.index(heading) :].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_front_matter_says_what_the_hub_asks_for(tmp_path):
+    text = card_text(tmp_path / "my-run")
+    data = front_matter(text)
+    assert data["base_model"] == "Qwen/Qwen3-8B"
+    assert data["datasets"] == ["open-r1/DAPO-Math-17k-Processed"]
+    assert data["library_name"] == "transformers" and data["pipeline_tag"] == "text-generation"
+    assert {"trl", "grpo", "arxiv:2506.01939", "arxiv:2508.02260"} <= set(data["tags"])
+    assert [entry["name"] for entry in data["model-index"]] == ["my-run"]
+    assert "# my-run\n" in text
+
+
+def test_the_hub_reads_the_numbers_of_the_evaluation(tmp_path):
+    path = write_card(make_run(tmp_path / "run", CONTENTS))
+    assert path == tmp_path / "run" / "README.md"
+    card = ModelCard.load(path)
+    after = EVALUATION["after"]
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert {name: r.metric_value for name, r in results.items()} == {"accuracy": 0.4271, "pass@4": 0.8125}
+    for result in results.values():
+        assert result.metric_args == {"problems": after["num_problems"], "samples": after["num_samples"]}
+        assert result.dataset_type == "open-r1/DAPO-Math-17k-Processed"
+
+
+def test_numbers_with_more_digits_are_rounded_not_changed(tmp_path):
+    # 41/96 and 23/29
+    long = EVALUATION["after"] | {"pass@4": 0.7931034482758621}
+    long["accuracy"] = {"value": 0.4270833333333333, "low": 0.34375, "high": 0.5104166666666666}
+    make_run(tmp_path, changed("evaluation.json", after=long))
+    results = {r.metric_type: r.metric_value for r in ModelCard.load(write_card(tmp_path)).data.eval_results}
+    assert results == pytest.approx({"accuracy": 41 / 96, "pass@4": 23 / 29}, abs=5e-5)
+
+
+def test_the_table_has_every_number_of_the_evaluation(tmp_path):
+    text = card_text(tmp_path)
+    rows = table(text, "| | before | after | gain |")
+    names = {
+        "accuracy": "accuracy",
+        "pass@4": "pass@4",
+        "good_choices": "share of good choices",
+        "mean_length": "mean length (tokens)",
+        "mean_entropy": "mean entropy (nats)",
+    }
+    assert set(rows) == set(names.values())
+    for (key, name), (column, side) in itertools.product(names.items(), enumerate(("before", "after", "gain"))):
+        measured = EVALUATION[side].get(key)
+        numbers = [] if measured is None else list(measured.values()) if isinstance(measured, dict) else [measured]
+        shown = [float(number) for number in re.findall(r"[-+]?\d+\.?\d*", rows[name][column])]
+        # Shares with three decimals, other numbers with three digits.
+        assert shown == pytest.approx(numbers, abs=5.1e-4, rel=5e-3 if key.startswith("mean") else 0)
+    assert rows["accuracy"][2].startswith("+") and "-0.004" in rows["share of good choices"][2]
+    assert "48 held-out problems, 4 sampled answers each; 95% intervals" in text
+
+
+def test_the_text_tells_how_the_run_was_made(tmp_path):
+    text = card_text(tmp_path)
+    assert "7 optimiser steps in 1.5 minutes on CPU (x86_64, 2 threads), 1 process." in text
+    settings = table(text, "| setting | value |")
+    assert settings == {
+        "top_entropy_quantile": ["0.2"],
+        "entropy_selection": ["top"],
+        "loss_type": ["dapo"],
+        "max_completion_length": ["56"],
+        "learning_rate": ["0.0001"],
+        "lr_scheduler_type": ["constant"],
+    }
+    assert table(text, "| package | version |") == {k: [v] for k, v in ENVIRONMENT["versions"].items()}
+    assert "`0123abcd-dirty`" in text
+    assert "![reward](plots/reward.png)" in text
+    assert "accelerate launch recipe.yaml" in text
+
+
+def test_the_code_of_the_card_is_python(tmp_path):
+    text = card_text(tmp_path / "my-run", CONTENTS)
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    compile(code, "card", "exec")
+    assert 'from_pretrained("my-run")' in code
+    assert r'tokenizer("go 15 to 8 with +7 -4 -1\n"' in code and "max_new_tokens=56" in code
+
+
+def test_both_papers_are_cited(tmp_path):
+    text = card_text(tmp_path)
+    entries = re.findall(r"@article\{.*?\n\}", text, re.DOTALL)
+    assert len(entries) == 2
+    assert "arXiv:2506.01939" in entries[0] and "Beyond the 80/20 Rule" in entries[0]
+    assert "arXiv:2508.02260" in entries[1] and "Entropy-Performance Exchange" in entries[1]
+    assert all(entry.count("{") == entry.count("}") for entry in entries)
+
+
+@pytest.mark.parametrize(
+    "arguments, tokens",
+    [
+        ({"top_entropy_quantile": 0.2}, "the 20% of tokens with the highest entropy"),
+        ({"top_entropy_quantile": 0.2, "entropy_selection": "bottom"}, "the 80% of tokens with the lowest entropy"),
+        ({"top_entropy_quantile": 0.05, "entropy_selection": "random"}, "a random 5% of tokens"),
+        ({"top_entropy_quantile": 1.0}, "all tokens"),
+    ],
+)
+def test_the_card_says_which_tokens_were_trained(tmp_path, arguments, tokens):
+    assert f" on {tokens}" in card_text(tmp_path, with_arguments(**arguments))
+
+
+@pytest.mark.parametrize("count", range(len(CONTENTS) + 1))
+def test_a_folder_with_only_some_of_the_files_gives_a_card_of_what_is_there(tmp_path, count):
+    for number, names in enumerate(itertools.combinations(CONTENTS, count)):
+        text = card_text(tmp_path / str(number), {name: CONTENTS[name] for name in names})
+        assert not re.search(r"\b(None|Undefined|nan|null)\b|\{\{|\{%", text), names
+        assert "arXiv 2506.01939" in text and text.count("@article{") == 2
+        assert ("## Results" in text) == ("evaluation.json" in names)
+        assert ("## Training" in text) == ("metrics.jsonl" in names)
+        assert ("## Reproduce" in text) == ("recipe.yaml" in names)
+        assert ("plots/reward.png" in text) == ("plots/reward.png" in names)
+        data = front_matter(text)
+        assert ("model-index" in data) == ("evaluation.json" in names)
+        assert ("datasets" in data) == ("base_model" in data) == ("recipe.yaml" in names)
+
+
+@pytest.mark.parametrize("names", [[], ["metrics.jsonl"], ["metrics.jsonl", "recipe.yaml"]])
+def test_a_card_does_not_say_that_all_tokens_were_trained_where_it_cannot_know(tmp_path, names):
+    # The recipe says top_entropy_quantile 0.2.
+    assert "all tokens" not in card_text(tmp_path, {name: CONTENTS[name] for name in names})
+
+
+def test_arguments_as_a_run_records_them_are_shown_only_where_set(tmp_path):
+    arguments = EntropyForkGRPOConfig(output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False).to_dict()
+    make_run(tmp_path / "run", {"metrics.jsonl": METRICS})
+    write_json(tmp_path / "run" / "environment.json", ENVIRONMENT | {"arguments": arguments})
+    settings = table(write_card(tmp_path / "run").read_text(), "| setting | value |")
+    assert settings["top_entropy_quantile"] == ["0.2"] and settings["epsilon_high"] == ["0.28"]
+    assert not {name for name, value in settings.items() if value in (["None"], [""])}
+
+
+def markdown(text):
+    """Tokens of a card's body."""
+    body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    return MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+
+
+def structure(text):
+    """Types of all Markdown tokens of a card's body, inline ones included, in order."""
+    return [(token.type, [child.type for child in token.children or []]) for token in markdown(text)]
+
+
+def cell_after(text, name):
+    """What a reader sees in the table cell to the right of a name."""
+    cells = ["".join(child.content for child in token.children) for token in markdown(text) if token.type == "inline"]
+    return cells[cells.index(name) + 1]
+
+
+def words(value):
+    # A backtick may be shown as a quote and a backslash may be lost, but no word may be.
+    return value.replace("`", "'").replace("\\", "").split()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "</td></tr></table><h1>gone</h1>",
+        "a | b | c",
+        "a \\| b",
+        "`a` and ``b`` and c`",
+        "```\n<script>alert(1)</script>\n```",
+        "two\nlines\n\n# heading\n\n| a | b |\n|---|---|\n| c | d |",
+        "a\r\r# heading\r",
+        "x -->\n---\n",
+        "{{ environment }} {% raw %}",
+    ],
+)
+def test_values_cannot_change_the_structure_of_the_card(tmp_path, value):
+    recipe, run = RECIPE | {"model_name_or_path": value}, with_arguments(lr_scheduler_type=value)
+    text = card_text(tmp_path / "run", run | {"recipe.yaml": recipe})
+    usual = card_text(tmp_path / "usual" / "run", CONTENTS | {"recipe.yaml": recipe | {"model_name_or_path": "plain"}})
+    assert structure(text) == structure(usual)
+    assert "html_block" not in str(structure(text)) and "html_inline" not in str(structure(text))
+    assert words(cell_after(text, "lr_scheduler_type")) == words(value)
+    assert "base_model" not in front_matter(text)
+
+
+def test_the_name_of_a_model_cannot_change_the_structure_of_the_card(tmp_path):
+    run = make_run(tmp_path / "run", CONTENTS)
+    usual = write_card(run).read_text()
+    name = 'a"); import os #\n---\n# <b>x</b> | `y`\\'
+    text = write_card(run, model_name=name).read_text()
+    assert structure(text) == structure(usual)
+    assert front_matter(text)["model-index"][0]["name"] == name
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    compile(code, "card", "exec")
+    assert "import os" not in re.sub(r'"[^"\n]*"', "", code)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("kind", ["absolute", "relative", "dotted"])
+def test_a_local_data_set_is_not_claimed_to_be_on_the_hub(tmp_path, monkeypatch, kind, is_there):
+    # The card may be written long after, or on another machine than, the training: the file need not be there.
+    monkeypatch.chdir(tmp_path)
+    name = {"absolute": str(tmp_path / "data" / "p.jsonl"), "relative": "data/p.jsonl", "dotted": "./data/p.jsonl"}
+    if is_there:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "p.jsonl").write_text('{"prompt": "1 + 1", "solution": "2"}\n')
+    text = card_text(tmp_path / "run", changed("recipe.yaml", dataset_name=name[kind]))
+    assert "datasets" not in front_matter(text)
+    assert all("p.jsonl" not in r.dataset_type for r in ModelCard.load(tmp_path / "run/README.md").data.eval_results)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative", "dotted"])
+def test_a_local_base_model_is_not_claimed_to_be_on_the_hub(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    name = {"absolute": str(tmp_path / "models" / "base"), "relative": "models/base", "dotted": "./models/base"}
+    text = card_text(tmp_path / "run", changed("recipe.yaml", model_name_or_path=name[kind]))
+    assert "base_model" not in front_matter(text)
+    assert f"`{name[kind]}`" in text
+
+
+def test_an_absent_absolute_path_is_no_base_model(tmp_path):
+    run = changed("recipe.yaml", model_name_or_path="/nowhere/models/base")
+    assert "base_model" not in front_matter(card_text(tmp_path, run))
+
+
+def test_the_card_of_an_embedded_model_says_that_it_is_not_on_the_hub(tmp_path):
+    embedded = {"model_name_or_path": "embedded:number_walk", "dataset_name": "embedded:number_walk"}
+    text = card_text(tmp_path, changed("recipe.yaml", **embedded))
+    assert "not on the Hub" in text and "688,320 parameters" in text
+
+
+def test_writing_the_card_again_gives_the_same_card(tmp_path):
+    assert card_text(tmp_path / "run") == write_card(tmp_path / "run").read_text(encoding="utf-8")
+
+
+def test_a_missing_folder_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="no-such-run: there is no such run folder"):
+        write_card(tmp_path / "no-such-run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file: there is no such run folder"):
+        write_card(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,101 @@
+"""The direction of imports, and what importing the package costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import entropy_grpo
+
+PACKAGE = Path(entropy_grpo.__file__).parent
+
+# The row of the house: a module imports only modules that stand to the right of it, or on the same shelf.
+ROW = [
+    ["cli", "launch"],
+    ["train"],
+    ["trainer"],
+    ["callbacks", "card", "plots", "data", "rewards"],
+    ["config", "grading", "evaluation.metrics", "records", "recipe", "embedded.cold_start"],
+    ["selection", "embedded.number_walk"],
+    ["embedded", "evaluation", "names", ""],
+]
+# Leaves that never touch the training stack, so that they can be read, tested and reused by themselves.
+PURE = ["selection", "records", "recipe", "grading", "evaluation.metrics", "embedded.number_walk", "names"]
+STACK = {"trl", "transformers", "accelerate", "peft", "vllm", "datasets"}
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports_of(module):
+    """(modules of the package, other packages) that a module names anywhere, type-checking blocks excepted."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    base = module.split(".") if MODULES[module].name == "__init__.py" and module else module.split(".")[:-1]
+    skipped = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    own, others = set(), set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            others.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            anchor = base[: len(base) - node.level + 1] + (node.module.split(".") if node.module else [])
+            for alias in node.names:
+                whole = ".".join([*anchor, alias.name])
+                own.add(whole if whole in MODULES else ".".join(anchor))
+    return own - {module}, others
+
+
+def test_every_module_has_its_place():
+    assert sorted(MODULES) == sorted(name for shelf in ROW for name in shelf)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_one_way(module):
+    place = {name: i for i, shelf in enumerate(ROW) for name in shelf}
+    for imported in imports_of(module)[0]:
+        assert place[imported] >= place[module], f"{module} imports {imported}, which stands before it"
+        assert module not in imports_of(imported)[0], f"{module} and {imported} import each other"
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_leaves_are_pure(module):
+    own, others = imports_of(module)
+    assert not others & STACK
+    assert own <= {*PURE, "embedded", "evaluation"}
+
+
+def test_evaluation_never_imports_the_trainer():
+    for module in MODULES:
+        if module.startswith("evaluation"):
+            assert not imports_of(module)[0] & {"trainer", "train"}
+
+
+@pytest.mark.parametrize("code", ["import entropy_grpo", "import entropy_grpo.cli"])
+def test_import_is_light(code):
+    script = f"{code}; import sys; print(sorted({{'torch', 'trl', 'transformers', 'numpy'}} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_public_names_resolve():
+    from trl import GRPOConfig, GRPOTrainer
+
+    assert issubclass(entropy_grpo.EntropyForkGRPOTrainer, GRPOTrainer)
+    assert issubclass(entropy_grpo.EntropyForkGRPOConfig, GRPOConfig)
+    with pytest.raises(AttributeError, match="Nonsense"):
+        entropy_grpo.Nonsense  # noqa: B018

@@ -1,0 +1,212 @@
+"""Launching for real: `accelerate launch` on recipe files, in processes of their own, on a tiny random model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from entropy_grpo import launch, recipe
+
+from .conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+ACCELERATE = Path(sys.executable).parent / "accelerate"
+DEMO = "recipes/demo_cpu.yaml"
+QUICK = "--max_steps 2 --num_dev_problems 4 --num_test_problems 8 --eval_steps 2 --disable_tqdm true".split()
+
+
+def accelerate_launch(*words, cwd=REPOSITORY, env=None):
+    return subprocess.run(
+        [str(ACCELERATE), "launch", *map(str, words)],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def rows(run):
+    """The training rows of a run, without what depends on the clock."""
+    with open(run / "metrics.jsonl") as file:
+        found = [json.loads(line) for line in file]
+    return [
+        {k: v for k, v in row.items() if not any(word in k for word in ("time", "per_second"))}
+        for row in found
+        if "loss" in row
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model, tmp_path_factory):
+    """A two-step run of the demo recipe, launched literally, on the tiny model."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    result = accelerate_launch(DEMO, *QUICK, "--model_name_or_path", tiny_model, "--output_dir", folder)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "sharding: none, there is one process" in result.stdout
+    return folder, result
+
+
+def test_run_folder_is_complete(run):
+    folder, result = run
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {
+        *("recipe.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "evaluation.json", "README.md"),
+        *("answers/before.jsonl", "answers/after.jsonl", "model.safetensors", "checkpoint-2/model.safetensors"),
+        *("plots/reward.png", "plots/entropy.png", "plots/kept.png"),
+    } <= names
+    assert str(folder) in result.stdout and "before" in result.stdout
+    assert [row["step"] for row in rows(folder)] == [1, 2]
+
+
+def test_records_agree_with_one_another(run):
+    folder, _ = run
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["arguments"]["top_entropy_quantile"] == 0.2
+    model = AutoModelForCausalLM.from_pretrained(folder / "checkpoint-2")
+    assert environment["parameters"] == sum(p.numel() for p in model.parameters())
+    tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoint-2")
+    with open(folder / "samples.jsonl") as file:
+        samples = [json.loads(line) for line in file]
+    assert len(samples) == 2 * 2
+    for sample in samples:
+        assert len(sample["tokens"]) == len(sample["entropies"]) == len(sample["kept"]) == len(sample["token_ids"])
+        assert tokenizer.decode(sample["token_ids"]) == "".join(sample["tokens"])
+        # The threshold of the step parts the kept from the dropped.
+        threshold = rows(folder)[sample["step"] - 1]["selection/threshold"]
+        for entropy, kept in zip(sample["entropies"], sample["kept"], strict=True):
+            assert (entropy >= threshold - 1e-4) if kept else (entropy <= threshold + 1e-4)
+    answers = [json.loads(line) for line in open(folder / "answers" / "after.jsonl")]
+    assert len(answers) == 8 * 4
+    accuracy = sum(row["rewards"]["walk_accuracy"] for row in answers) / len(answers)
+    assert json.loads((folder / "evaluation.json").read_text())["after"]["accuracy"]["value"] == pytest.approx(
+        accuracy
+    )
+
+
+def test_resolved_recipe_is_the_same_run(run, tmp_path):
+    """Launched from the run folder, from another working directory, it writes the same numbers."""
+    folder, _ = run
+    again = tmp_path / "again"
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert "output_dir" not in values and "base" not in values
+    result = accelerate_launch(folder / "recipe.yaml", "--output_dir", again)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert rows(again) == rows(folder)
+    first, second = ((path / "recipe.yaml").read_text() for path in (folder, again))
+    assert first == second
+
+
+def test_plain_yaml_through_the_module(tiny_model, tmp_path):
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(f"base: {REPOSITORY / DEMO}\nmodel_name_or_path: {tiny_model}\nrun_name: plain\n")
+    words = [*QUICK, "--num_test_problems", "0", "--num_dev_problems", "0", "--eval_strategy", "no"]
+    words = [w for i, w in enumerate(words) if w not in words[:i] or not w.startswith("--")]
+    result = accelerate_launch(
+        *(
+            "-m",
+            "entropy_grpo.launch",
+            plain,
+            "--max_steps",
+            "1",
+            "--num_dev_problems",
+            "0",
+            "--num_test_problems",
+            "0",
+        ),
+        *("--eval_strategy", "no", "--accelerate_config", "none"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    # A run whose folder was not named is runs/NAME in the working directory.
+    assert [row["step"] for row in rows(tmp_path / "runs" / "plain")] == [1]
+    assert "evaluation.json" not in {path.name for path in (tmp_path / "runs" / "plain").iterdir()}
+
+
+def test_two_processes_write_one_run(tiny_model, tmp_path):
+    result = accelerate_launch(
+        *("--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0", DEMO, *QUICK),
+        *("--model_name_or_path", tiny_model, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", "16"),
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert [row["step"] for row in rows(tmp_path / "two")] == [1, 2]
+    assert all(row["selection/kept_fraction"] == pytest.approx(0.2, abs=2e-3) for row in rows(tmp_path / "two"))
+    answers = [json.loads(line) for line in open(tmp_path / "two" / "answers" / "after.jsonl")]
+    assert len(answers) == 8 * 4
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["num_processes"] == 2
+
+
+def test_sharding_is_what_a_real_launch_sets(tmp_path):
+    """The variables for a recipe's own configuration file are those of `--config_file` with the same file."""
+    script = tmp_path / "show.py"
+    script.write_text("import json, os; os.environ['RANK'] == '0' and print('ENV' + json.dumps(dict(os.environ)))")
+    config = REPOSITORY / "accelerate_configs" / "fsdp2.yaml"
+    result = accelerate_launch("--config_file", config, "--num_processes", "2", "--main_process_port", "0", script)
+    assert result.returncode == 0, result.stderr[-3000:]
+    line = next(line for line in result.stdout.splitlines() if line.startswith("ENV"))
+    real = {k: v for k, v in json.loads(line[3:]).items() if k.startswith(launch.SHARDING_VARIABLES)}
+    assert real["ACCELERATE_USE_FSDP"] == "true" and real["FSDP_VERSION"] == "2"
+    assert launch.sharding_environment(config) == real
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--learning_rat", "1e-4"], ["command line", "learning_rat", "Did you mean learning_rate?"]),
+        (["--num_train_problems", "15"], ["15 problems", "one rollout takes 16"]),
+        (["--output_dir", "/proc/nowhere"], ["output_dir is '/proc/nowhere'", "cannot write there"]),
+        (
+            ["--output_dir", str(REPOSITORY / "recipes")],
+            ["output_dir", "is not empty", "--resume_from_checkpoint true"],
+        ),
+        (["--rewards", "[acuracy]"], ["rewards is ['acuracy']", "walk_accuracy"]),
+        (["--dataset_name", "nowhere.jsonl"], ["dataset_name is 'nowhere.jsonl'", "no such file"]),
+        (["--accelerate_config", "fsdp3.yaml"], ["accelerate_config is 'fsdp3.yaml'", "accelerate_configs/"]),
+        (["--resume_from_checkpoint", "nowhere"], ["resume_from_checkpoint is 'nowhere'", "trainer_state.json"]),
+    ],
+)
+def test_bad_input_is_one_sentence_before_a_model_loads(words, parts, tmp_path):
+    if "--output_dir" not in words:
+        words = [*words, "--output_dir", str(tmp_path / "run")]
+    result = subprocess.run(
+        [sys.executable, DEMO, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in result.stderr
+    for part in parts:
+        assert part in errors[0], errors[0]
+    assert "Loading weights" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokenizer_without_eos_is_refused(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    result = subprocess.run(
+        [sys.executable, DEMO, "--model_name_or_path", folder, "--output_dir", tmp_path / "run"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert "has no EOS token" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_recipe_overrides_reach_the_run(run):
+    folder, _ = run
+    resolved = {key: setting.value for key, setting in recipe.load(folder / "recipe.yaml").items()}
+    demo = {key: setting.value for key, setting in recipe.load(REPOSITORY / DEMO).items()}
+    changed = {key for key in resolved if resolved[key] != demo.get(key)}
+    overridden = {word[2:] for word in QUICK if word.startswith("--")}
+    assert changed == overridden | {"model_name_or_path", "run_name"}

@@ -1,0 +1,329 @@
+"""The loss and its gradient against the float64 formula, stock TRL, and themselves under another batching."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from . import fixed_rollout, reference
+from .conftest import REPOSITORY
+
+TEMPERATURE = 0.7
+
+
+def make_batches(sizes, seed=0, vocabulary=377, empty_rows=()):
+    """Micro-batches of ragged random completions with advantages, and noise for old log-probabilities."""
+    rng = torch.Generator().manual_seed(seed)
+    total, batches, first = sum(sizes), [], 0
+    for size in sizes:
+        length = int(torch.randint(5, 12, (1,), generator=rng))
+        lengths = torch.randint(1, length + 1, (size,), generator=rng)
+        lengths[[i for i in range(size) if first + i in empty_rows]] = 0
+        prompt_lengths = torch.randint(1, 5, (size,), generator=rng)
+        batches.append(
+            {
+                "prompt_ids": torch.randint(3, vocabulary, (size, 4), generator=rng),
+                "prompt_mask": (torch.arange(4) >= 4 - prompt_lengths.unsqueeze(1)).long(),
+                "completion_ids": torch.randint(3, vocabulary, (size, length), generator=rng),
+                "completion_mask": (torch.arange(length) < lengths.unsqueeze(1)).long(),
+                "advantages": torch.randn(size, generator=rng),
+                "noise": 0.4 * torch.randn(size, length, generator=rng),
+                "sequence_index": torch.arange(first, first + size),
+                "sequence_count": torch.tensor(total),
+            }
+        )
+        first += size
+    tokens = sum(b["completion_mask"].sum() for b in batches)
+    return [b | {"num_items_in_batch": tokens} for b in batches]
+
+
+def make_trainer(tiny_model, tmp_path, accumulation, **overrides):
+    """A trainer that is ready to compute losses of one optimiser step."""
+    settings = {"max_steps": 1, "temperature": TEMPERATURE, "gradient_accumulation_steps": accumulation} | overrides
+    trainer = fixed_rollout.train(tiny_model, tmp_path, learning_rate=0.0, **settings)
+    trainer.model.train()
+    trainer._step, trainer._selection_checked = 0, False
+    trainer.current_gradient_accumulation_steps = accumulation
+    return trainer
+
+
+def run_window(trainer, batches):
+    """Sum of the micro-batches' losses, and its gradient, the way the training loop gets them."""
+    trainer.model.zero_grad()
+    trainer._window = trainer._open_window(batches)
+    total = 0.0
+    for step, batch in enumerate(batches):
+        trainer._step = step
+        trainer.accelerator.gradient_state._set_sync_gradients(step == len(batches) - 1)
+        loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        total += loss.item()
+    return total, {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def expected(tiny_model, batches, rho, kind, scope):
+    """The same in float64, from full logits, over the padded-together window."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    window = {"logps": [], "old": [], "advantages": [], "kept": [], "entropies": [], "mask": [], "places": []}
+    for b in batches:
+        logps, entropies = reference.score(
+            model, b["prompt_ids"], b["prompt_mask"], b["completion_ids"], b["completion_mask"], TEMPERATURE
+        )
+        mask = b["completion_mask"].bool()
+        positions = torch.arange(mask.size(1))
+        places = positions * b["sequence_count"] + b["sequence_index"].unsqueeze(1)
+        for key, value in zip(
+            window,
+            (logps, b["old_per_token_logps"].double(), b["advantages"], None, entropies, mask, places),
+            strict=True,
+        ):
+            window[key].append(value)
+
+    def padded(key):
+        width = max(x.size(1) for x in window[key])
+        return torch.cat([torch.nn.functional.pad(x, (0, width - x.size(1))) for x in window[key]])
+
+    def kept_of(entropies, mask, places):
+        kept = reference.top(entropies, mask, rho, places)
+        return mask & ~kept if kind == "bottom" else kept
+
+    if scope == "micro_batch":
+        window["kept"] = [kept_of(*x) for x in zip(window["entropies"], window["mask"], window["places"], strict=True)]
+        kept = padded("kept")
+    else:
+        kept = kept_of(padded("entropies"), padded("mask"), padded("places"))
+    advantages = torch.cat(window["advantages"]).double()
+    loss = reference.objective(padded("logps"), padded("old"), advantages, kept, 0.2, 0.28)
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, kept
+
+
+def set_old_logps(model, batches, clip=True):
+    """Old log-probabilities at a distance from the current ones: with `clip`, ratios clip on both sides."""
+    for b in batches:
+        with torch.no_grad():
+            logps, _ = reference.score(
+                model, b["prompt_ids"], b["prompt_mask"], b["completion_ids"], b["completion_mask"], TEMPERATURE
+            )
+        b["old_per_token_logps"] = logps + b.pop("noise") * (1.0 if clip else 0.1)
+
+
+def assert_close(gradients, others, tolerance):
+    assert gradients.keys() == others.keys()
+    scale = max(g.abs().max().item() for g in others.values())
+    assert scale > 1e-4, "a gradient of nothing would prove nothing"
+    for name, gradient in gradients.items():
+        error = (gradient.double() - others[name].double()).abs().max().item()
+        assert error <= tolerance * scale, f"{name}: {error} of {scale}"
+
+
+@pytest.mark.parametrize(
+    ("rho", "kind"), [(0.01, "top"), (0.2, "top"), (0.7, "top"), (0.2, "bottom"), (0.9, "bottom")]
+)
+@pytest.mark.parametrize(("scope", "sizes"), [("micro_batch", (3, 5)), ("global", (3, 5)), ("global", (8,))])
+def test_loss_and_gradient_are_the_formulas(tiny_model, tmp_path, rho, kind, scope, sizes):
+    trainer = make_trainer(
+        tiny_model,
+        tmp_path,
+        len(sizes),
+        top_entropy_quantile=rho,
+        entropy_selection=kind,
+        entropy_scope=scope,
+    )
+    batches = make_batches(sizes, empty_rows=(2,))
+    # Where a single token is kept, it must not be a clipped one, or there is no gradient to compare.
+    set_old_logps(trainer.model, batches, clip=rho > 0.01)
+    loss, gradients = run_window(trainer, batches)
+    expected_loss, expected_gradients, kept = expected(tiny_model, batches, rho, kind, scope)
+    assert loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
+    assert_close(gradients, expected_gradients, 2e-5)
+    # What the run logs is what the formula kept.
+    tokens = sum(b["completion_mask"].sum().item() for b in batches)
+    assert trainer._metrics["train"]["selection/kept_fraction"][-1] == pytest.approx(kept.sum().item() / tokens)
+
+
+def test_random_selection_trains_a_seeded_share(tiny_model, tmp_path):
+    trainer = make_trainer(tiny_model, tmp_path, 2, top_entropy_quantile=0.2, entropy_selection="random")
+    batches = make_batches((3, 5))
+    set_old_logps(trainer.model, batches)
+    first, again = run_window(trainer, batches), run_window(trainer, batches)
+    assert first[0] == again[0]
+    trainer.args.seed += 1
+    assert run_window(trainer, batches)[0] != first[0]
+
+
+def test_metrics_are_the_formulas(tiny_model, tmp_path):
+    trainer = make_trainer(tiny_model, tmp_path, 2, top_entropy_quantile=0.2)
+    batches = make_batches((3, 5), seed=3)
+    set_old_logps(trainer.model, batches)
+    run_window(trainer, batches)
+    scores = [
+        reference.score(
+            trainer.model, b["prompt_ids"], b["prompt_mask"], b["completion_ids"], b["completion_mask"], TEMPERATURE
+        )
+        for b in batches
+    ]
+    rows = []  # entropy, advantage, ratio of every token of the window
+    for (logps, entropies), b in zip(scores, batches, strict=True):
+        for i, t in b["completion_mask"].nonzero().tolist():
+            ratio = (logps[i, t] - b["old_per_token_logps"][i, t]).exp().item()
+            rows.append((entropies[i, t].item(), b["advantages"][i].item(), ratio))
+    rows.sort(reverse=True)
+    number = -(-len(rows) // 5)
+    kept, dropped = rows[:number], rows[number:]
+
+    def mean(values):
+        values = list(values)
+        return sum(values) / len(values)
+
+    metrics = {key: values[-1] for key, values in trainer._metrics["train"].items()}
+    assert metrics["selection/threshold"] == pytest.approx(kept[-1][0], rel=1e-5)
+    assert metrics["entropy/kept"] == pytest.approx(mean(h for h, _, _ in kept), rel=1e-5)
+    assert metrics["entropy/dropped"] == pytest.approx(mean(h for h, _, _ in dropped), rel=1e-5)
+    assert metrics["entropy/positive"] == pytest.approx(mean(h for h, a, _ in rows if a > 0), rel=1e-5)
+    assert metrics["entropy/negative"] == pytest.approx(mean(h for h, a, _ in rows if a < 0), rel=1e-5)
+    low, high = mean(a < 0 and r < 0.8 for _, a, r in kept), mean(a > 0 and r > 1.28 for _, a, r in kept)
+    assert low + high > 0
+    assert metrics["clip_ratio/kept_low"] == pytest.approx(low)
+    assert metrics["clip_ratio/kept_high"] == pytest.approx(high)
+    entropies = torch.tensor([h for h, _, _ in rows], dtype=torch.float64)
+    for level in (5, 25, 50, 75, 90, 95, 99):
+        quantile = torch.quantile(entropies, level / 100, interpolation="lower").item()
+        assert metrics[f"entropy/p{level}"] == pytest.approx(quantile, rel=1e-5, abs=1e-6)
+
+
+def test_no_gradient_flows_through_the_entropy(tiny_model, tmp_path):
+    """With zero advantages every surrogate is constant, so any gradient would be the selection's."""
+    trainer = make_trainer(tiny_model, tmp_path, 2, top_entropy_quantile=0.2)
+    batches = make_batches((3, 5))
+    set_old_logps(trainer.model, batches)
+    for b in batches:
+        b["advantages"].zero_()
+    loss, gradients = run_window(trainer, batches)
+    assert loss == 0
+    assert all((g == 0).all() for g in gradients.values())
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "global"])
+def test_window_without_tokens_has_no_loss(tiny_model, tmp_path, scope):
+    trainer = make_trainer(tiny_model, tmp_path, 2, top_entropy_quantile=0.2, entropy_scope=scope)
+    batches = make_batches((3, 5), empty_rows=range(8))
+    set_old_logps(trainer.model, batches)
+    loss, gradients = run_window(trainer, batches)
+    assert loss == 0
+    assert all((g == 0).all() for g in gradients.values())
+
+
+def test_all_tokens_as_denominator_is_stock_trl_on_the_same_tokens(tiny_model, tmp_path):
+    """With no tie at the threshold TRL's quantile keeps the same tokens; divided by all of them the losses agree."""
+    settings = {"top_entropy_quantile": 0.25, "temperature": TEMPERATURE, "gradient_accumulation_steps": 2}
+    ours = fixed_rollout.train(
+        tiny_model, tmp_path / "a", entropy_scope="micro_batch", entropy_denominator="all", **settings
+    )
+    stock = fixed_rollout.train(tiny_model, tmp_path / "b", stock=True, **settings)
+    start = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    for name, weight in fixed_rollout.weights(stock).items():
+        assert torch.equal(weight, fixed_rollout.weights(ours)[name]), name
+    assert any(not torch.equal(weight, start[name]) for name, weight in fixed_rollout.weights(stock).items())
+    assert ours.state.log_history[0]["loss"] == stock.state.log_history[0]["loss"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_rho_one_is_stock_trl_to_the_last_bit(tiny_model, tmp_path, accumulation):
+    """Three optimiser steps on sampled responses, two per rollout."""
+    settings = {
+        "max_steps": 3,
+        "learning_rate": 0.05,
+        "top_entropy_quantile": 1.0,
+        "temperature": TEMPERATURE,
+        "gradient_accumulation_steps": accumulation,
+        "steps_per_generation": 2 * accumulation,
+        "per_device_train_batch_size": 8 // accumulation,
+    }
+    ours, stock = (
+        fixed_rollout.train(tiny_model, tmp_path / str(is_stock), stock=is_stock, sampled=True, **settings)
+        for is_stock in (False, True)
+    )
+    for name, weight in fixed_rollout.weights(stock).items():
+        assert torch.equal(weight, fixed_rollout.weights(ours)[name]), name
+    for row, stock_row in zip(ours.state.log_history[:3], stock.state.log_history[:3], strict=True):
+        assert {key: row[key] for key in ("loss", "grad_norm", "entropy")} == {
+            key: stock_row[key] for key in ("loss", "grad_norm", "entropy")
+        }
+
+
+def one_step(tiny_model, folder, **overrides):
+    trainer = fixed_rollout.train(tiny_model, folder, **overrides)
+    return fixed_rollout.weights(trainer), trainer.state.log_history[0]
+
+
+def assert_same_step(tiny_model, first, second):
+    """Two runs took the same step, in gradient, loss and what they logged of the selection."""
+    start = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    steps = [{name: weight - start[name] for name, weight in weights.items()} for weights, _ in (first, second)]
+    assert_close(*steps, 1e-5)
+    for key in ("loss", "selection/kept_fraction", "entropy/kept", "entropy/p90"):
+        assert first[1][key] == pytest.approx(second[1][key], rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize("kind", ["top", "bottom", "random"])
+def test_accumulation_changes_nothing_under_global_scope(tiny_model, tmp_path, kind):
+    settings = {"top_entropy_quantile": 0.2, "entropy_scope": "global", "entropy_selection": kind}
+    whole = one_step(tiny_model, tmp_path / "a", per_device_train_batch_size=8, **settings)
+    split = one_step(
+        tiny_model, tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=8, **settings
+    )
+    assert_same_step(tiny_model, whole, split)
+
+
+def test_accumulation_changes_the_tokens_under_micro_batch_scope(tiny_model, tmp_path):
+    """The documented difference: a threshold per forward pass keeps other tokens, and more, each count rounded up."""
+    settings = {"top_entropy_quantile": 0.2, "entropy_scope": "micro_batch"}
+    _, whole = one_step(tiny_model, tmp_path / "a", per_device_train_batch_size=8, **settings)
+    _, split = one_step(
+        tiny_model, tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=8, **settings
+    )
+    assert split["selection/kept_fraction"] > whole["selection/kept_fraction"]
+    assert split["entropy/kept"] < whole["entropy/kept"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rho", "accumulation"),
+    [(0.2, 1), (0.2, 2), (0.005, 1)],
+    ids=["one pass", "accumulated", "one token, so one rank keeps none"],
+)
+def test_two_processes_are_one(tiny_model, tmp_path, rho, accumulation):
+    settings = {"top_entropy_quantile": rho, "gradient_accumulation_steps": accumulation}
+    one = one_step(tiny_model, tmp_path / "one", per_device_train_batch_size=8 // accumulation, **settings)
+    (tmp_path / "two").mkdir()
+    overrides = json.dumps({"per_device_train_batch_size": 4 // accumulation, **settings})
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml"]
+    script = ["--main_process_port", "0", "-m", "tests.fixed_rollout", tiny_model, str(tmp_path / "two"), overrides]
+    result = subprocess.run([*launch, *script], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    log = json.loads((tmp_path / "two" / "log.json").read_text())
+    assert_same_step(tiny_model, one, (load_file(tmp_path / "two" / "weights.safetensors"), log))
+    if rho < 0.01:
+        assert log["selection/kept_fraction"] < 0.02
+
+
+def test_first_step_fails_if_the_share_is_wrong(tiny_model, tmp_path, monkeypatch):
+    """A selection that keeps one token too many must not train."""
+    import entropy_grpo.trainer as module
+
+    honest = module.select
+
+    def one_too_many(entropies, mask, *args, **kwargs):
+        kept, threshold = honest(entropies, mask, *args, **kwargs)
+        dropped = (mask.bool() & ~kept).nonzero()
+        kept[tuple(dropped[0])] = True
+        return kept, threshold
+
+    monkeypatch.setattr(module, "select", one_too_many)
+    with pytest.raises(RuntimeError, match="should be kept"):
+        fixed_rollout.train(tiny_model, tmp_path, top_entropy_quantile=0.2)

@@ -1,0 +1,124 @@
+"""Plots as images read back: each shows what it is about and nothing else changes it."""
+
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+from PIL import Image
+
+from entropy_grpo import plots
+from entropy_grpo.records import RunFolder
+
+METRIC = "rewards/accuracy/mean"
+NAMES = ["entropy.png", "kept.png", "reward.png"]
+
+
+def rows(count=5):
+    return [
+        {
+            "step": step,
+            "reward": 0.1 * step,
+            f"eval_{METRIC}": 0.05 * step if step % 2 else None,
+            "entropy": 0.5 - 0.02 * step,
+            **{f"entropy/{key}": 0.1 * i for i, key in enumerate(("p5", "p25", "p50", "p75", "p90", "p95", "p99"))},
+            "entropy/kept": 1.0 - 0.05 * step,
+            "entropy/dropped": 0.05,
+            "selection/threshold": 0.3,
+            "selection/kept_fraction": 0.2,
+        }
+        for step in range(1, count + 1)
+    ]
+
+
+def draw(folder, metrics, accuracy_metric=METRIC):
+    """Pixels by file name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    paths = plots.draw(RunFolder(folder), accuracy_metric)
+    assert sorted(paths) == sorted((folder / "plots").iterdir())
+    for path in paths:
+        with Image.open(path) as image:
+            image.verify()
+            assert image.format == "PNG" and min(image.size) > 300
+    return {path.name: matplotlib.image.imread(path) for path in paths}
+
+
+def differing(one, other):
+    return [name for name in NAMES if not np.array_equal(one[name], other[name])]
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("usual"), rows())
+
+
+def test_the_plots_are_images_with_something_on_them(tmp_path, usual):
+    # Rows without any known metric are fine, and leave the axes empty.
+    empty = draw(tmp_path, [{"step": 0, "test_before_loss": 0.1}, {"step": 1, "train_runtime": 3.0}])
+    assert sorted(usual) == sorted(empty) == NAMES
+    assert differing(empty, usual) == NAMES
+
+
+def test_the_same_metrics_give_the_same_plots(tmp_path, usual):
+    assert differing(draw(tmp_path, rows()), usual) == []
+
+
+@pytest.mark.parametrize(
+    "key, plot",
+    [
+        ("reward", "reward.png"),
+        (f"eval_{METRIC}", "reward.png"),
+        ("entropy", "entropy.png"),
+        ("entropy/p99", "entropy.png"),
+        ("selection/threshold", "entropy.png"),
+        ("selection/kept_fraction", "kept.png"),
+        ("entropy/dropped", "kept.png"),
+    ],
+)
+def test_a_metric_changes_its_own_plot_alone(tmp_path, usual, key, plot):
+    metrics = rows()
+    metrics[2][key] = 0.9
+    assert differing(draw(tmp_path, metrics), usual) == [plot]
+
+
+def test_a_value_is_drawn_at_its_own_step(tmp_path, usual):
+    metrics = rows()
+    metrics[-1]["step"] = 9
+    assert differing(draw(tmp_path, metrics), usual) == NAMES
+
+
+def test_a_missing_value_is_left_out_of_its_own_curve(tmp_path):
+    without_keys, without_row = rows(), rows()
+    without_keys[2] = {"step": 3}
+    del without_row[2]
+    assert differing(draw(tmp_path / "keys", without_keys), draw(tmp_path / "row", without_row)) == []
+
+
+def test_missing_and_null_values_are_the_same(tmp_path):
+    missing, null = rows(), rows()
+    for key in ("reward", "entropy/p50", "entropy/kept", "selection/threshold", f"eval_{METRIC}"):
+        for i in (0, 3):
+            missing[i].pop(key)
+            null[i][key] = None
+    one = draw(tmp_path / "missing", missing)
+    assert differing(one, draw(tmp_path / "null", null)) == []
+
+
+def test_the_held_out_accuracy_is_that_of_the_named_metric(tmp_path, usual):
+    other = draw(tmp_path, rows(), accuracy_metric="rewards/walk_accuracy/mean")
+    assert differing(other, usual) == ["reward.png"]
+
+
+def test_no_metrics_no_files(tmp_path):
+    assert plots.draw(RunFolder(tmp_path), METRIC) == []
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert plots.draw(RunFolder(tmp_path), METRIC) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "rew')
+    assert plots.draw(RunFolder(tmp_path), METRIC) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_that_goes_on_draws_over_its_plots(tmp_path, usual):
+    draw(tmp_path, rows(2))
+    assert differing(draw(tmp_path, rows()), usual) == []

@@ -1,0 +1,228 @@
+"""Recipes: both of a file's readings, inheritance, and one sentence for everything that can be wrong with one."""
+
+import dataclasses
+import runpy
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+from trl import ModelConfig
+
+from entropy_grpo import recipe
+from entropy_grpo.config import EntropyForkGRPOConfig, RunConfig
+from entropy_grpo.recipe import RecipeError
+
+from .conftest import REPOSITORY
+
+CLASSES = (RunConfig, EntropyForkGRPOConfig, ModelConfig)
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+
+
+@dataclass
+class Small:
+    """Stands for the configuration classes where loading those would only be slow."""
+
+    rate: float = 1.0
+    steps: int = 1
+    name: str = "x"
+    on: bool = False
+    rewards: list[str] = field(default_factory=list)
+    maybe: float | None = None
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}: it must be 0 or more.")
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def settings_of(tmp_path, text, *words):
+    return recipe.load(write(tmp_path / "r.yaml", text)) | recipe.overrides(words)
+
+
+# Every recipe in the repository
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_yaml_and_python(path, monkeypatch):
+    """The same file, read by another YAML parser and executed by Python, which must call `main` with its path."""
+    text = path.read_text()
+    assert text.splitlines()[0] == recipe.FIRST_LINE
+    assert text.splitlines()[-1] == recipe.LAST_LINE
+    values = yaml.safe_load(text)
+    assert values.pop("recipe") == 'r"""'
+    assert {"base", *recipe.load(path)} >= set(values)
+
+    import entropy_grpo.launch
+
+    called = []
+    monkeypatch.setattr(entropy_grpo.launch, "main", called.append)
+    namespace = runpy.run_path(str(path), run_name="__main__")
+    assert called == [str(path)]
+    body = text[len(recipe.FIRST_LINE) : text.rindex('# """')]
+    assert namespace["__annotations__"]["recipe"] == body + "# "
+    # A spawned child runs the file again, under another name, and must not start a second training.
+    runpy.run_path(str(path), run_name="__mp_main__")
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_sets_known_fields_and_repeats_nothing(path):
+    values = yaml.safe_load(path.read_text())
+    values.pop("recipe")
+    parent = values.pop("base", None)
+    known = {field.name for cls in CLASSES for field in dataclasses.fields(cls)}
+    assert set(values) <= known
+    if parent is not None:
+        inherited = {key: setting.value for key, setting in recipe.load(path.parent / parent).items()}
+        assert not {key for key in values if inherited.get(key, ...) == values[key]}, "repeats its parent's value"
+        recipe.build(recipe.load(path) | recipe.overrides(["--output_dir", "unused"]), CLASSES)
+
+
+def test_no_field_is_in_two_classes():
+    names = [field.name for cls in CLASSES for field in dataclasses.fields(cls)]
+    assert len(names) == len(set(names))
+
+
+# Reading
+
+
+def test_child_replaces_parent_over_two_generations(tmp_path):
+    write(tmp_path / "a.yaml", "rate: 1.0\nsteps: 1\nname: a\n")
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "b.yaml", "base: ../a.yaml\nsteps: 2\nname: b\n")
+    settings = recipe.load(write(tmp_path / "c.yaml", "base: sub/b.yaml\nname: c\n"))
+    assert recipe.build(settings, [Small]) == [Small(rate=1.0, steps=2, name="c")]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-6", 1e-6), ("1.0e-6", 1e-6), ("2E+3", 2000.0), (".5", 0.5), ("3", 3), ("-1e-4", -1e-4)],
+)
+def test_numbers_are_numbers_in_files_and_on_the_command_line(tmp_path, text, value):
+    assert recipe.build(settings_of(tmp_path, f"rate: {text}\n"), [Small])[0].rate == value
+    assert recipe.build(settings_of(tmp_path, "steps: 1\n", "--rate", text), [Small])[0].rate == value
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--steps", "4"], Small(steps=4)),
+        (["--steps=4", "--name=a=b"], Small(steps=4, name="a=b")),
+        (["--on"], Small(on=True)),
+        (["--on", "false"], Small(on=False)),
+        (["--rewards", "a", "b"], Small(rewards=["a", "b"])),
+        (["--rewards", "[a]"], Small(rewards=["a"])),
+        (["--name", "7"], Small(name="7")),
+        (["--name", "no"], Small(name="no")),
+        (["--maybe", "null"], Small(maybe=None)),
+        (["--rate", "-2.5"], Small(rate=-2.5)),
+    ],
+)
+def test_overrides(tmp_path, words, expected):
+    assert recipe.build(settings_of(tmp_path, "steps: 1\n", *words), [Small]) == [expected]
+
+
+def test_no_is_text_as_in_yaml_1_2(tmp_path):
+    """`save_strategy: no` is a strategy; YAML 1.1 would make it false."""
+    assert recipe.build(settings_of(tmp_path, "name: no\non: true\n"), [Small]) == [Small(name="no", on=True)]
+
+
+# Refusing
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "parts"),
+    [
+        ("stepz: 1\n", [], ["r.yaml", "stepz", "1", "Did you mean steps?"]),
+        ("steps: '5'\n", [], ["r.yaml", "steps is '5'", "a string", "int", "write 5 without quotes"]),
+        ("rate: '1e-6'\n", [], ["r.yaml", "rate is '1e-6'", "a string", "float", "write 1e-6 without quotes"]),
+        ("steps: 1.5\n", [], ["r.yaml", "steps is 1.5", "a number", "int"]),
+        ("steps: true\n", [], ["r.yaml", "steps is True", "a boolean", "int"]),
+        ("steps:\n", [], ["r.yaml", "steps is None", "empty"]),
+        ("on: 'true'\n", [], ["r.yaml", "on is 'true'", "bool"]),
+        ("rewards: a\n", [], ["r.yaml", "rewards is 'a'", "list[str]"]),
+        ("name: 3\n", [], ["r.yaml", "name is 3", "str"]),
+        ("steps: -1\n", [], ["r.yaml", "steps is -1: it must be 0 or more"]),
+        ("steps: 1\n", ["--steps", "-1"], ["command line", "steps is -1: it must be 0 or more"]),
+        ("steps: 1\n", ["--stepz", "2"], ["command line", "stepz", "Did you mean steps?"]),
+        ("steps: 1\n", ["--steps", "two"], ["command line", "steps is 'two'", "int"]),
+        ("steps: 1\n", ["--steps", "1", "--steps", "2"], ["command line", "--steps is given twice"]),
+        ("steps: 1\n", ["4"], ["command line", "'4' follows no --key"]),
+        ("steps: 1\nsteps: 2\n", [], ["r.yaml", "steps is given twice"]),
+        ("- 1\n", [], ["r.yaml", "a mapping of keys to values", "a list"]),
+        ("a: [1\n", [], ["r.yaml", "not YAML"]),
+        ("base: other.yaml\n", [], ["other.yaml", "base of", "r.yaml", "no such recipe file"]),
+        ("base: 3\n", [], ["r.yaml", "base is 3"]),
+    ],
+)
+def test_refusals_are_one_sentence(tmp_path, text, words, parts):
+    with pytest.raises(RecipeError) as refusal:
+        recipe.build(settings_of(tmp_path, text, *words), [Small])
+    message = str(refusal.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_cycle_is_named(tmp_path):
+    write(tmp_path / "a.yaml", "base: b.yaml\n")
+    write(tmp_path / "b.yaml", "base: a.yaml\n")
+    with pytest.raises(RecipeError, match=r"leads back to itself \(.*a.yaml -> .*b.yaml -> .*a.yaml\)"):
+        recipe.load(tmp_path / "a.yaml")
+
+
+def test_values_cannot_run_code(tmp_path):
+    with pytest.raises(RecipeError, match="not YAML"):
+        recipe.load(write(tmp_path / "r.yaml", "name: !!python/object/apply:os.system ['true']\n"))
+
+
+# Writing
+
+
+def test_dump_is_the_same_recipe(tmp_path):
+    """In both readings, also for the values that YAML or Python might take for something else."""
+    rewards = """[a, 'b: c', "d'", 'ü\\n', '#', "--- x\\n--- y"]"""
+    settings = settings_of(tmp_path, f"rate: 1e-6\nsteps: 3\nname: 'no'\non: false\nmaybe:\nrewards: {rewards}\n")
+    copy = write(tmp_path / "copy.yaml", recipe.dump(settings))
+    assert recipe.build(recipe.load(copy), [Small]) == recipe.build(settings, [Small])
+    compile(copy.read_text(), "copy", "exec")
+    assert copy.read_text().splitlines()[0] == recipe.FIRST_LINE
+    assert copy.read_text().splitlines()[-1] == recipe.LAST_LINE
+
+
+def test_dump_refuses_what_would_end_the_string():
+    with pytest.raises(RecipeError, match="cannot hold"):
+        recipe.dump({"name": recipe.Setting('"""', "here")})
+
+
+# The method's own refusals
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--top_entropy_quantile", "0"], ["top_entropy_quantile is 0", "(0, 1]"]),
+        (["--top_entropy_quantile", "1.2"], ["top_entropy_quantile is 1.2"]),
+        (["--entropy_selection", "topp"], ["entropy_selection is 'topp'", "top, bottom, random"]),
+        (["--entropy_scope", "window"], ["entropy_scope is 'window'", "micro_batch, global"]),
+        (["--entropy_denominator", "some"], ["entropy_denominator is 'some'", "kept, all"]),
+        (["--entropy_selection", "bottom", "--top_entropy_quantile", "1.0"], ["'bottom' keeps", "below 1"]),
+        (["--loss_type", "grpo"], ["entropy_denominator is 'kept'", "loss_type is 'grpo'", "dapo"]),
+        (["--per_device_train_batch_size", "31"], ["124", "num_generations (8)"]),
+        (["--gradient_accumulation_steps", "3"], ["steps_per_generation is 4", "gradient_accumulation_steps is 3"]),
+        (["--num_logged_samples", "-1"], ["num_logged_samples is -1"]),
+        (["--num_dev_problems", "-1"], ["num_dev_problems is -1"]),
+        (["--dataset_name", "null"], ["dataset_name"]),
+        (["--max_completion_length", "100000000"], ["generation_batch_size (128)", "max_completion_length"]),
+    ],
+)
+def test_method_refusals_name_field_value_and_fix(words, parts):
+    settings = recipe.load(REPOSITORY / "recipes" / "demo_cpu.yaml") | recipe.overrides(words)
+    with pytest.raises(RecipeError) as refusal:
+        recipe.build(settings | recipe.overrides(["--output_dir", "unused"]), CLASSES)
+    for part in parts:
+        assert part in str(refusal.value), str(refusal.value)

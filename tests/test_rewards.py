@@ -1,0 +1,187 @@
+"""Grading on pairs worked out by hand, and the rewards in the form in which TRL calls them."""
+
+import itertools
+
+import pytest
+
+from entropy_grpo.embedded.number_walk import Problem
+from entropy_grpo.grading import boxed, equivalent
+from entropy_grpo.rewards import accuracy, get_rewards, walk_accuracy
+
+
+@pytest.mark.parametrize(
+    "text, content",
+    [
+        ("so \\boxed{8}", "8"),
+        ("\\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\boxed{\\sqrt{\\frac{a}{b^{2}}}} and {more}", "\\sqrt{\\frac{a}{b^{2}}}"),
+        ("first \\boxed{1}, no: \\boxed{2}, done", "2"),
+        ("\\boxed{1}\n\\boxed{2}\n\\boxed{x^{3}}", "x^{3}"),
+        ("\\boxed{}", ""),
+        ("\\boxed{ 8 }", " 8 "),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{8", None),
+        ("\\boxed{\\frac{1}{2}", None),
+        ("\\boxed{1} or rather \\boxed{2", None),  # the last one counts, and it never closes
+        ("\\boxed8", None),
+        ("boxed{8}", None),
+        ("the answer is 8", None),
+        ("", None),
+    ],
+)
+def test_boxed(text, content):
+    assert boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    "answer, reference",
+    [
+        ("8", "8"),
+        (" 8 ", "8"),
+        ("1/2", "0.5"),
+        ("\\frac{1}{2}", "0.5"),
+        ("\\dfrac{3}{4}", "0.75"),
+        ("7/2", "3.5"),
+        ("1,234", "1234"),
+        ("12,345,678", "12345678"),
+        ("\\sqrt{8}", "2\\sqrt{2}"),
+        ("\\frac{\\sqrt{2}}{2}", "\\frac{1}{\\sqrt{2}}"),
+        ("\\sqrt{16}", "4"),
+        ("2^{10}", "1024"),
+        ("10^{-2}", "0.01"),
+        ("15-4-1-1-1", "8"),
+        ("x+1", "1+x"),
+        ("x=8", "8"),
+        ("$8$", "8"),
+        ("\\{2, 1\\}", "\\{1, 2\\}"),
+        ("not mathematics at all", "not mathematics at all"),
+    ],
+)
+def test_equivalent(answer, reference):
+    assert equivalent(answer, reference)
+
+
+@pytest.mark.parametrize(
+    "answer, reference",
+    [
+        ("9", "8"),
+        ("-8", "8"),
+        ("0.333", "1/3"),
+        ("1.0000001", "1"),
+        ("1,234", "1.234"),
+        ("12", "1,2"),
+        ("\\sqrt{8}", "8"),
+        ("2\\sqrt{3}", "3\\sqrt{2}"),
+        ("\\frac{2}{1}", "\\frac{1}{2}"),
+        ("\\pi", "3.14159"),
+        ("15-4-1-1", "8"),
+        ("(1, 2)", "(2, 1)"),
+        ("x-1", "1-x"),
+        ("8, 9", "8"),
+        ("8 or 9", "8"),
+        ("", "8"),
+        ("8", ""),
+        ("the answer", "8"),
+        ("}{", "8"),
+        ("\\frac{", "8"),
+        ("?!#%&", "8"),
+        ("1/0", "8"),
+    ],
+)
+def test_not_equivalent(answer, reference):
+    assert not equivalent(answer, reference)
+
+
+def call(reward, prompts, completions, **columns):
+    """As TRL's trainer calls a reward function: by keyword, with columns and arguments that it may not know."""
+    return reward(
+        prompts=prompts,
+        completions=completions,
+        completion_ids=[[1, 2]] * len(completions),
+        trainer_state=None,
+        log_extra=None,
+        log_metric=None,
+        level=["easy"] * len(completions),
+        **columns,
+    )
+
+
+def test_accuracy_of_plain_completions():
+    completions = ["so \\boxed{0.5}", "so \\boxed{2}", "so 1/2", "\\boxed{\\frac12", ""]
+    assert call(accuracy, ["?"] * 5, completions, solution=["\\frac{1}{2}"] * 5) == [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_accuracy_of_conversational_completions():
+    prompts = [[{"role": "user", "content": "\\boxed{7} plus one?"}]] * 3
+    completions = [
+        [{"role": "assistant", "content": "it is \\boxed{8}"}],
+        [{"role": "assistant", "content": "it is \\boxed{7}"}],
+        # The last message is the answer.
+        [{"role": "assistant", "content": "\\boxed{7}"}, {"role": "assistant", "content": "no, \\boxed{8}"}],
+    ]
+    rewards = call(accuracy, prompts, completions, solution=["8"] * 3)
+    assert rewards == [1.0, 0.0, 1.0] and all(type(r) is float for r in rewards)
+
+
+def test_accuracy_grades_every_completion_by_its_own_solution():
+    assert call(accuracy, ["?"] * 3, ["\\boxed{1}", "\\boxed{2}", "\\boxed{3}"], solution=["1", "3", "3"]) == [1, 0, 1]
+
+
+def test_accuracy_needs_a_solution_for_every_completion():
+    with pytest.raises(ValueError):
+        call(accuracy, ["?"] * 2, ["\\boxed{1}", "\\boxed{1}"], solution=["1"])
+
+
+def test_walk_accuracy_is_that_of_brute_force():
+    # 2-4+7 is 5 but leaves the values on the way, 2+7-4 does not: order counts.
+    problem = Problem(2, 5, (7, -4, -1))
+    sequences = [s for length in range(5) for s in itertools.product(problem.moves, repeat=length)]
+    expected = []
+    for sequence in sequences:
+        values = list(itertools.accumulate(sequence, initial=2))
+        expected.append(float(values[-1] == 5 and min(values) >= 0 and max(values) <= 60))
+    completions = [f"so \\boxed{{2{''.join(f'{m:+d}' for m in sequence)}}}" for sequence in sequences]
+    count = len(sequences)
+    rewards = call(walk_accuracy, [problem.prompt] * count, completions, solution=["5"] * count)
+    assert rewards == expected and 0 < sum(expected) < count
+
+
+@pytest.mark.parametrize(
+    "completion, reward",
+    [
+        ("need -7 take -4 need -3 take -1 need -2 take -1 need -1 take -1 need 0 yes so \\boxed{15-4-1-1-1}", 1.0),
+        ("so \\boxed{8}", 0.0),
+        ("so \\boxed{15-7}", 0.0),
+        ("so \\boxed{15-1-1-1-1-1-1-1}", 0.0),
+        ("so \\boxed{14-4-1-1}", 0.0),
+        ("so \\boxed{15-4-1-1}", 0.0),
+        ("so \\boxed{}", 0.0),
+        ("so \\boxed{15-4-1-1-1", 0.0),
+        ("\\boxed{15-4-1-1-1} so \\boxed{15}", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_walk_accuracy_of_hand_worked_responses(completion, reward):
+    prompt = "go 15 to 8 with +7 -4 -1\n"
+    assert call(walk_accuracy, [prompt], [completion], solution=["8"]) == [reward]
+
+
+def test_walk_accuracy_reads_every_completion_with_its_own_prompt():
+    prompts = ["go 15 to 8 with +7 -4 -1\n", "go 16 to 8 with +7 -4 -1\n"]
+    completions = ["\\boxed{16-4-4}"] * 2
+    assert call(walk_accuracy, prompts, completions, solution=["8", "8"]) == [0.0, 1.0]
+
+
+def test_rewards_come_in_the_order_of_their_names():
+    assert get_rewards(["walk_accuracy", "accuracy"]) == [walk_accuracy, accuracy]
+    # TRL names its metrics after the functions, and the run folder's readers look for them by the recipe's names.
+    assert [reward.__name__ for reward in get_rewards(["accuracy", "walk_accuracy"])] == ["accuracy", "walk_accuracy"]
+
+
+@pytest.mark.parametrize("names", [["acuracy"], ["accuracy", "acuracy"], []])
+def test_an_unknown_reward_is_refused_by_name(names):
+    with pytest.raises(ValueError) as refusal:
+        get_rewards(names)
+    message = str(refusal.value)
+    assert all(name in message for name in names)
+    assert "accuracy, walk_accuracy" in message

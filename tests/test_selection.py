@@ -1,0 +1,178 @@
+"""Which tokens are kept, against sorting, stock torch and hand-worked cases, on one and on several ranks."""
+
+import math
+import threading
+
+import pytest
+import torch
+
+from entropy_grpo.selection import MAX_TOKENS, kept_count, percentiles, random_scores, select
+
+from . import reference
+
+
+def on_ranks(inputs, work):
+    """Run `work(reduce, *input)` for every rank's input at once, `reduce` summing over them; the ranks' results."""
+    barrier, shared, results = threading.Barrier(len(inputs), timeout=60), [None] * len(inputs), [None] * len(inputs)
+
+    def rank(i):
+        def reduce(tensor):
+            shared[i] = tensor
+            barrier.wait()
+            total = sum(shared)
+            barrier.wait()
+            return total
+
+        results[i] = work(reduce, *inputs[i])
+
+    threads = [threading.Thread(target=rank, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def ragged(seed, levels=4, shape=(7, 11)):
+    """Entropies with many ties, a ragged mask with an all-masked row, and places in no particular order."""
+    rng = torch.Generator().manual_seed(seed)
+    entropies = torch.randint(0, levels, shape, generator=rng) / 3.0
+    mask = torch.rand(shape, generator=rng) < 0.7
+    mask[2] = False
+    return entropies, mask, torch.randperm(math.prod(shape), generator=rng).view(shape)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rho", [0.01, 0.2, 1.0])
+def test_top_is_sorting(seed, rho):
+    entropies, mask, places = ragged(seed)
+    kept, threshold = select(entropies, mask, rho, places)
+    assert torch.equal(kept, reference.top(entropies, mask, rho, places))
+    assert threshold == entropies[kept].min().item()
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.2, 0.9])
+def test_bottom_is_what_top_drops(rho):
+    entropies, mask, places = ragged(0)
+    top, threshold = select(entropies, mask, rho, places)
+    bottom, same_threshold = select(entropies, mask, rho, places, kind="bottom")
+    assert torch.equal(top ^ bottom, mask) and not (top & bottom).any()
+    assert threshold == same_threshold
+
+
+def test_stock_quantile_keeps_ties_and_this_does_not():
+    """The defect that counting mends: with all entropies equal `>=` keeps every token."""
+    entropies, mask = torch.full((5, 8), 0.5), torch.ones(5, 8)
+    assert (entropies >= torch.quantile(entropies, 0.8)).sum() == 40
+    kept, _ = select(entropies, mask, 0.2, torch.arange(40).view(5, 8))
+    assert kept.flatten().nonzero().flatten().tolist() == list(range(8))
+
+
+def test_nothing_to_select_from():
+    kept, threshold = select(torch.rand(3, 4), torch.zeros(3, 4), 0.2, torch.arange(12).view(3, 4))
+    assert not kept.any() and math.isnan(threshold)
+    assert all(math.isnan(p) for p in percentiles(torch.rand(3), torch.zeros(3), (5, 50)))
+
+
+def test_infinities_signs_and_denormals_are_ordered_as_floats():
+    values = torch.tensor([-math.inf, -1.0, -1e-40, 0.0, 1e-40, 1.0, 3.4e38, math.inf])
+    shuffled = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    for k in range(1, 9):
+        kept, threshold = select(values[shuffled], torch.ones(8), k / 8, torch.arange(8))
+        assert sorted(values[shuffled][kept].tolist()) == values[-k:].tolist()
+        assert threshold == values[-k].item()
+
+
+def test_negative_zero_ties_with_zero():
+    kept, _ = select(torch.tensor([0.0, -0.0, 0.0]), torch.ones(3), 0.3, torch.tensor([2, 0, 1]))
+    assert kept.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("n", "rho", "kind", "kept"),
+    [
+        (100, 0.07, "top", 7),  # 100 * 0.07 is 7.000000000000001 in floating point
+        (10, 0.2, "top", 2),
+        (11, 0.2, "top", 3),
+        (11, 0.2, "bottom", 8),
+        (5, 0.01, "top", 1),
+        (3, 1.0, "random", 3),
+        (0, 0.2, "top", 0),
+        (50_000_000, 1e-6, "top", 50),
+    ],
+)
+def test_counts_are_exact(n, rho, kind, kept):
+    assert kept_count(n, rho, kind) == kept
+
+
+def test_more_tokens_than_stock_quantile_takes():
+    n = 2**24 + 3
+    entropies = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match="too large"):
+        torch.quantile(entropies, 0.8)
+    kept, threshold = select(entropies, torch.ones(n, dtype=torch.bool), 0.2, torch.arange(n))
+    expected = entropies.topk(math.ceil(n / 5)).values
+    assert kept.sum() == len(expected)
+    assert threshold == expected[-1].item()
+
+
+@pytest.mark.parametrize("kind", ["top", "bottom", "random"])
+@pytest.mark.parametrize("rho", [0.01, 0.2, 1.0])
+def test_ranks_keep_what_one_process_keeps(kind, rho):
+    """Three ranks of unequal size, one of them without a single token."""
+    entropies, mask, places = ragged(4)
+    whole, threshold = select(entropies, mask, rho, places, kind=kind, seed=5)
+    parts = [(slice(0, 2),), (slice(2, 3),), (slice(3, 7),)]
+    results = on_ranks(
+        parts,
+        lambda reduce, rows: select(entropies[rows], mask[rows], rho, places[rows], kind=kind, seed=5, reduce=reduce),
+    )
+    assert torch.equal(torch.cat([kept for kept, _ in results]), whole)
+    if kind != "random":
+        assert {t for _, t in results} == {threshold}
+
+
+def test_batching_does_not_change_a_random_selection():
+    """Only the place of a token counts, not the order in which tokens arrive or the padding between them."""
+    entropies, mask, places = ragged(6)
+    kept, _ = select(entropies, mask, 0.3, places, kind="random", seed=1)
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(2))
+    shuffled, _ = select(entropies[order], mask[order], 0.3, places[order], kind="random", seed=1)
+    assert torch.equal(shuffled, kept[order])
+    another, _ = select(entropies, mask, 0.3, places, kind="random", seed=2)
+    assert not torch.equal(another, kept)
+
+
+def test_random_scores_are_uniform_and_independent_of_the_seed_next_to_them():
+    scores = torch.stack([random_scores(torch.arange(200_000), seed) for seed in (0, 1)]).double() / 2**24
+    for row in scores:
+        # 20 equal bins of 10,000 expected draws: chi-squared with 19 degrees of freedom, 99.99% quantile 50.8.
+        counts = torch.histc(row, bins=20, min=0, max=1)
+        assert ((counts - 10_000) ** 2 / 10_000).sum() < 50.8
+    assert abs(torch.corrcoef(scores)[0, 1]) < 0.01
+    assert abs(torch.corrcoef(torch.stack([scores[0, :-1], scores[0, 1:]]))[0, 1]) < 0.01
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_percentiles_are_torch_quantiles_also_over_ranks(seed):
+    values = torch.randn(40, generator=torch.Generator().manual_seed(seed))
+    mask = torch.arange(40) % 3 != seed
+    levels = (0, 5, 25, 50, 75, 90, 95, 99, 100)
+    expected = [torch.quantile(values[mask], q / 100, interpolation="lower").item() for q in levels]
+    assert percentiles(values, mask, levels) == expected
+    parts = [(slice(0, 9),), (slice(9, 40),)]
+    for result in on_ranks(parts, lambda reduce, part: percentiles(values[part], mask[part], levels, reduce)):
+        assert result == expected
+
+
+def test_bf16_and_float64_entropies_are_compared_as_float32():
+    entropies = torch.tensor([1.0, 1.0 + 1e-9, 0.5], dtype=torch.float64)  # the first two are equal in float32
+    kept, _ = select(entropies, torch.ones(3), 0.3, torch.tensor([0, 1, 2]))
+    assert kept.tolist() == [True, False, False]
+    kept, _ = select(entropies.bfloat16(), torch.ones(3), 0.5, torch.tensor([0, 1, 2]))
+    assert kept.tolist() == [True, True, False]
+
+
+def test_the_largest_place_still_fits():
+    kept, _ = select(torch.ones(2), torch.ones(2), 0.5, torch.tensor([MAX_TOKENS - 1, MAX_TOKENS - 2]))
+    assert kept.tolist() == [False, True]
