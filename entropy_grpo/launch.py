@@ -40,7 +40,7 @@ def sharding_environment(config_file: Path) -> dict[str, str]:
     return {k: v for k, v in environment.items() if k.startswith(SHARDING_VARIABLES) and os.environ.get(k) != v}
 
 
-def choose_sharding(settings: Settings, recipe_file: Path) -> str:
+def choose_sharding(settings: Settings) -> str:
     """Shard as the recipe's `accelerate_config` says where the launcher chose nothing; returns what was done."""
     setting = settings.get("accelerate_config")
     chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
@@ -48,8 +48,8 @@ def choose_sharding(settings: Settings, recipe_file: Path) -> str:
         return "sharding: as the launcher's own configuration says"
     if setting is None or setting.value in (NO_CONFIG, None):
         return "sharding: none"
-    # The working directory, the recipe's folder and those above it: the copy in a run folder finds it, too.
-    folders = [Path(), *recipe_file.resolve().parents]
+    # The working directory, the folder of the recipe that names it and those above: its copy in a run folder finds it.
+    folders = [Path(), setting.folder, *setting.folder.parents]
     found = next((folder / setting.value for folder in folders if (folder / setting.value).is_file()), None)
     if found is None:
         raise RecipeError(
@@ -67,7 +67,7 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
     try:
         path = Path(recipe_file)
         settings = recipe.load(path) | recipe.overrides(arguments)
-        sharding = choose_sharding(settings, path)
+        sharding = choose_sharding(settings)
 
         from . import train
 

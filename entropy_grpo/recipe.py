@@ -62,10 +62,11 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and the file (or command line) that it comes from."""
+    """A value, the file (or command line) that it comes from, and the folder of that file."""
 
     value: Any
     source: str
+    folder: Path = Path()
 
 
 Settings = dict[str, Setting]
@@ -95,7 +96,7 @@ def _load(path: Path, children: tuple[Path, ...]) -> Settings:
     if parent is not None and not isinstance(parent, str):
         raise RecipeError(f"{_shown(path)}: {PARENT_KEY} is {parent!r}: name one recipe file.")
     inherited = _load(path.parent / parent, (*children, path)) if parent is not None else {}
-    own = {key: Setting(value, _shown(path)) for key, value in values.items()}
+    own = {key: Setting(value, _shown(path), path.resolve().parent) for key, value in values.items()}
     return inherited | own
 
 

@@ -39,7 +39,9 @@ def reward(completion_ids, **kwargs):
 
 
 def prompts(count):
-    return Dataset.from_list([{"prompt": f"go {3 + i} to {9 + 2 * i} with +7 -4 -1\n"} for i in range(count)])
+    return Dataset.from_list(
+        [{"prompt": f"go {3 + i} to {9 + 2 * i} need +{6 + i} with +7 -4 -1\n"} for i in range(count)]
+    )
 
 
 def train(model, output, stock=False, sampled=False, **overrides):

@@ -61,7 +61,9 @@ RECIPE = {
     "top_entropy_quantile": 0.2,
 }
 METRICS = [{"step": 1, "reward": 0.1}, {"step": 7, "reward": 0.3}, {"step": 7, "train_runtime": 90.0}]
-SAMPLES = [{"step": 1, "prompt": "go 15 to 8 with +7 -4 -1\n", "tokens": ["need"], "entropies": [0.1], "kept": [True]}]
+SAMPLES = [
+    {"step": 1, "prompt": "go 15 to 8 need -7 with +7 -4 -1\n", "tokens": ["need"], "entropies": [0.1], "kept": [True]}
+]
 CONTENTS = {
     "environment.json": ENVIRONMENT,
     "evaluation.json": EVALUATION,
@@ -190,7 +192,7 @@ def test_the_code_of_the_card_is_python(tmp_path):
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     compile(code, "card", "exec")
     assert 'from_pretrained("my-run")' in code
-    assert r'tokenizer("go 15 to 8 with +7 -4 -1\n"' in code and "max_new_tokens=56" in code
+    assert r'tokenizer("go 15 to 8 need -7 with +7 -4 -1\n"' in code and "max_new_tokens=56" in code
 
 
 def test_both_papers_are_cited(tmp_path):

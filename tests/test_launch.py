@@ -85,9 +85,8 @@ def test_records_agree_with_one_another(run):
     answers = [json.loads(line) for line in open(folder / "answers" / "after.jsonl")]
     assert len(answers) == 8 * 4
     accuracy = sum(row["rewards"]["walk_accuracy"] for row in answers) / len(answers)
-    assert json.loads((folder / "evaluation.json").read_text())["after"]["accuracy"]["value"] == pytest.approx(
-        accuracy
-    )
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["after"]["accuracy"]["value"] == pytest.approx(accuracy)
 
 
 def test_resolved_recipe_is_the_same_run(run, tmp_path):
@@ -104,25 +103,11 @@ def test_resolved_recipe_is_the_same_run(run, tmp_path):
 
 
 def test_plain_yaml_through_the_module(tiny_model, tmp_path):
+    """From a working directory that is not the repository, with a parent there."""
     plain = tmp_path / "plain.yaml"
     plain.write_text(f"base: {REPOSITORY / DEMO}\nmodel_name_or_path: {tiny_model}\nrun_name: plain\n")
-    words = [*QUICK, "--num_test_problems", "0", "--num_dev_problems", "0", "--eval_strategy", "no"]
-    words = [w for i, w in enumerate(words) if w not in words[:i] or not w.startswith("--")]
-    result = accelerate_launch(
-        *(
-            "-m",
-            "entropy_grpo.launch",
-            plain,
-            "--max_steps",
-            "1",
-            "--num_dev_problems",
-            "0",
-            "--num_test_problems",
-            "0",
-        ),
-        *("--eval_strategy", "no", "--accelerate_config", "none"),
-        cwd=tmp_path,
-    )
+    words = "--max_steps 1 --num_dev_problems 0 --num_test_problems 0 --eval_strategy no".split()
+    result = accelerate_launch("-m", "entropy_grpo.launch", plain, *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     # A run whose folder was not named is runs/NAME in the working directory.
     assert [row["step"] for row in rows(tmp_path / "runs" / "plain")] == [1]
@@ -171,36 +156,41 @@ def test_sharding_is_what_a_real_launch_sets(tmp_path):
         (["--resume_from_checkpoint", "nowhere"], ["resume_from_checkpoint is 'nowhere'", "trainer_state.json"]),
     ],
 )
-def test_bad_input_is_one_sentence_before_a_model_loads(words, parts, tmp_path):
+def test_bad_input_is_one_sentence_before_a_model_loads(words, parts, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(REPOSITORY)
     if "--output_dir" not in words:
         words = [*words, "--output_dir", str(tmp_path / "run")]
-    result = subprocess.run(
-        [sys.executable, DEMO, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 2
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in result.stderr
+    with pytest.raises(SystemExit) as stop:
+        launch.run(DEMO, words)
+    assert stop.value.code == 2
+    shown = capfd.readouterr().err
+    errors = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
     for part in parts:
         assert part in errors[0], errors[0]
-    assert "Loading weights" not in result.stderr
+    assert "Loading weights" not in shown and "cold start" not in shown
     assert not (tmp_path / "run").exists()
 
 
-def test_tokenizer_without_eos_is_refused(tiny_model, tmp_path):
+def test_error_ends_the_process_with_its_sentence(tmp_path):
+    result = subprocess.run(
+        [sys.executable, DEMO, "--max_stepz", "4"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: command line: there is no setting max_stepz")
+    assert "Traceback" not in result.stderr
+
+
+def test_tokenizer_without_eos_is_refused(tiny_model, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(REPOSITORY)
     folder = tmp_path / "model"
     AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
-    result = subprocess.run(
-        [sys.executable, DEMO, "--model_name_or_path", folder, "--output_dir", tmp_path / "run"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 2
-    assert "has no EOS token" in result.stderr and "Traceback" not in result.stderr
+    with pytest.raises(SystemExit):
+        launch.run(DEMO, ["--model_name_or_path", str(folder), "--output_dir", str(tmp_path / "run")])
+    assert "has no EOS token" in capfd.readouterr().err
 
 
 def test_recipe_overrides_reach_the_run(run):

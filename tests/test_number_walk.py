@@ -39,7 +39,7 @@ def take(split, count, seed=0):
 
 
 def test_prompt_of_an_example():
-    assert EXAMPLE.prompt == "go 15 to 8 with +7 -4 -1\n"
+    assert EXAMPLE.prompt == "go 15 to 8 need -7 with +7 -4 -1\n"
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
@@ -52,13 +52,14 @@ def test_prompt_and_problem_round_trip(split):
     "prompt",
     [
         "",
-        "go 15 to 8 with +7 -4 -1",
-        "go 15 to 8 with +7 -4\n",
-        "go 15 to 8 with +7 -4 -1 +2\n",
-        "go 15 to 8 with 7 -4 -1\n",
-        "go -15 to 8 with +7 -4 -1\n",
-        "go 15 to 8 with +7 -4 -1\nneed",
-        "please go 15 to 8 with +7 -4 -1\n",
+        "go 15 to 8 need -7 with +7 -4 -1",
+        "go 15 to 8 need -7 with +7 -4\n",
+        "go 15 to 8 need -7 with +7 -4 -1 +2\n",
+        "go 15 to 8 need -7 with 7 -4 -1\n",
+        "go -15 to 8 need +23 with +7 -4 -1\n",
+        "go 15 to 8 need -7 with +7 -4 -1\nneed",
+        "go 15 to 8 need -6 with +7 -4 -1\n",
+        "please go 15 to 8 need -7 with +7 -4 -1\n",
     ],
 )
 def test_text_that_is_no_prompt_is_refused(prompt):
@@ -140,23 +141,20 @@ def test_demonstrations_say_what_a_walk_through_them_finds():
     for problem, text in demonstrations(300):
         words = text.split(" ")
         value, taken = problem.start, []
-        while words[2] == "take":
-            need, move = words[1], words[3]
-            assert words[0] == "need" and value != problem.target
-            assert int(need) == problem.target - value and need[0] in "+-" and move[0] in "+-"
-            assert int(move) in problem.moves
+        while words[0] == "take":
+            _, move, _, need = words[:4]
+            assert words[2] == "need" and value != problem.target
+            assert int(move) in problem.moves and move[0] in "+-"
             taken.append(move)
             value += int(move)
             assert LOWEST <= value <= HIGHEST
+            assert int(need) == problem.target - value and (need[0] in "+-" or need == "0")
             words = words[4:]
         assert len(taken) <= 6
-        if value == problem.target:
-            assert words[:3] == ["need", "0", "yes"]
-        else:
-            assert len(taken) == 6 and words[0] == "need" and words[2] == "no"
-            assert int(words[1]) == problem.target - value and words[1][0] in "+-"
-        assert words[3:] == ["so", f"\\boxed{{{problem.start}{''.join(taken)}}}"]
-        verdicts.add(words[2])
+        assert words[0] == ("yes" if value == problem.target else "no")
+        assert value == problem.target or len(taken) == 6
+        assert words[1:] == ["so", f"\\boxed{{{problem.start}{''.join(taken)}}}"]
+        verdicts.add(words[0])
     assert verdicts == {"yes", "no"}
 
 

@@ -162,12 +162,12 @@ def test_walk_accuracy_is_that_of_brute_force():
     ],
 )
 def test_walk_accuracy_of_hand_worked_responses(completion, reward):
-    prompt = "go 15 to 8 with +7 -4 -1\n"
+    prompt = "go 15 to 8 need -7 with +7 -4 -1\n"
     assert call(walk_accuracy, [prompt], [completion], solution=["8"]) == [reward]
 
 
 def test_walk_accuracy_reads_every_completion_with_its_own_prompt():
-    prompts = ["go 15 to 8 with +7 -4 -1\n", "go 16 to 8 with +7 -4 -1\n"]
+    prompts = ["go 15 to 8 need -7 with +7 -4 -1\n", "go 16 to 8 need -8 with +7 -4 -1\n"]
     completions = ["\\boxed{16-4-4}"] * 2
     assert call(walk_accuracy, prompts, completions, solution=["8", "8"]) == [0.0, 1.0]
 

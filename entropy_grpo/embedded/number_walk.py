@@ -1,8 +1,8 @@
 """The number walk: reach a target by adding moves, thinking aloud, with an answer that can be checked.
 
-A problem reads `go 15 to 8 with +7 -4 -1`, a response
+A problem reads `go 15 to 8 need -7 with +7 -4 -1`, a response
 
-    need -7 take -4 need -3 take -1 need -2 take -1 need -1 take -1 need 0 yes so \\boxed{15-4-1-1-1}
+    take -4 need -3 take -1 need -2 take -1 need -1 take -1 need 0 yes so \\boxed{15-4-1-1-1}
 
 Each `take` is a choice between the moves, a fork; what follows it is arithmetic and copying. At most `MAX_MOVES`
 moves may be taken and every intermediate value stays in `VALUES`. A response that has run out of moves says `no` and
@@ -32,8 +32,9 @@ SHORTEST = range(2, 5)  # the shortest solution takes this many moves
 # the form of a solution but chooses badly: what is left to learn is the choice.
 GOOD_MOVE_SHARE = 0.3
 
-PROMPT = "go {start} to {target} with {moves}\n"
-_PROMPT = re.compile(r"go (\d+) to (\d+) with ([+-]\d+) ([+-]\d+) ([+-]\d+)\n")
+# The distance is given: a subtraction of two arbitrary numbers would be the hardest thing that the model has to learn.
+PROMPT = "go {start} to {target} need {need:+d} with {moves}\n"
+_PROMPT = re.compile(r"go (\d+) to (\d+) need ([+-]\d+) with ([+-]\d+) ([+-]\d+) ([+-]\d+)\n")
 _TAKE = re.compile(r" ?take ([+-]\d+)")
 _EXPRESSION = re.compile(r"(\d+)((?:[+-]\d+)*)")
 
@@ -48,7 +49,8 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        return PROMPT.format(start=self.start, target=self.target, moves=" ".join(f"{m:+d}" for m in self.moves))
+        moves = " ".join(f"{m:+d}" for m in self.moves)
+        return PROMPT.format(start=self.start, target=self.target, need=self.target - self.start, moves=moves)
 
     @classmethod
     def from_prompt(cls, prompt: str) -> "Problem":
@@ -56,7 +58,9 @@ class Problem:
         match = _PROMPT.fullmatch(prompt)
         if match is None:
             raise ValueError(f"not a number-walk prompt: {prompt!r}")
-        start, target, *moves = map(int, match.groups())
+        start, target, need, *moves = map(int, match.groups())
+        if need != target - start:
+            raise ValueError(f"not a number-walk prompt, the need is wrong: {prompt!r}")
         return cls(start, target, tuple(moves))
 
 
@@ -107,17 +111,18 @@ def problems(split: str, seed: int) -> Iterator[Problem]:
 
 def demonstration(problem: Problem, rng: random.Random) -> str:
     """A response in the task's form by a walker that chooses well only `GOOD_MOVE_SHARE` of the time."""
-    value, taken, words = problem.start, [], []
+    value, taken, steps = problem.start, [], []
     while value != problem.target and len(taken) < MAX_MOVES:
         legal = [m for m in problem.moves if value + m in VALUES]
         good = [m for m in legal if is_good(problem, value, m)]
         move = rng.choice(good) if good and rng.random() < GOOD_MOVE_SHARE else rng.choice(legal)
-        words.append(f"need {problem.target - value:+d} take {move:+d}")
         value += move
         taken.append(move)
-    verdict = "need 0 yes" if value == problem.target else f"need {problem.target - value:+d} no"
+        need = problem.target - value
+        steps.append(f"take {move:+d} need {need:+d}" if need else f"take {move:+d} need 0")
+    verdict = "yes" if value == problem.target else "no"
     expression = f"{problem.start}" + "".join(f"{m:+d}" for m in taken)
-    return " ".join([*words, verdict, f"so \\boxed{{{expression}}}"])
+    return " ".join([*steps, verdict, f"so \\boxed{{{expression}}}"])
 
 
 def uses_what_was_given(problem: Problem, expression: str) -> bool:
@@ -152,5 +157,5 @@ def words() -> list[str]:
     highest = max(VALUES)
     signed = [f"{n:+d}" for n in range(-highest, highest + 1) if n != 0]
     plain = [str(n) for n in VALUES]
-    text = ["go", " to", " with", "\n", "need", " need", " take", " yes", " no", " so", " \\boxed{", "}"]
+    text = ["go", " to", " need", " with", "\n", "take", " take", " yes", " no", " so", " \\boxed{", "}"]
     return text + plain + [" " + n for n in plain] + signed + [" " + n for n in signed]
