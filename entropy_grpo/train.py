@@ -1,5 +1,6 @@
 """One run, from settings to model card, top to bottom. The only module that imports the whole row."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,21 @@ def main(settings: Settings, name: str) -> None:
     if trainer.is_world_process_zero():
         drawn = plots.draw(folder, accuracy_metric)
         print(report(folder, [*drawn, write_card(folder.path)]))
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    finish(trainer)
+
+
+def finish(trainer: EntropyForkGRPOTrainer) -> None:
+    """Leave the process group in an orderly way: together, and with nothing of it still referenced.
+
+    A rank that leaves early makes gloo abort or hang on the others, and a DDP model that outlives its group aborts the
+    interpreter at its end.
+    """
+    accelerator = trainer.accelerator
+    accelerator.wait_for_everyone()
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    gc.collect()
+    accelerator.end_training()
 
 
 def find_checkpoint(args: EntropyForkGRPOConfig, settings: Settings) -> str | None:

@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from entropy_grpo import EntropyForkGRPOConfig, EntropyForkGRPOTrainer
 from entropy_grpo.embedded.cold_start import build_tokenizer
+from entropy_grpo.train import finish
 
 GENERATIONS = 4
 
@@ -39,9 +40,10 @@ def reward(completion_ids, **kwargs):
 
 
 def prompts(count):
-    return Dataset.from_list(
-        [{"prompt": f"go {3 + i} to {9 + 2 * i} need +{6 + i} with +7 -4 -1\n"} for i in range(count)]
-    )
+    # The entropies at the first position of a group are equal but for rounding. With these prompts the threshold lies
+    # elsewhere, so that the kept set does not hang on a rounding error that another batching makes differently.
+    texts = [f"go {5 + i} to {9 + 3 * i} need +{4 + 2 * i} with +8 -5 -1\n" for i in range(count)]
+    return Dataset.from_dict({"prompt": texts})
 
 
 def train(model, output, stock=False, sampled=False, **overrides):
@@ -95,8 +97,7 @@ def main():
         save_file(weights(trainer), f"{output}/weights.safetensors")
         with open(f"{output}/log.json", "w") as file:
             json.dump(trainer.state.log_history[0], file)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    finish(trainer)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from filelock import FileLock
 
 from . import number_walk
 
-STEPS = 1200
+STEPS = 1600
 BATCH_SIZE = 32
-LEARNING_RATE = 4.0e-3
+LEARNING_RATE = 3.0e-3
 ADAM_BETA2 = 0.98
 CACHE_VARIABLE = "ENTROPY_GRPO_CACHE"
 
