@@ -5,16 +5,13 @@ import math
 import platform
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import ProgressCallback, TrainerCallback
 
 from . import records
 from .records import RunFolder
-
-if TYPE_CHECKING:
-    from .trainer import EntropyForkGRPOTrainer
 
 PACKAGES = ("entropy-grpo", "trl", "transformers", "accelerate", "torch", "datasets", "peft", "math-verify", "vllm")
 
@@ -57,15 +54,18 @@ def hardware() -> str:
 
 
 class RunRecorder(TrainerCallback):
-    """Writes `environment.json`, `metrics.jsonl` and `samples.jsonl` of the run folder, on the first rank."""
+    """Writes `environment.json`, `metrics.jsonl` and `samples.jsonl` of the run folder, on the first rank.
 
-    def __init__(self, trainer: "EntropyForkGRPOTrainer"):
-        self.trainer = trainer
+    `samples` are rows that go out with the next log. While `paused`, logs are not the training's and are passed over.
+    """
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def __init__(self):
+        self.samples: list[dict[str, Any]] = []
+        self.paused = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any):
         if not state.is_world_process_zero:
             return
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         environment = {
             "versions": versions(),
             "git_revision": git_revision(),
@@ -78,13 +78,13 @@ class RunRecorder(TrainerCallback):
         }
         records.write_json(RunFolder(Path(args.output_dir)).environment, environment)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or self.trainer.is_answering:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any):
+        if not state.is_world_process_zero or self.paused:
             return
         folder = RunFolder(Path(args.output_dir))
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
         records.append_jsonl(folder.metrics, [{"step": state.global_step, **finite}])
-        samples, self.trainer.token_samples = self.trainer.token_samples, []
+        samples, self.samples = self.samples, []
         records.append_jsonl(folder.samples, [{"step": state.global_step, **sample} for sample in samples])
 
 

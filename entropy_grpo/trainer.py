@@ -104,8 +104,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self._last_pass: tuple[Tensor, Tensor] | None = None  # log-probabilities and entropies
         self._selection_checked = False
         self._answers: list[dict[str, Any]] | None = None  # the running evaluation's
-        self.token_samples: list[dict[str, Any]] = []  # the latest window's, for the recorder
-        self.add_callback(RunRecorder(self))
+        self._recorder = RunRecorder()
+        self.add_callback(self._recorder)
 
     # Selection
 
@@ -232,11 +232,6 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     # Evaluation
 
-    @property
-    def is_answering(self) -> bool:
-        """Whether `answer` is running; its logs are not part of the training's."""
-        return self._answers is not None
-
     def answer(self, problems: Dataset, metric_key_prefix: str = "eval") -> list[dict[str, Any]]:
         """Answer every problem `num_generations_eval` times with the current policy, through TRL's evaluation loop.
 
@@ -244,12 +239,12 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             On every rank, a row per answer: the problem's columns, `completion`, its `length` in tokens, and `rewards`
             by name. The copies that fill up an uneven last batch are left out.
         """
-        self._answers = []
+        self._answers, self._recorder.paused = [], True
         try:
             self.evaluate(problems, metric_key_prefix=metric_key_prefix)
             rows = self._answers
         finally:
-            self._answers = None
+            self._answers, self._recorder.paused = None, False
         seen: dict[str, int] = {}
         first = []
         for row in rows:
@@ -287,7 +282,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         for name, (n, entropy) in zip(groups, totals, strict=True):
             if name in ("kept", "dropped", "positive", "negative"):
                 metrics[f"entropy/{name}"].append(entropy / n if n else math.nan)
-        for level, value in zip(PERCENTILES, self._percentiles(entropies, mask), strict=True):
+        levels = percentiles(entropies, mask, PERCENTILES, self._sum_over_ranks)
+        for level, value in zip(PERCENTILES, levels, strict=True):
             metrics[f"entropy/p{level}"].append(value)
         metrics["selection/kept_fraction"].append(count["kept"] / count["all"] if count["all"] else math.nan)
         if self._thresholds:
@@ -295,10 +291,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         for side in ("low", "high"):
             clipped = count[f"clipped_{side}"]
             metrics[f"clip_ratio/kept_{side}"].append(clipped / count["kept"] if count["kept"] else math.nan)
-        self.token_samples = self._token_samples(scored[-1])
-
-    def _percentiles(self, entropies: Tensor, mask: Tensor) -> list[float]:
-        return percentiles(entropies, mask, PERCENTILES, self._sum_over_ranks)
+        self._recorder.samples = self._token_samples(scored[-1])
 
     def _check_selection(self, kept: float, total: float) -> None:
         """Fail at the first step whose kept tokens are not the share that was asked for."""

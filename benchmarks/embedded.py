@@ -1,0 +1,156 @@
+"""Train the embedded task with several seeds and selections; the results go to benchmarks/results/embedded.json.
+
+    python benchmarks/embedded.py                 # everything: learning rates on the dev problems, then the seeds
+    python benchmarks/embedded.py --table         # print the table of the recorded results
+
+Every seed has its own cold start. The learning rate of each selection is chosen with one seed that is not reported, by
+the accuracy on the dev problems at the end of training; the test problems are answered by the reported runs alone.
+Runs are one process with one thread each, `--jobs` at a time. A run whose folder is complete is not repeated.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from entropy_grpo import records
+from entropy_grpo.callbacks import git_revision, hardware, versions
+from entropy_grpo.embedded import cold_start
+from entropy_grpo.records import RunFolder
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "embedded.json"
+RUNS = ROOT / "runs" / "embedded"
+
+ARMS = {
+    "rho = 0.2": [],
+    "rho = 1.0": ["--top_entropy_quantile", "1.0"],
+    "bottom 80%": ["--entropy_selection", "bottom"],
+}
+DEV_SEED, SEEDS = 0, (1, 2, 3)
+LEARNING_RATES = ("1.0e-4", "2.0e-4", "4.0e-4")
+DEV_METRIC = "eval_rewards/walk_accuracy/mean"
+MEASURES = ("accuracy", "good_choices")
+
+
+def run(arm: str, rate: str, seed: int, answers: bool) -> RunFolder:
+    """One run of the demo recipe; its folder."""
+    name = f"{arm.replace(' ', '').replace('%', '').replace('=', '')}-lr{rate}-seed{seed}"
+    folder = RunFolder(RUNS / name)
+    if (folder.path / "model.safetensors").exists():
+        return folder
+    command = [sys.executable, "recipes/demo_cpu.yaml", *ARMS[arm], "--learning_rate", rate, "--seed", str(seed)]
+    command += ["--output_dir", str(folder.path), "--save_strategy", "no", "--disable_tqdm", "true"]
+    command += [] if answers else ["--num_test_problems", "0"]
+    log = RUNS / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=True)
+    print(f"done  {name}", flush=True)
+    return folder
+
+
+def dev_accuracy(folder: RunFolder) -> float:
+    """Accuracy on the dev problems at the end of a run."""
+    return [row[DEV_METRIC] for row in records.read_jsonl(folder.metrics) if row.get(DEV_METRIC) is not None][-1]
+
+
+def mean_interval(values: list[float]) -> dict[str, float]:
+    """Mean over seeds with its 95% Student t interval."""
+    mean, error = float(np.mean(values)), stats.sem(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error) if error > 0 else (mean, mean)
+    return {"value": mean, "low": float(low), "high": float(high)}
+
+
+def measure(jobs: int) -> dict:
+    """Run everything that is missing and sum it up."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(cold_start.ensure, (DEV_SEED, *SEEDS)))
+        tried = {(arm, rate): pool.submit(run, arm, rate, DEV_SEED, False) for arm in ARMS for rate in LEARNING_RATES}
+        dev = {arm: {rate: dev_accuracy(tried[arm, rate].result()) for rate in LEARNING_RATES} for arm in ARMS}
+        chosen = {arm: max(rates, key=rates.get) for arm, rates in dev.items()}
+        reported = {(arm, seed): pool.submit(run, arm, chosen[arm], seed, True) for arm in ARMS for seed in SEEDS}
+        runs = {arm: {seed: reported[arm, seed].result() for seed in SEEDS} for arm in ARMS}
+    arms = {}
+    for arm, folders in runs.items():
+        evaluations = {seed: records.read_json(folder.evaluation) for seed, folder in folders.items()}
+        arms[arm] = {"learning_rate": chosen[arm], "dev_accuracy": dev[arm], "seeds": {}}
+        for seed, evaluation in evaluations.items():
+            arms[arm]["seeds"][seed] = {
+                side: {m: evaluation[side][m]["value"] for m in MEASURES}
+                | {"entropy": evaluation[side]["mean_entropy"]}
+                for side in ("before", "after")
+            }
+        for m in (*MEASURES, "entropy"):
+            sides = arms[arm]["seeds"].values()
+            arms[arm][m] = {
+                "before": mean_interval([s["before"][m] for s in sides]),
+                "after": mean_interval([s["after"][m] for s in sides]),
+                "gain": mean_interval([s["after"][m] - s["before"][m] for s in sides]),
+            }
+    first, *others = ARMS
+    paired = {
+        f"{first} minus {other}": {
+            m: mean_interval(
+                [arms[first]["seeds"][s]["after"][m] - arms[other]["seeds"][s]["after"][m] for s in SEEDS]
+            )
+            for m in MEASURES
+        }
+        for other in others
+    }
+    settings = records.read_json(runs[first][SEEDS[0]].environment)["arguments"]
+    return {
+        "command": "python benchmarks/embedded.py",
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "hardware": hardware(),
+        "steps": settings["max_steps"],
+        "responses": settings["max_steps"] // settings["steps_per_generation"] * settings["generation_batch_size"],
+        "dev_seed": DEV_SEED,
+        "arms": arms,
+        "paired": paired,
+    }
+
+
+def show(value: dict[str, float], sign: str = "") -> str:
+    return f"{value['value']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
+
+
+def table(results: dict) -> str:
+    """The recorded results in Markdown."""
+    lines = [
+        "| tokens trained on | learning rate | accuracy before | accuracy after | gain | good moves before | after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arm, result in results["arms"].items():
+        accuracy, good = result["accuracy"], result["good_choices"]
+        lines.append(
+            f"| {arm} | {float(result['learning_rate']):.0e} | {accuracy['before']['value']:.3f} | "
+            f"{show(accuracy['after'])} | {show(accuracy['gain'], '+')} | {good['before']['value']:.3f} | "
+            f"{show(good['after'])} |"
+        )
+    lines += ["", "| difference over the same seeds | accuracy | share of good moves |", "|---|---|---|"]
+    for name, difference in results["paired"].items():
+        lines.append(f"| {name} | {show(difference['accuracy'], '+')} | {show(difference['good_choices'], '+')} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    parser.add_argument("--table", action="store_true", help="only print the table of the recorded results")
+    options = parser.parse_args()
+    if not options.table:
+        records.write_json(RESULTS, measure(options.jobs))
+    print(table(json.loads(RESULTS.read_text())))
+
+
+if __name__ == "__main__":
+    main()
