@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from . import records
@@ -36,11 +37,12 @@ def _reward(rows: list[Row], accuracy_metric: str) -> Figure:
 
 def _entropy(rows: list[Row]) -> Figure:
     figure, axes = _axes("Token entropy over training", "entropy (nats)")
-    for i, key in enumerate(PERCENTILE_KEYS):
-        shade = 0.25 + 0.7 * i / (len(PERCENTILE_KEYS) - 1)
-        axes.plot(*_series(rows, f"entropy/{key}"), color=(0.1, 0.3, 0.6, shade), label=key)
+    shades = colormaps["viridis_r"].resampled(len(PERCENTILE_KEYS) + 1)
+    for i, key in enumerate(PERCENTILE_KEYS, start=1):
+        axes.plot(*_series(rows, f"entropy/{key}"), color=shades(i), label=key)
     axes.plot(*_series(rows, "selection/threshold"), "--", color="tab:red", label="threshold")
     axes.plot(*_series(rows, "entropy"), color="black", label="mean")
+    axes.set_ylim(bottom=0)
     axes.legend(ncols=3, fontsize="small")
     return figure
 
@@ -53,7 +55,8 @@ def _kept(rows: list[Row]) -> Figure:
     other = axes.twinx()
     for key, style in (("kept", "-"), ("dropped", ":")):
         other.plot(*_series(rows, f"entropy/{key}"), style, color="tab:blue", label=f"entropy of {key} tokens")
-    other.set_ylabel("mean entropy (nats)")
+    other.set(ylabel="mean entropy (nats)")
+    other.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
