@@ -1,7 +1,7 @@
 """Train the embedded task with several seeds and selections; the results go to benchmarks/results/embedded.json.
 
     python benchmarks/embedded.py                 # everything: learning rates on the dev problems, then the seeds
-    python benchmarks/embedded.py --table         # print the table of the recorded results
+    python benchmarks/embedded.py --table         # only the tables of the recorded results, here and in the README
 
 Every seed has its own cold start. The learning rate of each selection is chosen with one seed that is not reported, by
 the accuracy on the dev problems at the end of training; the test problems are answered by the reported runs alone.
@@ -27,6 +27,8 @@ from entropy_grpo.records import RunFolder
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "embedded.json"
 RUNS = ROOT / "runs" / "embedded"
+README = ROOT / "README.md"
+MARKS = ("<!-- results: python benchmarks/embedded.py --table -->", "<!-- end of results -->")
 
 ARMS = {
     "rho = 0.2": [],
@@ -142,14 +144,23 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def write_readme(text: str) -> None:
+    """Put the tables between the README's two marks."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    records.write_text(README, f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    parser.add_argument("--table", action="store_true", help="only print the table of the recorded results")
+    parser.add_argument("--table", action="store_true", help="only write the tables of the recorded results")
     options = parser.parse_args()
     if not options.table:
         records.write_json(RESULTS, measure(options.jobs))
-    print(table(json.loads(RESULTS.read_text())))
+    text = table(json.loads(RESULTS.read_text()))
+    write_readme(text)
+    print(text)
 
 
 if __name__ == "__main__":

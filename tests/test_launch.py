@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_resolved_recipe_is_the_same_run(run, tmp_path):
     assert rows(again) == rows(folder)
     first, second = ((path / "recipe.yaml").read_text() for path in (folder, again))
     assert first == second
+
+
+def test_resume_goes_on_and_loses_nothing(run, tiny_model, tmp_path):
+    folder, _ = run
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    # A kill during a save leaves a newer folder without trainer_state.json, which must be passed over.
+    (copy / "checkpoint-3").mkdir()
+    words = ["--output_dir", copy, "--resume_from_checkpoint", "true", "--max_steps", "4"]
+    result = accelerate_launch(folder / "recipe.yaml", *words)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert [row["step"] for row in rows(copy)] == [1, 2, 3, 4]
+    assert rows(copy)[:2] == rows(folder)
+    assert (copy / "recipe.yaml").read_text() == (folder / "recipe.yaml").read_text()
+    assert (copy / "answers" / "before.jsonl").read_text() == (folder / "answers" / "before.jsonl").read_text()
 
 
 def test_plain_yaml_through_the_module(tiny_model, tmp_path):
