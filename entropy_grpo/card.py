@@ -68,14 +68,13 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
             "after": _share(after.get(name)),
             "gain": _share(gain.get(name), "+"),
         }
-        for name in sorted(names, key=lambda name: list(LABELS).index(name) if name in LABELS else len(LABELS))
+        for name in sorted(names, key=lambda name: list(LABELS).index(name) if name in LABELS else 1)
     ]
 
 
 def _eval_results(evaluation: dict[str, Any], dataset: str | None) -> list[EvalResult]:
     after = evaluation.get("after", {})
-    measures = [("accuracy", after["accuracy"]["value"])] if "accuracy" in after else []
-    measures += [(name, value) for name, value in after.items() if name.startswith("pass@")]
+    measures = [(name, after[name]["value"]) for name in after if name == "accuracy" or name.startswith("pass@")]
     return [
         EvalResult(
             task_type="text-generation",

@@ -18,7 +18,7 @@ EVALUATION = {
     "before": {
         "num_problems": 48,
         "num_samples": 4,
-        "pass@4": 0.6042,
+        "pass@4": {"value": 0.6042, "low": 0.5, "high": 0.7083},
         "mean_length": 35.79,
         "accuracy": {"value": 0.2604, "low": 0.1979, "high": 0.3229},
         "good_choices": {"value": 0.6562, "low": 0.6294, "high": 0.6819},
@@ -27,7 +27,7 @@ EVALUATION = {
     "after": {
         "num_problems": 48,
         "num_samples": 4,
-        "pass@4": 0.8125,
+        "pass@4": {"value": 0.8125, "low": 0.7083, "high": 0.9167},
         "mean_length": 33.5,
         "accuracy": {"value": 0.4271, "low": 0.3438, "high": 0.5104},
         "good_choices": {"value": 0.7833, "low": 0.7563, "high": 0.8081},
@@ -36,6 +36,7 @@ EVALUATION = {
     "gain": {
         "accuracy": {"value": 0.1667, "low": 0.0938, "high": 0.2396},
         "good_choices": {"value": 0.1271, "low": -0.0036, "high": 0.2566},
+        "pass@4": {"value": 0.2083, "low": 0.125, "high": 0.2917},
     },
 }
 ENVIRONMENT = {
@@ -141,7 +142,7 @@ def test_the_hub_reads_the_numbers_of_the_evaluation(tmp_path):
 
 def test_numbers_with_more_digits_are_rounded_not_changed(tmp_path):
     # 41/96 and 23/29
-    long = EVALUATION["after"] | {"pass@4": 0.7931034482758621}
+    long = EVALUATION["after"] | {"pass@4": {"value": 0.7931034482758621, "low": 0.5, "high": 1.0}}
     long["accuracy"] = {"value": 0.4270833333333333, "low": 0.34375, "high": 0.5104166666666666}
     make_run(tmp_path, changed("evaluation.json", after=long))
     results = {r.metric_type: r.metric_value for r in ModelCard.load(write_card(tmp_path)).data.eval_results}

@@ -143,7 +143,7 @@ def test_summary_of_rows_worked_by_hand():
     summary = summarize(BEFORE, "exact", choices)
     assert summary["num_problems"] == 2 and summary["num_samples"] == 2
     # Of a's 6 pairs of answers 3 hold the right one, b's only pair holds it: (3/6 + 1) / 2.
-    assert summary["pass@2"] == pytest.approx(0.75)
+    assert summary["pass@2"] == pytest.approx({"value": 0.75, "low": 0.5, "high": 1.0})
     assert summary["mean_length"] == pytest.approx(36 / 6)
     assert summary["accuracy"]["value"] == pytest.approx(2 / 6)
     assert summary["good_choices"]["value"] == pytest.approx(5 / 10)
@@ -155,7 +155,7 @@ def test_summary_of_rows_worked_by_hand():
 def test_summary_without_choices_has_none():
     summary = summarize(BEFORE, "other")
     assert summary["accuracy"] == {"value": 1, "low": 1, "high": 1}
-    assert summary["pass@2"] == 1 and "good_choices" not in summary
+    assert summary["pass@2"]["value"] == 1 and "good_choices" not in summary
 
 
 def test_gains_of_rows_worked_by_hand():
@@ -171,7 +171,9 @@ def test_gains_of_rows_worked_by_hand():
         row("a", 0.0, good=0, made=0),
     ]
     found = gains(before, after, "exact", choices)
-    assert set(found) == {"accuracy", "good_choices"}
+    assert set(found) == {"accuracy", "good_choices", "pass@1"}
+    # Means of problems: a 1/4 -> 2/4, b 1/2 -> 2/2.
+    assert found["pass@1"] == pytest.approx({"value": 3 / 8, "low": 1 / 4, "high": 1 / 2})
     # a: 1/4 -> 2/4, b: 1/2 -> 2/2; together 2/6 -> 4/6.
     assert found["accuracy"]["value"] == pytest.approx(4 / 6 - 2 / 6)
     assert (found["accuracy"]["low"], found["accuracy"]["high"]) == pytest.approx((1 / 4, 1 / 2))

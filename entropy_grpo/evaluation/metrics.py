@@ -66,7 +66,12 @@ def by_problem(rows: Sequence[Row], value: Callable[[Row], Any]) -> dict[str, li
 def counts(rows: Sequence[Row], reward: str, choices: Choices | None) -> dict[str, tuple[dict, dict]]:
     """(numerator, denominator) by problem of every share that is measured."""
     correct = by_problem(rows, lambda row: float(row["rewards"][reward] == 1.0))
-    shares = {"accuracy": ({p: sum(v) for p, v in correct.items()}, {p: len(v) for p, v in correct.items()})}
+    samples = min(map(len, correct.values()))
+    passed = {p: pass_at_k(len(v), int(sum(v)), samples) for p, v in correct.items()}
+    shares = {
+        "accuracy": ({p: sum(v) for p, v in correct.items()}, {p: len(v) for p, v in correct.items()}),
+        f"pass@{samples}": (passed, dict.fromkeys(passed, 1)),
+    }
     if choices is not None:
         made = by_problem(rows, choices)
         shares["good_choices"] = tuple({p: sum(c[i] for c in v) for p, v in made.items()} for i in (0, 1))
@@ -78,12 +83,10 @@ def summarize(rows: Sequence[Row], reward: str, choices: Choices | None = None) 
 
     `choices` maps a row to (good choices, choices). An answer is right where its `reward` is 1.
     """
-    correct = by_problem(rows, lambda row: float(row["rewards"][reward] == 1.0))
-    samples = min(map(len, correct.values()))
+    lengths = by_problem(rows, lambda row: row["length"])
     summary = {
-        "num_problems": len(correct),
-        "num_samples": samples,
-        f"pass@{samples}": float(np.mean([pass_at_k(len(v), int(sum(v)), samples) for v in correct.values()])),
+        "num_problems": len(lengths),
+        "num_samples": min(map(len, lengths.values())),
         "mean_length": float(np.mean([row["length"] for row in rows])),
     }
     for name, (numerator, denominator) in counts(rows, reward, choices).items():
@@ -97,6 +100,8 @@ def gains(before: Sequence[Row], after: Sequence[Row], reward: str, choices: Cho
     found = {}
     shares_before, shares_after = counts(before, reward, choices), counts(after, reward, choices)
     for name, after_sides in shares_after.items():
+        if name not in shares_before:
+            continue  # pass@k with another k
         common = [p for p in after_sides[0] if p in shares_before[name][0]]
         sides = [[side[p] for p in common] for side in (*shares_before[name], *after_sides)]
         if any(sides[1]) and any(sides[3]):
