@@ -10,6 +10,7 @@ from collections import defaultdict
 
 from datasets import Dataset
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_grpo import EntropyForkGRPOConfig, EntropyForkGRPOTrainer
@@ -36,7 +37,7 @@ def fixed_completions(prompts, trainer):
 
 def reward(completion_ids, **kwargs):
     """Uneven, and decided by the tokens alone."""
-    return [float(sum(ids) % 3) for ids in completion_ids]
+    return [float(sum(ids) % 7) for ids in completion_ids]
 
 
 def prompts(count):
@@ -87,14 +88,19 @@ def train(model, output, stock=False, sampled=False, **overrides):
 
 
 def weights(trainer):
-    return {name: p.detach().clone() for name, p in trainer.accelerator.unwrap_model(trainer.model).named_parameters()}
+    """The model's parameters, whole; every rank has to ask."""
+    parameters = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+    return {
+        name: (p.detach().full_tensor() if isinstance(p, DTensor) else p.detach().clone()) for name, p in parameters
+    }
 
 
 def main():
     model, output, overrides = sys.argv[1:]
     trainer = train(model, output, **json.loads(overrides))
+    trained = weights(trainer)
     if trainer.is_world_process_zero():
-        save_file(weights(trainer), f"{output}/weights.safetensors")
+        save_file(trained, f"{output}/weights.safetensors")
         with open(f"{output}/log.json", "w") as file:
             json.dump(trainer.state.log_history[0], file)
     finish(trainer)

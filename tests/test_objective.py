@@ -291,20 +291,28 @@ def test_accumulation_changes_the_tokens_under_micro_batch_scope(tiny_model, tmp
     assert split["entropy/kept"] < whole["entropy/kept"]
 
 
+DDP = ["accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0"]
+FSDP2 = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rho", "accumulation"),
-    [(0.2, 1), (0.2, 2), (0.005, 1)],
-    ids=["one pass", "accumulated", "one token, so one rank keeps none"],
+    ("launcher", "script", "rho", "accumulation"),
+    [
+        (DDP, "tests.fixed_rollout", 0.2, 1),
+        (DDP, "tests.fixed_rollout", 0.2, 2),
+        (DDP, "tests.fixed_rollout", 0.005, 1),
+        (FSDP2, "tests.fsdp2_on_cpu", 0.2, 2),
+    ],
+    ids=["DDP", "DDP accumulated", "DDP, one token, so that one rank keeps none", "FSDP2 accumulated"],
 )
-def test_two_processes_are_one(tiny_model, tmp_path, rho, accumulation):
+def test_two_processes_are_one(tiny_model, tmp_path, launcher, script, rho, accumulation):
     settings = {"top_entropy_quantile": rho, "gradient_accumulation_steps": accumulation}
     one = one_step(tiny_model, tmp_path / "one", per_device_train_batch_size=8 // accumulation, **settings)
     (tmp_path / "two").mkdir()
     overrides = json.dumps({"per_device_train_batch_size": 4 // accumulation, **settings})
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml"]
-    script = ["--main_process_port", "0", "-m", "tests.fixed_rollout", tiny_model, str(tmp_path / "two"), overrides]
-    result = subprocess.run([*launch, *script], cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-m", *launcher, "-m", script, tiny_model, str(tmp_path / "two"), overrides]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     log = json.loads((tmp_path / "two" / "log.json").read_text())
     assert_same_step(tiny_model, one, (load_file(tmp_path / "two" / "weights.safetensors"), log))

@@ -1,0 +1,39 @@
+"""`fixed_rollout` under FSDP2 on processors: accelerate, which shards on accelerators only, is told that gloo is one.
+
+Run by torchrun: fsdp2_on_cpu.py MODEL OUTPUT JSON_OF_OVERRIDES
+"""
+
+import os
+from pathlib import Path
+
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+
+import torch
+from accelerate import DistributedType, PartialState
+from torch.distributed.tensor import DTensor
+
+from entropy_grpo.launch import sharding_environment
+
+from . import fixed_rollout
+
+CONFIG = Path(__file__).parent.parent / "accelerate_configs" / "fsdp2.yaml"
+
+
+def main():
+    os.environ.update(sharding_environment(CONFIG))
+    torch.distributed.init_process_group("gloo")
+    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    trained = fixed_rollout.train
+
+    def train_sharded(*args, **kwargs):
+        trainer = trained(*args, use_cpu=False, **kwargs)
+        sharded = all(isinstance(p, DTensor) for p in trainer.model.parameters())
+        assert sharded, "FSDP2 has not sharded the parameters: this would be a test of DDP"
+        return trainer
+
+    fixed_rollout.train = train_sharded
+    fixed_rollout.main()
+
+
+if __name__ == "__main__":
+    main()
