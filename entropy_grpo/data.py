@@ -35,12 +35,7 @@ def load_problems(config: RunConfig, seed: int) -> Problems:
             raise ValueError(f"dataset_name is {config.dataset_name!r}: there is no such file.")
         rows = load_dataset(FILE_FORMATS[suffix], data_files=config.dataset_name, split="train")
     else:
-        rows = load_dataset(
-            config.dataset_name,
-            config.dataset_config,
-            revision=config.dataset_revision,
-            split=config.dataset_train_split,
-        )
+        rows = _from_hub(config)
     missing = [column for column in COLUMNS if column not in rows.column_names]
     if missing:
         raise ValueError(
@@ -60,6 +55,19 @@ def load_problems(config: RunConfig, seed: int) -> Problems:
     rows = rows.shuffle(seed=0)
     dev, test = rows.select(range(config.num_dev_problems)), rows.select(range(config.num_dev_problems, held_out))
     return Problems(rows.select(range(held_out, len(rows))), dev if len(dev) else None, test if len(test) else None)
+
+
+def _from_hub(config: RunConfig) -> Dataset:
+    try:
+        return load_dataset(
+            config.dataset_name,
+            config.dataset_config,
+            revision=config.dataset_revision,
+            split=config.dataset_train_split,
+        )
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"dataset_name is {config.dataset_name!r}, which does not load: {reason}") from error
 
 
 def _embedded(config: RunConfig, seed: int) -> Problems:

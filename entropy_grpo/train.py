@@ -1,6 +1,7 @@
 """One run, from settings to model card, top to bottom. The only module that imports the whole row."""
 
 import gc
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def main(settings: Settings, name: str) -> None:
         folder = claim_folder(args, settings)
         model_path = load_embedded(model_config.model_name_or_path, args.seed)
         tokenizer = load_tokenizer(model_path, model_config)
+        if PartialState().is_main_process and args.resume_from_checkpoint is None:
+            write_recipe(settings, folder)
     except ValueError as error:
         raise RecipeError(str(error)) from error
 
@@ -104,7 +107,7 @@ def find_checkpoint(args: EntropyForkGRPOConfig, settings: Settings) -> str | No
 
 
 def claim_folder(args: EntropyForkGRPOConfig, settings: Settings) -> RunFolder:
-    """Make the run folder and write the resolved recipe into it; the same folder on every rank.
+    """Make the run folder and see that it can be written; the same folder on every rank.
 
     A folder that was named must be free, unless a run in it is resumed; one that was not is `runs/NAME`, or the first
     free `runs/NAME-2`, `runs/NAME-3`, ...
@@ -114,14 +117,8 @@ def claim_folder(args: EntropyForkGRPOConfig, settings: Settings) -> RunFolder:
         try:
             path = _free_folder(args, settings)
             path.mkdir(parents=True, exist_ok=True)
-            kept = {
-                key: setting
-                for key, setting in settings.items()
-                if key not in ("output_dir", "resume_from_checkpoint")
-            }
-            if args.resume_from_checkpoint is None:
-                records.write_text(RunFolder(path).recipe, recipe.dump(kept))
-            chosen[0] = str(path)
+            with tempfile.TemporaryFile(dir=path):
+                chosen[0] = str(path)
         except ValueError as error:
             chosen[1] = str(error)
         except OSError as error:
@@ -132,6 +129,12 @@ def claim_folder(args: EntropyForkGRPOConfig, settings: Settings) -> RunFolder:
         raise ValueError(chosen[1])
     args.output_dir = chosen[0]
     return RunFolder(Path(chosen[0]))
+
+
+def write_recipe(settings: Settings, folder: RunFolder) -> None:
+    """Write the resolved recipe: every setting but where the run lies and where it goes on from."""
+    kept = {key: s for key, s in settings.items() if key not in ("output_dir", "resume_from_checkpoint")}
+    records.write_text(folder.recipe, recipe.dump(kept))
 
 
 def _free_folder(args: EntropyForkGRPOConfig, settings: Settings) -> Path:
@@ -169,7 +172,12 @@ def load_embedded(model_name_or_path: str | None, seed: int) -> str:
 
 def load_tokenizer(model_path: str, model_config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the left; it must know how a response ends."""
-    tokenizer = AutoTokenizer.from_pretrained(model_path, revision=model_config.model_revision, padding_side="left")
+    revision = model_config.model_revision
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision, padding_side="left")
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model_name_or_path is {model_path!r}, whose tokenizer does not load: {reason}") from error
     if tokenizer.eos_token is None:
         raise ValueError(
             f"model_name_or_path is {model_path!r}, whose tokenizer has no EOS token: no response would ever end. Set "
@@ -188,6 +196,11 @@ def model_init_kwargs(model_config: ModelConfig) -> dict[str, Any]:
     return {key: value for key, value in chosen.items() if value is not None}
 
 
+def walk_choices(row: records.Row) -> tuple[int, int]:
+    """(good moves, moves) of an answer to the number walk."""
+    return number_walk.count_good_moves(number_walk.Problem.from_prompt(row["prompt"]), row["completion"])
+
+
 def evaluate(
     trainer: EntropyForkGRPOTrainer, problems: Problems, run_config: RunConfig, folder: RunFolder, when: str
 ) -> None:
@@ -198,12 +211,7 @@ def evaluate(
     if not trainer.is_world_process_zero():
         return
     records.replace_jsonl(folder.answers(when), answers)
-    choices = None
-    if run_config.dataset_name == EMBEDDED + number_walk.NAME:
-
-        def choices(row: dict[str, Any]) -> tuple[int, int]:
-            return number_walk.count_good_moves(number_walk.Problem.from_prompt(row["prompt"]), row["completion"])
-
+    choices = walk_choices if run_config.dataset_name == EMBEDDED + number_walk.NAME else None
     reward = trainer.reward_func_names[0]
     entropy = {"mean_entropy": trainer.state.log_history[-1]["eval_entropy"]}
     summary = records.read_json(folder.evaluation) | {when: metrics.summarize(answers, reward, choices) | entropy}
