@@ -37,5 +37,5 @@ train: setup  ## train RECIPE=recipes/NAME.yaml with RECIPE_ARGS
 card: setup  ## rebuild the model card of RUN=runs/NAME from its files
 	$(BIN)/entropy-grpo card $(RUN)
 
-results: setup  ## train the embedded task with three seeds and three selections (an hour), benchmarks/results/embedded.json
+results: setup  ## train the embedded task with three seeds and three selections (half an hour), benchmarks/results/embedded.json
 	$(BIN)/python benchmarks/embedded.py
