@@ -20,7 +20,6 @@ import numpy as np
 from scipy import stats
 
 from entropy_grpo import records
-from entropy_grpo.callbacks import git_revision, hardware, versions
 from entropy_grpo.embedded import cold_start
 from entropy_grpo.records import RunFolder
 
@@ -36,7 +35,7 @@ ARMS = {
     "bottom 80%": ["--entropy_selection", "bottom"],
 }
 DEV_SEED, SEEDS = 0, (1, 2, 3)
-LEARNING_RATES = ("1.0e-4", "2.0e-4", "4.0e-4")
+LEARNING_RATES = ("5.0e-5", "1.0e-4", "2.0e-4", "4.0e-4")
 DEV_METRIC = "eval_rewards/walk_accuracy/mean"
 MEASURES = ("accuracy", "good_choices")
 
@@ -107,12 +106,13 @@ def measure(jobs: int) -> dict:
         }
         for other in others
     }
-    settings = records.read_json(runs[first][SEEDS[0]].environment)["arguments"]
+    environments = [records.read_json(folder.environment) for folders in runs.values() for folder in folders.values()]
+    settings = environments[0]["arguments"]
     return {
         "command": "python benchmarks/embedded.py",
-        "versions": versions(),
-        "git_revision": git_revision(),
-        "hardware": hardware(),
+        "versions": environments[0]["versions"],
+        "git_revisions": sorted({environment["git_revision"] for environment in environments}),
+        "hardware": environments[0]["hardware"],
         "steps": settings["max_steps"],
         "responses": settings["max_steps"] // settings["steps_per_generation"] * settings["generation_batch_size"],
         "dev_seed": DEV_SEED,

@@ -24,7 +24,7 @@ def test_intervals_are_those_of_the_seeds(results):
     for arm in results["arms"].values():
         after = [seed["after"]["accuracy"] for seed in arm["seeds"].values()]
         mean = sum(after) / 3
-        half = 4.30265 * math.sqrt(sum((x - mean) ** 2 for x in after) / 2 / 3)
+        half = 4.302652730 * math.sqrt(sum((x - mean) ** 2 for x in after) / 2 / 3)
         recorded = arm["accuracy"]["after"]
         assert [recorded["low"], recorded["value"], recorded["high"]] == pytest.approx(
             [mean - half, mean, mean + half]
