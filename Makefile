@@ -22,7 +22,7 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install -q -e ".[analysis,dev]"
 	@touch $@
 
-demo: setup  ## train the embedded task on this machine's processor (about ten minutes with the cold start)
+demo: setup  ## train the embedded task on this machine's processor (about six minutes with the cold start)
 	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml recipes/demo_cpu.yaml $(RECIPE_ARGS)
 
 test: setup  ## run the tests

@@ -29,8 +29,9 @@ class EntropyForkGRPOConfig(GRPOConfig):
             the loss is stock TRL's.
         entropy_selection: which tokens are kept: `top` (highest entropy), `bottom` (all that `top` drops), `random`.
         entropy_scope: among which tokens the threshold is taken, always over all ranks: `micro_batch` (those of one
-            forward pass) or `global` (those of one optimiser step; with gradient accumulation this costs one more
-            forward pass without gradient per micro-batch).
+            forward pass), `global` (those of one optimiser step; with gradient accumulation this costs one more
+            forward pass without gradient per micro-batch) or `rollout` (those of a whole rollout, by the policy that
+            wrote it: the entropies come from the pass that scores the old log-probabilities).
         entropy_denominator: the loss is divided by the `kept` tokens of the optimiser step (Eq. 6), or, as in stock
             TRL, by `all` completion tokens, which makes it rho times too small.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
@@ -47,7 +48,8 @@ class EntropyForkGRPOConfig(GRPOConfig):
         default="top", metadata={"help": "Which tokens are kept: top, bottom (the others) or random."}
     )
     entropy_scope: str = field(
-        default="global", metadata={"help": "Tokens that share a threshold: micro_batch or global (optimiser step)."}
+        default="global",
+        metadata={"help": "Tokens that share a threshold: micro_batch, global (optimiser step) or rollout."},
     )
     entropy_denominator: str = field(
         default="kept", metadata={"help": "Divide the loss by the kept tokens (Eq. 6) or by all completion tokens."}

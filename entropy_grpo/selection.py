@@ -20,7 +20,7 @@ from torch import Tensor
 Reduce = Callable[[Tensor], Tensor]
 
 SELECTIONS = ("top", "bottom", "random")
-SCOPES = ("micro_batch", "global")
+SCOPES = ("micro_batch", "global", "rollout")
 
 # A key has 63 bits, a non-negative int64: 32 for the score and the rest for the place.
 PLACE_BITS = 31

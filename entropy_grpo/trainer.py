@@ -9,7 +9,8 @@ TRL computes the loss; this class only decides which tokens are in it and what i
 - `_get_per_token_logps_and_entropies`, `_compute_loss`, `_calculate_rewards`: watch what goes by, for the records.
 
 What the kept set depends on: with `micro_batch` scope, on which sequences share a forward pass (on all ranks
-together); with `global` scope only on the sequences of the optimiser step, however they are split.
+together); with `global` scope only on the sequences of the optimiser step, however they are split; with `rollout`
+scope on the whole rollout and the policy that wrote it, so that it is the same for every pass over that rollout.
 
 Shapes: B sequences of the local micro-batch, T completion tokens including padding.
 """
@@ -102,6 +103,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self._thresholds: list[float] = []  # the current window's
         self._weight: Tensor | None = None  # what the running loss was weighted by
         self._last_pass: tuple[Tensor, Tensor] | None = None  # log-probabilities and entropies
+        self._rollout_pass: list[Tensor] | None = None  # entropies of the passes over the rollout being scored
         self._selection_checked = False
         self._answers: list[dict[str, Any]] | None = None  # the running evaluation's
         self._recorder = RunRecorder()
@@ -137,6 +139,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _open_window(self, batches: list[Inputs]) -> Window:
         """Fix how many tokens the window keeps over all ranks, and which, where that takes a pass of its own."""
+        if self.args.entropy_scope == "rollout" and self.model.training:
+            masks = [b["kept_mask"] for b in batches]
+            return Window(int(self._sum_over_ranks(torch.stack([m.sum() for m in masks]).sum())), masks)
         self._thresholds = []
         counts = self._sum_over_ranks(torch.stack([loss_mask(b).sum() for b in batches])).tolist()
         if self.args.entropy_scope == "micro_batch":
@@ -152,6 +157,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
             inputs["completion_ids"].size(1),
+            batch_size=self.args.per_device_train_batch_size,
             compute_entropy=True,
             **{name: value for name, value in inputs.items() if name in SCORING_ARGUMENTS},
         )
@@ -160,10 +166,24 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     # TRL's seams
 
     def _generate_and_score_completions(self, inputs: list[Inputs]) -> Inputs:
-        output = super()._generate_and_score_completions(inputs)
+        scored = self.args.entropy_scope == "rollout" and self.top_entropy_quantile < 1 and self.model.training
+        self._rollout_pass = [] if scored else None
+        try:
+            output = super()._generate_and_score_completions(inputs)
+            passes = self._rollout_pass
+        finally:
+            self._rollout_pass = None
         device, local = self.accelerator.device, output["completion_ids"].size(0)
         output["sequence_index"] = self.accelerator.process_index * local + torch.arange(local, device=device)
         output["sequence_count"] = torch.tensor(self.accelerator.num_processes * local, device=device)
+        if scored:
+            # TRL scores old log-probabilities first, if at all, and then perhaps those of a reference model.
+            entropies = passes[0] if "old_per_token_logps" in output else self._entropies(output)
+            self._thresholds = []
+            (output["kept_mask"],) = self._select([entropies], [output])
+            counts = torch.stack([output["kept_mask"].sum(), loss_mask(output).sum()])
+            kept, total = self._sum_over_ranks(counts).tolist()
+            self._check_selection(kept, total, self._kept_count(total))
         return output
 
     def _prepare_inputs(self, generation_batch: Inputs) -> Inputs:
@@ -178,8 +198,13 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self._window = self._open_window(self._buffered_inputs[first : first + accumulation])
         return inputs
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any):
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any):
+        watched = self._rollout_pass is not None and model is self.model  # a reference model has no entropy head
+        if watched:
+            kwargs["compute_entropy"] = True
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        if watched:
+            self._rollout_pass.append(entropies)
         if entropies is not None:
             self._last_pass = logps.detach(), entropies.detach()
         return logps, entropies, aux_loss
@@ -278,7 +303,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             torch.stack([torch.stack([group.sum(), (entropies * group).sum()]).double() for group in groups.values()])
         ).tolist()
         count = {name: n for name, (n, _) in zip(groups, totals, strict=True)}
-        self._check_selection(count["kept"], count["all"])
+        if self._window is not None and self.args.entropy_scope != "rollout":  # that one is checked as it is selected
+            self._check_selection(count["kept"], count["all"], self._window.kept)
         for name, (n, entropy) in zip(groups, totals, strict=True):
             if name in ("kept", "dropped", "positive", "negative"):
                 metrics[f"entropy/{name}"].append(entropy / n if n else math.nan)
@@ -293,16 +319,16 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             metrics[f"clip_ratio/kept_{side}"].append(clipped / count["kept"] if count["kept"] else math.nan)
         self._recorder.samples = self._token_samples(scored[-1])
 
-    def _check_selection(self, kept: float, total: float) -> None:
-        """Fail at the first step whose kept tokens are not the share that was asked for."""
-        if self._selection_checked or self.top_entropy_quantile == 1 or total == 0:
+    def _check_selection(self, kept: float, total: float, expected: int) -> None:
+        """Fail at the first selection whose kept tokens are not the share that was asked for."""
+        if self._selection_checked or total == 0:
             return
         share = 1 - self.top_entropy_quantile if self.args.entropy_selection == "bottom" else self.top_entropy_quantile
         # Each selection rounds by less than one token.
-        if kept != self._window.kept or abs(kept - share * total) >= max(len(self._thresholds), 1):
+        if kept != expected or abs(kept - share * total) >= max(len(self._thresholds), 1):
             raise RuntimeError(
                 f"The first optimiser step kept {kept:.0f} of {total:.0f} tokens where {share:g} of them, "
-                f"{self._window.kept}, should be kept: the loss would not be the one that was asked for."
+                f"{expected}, should be kept: the loss would not be the one that was asked for."
             )
         self._selection_checked = True
 

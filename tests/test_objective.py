@@ -146,6 +146,66 @@ def test_loss_and_gradient_are_the_formulas(tiny_model, tmp_path, rho, kind, sco
     assert trainer._metrics["train"]["selection/kept_fraction"][-1] == pytest.approx(kept.sum().item() / tokens)
 
 
+def padded(tensors):
+    """Rows of several micro-batches in one tensor."""
+    width = max(t.size(1) for t in tensors)
+    return torch.cat([torch.nn.functional.pad(t, (0, width - t.size(1))) for t in tensors])
+
+
+def test_rollout_scope_divides_each_step_by_its_own_kept_tokens(tiny_model, tmp_path):
+    """Two optimiser steps of one rollout keep unequal shares of it; each loss is the formula's over its own."""
+    trainer = make_trainer(
+        tiny_model, tmp_path, 1, top_entropy_quantile=0.7, entropy_scope="rollout", steps_per_generation=2
+    )
+    batches = make_batches((3, 5))
+    set_old_logps(trainer.model, batches)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    scores = [reference.score(model, *(b[key] for key in keys), TEMPERATURE) for b in batches]
+    masks = [b["completion_mask"].bool() for b in batches]
+    places = [
+        torch.arange(b["completion_ids"].size(1)) * b["sequence_count"] + b["sequence_index"].unsqueeze(1)
+        for b in batches
+    ]
+    whole = reference.top(padded([h for _, h in scores]), padded(masks), 0.7, padded(places))
+    shares, first = [], 0
+    for b, (logps, _), mask in zip(batches, scores, masks, strict=True):
+        b["kept_mask"] = whole[first : first + mask.size(0), : mask.size(1)]
+        first += mask.size(0)
+        loss, _ = run_window(trainer, [b])
+        expected_loss = reference.objective(
+            logps, b["old_per_token_logps"].double(), b["advantages"].double(), b["kept_mask"], 0.2, 0.28
+        )
+        assert loss == pytest.approx(expected_loss.item(), rel=1e-5, abs=1e-6)
+        shares.append(trainer._metrics["train"]["selection/kept_fraction"][-1])
+    assert shares[0] != shares[1]
+
+
+@pytest.mark.parametrize("off_policy", [False, True], ids=["on policy", "with old log-probabilities"])
+def test_rollout_scope_keeps_the_top_of_the_rollout_by_the_policy_that_wrote_it(tiny_model, tmp_path, off_policy):
+    """Also at the second step, whose policy is another one."""
+    splits = {"steps_per_generation": 2} if off_policy else {"gradient_accumulation_steps": 2}
+    trainer = fixed_rollout.train(
+        tiny_model,
+        tmp_path,
+        top_entropy_quantile=0.2,
+        entropy_scope="rollout",
+        per_device_train_batch_size=4,
+        temperature=TEMPERATURE,
+        max_steps=2 if off_policy else 1,
+        **splits,
+    )
+    batches = trainer._buffered_inputs
+    assert len(batches) == 2 and all(("old_per_token_logps" in b) == off_policy for b in batches)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    entropies = padded([reference.score(model, *(b[key] for key in keys), TEMPERATURE)[1] for b in batches])
+    mask, kept = (padded([b[key].bool() for b in batches]) for key in ("completion_mask", "kept_mask"))
+    assert kept.sum() == -(-mask.sum() // 5) and not (kept & ~mask).any()
+    # Entropies that are equal but for rounding may change places; nothing else may.
+    assert entropies[kept].min() >= entropies[mask & ~kept].max() - 1e-5
+
+
 def test_random_selection_trains_a_seeded_share(tiny_model, tmp_path):
     trainer = make_trainer(tiny_model, tmp_path, 2, top_entropy_quantile=0.2, entropy_selection="random")
     batches = make_batches((3, 5))
@@ -271,12 +331,13 @@ def assert_same_step(tiny_model, first, second):
 
 
 @pytest.mark.parametrize("kind", ["top", "bottom", "random"])
-def test_accumulation_changes_nothing_under_global_scope(tiny_model, tmp_path, kind):
-    settings = {"top_entropy_quantile": 0.2, "entropy_scope": "global", "entropy_selection": kind}
+@pytest.mark.parametrize("scope", ["global", "rollout"])
+def test_accumulation_changes_nothing_under_wide_scopes(tiny_model, tmp_path, scope, kind):
+    """Where a rollout is one optimiser step, its scope is the step's."""
+    settings = {"top_entropy_quantile": 0.2, "entropy_selection": kind}
     whole = one_step(tiny_model, tmp_path / "a", per_device_train_batch_size=8, **settings)
-    split = one_step(
-        tiny_model, tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=8, **settings
-    )
+    settings |= {"entropy_scope": scope, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    split = one_step(tiny_model, tmp_path / "b", **settings)
     assert_same_step(tiny_model, whole, split)
 
 
@@ -297,17 +358,18 @@ FSDP2 = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "script", "rho", "accumulation"),
+    ("launcher", "script", "scope", "rho", "accumulation"),
     [
-        (DDP, "tests.fixed_rollout", 0.2, 1),
-        (DDP, "tests.fixed_rollout", 0.2, 2),
-        (DDP, "tests.fixed_rollout", 0.005, 1),
-        (FSDP2, "tests.fsdp2_on_cpu", 0.2, 2),
+        (DDP, "tests.fixed_rollout", "global", 0.2, 1),
+        (DDP, "tests.fixed_rollout", "global", 0.2, 2),
+        (DDP, "tests.fixed_rollout", "global", 0.005, 1),
+        (FSDP2, "tests.fsdp2_on_cpu", "global", 0.2, 2),
+        (DDP, "tests.fixed_rollout", "rollout", 0.2, 2),
     ],
-    ids=["DDP", "DDP accumulated", "DDP, one token, so that one rank keeps none", "FSDP2 accumulated"],
+    ids=["DDP", "DDP accumulated", "DDP, one token: a rank keeps none", "FSDP2 accumulated", "DDP, rollout scope"],
 )
-def test_two_processes_are_one(tiny_model, tmp_path, launcher, script, rho, accumulation):
-    settings = {"top_entropy_quantile": rho, "gradient_accumulation_steps": accumulation}
+def test_two_processes_are_one(tiny_model, tmp_path, launcher, script, scope, rho, accumulation):
+    settings = {"top_entropy_quantile": rho, "entropy_scope": scope, "gradient_accumulation_steps": accumulation}
     one = one_step(tiny_model, tmp_path / "one", per_device_train_batch_size=8 // accumulation, **settings)
     (tmp_path / "two").mkdir()
     overrides = json.dumps({"per_device_train_batch_size": 4 // accumulation, **settings})

@@ -208,7 +208,7 @@ def test_dump_refuses_what_would_end_the_string():
         (["--top_entropy_quantile", "0"], ["top_entropy_quantile is 0", "(0, 1]"]),
         (["--top_entropy_quantile", "1.2"], ["top_entropy_quantile is 1.2"]),
         (["--entropy_selection", "topp"], ["entropy_selection is 'topp'", "top, bottom, random"]),
-        (["--entropy_scope", "window"], ["entropy_scope is 'window'", "micro_batch, global"]),
+        (["--entropy_scope", "window"], ["entropy_scope is 'window'", "micro_batch, global, rollout"]),
         (["--entropy_denominator", "some"], ["entropy_denominator is 'some'", "kept, all"]),
         (["--entropy_selection", "bottom", "--top_entropy_quantile", "1.0"], ["'bottom' keeps", "below 1"]),
         (["--loss_type", "grpo"], ["entropy_denominator is 'kept'", "loss_type is 'grpo'", "dapo"]),
