@@ -46,7 +46,7 @@ def choose_sharding(settings: Settings) -> str:
     chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
     if chosen:
         return "sharding: as the launcher's own configuration says"
-    if setting is None or setting.value in (NO_CONFIG, None):
+    if setting is None or not isinstance(setting.value, str) or setting.value == NO_CONFIG:
         return "sharding: none"
     # The working directory, the folder of the recipe that names it and those above: its copy in a run folder finds it.
     folders = [Path(), setting.folder, *setting.folder.parents]

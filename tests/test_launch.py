@@ -157,6 +157,32 @@ def test_sharding_is_what_a_real_launch_sets(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("environment", "value", "sharded", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "accelerate_configs/fsdp2.yaml", True, "as accelerate_configs/fsdp2.yaml says"),
+        ({"WORLD_SIZE": "2"}, "accelerate_configs/ddp.yaml", False, "as accelerate_configs/ddp.yaml says"),
+        ({"WORLD_SIZE": "2"}, "none", False, "none"),
+        ({"WORLD_SIZE": "1"}, "accelerate_configs/fsdp2.yaml", False, "there is one process"),
+        ({}, "accelerate_configs/fsdp2.yaml", False, "there is one process"),
+        (
+            {"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true"},
+            "accelerate_configs/fsdp2.yaml",
+            False,
+            "the launcher's own",
+        ),
+    ],
+)
+def test_sharding_is_the_recipes_unless_the_launcher_chose(environment, value, sharded, said, tmp_path, monkeypatch):
+    """From another working directory; the recipe that names the file lies in the repository."""
+    monkeypatch.chdir(tmp_path)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith((*launch.SHARDING_VARIABLES, "WORLD_SIZE"))}
+    monkeypatch.setattr(os, "environ", kept | environment)
+    setting = recipe.Setting(value, "here", REPOSITORY / "recipes")
+    assert said in launch.choose_sharding({"accelerate_config": setting})
+    assert (os.environ.get("ACCELERATE_USE_FSDP") == "true") is sharded
+
+
+@pytest.mark.parametrize(
     ("words", "parts"),
     [
         (["--learning_rat", "1e-4"], ["command line", "learning_rat", "Did you mean learning_rate?"]),
