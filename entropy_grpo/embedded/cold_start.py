@@ -114,6 +114,7 @@ def demonstrations(count: int, seed: int) -> list[dict[str, str]]:
 def train(seed: int, steps: int, output: Path) -> None:
     """Supervised training on demonstrations; `output` appears only when it is complete."""
     from datasets import Dataset, disable_progress_bars
+    from transformers import ProgressCallback
     from transformers.utils import logging
     from trl import SFTConfig, SFTTrainer
 
@@ -143,6 +144,10 @@ def train(seed: int, steps: int, output: Path) -> None:
         )
         rows = Dataset.from_list(demonstrations(steps * BATCH_SIZE, seed))
         trainer = SFTTrainer(build_model(tokenizer, seed), args, train_dataset=rows, processing_class=tokenizer)
+        if trainer.pop_callback(ProgressCallback) is not None:
+            bar = ProgressCallback()
+            bar.on_log = lambda *args, **kwargs: None  # the bar alone, without a dictionary of numbers at its end
+            trainer.add_callback(bar)
         trainer.train()
         trainer.model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
