@@ -128,9 +128,8 @@ def _from_words(words: list[str]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def build(settings: Settings, classes: Iterable[type]) -> list[Any]:
-    """One instance of each dataclass from the settings that are its fields; each must be a field of some class."""
-    classes = list(classes)
+def checked(settings: Settings, classes: Iterable[type]) -> Settings:
+    """The settings with each value as the field that it sets wants it; every key must be a field of some class."""
     hints = {}
     for cls in classes:
         types = typing.get_type_hints(cls)
@@ -140,12 +139,21 @@ def build(settings: Settings, classes: Iterable[type]) -> list[Any]:
             close = difflib.get_close_matches(key, hints, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise RecipeError(f"{setting.source}: there is no setting {key} (value {setting.value!r}).{hint}")
-    checked = {key: _checked(key, setting, hints[key]) for key, setting in settings.items()}
+    return {
+        key: dataclasses.replace(setting, value=_checked(key, setting, hints[key]))
+        for key, setting in settings.items()
+    }
+
+
+def build(settings: Settings, classes: Iterable[type]) -> list[Any]:
+    """One instance of each dataclass from the settings, checked, that are its fields."""
+    classes = list(classes)
+    settings = checked(settings, classes)
     instances = []
     for cls in classes:
         names = {field.name for field in dataclasses.fields(cls) if field.init}
         try:
-            instances.append(cls(**{key: value for key, value in checked.items() if key in names}))
+            instances.append(cls(**{key: setting.value for key, setting in settings.items() if key in names}))
         except (ValueError, TypeError) as error:
             named = [setting.source for key, setting in settings.items() if re.search(rf"\b{key}\b", str(error))]
             raise RecipeError(f"{', '.join(dict.fromkeys(named)) or cls.__name__}: {error}") from error
@@ -158,12 +166,13 @@ def _checked(key: str, setting: Setting, hint: Any) -> Any:
         return adapter.validate_python(setting.value)
     except pydantic.ValidationError as error:
         value = setting.value
-        if setting.source == COMMAND_LINE and not isinstance(value, (str, list, dict)):
-            # A word such as `7` or `none` may have been meant as text.
-            try:
-                return adapter.validate_python("none" if value is None else str(value))
-            except pydantic.ValidationError:
-                pass
+        if setting.source == COMMAND_LINE and not isinstance(value, (list, dict)):
+            # A word such as `7` may have been meant as text, and a single word as a list of one.
+            for meant in ("none" if value is None else str(value), [value]):
+                try:
+                    return adapter.validate_python(meant)
+                except pydantic.ValidationError:
+                    continue
         wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
         advice = ""
         if isinstance(value, str) and isinstance(yaml.load(value, Loader=_Loader), (int, float)):

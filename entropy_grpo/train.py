@@ -25,12 +25,13 @@ from .rewards import get_rewards
 from .trainer import EntropyForkGRPOTrainer
 
 RUNS = Path("runs")
+CLASSES = (RunConfig, EntropyForkGRPOConfig, ModelConfig)
 
 
 def main(settings: Settings, name: str) -> None:
     """Train as the settings say; `name` is the run's unless they name one."""
-    settings = {"run_name": Setting(name, "file name")} | settings
-    run_config, args, model_config = recipe.build(settings, (RunConfig, EntropyForkGRPOConfig, ModelConfig))
+    settings = recipe.checked({"run_name": Setting(name, "file name")} | settings, CLASSES)
+    run_config, args, model_config = recipe.build(settings, CLASSES)
     try:
         reward_funcs = get_rewards(run_config.rewards)
         problems = load_problems(run_config, args.seed)

@@ -192,7 +192,7 @@ def test_sharding_is_the_recipes_unless_the_launcher_chose(environment, value, s
             ["--output_dir", str(REPOSITORY / "recipes")],
             ["output_dir", "is not empty", "--resume_from_checkpoint true"],
         ),
-        (["--rewards", "[acuracy]"], ["rewards is ['acuracy']", "walk_accuracy"]),
+        (["--rewards", "acuracy"], ["rewards is ['acuracy']", "walk_accuracy"]),
         (["--dataset_name", "nowhere.jsonl"], ["dataset_name is 'nowhere.jsonl'", "no such file"]),
         (["--dataset_name", "nobody/nothing"], ["dataset_name is 'nobody/nothing'", "does not load"]),
         (["--model_name_or_path", "nobody/nothing"], ["model_name_or_path is 'nobody/nothing'", "does not load"]),

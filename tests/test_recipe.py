@@ -116,6 +116,7 @@ def test_numbers_are_numbers_in_files_and_on_the_command_line(tmp_path, text, va
         (["--on", "false"], Small(on=False)),
         (["--rewards", "a", "b"], Small(rewards=["a", "b"])),
         (["--rewards", "[a]"], Small(rewards=["a"])),
+        (["--rewards", "a"], Small(rewards=["a"])),
         (["--name", "7"], Small(name="7")),
         (["--name", "no"], Small(name="no")),
         (["--maybe", "null"], Small(maybe=None)),
@@ -192,6 +193,13 @@ def test_dump_is_the_same_recipe(tmp_path):
     compile(copy.read_text(), "copy", "exec")
     assert copy.read_text().splitlines()[0] == recipe.FIRST_LINE
     assert copy.read_text().splitlines()[-1] == recipe.LAST_LINE
+
+
+def test_dump_of_checked_settings_needs_no_second_guess(tmp_path):
+    """On the command line `7` may be text and a word a list of one; in a file they are not: the dump is explicit."""
+    settings = recipe.checked(settings_of(tmp_path, "steps: 2\n", "--name", "7", "--rewards", "a"), [Small])
+    copy = write(tmp_path / "copy.yaml", recipe.dump(settings))
+    assert recipe.build(recipe.load(copy), [Small]) == [Small(steps=2, name="7", rewards=["a"])]
 
 
 def test_dump_refuses_what_would_end_the_string():
