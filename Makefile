@@ -22,7 +22,7 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install -q -e ".[analysis,dev]"
 	@touch $@
 
-demo: setup  ## train the embedded task on this machine's processor (about six minutes with the cold start)
+demo: setup  ## train the embedded task on this machine's processor (a few minutes, and a few more for the cold start, once)
 	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml recipes/demo_cpu.yaml $(RECIPE_ARGS)
 
 test: setup  ## run the tests

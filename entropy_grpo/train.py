@@ -167,7 +167,7 @@ def load_embedded(model_name_or_path: str | None, seed: int) -> str:
     state = PartialState()
     with state.main_process_first():
         if state.is_main_process and not cold_start.checkpoint_path(seed).exists():
-            print(f"cold start for seed {seed}: training it once, about two minutes", flush=True)
+            print(f"cold start for seed {seed}: training it once, a few minutes", flush=True)
         return str(cold_start.ensure(seed))
 
 
