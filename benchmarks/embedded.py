@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from entropy_grpo import records
+from entropy_grpo.card import share_text
 from entropy_grpo.embedded import cold_start
 from entropy_grpo.records import RunFolder
 
@@ -121,10 +122,6 @@ def measure(jobs: int) -> dict:
     }
 
 
-def show(value: dict[str, float], sign: str = "") -> str:
-    return f"{value['value']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
-
-
 def table(results: dict) -> str:
     """The recorded results in Markdown."""
     lines = [
@@ -135,12 +132,13 @@ def table(results: dict) -> str:
         accuracy, good = result["accuracy"], result["good_choices"]
         lines.append(
             f"| {arm} | {float(result['learning_rate']):.0e} | {accuracy['before']['value']:.3f} | "
-            f"{show(accuracy['after'])} | {show(accuracy['gain'], '+')} | {good['before']['value']:.3f} | "
-            f"{show(good['after'])} |"
+            f"{share_text(accuracy['after'])} | {share_text(accuracy['gain'], '+')} | {good['before']['value']:.3f} | "
+            f"{share_text(good['after'])} |"
         )
     lines += ["", "| difference over the same seeds | accuracy | share of good moves |", "|---|---|---|"]
     for name, difference in results["paired"].items():
-        lines.append(f"| {name} | {show(difference['accuracy'], '+')} | {show(difference['good_choices'], '+')} |")
+        accuracy, good = (share_text(difference[measure], "+") for measure in MEASURES)
+        lines.append(f"| {name} | {accuracy} | {good} |")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import math
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,12 @@ def hardware() -> str:
 class RunRecorder(TrainerCallback):
     """Writes `environment.json`, `metrics.jsonl` and `samples.jsonl` of the run folder, on the first rank.
 
-    `samples` are rows that go out with the next log. While `paused`, logs are not the training's and are passed over.
+    `samples` makes the rows that go out with the next log: decoding every token is work that no other step, and no
+    other rank, should do. While `paused`, logs are not the training's and are passed over.
     """
 
     def __init__(self):
-        self.samples: list[dict[str, Any]] = []
+        self.samples: Callable[[], list[dict[str, Any]]] = list
         self.paused = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any):
@@ -84,7 +86,7 @@ class RunRecorder(TrainerCallback):
         folder = RunFolder(Path(args.output_dir))
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
         records.append_jsonl(folder.metrics, [{"step": state.global_step, **finite}])
-        samples, self.samples = self.samples, []
+        samples, self.samples = self.samples(), list
         records.append_jsonl(folder.samples, [{"step": state.global_step, **sample} for sample in samples])
 
 

@@ -49,7 +49,8 @@ LABELS = {
 }
 
 
-def _share(measured: dict[str, float] | float | None, sign: str = "") -> str:
+def share_text(measured: dict[str, float] | float | None, sign: str = "") -> str:
+    """A measured share with its interval, or a plain number, as text; empty for None."""
     if measured is None:
         return ""
     if isinstance(measured, (int, float)):
@@ -64,9 +65,9 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "name": LABELS.get(name, name),
-            "before": _share(before.get(name)),
-            "after": _share(after.get(name)),
-            "gain": _share(gain.get(name), "+"),
+            "before": share_text(before.get(name)),
+            "after": share_text(after.get(name)),
+            "gain": share_text(gain.get(name), "+"),
         }
         for name in sorted(names, key=lambda name: list(LABELS).index(name) if name in LABELS else 1)
     ]
@@ -111,16 +112,16 @@ def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
     metrics = list(records.read_jsonl(run.metrics))
     sample = next(records.read_jsonl(run.samples), None)
     arguments = recipe | environment.get("arguments", {})
-    base, dataset = recipe.get("model_name_or_path", environment.get("base_model")), recipe.get("dataset_name")
+    base, dataset = recipe.get("model_name_or_path", environment.get("base_model")), hub_id(recipe.get("dataset_name"))
     name = model_name or run.path.resolve().name
     card_data = ModelCardData(
         model_name=name,
         base_model=hub_id(base),
-        datasets=[hub_id(dataset)] if hub_id(dataset) else None,
+        datasets=[dataset] if dataset else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=TAGS,
-        eval_results=_eval_results(evaluation, hub_id(dataset)) or None,
+        eval_results=_eval_results(evaluation, dataset) or None,
     )
     runtime = next((row["train_runtime"] for row in reversed(metrics) if "train_runtime" in row), None)
     card = ModelCard.from_template(

@@ -18,6 +18,7 @@ Shapes: B sequences of the local micro-batch, T completion tokens including padd
 import inspect
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -317,7 +318,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         for side in ("low", "high"):
             clipped = count[f"clipped_{side}"]
             metrics[f"clip_ratio/kept_{side}"].append(clipped / count["kept"] if count["kept"] else math.nan)
-        self._recorder.samples = self._token_samples(scored[-1])
+        self._recorder.samples = partial(self._token_samples, scored[-1])
 
     def _check_selection(self, kept: float, total: float, expected: int) -> None:
         """Fail at the first selection whose kept tokens are not the share that was asked for."""
