@@ -33,37 +33,27 @@ def cache_dir() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE, Path.home() / ".cache" / "entropy_grpo"))
 
 
-def checkpoint_path(seed: int, steps: int = STEPS) -> Path:
+def checkpoint_path(seed: int) -> Path:
     """The cached checkpoint of one cold start; the name changes when the task or the training below changes."""
     sources = "".join(Path(module).read_text() for module in (number_walk.__file__, __file__))
-    digest = hashlib.sha256(f"{sources}{seed}{steps}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{sources}{seed}".encode()).hexdigest()[:12]
     return cache_dir() / f"{number_walk.NAME}-seed{seed}-{digest}"
 
 
-def ensure(seed: int, steps: int = STEPS) -> Path:
+def ensure(seed: int) -> Path:
     """Path of the cold start for `seed`, training it on the first call.
 
     Trained in a process of its own: inside a distributed launch the trainer there would wait for the other ranks, and
     its random draws would change those of the RL run. Processes that ask for the same seed wait for one another.
     """
-    path = checkpoint_path(seed, steps)
+    path = checkpoint_path(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
             launcher = ("ACCELERATE_", "FSDP_", "PARALLELISM_", "TORCHELASTIC_", "MASTER_")
             ranks = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
             env = {k: v for k, v in os.environ.items() if not k.startswith(launcher) and k not in ranks}
-            command = [
-                sys.executable,
-                "-m",
-                __name__,
-                "--seed",
-                str(seed),
-                "--steps",
-                str(steps),
-                "--output",
-                str(path),
-            ]
+            command = [sys.executable, "-m", __name__, "--seed", str(seed), "--output", str(path)]
             subprocess.run(command, env=env, check=True)
     return path
 
@@ -111,7 +101,7 @@ def demonstrations(count: int, seed: int) -> list[dict[str, str]]:
     return [{"prompt": p.prompt, "completion": number_walk.demonstration(p, rng)} for p in chosen]
 
 
-def train(seed: int, steps: int, output: Path) -> None:
+def train(seed: int, output: Path) -> None:
     """Supervised training on demonstrations; `output` appears only when it is complete."""
     from datasets import Dataset, disable_progress_bars
     from transformers import ProgressCallback
@@ -127,7 +117,7 @@ def train(seed: int, steps: int, output: Path) -> None:
     try:
         args = SFTConfig(
             output_dir=str(scratch),
-            max_steps=steps,
+            max_steps=STEPS,
             per_device_train_batch_size=BATCH_SIZE,
             learning_rate=LEARNING_RATE,
             adam_beta2=ADAM_BETA2,
@@ -142,7 +132,7 @@ def train(seed: int, steps: int, output: Path) -> None:
             report_to="none",
             seed=seed,
         )
-        rows = Dataset.from_list(demonstrations(steps * BATCH_SIZE, seed))
+        rows = Dataset.from_list(demonstrations(STEPS * BATCH_SIZE, seed))
         trainer = SFTTrainer(build_model(tokenizer, seed), args, train_dataset=rows, processing_class=tokenizer)
         if trainer.pop_callback(ProgressCallback) is not None:
             bar = ProgressCallback()
@@ -159,10 +149,9 @@ def train(seed: int, steps: int, output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the cold start of the embedded task.")
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    train(options.seed, options.steps, options.output)
+    train(options.seed, options.output)
 
 
 if __name__ == "__main__":
