@@ -12,6 +12,9 @@ from .selection import MAX_TOKENS, SCOPES, SELECTIONS
 # Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
 TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
 DENOMINATORS = ("kept", "all")
+HEADS = ("auto", "liger", "trl")
+# Losses whose gradient at a token is advantage * ratio unless the ratio is clipped.
+CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -27,13 +30,21 @@ class EntropyForkGRPOConfig(GRPOConfig):
     Parameters:
         top_entropy_quantile: rho, the share of tokens that `top` and `random` keep; `bottom` keeps 1 - rho. With 1.0
             the loss is stock TRL's.
-        entropy_selection: which tokens are kept: `top` (highest entropy), `bottom` (all that `top` drops), `random`.
+        entropy_selection: which tokens are kept: `top` (highest entropy), `bottom` (all that `top` drops), `random`,
+            or `gradient_norm` (those whose gradient in the LM head's weight has the largest norm).
         entropy_scope: among which tokens the threshold is taken, always over all ranks: `micro_batch` (those of one
             forward pass), `global` (those of one optimiser step; with gradient accumulation this costs one more
             forward pass without gradient per micro-batch) or `rollout` (those of a whole rollout, by the policy that
-            wrote it: the entropies come from the pass that scores the old log-probabilities).
+            wrote it: the entropies come from the pass that scores the old log-probabilities). Where the kept tokens
+            are known before the forward pass, the LM head projects no others; entropies that are logged are then
+            those of the pass that ranked the tokens.
         entropy_denominator: the loss is divided by the `kept` tokens of the optimiser step (Eq. 6), or, as in stock
             TRL, by `all` completion tokens, which makes it rho times too small.
+        fused_lm_head: `auto` differentiates only the rows that have a gradient, on the fastest kernel for the device;
+            `liger` does so on Liger's; `trl` is TRL's own head. Models that the sparse head cannot serve keep TRL's.
+        batch_by_length: group the sequences of an optimiser step by length, run every pass without the padding that
+            its sequences share, and leave out sequences that have no gradient. Losses and gradients stay the same up
+            to rounding, except that with `micro_batch` scope other tokens share a threshold. `false` batches like TRL.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
     """
 
@@ -45,7 +56,7 @@ class EntropyForkGRPOConfig(GRPOConfig):
         default=0.28, metadata={"help": "Upper clip range (clip-higher); the lower one is `epsilon`."}
     )
     entropy_selection: str = field(
-        default="top", metadata={"help": "Which tokens are kept: top, bottom (the others) or random."}
+        default="top", metadata={"help": "Which tokens are kept: top, bottom (the others), random or gradient_norm."}
     )
     entropy_scope: str = field(
         default="global",
@@ -53,6 +64,12 @@ class EntropyForkGRPOConfig(GRPOConfig):
     )
     entropy_denominator: str = field(
         default="kept", metadata={"help": "Divide the loss by the kept tokens (Eq. 6) or by all completion tokens."}
+    )
+    fused_lm_head: str = field(
+        default="auto", metadata={"help": "LM head: auto or liger (rows without gradient cost nothing), or trl."}
+    )
+    batch_by_length: bool = field(
+        default=True, metadata={"help": "Group sequences by length, trim shared padding, skip those without gradient."}
     )
     num_logged_samples: int = field(
         default=2, metadata={"help": "Responses per log written to samples.jsonl with their token entropies."}
@@ -62,6 +79,16 @@ class EntropyForkGRPOConfig(GRPOConfig):
         one_of("entropy_selection", self.entropy_selection, SELECTIONS)
         one_of("entropy_scope", self.entropy_scope, SCOPES)
         one_of("entropy_denominator", self.entropy_denominator, DENOMINATORS)
+        one_of("fused_lm_head", self.fused_lm_head, HEADS)
+        if self.entropy_selection == "gradient_norm":
+            if self.fused_lm_head == "trl":
+                raise ValueError("entropy_selection 'gradient_norm' needs fused_lm_head 'auto' or 'liger', not 'trl'.")
+            if self.loss_type not in CLIPPED_LOSSES or self.importance_sampling_level != "token":
+                raise ValueError(
+                    f"entropy_selection is 'gradient_norm' but loss_type is {self.loss_type!r} with "
+                    f"importance_sampling_level {self.importance_sampling_level!r}: use loss_type "
+                    f"{' or '.join(CLIPPED_LOSSES)} with importance_sampling_level 'token'."
+                )
         rho = self.top_entropy_quantile
         if not 0 < rho <= 1:
             raise ValueError(f"top_entropy_quantile is {rho}: the kept share rho must lie in (0, 1].")

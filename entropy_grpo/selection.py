@@ -19,7 +19,7 @@ from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]
 
-SELECTIONS = ("top", "bottom", "random")
+SELECTIONS = ("top", "bottom", "random", "gradient_norm")
 SCOPES = ("micro_batch", "global", "rollout")
 
 # A key has 63 bits, a non-negative int64: 32 for the score and the rest for the place.
@@ -92,7 +92,7 @@ def random_scores(order: Tensor, seed: int) -> Tensor:
 
 
 def select(
-    entropies: Tensor,
+    scores: Tensor,
     mask: Tensor,
     rho: float,
     order: Tensor,
@@ -103,21 +103,24 @@ def select(
     """Keep the forking tokens (arXiv 2506.01939, Eq. 6), or a control.
 
     Args:
-        entropies: float tensor, nats; compared as float32. Never differentiated.
+        scores: what ranks the tokens: their entropies in nats, or `gradient_norms`. Compared as float32, never
+            differentiated.
         mask: True where a token counts, of the same shape.
         rho: share kept by `top` and `random`, in (0, 1].
         order: int64 in [0, `MAX_TOKENS`), the token's place in the whole rollout, different for every token on every
             rank. Among equal scores the smaller place wins.
-        kind: `top` keeps ceil(n * rho) of highest entropy, `bottom` exactly the others, `random` any ceil(n * rho).
+        kind: `top` and `gradient_norm` keep the ceil(n * rho) of highest score, `bottom` exactly the others,
+            `random` any ceil(n * rho).
         seed: for `random`.
 
     Returns:
-        The kept tokens (bool), and the entropy threshold tau: the lowest entropy that `top` keeps. NaN for `random`,
-        and where no token counts.
+        The kept tokens (bool), and the threshold tau: the lowest score that `top` keeps. NaN for `random`, and where
+        no token counts.
     """
     mask = mask.bool()
     n = int(reduce(mask.sum()))
-    scores = random_scores(order, seed) if kind == "random" else entropies
+    if kind == "random":
+        scores = random_scores(order, seed)
     k = kept_count(n, rho)
     if k == 0:
         return torch.zeros_like(mask), math.nan
@@ -126,6 +129,31 @@ def select(
     top = mask & (keys >= smallest_kept)
     threshold = math.nan if kind == "random" else score_from_bits(smallest_kept >> PLACE_BITS)
     return (mask & ~top if kind == "bottom" else top), threshold
+
+
+def gradient_norms(
+    residual_norms: Tensor,
+    advantages: Tensor,
+    ratios: Tensor,
+    epsilon_low: float,
+    epsilon_high: float,
+    delta: float | None = None,
+) -> Tensor:
+    """G_t of arXiv 2508.02260 (Eq. 4): the norm of a token's gradient in the LM head's weight, up to a constant.
+
+    The gradient is an outer product, alpha * (e(o) - p) h^T, so that its norm is |alpha| * ||e(o) - p||_2 * ||h||_2
+    and the (V, H) matrix is never formed.
+
+    Args:
+        residual_norms: (B, T) float32, ||e(o) - p||_2 * ||h||_2.
+        advantages: (B, 1) or (B, T).
+        ratios: (B, T), current over old probability of each token.
+        epsilon_low, epsilon_high, delta: the surrogate's clips; alpha is zero where they stop the gradient.
+    """
+    clipped = (advantages > 0) & (ratios > 1 + epsilon_high) | (advantages < 0) & (ratios < 1 - epsilon_low)
+    if delta is not None:
+        clipped |= (advantages < 0) & (ratios > delta)
+    return advantages.abs() * ratios * ~clipped * residual_norms
 
 
 def percentiles(values: Tensor, mask: Tensor, levels: Sequence[float], reduce: Reduce = on_one_process) -> list[float]:

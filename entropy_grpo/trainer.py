@@ -3,10 +3,12 @@
 TRL computes the loss; this class only decides which tokens are in it and what it is divided by, at these seams:
 
 - `_prepare_inputs`: before the first forward pass of an optimiser step (a *window* of `gradient_accumulation_steps`
-  micro-batches on every rank), count its tokens and so fix how many of them will be kept;
+  micro-batches on every rank), fix how many of its tokens are kept, and group its sequences by length;
 - `get_high_entropy_mask`: return a weight instead of a 0/1 mask, since TRL multiplies the per-token loss by it:
   indicator * (TRL's denominator / the window's kept tokens), so that what is left is the mean over kept tokens;
-- `_get_per_token_logps_and_entropies`, `_compute_loss`, `_calculate_rewards`: watch what goes by, for the records.
+- `_get_per_token_logps_and_entropies`: run each pass without shared padding, and ask the LM head for no more than the
+  pass is for;
+- `_compute_loss`, `_calculate_rewards`: watch what goes by, for the records.
 
 What the kept set depends on: with `micro_batch` scope, on which sequences share a forward pass (on all ranks
 together); with `global` scope only on the sequences of the optimiser step, however they are split; with `rollout`
@@ -17,20 +19,25 @@ Shapes: B sequences of the local micro-batch, T completion tokens including padd
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from torch import Tensor
+from torch.nn.functional import pad
 from trl import GRPOTrainer
 
+from .batching import by_length, merge, positions_are_relative, take, trimmed_passes
 from .callbacks import RunRecorder
 from .card import write_card
-from .config import EntropyForkGRPOConfig
-from .selection import kept_count, percentiles, select
+from .config import TOKEN_LEVEL_LOSSES, EntropyForkGRPOConfig
+from .ops.head import add_sparse_lm_head, why_not
+from .ops.kernels import check_installed
+from .selection import gradient_norms, kept_count, percentiles, select
 
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 
@@ -51,16 +58,65 @@ def flatten(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t.flatten() for t in tensors])
 
 
+def probability_ratio(logps: Tensor, inputs: Inputs) -> Tensor:
+    """(B, T): current over old probability; TRL leaves the old ones out where the policy is the rollout's."""
+    old = inputs.get("old_per_token_logps")
+    return torch.ones_like(logps) if old is None else torch.exp(logps - old)
+
+
+def row_advantages(inputs: Inputs) -> Tensor:
+    """The advantages as (B, 1) or (B, T)."""
+    advantages = inputs["advantages"]
+    return advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+
+
+@dataclass
+class Pass:
+    """What a forward pass says of a micro-batch, detached; (B, T)."""
+
+    logps: Tensor
+    entropies: Tensor
+    residual_norms: Tensor | None = None
+
+
+@dataclass
+class Request:
+    """The model, as TRL calls it to score a micro-batch, asked for what the pass is for.
+
+    `kept` (B, T) restricts the completion tokens that the head projects; `outputs` are the head's. What TRL's contract
+    has and the pass is not for, is zero.
+    """
+
+    model: Any
+    outputs: tuple[str, ...] | bool
+    kept: Tensor | None = None
+    residual_norms: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, *, labels: Tensor, fused_lm_head: bool, **inputs: Any) -> Any:
+        if self.kept is not None:
+            labels[:, -self.kept.size(1) :].masked_fill_(~self.kept, -100)
+        output = self.model(**inputs, labels=labels, fused_lm_head=self.outputs)
+        if self.outputs is not True and "residual_norm" in self.outputs:
+            self.residual_norms.append(output.residual_norm)
+        if output.entropy is None:
+            output.entropy = torch.zeros_like(output.log_probs)
+        return output
+
+
 @dataclass
 class Window:
-    """The kept tokens of one optimiser step.
+    """The tokens of one optimiser step.
 
-    `kept` counts over all micro-batches and ranks. `masks` holds the local kept masks, one per micro-batch, where they
-    are known before the window's first forward pass.
+    Attributes:
+        kept: tokens kept over all micro-batches and ranks.
+        batches: the local micro-batches to run. Where the kept tokens are known before the first of them, they carry
+            `kept_mask` and `entropies`, (B, T).
+        everything: then also the local sequences that are not run.
     """
 
     kept: int
-    masks: list[Tensor] | None = None
+    batches: list[Inputs]
+    everything: list[Inputs] | None = None
 
 
 @dataclass
@@ -72,18 +128,6 @@ class Scored:
     kept: Tensor
     entropies: Tensor
     logps: Tensor
-
-    @property
-    def old_logps(self) -> Tensor:
-        """TRL leaves them out where the policy has not changed since the rollout."""
-        old = self.inputs.get("old_per_token_logps")
-        return self.logps if old is None else old
-
-    @property
-    def advantages(self) -> Tensor:
-        """(B, 1) or (B, T)."""
-        advantages = self.inputs["advantages"]
-        return advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
 
 
 class EntropyForkGRPOTrainer(GRPOTrainer):
@@ -99,16 +143,65 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._sparse_head = self._add_head()
+        self._trims = self.args.batch_by_length and self._padding_is_inert()
         self._window: Window | None = None
         self._scored: list[Scored] = []  # the current window's micro-batches
         self._thresholds: list[float] = []  # the current window's
-        self._weight: Tensor | None = None  # what the running loss was weighted by
-        self._last_pass: tuple[Tensor, Tensor] | None = None  # log-probabilities and entropies
-        self._rollout_pass: list[Tensor] | None = None  # entropies of the passes over the rollout being scored
+        self._running: Inputs | None = None  # the micro-batch whose loss is being computed
+        self._weight: Tensor | None = None  # what that loss was weighted by
+        self._last_pass: Pass | None = None
+        self._rollout_passes: list[Pass] | None = None  # over the rollout that is being scored
         self._selection_checked = False
         self._answers: list[dict[str, Any]] | None = None  # the running evaluation's
         self._recorder = RunRecorder()
         self.add_callback(self._recorder)
+
+    def _add_head(self) -> bool:
+        """Put the sparse LM head before TRL's where it can serve the model; whether it does."""
+        name, device = self.args.fused_lm_head, self.accelerator.device
+        if name == "trl":
+            return False
+        check_installed(name, device)
+        model = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        reason = why_not(model)
+        if self._entropy_bonus_enabled:
+            reason = "the loss has an entropy bonus"
+        elif self.aux_loss_enabled:
+            reason = "the loss has a load-balancing term (router_aux_loss_coef)"
+        if reason is None:
+            add_sparse_lm_head(model, self.temperature, name)
+            return True
+        if name == "liger":
+            raise ValueError(f"fused_lm_head is 'liger', but {reason}: choose auto or trl.")
+        if self.args.entropy_selection == "gradient_norm":
+            raise ValueError(f"entropy_selection is 'gradient_norm', but {reason}: choose another selection.")
+        get_logger(__name__).warning(f"LM head: TRL's, for all rows, because {reason}.")
+        return False
+
+    def _padding_is_inert(self) -> bool:
+        """Whether a sequence is scored alike however wide its micro-batch is."""
+        rope = getattr(self.model.config.get_text_config(), "rope_parameters", None)
+        if rope is not None and positions_are_relative(rope):
+            return True
+        get_logger(__name__).warning(
+            "batch_by_length: padding is not trimmed, because this model's positions depend on the width of its batch."
+        )
+        return False
+
+    @property
+    def _loss_is_per_token(self) -> bool:
+        """Whether a token's loss depends on no other token's log-probability."""
+        return (
+            self.importance_sampling_level == "token"
+            and self.loss_type != "vespo"
+            and self.off_policy_mask_threshold is None
+        )
+
+    @property
+    def _loss_is_surrogate(self) -> bool:
+        """Whether tokens without advantage, or without weight, have no part in the loss."""
+        return self.beta == 0 and not self._entropy_bonus_enabled and not self.aux_loss_enabled
 
     # Selection
 
@@ -121,10 +214,25 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         positions = torch.arange(inputs["completion_ids"].size(1), device=sequences.device)
         return positions * inputs["sequence_count"] + sequences
 
-    def _select(self, entropies: list[Tensor], batches: list[Inputs]) -> list[Tensor]:
+    def _scores(self, scored: Pass, inputs: Inputs) -> Tensor:
+        """(B, T) what the tokens of a micro-batch are ranked by."""
+        if self.args.entropy_selection != "gradient_norm":
+            return scored.entropies
+        norms = gradient_norms(
+            scored.residual_norms,
+            row_advantages(inputs),
+            probability_ratio(scored.logps, inputs),
+            self.epsilon_low,
+            self.epsilon_high,
+            self.args.delta,
+        )
+        return norms * inputs.get("importance_sampling_ratio", 1.0)
+
+    def _select(self, passes: list[Pass], batches: list[Inputs]) -> list[Tensor]:
         """One kept mask per micro-batch, under one threshold for all of them on all ranks."""
+        scores = [self._scores(p, b) for p, b in zip(passes, batches, strict=True)]
         kept, threshold = select(
-            flatten(entropies),
+            flatten(scores),
             flatten([loss_mask(b) for b in batches]),
             self.top_entropy_quantile,
             flatten([self._places(b) for b in batches]),
@@ -133,27 +241,65 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             reduce=self._sum_over_ranks,
         )
         self._thresholds.append(threshold)
-        return [k.view_as(e) for k, e in zip(kept.split([e.numel() for e in entropies]), entropies, strict=True)]
+        return [k.view_as(s) for k, s in zip(kept.split([s.numel() for s in scores]), scores, strict=True)]
 
     def _kept_count(self, n: int) -> int:
         return kept_count(n, self.top_entropy_quantile, self.args.entropy_selection)
 
+    def _with_gradient(self, inputs: Inputs) -> Tensor:
+        """(B, T) bool: the tokens whose loss is not constant, clipping aside."""
+        tokens = loss_mask(inputs).bool() & (row_advantages(inputs) != 0)
+        return tokens & inputs["kept_mask"] if "kept_mask" in inputs else tokens
+
+    # Batching
+
+    def _regroup(self, batches: list[Inputs], drop: bool = False) -> list[Inputs]:
+        """As many micro-batches of the same sequences by length; with `drop`, of those that have a gradient."""
+        if not self.args.batch_by_length or any(isinstance(value, list) for value in batches[0].values()):
+            return batches  # images come in lists
+        sequences = merge(batches)
+        lengths = sequences["prompt_mask"].sum(1) + sequences["completion_mask"].sum(1)
+        live, count = None, None
+        if drop and self._loss_is_surrogate and self.loss_type in TOKEN_LEVEL_LOSSES:
+            live = self._with_gradient(sequences).any(dim=1)
+            # Every rank runs as many, and every micro-batch has one: TRL and FSDP meet in each of them.
+            count = max(int(self.accelerator.gather(live.sum().unsqueeze(0)).max()), len(batches))
+        return [take(sequences, rows) for rows in by_length(lengths, live, count).tensor_split(len(batches))]
+
     def _open_window(self, batches: list[Inputs]) -> Window:
-        """Fix how many tokens the window keeps over all ranks, and which, where that takes a pass of its own."""
-        if self.args.entropy_scope == "rollout" and self.model.training:
-            masks = [b["kept_mask"] for b in batches]
-            return Window(int(self._sum_over_ranks(torch.stack([m.sum() for m in masks]).sum())), masks)
+        """Fix how many tokens the window keeps over all ranks, and which, where they can be known beforehand."""
+        if not self.model.training:
+            return self._open_evaluation(batches[0])
+        selects, scope = self.top_entropy_quantile < 1, self.args.entropy_scope
+        if selects and scope == "rollout":
+            kept = self._sum_over_ranks(torch.stack([b["kept_mask"].sum() for b in batches]).sum())
+            return Window(int(kept), self._regroup(batches, drop=True), batches)
         self._thresholds = []
+        if not selects:
+            return Window(0, self._regroup(batches, drop=True))
+        batches = self._regroup(batches)
         counts = self._sum_over_ranks(torch.stack([loss_mask(b).sum() for b in batches])).tolist()
-        if self.args.entropy_scope == "micro_batch":
-            return Window(sum(self._kept_count(n) for n in counts))
-        masks = self._select([self._entropies(b) for b in batches], batches) if len(batches) > 1 else None
-        return Window(self._kept_count(sum(counts)), masks)
+        if scope == "micro_batch":
+            return Window(sum(self._kept_count(n) for n in counts), batches)
+        if len(batches) == 1:
+            return Window(self._kept_count(sum(counts)), batches)
+        passes = [self._score(b) for b in batches]
+        masks = self._select(passes, batches)
+        batches = [
+            b | {"kept_mask": mask, "entropies": p.entropies}
+            for b, mask, p in zip(batches, masks, passes, strict=True)
+        ]
+        return Window(self._kept_count(sum(counts)), self._regroup(batches, drop=True), batches)
+
+    def _open_evaluation(self, inputs: Inputs) -> Window:
+        """A micro-batch of an evaluation is a window of its own, with the tokens of its own highest entropies."""
+        self._thresholds = []
+        return Window(self._kept_count(int(self._sum_over_ranks(loss_mask(inputs).sum()))), [inputs])
 
     @torch.no_grad()
-    def _entropies(self, inputs: Inputs) -> Tensor:
-        """(B, T) entropies under the current policy, without a graph."""
-        _, entropies, _ = self._get_per_token_logps_and_entropies(
+    def _score(self, inputs: Inputs) -> Pass:
+        """A pass under the current policy, without a graph."""
+        self._get_per_token_logps_and_entropies(
             self.model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
@@ -162,26 +308,27 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             compute_entropy=True,
             **{name: value for name, value in inputs.items() if name in SCORING_ARGUMENTS},
         )
-        return entropies
+        return self._last_pass
 
     # TRL's seams
 
     def _generate_and_score_completions(self, inputs: list[Inputs]) -> Inputs:
-        scored = self.args.entropy_scope == "rollout" and self.top_entropy_quantile < 1 and self.model.training
-        self._rollout_pass = [] if scored else None
+        ranked = self.args.entropy_scope == "rollout" and self.top_entropy_quantile < 1 and self.model.training
+        self._rollout_passes = [] if ranked else None
         try:
             output = super()._generate_and_score_completions(inputs)
-            passes = self._rollout_pass
+            passes = self._rollout_passes
         finally:
-            self._rollout_pass = None
+            self._rollout_passes = None
         device, local = self.accelerator.device, output["completion_ids"].size(0)
         output["sequence_index"] = self.accelerator.process_index * local + torch.arange(local, device=device)
         output["sequence_count"] = torch.tensor(self.accelerator.num_processes * local, device=device)
-        if scored:
+        if ranked:
             # TRL scores old log-probabilities first, if at all, and then perhaps those of a reference model.
-            entropies = passes[0] if "old_per_token_logps" in output else self._entropies(output)
+            scored = passes[0] if "old_per_token_logps" in output else self._score(output)
             self._thresholds = []
-            (output["kept_mask"],) = self._select([entropies], [output])
+            (output["kept_mask"],) = self._select([scored], [output])
+            output["entropies"] = scored.entropies
             counts = torch.stack([output["kept_mask"].sum(), loss_mask(output).sum()])
             kept, total = self._sum_over_ranks(counts).tolist()
             self._check_selection(kept, total, self._kept_count(total))
@@ -189,54 +336,106 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: Inputs) -> Inputs:
         inputs = super()._prepare_inputs(generation_batch)
-        accumulation = self.args.gradient_accumulation_steps
-        if self.top_entropy_quantile == 1:
-            return inputs
+        accumulation, per_rollout = self.args.gradient_accumulation_steps, self.args.steps_per_generation
         if not self.model.training:
             self._window = self._open_window([inputs])
-        elif self._step % accumulation == 0:
-            first = self._step % self.args.steps_per_generation
+            return inputs
+        if per_rollout % accumulation != 0:  # a step reaches into the next rollout; only rho = 1 is allowed to
+            self._window = Window(0, [inputs])
+            return inputs
+        if self._step % accumulation == 0:
+            first = self._step % per_rollout
             self._window = self._open_window(self._buffered_inputs[first : first + accumulation])
-        return inputs
+        return self._window.batches[self._step % accumulation]
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any):
-        watched = self._rollout_pass is not None and model is self.model  # a reference model has no entropy head
-        if watched:
-            kwargs["compute_entropy"] = True
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        if watched:
-            self._rollout_pass.append(entropies)
-        if entropies is not None:
-            self._last_pass = logps.detach(), entropies.detach()
-        return logps, entropies, aux_loss
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        policy, running = model is not self.ref_model, self._running or {}
+        if policy and self._rollout_passes is not None:
+            compute_entropy = True
+        known = "kept_mask" in running
+        outputs: tuple[str, ...] | bool = True
+        if policy and self._sparse_head:
+            ranks = compute_entropy and not known
+            by_norm = ranks and self.args.entropy_selection == "gradient_norm"
+            outputs = ("log_probs", *(["entropy"] if ranks else []), *(["residual_norm"] if by_norm else []))
+        kept = None
+        if known and self._sparse_head and self._loss_is_per_token and self._loss_is_surrogate:
+            kept = self._with_gradient(running)
+        if self._trims and all(value is None for value in images.values()):
+            plan, batch_size = trimmed_passes(attention_mask, logits_to_keep, batch_size), None
+        else:
+            plan = [(torch.arange(input_ids.size(0), device=input_ids.device), 0, input_ids.size(1))]
+        results, aux_losses = [], []
+        for rows, start, stop in plan:
+            width = logits_to_keep - (input_ids.size(1) - stop)
+            request = Request(model, outputs, kept if kept is None else kept[rows, :width])
+            logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
+                request,
+                input_ids[rows, start:stop],
+                attention_mask[rows, start:stop],
+                width,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **images,
+            )
+            norms = torch.cat(request.residual_norms)[:, -width:] if request.residual_norms else None
+            results.append(
+                [x if x is None else pad(x, (0, logits_to_keep - width)) for x in (logps, entropies, norms)]
+            )
+            aux_losses.append(aux_loss)
+        back = torch.cat([rows for rows, _, _ in plan]).argsort()
+        logps, entropies, norms = (
+            None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*results, strict=True)
+        )
+        if known:
+            entropies = running["entropies"]
+        if kept is not None:  # a ratio of 1 where nothing was projected
+            logps = torch.where(kept, logps, running.get("old_per_token_logps", torch.zeros_like(logps)))
+        if compute_entropy:
+            self._last_pass = Pass(logps.detach(), entropies.detach(), norms)
+            if policy and self._rollout_passes is not None:
+                self._rollout_passes.append(self._last_pass)
+        return logps, entropies, torch.stack(aux_losses).mean() if compute_aux_loss else None
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """(B, T) float32 weight of every token's loss; 0 for tokens that are not kept.
 
         `threshold` is TRL's quantile level, 1 - rho, which the count replaces.
         """
-        window, inputs = self._window, self._running
-        if window.masks is None:
-            (kept,) = self._select([entropies.detach()], [inputs])
-        else:
-            kept = window.masks[self._step % self.args.gradient_accumulation_steps]
+        inputs = self._running
+        kept = inputs.get("kept_mask")
+        if kept is None:
+            (kept,) = self._select([self._last_pass], [inputs])
         self._weight = kept.float()
         if self.args.entropy_denominator == "kept":
             # TRL is about to divide by the rollout's tokens, scaled to one window in training.
             tokens = inputs["num_items_in_batch"].clamp(min=1.0)
             if self.model.training:
                 tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-            self._weight *= tokens / max(window.kept, 1)
+            self._weight *= tokens / max(self._window.kept, 1)
         return self._weight
 
     def _compute_loss(self, model: Any, inputs: Inputs) -> Tensor:
         self._running, self._weight = inputs, None
-        loss = super()._compute_loss(model, inputs)
-        logps, entropies = self._last_pass
-        mask = loss_mask(inputs).bool()
-        kept = mask if self._weight is None else self._weight > 0
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._running = None
         if self.model.training:
-            self._scored.append(Scored(inputs, mask, kept, entropies, logps))
+            mask = loss_mask(inputs).bool()
+            kept = mask if self._weight is None else self._weight > 0
+            self._scored.append(Scored(inputs, mask, kept, self._last_pass.entropies, self._last_pass.logps))
             if self.accelerator.sync_gradients:
                 self._close_window()
         return loss
@@ -285,40 +484,47 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def _close_window(self) -> None:
         """Log the finished window over all ranks, and check it once."""
         scored, self._scored = self._scored, []
-        metrics = self._metrics["train"]
-        mask, kept = flatten([s.mask for s in scored]), flatten([s.kept for s in scored])
-        entropies = flatten([s.entropies for s in scored])
-        positive = flatten([(s.advantages > 0).expand_as(s.mask) for s in scored])
-        negative = flatten([(s.advantages < 0).expand_as(s.mask) for s in scored])
-        ratio = torch.exp(flatten([s.logps - s.old_logps for s in scored]))
+        metrics, window = self._metrics["train"], self._window
+        if window.everything is None:
+            tokens = [(s.mask, s.kept, s.entropies, s.inputs) for s in scored]
+        else:
+            tokens = [(loss_mask(b).bool(), b["kept_mask"], b["entropies"], b) for b in window.everything]
+        mask, kept, entropies = (flatten(parts) for parts in list(zip(*tokens, strict=True))[:3])
+        advantages = flatten([row_advantages(inputs).expand_as(m) for m, _, _, inputs in tokens])
+        run = flatten([s.kept for s in scored])
+        run_advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in scored])
+        ratios = flatten([probability_ratio(s.logps, s.inputs) for s in scored])
         groups = {
             "all": mask,
             "kept": kept,
             "dropped": mask & ~kept,
-            "positive": mask & positive,
-            "negative": mask & negative,
-            "clipped_low": kept & negative & (ratio < 1 - self.epsilon_low),
-            "clipped_high": kept & positive & (ratio > 1 + self.epsilon_high),
+            "positive": mask & (advantages > 0),
+            "negative": mask & (advantages < 0),
         }
-        totals = self._sum_over_ranks(
-            torch.stack([torch.stack([group.sum(), (entropies * group).sum()]).double() for group in groups.values()])
-        ).tolist()
-        count = {name: n for name, (n, _) in zip(groups, totals, strict=True)}
-        if self._window is not None and self.args.entropy_scope != "rollout":  # that one is checked as it is selected
-            self._check_selection(count["kept"], count["all"], self._window.kept)
-        for name, (n, entropy) in zip(groups, totals, strict=True):
-            if name in ("kept", "dropped", "positive", "negative"):
-                metrics[f"entropy/{name}"].append(entropy / n if n else math.nan)
+        clipped = {
+            "low": run & (run_advantages < 0) & (ratios < 1 - self.epsilon_low),
+            "high": run & (run_advantages > 0) & (ratios > 1 + self.epsilon_high),
+        }
+        counts = [group.sum() for group in (*groups.values(), *clipped.values())]
+        sums = [(entropies * group).sum() for group in groups.values()]
+        totals = self._sum_over_ranks(torch.stack([x.double() for x in (*counts, *sums)])).tolist()
+        count = dict(zip((*groups, *clipped), totals, strict=False))
+        total_entropy = dict(zip(groups, totals[len(count) :], strict=True))
+        if self.top_entropy_quantile < 1 and self.args.entropy_scope != "rollout":  # that is checked when it is made
+            self._check_selection(count["kept"], count["all"], window.kept)
+        for name in ("kept", "dropped", "positive", "negative"):
+            metrics[f"entropy/{name}"].append(total_entropy[name] / count[name] if count[name] else math.nan)
         levels = percentiles(entropies, mask, PERCENTILES, self._sum_over_ranks)
         for level, value in zip(PERCENTILES, levels, strict=True):
             metrics[f"entropy/p{level}"].append(value)
         metrics["selection/kept_fraction"].append(count["kept"] / count["all"] if count["all"] else math.nan)
         if self._thresholds:
             metrics["selection/threshold"].append(sum(self._thresholds) / len(self._thresholds))
-        for side in ("low", "high"):
-            clipped = count[f"clipped_{side}"]
-            metrics[f"clip_ratio/kept_{side}"].append(clipped / count["kept"] if count["kept"] else math.nan)
-        self._recorder.samples = partial(self._token_samples, scored[-1])
+        for side in clipped:
+            metrics[f"clip_ratio/kept_{side}"].append(count[side] / count["kept"] if count["kept"] else math.nan)
+        sequences = self.args.per_device_train_batch_size * len(scored)
+        metrics["batching/run_fraction"].append(sum(s.mask.size(0) for s in scored) / sequences)
+        self._recorder.samples = partial(self._token_samples, scored[len(scored) // 2])
 
     def _check_selection(self, kept: float, total: float, expected: int) -> None:
         """Fail at the first selection whose kept tokens are not the share that was asked for."""
@@ -347,7 +553,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
                     "token_ids": ids,
                     "entropies": [round(h, 4) for h in scored.entropies[i][mask].tolist()],
                     "kept": scored.kept[i][mask].int().tolist(),
-                    "advantage": round(scored.advantages[i].mean().item(), 4),
+                    "advantage": round(scored.inputs["advantages"][i].mean().item(), 4),
                 }
             )
         return samples

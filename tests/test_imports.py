@@ -16,13 +16,13 @@ ROW = [
     ["cli", "launch"],
     ["train"],
     ["trainer"],
-    ["callbacks", "card", "plots", "data", "rewards"],
-    ["config", "grading", "evaluation.metrics", "records", "recipe", "embedded.cold_start"],
+    ["ops.head", "batching", "callbacks", "card", "plots", "data", "rewards"],
+    ["ops.kernels", "config", "grading", "evaluation.metrics", "records", "recipe", "embedded.cold_start"],
     ["selection", "embedded.number_walk"],
-    ["embedded", "evaluation", "names", ""],
+    ["embedded", "evaluation", "ops", "names", ""],
 ]
 # Leaves that never touch the training stack, so that they can be read, tested and reused by themselves.
-PURE = ["selection", "records", "recipe", "grading", "evaluation.metrics", "embedded.number_walk", "names"]
+PURE = ["selection", "batching", "records", "recipe", "grading", "evaluation.metrics", "embedded.number_walk", "names"]
 STACK = {"trl", "transformers", "accelerate", "peft", "vllm", "datasets"}
 
 

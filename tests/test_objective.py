@@ -13,14 +13,14 @@ from . import fixed_rollout, reference
 from .conftest import REPOSITORY
 
 TEMPERATURE = 0.7
+LIKE_TRL = {"fused_lm_head": "trl", "batch_by_length": False}
 
 
 def make_batches(sizes, seed=0, vocabulary=377, empty_rows=()):
-    """Micro-batches of ragged random completions with advantages, and noise for old log-probabilities."""
+    """Micro-batches of one rollout: ragged random completions, advantages, noise for old log-probabilities."""
     rng = torch.Generator().manual_seed(seed)
-    total, batches, first = sum(sizes), [], 0
+    total, length, batches, first = sum(sizes), 11, [], 0
     for size in sizes:
-        length = int(torch.randint(5, 12, (1,), generator=rng))
         lengths = torch.randint(1, length + 1, (size,), generator=rng)
         lengths[[i for i in range(size) if first + i in empty_rows]] = 0
         prompt_lengths = torch.randint(1, 5, (size,), generator=rng)
@@ -56,7 +56,7 @@ def run_window(trainer, batches):
     trainer.model.zero_grad()
     trainer._window = trainer._open_window(batches)
     total = 0.0
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(trainer._window.batches):
         trainer._step = step
         trainer.accelerator.gradient_state._set_sync_gradients(step == len(batches) - 1)
         loss = trainer.compute_loss(trainer.model, batch)
@@ -138,6 +138,8 @@ def test_loss_and_gradient_are_the_formulas(tiny_model, tmp_path, rho, kind, sco
     # Where a single token is kept, it must not be a clipped one, or there is no gradient to compare.
     set_old_logps(trainer.model, batches, clip=rho > 0.01)
     loss, gradients = run_window(trainer, batches)
+    if scope == "micro_batch":  # whose tokens are those that the trainer has put together
+        batches = trainer._window.batches
     expected_loss, expected_gradients, kept = expected(tiny_model, batches, rho, kind, scope)
     assert loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
     assert_close(gradients, expected_gradients, 2e-5)
@@ -171,6 +173,7 @@ def test_rollout_scope_divides_each_step_by_its_own_kept_tokens(tiny_model, tmp_
     shares, first = [], 0
     for b, (logps, _), mask in zip(batches, scores, masks, strict=True):
         b["kept_mask"] = whole[first : first + mask.size(0), : mask.size(1)]
+        b["entropies"] = scores[len(shares)][1].detach().float()
         first += mask.size(0)
         loss, _ = run_window(trainer, [b])
         expected_loss = reference.objective(
@@ -282,7 +285,7 @@ def test_all_tokens_as_denominator_is_stock_trl_on_the_same_tokens(tiny_model, t
     """With no tie at the threshold TRL's quantile keeps the same tokens; divided by all of them the losses agree."""
     settings = {"top_entropy_quantile": 0.25, "temperature": TEMPERATURE, "gradient_accumulation_steps": 2}
     ours = fixed_rollout.train(
-        tiny_model, tmp_path / "a", entropy_scope="micro_batch", entropy_denominator="all", **settings
+        tiny_model, tmp_path / "a", entropy_scope="micro_batch", entropy_denominator="all", **LIKE_TRL, **settings
     )
     stock = fixed_rollout.train(tiny_model, tmp_path / "b", stock=True, **settings)
     start = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
@@ -294,7 +297,7 @@ def test_all_tokens_as_denominator_is_stock_trl_on_the_same_tokens(tiny_model, t
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_rho_one_is_stock_trl_to_the_last_bit(tiny_model, tmp_path, accumulation):
-    """Three optimiser steps on sampled responses, two per rollout."""
+    """Three optimiser steps on sampled responses, two per rollout, with TRL's head and TRL's batches."""
     settings = {
         "max_steps": 3,
         "learning_rate": 0.05,
@@ -305,8 +308,10 @@ def test_rho_one_is_stock_trl_to_the_last_bit(tiny_model, tmp_path, accumulation
         "per_device_train_batch_size": 8 // accumulation,
     }
     ours, stock = (
-        fixed_rollout.train(tiny_model, tmp_path / str(is_stock), stock=is_stock, sampled=True, **settings)
-        for is_stock in (False, True)
+        fixed_rollout.train(
+            tiny_model, tmp_path / str(bool(added)), stock=not added, sampled=True, **added, **settings
+        )
+        for added in (LIKE_TRL, {})
     )
     for name, weight in fixed_rollout.weights(stock).items():
         assert torch.equal(weight, fixed_rollout.weights(ours)[name]), name
@@ -388,8 +393,8 @@ def test_first_step_fails_if_the_share_is_wrong(tiny_model, tmp_path, monkeypatc
 
     honest = module.select
 
-    def one_too_many(entropies, mask, *args, **kwargs):
-        kept, threshold = honest(entropies, mask, *args, **kwargs)
+    def one_too_many(scores, mask, *args, **kwargs):
+        kept, threshold = honest(scores, mask, *args, **kwargs)
         dropped = (mask.bool() & ~kept).nonzero()
         kept[tuple(dropped[0])] = True
         return kept, threshold

@@ -1,0 +1,84 @@
+"""Which sequences share a forward pass, and how wide it is: no more padding than the lengths demand.
+
+A rollout is padded to its longest response, and so is every micro-batch that is cut from it at random. Here the
+sequences of one optimiser step are sorted by length before they are cut, and a pass runs from the first to the last
+column in which one of its sequences has a token.
+
+Pure functions. Shapes: B sequences; attention_mask (B, P + T) of prompts padded on the left and responses padded on
+the right.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def by_length(lengths: Tensor, live: Tensor | None = None, count: int | None = None) -> Tensor:
+    """The `count` sequences to run, longest first: all `live` ones and, as needed, the shortest others.
+
+    Longest first, so that a step that does not fit into memory fails at once; and on every rank, so that the ranks'
+    n-th micro-batches are of about one width.
+
+    Args:
+        lengths: (B,) tokens of each sequence.
+        live: (B,) bool, the sequences that must be run; all by default.
+        count: how many to run, at least as many as are live; by default the live ones.
+
+    Returns:
+        (count,) int64 indices. Sequences of one length keep their order.
+    """
+    live = torch.ones_like(lengths, dtype=torch.bool) if live is None else live
+    longest_first = torch.argsort(lengths, descending=True, stable=True)
+    is_live = live[longest_first]
+    others = longest_first[~is_live]
+    spare = (int(live.sum()) if count is None else count) - int(live.sum())
+    chosen = torch.cat([longest_first[is_live], others[len(others) - spare :]])
+    return chosen[torch.argsort(lengths[chosen], descending=True, stable=True)]
+
+
+def trimmed_passes(
+    attention_mask: Tensor, completion_width: int, batch_size: int | None = None
+) -> list[tuple[Tensor, int, int]]:
+    """Passes over all sequences, `batch_size` (or all) at a time, sorted by length if there are several.
+
+    Returns:
+        For every pass its sequences (int64) and the columns, from start to stop, that hold a token of any of them. At
+        least the last column of the prompt, whose hidden state predicts the first token, and the first of the
+        responses are among them.
+    """
+    prompt_width, rows = attention_mask.size(1) - completion_width, attention_mask.size(0)
+    several = batch_size is not None and batch_size < rows
+    order = by_length(attention_mask.sum(1)) if several else torch.arange(rows, device=attention_mask.device)
+    passes = []
+    for part in order.split(batch_size or rows):
+        used = attention_mask[part].any(dim=0).nonzero().flatten().tolist() or [prompt_width]
+        passes.append((part, min(used[0], prompt_width - 1), max(used[-1], prompt_width) + 1))
+    return passes
+
+
+# Rotary embeddings whose frequencies do not depend on how long the sequence is.
+STATIC_ROPE = ("default", "linear", "yarn", "llama3", "proportional")
+
+
+def positions_are_relative(rope_parameters: dict[str, Any]) -> bool:
+    """Whether a model with these rotary embeddings (transformers' config) scores a sequence alike behind any padding.
+
+    The parameters are those of the model, or a dict of them by the type of layer.
+    """
+    layers = [rope_parameters] if "rope_type" in rope_parameters else list(rope_parameters.values())
+    return all(layer is None or layer["rope_type"] in STATIC_ROPE for layer in layers)
+
+
+def merge(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One micro-batch of all sequences; what holds for the whole rollout (0-dimensional, or None) is taken once."""
+    return {
+        key: torch.cat([b[key] for b in batches]) if isinstance(value, Tensor) and value.dim() else value
+        for key, value in batches[0].items()
+    }
+
+
+def take(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The micro-batch of these sequences."""
+    return {key: value[rows] if isinstance(value, Tensor) and value.dim() else value for key, value in batch.items()}

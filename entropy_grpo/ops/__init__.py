@@ -1,0 +1,1 @@
+"""The LM head: log-probabilities whose backward pass computes the rows that have a gradient, and no others."""

@@ -1,0 +1,167 @@
+"""The sparse LM head, behind the contract of TRL's own: `model(..., labels=..., fused_lm_head=True)`.
+
+TRL's head, and Liger's, differentiate every row. In this objective most rows have no gradient: tokens that are not
+kept, clipped ones, those of responses without advantage. They reach the head as exact zeros in the upstream gradient,
+so the backward pass gathers the other rows, runs the kernel on those, and scatters the result; their gradient rows are
+exactly zero. In units of one matmul of all n rows with the head that is 1 + 3 rho instead of 4; where the kept tokens
+are known beforehand, and the labels of the others are -100, 4 rho.
+"""
+
+import functools
+import inspect
+import types
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from .kernels import Kernel, choose
+
+
+class SparseLogProbs(torch.autograd.Function):
+    """Log-probabilities with a backward pass over the rows whose upstream gradient is not zero.
+
+    apply(hidden (n, H), weight (V, H), targets (n,), temperature, kernel, outputs) -> log_probs (n,), and entropy and
+    log_sum_sq_probs (n,) or None, all float32. Only the first has a gradient. n may be 0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        kernel: Kernel,
+        outputs: Collection[str],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        ctx.kernel = kernel
+        if hidden.size(0) == 0:  # Liger refuses no rows
+            ctx.save_for_backward(hidden, weight, targets, None)
+            empty = torch.zeros(0, device=hidden.device)
+            entropy, log_sum_sq_probs = (
+                empty.clone() if name in outputs else None for name in ("entropy", "log_sum_sq_probs")
+            )
+            log_probs = empty
+        else:
+            scores, ctx.state = kernel.forward(hidden, weight, targets, temperature, outputs)
+            ctx.save_for_backward(hidden, weight, targets, scores.log_z)
+            log_probs, entropy, log_sum_sq_probs = scores[:3]
+        ctx.mark_non_differentiable(*(x for x in (entropy, log_sum_sq_probs) if x is not None))
+        return log_probs, entropy, log_sum_sq_probs
+
+    @staticmethod
+    def backward(ctx: Any, grad_log_probs: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, log_z = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        rows = grad_log_probs.nonzero().squeeze(1) if grad_log_probs is not None else ()
+        with maybe_gather_lm_head_ctx(weight):
+            if len(rows) == 0:
+                gradients = (torch.zeros_like(x) if n else None for x, n in zip((hidden, weight), needs, strict=True))
+                return *gradients, None, None, None, None
+            if len(rows) == hidden.size(0):
+                gradients = ctx.kernel.backward(ctx.state, hidden, weight, targets, log_z, grad_log_probs, needs)
+                return *gradients, None, None, None, None
+            log_z = log_z if log_z is None else log_z[rows]
+            grad_rows, grad_weight = ctx.kernel.backward(
+                ctx.state, hidden[rows], weight, targets[rows], log_z, grad_log_probs[rows], needs
+            )
+        grad_hidden = torch.zeros_like(hidden).index_copy_(0, rows, grad_rows) if needs[0] else None
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+@dataclass
+class SparseHeadOutput(ModelOutput):
+    """What the head returns: (B, L - 1) float32, zero where the label is -100; `None` where not asked for.
+
+    Attributes:
+        log_probs: log-probability of each label, with gradient.
+        entropy: of the distribution at each position, nats.
+        residual_norm: ||e(label) - p||_2 * ||h||_2, the norm of the gradient that a token's log-probability has in
+            the head's weight (arXiv 2508.02260, Eq. 4, without its coefficient).
+    """
+
+    log_probs: Tensor | None = None
+    entropy: Tensor | None = None
+    residual_norm: Tensor | None = None
+
+
+def residual_norms(hidden: Tensor, log_probs: Tensor, log_sum_sq_probs: Tensor) -> Tensor:
+    """||e(o) - p||_2 * ||h||_2 for (n, H) hidden states; ||e(o) - p||^2 = 1 - 2 p_o + sum_v p_v^2."""
+    squares = 1 - 2 * log_probs.exp() + log_sum_sq_probs.exp()
+    return squares.clamp(min=0).sqrt() * hidden.float().norm(dim=-1)
+
+
+def why_not(model: PreTrainedModel) -> str | None:
+    """Why the sparse head cannot serve a model that has TRL's; `None` if it can."""
+    settings = inspect.getclosurevars(model.forward).nonlocals  # TRL has looked up how the model's logits are made
+    if settings["final_logit_softcapping"] is not None:
+        return f"the model caps its logits softly (final_logit_softcapping {settings['final_logit_softcapping']})"
+    if settings["logit_scale"] != 1:
+        return f"the model scales its logits (by {settings['logit_scale']:g})"
+    if settings["cast_lm_head_to_fp32"]:
+        return "cast_lm_head_to_fp32 is set"
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        return "the LM head has a bias"
+    # PEFT's copy of a head in `modules_to_save` stands for a plain one; anything else may compute something else.
+    inner = head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
+    if type(inner) is not nn.Linear:
+        return f"the LM head is a {type(inner).__name__}"
+    return None
+
+
+def add_sparse_lm_head(model: PreTrainedModel, temperature: float, name: str) -> None:
+    """Serve `fused_lm_head` calls of a model that has TRL's fused head; every other call stays as it is.
+
+    `fused_lm_head` may also name the wanted outputs (`entropy`, `residual_norm`); `True` means `entropy`.
+
+    Args:
+        model: causal language model after `trl.trainer.utils.add_fused_lm_head`, for which `why_not` is `None`.
+        temperature: the logits are divided by it.
+        name: `auto` or `liger`, see `kernels.choose`.
+    """
+    trl_forward = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` checks its arguments against the model's own signature
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        fused_lm_head: bool | Collection[str] = False,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not fused_lm_head:
+            return trl_forward(*args, labels=labels, **kwargs)
+        wanted = ("entropy",) if fused_lm_head is True else fused_lm_head
+        hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state[:, :-1]
+        # FSDP and PEFT replace the head after it was made.
+        weight = self.get_output_embeddings().weight
+        if isinstance(weight, DTensor):
+            weight = weight.full_tensor()
+        labels = labels[:, 1:].to(weight.device)
+        scored = labels != -100
+        rows = hidden.to(weight.device)[scored]
+        statistics = {"entropy"} & set(wanted) | ({"log_sum_sq_probs"} if "residual_norm" in wanted else set())
+        with maybe_gather_lm_head_ctx(weight):
+            log_probs, entropy, log_sum_sq_probs = SparseLogProbs.apply(
+                rows, weight, labels[scored], temperature, choose(name, weight.device, statistics), statistics
+            )
+        norms = None
+        if log_sum_sq_probs is not None:
+            norms = residual_norms(rows.detach(), log_probs.detach(), log_sum_sq_probs)
+
+        def whole(x: Tensor | None) -> Tensor | None:
+            # `masked_scatter` of no rows, too, is connected to the model: an empty micro-batch has a gradient, zero.
+            return None if x is None else x.new_zeros(scored.shape).masked_scatter(scored, x)
+
+        return SparseHeadOutput(whole(log_probs), whole(entropy), whole(norms))
+
+    model.forward = types.MethodType(forward, model)

@@ -1,0 +1,187 @@
+"""The kernels under the sparse head: fused linear cross-entropy whose two halves can be called on different rows.
+
+An autograd function runs both halves on the same rows. Here `forward` scores all rows and keeps no graph, and
+`backward` is called later with the rows that turn out to have a gradient. `TILES` is TRL's kernel: logits tile by
+tile, statistics and gradients summed in float32. `LIGER` is Liger's, through its public function.
+
+Shapes: n >= 1 rows, H hidden size, V vocabulary; hidden (n, H), weight (V, H), targets (n,) int64.
+"""
+
+from collections.abc import Callable, Collection
+from functools import cache
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from trl.kernels import ChunkedLogProbFunction
+
+# Vocabulary entries per tile of logits. On a GPU a tile should fill the matmul; on a processor it should stay in the
+# cache between the matmul and the half dozen elementwise passes over it (see benchmarks/results/head.json).
+GPU_TILE, CPU_TILE = 32768, 2048
+# Rows whose weight gradient Liger's Hopper kernel sums before it rounds to bfloat16.
+HOPPER_WAVE = 1024
+
+
+class Scores(NamedTuple):
+    """Statistics of every row, (n,) float32; `None` where they were not asked for or the kernel has none.
+
+    Attributes:
+        log_probs: of the targets at the temperature.
+        entropy: of the distribution, nats.
+        log_sum_sq_probs: log(sum_v p_v^2).
+        log_z: log-sum-exp of the logits, which spares `backward` a matmul.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor | None = None
+    log_sum_sq_probs: Tensor | None = None
+    log_z: Tensor | None = None
+
+
+class Kernel(NamedTuple):
+    """The halves of a fused linear cross-entropy.
+
+    Attributes:
+        forward: (hidden, weight, targets, temperature, outputs) -> (`Scores`, state). `outputs` names statistics.
+        backward: (state, hidden, weight, targets, log_z, grad_log_probs, needs) -> gradients of hidden and weight in
+            their dtypes, each `None` unless `needs`, a pair of bools, asks for it. Any rows of the forward's may come.
+    """
+
+    forward: Callable[[Tensor, Tensor, Tensor, float, Collection[str]], tuple[Scores, Any]]
+    backward: Callable[..., tuple[Tensor | None, Tensor | None]]
+
+
+class Context(SimpleNamespace):
+    """What autograd would pass to the halves of a function; here they are called by hand."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        self.saved_tensors = tensors
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        pass
+
+
+def tiles_forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, outputs: Collection[str]
+) -> tuple[Scores, Context]:
+    """The first half of TRL's `ChunkedLogProbFunction`."""
+    state = Context()
+    tile = CPU_TILE if hidden.device.type == "cpu" else GPU_TILE
+    log_probs, entropy, log_sum_sq_probs, _, _ = ChunkedLogProbFunction.forward(
+        state, hidden, weight, None, targets, temperature, tile, None, 1.0, tuple(outputs)
+    )
+    log_z = state.saved_tensors[4]
+    del state.saved_tensors  # the tensors are the caller's to keep
+    return Scores(log_probs, entropy, log_sum_sq_probs, log_z), state
+
+
+def tiles_backward(
+    state: Context,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    log_z: Tensor,
+    grad_log_probs: Tensor,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """The second half: one matmul for the logits and one for each gradient."""
+    saved = (hidden, weight, None, targets, log_z, log_z)
+    ctx = Context(**vars(state) | {"saved_tensors": saved, "needs_input_grad": (*needs, False)})
+    return ChunkedLogProbFunction.backward(ctx, grad_log_probs, None)[:2]
+
+
+@cache
+def hopper(device: torch.device) -> bool:
+    """Whether Liger runs its own Hopper kernel there, which takes bfloat16 only."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+def _liger(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
+    """Liger's per-row negative log-likelihood and, with `entropy`, entropy."""
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+
+    # Its fallback computes entropies and sums gradients in the dtype of its inputs, and follows autocast.
+    with torch.autocast(hidden.device.type, enabled=False):
+        result = LigerFusedLinearScaledCrossEntropyFunction.apply(
+            hidden, weight, targets, temperature, -100, 1, entropy
+        )
+    return result if entropy else (result,)
+
+
+def _liger_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if hopper(device) else torch.float32
+
+
+def liger_forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, outputs: Collection[str]
+) -> tuple[Scores, float]:
+    """Liger's scaled cross-entropy on every row; `outputs` may name `entropy`, but not on Hopper (bfloat16 there)."""
+    dtype = _liger_dtype(hidden.device)
+    scores = _liger(hidden.to(dtype), weight.to(dtype), targets, temperature, "entropy" in outputs)
+    return Scores(-scores[0], *scores[1:]), temperature
+
+
+def liger_backward(
+    state: float,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    log_z: Tensor | None,
+    grad_log_probs: Tensor,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Liger's function once more on these rows, with a graph: one matmul more than its backward pass alone."""
+    dtype, device = _liger_dtype(hidden.device), hidden.device
+    wave = HOPPER_WAVE if hopper(device) else hidden.size(0)
+    grad_hidden = torch.empty(hidden.shape, dtype=torch.float32, device=device) if needs[0] else None
+    grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=device) if needs[1] else None
+    with torch.enable_grad():
+        leaf = weight.detach().to(dtype).requires_grad_(needs[1])
+        for start in range(0, hidden.size(0), wave):
+            part = slice(start, start + wave)
+            rows = hidden[part].detach().to(dtype).requires_grad_(needs[0])
+            (nll,) = _liger(rows, leaf, targets[part], state, entropy=False)
+            wanted = [x for x, need in zip((rows, leaf), needs, strict=True) if need]
+            gradients = list(torch.autograd.grad(nll, wanted, -grad_log_probs[part]))
+            if grad_weight is not None:
+                grad_weight += gradients.pop()
+            if grad_hidden is not None:
+                grad_hidden[part] = gradients.pop()
+    return (
+        grad_hidden.to(hidden.dtype) if grad_hidden is not None else None,
+        grad_weight.to(weight.dtype) if grad_weight is not None else None,
+    )
+
+
+TILES = Kernel(tiles_forward, tiles_backward)
+LIGER = Kernel(liger_forward, liger_backward)
+
+
+def check_installed(name: str, device: torch.device) -> None:
+    """Refuse a choice of kernel that cannot run there: `ValueError`."""
+    if name != "liger":
+        return
+    if find_spec("liger_kernel") is None:
+        raise ValueError("fused_lm_head is 'liger', which is not installed: pip install liger-kernel, or choose auto.")
+    if hopper(device) and find_spec("cutlass") is None:
+        raise ValueError(
+            "fused_lm_head is 'liger', whose Hopper kernel needs CuTe DSL: pip install 'liger-kernel[cutedsl]', or "
+            "choose auto."
+        )
+
+
+def choose(name: str, device: torch.device, outputs: Collection[str]) -> Kernel:
+    """The kernel for a pass.
+
+    `auto` is TRL's tiles wherever it has been measured. So are, under `liger`, the passes that Liger cannot serve in
+    float32: sums of squared probabilities anywhere, and entropies on Hopper.
+    """
+    native = name == "liger" and "log_sum_sq_probs" not in outputs
+    if native and not (hopper(device) and "entropy" in outputs):
+        return LIGER
+    return TILES
