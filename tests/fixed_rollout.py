@@ -47,7 +47,7 @@ def prompts(count):
     return Dataset.from_dict({"prompt": texts})
 
 
-def train(model, output, stock=False, sampled=False, **overrides):
+def train(model, output, stock=False, sampled=False, reward=reward, peft_config=None, **overrides):
     """Train one optimiser step of plain SGD with rate 1 and no clipping: the change of the weights is the gradient.
 
     Returns the trainer; with `stock`, TRL's own. With `sampled` the model writes the completions.
@@ -82,6 +82,7 @@ def train(model, output, stock=False, sampled=False, **overrides):
         args=config_class(**settings),
         train_dataset=prompts(8),
         rollout_func=None if sampled else fixed_completions,
+        peft_config=peft_config,
     )
     trainer.train()
     return trainer

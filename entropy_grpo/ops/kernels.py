@@ -66,12 +66,17 @@ class Context(SimpleNamespace):
         pass
 
 
+def tile_width(device: torch.device) -> int:
+    """Vocabulary entries per tile."""
+    return CPU_TILE if device.type == "cpu" else GPU_TILE
+
+
 def tiles_forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, outputs: Collection[str]
 ) -> tuple[Scores, Context]:
     """The first half of TRL's `ChunkedLogProbFunction`."""
     state = Context()
-    tile = CPU_TILE if hidden.device.type == "cpu" else GPU_TILE
+    tile = tile_width(hidden.device)
     log_probs, entropy, log_sum_sq_probs, _, _ = ChunkedLogProbFunction.forward(
         state, hidden, weight, None, targets, temperature, tile, None, 1.0, tuple(outputs)
     )

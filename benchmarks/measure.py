@@ -1,0 +1,82 @@
+"""What the benchmarks share: timing in turns, peak memory, and where the figures go."""
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from entropy_grpo import records
+from entropy_grpo.callbacks import git_revision, hardware, versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def peak_memory(function: Callable[[], Any]) -> int:
+    """Bytes that a call has at most beyond what is there before it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of the resident set
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Wall time of a call."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turns(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Wall times of every variant; they take turns, so that all see the same noise. The first turn is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(repeats + 1):
+        for name, function in variants.items():
+            taken = seconds(function)
+            if turn:
+                times[name].append(taken)
+    return times
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median with the lowest and the highest value."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
+    """How many times faster, turn by turn."""
+    return spread([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def write(name: str, command: str, figures: dict[str, Any]) -> None:
+    """Write the figures with what they were measured on."""
+    about = {
+        "command": command,
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+    records.write_json(RESULTS / f"{name}.json", about | figures)
