@@ -346,6 +346,128 @@ def test_accumulation_changes_nothing_under_wide_scopes(tiny_model, tmp_path, sc
     assert_same_step(tiny_model, whole, split)
 
 
+def half_flat(completion_ids, **kwargs):
+    """Uneven rewards for every other group, the same for all responses of the rest."""
+    return [float(sum(ids) % 7) if i // fixed_rollout.GENERATIONS % 2 else 1.0 for i, ids in enumerate(completion_ids)]
+
+
+@pytest.mark.parametrize("reward", [fixed_rollout.reward, half_flat], ids=["all groups", "half without advantage"])
+@pytest.mark.parametrize(
+    ("rho", "scope"), [(0.2, "rollout"), (0.02, "rollout"), (0.2, "global"), (1.0, "global")], ids=str
+)
+def test_sparse_head_and_trimmed_batches_change_nothing(tiny_model, tmp_path, rho, scope, reward):
+    """Two steps of one rollout with everything on, against TRL's head and TRL's batches."""
+    settings = {
+        "top_entropy_quantile": rho,
+        "entropy_scope": scope,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "steps_per_generation": 8,
+        "max_steps": 2,
+        "learning_rate": 0.1,
+        "temperature": TEMPERATURE,
+        "reward": reward,
+    }
+    plain = fixed_rollout.train(tiny_model, tmp_path / "a", **LIKE_TRL, **settings)
+    fast = fixed_rollout.train(tiny_model, tmp_path / "b", **settings)
+    start = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    steps = [{n: w - start[n] for n, w in fixed_rollout.weights(t).items()} for t in (plain, fast)]
+    assert_close(*steps, 1e-5)
+    for row, plain_row in zip(fast.state.log_history[:2], plain.state.log_history[:2], strict=True):
+        keys = ["loss", "grad_norm"]
+        if rho < 1:  # the entropies of sequences that are not run are known where the tokens are ranked beforehand
+            keys += ["entropy/kept", "entropy/positive", "entropy/p90", "selection/kept_fraction"]
+            keys += ["clip_ratio/kept_low", "clip_ratio/kept_high"]
+        for key in keys:
+            assert row[key] == pytest.approx(plain_row[key], rel=1e-4, abs=1e-6, nan_ok=True), key
+        assert plain_row["batching/run_fraction"] == 1
+        if reward is half_flat:
+            assert row["batching/run_fraction"] < 0.8
+
+
+def test_only_tokens_with_a_gradient_are_projected(tiny_model, tmp_path, monkeypatch):
+    """Under rollout scope: the kept ones of responses with an advantage, which are then differentiated."""
+    from entropy_grpo.ops import head, kernels
+
+    forward, backward = [], []
+
+    def choose(name, device, outputs):
+        def score(hidden, *args):
+            if torch.is_grad_enabled() or hidden.requires_grad:
+                forward.append(hidden.size(0))
+            return kernels.TILES.forward(hidden, *args)
+
+        def differentiate(state, hidden, *args):
+            backward.append(hidden.size(0))
+            return kernels.TILES.backward(state, hidden, *args)
+
+        return kernels.Kernel(score, differentiate)
+
+    monkeypatch.setattr(head, "choose", choose)
+    trainer = fixed_rollout.train(
+        tiny_model,
+        tmp_path,
+        top_entropy_quantile=0.2,
+        entropy_scope="rollout",
+        gradient_accumulation_steps=2,
+        reward=half_flat,
+    )
+    rollout = trainer._buffered_inputs
+    wanted = sum(int((b["kept_mask"] & (b["advantages"] != 0).unsqueeze(1)).sum()) for b in rollout)
+    kept = sum(int(b["kept_mask"].sum()) for b in rollout)
+    assert 0 < wanted < kept
+    assert sum(forward) == sum(backward) == wanted
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "global", "rollout"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_gradient_norm_keeps_the_tokens_of_largest_gradient_in_the_head(tiny_model, tmp_path, scope, accumulation):
+    """Each token's loss alone, differentiated in float64 with the whole (V, H) gradient of the head."""
+    trainer = make_trainer(
+        tiny_model,
+        tmp_path,
+        accumulation,
+        top_entropy_quantile=0.2,
+        entropy_selection="gradient_norm",
+        entropy_scope=scope,
+    )
+    batches = make_batches((8,) if accumulation == 1 else (4, 4), seed=2)
+    set_old_logps(trainer.model, batches)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    for b in batches:
+        keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        logps, _ = reference.score(model, *(b[key] for key in keys), TEMPERATURE)
+        norms = torch.zeros_like(logps)
+        for i, t in b["completion_mask"].nonzero().tolist():
+            ratio = torch.exp(logps[i, t] - b["old_per_token_logps"][i, t].double())
+            surrogate = torch.minimum(
+                ratio * b["advantages"][i].double(), ratio.clamp(0.8, 1.28) * b["advantages"][i].double()
+            )
+            (gradient,) = torch.autograd.grad(surrogate, model.lm_head.weight, retain_graph=True)
+            norms[i, t] = gradient.norm()
+        b["norms"] = norms
+    assert any((b["norms"] == 0)[b["completion_mask"].bool()].any() for b in batches), "some tokens should be clipped"
+    if scope == "rollout":
+        scored, trainer._thresholds = [trainer._score(b) for b in batches], []
+        masks = trainer._select(scored, batches)
+        batches = [
+            b | {"kept_mask": m, "entropies": s.entropies} for b, m, s in zip(batches, masks, scored, strict=True)
+        ]
+    run_window(trainer, batches)
+    seen = trainer._window.everything or trainer._window.batches
+    if scope == "micro_batch" or (accumulation == 1 and scope == "global"):
+        kept = [reference.top(b["norms"], b["completion_mask"].bool(), 0.2, trainer._places(b)) for b in seen]
+        fraction = sum(k.sum() for k in kept) / sum(b["completion_mask"].sum() for b in seen)
+        assert trainer._metrics["train"]["selection/kept_fraction"][-1] == pytest.approx(fraction.item())
+        lowest = sum(b["norms"][k].min().item() for b, k in zip(seen, kept, strict=True)) / len(seen)
+    else:
+        norms, mask, kept = (torch.cat([b[key] for b in seen]) for key in ("norms", "completion_mask", "kept_mask"))
+        places = torch.cat([trainer._places(b) for b in seen])
+        assert torch.equal(kept, reference.top(norms, mask.bool(), 0.2, places))
+        lowest = norms[kept].min().item()
+    assert trainer._metrics["train"]["selection/threshold"][-1] == pytest.approx(lowest * TEMPERATURE, rel=1e-4)
+
+
 def test_accumulation_changes_the_tokens_under_micro_batch_scope(tiny_model, tmp_path):
     """The documented difference: a threshold per forward pass keeps other tokens, and more, each count rounded up."""
     settings = {"top_entropy_quantile": 0.2, "entropy_scope": "micro_batch"}
@@ -370,8 +492,16 @@ FSDP2 = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         (DDP, "tests.fixed_rollout", "global", 0.005, 1),
         (FSDP2, "tests.fsdp2_on_cpu", "global", 0.2, 2),
         (DDP, "tests.fixed_rollout", "rollout", 0.2, 2),
+        (FSDP2, "tests.fsdp2_on_cpu", "rollout", 0.2, 2),
     ],
-    ids=["DDP", "DDP accumulated", "DDP, one token: a rank keeps none", "FSDP2 accumulated", "DDP, rollout scope"],
+    ids=[
+        "DDP",
+        "DDP accumulated",
+        "DDP, one token: a rank keeps none",
+        "FSDP2 accumulated",
+        "DDP, rollout scope",
+        "FSDP2, rollout scope",
+    ],
 )
 def test_two_processes_are_one(tiny_model, tmp_path, launcher, script, scope, rho, accumulation):
     settings = {"top_entropy_quantile": rho, "entropy_scope": scope, "gradient_accumulation_steps": accumulation}
