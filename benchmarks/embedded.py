@@ -35,6 +35,14 @@ ARMS = {
     "rho = 1.0": ["--top_entropy_quantile", "1.0"],
     "bottom 80%": ["--entropy_selection", "bottom"],
 }
+# The other scopes, with the learning rate of the first arm. Micro-batches are a quarter of a step.
+SCOPES = {
+    "rho = 0.2, global scope": ["--entropy_scope", "global"],
+    "rho = 0.2, micro_batch scope": [
+        *("--entropy_scope", "micro_batch", "--per_device_train_batch_size", "8"),
+        *("--gradient_accumulation_steps", "4", "--steps_per_generation", "16"),
+    ],
+}
 DEV_SEED, SEEDS = 0, (1, 2, 3)
 LEARNING_RATES = ("5.0e-5", "1.0e-4", "2.0e-4", "4.0e-4")
 DEV_METRIC = "eval_rewards/walk_accuracy/mean"
@@ -47,7 +55,8 @@ def run(arm: str, rate: str, seed: int, answers: bool) -> RunFolder:
     folder = RunFolder(RUNS / name)
     if (folder.path / "model.safetensors").exists():
         return folder
-    command = [sys.executable, "recipes/demo_cpu.yaml", *ARMS[arm], "--learning_rate", rate, "--seed", str(seed)]
+    command = [sys.executable, "recipes/demo_cpu.yaml", "--learning_rate", rate, "--seed", str(seed)]
+    command += (ARMS | SCOPES)[arm]
     command += ["--output_dir", str(folder.path), "--save_strategy", "no", "--disable_tqdm", "true"]
     command += [] if answers else ["--num_test_problems", "0"]
     log = RUNS / f"{name}.log"
@@ -78,12 +87,14 @@ def measure(jobs: int) -> dict:
         tried = {(arm, rate): pool.submit(run, arm, rate, DEV_SEED, False) for arm in ARMS for rate in LEARNING_RATES}
         dev = {arm: {rate: dev_accuracy(tried[arm, rate].result()) for rate in LEARNING_RATES} for arm in ARMS}
         chosen = {arm: max(rates, key=rates.get) for arm, rates in dev.items()}
-        reported = {(arm, seed): pool.submit(run, arm, chosen[arm], seed, True) for arm in ARMS for seed in SEEDS}
-        runs = {arm: {seed: reported[arm, seed].result() for seed in SEEDS} for arm in ARMS}
+        first, *others = ARMS
+        chosen |= dict.fromkeys(SCOPES, chosen[first])
+        reported = {(arm, seed): pool.submit(run, arm, chosen[arm], seed, True) for arm in chosen for seed in SEEDS}
+        runs = {arm: {seed: reported[arm, seed].result() for seed in SEEDS} for arm in chosen}
     arms = {}
     for arm, folders in runs.items():
         evaluations = {seed: records.read_json(folder.evaluation) for seed, folder in folders.items()}
-        arms[arm] = {"learning_rate": chosen[arm], "dev_accuracy": dev[arm], "seeds": {}}
+        arms[arm] = {"learning_rate": chosen[arm], "dev_accuracy": dev.get(arm), "seeds": {}}
         for seed, evaluation in evaluations.items():
             arms[arm]["seeds"][seed] = {
                 side: {m: evaluation[side][m]["value"] for m in MEASURES}
@@ -97,7 +108,6 @@ def measure(jobs: int) -> dict:
                 "after": mean_interval([s["after"][m] for s in sides]),
                 "gain": mean_interval([s["after"][m] - s["before"][m] for s in sides]),
             }
-    first, *others = ARMS
     paired = {
         f"{first} minus {other}": {
             m: mean_interval(
@@ -105,7 +115,7 @@ def measure(jobs: int) -> dict:
             )
             for m in MEASURES
         }
-        for other in others
+        for other in (*others, *SCOPES)
     }
     environments = [records.read_json(folder.environment) for folders in runs.values() for folder in folders.values()]
     settings = environments[0]["arguments"]
@@ -115,7 +125,10 @@ def measure(jobs: int) -> dict:
         "git_revisions": sorted({environment["git_revision"] for environment in environments}),
         "hardware": environments[0]["hardware"],
         "steps": settings["max_steps"],
-        "responses": settings["max_steps"] // settings["steps_per_generation"] * settings["generation_batch_size"],
+        "responses": settings["max_steps"]
+        * settings["gradient_accumulation_steps"]
+        // settings["steps_per_generation"]
+        * settings["generation_batch_size"],
         "dev_seed": DEV_SEED,
         "arms": arms,
         "paired": paired,

@@ -59,7 +59,7 @@ class EntropyForkGRPOConfig(GRPOConfig):
         default="top", metadata={"help": "Which tokens are kept: top, bottom (the others), random or gradient_norm."}
     )
     entropy_scope: str = field(
-        default="global",
+        default="rollout",
         metadata={"help": "Tokens that share a threshold: micro_batch, global (optimiser step) or rollout."},
     )
     entropy_denominator: str = field(

@@ -19,7 +19,7 @@ Shapes: B sequences of the local micro-batch, T completion tokens including padd
 
 import inspect
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from torch import Tensor
-from torch.nn.functional import pad
 from trl import GRPOTrainer
 
 from .batching import by_length, merge, positions_are_relative, take, trimmed_passes
@@ -37,6 +36,7 @@ from .card import write_card
 from .config import TOKEN_LEVEL_LOSSES, EntropyForkGRPOConfig
 from .ops.head import add_sparse_lm_head, why_not
 from .ops.kernels import check_installed
+from .scoring import Pass, run_passes
 from .selection import gradient_norms, kept_count, percentiles, select
 
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
@@ -68,39 +68,6 @@ def row_advantages(inputs: Inputs) -> Tensor:
     """The advantages as (B, 1) or (B, T)."""
     advantages = inputs["advantages"]
     return advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
-
-
-@dataclass
-class Pass:
-    """What a forward pass says of a micro-batch, detached; (B, T)."""
-
-    logps: Tensor
-    entropies: Tensor
-    residual_norms: Tensor | None = None
-
-
-@dataclass
-class Request:
-    """The model, as TRL calls it to score a micro-batch, asked for what the pass is for.
-
-    `kept` (B, T) restricts the completion tokens that the head projects; `outputs` are the head's. What TRL's contract
-    has and the pass is not for, is zero.
-    """
-
-    model: Any
-    outputs: tuple[str, ...] | bool
-    kept: Tensor | None = None
-    residual_norms: list[Tensor] = field(default_factory=list)
-
-    def __call__(self, *, labels: Tensor, fused_lm_head: bool, **inputs: Any) -> Any:
-        if self.kept is not None:
-            labels[:, -self.kept.size(1) :].masked_fill_(~self.kept, -100)
-        output = self.model(**inputs, labels=labels, fused_lm_head=self.outputs)
-        if self.outputs is not True and "residual_norm" in self.outputs:
-            self.residual_norms.append(output.residual_norm)
-        if output.entropy is None:
-            output.entropy = torch.zeros_like(output.log_probs)
-        return output
 
 
 @dataclass
@@ -375,38 +342,24 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             plan, batch_size = trimmed_passes(attention_mask, logits_to_keep, batch_size), None
         else:
             plan = [(torch.arange(input_ids.size(0), device=input_ids.device), 0, input_ids.size(1))]
-        results, aux_losses = [], []
-        for rows, start, stop in plan:
-            width = logits_to_keep - (input_ids.size(1) - stop)
-            request = Request(model, outputs, kept if kept is None else kept[rows, :width])
-            logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
-                request,
-                input_ids[rows, start:stop],
-                attention_mask[rows, start:stop],
-                width,
-                batch_size,
-                compute_entropy,
-                compute_aux_loss,
-                **images,
-            )
-            norms = torch.cat(request.residual_norms)[:, -width:] if request.residual_norms else None
-            results.append(
-                [x if x is None else pad(x, (0, logits_to_keep - width)) for x in (logps, entropies, norms)]
-            )
-            aux_losses.append(aux_loss)
-        back = torch.cat([rows for rows, _, _ in plan]).argsort()
-        logps, entropies, norms = (
-            None if parts[0] is None else torch.cat(parts)[back] for parts in zip(*results, strict=True)
+        score = partial(
+            super()._get_per_token_logps_and_entropies,
+            batch_size=batch_size,
+            compute_entropy=compute_entropy,
+            compute_aux_loss=compute_aux_loss,
+            **images,
         )
+        scored = run_passes(score, model, outputs, plan, input_ids, attention_mask, logits_to_keep, kept)
         if known:
-            entropies = running["entropies"]
+            scored.entropies = running["entropies"]
         if kept is not None:  # a ratio of 1 where nothing was projected
-            logps = torch.where(kept, logps, running.get("old_per_token_logps", torch.zeros_like(logps)))
+            old = running.get("old_per_token_logps", torch.zeros_like(scored.logps))
+            scored.logps = torch.where(kept, scored.logps, old)
         if compute_entropy:
-            self._last_pass = Pass(logps.detach(), entropies.detach(), norms)
+            self._last_pass = scored.detach()
             if policy and self._rollout_passes is not None:
                 self._rollout_passes.append(self._last_pass)
-        return logps, entropies, torch.stack(aux_losses).mean() if compute_aux_loss else None
+        return scored.logps, scored.entropies, scored.aux_loss
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """(B, T) float32 weight of every token's loss; 0 for tokens that are not kept.

@@ -73,6 +73,8 @@ def train(model, output, stock=False, sampled=False, reward=reward, peft_config=
         "disable_tqdm": True,
         "seed": 0,
     } | overrides
+    if not stock:
+        settings.setdefault("entropy_scope", "global")
     trainer_class, config_class = (
         (GRPOTrainer, GRPOConfig) if stock else (EntropyForkGRPOTrainer, EntropyForkGRPOConfig)
     )

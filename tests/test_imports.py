@@ -16,13 +16,23 @@ ROW = [
     ["cli", "launch"],
     ["train"],
     ["trainer"],
-    ["ops.head", "batching", "callbacks", "card", "plots", "data", "rewards"],
+    ["ops.head", "batching", "scoring", "callbacks", "card", "plots", "data", "rewards"],
     ["ops.kernels", "config", "grading", "evaluation.metrics", "records", "recipe", "embedded.cold_start"],
     ["selection", "embedded.number_walk"],
     ["embedded", "evaluation", "ops", "names", ""],
 ]
 # Leaves that never touch the training stack, so that they can be read, tested and reused by themselves.
-PURE = ["selection", "batching", "records", "recipe", "grading", "evaluation.metrics", "embedded.number_walk", "names"]
+PURE = [
+    "selection",
+    "batching",
+    "scoring",
+    "records",
+    "recipe",
+    "grading",
+    "evaluation.metrics",
+    "embedded.number_walk",
+    "names",
+]
 STACK = {"trl", "transformers", "accelerate", "peft", "vllm", "datasets"}
 
 

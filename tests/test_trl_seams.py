@@ -4,7 +4,8 @@ import inspect
 
 import pytest
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
+from trl.kernels import ChunkedLogProbFunction
+from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_tensor_dict
 
 SEAMS = {
     "get_high_entropy_mask": (
@@ -31,7 +32,8 @@ SEAMS = {
             *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids"),
             "image_position_ids",
         ],
-        "Read which arguments of a micro-batch scoring takes: EntropyForkGRPOTrainer._entropies passes them by name.",
+        "Read which arguments of a micro-batch scoring takes: EntropyForkGRPOTrainer._score passes them by name, and "
+        "trims the pass if all that come after compute_aux_loss are None.",
     ),
     "create_model_card": (["self", "model_name", "dataset_name", "tags"], "Read when the model card is written."),
 }
@@ -58,6 +60,48 @@ def test_signature(name):
 )
 def test_loss_is_built_as_the_weights_assume(code, advice):
     assert code in inspect.getsource(GRPOTrainer._compute_loss), f"Read GRPOTrainer._compute_loss: {advice}."
+
+
+def test_head_knows_how_logits_are_made():
+    """`ops.head.why_not` reads it from the closure of TRL's forward."""
+    source = inspect.getsource(add_fused_lm_head)
+    for name in ("final_logit_softcapping", "logit_scale", "cast_lm_head_to_fp32"):
+        assert f" {name}" in source, f"Read add_fused_lm_head: what has become of {name}?"
+    for code in ("self.get_output_embeddings()", "weight.full_tensor()", "maybe_gather_lm_head_ctx(weight, bias)"):
+        assert code in source, f"Read add_fused_lm_head: the head is no longer found by {code}."
+
+
+@pytest.mark.parametrize(
+    ("half", "parameters"),
+    [
+        (
+            "forward",
+            [
+                *("ctx", "hidden", "weight", "bias", "targets", "temperature", "chunk_size"),
+                *("final_logit_softcapping", "logit_scale", "outputs"),
+            ],
+        ),
+        ("backward", ["ctx", "grad_logprobs", "grad_entropy", "_"]),
+    ],
+)
+def test_halves_of_the_kernel(half, parameters):
+    """`ops.kernels` calls them by hand."""
+    function = getattr(ChunkedLogProbFunction, half)
+    assert list(inspect.signature(function).parameters) == parameters, "Read ChunkedLogProbFunction again."
+    saved = {
+        "forward": "ctx.save_for_backward(hidden, weight, bias, targets, log_z, log_z if entropy",
+        "backward": "hidden, weight, bias, targets, log_z, entropy = ctx.saved_tensors",
+    }
+    assert saved[half] in inspect.getsource(function), "ops.kernels relies on what is saved, and in which order."
+
+
+def test_liger_is_called_by_position():
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+
+    parameters = list(inspect.signature(LigerFusedLinearScaledCrossEntropyFunction.apply).parameters)
+    assert parameters[:7] == [
+        *("_input", "weight", "target", "temperature", "ignore_index", "m_tiles_per_cluster", "return_entropy")
+    ]
 
 
 def test_rollout_is_split_by_step():

@@ -1,0 +1,103 @@
+"""The embedded job to a given held-out accuracy, against stock TRL with its own `top_entropy_quantile`.
+
+    python -m benchmarks.end_to_end    # benchmarks/results/end_to_end.json
+
+Both trainers get the recipe's model, data, rewards and settings. The seconds are those of the training steps, with
+generation and without evaluation, up to the first evaluation on the dev problems that reaches the accuracy. The
+runs of a seed share the machine, one thread each.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks import measure
+from entropy_grpo import recipe
+from entropy_grpo.data import load_problems
+from entropy_grpo.embedded import cold_start
+from entropy_grpo.rewards import get_rewards
+from entropy_grpo.train import CLASSES, load_embedded, load_tokenizer
+from entropy_grpo.trainer import EntropyForkGRPOTrainer
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "demo_cpu.yaml"
+SEEDS = (1, 2, 3)
+ACCURACY = 0.5
+METRIC = "eval_rewards/walk_accuracy/mean"
+VARIANTS = {"TRL": [], "ours, global": ["--entropy_scope", "global"], "ours, rollout": ["--entropy_scope", "rollout"]}
+
+
+def stock_config(args: GRPOConfig) -> GRPOConfig:
+    """The part of the settings that TRL knows."""
+    values = {f.name: getattr(args, f.name) for f in fields(GRPOConfig) if f.init}
+    return GRPOConfig(**values | {"generation_batch_size": None})
+
+
+def curve(variant: str, seed: int) -> list[tuple[float, float]]:
+    """(training seconds, dev accuracy) at every evaluation of one run."""
+    overrides = ["--seed", str(seed), "--save_strategy", "no", "--eval_steps", "20", "--disable_tqdm", "true"]
+    with tempfile.TemporaryDirectory() as output:
+        settings = recipe.load(RECIPE) | recipe.overrides([*overrides, "--output_dir", output, *VARIANTS[variant]])
+        run_config, args, model_config = recipe.build(recipe.checked(settings, CLASSES), CLASSES)
+        model, problems = load_embedded(model_config.model_name_or_path, seed), load_problems(run_config, seed)
+        trainer = (GRPOTrainer if variant == "TRL" else EntropyForkGRPOTrainer)(
+            model=model,
+            reward_funcs=get_rewards(run_config.rewards),
+            args=stock_config(args) if variant == "TRL" else args,
+            train_dataset=problems.train,
+            eval_dataset=problems.dev,
+            processing_class=load_tokenizer(model, model_config),
+        )
+        trainer.train()
+    points, taken = [], 0.0
+    for row in trainer.state.log_history:
+        taken += row.get("step_time", 0.0)
+        if METRIC in row:
+            points.append((taken, row[METRIC]))
+    return points
+
+
+def seconds_to(accuracy: float, points: list[tuple[float, float]]) -> float | None:
+    """Training seconds to the first evaluation that reaches the accuracy; None if none does."""
+    return next((taken for taken, reached in points if reached >= accuracy), None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--variant", choices=VARIANTS, help="only this run; prints its curve")
+    parser.add_argument("--seed", type=int)
+    options = parser.parse_args()
+    if options.variant is not None:
+        print(json.dumps(curve(options.variant, options.seed)))
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    curves: dict[str, dict[int, list]] = {name: {} for name in VARIANTS}
+    for seed in SEEDS:
+        cold_start.ensure(seed)
+        command = [sys.executable, "-m", "benchmarks.end_to_end", "--seed", str(seed), "--variant"]
+        running = {n: subprocess.Popen([*command, n], stdout=subprocess.PIPE, text=True) for n in VARIANTS}
+        for name, process in running.items():
+            text, _ = process.communicate()
+            if process.returncode:
+                sys.exit(f"the run of {name} with seed {seed} failed")
+            curves[name][seed] = json.loads(text.strip().splitlines()[-1])
+            print(f"seed {seed}  {name:14s} {seconds_to(ACCURACY, curves[name][seed])} s to {ACCURACY}", flush=True)
+    found = []
+    for name, by_seed in curves.items():
+        taken = [seconds_to(ACCURACY, points) for points in by_seed.values()]
+        stock = [seconds_to(ACCURACY, points) for points in curves["TRL"].values()]
+        row = {"variant": name, "seconds": taken, "training_seconds": [points[-1][0] for points in by_seed.values()]}
+        if None not in taken and None not in stock:
+            row["times faster than TRL"] = measure.ratios(stock, taken)
+        found.append(row | {"curves": by_seed})
+    measure.write("end_to_end", "python -m benchmarks.end_to_end", {"accuracy": ACCURACY, "runs": found})
+
+
+if __name__ == "__main__":
+    main()

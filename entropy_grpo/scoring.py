@@ -1,0 +1,96 @@
+"""Scoring sequences in passes without shared padding, through TRL's own scoring of a micro-batch.
+
+TRL's function builds the labels and calls the model; what it calls here is a `Request`, which asks the model for no
+more than the pass is for. B sequences, P prompt columns, T completion columns.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass
+class Request:
+    """The model, as TRL calls it to score a micro-batch.
+
+    Attributes:
+        model: what answers `model(..., labels=..., fused_lm_head=...)`.
+        outputs: the LM head's outputs that are wanted, or True for those of TRL's head. What TRL's contract has and
+            was not wanted is zero.
+        kept: (B, T) bool, the completion tokens that the head projects; all by default.
+        residual_norms: of the calls so far, (b, L - 1) each, where `outputs` has them.
+    """
+
+    model: Any
+    outputs: Sequence[str] | bool
+    kept: Tensor | None = None
+    residual_norms: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, *, labels: Tensor, fused_lm_head: bool, **inputs: Any) -> Any:
+        if self.kept is not None:
+            labels[:, -self.kept.size(1) :].masked_fill_(~self.kept, -100)
+        output = self.model(**inputs, labels=labels, fused_lm_head=self.outputs)
+        if self.outputs is not True and "residual_norm" in self.outputs:
+            self.residual_norms.append(output.residual_norm)
+        if output.entropy is None:
+            output.entropy = torch.zeros_like(output.log_probs)
+        return output
+
+
+@dataclass
+class Pass:
+    """What scoring says of the completion tokens, (B, T) float32 with zeros in the padding.
+
+    Attributes:
+        logps: log-probabilities at the temperature.
+        entropies: nats, or None.
+        residual_norms: see `ops.head.SparseHeadOutput`, or None.
+        aux_loss: load-balancing loss of a mixture of experts, a scalar, or None.
+    """
+
+    logps: Tensor
+    entropies: Tensor | None
+    residual_norms: Tensor | None
+    aux_loss: Tensor | None
+
+    def detach(self) -> "Pass":
+        """The same without a graph."""
+        return Pass(*(x if x is None else x.detach() for x in vars(self).values()))
+
+
+def run_passes(
+    score: Callable[[Request, Tensor, Tensor, int], tuple[Tensor, Tensor | None, Tensor | None]],
+    model: Any,
+    outputs: Sequence[str] | bool,
+    plan: list[tuple[Tensor, int, int]],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    completion_width: int,
+    kept: Tensor | None = None,
+) -> Pass:
+    """Score sequences as planned (see `batching.trimmed_passes`) and put the results back in their places.
+
+    Args:
+        score: TRL's function of (model, input_ids, attention_mask, logits_to_keep), which returns log-probabilities,
+            entropies and the load-balancing loss.
+        model, outputs, kept: see `Request`.
+        input_ids, attention_mask: (B, P + T).
+        completion_width: T.
+    """
+    results, aux_losses = [], []
+    for rows, start, stop in plan:
+        width = completion_width - (input_ids.size(1) - stop)
+        request = Request(model, outputs, kept if kept is None else kept[rows, :width])
+        logps, entropies, aux_loss = score(
+            request, input_ids[rows, start:stop], attention_mask[rows, start:stop], width
+        )
+        norms = torch.cat(request.residual_norms)[:, -width:] if request.residual_norms else None
+        results.append([x if x is None else pad(x, (0, completion_width - width)) for x in (logps, entropies, norms)])
+        aux_losses.append(aux_loss)
+    places = torch.cat([rows for rows, _, _ in plan]).argsort()
+    whole = [None if parts[0] is None else torch.cat(parts)[places] for parts in zip(*results, strict=True)]
+    return Pass(*whole, aux_loss=None if aux_losses[0] is None else torch.stack(aux_losses).mean())
