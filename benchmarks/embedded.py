@@ -1,7 +1,7 @@
 """Train the embedded task with several seeds and selections; the results go to benchmarks/results/embedded.json.
 
-    python benchmarks/embedded.py                 # everything: learning rates on the dev problems, then the seeds
-    python benchmarks/embedded.py --table         # only the tables of the recorded results, here and in the README
+    python -m benchmarks.embedded            # everything: learning rates on the dev problems, then the seeds
+    python -m benchmarks.embedded --table    # only the tables of the recorded results, here and in the README
 
 Every seed has its own cold start. The learning rate of each selection is chosen with one seed that is not reported, by
 the accuracy on the dev problems at the end of training; the test problems are answered by the reported runs alone.
@@ -14,21 +14,19 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from benchmarks import measure
 from entropy_grpo import records
 from entropy_grpo.card import share_text
 from entropy_grpo.embedded import cold_start
 from entropy_grpo.records import RunFolder
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "embedded.json"
-RUNS = ROOT / "runs" / "embedded"
-README = ROOT / "README.md"
-MARKS = ("<!-- results: python benchmarks/embedded.py --table -->", "<!-- end of results -->")
+RESULTS = measure.RESULTS / "embedded.json"
+RUNS = measure.ROOT / "runs" / "embedded"
+TABLE = "python -m benchmarks.embedded --table"
 
 ARMS = {
     "rho = 0.2": [],
@@ -62,7 +60,7 @@ def run(arm: str, rate: str, seed: int, answers: bool) -> RunFolder:
     log = RUNS / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
-        subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=True)
+        subprocess.run(command, cwd=measure.ROOT, stdout=file, stderr=subprocess.STDOUT, check=True)
     print(f"done  {name}", flush=True)
     return folder
 
@@ -79,7 +77,7 @@ def mean_interval(values: list[float]) -> dict[str, float]:
     return {"value": mean, "low": float(low), "high": float(high)}
 
 
-def measure(jobs: int) -> dict:
+def run_all(jobs: int) -> dict:
     """Run everything that is missing and sum it up."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(jobs) as pool:
@@ -120,7 +118,7 @@ def measure(jobs: int) -> dict:
     environments = [records.read_json(folder.environment) for folders in runs.values() for folder in folders.values()]
     settings = environments[0]["arguments"]
     return {
-        "command": "python benchmarks/embedded.py",
+        "command": "python -m benchmarks.embedded",
         "versions": environments[0]["versions"],
         "git_revisions": sorted({environment["git_revision"] for environment in environments}),
         "hardware": environments[0]["hardware"],
@@ -155,22 +153,15 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def write_readme(text: str) -> None:
-    """Put the tables between the README's two marks."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    records.write_text(README, f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--table", action="store_true", help="only write the tables of the recorded results")
     options = parser.parse_args()
     if not options.table:
-        records.write_json(RESULTS, measure(options.jobs))
+        records.write_json(RESULTS, run_all(options.jobs))
     text = table(json.loads(RESULTS.read_text()))
-    write_readme(text)
+    measure.write_readme(TABLE, text)
     print(text)
 
 

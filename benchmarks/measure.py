@@ -12,7 +12,10 @@ import torch
 from entropy_grpo import records
 from entropy_grpo.callbacks import git_revision, hardware, versions
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+END = "<!-- end of results -->"
 
 
 def peak_memory(function: Callable[[], Any]) -> int:
@@ -80,3 +83,16 @@ def write(name: str, command: str, figures: dict[str, Any]) -> None:
         "git_revision": git_revision(),
     }
     records.write_json(RESULTS / f"{name}.json", about | figures)
+
+
+def readme_block(command: str) -> tuple[str, str, str]:
+    """The README before, between and after the marks of the tables that this command writes."""
+    before, mark, rest = README.read_text(encoding="utf-8").partition(f"<!-- results: {command} -->")
+    block, end, after = rest.partition(END)
+    return before + mark, block.strip(), end + after
+
+
+def write_readme(command: str, text: str) -> None:
+    """Put tables between their marks."""
+    before, _, after = readme_block(command)
+    records.write_text(README, f"{before}\n\n{text}\n\n{after}")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import embedded
+from benchmarks import embedded, measure, speed
 
 
 @pytest.fixture
@@ -14,9 +14,11 @@ def results():
 
 
 def test_readme_holds_the_recorded_table(results):
-    text = embedded.README.read_text()
-    start, end = (text.index(mark) for mark in embedded.MARKS)
-    assert text[start + len(embedded.MARKS[0]) : end].strip() == embedded.table(results).strip()
+    assert measure.readme_block(embedded.TABLE)[1] == embedded.table(results).strip()
+
+
+def test_readme_holds_the_recorded_speed():
+    assert measure.readme_block(speed.TABLE)[1] == speed.tables().strip()
 
 
 def test_intervals_are_those_of_the_seeds(results):

@@ -1,0 +1,129 @@
+"""Everything that is claimed about speed, in one table: run the benchmarks, then put their figures into the README.
+
+python -m benchmarks.speed            # head, step, end_to_end and scopes, then the tables (an hour on two cores)
+python -m benchmarks.speed --table    # only the tables of the recorded results
+"""
+
+import argparse
+import subprocess
+import sys
+
+from benchmarks import measure
+from entropy_grpo import records
+
+TABLE = "python -m benchmarks.speed --table"
+PARTS = ("head", "step", "end_to_end", "scopes")
+
+
+def times(figure: dict) -> str:
+    """Median with the lowest and the highest of the repeats."""
+    return f"{figure['median']:.1f}x [{figure['low']:.1f}, {figure['high']:.1f}]"
+
+
+def head_table(results: dict) -> list[str]:
+    """The LM head alone."""
+    lines = [
+        f"LM head, forward and backward: {results['rows']} rows, H = {results['hidden_size']}, {results['dtype']}, "
+        f"{results['hardware']}. In brackets the lowest and highest of the repeats; *count* is what the number of "
+        "matmuls alone would give; MiB is the peak.",
+        "",
+        "| V | rho | TRL's head | its kernel, our tiles | mask of the current policy | count | mask of the rollout | "
+        "count | TRL MiB | ours MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    cells: dict[tuple, dict[str, dict]] = {}
+    for row in results["times"]:
+        cells.setdefault((row["vocabulary"], row["rho"]), {})[row["variant"]] = row
+    for (vocabulary, rho), row in cells.items():
+        tiles, after, before = (row[name] for name in ("TRL's kernel in our tiles", "known after", "known before"))
+        lines.append(
+            f"| {vocabulary:,} | {rho} | {row['TRL']['seconds']['median']:.2f} s | "
+            f"{times(tiles['times faster than TRL'])} | {times(after['times faster than TRL'])} | "
+            f"{4 / after['units']:.1f}x | {times(before['times faster than TRL'])} | {4 / before['units']:.1f}x | "
+            f"{row['TRL']['peak_bytes'] / 2**20:.0f} | {after['peak_bytes'] / 2**20:.0f} |"
+        )
+    lines += [
+        "",
+        "| relative error against float64 | log-probability | entropy | gradient of hidden | gradient of weight |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["accuracy"]:
+        values = (row[name] for name in ("log_probs", "entropy", "grad_hidden", "grad_weight"))
+        lines.append(f"| {row['dtype']}, {row['variant']} | {' | '.join(f'{x:.1e}' for x in values)} |")
+    return lines
+
+
+def step_table(results: dict) -> list[str]:
+    """Whole optimiser steps."""
+    lines = [
+        f"Optimiser steps of a 5M-parameter Qwen3, rho = 0.2, log-normal lengths up to {results['longest']}, "
+        f"{results['batch']} x {results['accumulation']} sequences a step, {results['steps_per_rollout']} steps a "
+        "rollout with its scoring. *Limit* is padded over real tokens: what trimming alone could give.",
+        "",
+        "| mean length over longest | trainer | seconds a step | times faster | limit |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["times"]:
+        lines.append(
+            f"| {row['mean_length']} | {row['variant']} | {row['seconds_per_step']['median']:.2f} | "
+            f"{times(row['times faster than TRL'])} | {row['padded_over_real']:.2f}x |"
+        )
+    return lines
+
+
+def end_to_end_table(results: dict) -> list[str]:
+    """The embedded job."""
+    lines = [
+        f"The embedded job: training seconds to a held-out accuracy of {results['accuracy']}, by seed.",
+        "",
+        "| trainer | seconds | times faster |",
+        "|---|---|---|",
+    ]
+    for row in results["runs"]:
+        taken = ", ".join("not reached" if x is None else f"{x:.0f}" for x in row["seconds"])
+        faster = row.get("times faster than TRL")
+        lines.append(f"| {row['variant']} | {taken} | {times(faster) if faster else ''} |")
+    return lines
+
+
+def scopes_table(results: dict) -> list[str]:
+    """Agreement of the scopes."""
+    lines = [
+        "Share of the tokens that `global` keeps and another scope keeps, too (embedded task, learning rate 1e-4, a "
+        "hundred times the papers').",
+        "",
+        "| steps per rollout | rollout, mean | first step of a rollout | last | micro_batch, mean |",
+        "|---|---|---|---|---|",
+    ]
+    for run in results["runs"]:
+        places = run["rollout"]["by_place_in_rollout"]
+        lines.append(
+            f"| {run['steps_per_rollout']} | {run['rollout']['mean']:.3f} | {places[0]:.3f} | {places[-1]:.3f} | "
+            f"{run['micro_batch']['mean']:.3f} |"
+        )
+    return lines
+
+
+TABLES = {"head": head_table, "step": step_table, "end_to_end": end_to_end_table, "scopes": scopes_table}
+
+
+def tables() -> str:
+    """All tables of the recorded results in Markdown."""
+    parts = [TABLES[name](records.read_json(measure.RESULTS / f"{name}.json")) for name in PARTS]
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--table", action="store_true", help="only write the tables of the recorded results")
+    options = parser.parse_args()
+    if not options.table:
+        for name in PARTS:
+            subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
+    text = tables()
+    measure.write_readme(TABLE, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
