@@ -37,7 +37,7 @@ train: setup  ## train RECIPE=recipes/NAME.yaml with RECIPE_ARGS
 card: setup  ## rebuild the model card of RUN=runs/NAME from its files
 	$(BIN)/entropy-grpo card $(RUN)
 
-results: setup  ## train the embedded task with three seeds, selections and scopes (most of an hour), benchmarks/results/embedded.json
+results: setup  ## train the embedded task with three seeds and three selections (half an hour), benchmarks/results/embedded.json
 	$(BIN)/python -m benchmarks.embedded
 
 bench: setup  ## measure speed against stock TRL (an hour on two cores; on a GPU with Qwen3-8B's head), benchmarks/results/

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,32 +30,25 @@ RUNS = measure.ROOT / "runs" / "embedded"
 TABLE = "python -m benchmarks.embedded --table"
 
 ARMS = {
-    "rho = 0.2": [],
+    "rho = 0.2": ["--entropy_scope", "global"],
     "rho = 1.0": ["--top_entropy_quantile", "1.0"],
-    "bottom 80%": ["--entropy_selection", "bottom"],
-}
-# The other scopes, with the learning rate of the first arm. Micro-batches are a quarter of a step.
-SCOPES = {
-    "rho = 0.2, global scope": ["--entropy_scope", "global"],
-    "rho = 0.2, micro_batch scope": [
-        *("--entropy_scope", "micro_batch", "--per_device_train_batch_size", "8"),
-        *("--gradient_accumulation_steps", "4", "--steps_per_generation", "16"),
-    ],
+    "bottom 80%": ["--entropy_scope", "global", "--entropy_selection", "bottom"],
 }
 DEV_SEED, SEEDS = 0, (1, 2, 3)
+JOBS = os.cpu_count() or 1
 LEARNING_RATES = ("5.0e-5", "1.0e-4", "2.0e-4", "4.0e-4")
 DEV_METRIC = "eval_rewards/walk_accuracy/mean"
 MEASURES = ("accuracy", "good_choices")
 
 
-def run(arm: str, rate: str, seed: int, answers: bool) -> RunFolder:
-    """One run of the demo recipe; its folder."""
+def run(arm: str, rate: str, seed: int, answers: bool, settings: Sequence[str] | None = None) -> RunFolder:
+    """One run of the demo recipe with the settings of an arm, or others; its folder."""
     name = f"{arm.replace(' ', '').replace('%', '').replace('=', '')}-lr{rate}-seed{seed}"
     folder = RunFolder(RUNS / name)
     if (folder.path / "model.safetensors").exists():
         return folder
     command = [sys.executable, "recipes/demo_cpu.yaml", "--learning_rate", rate, "--seed", str(seed)]
-    command += (ARMS | SCOPES)[arm]
+    command += ARMS[arm] if settings is None else settings
     command += ["--output_dir", str(folder.path), "--save_strategy", "no", "--disable_tqdm", "true"]
     command += [] if answers else ["--num_test_problems", "0"]
     log = RUNS / f"{name}.log"
@@ -85,14 +79,12 @@ def run_all(jobs: int) -> dict:
         tried = {(arm, rate): pool.submit(run, arm, rate, DEV_SEED, False) for arm in ARMS for rate in LEARNING_RATES}
         dev = {arm: {rate: dev_accuracy(tried[arm, rate].result()) for rate in LEARNING_RATES} for arm in ARMS}
         chosen = {arm: max(rates, key=rates.get) for arm, rates in dev.items()}
-        first, *others = ARMS
-        chosen |= dict.fromkeys(SCOPES, chosen[first])
-        reported = {(arm, seed): pool.submit(run, arm, chosen[arm], seed, True) for arm in chosen for seed in SEEDS}
-        runs = {arm: {seed: reported[arm, seed].result() for seed in SEEDS} for arm in chosen}
+        reported = {(arm, seed): pool.submit(run, arm, chosen[arm], seed, True) for arm in ARMS for seed in SEEDS}
+        runs = {arm: {seed: reported[arm, seed].result() for seed in SEEDS} for arm in ARMS}
     arms = {}
     for arm, folders in runs.items():
         evaluations = {seed: records.read_json(folder.evaluation) for seed, folder in folders.items()}
-        arms[arm] = {"learning_rate": chosen[arm], "dev_accuracy": dev.get(arm), "seeds": {}}
+        arms[arm] = {"learning_rate": chosen[arm], "dev_accuracy": dev[arm], "seeds": {}}
         for seed, evaluation in evaluations.items():
             arms[arm]["seeds"][seed] = {
                 side: {m: evaluation[side][m]["value"] for m in MEASURES}
@@ -106,6 +98,7 @@ def run_all(jobs: int) -> dict:
                 "after": mean_interval([s["after"][m] for s in sides]),
                 "gain": mean_interval([s["after"][m] - s["before"][m] for s in sides]),
             }
+    first, *others = ARMS
     paired = {
         f"{first} minus {other}": {
             m: mean_interval(
@@ -113,7 +106,7 @@ def run_all(jobs: int) -> dict:
             )
             for m in MEASURES
         }
-        for other in (*others, *SCOPES)
+        for other in others
     }
     environments = [records.read_json(folder.environment) for folders in runs.values() for folder in folders.values()]
     settings = environments[0]["arguments"]
@@ -155,7 +148,7 @@ def table(results: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="runs at a time, one thread each")
     parser.add_argument("--table", action="store_true", help="only write the tables of the recorded results")
     options = parser.parse_args()
     if not options.table:

@@ -1,25 +1,28 @@
-"""How far the kept tokens of the three scopes agree, step by step, on the embedded task.
+"""How far the kept tokens of the three scopes agree, step by step, on the embedded task, and how well each learns.
 
     python -m benchmarks.scopes    # benchmarks/results/scopes.json
 
-The run trains with `rollout` scope. Before every optimiser step the tokens of that step are also selected as `global`
-and `micro_batch` would, by the policy of that moment; the figures are the shares of `global`'s tokens that the others
-keep, too. Within a rollout the policy moves away from the one that wrote it: the first of its steps differs by the set
-that is ranked alone, the last also by the policy.
+The run for the agreement trains with `rollout` scope. Before every optimiser step the tokens of that step are also
+selected as `global` and `micro_batch` would, by the policy of that moment; the figures are the shares of `global`'s
+tokens that the others keep, too. Within a rollout the policy moves away from the one that wrote it: the first of its
+steps differs by the set that is ranked alone, the last also by the policy. What a scope learns is measured as in
+`embedded`, with three seeds.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
-import torch
-
-from benchmarks import measure
+from benchmarks import embedded, measure
 from entropy_grpo import launch, records, train
+from entropy_grpo.embedded import cold_start
 from entropy_grpo.records import RunFolder
+from entropy_grpo.selection import SCOPES
 from entropy_grpo.trainer import EntropyForkGRPOTrainer
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo_cpu.yaml"
@@ -27,6 +30,8 @@ RUNS = Path("runs") / "scopes"
 METRICS = ("agreement/rollout", "agreement/micro_batch")
 STEPS_PER_ROLLOUT = (4, 16)
 BATCH, ACCUMULATION = 8, 4  # 32 sequences per optimiser step, as in the recipe
+SPLIT = ["--per_device_train_batch_size", str(BATCH), "--gradient_accumulation_steps", str(ACCUMULATION)]
+RATE = "1.0e-4"
 
 
 class Watching(EntropyForkGRPOTrainer):
@@ -52,15 +57,13 @@ def watch(steps: int) -> None:
     train.EntropyForkGRPOTrainer = Watching
     settings = {
         "entropy_scope": "rollout",
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": ACCUMULATION,
         "steps_per_generation": steps * ACCUMULATION,
         "output_dir": RUNS / str(steps),
         "save_strategy": "no",
         "num_test_problems": 0,
         "disable_tqdm": "true",
     }
-    launch.run(str(RECIPE), [x for key, value in settings.items() for x in (f"--{key}", str(value))])
+    launch.run(str(RECIPE), SPLIT + [x for key, value in settings.items() for x in (f"--{key}", str(value))])
 
 
 def figures(steps: int) -> dict:
@@ -80,6 +83,20 @@ def figures(steps: int) -> dict:
     return found
 
 
+def learned(scope: str) -> dict:
+    """Accuracy after training with a scope, three seeds."""
+    settings = ["--entropy_scope", scope, "--steps_per_generation", str(4 * ACCUMULATION), *SPLIT]
+    with ThreadPoolExecutor(embedded.JOBS) as pool:
+        folders = list(pool.map(lambda seed: embedded.run(scope, RATE, seed, True, settings), embedded.SEEDS))
+    after = [records.read_json(folder.evaluation)["after"] for folder in folders]
+    return {
+        "scope": scope,
+        "learning_rate": RATE,
+        "seeds": dict(zip(embedded.SEEDS, [row["accuracy"]["value"] for row in after], strict=True)),
+        **{name: embedded.mean_interval([row[name]["value"] for row in after]) for name in embedded.MEASURES},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, help="only make this run")
@@ -87,12 +104,17 @@ def main() -> None:
     if options.steps is not None:
         watch(options.steps)
         return
-    for steps in STEPS_PER_ROLLOUT:
-        subprocess.run([sys.executable, "-m", "benchmarks.scopes", "--steps", str(steps)], check=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ThreadPoolExecutor(embedded.JOBS) as pool:
+        list(pool.map(cold_start.ensure, embedded.SEEDS))
+    scopes = [learned(scope) for scope in SCOPES]
+    command = [sys.executable, "-m", "benchmarks.scopes", "--steps"]
+    with ThreadPoolExecutor(embedded.JOBS) as pool:
+        list(pool.map(lambda steps: subprocess.run([*command, str(steps)], check=True), STEPS_PER_ROLLOUT))
     found = [figures(steps) for steps in STEPS_PER_ROLLOUT]
-    measure.write("scopes", "python -m benchmarks.scopes", {"torch_threads": torch.get_num_threads(), "runs": found})
-    for run in found:
-        print(run)
+    measure.write("scopes", "python -m benchmarks.scopes", {"runs": found, "learned": scopes})
+    for row in (*found, *scopes):
+        print(row)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 
 from benchmarks import measure
 from entropy_grpo import records
+from entropy_grpo.card import share_text
 
 TABLE = "python -m benchmarks.speed --table"
 PARTS = ("head", "step", "end_to_end", "scopes")
@@ -101,6 +102,9 @@ def scopes_table(results: dict) -> list[str]:
             f"| {run['steps_per_rollout']} | {run['rollout']['mean']:.3f} | {places[0]:.3f} | {places[-1]:.3f} | "
             f"{run['micro_batch']['mean']:.3f} |"
         )
+    lines += ["", "| scope | accuracy after training, three seeds | share of good moves |", "|---|---|---|"]
+    for row in results["learned"]:
+        lines.append(f"| {row['scope']} | {share_text(row['accuracy'])} | {share_text(row['good_choices'])} |")
     return lines
 
 
