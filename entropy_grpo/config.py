@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from .ops.kernels import check_installed
 from .selection import MAX_TOKENS, SCOPES, SELECTIONS
 
 # Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
@@ -102,6 +103,7 @@ class EntropyForkGRPOConfig(GRPOConfig):
         if self.num_logged_samples < 0:
             raise ValueError(f"num_logged_samples is {self.num_logged_samples}: it must be 0 or more.")
         super().__post_init__()
+        check_installed(self.fused_lm_head, self.device)
         if rho < 1 and self.steps_per_generation % self.gradient_accumulation_steps != 0:
             raise ValueError(
                 f"steps_per_generation is {self.steps_per_generation}, gradient_accumulation_steps is "

@@ -57,20 +57,27 @@ def score_from_bits(bits: int) -> float:
     return torch.tensor(signed, dtype=torch.int32).view(torch.float32).item()
 
 
-def kth_largest(keys: Tensor, k: int, reduce: Reduce = on_one_process, bits: int = 64) -> int:
-    """The k-th largest (k >= 1) of the ranks' non-negative int64 keys below 2^bits; duplicates count each.
+def kth_largest(keys: Tensor, ranks: Sequence[int], reduce: Reduce = on_one_process, bits: int = 64) -> list[int]:
+    """The k-th largest, for every k >= 1 in `ranks`, of the processes' non-negative int64 keys below 2^bits.
 
-    One histogram of 2^16 counts per digit, most significant first; only keys that match the digits so far go on.
+    Duplicates count each. One histogram of 2^16 counts per digit and distinct prefix, most significant digit first;
+    only keys that match the digits found so far go on. The histograms of a digit are exchanged together.
     """
-    keys, found = keys.flatten(), 0
+    ranks, found = list(ranks), [0] * len(ranks)
+    matching = {0: keys.flatten()}  # keys by the digits found so far
     for shift in range(bits - DIGIT_BITS, -1, -DIGIT_BITS):
-        digits = (keys >> shift) & (2**DIGIT_BITS - 1)
-        counts = reduce(torch.bincount(digits, minlength=2**DIGIT_BITS))
-        from_top = counts.flip(0).cumsum(0)
-        place = int(torch.searchsorted(from_top, k))
-        k -= int(from_top[place - 1]) if place else 0
-        digit = 2**DIGIT_BITS - 1 - place
-        keys, found = keys[digits == digit], found << DIGIT_BITS | digit
+        digits = {prefix: (part >> shift) & (2**DIGIT_BITS - 1) for prefix, part in matching.items()}
+        counts = reduce(torch.stack([torch.bincount(d, minlength=2**DIGIT_BITS) for d in digits.values()]))
+        from_top = dict(zip(digits, counts.flip(1).cumsum(1), strict=True))
+        going_on = {}
+        for i, (k, prefix) in enumerate(zip(ranks, found, strict=True)):
+            place = int(torch.searchsorted(from_top[prefix], k))
+            ranks[i] = k - (int(from_top[prefix][place - 1]) if place else 0)
+            digit = 2**DIGIT_BITS - 1 - place
+            found[i] = prefix << DIGIT_BITS | digit
+            if found[i] not in going_on:
+                going_on[found[i]] = matching[prefix][digits[prefix] == digit]
+        matching = going_on
     return found
 
 
@@ -125,7 +132,7 @@ def select(
     if k == 0:
         return torch.zeros_like(mask), math.nan
     keys = (order_bits(scores) << PLACE_BITS) | (MAX_TOKENS - 1 - order.long())
-    smallest_kept = kth_largest(keys[mask], k, reduce)
+    (smallest_kept,) = kth_largest(keys[mask], [k], reduce)
     top = mask & (keys >= smallest_kept)
     threshold = math.nan if kind == "random" else score_from_bits(smallest_kept >> PLACE_BITS)
     return (mask & ~top if kind == "bottom" else top), threshold
@@ -168,4 +175,4 @@ def percentiles(values: Tensor, mask: Tensor, levels: Sequence[float], reduce: R
     bits = order_bits(values)[mask]
     # The value with index floor(level * (n - 1)) from below is the (n - index)-th largest.
     ranks = [n - math.floor(Fraction(repr(level)) / 100 * (n - 1)) for level in levels]
-    return [score_from_bits(kth_largest(bits, k, reduce, bits=32)) for k in ranks]
+    return [score_from_bits(found) for found in kth_largest(bits, ranks, reduce, bits=32)]

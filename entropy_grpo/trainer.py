@@ -35,7 +35,6 @@ from .callbacks import RunRecorder
 from .card import write_card
 from .config import TOKEN_LEVEL_LOSSES, EntropyForkGRPOConfig
 from .ops.head import add_sparse_lm_head, why_not
-from .ops.kernels import check_installed
 from .scoring import Pass, run_passes
 from .selection import gradient_norms, kept_count, percentiles, select
 
@@ -126,10 +125,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _add_head(self) -> bool:
         """Put the sparse LM head before TRL's where it can serve the model; whether it does."""
-        name, device = self.args.fused_lm_head, self.accelerator.device
+        name = self.args.fused_lm_head
         if name == "trl":
             return False
-        check_installed(name, device)
         model = self.model.get_base_model() if is_peft_model(self.model) else self.model
         reason = why_not(model)
         if self._entropy_bonus_enabled:
