@@ -45,7 +45,9 @@ class EntropyForkGRPOConfig(GRPOConfig):
             `liger` does so on Liger's; `trl` is TRL's own head. Models that the sparse head cannot serve keep TRL's.
         batch_by_length: group the sequences of an optimiser step by length, run every pass without the padding that
             its sequences share, and leave out sequences that have no gradient. Losses and gradients stay the same up
-            to rounding, except that with `micro_batch` scope other tokens share a threshold. `false` batches like TRL.
+            to rounding, except that with `micro_batch` scope other tokens share a threshold; where a loss is a mean
+            over a micro-batch (bnpo, an entropy bonus, load balancing), those stay together that TRL puts together.
+            `false` batches like TRL.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
     """
 

@@ -220,8 +220,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _regroup(self, batches: list[Inputs], drop: bool = False) -> list[Inputs]:
         """As many micro-batches of the same sequences by length; with `drop`, of those that have a gradient."""
-        if not self.args.batch_by_length or any(isinstance(value, list) for value in batches[0].values()):
-            return batches  # images come in lists
+        images = any(isinstance(value, list) for value in batches[0].values())
+        # A mean over the tokens of a micro-batch depends on which sequences it has.
+        means = self.loss_type == "bnpo" or self._entropy_bonus_enabled or self.aux_loss_enabled
+        if not self.args.batch_by_length or images or means:
+            return batches
         sequences = merge(batches)
         lengths = sequences["prompt_mask"].sum(1) + sequences["completion_mask"].sum(1)
         live, count = None, None

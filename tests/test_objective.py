@@ -385,6 +385,41 @@ def test_sparse_head_and_trimmed_batches_change_nothing(tiny_model, tmp_path, rh
             assert row["batching/run_fraction"] < 0.8
 
 
+@pytest.mark.parametrize(
+    ("loss_type", "settings"),
+    [
+        *((loss_type, {}) for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")),
+        ("dapo", {"importance_sampling_level": "sequence"}),
+        ("dapo", {"off_policy_mask_threshold": 0.01}),
+        ("dapo", {"delta": 1.5}),
+        ("dapo", {"beta": 0.1}),
+        ("dapo", {"entropy_coef": 0.01}),
+    ],
+    ids=lambda x: ", ".join(f"{k} {v}" for k, v in x.items()) if isinstance(x, dict) else x,
+)
+def test_every_loss_of_trl_is_the_same_with_everything_on(tiny_model, tmp_path, loss_type, settings):
+    """Those that need all tokens, all sequences or TRL's micro-batches get them."""
+    settings = {
+        "loss_type": loss_type,
+        "top_entropy_quantile": 0.5,
+        "entropy_denominator": "all",
+        "entropy_scope": "rollout",
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "steps_per_generation": 8,
+        "max_steps": 2,
+        "learning_rate": 0.1,
+        "reward": half_flat,
+    } | settings
+    plain = fixed_rollout.train(tiny_model, tmp_path / "a", **LIKE_TRL, **settings)
+    fast = fixed_rollout.train(tiny_model, tmp_path / "b", **settings)
+    start = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    steps = [{n: w - start[n] for n, w in fixed_rollout.weights(t).items()} for t in (plain, fast)]
+    assert_close(*steps, 1e-4)
+    for row, plain_row in zip(fast.state.log_history[:2], plain.state.log_history[:2], strict=True):
+        assert row["loss"] == pytest.approx(plain_row["loss"], rel=1e-4, abs=1e-6)
+
+
 def test_only_tokens_with_a_gradient_are_projected(tiny_model, tmp_path, monkeypatch):
     """Under rollout scope: the kept ones of responses with an advantage, which are then differentiated."""
     from entropy_grpo.ops import head, kernels
@@ -491,7 +526,7 @@ FSDP2 = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         (DDP, "tests.fixed_rollout", "global", 0.2, 2),
         (DDP, "tests.fixed_rollout", "global", 0.005, 1),
         (FSDP2, "tests.fsdp2_on_cpu", "global", 0.2, 2),
-        (DDP, "tests.fixed_rollout", "rollout", 0.2, 2),
+        (DDP, "tests.fixed_rollout", "rollout", 0.02, 2),
         (FSDP2, "tests.fsdp2_on_cpu", "rollout", 0.2, 2),
     ],
     ids=[
@@ -499,7 +534,7 @@ FSDP2 = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         "DDP accumulated",
         "DDP, one token: a rank keeps none",
         "FSDP2 accumulated",
-        "DDP, rollout scope",
+        "DDP, rollout scope, most sequences keep none",
         "FSDP2, rollout scope",
     ],
 )

@@ -217,6 +217,15 @@ def test_dump_refuses_what_would_end_the_string():
         (["--top_entropy_quantile", "1.2"], ["top_entropy_quantile is 1.2"]),
         (["--entropy_selection", "topp"], ["entropy_selection is 'topp'", "top, bottom, random"]),
         (["--entropy_scope", "window"], ["entropy_scope is 'window'", "micro_batch, global, rollout"]),
+        (["--fused_lm_head", "cce"], ["fused_lm_head is 'cce'", "auto, liger, trl"]),
+        (
+            ["--entropy_selection", "gradient_norm", "--fused_lm_head", "trl"],
+            ["needs fused_lm_head 'auto' or 'liger'"],
+        ),
+        (
+            ["--entropy_selection", "gradient_norm", "--loss_type", "cispo"],
+            ["entropy_selection is 'gradient_norm' but loss_type is 'cispo'", "use loss_type"],
+        ),
         (["--entropy_denominator", "some"], ["entropy_denominator is 'some'", "kept, all"]),
         (["--entropy_selection", "bottom", "--top_entropy_quantile", "1.0"], ["'bottom' keeps", "below 1"]),
         (["--loss_type", "grpo"], ["entropy_denominator is 'kept'", "loss_type is 'grpo'", "dapo"]),
