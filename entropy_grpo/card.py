@@ -32,13 +32,14 @@ SHOWN_ARGUMENTS = (
     "top_entropy_quantile entropy_selection entropy_scope entropy_denominator loss_type epsilon epsilon_high delta "
     "beta scale_rewards num_generations generation_batch_size steps_per_generation per_device_train_batch_size "
     "gradient_accumulation_steps max_completion_length temperature top_p learning_rate lr_scheduler_type "
-    "warmup_steps weight_decay max_grad_norm seed"
+    "warmup_steps weight_decay max_grad_norm fused_lm_head batch_by_length seed"
 ).split()
 
 TOKENS_TEXT = {
     "top": "the {kept} of tokens with the highest entropy",
     "bottom": "the {kept} of tokens with the lowest entropy, a control,",
     "random": "a random {kept} of tokens, a control,",
+    "gradient_norm": "the {kept} of tokens with the largest gradient in the LM head, a control,",
 }
 
 LABELS = {

@@ -211,6 +211,10 @@ def test_both_papers_are_cited(tmp_path):
         ({"top_entropy_quantile": 0.2}, "the 20% of tokens with the highest entropy"),
         ({"top_entropy_quantile": 0.2, "entropy_selection": "bottom"}, "the 80% of tokens with the lowest entropy"),
         ({"top_entropy_quantile": 0.05, "entropy_selection": "random"}, "a random 5% of tokens"),
+        (
+            {"top_entropy_quantile": 0.2, "entropy_selection": "gradient_norm"},
+            "the 20% of tokens with the largest gradient in the LM head",
+        ),
         ({"top_entropy_quantile": 1.0}, "all tokens"),
     ],
 )
