@@ -34,8 +34,8 @@ def head_table(results: dict) -> list[str]:
     """The LM head alone."""
     lines = [
         f"LM head, forward and backward: {results['rows']} rows, H = {results['hidden_size']}, {results['dtype']}, "
-        f"{results['hardware']}. Times faster than TRL's head: median [lowest, highest], and what the number of matmuls "
-        "alone would give.",
+        f"{results['hardware']}. Times faster than TRL's head: median [lowest, highest], and what the number of "
+        "matmuls alone would give.",
         "",
         f"| V | rho | TRL's head | {' | '.join(HEADS.values())} | peak MiB, TRL | ours |",
         f"|{'---|' * (len(HEADS) + 5)}",
