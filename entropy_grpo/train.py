@@ -40,22 +40,21 @@ def main(settings: Settings, name: str) -> None:
         folder = claim_folder(args, settings)
         model_path = load_embedded(model_config.model_name_or_path, args.seed)
         tokenizer = load_tokenizer(model_path, model_config)
-        if PartialState().is_main_process and args.resume_from_checkpoint is None:
-            write_recipe(settings, folder)
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
+        trainer = EntropyForkGRPOTrainer(
+            model=model_path,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=problems.train,
+            eval_dataset=problems.dev,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_config),
+            quantization_config=get_quantization_config(model_config),
+        )
     except ValueError as error:
         raise RecipeError(str(error)) from error
-
-    args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
-    trainer = EntropyForkGRPOTrainer(
-        model=model_path,
-        reward_funcs=reward_funcs,
-        args=args,
-        train_dataset=problems.train,
-        eval_dataset=problems.dev,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_config),
-        quantization_config=get_quantization_config(model_config),
-    )
+    if trainer.is_world_process_zero() and args.resume_from_checkpoint is None:
+        write_recipe(settings, folder)
     accuracy_metric = f"rewards/{trainer.reward_func_names[0]}/mean"
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(RewardProgress(accuracy_metric))

@@ -87,13 +87,13 @@ class Window:
 
 @dataclass
 class Scored:
-    """What one micro-batch's loss saw, detached; tensors are (B, T)."""
+    """The tokens of one micro-batch, detached; tensors are (B, T). `logps` are those of its loss, if it was run."""
 
     inputs: Inputs
     mask: Tensor
     kept: Tensor
     entropies: Tensor
-    logps: Tensor
+    logps: Tensor | None = None
 
 
 class EntropyForkGRPOTrainer(GRPOTrainer):
@@ -439,12 +439,12 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         """Log the finished window over all ranks, and check it once."""
         scored, self._scored = self._scored, []
         metrics, window = self._metrics["train"], self._window
-        if window.everything is None:
-            tokens = [(s.mask, s.kept, s.entropies, s.inputs) for s in scored]
-        else:
-            tokens = [(loss_mask(b).bool(), b["kept_mask"], b["entropies"], b) for b in window.everything]
-        mask, kept, entropies = (flatten(parts) for parts in list(zip(*tokens, strict=True))[:3])
-        advantages = flatten([row_advantages(inputs).expand_as(m) for m, _, _, inputs in tokens])
+        everything = scored
+        if window.everything is not None:
+            everything = [Scored(b, loss_mask(b).bool(), b["kept_mask"], b["entropies"]) for b in window.everything]
+        mask, kept = flatten([s.mask for s in everything]), flatten([s.kept for s in everything])
+        entropies = flatten([s.entropies for s in everything])
+        advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in everything])
         run = flatten([s.kept for s in scored])
         run_advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in scored])
         ratios = flatten([probability_ratio(s.logps, s.inputs) for s in scored])
@@ -478,7 +478,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             metrics[f"clip_ratio/kept_{side}"].append(count[side] / count["kept"] if count["kept"] else math.nan)
         sequences = self.args.per_device_train_batch_size * len(scored)
         metrics["batching/run_fraction"].append(sum(s.mask.size(0) for s in scored) / sequences)
-        self._recorder.samples = partial(self._token_samples, scored[len(scored) // 2])
+        self._recorder.samples = partial(self._token_samples, everything[len(everything) // 2])
 
     def _check_selection(self, kept: float, total: float, expected: int) -> None:
         """Fail at the first selection whose kept tokens are not the share that was asked for."""

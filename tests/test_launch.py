@@ -134,6 +134,7 @@ def test_two_processes_write_one_run(tiny_model, tmp_path):
     result = accelerate_launch(
         *("--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0", DEMO, *QUICK),
         *("--model_name_or_path", tiny_model, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", "16"),
+        *("--entropy_scope", "global"),
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert [row["step"] for row in rows(tmp_path / "two")] == [1, 2]
@@ -237,6 +238,26 @@ def test_tokenizer_without_eos_is_refused(tiny_model, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit):
         launch.run(DEMO, ["--model_name_or_path", str(folder), "--output_dir", str(tmp_path / "run")])
     assert "has no EOS token" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--use_peft", "true", "--lora_target_modules", "q_proj", "lm_head"],
+            "adapter to `lm_head` is not supported",
+        ),
+        (["--fused_lm_head", "liger", "--cast_lm_head_to_fp32", "true"], "fused_lm_head is 'liger', but cast_lm_head"),
+    ],
+)
+def test_what_the_model_rules_out_is_one_sentence(words, said, tiny_model, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(REPOSITORY)
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        launch.run(DEMO, ["--model_name_or_path", tiny_model, "--output_dir", str(folder), *words])
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and said in errors[0]
+    assert not list(folder.iterdir())
 
 
 def test_recipe_overrides_reach_the_run(run):
