@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -418,6 +419,31 @@ def test_every_loss_of_trl_is_the_same_with_everything_on(tiny_model, tmp_path, 
     assert_close(*steps, 1e-4)
     for row, plain_row in zip(fast.state.log_history[:2], plain.state.log_history[:2], strict=True):
         assert row["loss"] == pytest.approx(plain_row["loss"], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1], ids=["no reference", "the reference is the model without adapters"])
+def test_adapters_are_trained_alike_with_everything_on(tiny_model, tmp_path, beta):
+    trained = []
+    for i, settings in enumerate((LIKE_TRL, {}, {"fused_lm_head": "liger"})):
+        adapters = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+        trainer = fixed_rollout.train(
+            tiny_model,
+            tmp_path / str(i),
+            peft_config=adapters,
+            top_entropy_quantile=0.2,
+            entropy_scope="rollout",
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            steps_per_generation=4,
+            max_steps=2,
+            learning_rate=0.1,
+            beta=beta,
+            reward=half_flat,
+            **settings,
+        )
+        trained.append({n: w for n, w in fixed_rollout.weights(trainer).items() if "lora" in n})
+    for others in trained[1:]:
+        assert_close(others, trained[0], 1e-5)
 
 
 def test_only_tokens_with_a_gradient_are_projected(tiny_model, tmp_path, monkeypatch):
