@@ -48,7 +48,7 @@ def curve(variant: str, seed: int) -> list[tuple[float, float]]:
         model, problems = load_embedded(model_config.model_name_or_path, seed), load_problems(run_config, seed)
         trainer = (GRPOTrainer if variant == "TRL" else EntropyForkGRPOTrainer)(
             model=model,
-            reward_funcs=get_rewards(run_config.rewards),
+            reward_funcs=get_rewards(run_config.rewards, args.max_completion_length),
             args=stock_config(args) if variant == "TRL" else args,
             train_dataset=problems.train,
             eval_dataset=problems.dev,

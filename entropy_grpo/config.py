@@ -130,7 +130,10 @@ class RunConfig:
         dataset_config: configuration of the data set on the Hub.
         dataset_revision: commit of the data set on the Hub.
         dataset_train_split: split to train on.
-        rewards: names of reward functions, see `rewards.REWARDS`.
+        rewards: names of reward functions (see `rewards.REWARDS`), `overlong`, or `module:function`; the first says
+            whether a response is right. Their factors are TRL's `reward_weights`.
+        overlong_cache_length: with `overlong`, the last tokens before `max_completion_length`, over which DAPO's
+            punishment falls from 0 to -1.
         num_train_problems: for an embedded data set, how many problems to make.
         num_dev_problems: held-out problems for evaluation during training (0 for none).
         num_test_problems: held-out problems for the evaluation before and after training (0 for none).
@@ -142,6 +145,7 @@ class RunConfig:
     dataset_revision: str | None = None
     dataset_train_split: str = "train"
     rewards: list[str] = field(default_factory=lambda: ["accuracy"])
+    overlong_cache_length: int | None = None
     num_train_problems: int = 4096
     num_dev_problems: int = 0
     num_test_problems: int = 0

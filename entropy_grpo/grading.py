@@ -1,5 +1,7 @@
 """Is the boxed answer of a response equivalent to the reference? Text in, bool out; no model, no trainer."""
 
+import re
+
 from math_verify import LatexExtractionConfig, parse, verify
 
 
@@ -15,6 +17,12 @@ def boxed(text: str) -> str | None:
         if depth == 0:
             return text[start:i]
     return None
+
+
+def answer_line(text: str) -> str | None:
+    """What follows the last `Answer:` of a text on its line; None if there is none."""
+    lines = re.findall(r"(?i)answer\s*:[ \t]*([^\n]+)", text)
+    return lines[-1].strip() if lines else None
 
 
 def _parsed(answer: str) -> list:

@@ -33,7 +33,7 @@ def main(settings: Settings, name: str) -> None:
     settings = recipe.checked({"run_name": Setting(name, "file name")} | settings, CLASSES)
     run_config, args, model_config = recipe.build(settings, CLASSES)
     try:
-        reward_funcs = get_rewards(run_config.rewards)
+        reward_funcs = get_rewards(run_config.rewards, args.max_completion_length, run_config.overlong_cache_length)
         problems = load_problems(run_config, args.seed)
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         args.resume_from_checkpoint = find_checkpoint(args, settings)

@@ -1,12 +1,14 @@
 """Grading on pairs worked out by hand, and the rewards in the form in which TRL calls them."""
 
 import itertools
+import re
+import sys
 
 import pytest
 
 from entropy_grpo.embedded.number_walk import Problem
-from entropy_grpo.grading import boxed, equivalent
-from entropy_grpo.rewards import accuracy, get_rewards, walk_accuracy
+from entropy_grpo.grading import answer_line, boxed, equivalent
+from entropy_grpo.rewards import accuracy, dapo_accuracy, format_only, get_rewards, inverted, random, walk_accuracy
 
 
 @pytest.mark.parametrize(
@@ -173,15 +175,81 @@ def test_walk_accuracy_reads_every_completion_with_its_own_prompt():
 
 
 def test_rewards_come_in_the_order_of_their_names():
-    assert get_rewards(["walk_accuracy", "accuracy"]) == [walk_accuracy, accuracy]
+    assert get_rewards(["walk_accuracy", "accuracy"], 48) == [walk_accuracy, accuracy]
     # TRL names its metrics after the functions, and the run folder's readers look for them by the recipe's names.
-    assert [reward.__name__ for reward in get_rewards(["accuracy", "walk_accuracy"])] == ["accuracy", "walk_accuracy"]
+    assert [reward.__name__ for reward in get_rewards(["accuracy", "walk_accuracy"], 48)] == [
+        "accuracy",
+        "walk_accuracy",
+    ]
 
 
 @pytest.mark.parametrize("names", [["acuracy"], ["accuracy", "acuracy"], []])
 def test_an_unknown_reward_is_refused_by_name(names):
     with pytest.raises(ValueError) as refusal:
-        get_rewards(names)
+        get_rewards(names, 48)
     message = str(refusal.value)
     assert all(name in message for name in names)
-    assert "accuracy, walk_accuracy" in message
+    assert "accuracy, dapo_accuracy, format_only, inverted, overlong, random, walk_accuracy" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Step 1.\nAnswer: 8", "8"),
+        ("Answer: 7\nno, wait\nanswer:  $\\frac{1}{2}$ \n", "$\\frac{1}{2}$"),
+        ("**Answer : 3** and so on", "3** and so on"),
+        ("Answer:\n8", None),
+        ("the answer is 8", None),
+    ],
+)
+def test_answer_line(text, answer):
+    assert answer_line(text) == answer
+
+
+def test_dapo_accuracy_reads_the_last_answer_line():
+    completions = ["so\nAnswer: 4/8", "Answer: 0.5\nAnswer: 3", "\\boxed{0.5}"]
+    assert call(dapo_accuracy, ["q"] * 3, completions, solution=["0.5"] * 3) == [1.0, 0.0, 0.0]
+
+
+def test_controls():
+    prompts, completions = ["q"] * 4, ["\\boxed{8}", "\\boxed{9}", "\\boxed{8} \\boxed{8}", "8"]
+    assert call(inverted, prompts, completions, solution=["8"] * 4) == [0.0, 1.0, 0.0, 1.0]
+    assert call(format_only, prompts, completions, solution=["8"] * 4) == [1.0, 1.0, 0.0, 0.0]
+    many = [f"response {i}" for i in range(400)]
+    coins = call(random, ["q"] * 400, many, solution=["8"] * 400)
+    assert coins == call(random, ["q"] * 400, many, solution=["9"] * 400), "the answer has no part in it"
+    assert set(coins) == {0.0, 1.0} and 160 < sum(coins) < 240
+    assert coins != call(random, ["p"] * 400, many, solution=["8"] * 400)
+
+
+def test_overlong_is_the_formula():
+    (_, punish) = get_rewards(["accuracy", "overlong"], 20480, 4096)
+    lengths = [1, 16384, 16385, 18432, 20480]
+    found = punish(completion_ids=[[0] * n for n in lengths])
+    assert found == pytest.approx([min(-(n - 16384) / 4096, 0) for n in lengths])
+    assert punish.__name__ == "overlong"
+
+
+@pytest.mark.parametrize(
+    ("names", "cache", "said"),
+    [
+        (["accuracy", "overlong"], None, "overlong_cache_length is None"),
+        (["accuracy", "overlong"], 48, "below max_completion_length (48)"),
+        (["accuracy"], 8, "rewards does not name 'overlong'"),
+        (["overlong"], 8, "begin with the one that says whether a response is right"),
+        (["no.such.module:reward"], None, "does not import"),
+        (["math:nothing"], None, "does not import"),
+        (["math:pi"], None, "is no function"),
+    ],
+)
+def test_what_cannot_work_is_refused(names, cache, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        get_rewards(names, 48, cache)
+
+
+def test_a_reward_of_the_users_own(tmp_path, monkeypatch):
+    (tmp_path / "own_reward.py").write_text("def half(completions, **kwargs):\n    return [0.5] * len(completions)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (reward,) = get_rewards(["own_reward:half"], 48)
+    assert reward.__name__ == "half" and reward(["a", "b"]) == [0.5, 0.5]
