@@ -22,6 +22,7 @@ from benchmarks import measure
 from entropy_grpo import recipe
 from entropy_grpo.data import load_problems
 from entropy_grpo.embedded import cold_start
+from entropy_grpo.grader import Grader
 from entropy_grpo.rewards import get_rewards
 from entropy_grpo.train import CLASSES, load_embedded, load_tokenizer
 from entropy_grpo.trainer import EntropyForkGRPOTrainer
@@ -46,9 +47,10 @@ def curve(variant: str, seed: int) -> list[tuple[float, float]]:
         settings = recipe.load(RECIPE) | recipe.overrides([*overrides, "--output_dir", output, *VARIANTS[variant]])
         run_config, args, model_config = recipe.build(recipe.checked(settings, CLASSES), CLASSES)
         model, problems = load_embedded(model_config.model_name_or_path, seed), load_problems(run_config, seed)
+        grader = Grader(1, run_config.grading_seconds)
         trainer = (GRPOTrainer if variant == "TRL" else EntropyForkGRPOTrainer)(
             model=model,
-            reward_funcs=get_rewards(run_config.rewards, args.max_completion_length),
+            reward_funcs=get_rewards(run_config.rewards, grader, args.max_completion_length),
             args=stock_config(args) if variant == "TRL" else args,
             train_dataset=problems.train,
             eval_dataset=problems.dev,

@@ -134,6 +134,7 @@ class RunConfig:
             whether a response is right. Their factors are TRL's `reward_weights`.
         overlong_cache_length: with `overlong`, the last tokens before `max_completion_length`, over which DAPO's
             punishment falls from 0 to -1.
+        grading_seconds: wall-clock limit for grading one answer; one that passes it counts as wrong.
         num_train_problems: for an embedded data set, how many problems to make.
         num_dev_problems: held-out problems for evaluation during training (0 for none).
         num_test_problems: held-out problems for the evaluation before and after training (0 for none).
@@ -146,6 +147,7 @@ class RunConfig:
     dataset_train_split: str = "train"
     rewards: list[str] = field(default_factory=lambda: ["accuracy"])
     overlong_cache_length: int | None = None
+    grading_seconds: float = 5.0
     num_train_problems: int = 4096
     num_dev_problems: int = 0
     num_test_problems: int = 0
@@ -156,3 +158,5 @@ class RunConfig:
         for name in ("num_train_problems", "num_dev_problems", "num_test_problems"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
+        if self.grading_seconds <= 0:
+            raise ValueError(f"grading_seconds is {self.grading_seconds}: it must be above 0.")

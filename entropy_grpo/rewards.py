@@ -9,12 +9,14 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from trl.rewards import get_soft_overlong_punishment
 
 from .embedded import number_walk
-from .grading import answer_line, boxed, equivalent
+from .grader import Grader, LogMetric
+from .grading import answer_line, boxed
 
 Reward = Callable[..., list[float]]
 OVERLONG = "overlong"
@@ -25,16 +27,18 @@ def text_of(completion: str | list[dict[str, str]]) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def accuracy(completions: list, solution: list[str], **kwargs: Any) -> list[float]:
+def accuracy(
+    completions: list, solution: list[str], grade: Grader, log_metric: LogMetric | None = None, **kwargs: Any
+) -> list[float]:
     """1.0 if the boxed answer is equivalent to `solution`, else 0.0 (arXiv 2506.01939, section 5.2)."""
-    answers = [boxed(text_of(c)) for c in completions]
-    return [float(a is not None and equivalent(a, s)) for a, s in zip(answers, solution, strict=True)]
+    return grade([boxed(text_of(c)) for c in completions], solution, log_metric)
 
 
-def dapo_accuracy(completions: list, solution: list[str], **kwargs: Any) -> list[float]:
+def dapo_accuracy(
+    completions: list, solution: list[str], grade: Grader, log_metric: LogMetric | None = None, **kwargs: Any
+) -> list[float]:
     """1.0 if the last `Answer: ...` line, which DAPO's prompt asks for, is equivalent to `solution`, else 0.0."""
-    answers = [answer_line(text_of(c)) for c in completions]
-    return [float(a is not None and equivalent(a, s)) for a, s in zip(answers, solution, strict=True)]
+    return grade([answer_line(text_of(c)) for c in completions], solution, log_metric)
 
 
 def format_only(completions: list, **kwargs: Any) -> list[float]:
@@ -43,9 +47,9 @@ def format_only(completions: list, **kwargs: Any) -> list[float]:
     return [float(text.count("\\boxed{") == 1 and boxed(text) is not None) for text in texts]
 
 
-def inverted(completions: list, solution: list[str], **kwargs: Any) -> list[float]:
+def inverted(**kwargs: Any) -> list[float]:
     """Control: 1.0 where `accuracy` has 0.0, and the other way round."""
-    return [1.0 - right for right in accuracy(completions, solution)]
+    return [1.0 - right for right in accuracy(**kwargs)]
 
 
 def random(prompts: list, completions: list, **kwargs: Any) -> list[float]:
@@ -57,14 +61,21 @@ def random(prompts: list, completions: list, **kwargs: Any) -> list[float]:
     return [coin(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
-def walk_accuracy(prompts: list[str], completions: list[str], solution: list[str], **kwargs: Any) -> list[float]:
+def walk_accuracy(
+    prompts: list[str],
+    completions: list[str],
+    solution: list[str],
+    grade: Grader,
+    log_metric: LogMetric | None = None,
+    **kwargs: Any,
+) -> list[float]:
     """`accuracy`, for boxed expressions that walk from the given start by the given moves; 0.0 for all others."""
-    right = []
-    for prompt, completion, target in zip(prompts, completions, solution, strict=True):
-        answer = boxed(completion)
-        walks = answer is not None and number_walk.uses_what_was_given(number_walk.Problem.from_prompt(prompt), answer)
-        right.append(float(walks and equivalent(answer, target)))
-    return right
+    answers = [boxed(completion) for completion in completions]
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        problem = number_walk.Problem.from_prompt(prompt)
+        if answer is not None and not number_walk.uses_what_was_given(problem, answer):
+            answers[i] = None
+    return grade(answers, solution, log_metric)
 
 
 REWARDS: dict[str, Reward] = {
@@ -102,9 +113,9 @@ def overlong(max_completion_length: int, cache_length: int | None) -> Reward:
 
 
 def get_rewards(
-    names: list[str], max_completion_length: int, overlong_cache_length: int | None = None
+    names: list[str], grade: Grader, max_completion_length: int, overlong_cache_length: int | None = None
 ) -> list[Reward]:
-    """The named reward functions; `ValueError` naming the known ones."""
+    """The named reward functions, with a grader for those that need one; `ValueError` naming the known ones."""
     known = [*REWARDS, OVERLONG]
     if not names or any(name not in known and ":" not in name for name in names):
         raise ValueError(f"rewards is {names!r}: name one or more of {', '.join(sorted(known))}, or module:function.")
@@ -118,7 +129,7 @@ def get_rewards(
     return [
         overlong(max_completion_length, overlong_cache_length)
         if name == OVERLONG
-        else REWARDS[name]
+        else partial(REWARDS[name], grade=grade)
         if name in REWARDS
         else imported(name)
         for name in names

@@ -18,6 +18,7 @@ from .config import EntropyForkGRPOConfig, RunConfig
 from .data import Problems, check_size, load_problems
 from .embedded import cold_start, number_walk
 from .evaluation import metrics
+from .grader import Grader, worker_count
 from .names import EMBEDDED
 from .recipe import RecipeError, Setting, Settings
 from .records import RunFolder
@@ -33,7 +34,10 @@ def main(settings: Settings, name: str) -> None:
     settings = recipe.checked({"run_name": Setting(name, "file name")} | settings, CLASSES)
     run_config, args, model_config = recipe.build(settings, CLASSES)
     try:
-        reward_funcs = get_rewards(run_config.rewards, args.max_completion_length, run_config.overlong_cache_length)
+        grader = Grader(worker_count(), run_config.grading_seconds)
+        reward_funcs = get_rewards(
+            run_config.rewards, grader, args.max_completion_length, run_config.overlong_cache_length
+        )
         problems = load_problems(run_config, args.seed)
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         args.resume_from_checkpoint = find_checkpoint(args, settings)

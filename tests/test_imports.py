@@ -17,8 +17,8 @@ ROW = [
     ["train"],
     ["trainer"],
     ["ops.head", "batching", "scoring", "callbacks", "card", "plots", "data", "rewards"],
-    ["ops.kernels", "config", "grading", "evaluation.metrics", "records", "recipe", "embedded.cold_start"],
-    ["selection", "embedded.number_walk"],
+    ["ops.kernels", "config", "grader", "evaluation.metrics", "records", "recipe", "embedded.cold_start"],
+    ["selection", "grading", "embedded.number_walk"],
     ["embedded", "evaluation", "ops", "names", ""],
 ]
 # Leaves that never touch the training stack, so that they can be read, tested and reused by themselves.
@@ -29,6 +29,7 @@ PURE = [
     "records",
     "recipe",
     "grading",
+    "grader",
     "evaluation.metrics",
     "embedded.number_walk",
     "names",

@@ -3,10 +3,13 @@
 import itertools
 import re
 import sys
+import time
 
 import pytest
+from trl.trainer.utils import get_callable_name
 
 from entropy_grpo.embedded.number_walk import Problem
+from entropy_grpo.grader import LONGEST_ANSWER, Grader, plain_verdict
 from entropy_grpo.grading import answer_line, boxed, equivalent
 from entropy_grpo.rewards import accuracy, dapo_accuracy, format_only, get_rewards, inverted, random, walk_accuracy
 
@@ -94,6 +97,9 @@ def test_not_equivalent(answer, reference):
     assert not equivalent(answer, reference)
 
 
+GRADER = Grader(2, seconds=20)
+
+
 def call(reward, prompts, completions, **columns):
     """As TRL's trainer calls a reward function: by keyword, with columns and arguments that it may not know."""
     return reward(
@@ -103,6 +109,7 @@ def call(reward, prompts, completions, **columns):
         trainer_state=None,
         log_extra=None,
         log_metric=None,
+        grade=GRADER,
         level=["easy"] * len(completions),
         **columns,
     )
@@ -175,18 +182,16 @@ def test_walk_accuracy_reads_every_completion_with_its_own_prompt():
 
 
 def test_rewards_come_in_the_order_of_their_names():
-    assert get_rewards(["walk_accuracy", "accuracy"], 48) == [walk_accuracy, accuracy]
+    rewards = get_rewards(["walk_accuracy", "accuracy", "overlong"], GRADER, 48, 8)
     # TRL names its metrics after the functions, and the run folder's readers look for them by the recipe's names.
-    assert [reward.__name__ for reward in get_rewards(["accuracy", "walk_accuracy"], 48)] == [
-        "accuracy",
-        "walk_accuracy",
-    ]
+    assert [get_callable_name(reward) for reward in rewards] == ["walk_accuracy", "accuracy", "overlong"]
+    assert rewards[1](completions=["\\boxed{1/2}"], solution=["0.5"]) == [1.0]
 
 
 @pytest.mark.parametrize("names", [["acuracy"], ["accuracy", "acuracy"], []])
 def test_an_unknown_reward_is_refused_by_name(names):
     with pytest.raises(ValueError) as refusal:
-        get_rewards(names, 48)
+        get_rewards(names, GRADER, 48)
     message = str(refusal.value)
     assert all(name in message for name in names)
     assert "accuracy, dapo_accuracy, format_only, inverted, overlong, random, walk_accuracy" in message
@@ -223,7 +228,7 @@ def test_controls():
 
 
 def test_overlong_is_the_formula():
-    (_, punish) = get_rewards(["accuracy", "overlong"], 20480, 4096)
+    (_, punish) = get_rewards(["accuracy", "overlong"], GRADER, 20480, 4096)
     lengths = [1, 16384, 16385, 18432, 20480]
     found = punish(completion_ids=[[0] * n for n in lengths])
     assert found == pytest.approx([min(-(n - 16384) / 4096, 0) for n in lengths])
@@ -244,12 +249,84 @@ def test_overlong_is_the_formula():
 )
 def test_what_cannot_work_is_refused(names, cache, said):
     with pytest.raises(ValueError, match=re.escape(said)):
-        get_rewards(names, 48, cache)
+        get_rewards(names, GRADER, 48, cache)
 
 
 def test_a_reward_of_the_users_own(tmp_path, monkeypatch):
     (tmp_path / "own_reward.py").write_text("def half(completions, **kwargs):\n    return [0.5] * len(completions)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (reward,) = get_rewards(["own_reward:half"], 48)
+    (reward,) = get_rewards(["own_reward:half"], GRADER, 48)
     assert reward.__name__ == "half" and reward(["a", "b"]) == [0.5, 0.5]
+
+
+# The grader
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "verdict"),
+    [
+        ("8", "8", True),
+        (" x+1 ", "x+1", True),
+        ("008", "8", True),
+        ("+8", "8", True),
+        ("9", "8", False),
+        ("-8", "8", False),
+        (None, "8", False),
+        ("  ", "8", False),
+        ("8" * (LONGEST_ANSWER + 1), "8", False),
+        ("8.0", "8", None),
+        ("1,000", "1000", None),
+        ("2^3", "8", None),
+        ("\u0668", "8", None),  # a digit for Python, not for us
+    ],
+)
+def test_plain_verdicts(answer, reference, verdict):
+    assert plain_verdict(answer, reference) is verdict
+    if verdict is not None and answer is not None and answer.strip() and len(answer) <= LONGEST_ANSWER:
+        assert equivalent(answer, reference) == verdict, "the short cut must say what math-verify says"
+
+
+HOSTILE = [
+    "9^{9^{9^{9}}}",
+    "(10^{10})!",
+    "((((((((99!)!)!)!)!)!)!)!)",
+    "\\frac{1}{" * 190 + "1" + "}" * 190,
+    "(" * 900 + ")" * 900,
+    "\\sqrt{" * 300 + "2" + "}" * 300,
+    "\\sum_{n=1}^{10^{9}} n^{n}",
+    "{" * 1900,
+    "\u202e8\u0000",
+    "__import__('os').system('touch hacked')",
+]
+
+
+def test_hostile_answers_hold_nobody_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grader, logged = Grader(2, seconds=2), {}
+    honest = [f"\\frac{{{i}}}{{7}}" for i in range(20)]
+    grader(["1/2"], ["0.5"])  # the workers have started
+    start = time.perf_counter()
+    verdicts = grader(HOSTILE + honest, ["8"] * len(HOSTILE) + [f"{i}/7" for i in range(20)], logged.__setitem__)
+    taken = time.perf_counter() - start
+    assert verdicts == [0.0] * len(HOSTILE) + [1.0] * 20
+    # Two workers, the limit for each hostile answer at worst, and the start of a new worker after each.
+    assert taken < len(HOSTILE) / 2 * (2 + 3) + 5
+    assert 0 < logged["grading/timeouts"] + logged["grading/failures"] <= len(HOSTILE) / 30
+    assert not list(tmp_path.iterdir())
+    assert grader(["2/4", "3/4"], ["0.5", "0.5"]) == [1.0, 0.0]
+
+
+def test_equal_answers_are_graded_once():
+    grader = Grader(1, seconds=20)
+    scheduled = []
+    pool = grader._pool
+    monkey = pool.schedule
+
+    def counting(function, **kwargs):
+        scheduled.append(kwargs["args"])
+        return monkey(function, **kwargs)
+
+    pool.schedule = counting
+    assert grader(["1/2", "0.5", "1/2", "1/2"], ["0.5", "0.5", "0.5", "1"]) == [1.0, 1.0, 1.0, 0.0]
+    assert scheduled == [("1/2", "0.5"), ("1/2", "1")]
