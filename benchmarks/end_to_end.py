@@ -45,14 +45,7 @@ def curve(variant: str, seed: int) -> list[tuple[float, float]]:
     overrides = [
         "--seed",
         str(seed),
-        "--save_strategy",
-        "no",
-        "--eval_steps",
-        "20",
-        "--max_steps",
-        "180",
-        "--disable_tqdm",
-        "true",
+        *"--save_strategy no --eval_steps 20 --max_steps 180 --disable_tqdm true".split(),
     ]
     with tempfile.TemporaryDirectory() as output:
         settings = recipe.load(RECIPE) | recipe.overrides([*overrides, "--output_dir", output, *VARIANTS[variant]])
