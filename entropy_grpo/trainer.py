@@ -18,8 +18,6 @@ Shapes: B sequences of the local micro-batch, T completion tokens including padd
 """
 
 import inspect
-import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -36,64 +34,21 @@ from .card import write_card
 from .config import TOKEN_LEVEL_LOSSES, EntropyForkGRPOConfig
 from .ops.head import add_sparse_lm_head, why_not
 from .scoring import Pass, run_passes
-from .selection import gradient_norms, kept_count, percentiles, select
-
-PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
+from .selection import gradient_norms, kept_count, select
+from .window import (
+    Inputs,
+    Scored,
+    Window,
+    flatten,
+    loss_mask,
+    probability_ratio,
+    row_advantages,
+    token_samples,
+    window_metrics,
+)
 
 # The parts of a micro-batch that scoring takes by name (images and the like).
 SCORING_ARGUMENTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
-
-Inputs = dict[str, Any]
-
-
-def loss_mask(inputs: Inputs) -> Tensor:
-    """(B, T): the completion tokens that the policy wrote itself."""
-    mask = inputs["completion_mask"]
-    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
-
-
-def flatten(tensors: list[Tensor]) -> Tensor:
-    """All elements of the tensors in one dimension."""
-    return torch.cat([t.flatten() for t in tensors])
-
-
-def probability_ratio(logps: Tensor, inputs: Inputs) -> Tensor:
-    """(B, T): current over old probability; TRL leaves the old ones out where the policy is the rollout's."""
-    old = inputs.get("old_per_token_logps")
-    return torch.ones_like(logps) if old is None else torch.exp(logps - old)
-
-
-def row_advantages(inputs: Inputs) -> Tensor:
-    """The advantages as (B, 1) or (B, T)."""
-    advantages = inputs["advantages"]
-    return advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
-
-
-@dataclass
-class Window:
-    """The tokens of one optimiser step.
-
-    Attributes:
-        kept: tokens kept over all micro-batches and ranks.
-        batches: the local micro-batches to run. Where the kept tokens are known before the first of them, they carry
-            `kept_mask` and `entropies`, (B, T).
-        everything: then also the local sequences that are not run.
-    """
-
-    kept: int
-    batches: list[Inputs]
-    everything: list[Inputs] | None = None
-
-
-@dataclass
-class Scored:
-    """The tokens of one micro-batch, detached; tensors are (B, T). `logps` are those of its loss, if it was run."""
-
-    inputs: Inputs
-    mask: Tensor
-    kept: Tensor
-    entropies: Tensor
-    logps: Tensor | None = None
 
 
 class EntropyForkGRPOTrainer(GRPOTrainer):
@@ -438,47 +393,22 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def _close_window(self) -> None:
         """Log the finished window over all ranks, and check it once."""
         scored, self._scored = self._scored, []
-        metrics, window = self._metrics["train"], self._window
+        window, metrics = self._window, self._metrics["train"]
         everything = scored
         if window.everything is not None:
             everything = [Scored(b, loss_mask(b).bool(), b["kept_mask"], b["entropies"]) for b in window.everything]
-        mask, kept = flatten([s.mask for s in everything]), flatten([s.kept for s in everything])
-        entropies = flatten([s.entropies for s in everything])
-        advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in everything])
-        run = flatten([s.kept for s in scored])
-        run_advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in scored])
-        ratios = flatten([probability_ratio(s.logps, s.inputs) for s in scored])
-        groups = {
-            "all": mask,
-            "kept": kept,
-            "dropped": mask & ~kept,
-            "positive": mask & (advantages > 0),
-            "negative": mask & (advantages < 0),
-        }
-        clipped = {
-            "low": run & (run_advantages < 0) & (ratios < 1 - self.epsilon_low),
-            "high": run & (run_advantages > 0) & (ratios > 1 + self.epsilon_high),
-        }
-        counts = [group.sum() for group in (*groups.values(), *clipped.values())]
-        sums = [(entropies * group).sum() for group in groups.values()]
-        totals = self._sum_over_ranks(torch.stack([x.double() for x in (*counts, *sums)])).tolist()
-        count = dict(zip((*groups, *clipped), totals, strict=False))
-        total_entropy = dict(zip(groups, totals[len(count) :], strict=True))
+        found = window_metrics(scored, everything, self.epsilon_low, self.epsilon_high, self._sum_over_ranks)
+        kept, total = found.pop("kept"), found.pop("all")
         if self.top_entropy_quantile < 1 and self.args.entropy_scope != "rollout":  # that is checked when it is made
-            self._check_selection(count["kept"], count["all"], window.kept)
-        for name in ("kept", "dropped", "positive", "negative"):
-            metrics[f"entropy/{name}"].append(total_entropy[name] / count[name] if count[name] else math.nan)
-        levels = percentiles(entropies, mask, PERCENTILES, self._sum_over_ranks)
-        for level, value in zip(PERCENTILES, levels, strict=True):
-            metrics[f"entropy/p{level}"].append(value)
-        metrics["selection/kept_fraction"].append(count["kept"] / count["all"] if count["all"] else math.nan)
+            self._check_selection(kept, total, window.kept)
         if self._thresholds:
-            metrics["selection/threshold"].append(sum(self._thresholds) / len(self._thresholds))
-        for side in clipped:
-            metrics[f"clip_ratio/kept_{side}"].append(count[side] / count["kept"] if count["kept"] else math.nan)
+            found["selection/threshold"] = sum(self._thresholds) / len(self._thresholds)
         sequences = self.args.per_device_train_batch_size * len(scored)
-        metrics["batching/run_fraction"].append(sum(s.mask.size(0) for s in scored) / sequences)
-        self._recorder.samples = partial(self._token_samples, everything[len(everything) // 2])
+        found["batching/run_fraction"] = sum(s.mask.size(0) for s in scored) / sequences
+        for name, value in found.items():
+            metrics[name].append(value)
+        shown = everything[len(everything) // 2]
+        self._recorder.samples = partial(token_samples, shown, self.args.num_logged_samples, self._tokenizer)
 
     def _check_selection(self, kept: float, total: float, expected: int) -> None:
         """Fail at the first selection whose kept tokens are not the share that was asked for."""
@@ -492,22 +422,3 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
                 f"{expected}, should be kept: the loss would not be the one that was asked for."
             )
         self._selection_checked = True
-
-    def _token_samples(self, scored: Scored) -> list[dict[str, Any]]:
-        """The first responses of a micro-batch of this rank, token by token."""
-        samples = []
-        for i in range(min(self.args.num_logged_samples, scored.mask.size(0))):
-            mask = scored.mask[i]
-            ids = scored.inputs["completion_ids"][i][mask].tolist()
-            prompt = scored.inputs["prompt_ids"][i][scored.inputs["prompt_mask"][i].bool()]
-            samples.append(
-                {
-                    "prompt": self._tokenizer.decode(prompt),
-                    "tokens": [self._tokenizer.decode([token]) for token in ids],
-                    "token_ids": ids,
-                    "entropies": [round(h, 4) for h in scored.entropies[i][mask].tolist()],
-                    "kept": scored.kept[i][mask].int().tolist(),
-                    "advantage": round(scored.inputs["advantages"][i].mean().item(), 4),
-                }
-            )
-        return samples

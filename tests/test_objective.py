@@ -357,24 +357,26 @@ def half_flat(completion_ids, **kwargs):
     ("rho", "scope"), [(0.2, "rollout"), (0.02, "rollout"), (0.2, "global"), (1.0, "global")], ids=str
 )
 def test_sparse_head_and_trimmed_batches_change_nothing(tiny_model, tmp_path, rho, scope, reward):
-    """Two steps of one rollout with everything on, against TRL's head and TRL's batches."""
+    """Two steps of one rollout with everything on, against TRL's head and TRL's batches.
+
+    One step under `global` scope: after it, the policies differ by rounding, and so may the ranks of equal entropies.
+    """
+    steps = 1 if rho < 1 and scope == "global" else 2
     settings = {
         "top_entropy_quantile": rho,
         "entropy_scope": scope,
         "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 4,
+        "gradient_accumulation_steps": 8 // steps,
         "steps_per_generation": 8,
-        "max_steps": 2,
+        "max_steps": steps,
         "learning_rate": 0.1,
-        "temperature": TEMPERATURE,
         "reward": reward,
     }
     plain = fixed_rollout.train(tiny_model, tmp_path / "a", **LIKE_TRL, **settings)
     fast = fixed_rollout.train(tiny_model, tmp_path / "b", **settings)
     start = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
-    steps = [{n: w - start[n] for n, w in fixed_rollout.weights(t).items()} for t in (plain, fast)]
-    assert_close(*steps, 1e-5)
-    for row, plain_row in zip(fast.state.log_history[:2], plain.state.log_history[:2], strict=True):
+    assert_close(*({n: w - start[n] for n, w in fixed_rollout.weights(t).items()} for t in (plain, fast)), 1e-5)
+    for row, plain_row in zip(fast.state.log_history[:steps], plain.state.log_history[:steps], strict=True):
         keys = ["loss", "grad_norm"]
         if rho < 1:  # the entropies of sequences that are not run are known where the tokens are ranked beforehand
             keys += ["entropy/kept", "entropy/positive", "entropy/p90", "selection/kept_fraction"]
