@@ -62,7 +62,7 @@ def head_table(results: dict) -> list[str]:
 def step_table(results: dict) -> list[str]:
     """Whole optimiser steps."""
     lines = [
-        f"Optimiser steps of a 5M-parameter Qwen3, rho = 0.2, log-normal lengths up to {results['longest']}, "
+        f"Optimiser steps of a 6M-parameter Qwen3, rho = 0.2, log-normal lengths up to {results['longest']}, "
         f"{results['batch']} x {results['accumulation']} sequences a step, {results['steps_per_rollout']} steps a "
         "rollout with its scoring. *Limit* is padded over real tokens: what trimming alone could give.",
         "",
