@@ -141,7 +141,9 @@ def train(seed: int, output: Path) -> None:
         trainer.train()
         trainer.model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        scratch.rename(output)
+        # Another process may have been quicker, if the one that held the lock was killed and left its child behind.
+        if not output.exists():
+            scratch.rename(output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
