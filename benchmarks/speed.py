@@ -117,8 +117,9 @@ TABLES = {"head": head_table, "step": step_table, "end_to_end": end_to_end_table
 
 
 def tables() -> str:
-    """All tables of the recorded results in Markdown."""
-    parts = [TABLES[name](records.read_json(measure.RESULTS / f"{name}.json")) for name in PARTS]
+    """The tables of what has been recorded, in Markdown."""
+    recorded = [(name, measure.RESULTS / f"{name}.json") for name in PARTS]
+    parts = [TABLES[name](records.read_json(path)) for name, path in recorded if path.exists()]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
