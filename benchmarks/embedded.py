@@ -41,14 +41,13 @@ DEV_METRIC = "eval_rewards/walk_accuracy/mean"
 MEASURES = ("accuracy", "good_choices")
 
 
-def run(arm: str, rate: str, seed: int, answers: bool, settings: Sequence[str] | None = None) -> RunFolder:
-    """One run of the demo recipe with the settings of an arm, or others; its folder."""
+def run(arm: str, settings: Sequence[str], rate: str, seed: int, answers: bool) -> RunFolder:
+    """One run of the demo recipe with an arm's settings; its folder."""
     name = f"{arm.replace(' ', '').replace('%', '').replace('=', '')}-lr{rate}-seed{seed}"
     folder = RunFolder(RUNS / name)
     if (folder.path / "model.safetensors").exists():
         return folder
-    command = [sys.executable, "recipes/demo_cpu.yaml", "--learning_rate", rate, "--seed", str(seed)]
-    command += ARMS[arm] if settings is None else settings
+    command = [sys.executable, "recipes/demo_cpu.yaml", *settings, "--learning_rate", rate, "--seed", str(seed)]
     command += ["--output_dir", str(folder.path), "--save_strategy", "no", "--disable_tqdm", "true"]
     command += [] if answers else ["--num_test_problems", "0"]
     log = RUNS / f"{name}.log"
@@ -76,10 +75,16 @@ def run_all(jobs: int) -> dict:
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(cold_start.ensure, (DEV_SEED, *SEEDS)))
-        tried = {(arm, rate): pool.submit(run, arm, rate, DEV_SEED, False) for arm in ARMS for rate in LEARNING_RATES}
+        tried = {
+            (arm, rate): pool.submit(run, arm, ARMS[arm], rate, DEV_SEED, False)
+            for arm in ARMS
+            for rate in LEARNING_RATES
+        }
         dev = {arm: {rate: dev_accuracy(tried[arm, rate].result()) for rate in LEARNING_RATES} for arm in ARMS}
         chosen = {arm: max(rates, key=rates.get) for arm, rates in dev.items()}
-        reported = {(arm, seed): pool.submit(run, arm, chosen[arm], seed, True) for arm in ARMS for seed in SEEDS}
+        reported = {
+            (arm, seed): pool.submit(run, arm, ARMS[arm], chosen[arm], seed, True) for arm in ARMS for seed in SEEDS
+        }
         runs = {arm: {seed: reported[arm, seed].result() for seed in SEEDS} for arm in ARMS}
     arms = {}
     for arm, folders in runs.items():
@@ -116,10 +121,7 @@ def run_all(jobs: int) -> dict:
         "git_revisions": sorted({environment["git_revision"] for environment in environments}),
         "hardware": environments[0]["hardware"],
         "steps": settings["max_steps"],
-        "responses": settings["max_steps"]
-        * settings["gradient_accumulation_steps"]
-        // settings["steps_per_generation"]
-        * settings["generation_batch_size"],
+        "responses": settings["max_steps"] // settings["steps_per_generation"] * settings["generation_batch_size"],
         "dev_seed": DEV_SEED,
         "arms": arms,
         "paired": paired,

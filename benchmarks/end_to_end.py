@@ -14,11 +14,10 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import fields
-from pathlib import Path
 
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks import measure
+from benchmarks import embedded, measure
 from entropy_grpo import recipe
 from entropy_grpo.data import load_problems
 from entropy_grpo.embedded import cold_start
@@ -27,10 +26,9 @@ from entropy_grpo.rewards import get_rewards
 from entropy_grpo.train import CLASSES, load_embedded, load_tokenizer
 from entropy_grpo.trainer import EntropyForkGRPOTrainer
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "demo_cpu.yaml"
+RECIPE = measure.ROOT / "recipes" / "demo_cpu.yaml"
 SEEDS = (1, 2)
 ACCURACY = 0.45
-METRIC = "eval_rewards/walk_accuracy/mean"
 VARIANTS = {"TRL": [], "ours, rollout": ["--entropy_scope", "rollout"]}
 
 
@@ -64,8 +62,8 @@ def curve(variant: str, seed: int) -> list[tuple[float, float]]:
     points, taken = [], 0.0
     for row in trainer.state.log_history:
         taken += row.get("step_time", 0.0)
-        if METRIC in row:
-            points.append((taken, row[METRIC]))
+        if embedded.DEV_METRIC in row:
+            points.append((taken, row[embedded.DEV_METRIC]))
     return points
 
 

@@ -25,7 +25,7 @@ from entropy_grpo.records import RunFolder
 from entropy_grpo.selection import SCOPES
 from entropy_grpo.trainer import EntropyForkGRPOTrainer
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "demo_cpu.yaml"
+RECIPE = measure.ROOT / "recipes" / "demo_cpu.yaml"
 RUNS = Path("runs") / "scopes"
 METRICS = ("agreement/rollout", "agreement/micro_batch")
 STEPS_PER_ROLLOUT = (4, 16)
@@ -87,7 +87,7 @@ def learned(scope: str) -> dict:
     """Accuracy after training with a scope, three seeds."""
     settings = ["--entropy_scope", scope, "--steps_per_generation", str(4 * ACCUMULATION), *SPLIT]
     with ThreadPoolExecutor(embedded.JOBS) as pool:
-        folders = list(pool.map(lambda seed: embedded.run(scope, RATE, seed, True, settings), embedded.SEEDS))
+        folders = list(pool.map(lambda seed: embedded.run(scope, settings, RATE, seed, True), embedded.SEEDS))
     after = [records.read_json(folder.evaluation)["after"] for folder in folders]
     return {
         "scope": scope,

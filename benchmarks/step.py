@@ -92,13 +92,9 @@ def rollout(sizes: list[int]):
     return write
 
 
-def make_reward():
+def reward(completion_ids: list, **kwargs) -> list[float]:
     """Right and wrong by turns, so that every group has both."""
-
-    def reward(completion_ids: list, **kwargs) -> list[float]:
-        return [float(i % 2) for i in range(len(completion_ids))]
-
-    return reward
+    return [float(i % 2) for i in range(len(completion_ids))]
 
 
 def run(model: Path, sizes: list[int], longest: int, batch: int, accumulation: int, stock=False, **settings) -> float:
@@ -130,7 +126,7 @@ def run(model: Path, sizes: list[int], longest: int, batch: int, accumulation: i
         )
         trainer = trainer_class(
             model=str(model),
-            reward_funcs=make_reward(),
+            reward_funcs=reward,
             args=args,
             train_dataset=problems,
             processing_class=build_tokenizer(),

@@ -33,7 +33,7 @@ def by_length(lengths: Tensor, live: Tensor | None = None, count: int | None = N
     longest_first = torch.argsort(lengths, descending=True, stable=True)
     is_live = live[longest_first]
     others = longest_first[~is_live]
-    spare = (int(live.sum()) if count is None else count) - int(live.sum())
+    spare = 0 if count is None else count - int(live.sum())
     chosen = torch.cat([longest_first[is_live], others[len(others) - spare :]])
     return chosen[torch.argsort(lengths[chosen], descending=True, stable=True)]
 

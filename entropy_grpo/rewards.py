@@ -126,11 +126,10 @@ def get_rewards(
             f"overlong_cache_length is {overlong_cache_length}, but rewards does not name 'overlong': add it, or "
             "leave the length out."
         )
-    return [
-        overlong(max_completion_length, overlong_cache_length)
-        if name == OVERLONG
-        else partial(REWARDS[name], grade=grade)
-        if name in REWARDS
-        else imported(name)
-        for name in names
-    ]
+
+    def made(name: str) -> Reward:
+        if name == OVERLONG:
+            return overlong(max_completion_length, overlong_cache_length)
+        return partial(REWARDS[name], grade=grade) if name in REWARDS else imported(name)
+
+    return [made(name) for name in names]

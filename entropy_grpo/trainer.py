@@ -119,9 +119,14 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         )
 
     @property
+    def _loss_has_means(self) -> bool:
+        """Whether a term of the loss is a mean over a micro-batch, beside the surrogate."""
+        return self._entropy_bonus_enabled or self.aux_loss_enabled
+
+    @property
     def _loss_is_surrogate(self) -> bool:
         """Whether tokens without advantage, or without weight, have no part in the loss."""
-        return self.beta == 0 and not self._entropy_bonus_enabled and not self.aux_loss_enabled
+        return self.beta == 0 and not self._loss_has_means
 
     # Selection
 
@@ -177,7 +182,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         """As many micro-batches of the same sequences by length; with `drop`, of those that have a gradient."""
         images = any(isinstance(value, list) for value in batches[0].values())
         # A mean over the tokens of a micro-batch depends on which sequences it has.
-        means = self.loss_type == "bnpo" or self._entropy_bonus_enabled or self.aux_loss_enabled
+        means = self.loss_type == "bnpo" or self._loss_has_means
         if not self.args.batch_by_length or images or means:
             return batches
         sequences = merge(batches)
