@@ -1,14 +1,15 @@
 """Which sequences share a forward pass, and how wide it is: no more padding than the lengths demand.
 
 A rollout is padded to its longest response, and so is every micro-batch that is cut from it at random. Here the
-sequences of one optimiser step are sorted by length before they are cut, and a pass runs from the first to the last
-column in which one of its sequences has a token.
+sequences of one optimiser step, those of all ranks, are sorted by length before they are cut and dealt out, a pass
+runs from the first to the last column in which one of its sequences has a token, and passes without gradient hold as
+many sequences as fit where TRL would have held padding.
 
 Pure functions. Shapes: B sequences; attention_mask (B, P + T) of prompts padded on the left and responses padded on
 the right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +19,7 @@ from torch import Tensor
 def by_length(lengths: Tensor, live: Tensor | None = None, count: int | None = None) -> Tensor:
     """The `count` sequences to run, longest first: all `live` ones and, as needed, the shortest others.
 
-    Longest first, so that a step that does not fit into memory fails at once; and on every rank, so that the ranks'
-    n-th micro-batches are of about one width.
+    Longest first, so that a step that does not fit into memory fails at once.
 
     Args:
         lengths: (B,) tokens of each sequence.
@@ -38,10 +38,42 @@ def by_length(lengths: Tensor, live: Tensor | None = None, count: int | None = N
     return chosen[torch.argsort(lengths[chosen], descending=True, stable=True)]
 
 
+def deal(order: Tensor, micro_batches: int, ranks: int) -> list[list[Tensor]]:
+    """Sequences in this order, cut into micro-batches that are dealt out to the ranks by turns.
+
+    Args:
+        order: (count,) int64 indices, a multiple of `ranks`.
+
+    Returns:
+        For every micro-batch its sequences by rank: as many on each, and of about one length.
+    """
+    return [list(hands.unbind(dim=1)) for hands in order.view(-1, ranks).tensor_split(micro_batches)]
+
+
+def _fill(order: Tensor, prompts: Tensor, completions: Tensor, budget: int) -> list[Tensor]:
+    """Cut an order of sequences into passes of at most `budget` tokens, padding included, or of one sequence."""
+    passes, start, widest = [], 0, (0, 0)
+    for i, lengths in enumerate(zip(prompts[order].tolist(), completions[order].tolist(), strict=True)):
+        wider = max(widest[0], lengths[0]), max(widest[1], lengths[1])
+        if i > start and (i + 1 - start) * sum(wider) > budget:
+            passes.append(order[start:i])
+            start, wider = i, lengths
+        widest = wider
+    return [*passes, order[start:]]
+
+
 def trimmed_passes(
-    attention_mask: Tensor, completion_width: int, batch_size: int | None = None
+    attention_mask: Tensor,
+    completion_width: int,
+    batch_size: int | None = None,
+    agree: Callable[[int], int] = lambda count: count,
 ) -> list[tuple[Tensor, int, int]]:
-    """Passes over all sequences, `batch_size` (or all) at a time, sorted by length if there are several.
+    """Passes over all sequences, none larger than `batch_size` (or all) of them at the full width.
+
+    Several are sorted by length, longest first.
+
+    Args:
+        agree: from the number of passes that this rank needs to the one that all ranks need, which FSDP demands.
 
     Returns:
         For every pass its sequences (int64) and the columns, from start to stop, that hold a token of any of them. At
@@ -49,10 +81,17 @@ def trimmed_passes(
         responses are among them.
     """
     prompt_width, rows = attention_mask.size(1) - completion_width, attention_mask.size(0)
-    several = batch_size is not None and batch_size < rows
-    order = by_length(attention_mask.sum(1)) if several else torch.arange(rows, device=attention_mask.device)
+    if batch_size is None or batch_size >= rows:
+        parts = [torch.arange(rows, device=attention_mask.device)]
+    else:
+        prompts, completions = attention_mask[:, :prompt_width].sum(1), attention_mask[:, prompt_width:].sum(1)
+        order = by_length(prompts + completions)
+        parts = _fill(order, prompts, completions, batch_size * attention_mask.size(1))
+        for _ in range(agree(len(parts)) - len(parts)):
+            largest = max(range(len(parts)), key=lambda i: len(parts[i]))
+            parts[largest : largest + 1] = parts[largest].tensor_split(2)
     passes = []
-    for part in order.split(batch_size or rows):
+    for part in parts:
         used = attention_mask[part].any(dim=0).nonzero().flatten().tolist() or [prompt_width]
         passes.append((part, min(used[0], prompt_width - 1), max(used[-1], prompt_width) + 1))
     return passes

@@ -28,7 +28,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 
-from .batching import by_length, merge, positions_are_relative, take, trimmed_passes
+from .batching import by_length, deal, merge, positions_are_relative, take, trimmed_passes
 from .callbacks import RunRecorder
 from .card import write_card
 from .config import TOKEN_LEVEL_LOSSES, EntropyForkGRPOConfig
@@ -178,21 +178,46 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     # Batching
 
-    def _regroup(self, batches: list[Inputs], drop: bool = False) -> list[Inputs]:
-        """As many micro-batches of the same sequences by length; with `drop`, of those that have a gradient."""
+    def _max_over_ranks(self, number: int) -> int:
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+
+    def _can_regroup(self, batches: list[Inputs]) -> bool:
         images = any(isinstance(value, list) for value in batches[0].values())
         # A mean over the tokens of a micro-batch depends on which sequences it has.
         means = self.loss_type == "bnpo" or self._loss_has_means
-        if not self.args.batch_by_length or images or means:
+        return self.args.batch_by_length and not images and not means
+
+    def _of_all_ranks(self, sequences: Inputs) -> Inputs:
+        """The same with the sequences of the other ranks, first those of the first."""
+        if self.accelerator.num_processes == 1:
+            return sequences
+        everything = {}
+        for key, value in sequences.items():
+            if isinstance(value, Tensor) and value.dim():
+                left, kind = key.startswith("prompt_"), value.dtype
+                value = value.byte() if kind == torch.bool else value  # padding would make them integers on one rank
+                value = self.accelerator.pad_across_processes(value, dim=1, pad_first=left)
+                value = self.accelerator.gather(value).to(kind)
+            everything[key] = value
+        return everything
+
+    def _regroup(self, batches: list[Inputs], drop: bool = False) -> list[Inputs]:
+        """As many micro-batches of the window by length; with `drop`, of the sequences that have a gradient.
+
+        Sequences are dealt out anew over all ranks: in every micro-batch the ranks wait for each other.
+        """
+        if not self._can_regroup(batches):
             return batches
-        sequences = merge(batches)
+        number, ranks = self.args.gradient_accumulation_steps, self.accelerator.num_processes
+        sequences = self._of_all_ranks(merge(batches))
         lengths = sequences["prompt_mask"].sum(1) + sequences["completion_mask"].sum(1)
         live, count = None, None
         if drop and self._loss_is_surrogate and self.loss_type in TOKEN_LEVEL_LOSSES:
             live = self._with_gradient(sequences).any(dim=1)
             # Every rank runs as many, and every micro-batch has one: TRL and FSDP meet in each of them.
-            count = max(int(self.accelerator.gather(live.sum().unsqueeze(0)).max()), len(batches))
-        return [take(sequences, rows) for rows in by_length(lengths, live, count).tensor_split(len(batches))]
+            count = max(-(-int(live.sum()) // ranks), number) * ranks
+        dealt = deal(by_length(lengths, live, count), number, ranks)
+        return [take(sequences, hands[self.accelerator.process_index]) for hands in dealt]
 
     def _open_window(self, batches: list[Inputs]) -> Window:
         """Fix how many tokens the window keeps over all ranks, and which, where they can be known beforehand."""
@@ -205,19 +230,20 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self._thresholds = []
         if not selects:
             return Window(0, self._regroup(batches, drop=True))
-        batches = self._regroup(batches)
+        if scope == "micro_batch" or len(batches) == 1:
+            batches = self._regroup(batches)
         counts = self._sum_over_ranks(torch.stack([loss_mask(b).sum() for b in batches])).tolist()
         if scope == "micro_batch":
             return Window(sum(self._kept_count(n) for n in counts), batches)
         if len(batches) == 1:
             return Window(self._kept_count(sum(counts)), batches)
-        passes = [self._score(b) for b in batches]
-        masks = self._select(passes, batches)
-        batches = [
-            b | {"kept_mask": mask, "entropies": p.entropies}
-            for b, mask, p in zip(batches, masks, passes, strict=True)
+        whole = [merge(batches)] if self._can_regroup(batches) else batches
+        passes = [self._score(b) for b in whole]
+        masks = self._select(passes, whole)
+        whole = [
+            b | {"kept_mask": mask, "entropies": p.entropies} for b, mask, p in zip(whole, masks, passes, strict=True)
         ]
-        return Window(self._kept_count(sum(counts)), self._regroup(batches, drop=True), batches)
+        return Window(self._kept_count(sum(counts)), self._regroup(whole, drop=True), whole)
 
     def _open_evaluation(self, inputs: Inputs) -> Window:
         """A micro-batch of an evaluation is a window of its own, with the tokens of its own highest entropies."""
@@ -300,7 +326,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if known and self._sparse_head and self._loss_is_per_token and self._loss_is_surrogate:
             kept = self._with_gradient(running)
         if self._trims and all(value is None for value in images.values()):
-            plan, batch_size = trimmed_passes(attention_mask, logits_to_keep, batch_size), None
+            plan = trimmed_passes(attention_mask, logits_to_keep, batch_size, self._max_over_ranks)
+            batch_size = None
         else:
             plan = [(torch.arange(input_ids.size(0), device=input_ids.device), 0, input_ids.size(1))]
         score = partial(

@@ -1,9 +1,11 @@
 """Grouping and trimming against brute force over ragged batches."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
-from entropy_grpo.batching import by_length, merge, positions_are_relative, take, trimmed_passes
+from entropy_grpo.batching import by_length, deal, merge, positions_are_relative, take, trimmed_passes
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -42,10 +44,10 @@ def test_passes_hold_every_token_once_and_nothing_wider(seed, batch_size):
     mask = ragged(prompts, completions, 6, 12)
     passes = trimmed_passes(mask, 12, batch_size)
     assert sorted(torch.cat([rows for rows, _, _ in passes]).tolist()) == list(range(7))
-    assert len(passes) == (1 if batch_size is None else -(-7 // batch_size))
     for rows, start, stop in passes:
         assert start == 6 - max(prompts[i] for i in rows)
         assert stop == 6 + max(completions[i] for i in rows)
+        assert len(rows) * (stop - start) <= (batch_size or 7) * (6 + 12)
     if batch_size is not None and batch_size < 7:
         tokens = [max(prompts[i] + completions[i] for i in rows) for rows, _, _ in passes]
         assert tokens == sorted(tokens, reverse=True)
@@ -61,6 +63,24 @@ def test_pass_without_tokens_has_the_columns_that_scoring_needs():
     assert (start, stop) == (2, 5)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_passes_hold_what_fits_and_are_as_many_as_agreed(seed):
+    """The next sequence would have been too many for a pass; and more passes split sequences, never the order."""
+    rng = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(1, 6, (40,), generator=rng).tolist()
+    completions = torch.exp(torch.randn(40, generator=rng) * 0.8).mul(4).clamp(1, 30).long().tolist()
+    mask = ragged(prompts, completions, 6, 30)
+    passes = trimmed_passes(mask, 30, 3)
+    assert len(passes) < 14 / 1.5, "TRL makes 14, most of them of padding"
+    for (rows, _, _), (others, _, _) in pairwise(passes):
+        wider = [*rows.tolist(), others[0].item()]
+        assert len(wider) * (max(prompts[i] for i in wider) + max(completions[i] for i in wider)) > 3 * 36
+    for more in (len(passes) + 1, 20, 40):
+        split = trimmed_passes(mask, 30, 3, lambda count, more=more: more)
+        assert len(split) == more and all(len(rows) for rows, _, _ in split)
+        assert torch.equal(torch.cat([p[0] for p in split]), torch.cat([p[0] for p in passes]))
+
+
 def test_merge_and_take_undo_each_other():
     rng = torch.Generator().manual_seed(0)
     whole = {"ids": torch.randint(9, (6, 3), generator=rng), "advantages": torch.arange(6.0), "none": None}
@@ -74,15 +94,17 @@ def test_merge_and_take_undo_each_other():
 
 @pytest.mark.parametrize("mean", [0.18, 0.35])
 def test_ranks_get_groups_of_about_one_width(mean):
-    """Two ranks with 64 log-normal lengths each: their n-th of 16 micro-batches differ by little in width, and what
-    they pad is little."""
+    """512 log-normal lengths on 8 ranks: what the ranks wait for each other, in all micro-batches, is little beside
+    the tokens, where micro-batches that each rank sorts by itself would let them wait."""
     rng = torch.Generator().manual_seed(0)
-    ranks = [torch.exp(torch.randn(64, generator=rng) * 0.8).mul(mean * 700).clamp(2, 1000).long() for _ in range(2)]
-    widths = [[lengths[rows].max() for rows in by_length(lengths).tensor_split(16)] for lengths in ranks]
-    together = sum(max(pair) for pair in zip(*widths, strict=True)) * 4
-    assert together < 1.35 * max(lengths.sum() for lengths in ranks)
-    at_random = sum(max(lengths[i : i + 4].max() for lengths in ranks) for i in range(0, 64, 4)) * 4
-    assert together < 0.7 * at_random
+    lengths = torch.exp(torch.randn(512, generator=rng) * 0.8).mul(mean * 700).clamp(2, 1000).long()
+    dealt = deal(by_length(lengths), 16, 8)
+    assert sorted(torch.cat([rows for hands in dealt for rows in hands]).tolist()) == list(range(512))
+    assert all(len(rows) == 4 for hands in dealt for rows in hands)
+    together = sum(max(lengths[rows].max() for rows in hands) for hands in dealt) * 4 * 8
+    alone = [lengths[torch.arange(rank, 512, 8)].sort(descending=True).values.view(16, 4) for rank in range(8)]
+    apart = sum(max(rows[i].max() for rows in alone) for i in range(16)) * 4 * 8
+    assert together < 1.1 * lengths.sum() < 1.2 * lengths.sum() < apart
 
 
 @pytest.mark.parametrize(
