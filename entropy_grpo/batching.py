@@ -38,16 +38,38 @@ def by_length(lengths: Tensor, live: Tensor | None = None, count: int | None = N
     return chosen[torch.argsort(lengths[chosen], descending=True, stable=True)]
 
 
-def deal(order: Tensor, micro_batches: int, ranks: int) -> list[list[Tensor]]:
+def cut(lengths: Tensor, parts: int, budget: int) -> list[int]:
+    """Sizes of `parts` runs of sequences, longest first, that need the fewest tokens, padding included.
+
+    Args:
+        lengths: (n,) int64, descending, at least as many as parts; a run is as wide as its first.
+        budget: tokens that a run may hold, unless it is one sequence. Equal runs must fit.
+    """
+    n = len(lengths)
+    sizes = torch.arange(n + 1) - torch.arange(n).unsqueeze(1)  # (first, end)
+    cost = (sizes * lengths.cpu().unsqueeze(1)).double()
+    cost[(sizes < 1) | ((cost > budget) & (sizes > 1))] = torch.inf
+    least, firsts = cost[0], []
+    for _ in range(parts - 1):
+        least, first = (least[:-1].unsqueeze(1) + cost).min(dim=0)
+        firsts.append(first)
+    ends = [n]
+    for first in reversed(firsts):
+        ends.append(int(first[ends[-1]]))
+    return [end - start for end, start in zip(reversed(ends), [0, *reversed(ends[1:])], strict=True)]
+
+
+def deal(order: Tensor, sizes: list[int], ranks: int) -> list[list[Tensor]]:
     """Sequences in this order, cut into micro-batches that are dealt out to the ranks by turns.
 
     Args:
         order: (count,) int64 indices, a multiple of `ranks`.
+        sizes: of the micro-batches on each rank.
 
     Returns:
-        For every micro-batch its sequences by rank: as many on each, and of about one length.
+        For every micro-batch its sequences by rank, of about one length.
     """
-    return [list(hands.unbind(dim=1)) for hands in order.view(-1, ranks).tensor_split(micro_batches)]
+    return [list(hands.unbind(dim=1)) for hands in order.view(-1, ranks).split(sizes)]
 
 
 def _fill(order: Tensor, prompts: Tensor, completions: Tensor, budget: int) -> list[Tensor]:

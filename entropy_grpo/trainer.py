@@ -28,7 +28,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 
-from .batching import by_length, deal, merge, positions_are_relative, take, trimmed_passes
+from .batching import by_length, cut, deal, merge, positions_are_relative, take, trimmed_passes
 from .callbacks import RunRecorder
 from .card import write_card
 from .config import TOKEN_LEVEL_LOSSES, EntropyForkGRPOConfig
@@ -212,12 +212,17 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         sequences = self._of_all_ranks(merge(batches))
         lengths = sequences["prompt_mask"].sum(1) + sequences["completion_mask"].sum(1)
         live, count = None, None
-        if drop and self._loss_is_surrogate and self.loss_type in TOKEN_LEVEL_LOSSES:
+        by_token = self.loss_type in TOKEN_LEVEL_LOSSES
+        if drop and by_token and self._loss_is_surrogate:
             live = self._with_gradient(sequences).any(dim=1)
             # Every rank runs as many, and every micro-batch has one: TRL and FSDP meet in each of them.
             count = max(-(-int(live.sum()) // ranks), number) * ranks
-        dealt = deal(by_length(lengths, live, count), number, ranks)
-        return [take(sequences, hands[self.accelerator.process_index]) for hands in dealt]
+        order = by_length(lengths, live, count)
+        size = self.args.per_device_train_batch_size
+        sizes = [size] * number  # a loss that is a mean over sequences takes it within micro-batches
+        if by_token:
+            sizes = cut(lengths[order][::ranks], number, size * int(lengths.max()))
+        return [take(sequences, hands[self.accelerator.process_index]) for hands in deal(order, sizes, ranks)]
 
     def _open_window(self, batches: list[Inputs]) -> Window:
         """Fix how many tokens the window keeps over all ranks, and which, where they can be known beforehand."""

@@ -1,11 +1,11 @@
 """Grouping and trimming against brute force over ragged batches."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise, product
 
 import pytest
 import torch
 
-from entropy_grpo.batching import by_length, deal, merge, positions_are_relative, take, trimmed_passes
+from entropy_grpo.batching import by_length, cut, deal, merge, positions_are_relative, take, trimmed_passes
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -98,13 +98,33 @@ def test_ranks_get_groups_of_about_one_width(mean):
     the tokens, where micro-batches that each rank sorts by itself would let them wait."""
     rng = torch.Generator().manual_seed(0)
     lengths = torch.exp(torch.randn(512, generator=rng) * 0.8).mul(mean * 700).clamp(2, 1000).long()
-    dealt = deal(by_length(lengths), 16, 8)
+    order = by_length(lengths)
+    dealt = deal(order, cut(lengths[order][::8], 16, 4 * 1000), 8)
     assert sorted(torch.cat([rows for hands in dealt for rows in hands]).tolist()) == list(range(512))
-    assert all(len(rows) == 4 for hands in dealt for rows in hands)
-    together = sum(max(lengths[rows].max() for rows in hands) for hands in dealt) * 4 * 8
+    assert all(len(rows) == len(hands[0]) for hands in dealt for rows in hands)
+    together = sum(max(lengths[rows].max() for rows in hands) * len(hands[0]) for hands in dealt) * 8
     alone = [lengths[torch.arange(rank, 512, 8)].sort(descending=True).values.view(16, 4) for rank in range(8)]
     apart = sum(max(rows[i].max() for rows in alone) for i in range(16)) * 4 * 8
     assert together < 1.1 * lengths.sum() < 1.2 * lengths.sum() < apart
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cut_pads_least(seed):
+    """Against every way to cut nine sequences into four runs that fit."""
+    rng = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 30, (9,), generator=rng).sort(descending=True).values
+
+    def held(sizes):
+        starts = [0, *accumulate(sizes[:-1])]
+        return [int(lengths[start]) * size for start, size in zip(starts, sizes, strict=True)]
+
+    for budget in (3 * int(lengths[0]), 4 * int(lengths[0])):
+        ways = [sizes for sizes in product(range(1, 7), repeat=4) if sum(sizes) == 9]
+        fitting = [s for s in ways if all(h <= budget or n == 1 for h, n in zip(held(s), s, strict=True))]
+        found = cut(lengths, 4, budget)
+        assert tuple(found) in fitting
+        assert sum(held(found)) == min(sum(held(sizes)) for sizes in fitting)
+    assert cut(lengths, 9, 1) == [1] * 9 and cut(lengths, 1, 9 * 30) == [9]
 
 
 @pytest.mark.parametrize(
