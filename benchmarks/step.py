@@ -97,8 +97,11 @@ def reward(completion_ids: list, **kwargs) -> list[float]:
     return [float(i % 2) for i in range(len(completion_ids))]
 
 
-def run(model: Path, sizes: list[int], longest: int, batch: int, accumulation: int, stock=False, **settings) -> float:
-    """Seconds per optimiser step over one rollout, without the writing of responses."""
+def run(
+    model: Path, sizes: list[int], longest: int, batch: int, accumulation: int, stock=False, **settings
+) -> tuple[float, float]:
+    """Seconds per optimiser step over one rollout, without the writing of responses; and the share of responses that
+    were trained on."""
     trainer_class, config_class = (
         (GRPOTrainer, GRPOConfig) if stock else (EntropyForkGRPOTrainer, EntropyForkGRPOConfig)
     )
@@ -134,13 +137,14 @@ def run(model: Path, sizes: list[int], longest: int, batch: int, accumulation: i
         )
         # One warm-up step on the shapes would cost as much as it shows: on a processor nothing is compiled.
         taken = measure.seconds(trainer.train)
-        return (taken - trainer.written) / STEPS
+        run_fraction = trainer.state.log_history[0].get("batching/run_fraction", 1.0)
+        return (taken - trainer.written) / STEPS, run_fraction
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--longest", type=int, default=128)
+    parser.add_argument("--longest", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--accumulation", type=int, default=8)
     parser.add_argument("--means", type=float, nargs="+", default=MEANS)
@@ -156,13 +160,14 @@ def main() -> None:
         for mean in options.means:
             sizes = lengths(count, mean, options.longest)
             padded = (PROMPT + options.longest) * count / sum(PROMPT + size for size in sizes)
-            taken = {name: [] for name in VARIANTS}
+            taken, trained = {name: [] for name in VARIANTS}, {}
             for _ in range(options.repeats):
                 for name, settings in VARIANTS.items():
-                    taken[name].append(
-                        run(model, sizes, options.longest, options.batch, options.accumulation, **settings)
+                    seconds, trained[name] = run(
+                        model, sizes, options.longest, options.batch, options.accumulation, **settings
                     )
-                    print(f"mean {mean}  {name:20s} {taken[name][-1]:7.3f} s per step", flush=True)
+                    taken[name].append(seconds)
+                    print(f"mean {mean}  {name:20s} {seconds:7.3f} s per step", flush=True)
             for name, values in taken.items():
                 faster = measure.ratios(taken["TRL"], values)
                 figures.append(
@@ -173,6 +178,7 @@ def main() -> None:
                         "seconds_per_step": measure.spread(values),
                         "times faster than TRL": faster,
                         "of_the_no_padding_limit": faster["median"] / padded,
+                        "responses trained on": trained[name],
                     }
                 )
                 print(f"mean {mean}  {name:20s} {faster['median']:5.2f}x  limit {padded:4.2f}x", flush=True)

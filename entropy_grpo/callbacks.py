@@ -78,7 +78,11 @@ class RunRecorder(TrainerCallback):
             "parameters": sum(p.numel() for p in model.parameters()),
             "arguments": args.to_dict(),
         }
-        records.write_json(RunFolder(Path(args.output_dir)).environment, environment)
+        folder = RunFolder(Path(args.output_dir))
+        records.write_json(folder.environment, environment)
+        for path in (folder.metrics, folder.samples):
+            if path.exists():
+                records.append_jsonl(path, [{"step": state.global_step, "resumed_from": state.global_step}])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any):
         if not state.is_world_process_zero or self.paused:

@@ -110,7 +110,7 @@ def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
     """The card of a run folder; leaves out what the folder does not tell."""
     environment, evaluation = records.read_json(run.environment), records.read_json(run.evaluation)
     recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) if run.recipe.exists() else {}
-    metrics = list(records.read_jsonl(run.metrics))
+    metrics = records.read_steps(run.metrics)
     sample = next(records.read_jsonl(run.samples), None)
     arguments = recipe | environment.get("arguments", {})
     base, dataset = recipe.get("model_name_or_path", environment.get("base_model")), hub_id(recipe.get("dataset_name"))

@@ -48,6 +48,7 @@ class EntropyForkGRPOConfig(GRPOConfig):
             to rounding, except that with `micro_batch` scope other tokens share a threshold; where a loss is a mean
             over a micro-batch (bnpo, an entropy bonus, load balancing), those stay together that TRL puts together.
             `false` batches like TRL.
+        max_skipped_steps: optimiser steps in a row that may be skipped because their gradient is not finite.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
     """
 
@@ -73,6 +74,9 @@ class EntropyForkGRPOConfig(GRPOConfig):
     )
     batch_by_length: bool = field(
         default=True, metadata={"help": "Group sequences by length, trim shared padding, skip those without gradient."}
+    )
+    max_skipped_steps: int = field(
+        default=10, metadata={"help": "Steps in a row that may be skipped for want of a finite gradient."}
     )
     num_logged_samples: int = field(
         default=2, metadata={"help": "Responses per log written to samples.jsonl with their token entropies."}
@@ -102,8 +106,9 @@ class EntropyForkGRPOConfig(GRPOConfig):
                 f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which is not divided by a number "
                 f"of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
             )
-        if self.num_logged_samples < 0:
-            raise ValueError(f"num_logged_samples is {self.num_logged_samples}: it must be 0 or more.")
+        for name in ("num_logged_samples", "max_skipped_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
         super().__post_init__()
         check_installed(self.fused_lm_head, self.device)
         if rho < 1 and self.steps_per_generation % self.gradient_accumulation_steps != 0:

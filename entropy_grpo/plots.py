@@ -63,7 +63,7 @@ def _kept(rows: list[Row]) -> Figure:
 
 def draw(run: RunFolder, accuracy_metric: str) -> list[Path]:
     """Draw the metrics of a run and return the paths; `accuracy_metric` names the mean of the accuracy reward."""
-    rows = list(records.read_jsonl(run.metrics))
+    rows = records.read_steps(run.metrics)
     if not rows:
         return []
     run.plots.mkdir(parents=True, exist_ok=True)

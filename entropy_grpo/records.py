@@ -48,6 +48,21 @@ def read_jsonl(path: Path) -> Iterator[Row]:
                 continue
 
 
+def read_steps(path: Path) -> list[Row]:
+    """The rows of `metrics.jsonl` or `samples.jsonl` that led to where the run is.
+
+    A run that was killed has rows that lie behind the checkpoint it went on from: a row with `resumed_from` says that
+    those after that step are void.
+    """
+    rows: list[Row] = []
+    for row in read_jsonl(path):
+        if "resumed_from" in row:
+            rows = [earlier for earlier in rows if earlier["step"] <= row["resumed_from"]]
+        else:
+            rows.append(row)
+    return rows
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)

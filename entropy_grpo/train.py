@@ -14,6 +14,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from . import plots, recipe, records
 from .callbacks import RewardProgress
 from .card import results_table, write_card
+from .checkpoint import newest_checkpoint
 from .config import EntropyForkGRPOConfig, RunConfig
 from .data import Problems, check_size, load_problems
 from .embedded import cold_start, number_walk
@@ -33,6 +34,7 @@ def main(settings: Settings, name: str) -> None:
     """Train as the settings say; `name` is the run's unless they name one."""
     settings = recipe.checked({"run_name": Setting(name, "file name")} | settings, CLASSES)
     run_config, args, model_config = recipe.build(settings, CLASSES)
+    resumes = args.resume_from_checkpoint is not None
     try:
         grader = Grader(worker_count(), run_config.grading_seconds)
         reward_funcs = get_rewards(
@@ -41,7 +43,7 @@ def main(settings: Settings, name: str) -> None:
         problems = load_problems(run_config, args.seed)
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
-        folder = claim_folder(args, settings)
+        folder = claim_folder(args, settings, resumes)
         model_path = load_embedded(model_config.model_name_or_path, args.seed)
         tokenizer = load_tokenizer(model_path, model_config)
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
@@ -91,26 +93,30 @@ def finish(trainer: EntropyForkGRPOTrainer) -> None:
 
 
 def find_checkpoint(args: EntropyForkGRPOConfig, settings: Settings) -> str | None:
-    """The checkpoint to continue from: the named one, or with `true` the newest complete one of `output_dir`."""
+    """The checkpoint to continue from: the named one, or the newest complete one of `output_dir`.
+
+    `true` demands that there is one; `auto`, for a run that is started again whenever it dies, begins without.
+    """
     wanted = args.resume_from_checkpoint
     if wanted is None:
         return None
-    if wanted.lower() != "true":
+    if wanted.lower() not in ("true", "auto"):
         if not (Path(wanted) / "trainer_state.json").is_file():
             raise ValueError(
                 f"resume_from_checkpoint is {wanted!r}: it has no trainer_state.json, so it is no checkpoint."
             )
         return wanted
     if "output_dir" not in settings:
-        raise ValueError("resume_from_checkpoint is true: name the run to continue with --output_dir runs/NAME.")
-    # A kill during a save leaves a folder without trainer_state.json.
-    complete = [p for p in Path(args.output_dir).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    if not complete:
-        raise ValueError(f"resume_from_checkpoint is true, but {args.output_dir} has no complete checkpoint.")
-    return str(max(complete, key=lambda p: int(p.name.rsplit("-", 1)[1])))
+        raise ValueError(f"resume_from_checkpoint is {wanted}: name the run to continue with --output_dir runs/NAME.")
+    newest = newest_checkpoint(Path(args.output_dir))
+    if newest is None and wanted.lower() == "true":
+        raise ValueError(
+            f"resume_from_checkpoint is true, but {args.output_dir} has no complete checkpoint: auto begins anew then."
+        )
+    return None if newest is None else str(newest)
 
 
-def claim_folder(args: EntropyForkGRPOConfig, settings: Settings) -> RunFolder:
+def claim_folder(args: EntropyForkGRPOConfig, settings: Settings, resumes: bool) -> RunFolder:
     """Make the run folder and see that it can be written; the same folder on every rank.
 
     A folder that was named must be free, unless a run in it is resumed; one that was not is `runs/NAME`, or the first
@@ -119,7 +125,7 @@ def claim_folder(args: EntropyForkGRPOConfig, settings: Settings) -> RunFolder:
     chosen: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
-            path = _free_folder(args, settings)
+            path = _free_folder(args, settings, resumes)
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 chosen[0] = str(path)
@@ -141,13 +147,13 @@ def write_recipe(settings: Settings, folder: RunFolder) -> None:
     records.write_text(folder.recipe, recipe.dump(kept))
 
 
-def _free_folder(args: EntropyForkGRPOConfig, settings: Settings) -> Path:
+def _free_folder(args: EntropyForkGRPOConfig, settings: Settings, resumes: bool) -> Path:
     def taken(path: Path) -> bool:
         return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
     if "output_dir" in settings:
         path = Path(args.output_dir)
-        if taken(path) and args.resume_from_checkpoint is None:
+        if taken(path) and not (resumes and RunFolder(path).recipe.exists()):
             raise ValueError(
                 f"output_dir is {args.output_dir!r}, which is not empty: name another, or continue that run with "
                 "--resume_from_checkpoint true."

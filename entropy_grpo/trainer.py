@@ -31,7 +31,9 @@ from trl import GRPOTrainer
 from .batching import by_length, cut, deal, merge, positions_are_relative, take, trimmed_passes
 from .callbacks import RunRecorder
 from .card import write_card
-from .config import TOKEN_LEVEL_LOSSES, EntropyForkGRPOConfig
+from .checkpoint import State
+from .config import TOKEN_LEVEL_LOSSES
+from .durable import DurableGRPOTrainer
 from .ops.head import add_sparse_lm_head, why_not
 from .scoring import Pass, run_passes
 from .selection import gradient_norms, kept_count, select
@@ -51,7 +53,7 @@ from .window import (
 SCORING_ARGUMENTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
 
 
-class EntropyForkGRPOTrainer(GRPOTrainer):
+class EntropyForkGRPOTrainer(DurableGRPOTrainer):
     """GRPO/DAPO on the top rho share of tokens by entropy.
 
     Takes `GRPOTrainer`'s arguments; `args.output_dir` becomes a run folder (see `records`).
@@ -59,8 +61,6 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     _tag_names = ("trl", "grpo", "rlvr", "entropy-grpo")
     _name = "EntropyForkGRPO"
-
-    args: EntropyForkGRPOConfig
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -426,6 +426,13 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         return first
 
     # Records
+
+    def _rank_state(self) -> State:
+        return super()._rank_state() | {"thresholds": self._thresholds}
+
+    def _restore_rank_state(self, state: State) -> None:
+        super()._restore_rank_state(state)
+        self._thresholds = state["thresholds"]
 
     def _close_window(self) -> None:
         """Log the finished window over all ranks, and check it once."""

@@ -1,0 +1,68 @@
+"""What a checkpoint holds beside TRL's files, and which checkpoint is complete.
+
+    checkpoint-N/
+        run_state.safetensors         what all ranks have in common
+        run_state_RANK.safetensors    what a rank has for itself
+        complete.json                 written last, when every rank has written all of its files
+
+Tensors lie in safetensors, all else as JSON in its header: nothing here is unpickled.
+"""
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+COMPLETE = "complete.json"
+SHARED_STATE = "run_state.safetensors"
+RANK_STATE = "run_state_{}.safetensors"
+
+State = dict[str, Any]
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write nested dictionaries and lists of tensors and of what JSON knows."""
+    tensors: dict[str, Tensor] = {}
+
+    def put(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            name = str(len(tensors))
+            tensors[name] = value.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if isinstance(value, dict):
+            return {"dict": [[key, put(item)] for key, item in value.items()]}
+        if isinstance(value, (list, tuple, deque)):
+            return [put(item) for item in value]
+        return value
+
+    structure = json.dumps(put(state))
+    scratch = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, scratch, metadata={"structure": structure})
+    scratch.replace(path)
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> State:
+    """Read what `save_state` wrote; tuples come back as lists."""
+    with safe_open(path, framework="pt", device=str(device)) as file:
+
+        def get(value: Any) -> Any:
+            if isinstance(value, list):
+                return [get(item) for item in value]
+            if isinstance(value, dict) and "tensor" in value:
+                return file.get_tensor(value["tensor"])
+            if isinstance(value, dict):
+                return {key: get(item) for key, item in value["dict"]}
+            return value
+
+        return get(json.loads(file.metadata()["structure"]))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of a run with the most steps; None if it has none."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
