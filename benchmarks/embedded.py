@@ -37,7 +37,7 @@ ARMS = {
 DEV_SEED, SEEDS = 0, (1, 2, 3)
 JOBS = os.cpu_count() or 1
 LEARNING_RATES = ("5.0e-5", "1.0e-4", "2.0e-4", "4.0e-4")
-DEV_METRIC = "eval_rewards/walk_accuracy/mean"
+DEV_METRIC = "eval_accuracy"
 MEASURES = ("accuracy", "good_choices")
 
 

@@ -38,29 +38,31 @@ def stock_config(args: GRPOConfig) -> GRPOConfig:
     return GRPOConfig(**values | {"generation_batch_size": None})
 
 
-def curve(variant: str, seed: int) -> list[tuple[float, float]]:
-    """(training seconds, dev accuracy) at every evaluation of one run."""
-    overrides = [
-        "--seed",
-        str(seed),
-        *"--save_strategy no --eval_steps 20 --max_steps 180 --disable_tqdm true".split(),
-    ]
+def history(trainer_class: type[GRPOTrainer], words: list[str], seed: int) -> list[dict]:
+    """Train the embedded job in this process, without files; what it logged."""
+    words = ["--seed", str(seed), *"--save_strategy no --eval_steps 20 --disable_tqdm true".split(), *words]
     with tempfile.TemporaryDirectory() as output:
-        settings = recipe.load(RECIPE) | recipe.overrides([*overrides, "--output_dir", output, *VARIANTS[variant]])
+        settings = recipe.load(RECIPE) | recipe.overrides([*words, "--output_dir", output])
         run_config, args, model_config = recipe.build(recipe.checked(settings, CLASSES), CLASSES)
         model, problems = load_embedded(model_config.model_name_or_path, seed), load_problems(run_config, seed)
         grader = Grader(1, run_config.grading_seconds)
-        trainer = (GRPOTrainer if variant == "TRL" else EntropyForkGRPOTrainer)(
+        trainer = trainer_class(
             model=model,
             reward_funcs=get_rewards(run_config.rewards, grader, args.max_completion_length),
-            args=stock_config(args) if variant == "TRL" else args,
+            args=args if issubclass(trainer_class, EntropyForkGRPOTrainer) else stock_config(args),
             train_dataset=problems.train,
             eval_dataset=problems.dev,
             processing_class=load_tokenizer(model, model_config),
         )
         trainer.train()
+        return trainer.state.log_history
+
+
+def curve(variant: str, seed: int) -> list[tuple[float, float]]:
+    """(training seconds, dev accuracy) at every evaluation of one run."""
+    trainer_class = GRPOTrainer if variant == "TRL" else EntropyForkGRPOTrainer
     points, taken = [], 0.0
-    for row in trainer.state.log_history:
+    for row in history(trainer_class, [*VARIANTS[variant], "--max_steps", "180"], seed):
         taken += row.get("step_time", 0.0)
         if embedded.DEV_METRIC in row:
             points.append((taken, row[embedded.DEV_METRIC]))

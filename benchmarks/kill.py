@@ -2,17 +2,17 @@
 
     python -m benchmarks.kill    # benchmarks/results/kill.json, about half an hour on two cores
 
-A victim is a whole run of the demo recipe on a tiny model, with its process group killed by SIGKILL: after a random
-step and a random delay, or in the middle of writing a checkpoint. It is started again by the same command, with
+A victim is a whole run of the demo recipe on a tiny model, all of whose processes are killed by SIGKILL: after a
+random step and a random delay, or in the middle of writing a checkpoint. It is started again by the same command, with
 `--resume_from_checkpoint auto`, until it has ended. Then its weights, its metrics and the tokens it logged must be,
 bit for bit, those of a run that was never killed. Every optimiser step writes a checkpoint, and the older ones are
 deleted.
 """
 
 import argparse
+import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
@@ -103,13 +104,14 @@ def make_model(folder: Path) -> None:
 
 
 def start(case: Case, model: Path, run: Path) -> subprocess.Popen:
-    """Start the run, or go on with it, in a process group of its own."""
+    """Start the run, or go on with it."""
     command = [sys.executable, *(case.launcher or [RECIPE]), "--model_name_or_path", str(model)]
     command += ["--output_dir", str(run), "--resume_from_checkpoint", "auto"]
     for name, value in (SETTINGS | case.settings).items():
         command += [f"--{name}", str(value)]
+    threads = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with open(run.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=measure.ROOT, start_new_session=True)
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd=measure.ROOT, env=threads)
 
 
 def finish(process: subprocess.Popen, run: Path) -> None:
@@ -118,8 +120,14 @@ def finish(process: subprocess.Popen, run: Path) -> None:
 
 
 def kill(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    """Kill a run with all its processes: torchrun's workers are in sessions of their own."""
+    launcher = psutil.Process(process.pid)
+    processes = [launcher, *launcher.children(recursive=True)]
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
+    psutil.wait_procs(processes)
 
 
 def kill_at(process: subprocess.Popen, run: Path, step: int, in_save: bool, delay: float) -> bool:
@@ -186,7 +194,6 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=6, help="for each case")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     options = parser.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"
     figures = []
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"

@@ -97,9 +97,10 @@ class RunRecorder(TrainerCallback):
 class RewardProgress(ProgressCallback):
     """A progress bar with reward, accuracy and entropy instead of a printed dictionary per log."""
 
-    def __init__(self, accuracy_metric: str):
+    SHOWN = ("reward", "accuracy", "entropy")
+
+    def __init__(self):
         super().__init__()
-        self.shown = {"reward": "reward", "accuracy": accuracy_metric, "entropy": "entropy"}
         self.latest: dict[str, str] = {}
 
     def on_prediction_step(self, *args: Any, **kwargs: Any):
@@ -110,8 +111,8 @@ class RewardProgress(ProgressCallback):
         if self.training_bar is None:
             return
         # Rewards are logged where a rollout begins, entropy at every step: show the latest of each.
-        self.latest |= {label: f"{logs[key]:.3f}" for label, key in self.shown.items() if logs.get(key) is not None}
+        self.latest |= {name: f"{logs[name]:.3f}" for name in self.SHOWN if logs.get(name) is not None}
         self.training_bar.set_postfix(self.latest)
-        held_out = logs.get(f"eval_{self.shown['accuracy']}")
+        held_out = logs.get("eval_accuracy")
         if held_out is not None:
             self.training_bar.write(f"step {state.global_step}: held-out accuracy {held_out:.3f}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from .ops.kernels import check_installed
+from .sampling import LIMITS, informative
 from .selection import MAX_TOKENS, SCOPES, SELECTIONS
 
 # Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
@@ -48,6 +49,16 @@ class EntropyForkGRPOConfig(GRPOConfig):
             to rounding, except that with `micro_batch` scope other tokens share a threshold; where a loss is a mean
             over a micro-batch (bnpo, an entropy bonus, load balancing), those stay together that TRL puts together.
             `false` batches like TRL.
+        dynamic_sampling: draw groups until a rollout is full of informative ones (DAPO). Informative is a group whose
+            share of right responses, those whose first reward is above 0, is neither 0 nor 1. Groups beyond the need
+            open the next rollout. The training problems are drawn in an order of its own; `num_train_epochs` counts
+            rollouts as without.
+        min_accuracy, max_accuracy: the lowest and the highest share of right responses of an informative group.
+        max_sampling_rounds: rounds of generation for one rollout.
+        sampling_round_size: prompts that a round may draw, in rollouts. With the former this is DAPO's limit.
+        at_sampling_limit: what to do when the rounds are over and groups are missing: `raise`, `top_up` (fill up with
+            other groups, whose tokens count in the denominator) or `partial` (a smaller rollout).
+        max_group_age: rollouts that an informative group may wait for its turn; 0 throws away what is beyond the need.
         max_skipped_steps: optimiser steps in a row that may be skipped because their gradient is not finite.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
     """
@@ -74,6 +85,23 @@ class EntropyForkGRPOConfig(GRPOConfig):
     )
     batch_by_length: bool = field(
         default=True, metadata={"help": "Group sequences by length, trim shared padding, skip those without gradient."}
+    )
+    dynamic_sampling: bool = field(
+        default=False, metadata={"help": "Draw groups until a rollout is full of informative ones."}
+    )
+    min_accuracy: float | None = field(
+        default=None, metadata={"help": "Lowest share of right responses of an informative group; above 0 by default."}
+    )
+    max_accuracy: float | None = field(
+        default=None, metadata={"help": "Highest share of right responses; below 1 by default."}
+    )
+    max_sampling_rounds: int = field(default=10, metadata={"help": "Rounds of generation for one rollout."})
+    sampling_round_size: int = field(default=3, metadata={"help": "Prompts that a round may draw, in rollouts."})
+    at_sampling_limit: str = field(
+        default="top_up", metadata={"help": "When the rounds are over: raise, top_up or partial."}
+    )
+    max_group_age: int = field(
+        default=1, metadata={"help": "Rollouts that an informative group may wait for its turn; 0 for none."}
     )
     max_skipped_steps: int = field(
         default=10, metadata={"help": "Steps in a row that may be skipped for want of a finite gradient."}
@@ -106,7 +134,8 @@ class EntropyForkGRPOConfig(GRPOConfig):
                 f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which is not divided by a number "
                 f"of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
             )
-        for name in ("num_logged_samples", "max_skipped_steps"):
+        self._check_sampling()
+        for name in ("num_logged_samples", "max_skipped_steps", "max_group_age"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
         super().__post_init__()
@@ -122,6 +151,26 @@ class EntropyForkGRPOConfig(GRPOConfig):
                 f"generation_batch_size ({self.generation_batch_size}) times max_completion_length "
                 f"({self.max_completion_length}) must stay below {MAX_TOKENS} tokens: generate in smaller batches."
             )
+
+    def _check_sampling(self) -> None:
+        one_of("at_sampling_limit", self.at_sampling_limit, LIMITS)
+        for name in ("max_sampling_rounds", "sampling_round_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more.")
+        for name in ("min_accuracy", "max_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not self.dynamic_sampling:
+                raise ValueError(f"{name} is {value}, which only dynamic sampling reads: set dynamic_sampling: true.")
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}: a share of right responses lies in [0, 1].")
+        if self.dynamic_sampling:
+            group = self.num_generations
+            shares = [right / group for right in range(group + 1)]
+            if not any(informative(share, self.min_accuracy, self.max_accuracy) for share in shares):
+                raise ValueError(
+                    f"min_accuracy is {self.min_accuracy} and max_accuracy is {self.max_accuracy}: no number of right "
+                    f"responses out of num_generations ({group}) lies between them."
+                )
 
 
 @dataclass

@@ -141,6 +141,14 @@ class DurableGRPOTrainer(GRPOTrainer):
                 torch.randperm(sampler.num_samples, generator=sampler.generator)
         return epochs_trained, steps
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """An epoch; the training loop would take one more step with a checkpoint of the last one."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+            return
+        self._load_rng_state(kwargs["resume_from_checkpoint"])
+        self.control.should_training_stop = True
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """The last thing that the training loop restores before it goes on; and then the rest."""
         super()._load_rng_state(checkpoint)

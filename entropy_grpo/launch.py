@@ -68,6 +68,9 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
         path = Path(recipe_file)
         settings = recipe.load(path) | recipe.overrides(arguments)
         sharding = choose_sharding(settings)
+        if "use_cpu" in settings and settings["use_cpu"].value is True:
+            # Else it is cpu:0 and cpu:1 in two processes, places that torch.load does not find on resume.
+            os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
 
         from . import train
 

@@ -24,10 +24,10 @@ def _axes(title: str, ylabel: str):
     return figure, axes
 
 
-def _reward(rows: list[Row], accuracy_metric: str) -> Figure:
+def _reward(rows: list[Row]) -> Figure:
     figure, axes = _axes("Reward and held-out accuracy", "reward, accuracy")
     axes.plot(*_series(rows, "reward"), alpha=0.6, label="reward of the rollouts")
-    held_out = _series(rows, f"eval_{accuracy_metric}")
+    held_out = _series(rows, "eval_accuracy")
     if held_out[0]:
         axes.plot(*held_out, "o-", label="accuracy on held-out problems")
     axes.set_ylim(bottom=0)
@@ -61,13 +61,13 @@ def _kept(rows: list[Row]) -> Figure:
     return figure
 
 
-def draw(run: RunFolder, accuracy_metric: str) -> list[Path]:
-    """Draw the metrics of a run and return the paths; `accuracy_metric` names the mean of the accuracy reward."""
+def draw(run: RunFolder) -> list[Path]:
+    """Draw the metrics of a run and return the paths."""
     rows = records.read_steps(run.metrics)
     if not rows:
         return []
     run.plots.mkdir(parents=True, exist_ok=True)
-    figures = {"reward": _reward(rows, accuracy_metric), "entropy": _entropy(rows), "kept": _kept(rows)}
+    figures = {"reward": _reward(rows), "entropy": _entropy(rows), "kept": _kept(rows)}
     paths = []
     for name, figure in figures.items():
         paths.append(run.plots / f"{name}.png")

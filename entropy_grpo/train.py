@@ -61,9 +61,8 @@ def main(settings: Settings, name: str) -> None:
         raise RecipeError(str(error)) from error
     if trainer.is_world_process_zero() and args.resume_from_checkpoint is None:
         write_recipe(settings, folder)
-    accuracy_metric = f"rewards/{trainer.reward_func_names[0]}/mean"
     if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(RewardProgress(accuracy_metric))
+        trainer.add_callback(RewardProgress())
 
     logging.disable_progress_bar()  # of the files that every checkpoint writes
 
@@ -73,7 +72,7 @@ def main(settings: Settings, name: str) -> None:
     evaluate(trainer, problems, run_config, folder, "after")
     trainer.save_model()
     if trainer.is_world_process_zero():
-        drawn = plots.draw(folder, accuracy_metric)
+        drawn = plots.draw(folder)
         print(report(folder, [*drawn, write_card(folder.path)]))
     finish(trainer)
 

@@ -33,8 +33,8 @@ from .callbacks import RunRecorder
 from .card import write_card
 from .checkpoint import State
 from .config import TOKEN_LEVEL_LOSSES
-from .durable import DurableGRPOTrainer
 from .ops.head import add_sparse_lm_head, why_not
+from .rollouts import RolloutGRPOTrainer
 from .scoring import Pass, run_passes
 from .selection import gradient_norms, kept_count, select
 from .window import (
@@ -53,7 +53,7 @@ from .window import (
 SCORING_ARGUMENTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
 
 
-class EntropyForkGRPOTrainer(DurableGRPOTrainer):
+class EntropyForkGRPOTrainer(RolloutGRPOTrainer):
     """GRPO/DAPO on the top rho share of tokens by entropy.
 
     Takes `GRPOTrainer`'s arguments; `args.output_dir` becomes a run folder (see `records`).
@@ -255,18 +255,10 @@ class EntropyForkGRPOTrainer(DurableGRPOTrainer):
         self._thresholds = []
         return Window(self._kept_count(int(self._sum_over_ranks(loss_mask(inputs).sum()))), [inputs])
 
-    @torch.no_grad()
     def _score(self, inputs: Inputs) -> Pass:
         """A pass under the current policy, without a graph."""
-        self._get_per_token_logps_and_entropies(
-            self.model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-            inputs["completion_ids"].size(1),
-            batch_size=self.args.per_device_train_batch_size,
-            compute_entropy=True,
-            **{name: value for name, value in inputs.items() if name in SCORING_ARGUMENTS},
-        )
+        images = {name: value for name, value in inputs.items() if name in SCORING_ARGUMENTS}
+        self._score_logps(inputs, compute_entropy=True, **images)
         return self._last_pass
 
     # TRL's seams
@@ -352,7 +344,7 @@ class EntropyForkGRPOTrainer(DurableGRPOTrainer):
             self._last_pass = scored.detach()
             if policy and self._rollout_passes is not None:
                 self._rollout_passes.append(self._last_pass)
-        return scored.logps, scored.entropies, scored.aux_loss
+        return self._as_generated(scored.logps), scored.entropies, scored.aux_loss
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """(B, T) float32 weight of every token's loss; 0 for tokens that are not kept.

@@ -6,7 +6,6 @@ Run as a script by the tests that need several processes: fixed_rollout.py MODEL
 import json
 import random
 import sys
-from collections import defaultdict
 
 from datasets import Dataset
 from safetensors.torch import save_file
@@ -23,11 +22,10 @@ GENERATIONS = 4
 def fixed_completions(prompts, trainer):
     """TRL's `rollout_func`: ragged token sequences drawn from the prompt's text and its turn in the group."""
     tokenizer = build_tokenizer()
-    turns = defaultdict(int)
+    first = 0 if trainer is None else trainer.accelerator.process_index * len(prompts)
     rollout = {"prompt_ids": [], "completion_ids": [], "logprobs": []}
-    for prompt in prompts:
-        rng = random.Random(f"{prompt}-{turns[prompt] % GENERATIONS}")
-        turns[prompt] += 1
+    for i, prompt in enumerate(prompts, start=first):
+        rng = random.Random(f"{prompt}-{i % GENERATIONS}")
         ids = [rng.randrange(3, len(tokenizer)) for _ in range(rng.randint(2, 11))] + [tokenizer.eos_token_id]
         rollout["prompt_ids"].append(tokenizer(prompt)["input_ids"])
         rollout["completion_ids"].append(ids)
@@ -40,6 +38,14 @@ def reward(completion_ids, **kwargs):
     return [float(sum(ids) % 7) for ids in completion_ids]
 
 
+def coins(completion_ids, **kwargs):
+    """One in five is right, decided by the tokens alone."""
+    return [float(sum(ids) % 5 == 0) for ids in completion_ids]
+
+
+REWARDS = {"reward": reward, "coins": coins}
+
+
 def prompts(count):
     # The entropies at the first position of a group are equal but for rounding. With these prompts the threshold lies
     # elsewhere, so that the kept set does not hang on a rounding error that another batching makes differently.
@@ -47,11 +53,12 @@ def prompts(count):
     return Dataset.from_dict({"prompt": texts})
 
 
-def train(model, output, stock=False, sampled=False, reward=reward, peft_config=None, **overrides):
+def train(model, output, stock=False, sampled=False, reward=reward, peft_config=None, data=None, **overrides):
     """Train one optimiser step of plain SGD with rate 1 and no clipping: the change of the weights is the gradient.
 
     Returns the trainer; with `stock`, TRL's own. With `sampled` the model writes the completions.
     """
+    reward = REWARDS.get(reward, reward)
     settings = {
         "output_dir": str(output),
         "max_steps": 1,
@@ -82,7 +89,7 @@ def train(model, output, stock=False, sampled=False, reward=reward, peft_config=
         model=model,
         reward_funcs=reward,
         args=config_class(**settings),
-        train_dataset=prompts(8),
+        train_dataset=data or prompts(8),
         rollout_func=None if sampled else fixed_completions,
         peft_config=peft_config,
     )

@@ -10,7 +10,6 @@ from PIL import Image
 from entropy_grpo import plots
 from entropy_grpo.records import RunFolder
 
-METRIC = "rewards/accuracy/mean"
 NAMES = ["entropy.png", "kept.png", "reward.png"]
 
 
@@ -19,7 +18,7 @@ def rows(count=5):
         {
             "step": step,
             "reward": 0.1 * step,
-            f"eval_{METRIC}": 0.05 * step if step % 2 else None,
+            "eval_accuracy": 0.05 * step if step % 2 else None,
             "entropy": 0.5 - 0.02 * step,
             **{f"entropy/{key}": 0.1 * i for i, key in enumerate(("p5", "p25", "p50", "p75", "p90", "p95", "p99"))},
             "entropy/kept": 1.0 - 0.05 * step,
@@ -31,11 +30,11 @@ def rows(count=5):
     ]
 
 
-def draw(folder, metrics, accuracy_metric=METRIC):
+def draw(folder, metrics):
     """Pixels by file name."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    paths = plots.draw(RunFolder(folder), accuracy_metric)
+    paths = plots.draw(RunFolder(folder))
     assert sorted(paths) == sorted((folder / "plots").iterdir())
     for path in paths:
         with Image.open(path) as image:
@@ -68,7 +67,7 @@ def test_the_same_metrics_give_the_same_plots(tmp_path, usual):
     "key, plot",
     [
         ("reward", "reward.png"),
-        (f"eval_{METRIC}", "reward.png"),
+        ("eval_accuracy", "reward.png"),
         ("entropy", "entropy.png"),
         ("entropy/p99", "entropy.png"),
         ("selection/threshold", "entropy.png"),
@@ -97,7 +96,7 @@ def test_a_missing_value_is_left_out_of_its_own_curve(tmp_path):
 
 def test_missing_and_null_values_are_the_same(tmp_path):
     missing, null = rows(), rows()
-    for key in ("reward", "entropy/p50", "entropy/kept", "selection/threshold", f"eval_{METRIC}"):
+    for key in ("reward", "entropy/p50", "entropy/kept", "selection/threshold", "eval_accuracy"):
         for i in (0, 3):
             missing[i].pop(key)
             null[i][key] = None
@@ -105,17 +104,12 @@ def test_missing_and_null_values_are_the_same(tmp_path):
     assert differing(one, draw(tmp_path / "null", null)) == []
 
 
-def test_the_held_out_accuracy_is_that_of_the_named_metric(tmp_path, usual):
-    other = draw(tmp_path, rows(), accuracy_metric="rewards/walk_accuracy/mean")
-    assert differing(other, usual) == ["reward.png"]
-
-
 def test_no_metrics_no_files(tmp_path):
-    assert plots.draw(RunFolder(tmp_path), METRIC) == []
+    assert plots.draw(RunFolder(tmp_path)) == []
     (tmp_path / "metrics.jsonl").write_text("")
-    assert plots.draw(RunFolder(tmp_path), METRIC) == []
+    assert plots.draw(RunFolder(tmp_path)) == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "rew')
-    assert plots.draw(RunFolder(tmp_path), METRIC) == []
+    assert plots.draw(RunFolder(tmp_path)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 

@@ -1,0 +1,165 @@
+"""Dynamic sampling: what it generates for a rollout of informative groups, and what that does for the embedded job.
+
+    python -m benchmarks.sampling    # benchmarks/results/sampling.json, half an hour on two cores
+
+First a simulated policy that makes 5%, 20% or 80% of its groups informative, on the paper's batch (512 prompts a
+rollout, 16 optimiser steps): groups generated per group trained on, beside the released DAPO logic, which generates
+1,536 prompts at a time until 512 are informative and throws away the rest. Then the embedded job over three seeds:
+without dynamic sampling, with it, and with it by the released logic; how many groups, rounds and seconds it takes to
+the same held-out accuracy.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from benchmarks import embedded, end_to_end, measure
+from entropy_grpo.embedded import cold_start
+from entropy_grpo.sampling import DynamicSampler, Group
+from entropy_grpo.trainer import EntropyForkGRPOTrainer
+
+RATES = (0.05, 0.2, 0.8)
+PROMPTS, STEPS, ROUND, ROUNDS, ROLLOUTS = 512, 16, 3, 10, 100
+ACCURACY = 0.45
+
+
+class ReleasedSampler(DynamicSampler):
+    """Rounds of always the same size, as in the released code; with `max_age` 0 it throws away the surplus, too."""
+
+    @property
+    def pass_rate(self) -> float:
+        return 1e-9
+
+
+class ReleasedTrainer(EntropyForkGRPOTrainer):
+    """Ours with the released logic."""
+
+    def _make_sampler(self) -> DynamicSampler:
+        sampler = super()._make_sampler()
+        sampler.__class__ = ReleasedSampler
+        return sampler
+
+
+DYNAMIC = ["--dynamic_sampling", "true"]
+ARMS = {
+    "off": (EntropyForkGRPOTrainer, []),
+    "on": (EntropyForkGRPOTrainer, DYNAMIC),
+    "on, released logic": (ReleasedTrainer, [*DYNAMIC, "--max_group_age", "0"]),
+}
+
+
+def simulate(sampler_class: type[DynamicSampler], max_age: int, rate: float) -> dict:
+    """Rollouts of a policy whose groups are informative at this rate, by chance."""
+    rng = random.Random(0)
+    sampler = sampler_class(PROMPTS, 10**6, ROUND * PROMPTS, 1, max_age, shuffle=False, seed=0)
+    drawn, rounds, missing, groups = 0, 0, 0, []
+    for _ in range(ROLLOUTS):
+        sampler.begin()
+        used = 0
+        while sampler.missing and used < ROUNDS:
+            rows = sampler.draw()
+            found = [Group(row, [], torch.zeros(0), sampler.rollout) for row in rows if rng.random() < rate]
+            sampler.add(found, len(rows))
+            drawn, used = drawn + len(rows), used + 1
+        taken = sampler.take()
+        missing += PROMPTS - len(taken)
+        groups.append(len(taken) / STEPS)
+        rounds += used
+        sampler.drop_waiting()
+    trained = ROLLOUTS * PROMPTS - missing
+    return {
+        "groups_per_step": {"lowest": min(groups), "highest": max(groups)},
+        "generated_per_trained": drawn / trained,
+        "rounds_per_rollout": rounds / ROLLOUTS,
+    }
+
+
+def points(history: list[dict], prompts: int) -> list[dict]:
+    """What a run had cost at each of its evaluations, and its accuracy there."""
+    seconds, rounds, groups, found = 0.0, 0, 0, []
+    for row in history:
+        seconds += row.get("step_time", 0.0)
+        if "accuracy" in row:  # a rollout begins
+            rounds += row.get("dynamic_sampling/rounds", 1)
+            groups += row.get("dynamic_sampling/drawn", prompts)
+        if embedded.DEV_METRIC in row:
+            found.append(
+                {
+                    "step": row["step"],
+                    "accuracy": row[embedded.DEV_METRIC],
+                    "seconds": seconds,
+                    "rounds": rounds,
+                    "groups": groups,
+                }
+            )
+    return found
+
+
+def run(arm: str, seed: int, steps: int) -> list[dict]:
+    """One run of the embedded job."""
+    trainer_class, words = ARMS[arm]
+    history = end_to_end.history(trainer_class, [*words, "--max_steps", str(steps)], seed)
+    return points(history, prompts=16)
+
+
+def first_at(accuracy: float, run: list[dict]) -> dict | None:
+    """The first evaluation that reaches the accuracy."""
+    return next((point for point in run if point["accuracy"] >= accuracy), None)
+
+
+def summary(arm: str, runs: dict[int, list[dict]]) -> dict:
+    """What it took to the accuracy, seed by seed, and where the runs ended."""
+    reached = [first_at(ACCURACY, points) for points in runs.values()]
+    found = {"arm": arm, "final_accuracy": [points[-1]["accuracy"] for points in runs.values()]}
+    found["seconds_per_rollout"] = [points[-1]["seconds"] / (points[-1]["step"] / 4) for points in runs.values()]
+    for name in ("step", "rounds", "groups", "seconds"):
+        values = [point and point[name] for point in reached]
+        found[name] = {"by_seed": values, "median": None if None in values else statistics.median(values)}
+    return found | {"curves": runs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=180)
+    parser.add_argument("--arm", choices=ARMS, help="only this run of the embedded job; prints its curve")
+    parser.add_argument("--seed", type=int)
+    options = parser.parse_args()
+    if options.arm is not None:
+        print(json.dumps(run(options.arm, options.seed, options.steps)))
+        return
+    simulated = []
+    for rate in RATES:
+        ours, released = simulate(DynamicSampler, 1, rate), simulate(ReleasedSampler, 0, rate)
+        simulated.append({"informative": rate, "ours": ours, "released": released})
+        print(f"{rate:.0%} informative: {ours['generated_per_trained']:.2f} generated per group trained on, ", end="")
+        print(f"released logic {released['generated_per_trained']:.2f}", flush=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+    def curve(job: tuple[str, int]) -> list[dict]:
+        arm, seed = job
+        command = [sys.executable, "-m", "benchmarks.sampling", "--arm", arm, "--seed", str(seed)]
+        command += ["--steps", str(options.steps)]
+        text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        found = json.loads(text.strip().splitlines()[-1])
+        print(f"seed {seed}  {arm:20s} {first_at(ACCURACY, found)}", flush=True)
+        return found
+
+    with ThreadPoolExecutor(embedded.JOBS) as pool:
+        list(pool.map(cold_start.ensure, embedded.SEEDS))
+        jobs = [(arm, seed) for seed in embedded.SEEDS for arm in ARMS]
+        runs = dict(zip(jobs, pool.map(curve, jobs), strict=True))
+    arms = [summary(arm, {seed: runs[arm, seed] for seed in embedded.SEEDS}) for arm in ARMS]
+    figures = {"prompts": PROMPTS, "steps_per_rollout": STEPS, "simulated": simulated}
+    figures |= {"accuracy": ACCURACY, "embedded": arms}
+    measure.write("sampling", "python -m benchmarks.sampling", figures)
+
+
+if __name__ == "__main__":
+    main()

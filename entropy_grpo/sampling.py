@@ -1,0 +1,163 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): which prompts to draw, and which groups to train on.
+
+A group is the responses to one prompt. It teaches something only if some are right and some are wrong, so groups are
+drawn until a rollout is full of such. Where this departs from the released code: as many prompts are drawn as the
+running share of informative groups says are needed, and informative groups beyond what a rollout holds are not thrown
+away but open the next one, with the log-probabilities that their tokens had when they were written.
+
+The state here is the same on every rank; nothing in it knows of ranks, models or trainers.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# How much the outcome of a rollout weighs when the next but n is drawn: DECAY ** n.
+DECAY = 0.8
+LIMITS = ("raise", "top_up", "partial")
+
+
+@dataclass
+class Response:
+    """A response as it was written.
+
+    Attributes:
+        prompt_ids, completion_ids: (P,) and (T,) int32.
+        completion: its text, or messages.
+        logprobs: (T,) float32, the sampler's own, or None.
+        mask: (T,) uint8, 0 for tokens that the policy did not write, or None.
+        extra: columns that writing it added to its problem.
+    """
+
+    prompt_ids: Tensor
+    completion_ids: Tensor
+    completion: Any
+    logprobs: Tensor | None = None
+    mask: Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Group:
+    """The responses to one problem.
+
+    Attributes:
+        row: of the problem among the training problems.
+        responses: G of them.
+        rewards: (G, F) float32, one column per reward function; the first says what is right.
+        born: the rollout for which it was drawn.
+        old_logps: of every response, (T,) float32: log-probabilities under the policy that wrote it. None as long as
+            that is the current one.
+    """
+
+    row: int
+    responses: list[Response]
+    rewards: Tensor
+    born: int
+    old_logps: list[Tensor] | None = None
+
+
+def accuracies(rewards: Tensor, size: int) -> Tensor:
+    """(n,) share of right responses in every group of `size`: those whose first reward, (n * size, F), is above 0.
+
+    Raw correctness: a penalty among the other rewards does not make a group of wrong responses informative.
+    """
+    return (rewards[:, 0] > 0).view(-1, size).float().mean(dim=1)
+
+
+def informative(accuracy: float, lowest: float | None, highest: float | None) -> bool:
+    """Whether the share of right responses lies in [lowest, highest]; without a bound, not all wrong or all right."""
+    above = accuracy > 0 if lowest is None else accuracy >= lowest - 1e-6
+    below = accuracy < 1 if highest is None else accuracy <= highest + 1e-6
+    return above and below
+
+
+class DynamicSampler:
+    """Draws problems, and holds the groups that wait for a rollout.
+
+    Args:
+        size: groups in a rollout.
+        problems: training problems; each is drawn once before any is drawn again.
+        round_size: problems that one round may draw.
+        multiple: of which every round draws a multiple.
+        max_age: rollouts that a group may wait; with 0 none is kept for the next.
+        shuffle, seed: of the order of problems.
+    """
+
+    def __init__(
+        self, size: int, problems: int, round_size: int, multiple: int, max_age: int, shuffle: bool, seed: int
+    ):
+        self.size, self.problems, self.multiple, self.max_age = size, problems, multiple, max_age
+        self.round_size = max(round_size // multiple, 1) * multiple
+        self.shuffle, self.seed = shuffle, seed
+        self.rollout = 0
+        self.cursor = 0  # problems drawn so far
+        self.drawn = self.kept = 0.0  # of the past rollouts, the older the less
+        self.waiting: list[Group] = []  # the oldest first
+
+    @property
+    def missing(self) -> int:
+        return max(self.size - len(self.waiting), 0)
+
+    @property
+    def pass_rate(self) -> float:
+        """The running share of informative groups, above 0; 1 before anything is known."""
+        return (self.kept + 0.5) / (self.drawn + 0.5)
+
+    def begin(self) -> int:
+        """Begin the next rollout; the number of groups that have waited too long for it and are dropped."""
+        self.rollout += 1
+        self.drawn, self.kept = DECAY * self.drawn, DECAY * self.kept
+        fresh = [group for group in self.waiting if self.rollout - group.born <= self.max_age]
+        dropped, self.waiting = len(self.waiting) - len(fresh), fresh
+        return dropped
+
+    def draw(self) -> list[int]:
+        """The problems of the next round: as many as should fill the rollout, with one standard deviation to spare."""
+        rate = self.pass_rate
+        wanted = (self.missing + math.sqrt(self.missing * (1 - rate))) / rate
+        count = min(math.ceil(wanted / self.multiple) * self.multiple, self.round_size)
+        rows = [self._row(self.cursor + i) for i in range(count)]
+        self.cursor += count
+        return rows
+
+    def _row(self, place: int) -> int:
+        epoch, place = divmod(place, self.problems)
+        return int(self._order(epoch)[place]) if self.shuffle else place
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(self.problems, generator=torch.Generator().manual_seed(self.seed + epoch))
+
+    def add(self, groups: list[Group], drawn: int) -> None:
+        """Take in the informative groups of a round that drew so many."""
+        self.waiting += groups
+        self.drawn, self.kept = self.drawn + drawn, self.kept + len(groups)
+
+    def take(self) -> list[Group]:
+        """The groups of the rollout, or what there is of them, the oldest first; the others go on waiting."""
+        taken, self.waiting = self.waiting[: self.size], self.waiting[self.size :]
+        return taken
+
+    def drop_waiting(self) -> int:
+        """Throw away what could not be used any more, whatever it is; how many groups."""
+        if self.max_age > 0:
+            return 0
+        dropped, self.waiting = len(self.waiting), []
+        return dropped
+
+    def state(self) -> dict[str, Any]:
+        """What the draws that follow depend on, in dictionaries, lists and tensors."""
+        groups = [vars(group) | {"responses": [vars(r) for r in group.responses]} for group in self.waiting]
+        counters = ("rollout", "cursor", "drawn", "kept")
+        return {name: getattr(self, name) for name in counters} | {"waiting": groups}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` said."""
+        for name in ("rollout", "cursor", "drawn", "kept"):
+            setattr(self, name, state[name])
+        self.waiting = [
+            Group(**group | {"responses": [Response(**r) for r in group["responses"]]}) for group in state["waiting"]
+        ]

@@ -1,0 +1,150 @@
+"""Runs that are killed or meet gradients that are not finite, against runs that are left alone."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import kill
+from entropy_grpo import checkpoint, records
+
+from . import fixed_rollout
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("victim")
+    kill.make_model(path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("name", "moments"),
+    [
+        ("a rollout used twice", [(3, True, 0.0), (8, False, 0.15)]),
+        ("two processes, DDP, dynamic sampling", [(7, True, 0.0)]),
+    ],
+)
+def test_a_killed_run_ends_like_one_left_alone(model, tmp_path, name, moments):
+    """In the middle of a save, of a rollout and of the second epoch; `benchmarks/kill.py` is the long form."""
+    case = kill.CASES[name]
+    kill.finish(kill.start(case, model, tmp_path / "alone"), tmp_path / "alone")
+    victim = tmp_path / "victim"
+    for step, in_save, delay in moments:
+        process = kill.start(case, model, victim)
+        assert kill.kill_at(process, victim, step, in_save, delay) or in_save
+        if process.poll() is None:
+            kill.kill(process)
+        assert not (victim / "model.safetensors").exists()
+    kill.finish(kill.start(case, model, victim), victim)
+    assert kill.differences(victim, tmp_path / "alone") == []
+    resumed = [row for row in records.read_jsonl(victim / "metrics.jsonl") if "resumed_from" in row]
+    assert len(resumed) == len(moments)
+
+
+def test_state_is_read_as_it_was_written(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    state = {
+        "floats": torch.randn(3, 2, generator=rng),
+        "bools": torch.tensor([True, False]),
+        "scalar": torch.tensor(7),
+        "empty": torch.zeros(0, dtype=torch.int32),
+        "view": torch.arange(6).view(2, 3).T,
+        "nested": [{"a": [None, 1.5, "x", True], "b": torch.tensor([1.0])}, []],
+        "dict like one of ours": {"tensor": 1, "dict": [2]},
+        "nan": float("nan"),
+    }
+    checkpoint.save_state(tmp_path / "state.safetensors", state)
+    back = checkpoint.load_state(tmp_path / "state.safetensors")
+    for name in ("floats", "bools", "scalar", "empty", "view"):
+        assert back[name].dtype == state[name].dtype and torch.equal(back[name], state[name]), name
+    assert back["nested"][0]["a"] == [None, 1.5, "x", True] and torch.equal(
+        back["nested"][0]["b"], torch.tensor([1.0])
+    )
+    assert back["dict like one of ours"] == state["dict like one of ours"] and back["nan"] != back["nan"]
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_newest_checkpoint_is_complete(tmp_path):
+    assert checkpoint.newest_checkpoint(tmp_path) is None
+    for step in (2, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert checkpoint.newest_checkpoint(tmp_path) is None
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}" / checkpoint.COMPLETE).write_text("{}")
+    assert checkpoint.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_rows_behind_the_checkpoint_are_void(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    steps = [1, 2, 3, 4, ("resumed", 2), 3, 4, 5, ("resumed", 4), 5]
+    rows = [
+        {"step": s, "row": i} if isinstance(s, int) else {"step": s[1], "resumed_from": s[1]}
+        for i, s in enumerate(steps)
+    ]
+    records.append_jsonl(path, rows)
+    assert [(r["step"], r["row"]) for r in records.read_steps(path)] == [(1, 0), (2, 1), (3, 5), (4, 6), (5, 9)]
+
+
+def test_old_checkpoints_go_only_when_the_new_one_is_complete(tiny_model, tmp_path, monkeypatch):
+    seen = []
+    original = records.write_json
+
+    def watch(path, value):
+        if path.name == checkpoint.COMPLETE:
+            seen.append(sorted(p.parent.name for p in tmp_path.glob(f"checkpoint-*/{checkpoint.COMPLETE}")))
+        original(path, value)
+
+    monkeypatch.setattr(records, "write_json", watch)
+    fixed_rollout.train(
+        tiny_model, tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1, learning_rate=0.0
+    )
+    assert seen == [[], ["checkpoint-1"], ["checkpoint-2"]]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def poison(trainer_class, steps, value):
+    """A trainer whose gradient has one element that is not finite at these steps."""
+
+    class Poisoned(trainer_class):
+        def training_step(self, model, *args):
+            loss = super().training_step(model, *args)
+            if self.state.global_step in steps:
+                next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = value
+            return loss
+
+    return Poisoned
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny_model, tmp_path, monkeypatch, value, max_grad_norm):
+    """Weights and moments after three steps on the same data, the second of them poisoned, are those of two steps.
+
+    Up to rounding, since a rollout is shuffled anew.
+    """
+    settings = {"optim": "adamw_torch", "learning_rate": 0.01, "max_grad_norm": max_grad_norm}
+    data = fixed_rollout.prompts(2)
+    healthy = fixed_rollout.train(tiny_model, tmp_path / "a", max_steps=2, data=data, **settings)
+    monkeypatch.setattr(
+        fixed_rollout, "EntropyForkGRPOTrainer", poison(fixed_rollout.EntropyForkGRPOTrainer, {1}, value)
+    )
+    poisoned = fixed_rollout.train(tiny_model, tmp_path / "b", max_steps=3, data=data, **settings)
+    for name, weight in fixed_rollout.weights(healthy).items():
+        assert torch.allclose(weight, fixed_rollout.weights(poisoned)[name], atol=1e-6), name
+    states = [trainer.optimizer.state_dict()["state"] for trainer in (healthy, poisoned)]
+    for one, other in zip(states[0].values(), states[1].values(), strict=True):
+        assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)
+    assert [row["skipped_steps"] for row in poisoned.state.log_history[:3]] == [0, 1, 1]
+    rows = list(records.read_jsonl(tmp_path / "b" / "metrics.jsonl"))
+    assert rows[1]["grad_norm"] is None and json.dumps(rows, allow_nan=False)
+
+
+def test_too_many_of_them_in_a_row_end_the_run(tiny_model, tmp_path, monkeypatch):
+    poisoned = poison(fixed_rollout.EntropyForkGRPOTrainer, {0, 2, 3, 4}, float("nan"))
+    monkeypatch.setattr(fixed_rollout, "EntropyForkGRPOTrainer", poisoned)
+    with pytest.raises(RuntimeError, match=r"3 optimiser steps in a row.*max_skipped_steps allows 2"):
+        fixed_rollout.train(tiny_model, tmp_path, max_steps=9, max_skipped_steps=2)

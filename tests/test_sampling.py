@@ -1,0 +1,321 @@
+"""Dynamic sampling: the sampler against simulation, the trainer against runs on the informative problems alone."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from entropy_grpo import checkpoint
+from entropy_grpo.sampling import DynamicSampler, Group, Response, accuracies, informative
+
+from . import fixed_rollout, reference
+from .conftest import REPOSITORY
+
+GROUP = fixed_rollout.GENERATIONS
+
+
+def make_sampler(**overrides):
+    settings = {"size": 16, "problems": 100, "round_size": 48, "multiple": 1, "max_age": 1, "shuffle": True, "seed": 3}
+    return DynamicSampler(**settings | overrides)
+
+
+def group_of(row, born):
+    response = Response(torch.tensor([1, 2], dtype=torch.int32), torch.tensor([3], dtype=torch.int32), "x")
+    return Group(row, [response], torch.tensor([[1.0]]), born)
+
+
+def simulate(sampler, rate, rollouts, seed=0):
+    """Full rollouts of a policy that makes this share of groups informative: (drawn, taken, ages)."""
+    rng = random.Random(seed)
+    drawn, taken, ages = [], 0, []
+    for _ in range(rollouts):
+        sampler.begin()
+        while sampler.missing:
+            rows = sampler.draw()
+            drawn += rows
+            sampler.add([group_of(row, sampler.rollout) for row in rows if rng.random() < rate], len(rows))
+        groups = sampler.take()
+        assert len(groups) == sampler.size
+        ages += [sampler.rollout - group.born for group in groups]
+        taken += len(groups)
+        sampler.drop_waiting()
+    return drawn, taken, ages
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.8, 1.0])
+def test_rollouts_are_full_and_little_is_wasted(rate):
+    """Next to no more is drawn than the rate demands, where the released code, which draws three rollouts at a time
+    and throws the surplus away, draws far more."""
+    drawn, taken, ages = simulate(make_sampler(), rate, 200)
+    assert len(drawn) * rate < 1.06 * taken
+    assert max(ages) <= 1
+    without, _, ages = simulate(make_sampler(max_age=0), rate, 200)
+    assert max(ages) == 0
+    assert len(drawn) < len(without) if rate < 1 else drawn == without
+    rng, released = random.Random(0), 0
+    for _ in range(200):
+        found = 0
+        while found < 16:
+            found += sum(rng.random() < rate for _ in range(48))
+            released += 48
+    assert len(drawn) < released
+
+
+def test_a_round_draws_what_should_fill_the_rollout():
+    """A mean of one standard deviation above the need, worked out from the binomial distribution."""
+    sampler = make_sampler(size=64, round_size=10**6)
+    for _ in range(50):  # so that the rate is known
+        sampler.begin()
+        sampler.add([group_of(0, 0)] * 25, 100)
+        sampler.waiting.clear()
+    count, rate = len(sampler.draw()), 0.25
+    assert sampler.pass_rate == pytest.approx(rate, abs=1e-2)
+    assert count * rate - 64 == pytest.approx(math.sqrt(64 * (1 - rate)), rel=0.2)
+
+
+@pytest.mark.parametrize("multiple", [1, 3, 7])
+def test_every_problem_is_drawn_once_before_any_is_drawn_again(multiple):
+    sampler = make_sampler(multiple=multiple, problems=61)
+    drawn, _, _ = simulate(sampler, 0.3, 30)
+    for epoch in range(len(drawn) // 61):
+        assert sorted(drawn[epoch * 61 : (epoch + 1) * 61]) == list(range(61))
+    assert drawn[:61] != drawn[61:122]
+    assert all(len(make_sampler(multiple=multiple, round_size=size).draw()) % multiple == 0 for size in (1, 5, 48))
+
+
+def test_a_sampler_goes_on_from_its_state(tmp_path):
+    one, other = make_sampler(), make_sampler()
+    simulate(one, 0.4, 7)
+    checkpoint.save_state(tmp_path / "state.safetensors", one.state())
+    other.restore(checkpoint.load_state(tmp_path / "state.safetensors"))
+    assert other.waiting and [vars(g)["row"] for g in one.waiting] == [g.row for g in other.waiting]
+    assert torch.equal(one.waiting[0].responses[0].prompt_ids, other.waiting[0].responses[0].prompt_ids)
+    assert simulate(one, 0.4, 5, seed=1) == simulate(other, 0.4, 5, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("rights", "bounds", "kept"),
+    [
+        (0, (None, None), False),
+        (1, (None, None), True),
+        (3, (None, None), True),
+        (4, (None, None), False),
+        (1, (0.25, 0.75), True),
+        (1, (0.3, None), False),
+        (3, (None, 0.7), False),
+        (4, (0.5, 1.0), True),
+    ],
+)
+def test_informative_by_the_share_of_right_responses(rights, bounds, kept):
+    """Under both reward scales, whatever the other rewards are."""
+    for wrong in (0.0, -1.0):
+        rewards = torch.tensor([[1.0 if i < rights else wrong, -0.1 * i] for i in range(4)])
+        (share,) = accuracies(rewards, 4).tolist()
+        assert informative(share, *bounds) == kept
+
+
+SAMPLING = {"dynamic_sampling": True, "reward": "coins"}
+
+
+def groups_by_hand(count):
+    """Which of so many problems are informative, from the fixed completions."""
+    rows = fixed_rollout.prompts(count)
+    completions = fixed_rollout.fixed_completions([p for p in rows["prompt"] for _ in range(GROUP)], None)
+    rights = fixed_rollout.coins(completions["completion_ids"])
+    return [i for i in range(count) if 0 < sum(rights[i * GROUP : (i + 1) * GROUP]) < GROUP]
+
+
+@pytest.mark.parametrize("rho", [1.0, 0.2])
+def test_training_is_that_on_the_informative_problems_alone(tiny_model, tmp_path, rho):
+    """Two rollouts of two groups, the second partly of groups that waited: weights equal bit for bit.
+
+    Every rollout is one step, at rate 0, so that no policy is older than the current one but by name.
+    """
+    good = groups_by_hand(16)
+    assert 4 <= len(good) < 16 and good[:4] != [0, 1, 2, 3]
+    settings = {"max_steps": 2, "top_entropy_quantile": rho, "entropy_scope": "rollout", "reward": "coins"}
+    mixed = fixed_rollout.train(
+        tiny_model, tmp_path / "a", data=fixed_rollout.prompts(16), dynamic_sampling=True, **settings
+    )
+    alone = fixed_rollout.train(
+        tiny_model, tmp_path / "b", data=fixed_rollout.prompts(16).select(good[:4]), **settings
+    )
+    rows = [trainer.state.log_history[0] for trainer in (mixed, alone)]
+    assert rows[0]["loss"] == rows[1]["loss"] and rows[0]["grad_norm"] == rows[1]["grad_norm"] > 0
+    assert mixed._sampler.cursor > 4
+
+
+def test_dropped_groups_are_generated_and_graded_and_nothing_else(tiny_model, tmp_path, monkeypatch):
+    scored = []
+    original = fixed_rollout.EntropyForkGRPOTrainer._get_per_token_logps_and_entropies
+
+    def watch(self, model, input_ids, *args, **kwargs):
+        scored.append(input_ids.size(0))
+        return original(self, model, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(fixed_rollout.EntropyForkGRPOTrainer, "_get_per_token_logps_and_entropies", watch)
+    data = fixed_rollout.prompts(16)
+    trainer = fixed_rollout.train(tiny_model, tmp_path, data=data, entropy_scope="global", max_group_age=0, **SAMPLING)
+    assert scored == [8], "the loss of the eight responses that were kept, and no other pass"
+    row = trainer.state.log_history[0]
+    assert row["dynamic_sampling/drawn"] > 2
+    assert row["dynamic_sampling/kept"] == 2 + row["dynamic_sampling/discarded"]
+    assert row["num_tokens"] > row["completions/mean_length"] * 8
+
+
+@pytest.mark.parametrize("steps_per_generation", [1, 2], ids=["TRL scores no rollout", "TRL scores the rollout"])
+def test_groups_that_waited_have_the_log_probabilities_of_their_policy(tiny_model, tmp_path, steps_per_generation):
+    """Recomputed in float64 from the weights that wrote them, which training has left behind."""
+    from transformers import AutoModelForCausalLM, TrainerCallback
+
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+            seen.append(weights)
+
+    original = fixed_rollout.EntropyForkGRPOTrainer.__init__
+    rollouts = []
+
+    class Watched(fixed_rollout.EntropyForkGRPOTrainer):
+        def __init__(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            self.add_callback(Watch())
+
+        def _generate_and_score_completions(self, inputs):
+            waiting = [(g.born, r.completion_ids.tolist()) for g in self._sampler.waiting for r in g.responses]
+            output = super()._generate_and_score_completions(inputs)
+            rollouts.append((self.state.global_step, waiting, output))
+            return output
+
+    import tests.fixed_rollout as module
+
+    real, module.EntropyForkGRPOTrainer = module.EntropyForkGRPOTrainer, Watched
+    try:
+        fixed_rollout.train(
+            tiny_model,
+            tmp_path,
+            data=fixed_rollout.prompts(32),
+            max_steps=4 * steps_per_generation,
+            learning_rate=0.5,
+            entropy_scope="rollout",
+            top_entropy_quantile=0.5,
+            per_device_train_batch_size=8 // steps_per_generation,
+            steps_per_generation=steps_per_generation,
+            gradient_accumulation_steps=1,
+            dynamic_sampling=True,
+            reward="coins",
+        )
+    finally:
+        module.EntropyForkGRPOTrainer = real
+    born_at = {number: step for number, (step, _, _) in enumerate(rollouts, start=1)}
+    checked = 0
+    for number, (_, waiting, output) in enumerate(rollouts, start=1):
+        ages = {tuple(ids): born for born, ids in waiting}
+        for i in range(8):
+            ids = output["completion_ids"][i][output["completion_mask"][i].bool()]
+            born = ages.get(tuple(ids.tolist()), number)
+            if "old_per_token_logps" not in output:
+                assert born == number
+                continue
+            model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+            model.load_state_dict({name: w.double() for name, w in seen[born_at[born]].items()})
+            keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+            expected, _ = reference.score(model, *(output[key][i : i + 1] for key in keys), 1.0)
+            old = output["old_per_token_logps"][i][: len(ids)].double()
+            assert torch.allclose(old, expected[0, : len(ids)], atol=1e-4), (number, i)
+            checked += born < number
+    assert checked > 0, "no group waited: this would show nothing"
+    first, last = seen[0], seen[-1]
+    assert max((first[name] - last[name]).abs().max() for name in first) > 1e-2
+
+
+def never_right(completion_ids, **kwargs):
+    """Informative for one problem only: the first that is asked for."""
+    return [float(len(ids) == 3 and i == 0) for i, ids in enumerate(completion_ids)]
+
+
+@pytest.mark.parametrize("limit", ["raise", "top_up", "partial"])
+def test_at_the_limit_of_rounds(tiny_model, tmp_path, limit):
+    """One informative group where two are wanted: the gradient is that group's, over its own or over all tokens."""
+
+    good = groups_by_hand(16)[0]
+    data = fixed_rollout.prompts(16)
+    wanted = set(map(tuple, fixed_rollout.fixed_completions([data[good]["prompt"]] * GROUP, None)["completion_ids"]))
+
+    def reward(completion_ids, **kwargs):
+        return [float(sum(ids) % 5 == 0 and tuple(ids) in wanted) for ids in completion_ids]
+
+    settings = {"data": data, "reward": reward, "top_entropy_quantile": 0.5, "entropy_scope": "rollout"}
+    settings |= {"dynamic_sampling": True, "max_sampling_rounds": 3, "at_sampling_limit": limit}
+    if limit == "raise":
+        with pytest.raises(RuntimeError, match=r"1 of 2 informative ones missing.*at_sampling_limit"):
+            fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
+        return
+    trainer = fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
+    row = trainer.state.log_history[0]
+    assert row["dynamic_sampling/rounds"] == 3 and row["dynamic_sampling/filling"] == 1
+    alone = fixed_rollout.train(
+        tiny_model,
+        tmp_path / "b",
+        data=data.select([good] * 2),
+        reward=reward,
+        per_device_train_batch_size=GROUP,
+        top_entropy_quantile=0.5,
+        entropy_scope="rollout",
+    )
+    start = load_file(f"{tiny_model}/model.safetensors")
+    change, change_alone = ({n: w - start[n] for n, w in fixed_rollout.weights(t).items()} for t in (trainer, alone))
+    if limit == "partial":
+        for name, value in change.items():
+            assert torch.allclose(value, change_alone[name], atol=1e-6), name
+    batch = trainer._buffered_inputs[0]
+    assert (batch["completion_mask"].sum() == batch["num_items_in_batch"]).item()
+    filled = (batch["completion_mask"].sum(dim=1) == 0).sum()
+    assert filled == (GROUP if limit == "partial" else 0)
+    assert (batch["advantages"] != 0).sum() <= GROUP
+    assert any(value.abs().max() > 1e-4 for value in change.values())
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_train_like_one(tiny_model, tmp_path):
+    """Groups of four on ranks with two responses each, drawn one by one."""
+    settings = {"dynamic_sampling": True, "reward": "coins", "entropy_scope": "rollout", "sampling_round_size": 1}
+    one = fixed_rollout.train(tiny_model, tmp_path / "one", per_device_train_batch_size=4, **settings)
+    (tmp_path / "two").mkdir()
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml"]
+    command += ["--main_process_port", "0", "-m", "tests.fixed_rollout", tiny_model, str(tmp_path / "two")]
+    command += [json.dumps(settings | {"per_device_train_batch_size": 2})]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    log = json.loads((tmp_path / "two" / "log.json").read_text())
+    row = one.state.log_history[0]
+    for key in [key for key in row if key.startswith("dynamic_sampling/")]:
+        assert log[key] == row[key], key
+    two = load_file(tmp_path / "two" / "weights.safetensors")
+    for name, value in fixed_rollout.weights(one).items():
+        assert torch.allclose(value, two[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"min_accuracy": 0.2}, ["min_accuracy", "dynamic_sampling: true"]),
+        ({"dynamic_sampling": True, "min_accuracy": 1.5}, ["min_accuracy is 1.5", "[0, 1]"]),
+        ({"dynamic_sampling": True, "min_accuracy": 0.6, "max_accuracy": 0.7}, ["num_generations (4)"]),
+        ({"dynamic_sampling": True, "at_sampling_limit": "stop"}, ["at_sampling_limit is 'stop'", "top_up"]),
+        ({"dynamic_sampling": True, "max_sampling_rounds": 0}, ["max_sampling_rounds is 0"]),
+        ({"dynamic_sampling": True, "max_group_age": -1}, ["max_group_age is -1"]),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant_are_refused(tiny_model, tmp_path, settings, words):
+    with pytest.raises(ValueError) as error:
+        fixed_rollout.train(tiny_model, tmp_path, **settings)
+    assert all(word in str(error.value) for word in words), error.value
