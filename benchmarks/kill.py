@@ -1,6 +1,7 @@
 """Runs that are killed at random moments, against the same runs left alone: how many differ afterwards.
 
-    python -m benchmarks.kill    # benchmarks/results/kill.json, about half an hour on two cores
+    python -m benchmarks.kill            # benchmarks/results/kill.json, about half an hour on two cores
+    python -m benchmarks.kill --table    # only the table of the recorded results
 
 A victim is a whole run of the demo recipe on a tiny model, all of whose processes are killed by SIGKILL: after a
 random step and a random delay, or in the middle of writing a checkpoint. It is started again by the same command, with
@@ -53,6 +54,8 @@ SETTINGS = {
     "disable_tqdm": "true",
 }
 RECIPE = "recipes/demo_cpu.yaml"
+RESULTS = measure.RESULTS / "kill.json"
+TABLE = "python -m benchmarks.kill --table"
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ONE_PROCESS = {"per_device_train_batch_size": 8}
 TWO_PROCESSES = {"per_device_train_batch_size": 4}
@@ -189,11 +192,29 @@ def compare(case: Case, model: Path, folder: Path, kills: int, seed: int) -> lis
     return results
 
 
+def table(results: dict) -> str:
+    """The figures as Markdown."""
+    names = ("kills", "inside a save", "runs that differ")
+    lines = [
+        f"Runs of {results['steps']} optimiser steps in three epochs, killed by SIGKILL and resumed, against the same "
+        "runs left alone.",
+        "",
+        f"| | {' | '.join(names)} |",
+        f"|{'---|' * (len(names) + 1)}",
+    ]
+    lines += [f"| {case['case']} | {' | '.join(str(case[name]) for name in names)} |" for case in results["cases"]]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=6, help="for each case")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into the README")
     options = parser.parse_args()
+    if options.table:
+        measure.write_readme(TABLE, table(records.read_json(RESULTS)))
+        return
     figures = []
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
@@ -212,6 +233,7 @@ def main() -> None:
             )
             print(f"{name}: {len(moments)} kills, {figures[-1]['runs that differ']} runs differ", flush=True)
     measure.write("kill", "python -m benchmarks.kill", {"steps": STEPS, "cases": figures})
+    measure.write_readme(TABLE, table(records.read_json(RESULTS)))
 
 
 if __name__ == "__main__":

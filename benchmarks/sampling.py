@@ -1,6 +1,7 @@
 """Dynamic sampling: what it generates for a rollout of informative groups, and what that does for the embedded job.
 
-    python -m benchmarks.sampling    # benchmarks/results/sampling.json, half an hour on two cores
+    python -m benchmarks.sampling            # benchmarks/results/sampling.json, half an hour on two cores
+    python -m benchmarks.sampling --table    # only the tables of the recorded results
 
 First a simulated policy that makes 5%, 20% or 80% of its groups informative, on the paper's batch (512 prompts a
 rollout, 16 optimiser steps): groups generated per group trained on, beside the released DAPO logic, which generates
@@ -21,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from benchmarks import embedded, end_to_end, measure
+from entropy_grpo import records
 from entropy_grpo.embedded import cold_start
 from entropy_grpo.sampling import DynamicSampler, Group
 from entropy_grpo.trainer import EntropyForkGRPOTrainer
@@ -28,6 +30,8 @@ from entropy_grpo.trainer import EntropyForkGRPOTrainer
 RATES = (0.05, 0.2, 0.8)
 PROMPTS, STEPS, ROUND, ROUNDS, ROLLOUTS = 512, 16, 3, 10, 100
 ACCURACY = 0.45
+RESULTS = measure.RESULTS / "sampling.json"
+TABLE = "python -m benchmarks.sampling --table"
 
 
 class ReleasedSampler(DynamicSampler):
@@ -47,6 +51,7 @@ class ReleasedTrainer(EntropyForkGRPOTrainer):
         return sampler
 
 
+COSTS = ("step", "rounds", "groups", "seconds")
 DYNAMIC = ["--dynamic_sampling", "true"]
 ARMS = {
     "off": (EntropyForkGRPOTrainer, []),
@@ -119,10 +124,41 @@ def summary(arm: str, runs: dict[int, list[dict]]) -> dict:
     reached = [first_at(ACCURACY, points) for points in runs.values()]
     found = {"arm": arm, "final_accuracy": [points[-1]["accuracy"] for points in runs.values()]}
     found["seconds_per_rollout"] = [points[-1]["seconds"] / (points[-1]["step"] / 4) for points in runs.values()]
-    for name in ("step", "rounds", "groups", "seconds"):
+    for name in COSTS:
         values = [point and point[name] for point in reached]
         found[name] = {"by_seed": values, "median": None if None in values else statistics.median(values)}
     return found | {"curves": runs}
+
+
+def table(results: dict) -> str:
+    """The figures as Markdown."""
+    lines = [
+        f"A policy whose groups are informative at a fixed rate, {results['prompts']} groups a rollout, "
+        f"{results['steps_per_rollout']} optimiser steps: groups a step trains on, and groups generated for each of "
+        "them. The released logic draws 1,536 prompts at a time and throws the surplus away.",
+        "",
+        "| informative | groups per step, least and most | generated per group trained on | by the released logic |",
+        "|---|---|---|---|",
+    ]
+    for row in results["simulated"]:
+        ours, released, steps = row["ours"], row["released"], row["ours"]["groups_per_step"]
+        lines.append(
+            f"| {row['informative']:.0%} | {steps['lowest']:.0f}, {steps['highest']:.0f} | "
+            f"{ours['generated_per_trained']:.2f} | {released['generated_per_trained']:.2f} |"
+        )
+    lines += [
+        "",
+        f"The embedded job to a held-out accuracy of {results['accuracy']}: medians over three seeds.",
+        "",
+        "| dynamic sampling | steps | rounds | groups generated | seconds | seconds a rollout | accuracy at the end |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["embedded"]:
+        cells = ["-" if (m := row[name]["median"]) is None else f"{m:.0f}" for name in COSTS]
+        cells.append(f"{statistics.median(row['seconds_per_rollout']):.2f}")
+        cells.append(", ".join(f"{value:.2f}" for value in row["final_accuracy"]))
+        lines.append(f"| {row['arm']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -130,7 +166,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=180)
     parser.add_argument("--arm", choices=ARMS, help="only this run of the embedded job; prints its curve")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into the README")
     options = parser.parse_args()
+    if options.table:
+        measure.write_readme(TABLE, table(records.read_json(RESULTS)))
+        return
     if options.arm is not None:
         print(json.dumps(run(options.arm, options.seed, options.steps)))
         return
@@ -159,6 +199,7 @@ def main() -> None:
     figures = {"prompts": PROMPTS, "steps_per_rollout": STEPS, "simulated": simulated}
     figures |= {"accuracy": ACCURACY, "embedded": arms}
     measure.write("sampling", "python -m benchmarks.sampling", figures)
+    measure.write_readme(TABLE, table(records.read_json(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import embedded, measure, speed
+from benchmarks import embedded, kill, measure, sampling, speed
 
 
 @pytest.fixture
@@ -19,6 +19,28 @@ def test_readme_holds_the_recorded_table(results):
 
 def test_readme_holds_the_recorded_speed():
     assert measure.readme_block(speed.TABLE)[1] == speed.tables().strip()
+
+
+@pytest.mark.parametrize("part", [kill, sampling], ids=["kill", "sampling"])
+def test_readme_holds_the_recorded_runs(part):
+    assert measure.readme_block(part.TABLE)[1] == part.table(json.loads(part.RESULTS.read_text()))
+
+
+def test_no_killed_run_differs():
+    cases = json.loads(kill.RESULTS.read_text())["cases"]
+    assert sum(case["kills"] for case in cases) >= 20
+    for case in cases:
+        victims = [victim["differences"] for victim in case["victims"]]
+        assert case["runs that differ"] == sum(map(bool, victims)) == 0
+
+
+def test_simulated_rollouts_are_full():
+    for row in json.loads(sampling.RESULTS.read_text())["simulated"]:
+        steps = row["ours"]["groups_per_step"]
+        assert steps["lowest"] == steps["highest"] == 32
+        # Less than 2% beyond what the rate demands.
+        assert 1 <= row["ours"]["generated_per_trained"] * row["informative"] < 1.02
+        assert row["released"]["generated_per_trained"] > row["ours"]["generated_per_trained"]
 
 
 def test_intervals_are_those_of_the_seeds(results):

@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_tensor_dict
@@ -35,6 +36,11 @@ SEAMS = {
         "Read which arguments of a micro-batch scoring takes: EntropyForkGRPOTrainer._score passes them by name, and "
         "trims the pass if all that come after compute_aux_loss are None.",
     ),
+    "_generate": (["self", "prompts"], "Read what it returns: RolloutGRPOTrainer hands out its eight parts."),
+    "_get_train_sampler": (["self", "dataset"], "Read how the order of an epoch is drawn."),
+    "_save_checkpoint": (["self", "model", "trial"], "Read what is written, and in which order."),
+    "_load_rng_state": (["self", "checkpoint"], "Read when the training loop calls it."),
+    "_get_grad_norm": (["self", "model", "grad_norm"], "Read whether it is called before every optimiser step."),
     "create_model_card": (["self", "model_name", "dataset_name", "tags"], "Read when the model card is written."),
 }
 
@@ -130,3 +136,34 @@ def test_fields_that_are_set_or_read_exist():
     fields = GRPOConfig.__dataclass_fields__
     for name in ("top_entropy_quantile", "epsilon_high", "loss_type", "steps_per_generation", "generation_batch_size"):
         assert name in fields, f"GRPOConfig.{name} is gone: read GRPOConfig."
+
+
+def test_a_rollout_is_scored_beforehand_where_the_policy_moves_on():
+    """`RolloutGRPOTrainer._scores_rollouts` says the same."""
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    for code in (
+        "generate_every = self.args.steps_per_generation * self.num_iterations",
+        "if self.args.gradient_accumulation_steps % generate_every != 0 or (",
+        "self.use_vllm and self.vllm_importance_sampling_correction",
+        ") = self._generate(prompts)",
+        "rewards_per_func = self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+    ):
+        assert code in source, f"Read _generate_and_score_completions: where is {code}?"
+    order = [
+        source.index(code) for code in ("= self._generate(prompts)", "generate_every", "self._calculate_rewards(")
+    ]
+    assert order == sorted(order), "grading that is begun after generation no longer runs beside the scoring"
+
+
+def test_the_training_loop_restores_the_random_state_last():
+    """`DurableGRPOTrainer` restores the rest there."""
+    loop = inspect.getsource(GRPOTrainer._inner_training_loop)
+    assert loop.index("self._init_training_state(") < loop.index("self._tr_loss =") < loop.index("self._run_epoch(")
+    for name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged"):
+        assert f"self.{name} = " in loop, f"Read Trainer._inner_training_loop: what has become of {name}?"
+    epoch = inspect.getsource(GRPOTrainer._run_epoch)
+    assert epoch.count("self._load_rng_state(resume_from_checkpoint)") == 2, "Read Trainer._run_epoch."
+    norm, step = epoch.index("self._get_grad_norm(model"), epoch.index("self.optimizer.step()")
+    assert norm < step, "a gradient that is not finite is no longer dropped before the optimiser's step"
+    save = inspect.getsource(Trainer._save_checkpoint)
+    assert "save_total_limit=self.args.save_total_limit" in save, "Read Trainer._save_checkpoint: who rotates?"
