@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -57,16 +57,18 @@ RECIPE = "recipes/demo_cpu.yaml"
 RESULTS = measure.RESULTS / "kill.json"
 TABLE = "python -m benchmarks.kill --table"
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+FSDP2 = [*TWO, "-m", "tests.fsdp2_on_cpu", "--recipe", RECIPE]
 ONE_PROCESS = {"per_device_train_batch_size": 8}
 TWO_PROCESSES = {"per_device_train_batch_size": 4}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A way to run: the words before the recipe, and its settings."""
+    """A way to run: the words before the settings, the settings, and variables of the environment."""
 
     launcher: list[str]
     settings: dict
+    environment: dict = field(default_factory=dict)
 
 
 CASES = {
@@ -77,9 +79,9 @@ CASES = {
     "two processes, DDP, dynamic sampling": Case(
         [*TWO, RECIPE], TWO_PROCESSES | {"dynamic_sampling": "true", "min_accuracy": 0.4, "max_accuracy": 0.6}
     ),
-    "two processes, FSDP2": Case(
-        [*TWO, "-m", "tests.fsdp2_on_cpu", "--recipe", RECIPE],
-        TWO_PROCESSES | {"accelerate_config": "accelerate_configs/fsdp2.yaml", "use_cpu": "false"},
+    "two processes, FSDP2": Case(FSDP2, TWO_PROCESSES | {"use_cpu": "false"}),
+    "two processes, FSDP2, sharded checkpoints": Case(
+        FSDP2, TWO_PROCESSES | {"use_cpu": "false"}, {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
     ),
 }
 
@@ -112,9 +114,9 @@ def start(case: Case, model: Path, run: Path) -> subprocess.Popen:
     command += ["--output_dir", str(run), "--resume_from_checkpoint", "auto"]
     for name, value in (SETTINGS | case.settings).items():
         command += [f"--{name}", str(value)]
-    threads = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | case.environment
     with open(run.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=measure.ROOT, env=threads)
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd=measure.ROOT, env=environment)
 
 
 def finish(process: subprocess.Popen, run: Path) -> None:

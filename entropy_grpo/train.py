@@ -70,6 +70,8 @@ def main(settings: Settings, name: str) -> None:
         evaluate(trainer, problems, run_config, folder, "before")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     evaluate(trainer, problems, run_config, folder, "after")
+    if trainer.is_fsdp_enabled:  # a run goes on from sharded weights, but transformers does not load them
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     if trainer.is_world_process_zero():
         drawn = plots.draw(folder)

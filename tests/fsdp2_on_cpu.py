@@ -40,7 +40,8 @@ def run_recipe(recipe_file, *arguments):
 
 
 def main():
-    os.environ.update(sharding_environment(CONFIG))
+    asked = {k: v for k, v in os.environ.items() if k.startswith("FSDP_")}
+    os.environ.update(sharding_environment(CONFIG) | asked)
     torch.distributed.init_process_group("gloo")
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     if sys.argv[1] == "--recipe":
