@@ -17,6 +17,16 @@ DENOMINATORS = ("kept", "all")
 HEADS = ("auto", "liger", "trl")
 # Losses whose gradient at a token is advantage * ratio unless the ratio is clipped.
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
+# Settings that change the distribution that is sampled from, and the values with which they do not. The loss takes the
+# log-probabilities of the whole distribution for the sampler's, whether vLLM or transformers samples.
+NEUTRAL_SAMPLING = {
+    "top_p": (1.0,),
+    "top_k": (0, -1),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (1.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+}
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -69,6 +79,13 @@ class EntropyForkGRPOConfig(GRPOConfig):
     )
     epsilon_high: float | None = field(
         default=0.28, metadata={"help": "Upper clip range (clip-higher); the lower one is `epsilon`."}
+    )
+    # TRL's default drops the responses whose product of ratios is above a cap, which it grows past with their length.
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate",
+        metadata={
+            "help": "Correction for the gap between vLLM and the policy: per token and capped, or one of TRL's."
+        },
     )
     entropy_selection: str = field(
         default="top", metadata={"help": "Which tokens are kept: top, bottom (the others), random or gradient_norm."}
@@ -139,6 +156,7 @@ class EntropyForkGRPOConfig(GRPOConfig):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
         super().__post_init__()
+        self._refuse_biased_sampling()
         check_installed(self.fused_lm_head, self.device)
         if rho < 1 and self.steps_per_generation % self.gradient_accumulation_steps != 0:
             raise ValueError(
@@ -171,6 +189,18 @@ class EntropyForkGRPOConfig(GRPOConfig):
                     f"min_accuracy is {self.min_accuracy} and max_accuracy is {self.max_accuracy}: no number of right "
                     f"responses out of num_generations ({group}) lies between them."
                 )
+
+    def _refuse_biased_sampling(self) -> None:
+        """Training rollouts are drawn from the very distribution that the loss scores them by."""
+        fields = {name: getattr(self, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+        neutral = NEUTRAL_SAMPLING | {"temperature": (self.temperature,)}
+        for where, sampling in (("", fields), ("generation_kwargs: ", self.generation_kwargs or {})):
+            for name in sampling.keys() & neutral.keys():
+                if sampling[name] not in neutral[name]:
+                    raise ValueError(
+                        f"{where}{name} is {sampling[name]}: rollouts would not be drawn from the distribution that "
+                        f"scores them, which biases every ratio; set {name} to {neutral[name][0]} for training."
+                    )
 
 
 @dataclass

@@ -231,6 +231,14 @@ def test_dump_refuses_what_would_end_the_string():
         (["--loss_type", "grpo"], ["entropy_denominator is 'kept'", "loss_type is 'grpo'", "dapo"]),
         (["--per_device_train_batch_size", "31"], ["124", "num_generations (8)"]),
         (["--gradient_accumulation_steps", "3"], ["steps_per_generation is 4", "gradient_accumulation_steps is 3"]),
+        (["--top_p", "0.95"], ["top_p is 0.95", "set top_p to 1.0"]),
+        (["--top_k", "20"], ["top_k is 20", "set top_k to 0"]),
+        (["--min_p", "0.05"], ["min_p is 0.05", "set min_p to None"]),
+        (["--repetition_penalty", "1.1"], ["repetition_penalty is 1.1", "set repetition_penalty to 1.0"]),
+        (["--use_vllm", "--top_p", "0.95"], ["top_p is 0.95", "set top_p to 1.0"]),
+        (["--generation_kwargs", "{top_k: 20}"], ["generation_kwargs: top_k is 20", "set top_k to 0"]),
+        (["--generation_kwargs", "{temperature: 0.6}"], ["temperature is 0.6", "set temperature to 1.0"]),
+        (["--generation_kwargs", "{presence_penalty: 0.5}"], ["presence_penalty is 0.5", "to 0.0"]),
         (["--num_logged_samples", "-1"], ["num_logged_samples is -1"]),
         (["--num_dev_problems", "-1"], ["num_dev_problems is -1"]),
         (["--dataset_name", "null"], ["dataset_name"]),
@@ -243,3 +251,21 @@ def test_method_refusals_name_field_value_and_fix(words, parts):
         recipe.build(settings | recipe.overrides(["--output_dir", "unused"]), CLASSES)
     for part in parts:
         assert part in str(refusal.value), str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--top_p", "1.0", "--top_k", "-1", "--min_p", "0.0", "--repetition_penalty", "1.0"],
+        ["--temperature", "0.7", "--generation_kwargs", "{temperature: 0.7, seed: 3}"],
+        ["--use_vllm", "--vllm_importance_sampling_mode", "sequence_mask"],
+    ],
+)
+def test_sampling_that_changes_nothing_is_allowed(words):
+    settings = recipe.load(REPOSITORY / "recipes" / "demo_cpu.yaml") | recipe.overrides(words)
+    recipe.build(settings | recipe.overrides(["--output_dir", "unused"]), CLASSES)
+
+
+def test_vllm_is_corrected_token_by_token_unless_asked_otherwise():
+    assert EntropyForkGRPOConfig("unused", use_cpu=True, bf16=False).vllm_importance_sampling_mode == "token_truncate"
