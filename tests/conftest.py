@@ -16,12 +16,10 @@ from entropy_grpo.embedded.cold_start import build_tokenizer
 REPOSITORY = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> str:
-    """Folder of a random Qwen3 with the embedded task's tokenizer: odd sizes, weights that give uneven entropies."""
-    path = tmp_path_factory.mktemp("tiny")
+def save_tiny_model(path: Path, seed: int = 0, head_dim: int = 8) -> str:
+    """Save a random Qwen3 with the embedded task's tokenizer: odd sizes, weights that give uneven entropies."""
     tokenizer = build_tokenizer()
-    set_seed(0)
+    set_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=24,
@@ -29,7 +27,7 @@ def tiny_model(tmp_path_factory) -> str:
         num_hidden_layers=2,
         num_attention_heads=3,
         num_key_value_heads=3,
-        head_dim=8,
+        head_dim=head_dim,
         max_position_embeddings=128,
         initializer_range=0.35,
         tie_word_embeddings=False,
@@ -40,3 +38,8 @@ def tiny_model(tmp_path_factory) -> str:
     Qwen3ForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))

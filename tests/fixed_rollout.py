@@ -53,10 +53,10 @@ def prompts(count):
     return Dataset.from_dict({"prompt": texts})
 
 
-def train(model, output, stock=False, sampled=False, reward=reward, peft_config=None, data=None, **overrides):
-    """Train one optimiser step of plain SGD with rate 1 and no clipping: the change of the weights is the gradient.
+def make_trainer(model, output, stock=False, sampled=False, reward=reward, peft_config=None, data=None, **overrides):
+    """For one optimiser step of plain SGD with rate 1 and no clipping: the change of the weights is the gradient.
 
-    Returns the trainer; with `stock`, TRL's own. With `sampled` the model writes the completions.
+    With `stock`, TRL's own trainer. With `sampled` the model writes the completions.
     """
     reward = REWARDS.get(reward, reward)
     settings = {
@@ -85,7 +85,7 @@ def train(model, output, stock=False, sampled=False, reward=reward, peft_config=
     trainer_class, config_class = (
         (GRPOTrainer, GRPOConfig) if stock else (EntropyForkGRPOTrainer, EntropyForkGRPOConfig)
     )
-    trainer = trainer_class(
+    return trainer_class(
         model=model,
         reward_funcs=reward,
         args=config_class(**settings),
@@ -93,6 +93,11 @@ def train(model, output, stock=False, sampled=False, reward=reward, peft_config=
         rollout_func=None if sampled else fixed_completions,
         peft_config=peft_config,
     )
+
+
+def train(model, output, **settings):
+    """The trainer of `make_trainer`, trained."""
+    trainer = make_trainer(model, output, **settings)
     trainer.train()
     return trainer
 

@@ -1,0 +1,74 @@
+"""Train a few GRPO steps with vLLM as the sampler, and write down what happened: steps.py MODEL OUTPUT JSON
+
+A process of its own for every run, since vLLM in colocate mode keeps the process's threads and process group for good.
+The JSON holds settings of the trainer, and `sync`: whether weights are synchronised `always`, at `first` or `never`.
+Writes log.json, the trained weights, and the tensors of every rollout.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+from trl import GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
+
+from tests import fixed_rollout
+from tests_vllm import on_cpu
+
+SYNC = {"always": math.inf, "first": 1, "never": 0}
+RECORDED = (
+    *("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages"),
+    *("old_per_token_logps", "sampling_per_token_logps", "importance_sampling_ratio", "kept_mask"),
+)
+
+
+def limit_sync(generation: VLLMGeneration, most: float) -> None:
+    """Drop TRL's calls to synchronise weights after so many of them."""
+    synchronise, left = generation.sync_weights, most
+
+    def limited():
+        nonlocal left
+        if left > 0:
+            left -= 1
+            synchronise()
+
+    generation.sync_weights = limited
+
+
+def record_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
+    """Save the tensors of every rollout as it comes out of scoring."""
+    score, count = trainer._generate_and_score_completions, 0
+
+    def recorded(inputs):
+        nonlocal count
+        output = score(inputs)
+        save_file(
+            {k: output[k].contiguous() for k in RECORDED if k in output}, folder / f"rollout-{count}.safetensors"
+        )
+        count += 1
+        return output
+
+    trainer._generate_and_score_completions = recorded
+
+
+def main() -> None:
+    model, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    sync = settings.pop("sync")
+    if settings["vllm_mode"] == "server":
+        (folder / "sent").mkdir()
+        on_cpu.sync_by_file(folder / "sent")
+    else:
+        on_cpu.keep_weights_unpacked()
+        on_cpu.colocate_in_float32()
+    trainer = fixed_rollout.make_trainer(model, folder, sampled=True, use_vllm=True, **settings)
+    limit_sync(trainer.vllm_generation, SYNC[sync])
+    record_rollouts(trainer, folder)
+    trainer.train()
+    save_file(fixed_rollout.weights(trainer), folder / "weights.safetensors")
+    (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Optimiser steps on what a real vLLM writes, as a server and in the trainer's process, in float32 on a processor."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import requests
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import REPOSITORY
+
+from .conftest import ENVIRONMENT
+
+pytestmark = pytest.mark.timeout(900)
+
+STEPS, RHO, CAP = 4, 0.2, 3.0
+# Mean absolute difference of log-probabilities, in nats. Float32 makes one of 1e-6; a step here moves them by about 1.
+NOISE, VISIBLE = 1e-4, 0.1
+DIFFERENCE = "sampling/sampling_logp_difference/mean"
+# Two micro-batches a step, so that sequences are regrouped by length together with their ratios.
+SETTINGS = {
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 2,
+    "vllm_max_model_length": 128,
+}
+ROLLOUT = {"entropy_scope": "rollout"}
+TRAINED = ROLLOUT | {"max_steps": STEPS, "optim": "adamw_torch", "learning_rate": 0.05}
+
+
+@dataclass
+class Run:
+    steps: list[dict]
+    rollouts: list[dict[str, torch.Tensor]]
+    weights: dict[str, torch.Tensor]
+
+
+def run(model, folder, **settings) -> Run:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests_vllm.steps", model, str(folder), json.dumps(SETTINGS | settings)],
+        cwd=REPOSITORY,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    steps = [row for row in json.loads((folder / "log.json").read_text()) if "loss" in row]
+    rollouts = [load_file(folder / f"rollout-{i}.safetensors") for i in range(len(steps))]
+    return Run(steps, rollouts, load_file(folder / "weights.safetensors"))
+
+
+def on_server(port: int) -> dict:
+    return {"vllm_mode": "server", "vllm_server_host": "127.0.0.1", "vllm_server_port": port}
+
+
+@pytest.fixture(scope="module", params=["server", "colocate"])
+def runs(request, model, tmp_path_factory) -> dict[str, Run]:
+    """Trained with a weight sync before every rollout, and with one before the first only."""
+    mode = {"vllm_mode": "colocate"}
+    if request.param == "server":
+        mode = on_server(request.getfixturevalue("server"))
+    folder = tmp_path_factory.mktemp(request.param)
+    found = {}
+    for sync in ("always", "first"):
+        (folder / sync).mkdir()
+        found[sync] = run(model, folder / sync, sync=sync, **mode, **TRAINED)
+        differences = ", ".join(f"{row[DIFFERENCE]:.1e}" for row in found[sync].steps)
+        seconds = sum(row["step_time"] for row in found[sync].steps)
+        print(f"{request.param}, sync {sync}: log-probability differences {differences}; {seconds:.1f} s")
+    return found
+
+
+def test_difference_is_noise_after_every_sync(runs):
+    differences = [row[DIFFERENCE] for row in runs["always"].steps]
+    assert len(differences) == STEPS
+    assert max(differences) < NOISE
+
+
+def test_difference_shows_without_sync(runs):
+    """What the test above would see if weights were not, or wrongly, synchronised."""
+    first, *later = [row[DIFFERENCE] for row in runs["first"].steps]
+    assert len(later) == STEPS - 1
+    assert first < NOISE
+    assert min(later) > VISIBLE
+
+
+@pytest.mark.parametrize("sync", ["always", "first"])
+def test_ratio_is_of_single_tokens(runs, sync):
+    for row, rollout in zip(runs[sync].steps, runs[sync].rollouts, strict=True):
+        mask = rollout["completion_mask"].bool()
+        ratio = rollout["importance_sampling_ratio"]
+        difference = rollout["old_per_token_logps"] - rollout["sampling_per_token_logps"]
+        torch.testing.assert_close(ratio[mask], difference[mask].double().exp().clamp(max=CAP).float())
+        assert row["sampling/importance_sampling_ratio/mean"] == pytest.approx(ratio[mask].mean().item(), rel=1e-5)
+    last = runs[sync].rollouts[-1]
+    extremes = last["importance_sampling_ratio"][last["completion_mask"].bool()].aminmax()
+    if sync == "always":
+        assert extremes.min.item() == pytest.approx(1, abs=1e-3)
+        assert extremes.max.item() == pytest.approx(1, abs=1e-3)
+    else:
+        assert extremes.min < 0.5
+        assert extremes.max == CAP
+
+
+def test_first_rollout_is_scored_and_selected_as_by_transformers(runs, model):
+    """vLLM's log-probabilities, and which tokens are kept, against the model run by transformers and a sort."""
+    rollout = runs["always"].rollouts[0]
+    ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
+    mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(model)(ids, attention_mask=mask).logits
+    logps = logits[:, rollout["prompt_ids"].size(1) - 1 : -1].log_softmax(-1)  # (B, T, V)
+    tokens = rollout["completion_mask"].bool()
+    sampled = logps.gather(2, rollout["completion_ids"].unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(rollout["sampling_per_token_logps"][tokens], sampled[tokens], atol=1e-3, rtol=0)
+
+    entropies = -(logps.exp() * logps).sum(-1)
+    kept = rollout["kept_mask"]
+    assert kept.sum() == math.ceil(RHO * tokens.sum())
+    assert not (kept & ~tokens).any()
+    # The first tokens of a group tie but for rounding.
+    assert entropies[kept].min() > entropies[tokens & ~kept].max() - 1e-4
+
+
+def test_kept_fraction_is_rho(runs):
+    for row, rollout in zip(runs["always"].steps, runs["always"].rollouts, strict=True):
+        tokens = rollout["completion_mask"].sum().item()
+        assert row["selection/kept_fraction"] == pytest.approx(math.ceil(RHO * tokens) / tokens)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ({"stock": True}, {"top_entropy_quantile": 1.0}),
+        (ROLLOUT | {"fused_lm_head": "trl", "batch_by_length": False}, ROLLOUT),
+    ],
+    ids=["all tokens, stock TRL", "kept tokens, TRL's head and batches"],
+)
+def test_step_is_corrected_alike(model, other_model, server, tmp_path, left, right):
+    """One step on what a sampler with other weights wrote, where the ratios run from near 0 to the cap."""
+    call = {"method": "reload_weights", "kwargs": {"weights_path": other_model}}
+    trained = []
+    for name, settings in (("left", left), ("right", right)):
+        requests.post(f"http://127.0.0.1:{server}/collective_rpc", json=call, timeout=60).raise_for_status()
+        (tmp_path / name).mkdir()
+        sampling = {"vllm_importance_sampling_mode": "token_truncate", "generation_kwargs": {"seed": 0}}
+        trained.append(run(model, tmp_path / name, sync="never", **on_server(server), **sampling, **settings))
+    (before, after) = trained
+    (written,), (again,) = before.rollouts, after.rollouts
+    assert torch.equal(written["completion_ids"], again["completion_ids"])
+    ratio = written["importance_sampling_ratio"][written["completion_mask"].bool()]
+    assert ratio.min() < 0.1
+    assert ratio.max() == CAP
+    start = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    for name, value in before.weights.items():
+        change, other = value - start[name], after.weights[name] - start[name]
+        assert change.abs().max() > 0
+        torch.testing.assert_close(other, change, rtol=1e-3, atol=1e-3 * change.abs().max().item(), msg=name)
