@@ -23,8 +23,10 @@ STEPS, RHO, CAP = 4, 0.2, 3.0
 # Mean absolute difference of log-probabilities, in nats. Float32 makes one of 1e-6; a step here moves them by about 1.
 NOISE, VISIBLE = 1e-4, 0.1
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
-# Two micro-batches a step, so that sequences are regrouped by length together with their ratios.
+# Two micro-batches a step of responses that are ragged, since one token in seven ends them: so sequences are regrouped
+# by length, and their ratios with them.
 SETTINGS = {
+    "generation_kwargs": {"seed": 0, "stop_token_ids": list(range(3, 57))},
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 2,
     "vllm_max_model_length": 128,
@@ -149,11 +151,12 @@ def test_step_is_corrected_alike(model, other_model, server, tmp_path, left, rig
     for name, settings in (("left", left), ("right", right)):
         requests.post(f"http://127.0.0.1:{server}/collective_rpc", json=call, timeout=60).raise_for_status()
         (tmp_path / name).mkdir()
-        sampling = {"vllm_importance_sampling_mode": "token_truncate", "generation_kwargs": {"seed": 0}}
-        trained.append(run(model, tmp_path / name, sync="never", **on_server(server), **sampling, **settings))
+        by_token = {"vllm_importance_sampling_mode": "token_truncate"}
+        trained.append(run(model, tmp_path / name, sync="never", **on_server(server), **by_token, **settings))
     (before, after) = trained
     (written,), (again,) = before.rollouts, after.rollouts
     assert torch.equal(written["completion_ids"], again["completion_ids"])
+    assert len(written["completion_mask"].sum(1).unique()) > 4
     ratio = written["importance_sampling_ratio"][written["completion_mask"].bool()]
     assert ratio.min() < 0.1
     assert ratio.max() == CAP
