@@ -25,8 +25,9 @@ NOISE, VISIBLE = 1e-4, 0.1
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
 # Two micro-batches a step of responses that are ragged, since one token in seven ends them: so sequences are regrouped
 # by length, and their ratios with them.
+STOP = {"stop_token_ids": list(range(3, 57))}
 SETTINGS = {
-    "generation_kwargs": {"seed": 0, "stop_token_ids": list(range(3, 57))},
+    "generation_kwargs": STOP,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 2,
     "vllm_max_model_length": 128,
@@ -151,8 +152,11 @@ def test_step_is_corrected_alike(model, other_model, server, tmp_path, left, rig
     for name, settings in (("left", left), ("right", right)):
         requests.post(f"http://127.0.0.1:{server}/collective_rpc", json=call, timeout=60).raise_for_status()
         (tmp_path / name).mkdir()
-        by_token = {"vllm_importance_sampling_mode": "token_truncate"}
-        trained.append(run(model, tmp_path / name, sync="never", **on_server(server), **by_token, **settings))
+        settings = settings | {
+            "vllm_importance_sampling_mode": "token_truncate",
+            "generation_kwargs": STOP | {"seed": 0},
+        }
+        trained.append(run(model, tmp_path / name, sync="never", **on_server(server), **settings))
     (before, after) = trained
     (written,), (again,) = before.rollouts, after.rollouts
     assert torch.equal(written["completion_ids"], again["completion_ids"])
