@@ -43,6 +43,8 @@ class DurableGRPOTrainer(GRPOTrainer):
             RuntimeError: `max_skipped_steps` optimiser steps in a row had no finite gradient.
         """
         norm = super()._get_grad_norm(model, grad_norm)
+        if self.is_deepspeed_enabled:  # it has taken its step by now, and looks after overflows itself
+            return norm
         finite = math.isfinite(float(norm))
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
         if not finite:
