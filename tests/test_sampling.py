@@ -119,6 +119,66 @@ def test_informative_by_the_share_of_right_responses(rights, bounds, kept):
         assert informative(share, *bounds) == kept
 
 
+class Watched:
+    """A reward that can begin; keeps what it was asked."""
+
+    __name__ = "watched"
+
+    def __init__(self, events):
+        self.events = events
+
+    def begin(self, **columns):
+        self.events.append(("begin", columns))
+
+    def __call__(self, **columns):
+        self.events.append(("call", columns))
+        return fixed_rollout.coins(columns["completion_ids"])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_grading_begins_when_responses_are_written(tiny_model, tmp_path, monkeypatch, dynamic):
+    """Before the pass that scores them, and, drawn in parts, before the next part is written."""
+    events = []
+    trainer_class = fixed_rollout.EntropyForkGRPOTrainer
+    generate = fixed_rollout.fixed_completions
+
+    def written(prompts, trainer):
+        events.append(("write", {"prompts": prompts}))
+        return generate(prompts, trainer) | {"note": ["x"] * len(prompts)}
+
+    original = trainer_class._get_per_token_logps_and_entropies
+
+    def scored(self, *args, **kwargs):
+        events.append(("pass", {}))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(fixed_rollout, "fixed_completions", written)
+    monkeypatch.setattr(trainer_class, "_get_per_token_logps_and_entropies", scored)
+    data = fixed_rollout.prompts(16).add_column("solution", [str(i) for i in range(16)])
+    fixed_rollout.train(
+        tiny_model,
+        tmp_path,
+        data=data,
+        reward=Watched(events),
+        per_device_train_batch_size=4,
+        steps_per_generation=2,
+        entropy_scope="rollout",
+        dynamic_sampling=dynamic,
+    )
+    names = [name for name, _ in events]
+    if not dynamic:
+        assert names == ["write", "begin", "pass", "call", "pass"]
+    else:
+        assert names.index("pass") > max(i for i, name in enumerate(names) if name == "call")
+        rounds = "-".join(names[: names.index("pass")]).split("call")
+        assert any(part.count("write-begin") > 1 for part in rounds), "no round was written in parts"
+        assert all(part.count("write-begin") == part.count("write") for part in rounds)
+    begun = [columns for name, columns in events if name == "begin"]
+    asked = [columns for name, columns in events if name == "call"]
+    for key in ("prompts", "completions", "solution", "note"):
+        assert [x for c in begun for x in c[key]] == [x for c in asked for x in c[key]], key
+
+
 SAMPLING = {"dynamic_sampling": True, "reward": "coins"}
 
 
@@ -234,11 +294,6 @@ def test_groups_that_waited_have_the_log_probabilities_of_their_policy(tiny_mode
     assert checked > 0, "no group waited: this would show nothing"
     first, last = seen[0], seen[-1]
     assert max((first[name] - last[name]).abs().max() for name in first) > 1e-2
-
-
-def never_right(completion_ids, **kwargs):
-    """Informative for one problem only: the first that is asked for."""
-    return [float(len(ids) == 3 and i == 0) for i, ids in enumerate(completion_ids)]
 
 
 @pytest.mark.parametrize("limit", ["raise", "top_up", "partial"])

@@ -169,3 +169,16 @@ def test_step_is_corrected_alike(model, other_model, server, tmp_path, left, rig
         change, other = value - start[name], after.weights[name] - start[name]
         assert change.abs().max() > 0
         torch.testing.assert_close(other, change, rtol=1e-3, atol=1e-3 * change.abs().max().item(), msg=name)
+
+
+def test_groups_that_waited_are_corrected_by_the_policy_that_wrote_them(model, tmp_path):
+    """Dynamic sampling carries groups over a step that moves log-probabilities by about 1; their ratios stay at 1."""
+    settings = TRAINED | {"dynamic_sampling": True, "reward": "coins", "vllm_mode": "colocate"}
+    found = run(model, tmp_path, sync="always", **settings)
+    assert sum(row["dynamic_sampling/carried"] for row in found.steps) > 0
+    assert len(found.rollouts) == STEPS
+    for rollout in found.rollouts:
+        groups = rollout["advantages"].view(-1, 4)
+        assert ((groups > 0).any(1) & (groups < 0).any(1)).all(), "every group has right and wrong responses"
+        ratio = rollout["importance_sampling_ratio"][rollout["completion_mask"].bool()]
+        assert (ratio - 1).abs().max() < 1e-3
