@@ -45,7 +45,7 @@ def history(trainer_class: type[GRPOTrainer], words: list[str], seed: int) -> li
         settings = recipe.load(RECIPE) | recipe.overrides([*words, "--output_dir", output])
         run_config, args, model_config = recipe.build(recipe.checked(settings, CLASSES), CLASSES)
         model, problems = load_embedded(model_config.model_name_or_path, seed), load_problems(run_config, seed)
-        grader = Grader(1, run_config.grading_seconds)
+        grader = Grader(1, run_config.grading_seconds, run_config.grading_total_seconds)
         trainer = trainer_class(
             model=model,
             reward_funcs=get_rewards(run_config.rewards, grader, args.max_completion_length),

@@ -15,6 +15,8 @@ from .selection import MAX_TOKENS, SCOPES, SELECTIONS
 TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
 DENOMINATORS = ("kept", "all")
 HEADS = ("auto", "liger", "trl")
+# What a right and a wrong answer are worth.
+REWARD_SCALES = {"0/1": (1.0, 0.0), "+-1": (1.0, -1.0)}
 # Losses whose gradient at a token is advantage * ratio unless the ratio is clipped.
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
 # Settings that change the distribution that is sampled from, and the values with which they do not. The loss takes the
@@ -218,7 +220,12 @@ class RunConfig:
             whether a response is right. Their factors are TRL's `reward_weights`.
         overlong_cache_length: with `overlong`, the last tokens before `max_completion_length`, over which DAPO's
             punishment falls from 0 to -1.
-        grading_seconds: wall-clock limit for grading one answer; one that passes it counts as wrong.
+        reward_scale: what a right and a wrong answer are worth to rewards by name: `0/1` for 1 and 0, `+-1` for 1 and
+            -1. `overlong` and your own functions have their own values.
+        grading_seconds: wall-clock limit for grading one answer; one that passes it counts as wrong, and so does one
+            whose reference math-verify cannot read, unless the two are the same text.
+        grading_total_seconds: how long a process waits at most for the grading of a rollout or an evaluation batch;
+            answers that are not graded by then count as wrong.
         num_train_problems: for an embedded data set, how many problems to make.
         num_dev_problems: held-out problems for evaluation during training (0 for none).
         num_test_problems: held-out problems for the evaluation before and after training (0 for none).
@@ -231,7 +238,9 @@ class RunConfig:
     dataset_train_split: str = "train"
     rewards: list[str] = field(default_factory=lambda: ["accuracy"])
     overlong_cache_length: int | None = None
+    reward_scale: str = "0/1"
     grading_seconds: float = 5.0
+    grading_total_seconds: float = 120.0
     num_train_problems: int = 4096
     num_dev_problems: int = 0
     num_test_problems: int = 0
@@ -244,3 +253,9 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
         if self.grading_seconds <= 0:
             raise ValueError(f"grading_seconds is {self.grading_seconds}: it must be above 0.")
+        if self.grading_total_seconds < self.grading_seconds:
+            raise ValueError(
+                f"grading_total_seconds is {self.grading_total_seconds}: it must be at least grading_seconds "
+                f"({self.grading_seconds})."
+            )
+        one_of("reward_scale", self.reward_scale, tuple(REWARD_SCALES))

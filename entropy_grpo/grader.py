@@ -1,106 +1,181 @@
-"""Grading in worker processes that no answer can stop: each answer has a wall-clock limit of its own.
+"""Grading in worker processes that no answer can stop: each answer has a time limit, and so has each call.
 
 math-verify hands an answer to sympy, which may take seconds over a short one and for ever over a hostile one, and its
 own time limit, a signal, does not interrupt what does not return to Python. Here a worker that passes the limit is
 killed and replaced, workers are renewed after a while because sympy's caches grow, and their memory is bounded.
-Answers that are plainly right or wrong do not go to a worker, and equal pairs go once.
+
+Answers that are plainly right or wrong do not go to a worker, and equal pairs go once. An answer has `FIRST_SECONDS`
+at first; those that need more get the limit after all others, so that slow answers hold up few but each other. What
+ended its worker has a second try, too: a worker may also have been killed from outside.
 """
 
+import logging
 import os
 import re
 import resource
+import signal
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError
-from functools import cached_property
-from multiprocessing import get_context
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import TimeoutError, wait
+from multiprocessing import forkserver, get_context
+from pathlib import Path
 
-from pebble import ProcessPool
+from pebble import ProcessFuture, ProcessPool
 
-from .grading import equivalent
+from .grading import Verdict, compare
 
 LogMetric = Callable[[str, float], None]
+Pair = tuple[str | None, str]
 
 # No reference answer of a mathematical data set is nearly as long, and the parser's time grows with the length.
 LONGEST_ANSWER = 2000
-TASKS_PER_WORKER = 2000
+FIRST_SECONDS = 0.3
+TASKS_PER_WORKER = 1000
 WORKER_BYTES = 4 * 2**30
-# A worker imports sympy and the parser before its first answer, on a machine that may be busy.
-START_SECONDS = 60.0
+# Pairs that were begun and never asked for are forgotten beyond this many.
+MOST_BEGUN = 2**15
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+METRICS = {
+    "timeouts": Verdict.TIMEOUT,
+    "failures": Verdict.FAILURE,
+    "unparseable_references": Verdict.UNPARSEABLE_REFERENCE,
+}
 
 
-def plain_verdict(answer: str | None, reference: str) -> bool | None:
+def plain_verdict(answer: str | None, reference: str) -> Verdict | None:
     """The verdict where it takes no mathematics; None where it does.
 
     No answer, an empty one and one of more than `LONGEST_ANSWER` characters are wrong.
     """
     if answer is None or not answer.strip() or len(answer) > LONGEST_ANSWER:
-        return False
+        return Verdict.WRONG
     answer, reference = answer.strip(), reference.strip()
     if answer == reference:
-        return True
+        return Verdict.RIGHT
     if INTEGER.fullmatch(answer) and INTEGER.fullmatch(reference):
-        return int(answer) == int(reference)
+        return Verdict.RIGHT if int(answer) == int(reference) else Verdict.WRONG
     return None
 
 
-def _bound_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (WORKER_BYTES, WORKER_BYTES))
+def _prepare_worker() -> None:
+    # What the worker was forked with counts nothing: a script that imports torch has gigabytes of address space.
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + WORKER_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    # The pool's own handler waits until the worker is back in Python; meanwhile the pool would stand still.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _ready() -> None:
-    equivalent("\\frac{1}{2}", "0.5")
+def _verdict(future: ProcessFuture, late: bool) -> Verdict:
+    """What came of a scheduled comparison; one that is not done was `late`, or its pool broke."""
+    if not future.done():
+        return Verdict.TIMEOUT if late else Verdict.FAILURE
+    try:
+        return future.result()
+    except TimeoutError:
+        return Verdict.TIMEOUT
+    except Exception:  # whatever sympy raises over text that a model wrote, or the end of its worker
+        return Verdict.FAILURE
 
 
 class Grader:
-    """Grades answers in a pool of processes; `workers` of them, `seconds` for an answer."""
+    """Grades answers in a pool of processes.
 
-    def __init__(self, workers: int, seconds: float):
-        self.workers, self.seconds = workers, seconds
+    Parameters:
+        workers: how many processes.
+        seconds: wall-clock limit for one answer.
+        total_seconds: how long a call waits at most; what is not graded by then is a timeout, too.
+    """
 
-    @cached_property
-    def _pool(self) -> ProcessPool:
-        # Not forked from this process: its threads may hold locks.
-        pool = ProcessPool(
-            max_workers=self.workers,
-            max_tasks=TASKS_PER_WORKER,
-            initializer=_bound_memory,
-            context=get_context("forkserver"),
-        )
-        for started in [pool.schedule(_ready, timeout=START_SECONDS) for _ in range(self.workers)]:
-            started.result()
-        return pool
+    def __init__(self, workers: int, seconds: float, total_seconds: float):
+        self.workers, self.seconds, self.total_seconds = workers, seconds, total_seconds
+        self._pool: ProcessPool | None = None
+        self._begun: dict[Pair, ProcessFuture] = {}
+        # Imports while the caller does something else. The workers are forked from that process, not from this one,
+        # whose threads may hold locks.
+        forkserver.set_forkserver_preload(["__main__", f"{__package__}.warm_grading"])
+        forkserver.ensure_running()
+
+    def _open_pool(self) -> None:
+        """Have a pool that works; one that broke, as pebble's does when an idle worker is killed, is replaced."""
+        if self._pool is not None and not self._pool.active:
+            self._drop_pool()
+        if self._pool is None:
+            self._pool = ProcessPool(
+                max_workers=self.workers,
+                max_tasks=TASKS_PER_WORKER,
+                initializer=_prepare_worker,
+                context=get_context("forkserver"),
+            )
+
+    def _drop_pool(self) -> None:
+        """Kill the workers; what was begun with them begins anew where it is asked for."""
+        self._begun.clear()
+        self._pool.stop()
+        self._pool.join()
+        self._pool = None
+
+    def _schedule(self, pair: Pair, seconds: float) -> ProcessFuture:
+        try:
+            return self._pool.schedule(compare, args=pair, timeout=seconds)
+        except RuntimeError as error:  # the pool broke just now
+            future = ProcessFuture()
+            future.set_exception(error)
+            return future
+
+    def begin(self, answers: Sequence[str | None], references: Sequence[str]) -> None:
+        """Start to grade and return at once; a later call with the same answers collects."""
+        self._open_pool()
+        for pair in dict.fromkeys(zip(answers, references, strict=True)):
+            if pair not in self._begun and plain_verdict(*pair) is None:
+                self._begun[pair] = self._schedule(pair, min(FIRST_SECONDS, self.seconds))
+        while len(self._begun) > MOST_BEGUN:
+            self._begun.pop(next(iter(self._begun))).cancel()
+
+    def _collect(self, pairs: Iterable[Pair], seconds: float, deadline: float) -> dict[Pair, Verdict]:
+        """The workers' verdicts; at the deadline, a reading of `time.monotonic`, the others are timeouts."""
+        self._open_pool()
+        futures = {pair: self._begun.pop(pair, None) or self._schedule(pair, seconds) for pair in pairs}
+        waiting = set(futures.values())
+        while waiting and self._pool.active and (left := deadline - time.monotonic()) > 0:
+            waiting = wait(waiting, min(left, 1.0)).not_done
+        late = time.monotonic() >= deadline
+        found = {pair: _verdict(future, late) for pair, future in futures.items()}
+        if waiting:
+            if late:
+                logging.getLogger(__name__).warning(
+                    f"{len(waiting)} answers count as wrong: they were not graded within grading_total_seconds "
+                    f"({self.total_seconds:g})."
+                )
+            self._drop_pool()
+        return found
 
     def __call__(
         self, answers: Sequence[str | None], references: Sequence[str], log_metric: LogMetric | None = None
     ) -> list[float]:
         """1.0 for an answer that is equivalent to its reference, else 0.0, also where that was not found out.
 
-        `log_metric` gets `grading/timeouts`, answers that passed the limit, and `grading/failures`, those that ended
-        their worker or raised, as shares of the answers.
+        `log_metric` gets shares of the answers: `grading/timeouts`, those that passed a limit, `grading/failures`,
+        those that ended their worker or raised, and `grading/unparseable_references`, those whose reference says
+        nothing to math-verify, not even as text.
         """
+        deadline = time.monotonic() + self.total_seconds
         pairs = list(zip(answers, references, strict=True))
         verdicts = {pair: plain_verdict(*pair) for pair in pairs}
-        waiting = {
-            pair: self._pool.schedule(equivalent, args=pair, timeout=self.seconds)
-            for pair, verdict in verdicts.items()
-            if verdict is None
-        }
-        failed: dict[tuple, str] = {}
-        for pair, future in waiting.items():
-            try:
-                verdicts[pair] = future.result()
-            except TimeoutError:
-                verdicts[pair], failed[pair] = False, "timeouts"
-            except Exception:  # whatever sympy raises over text that a model wrote, or the end of its worker
-                verdicts[pair], failed[pair] = False, "failures"
+        waiting = [pair for pair, verdict in verdicts.items() if verdict is None]
+        if waiting:
+            verdicts |= self._collect(waiting, min(FIRST_SECONDS, self.seconds), deadline)
+        more = self.seconds > FIRST_SECONDS
+        again = [p for p in waiting if verdicts[p] is Verdict.FAILURE or (more and verdicts[p] is Verdict.TIMEOUT)]
+        if again and time.monotonic() < deadline:
+            verdicts |= self._collect(again, self.seconds, deadline)
         if log_metric is not None and pairs:
-            counts = Counter(failed[pair] for pair in pairs if pair in failed)
-            for name in ("timeouts", "failures"):
-                log_metric(f"grading/{name}", counts[name] / len(pairs))
-        return [float(verdicts[pair]) for pair in pairs]
+            counts = Counter(verdicts[pair] for pair in pairs)
+            for name, verdict in METRICS.items():
+                log_metric(f"grading/{name}", counts[verdict] / len(pairs))
+        return [float(verdicts[pair] is Verdict.RIGHT) for pair in pairs]
 
 
 def worker_count() -> int:

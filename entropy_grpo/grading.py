@@ -1,8 +1,21 @@
-"""Is the boxed answer of a response equivalent to the reference? Text in, bool out; no model, no trainer."""
+"""Is the boxed answer of a response equivalent to the reference? Text in, verdict out; no model, no trainer."""
 
 import re
+from enum import StrEnum
 
 from math_verify import LatexExtractionConfig, parse, verify
+
+BRACE = re.compile(r"[{}]")
+
+
+class Verdict(StrEnum):
+    """What comes of comparing an answer with its reference; everything but `RIGHT` counts as wrong."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNPARSEABLE_REFERENCE = "unparseable reference"
+    TIMEOUT = "timeout"
+    FAILURE = "failure"
 
 
 def boxed(text: str) -> str | None:
@@ -12,10 +25,10 @@ def boxed(text: str) -> str | None:
         return None
     start += len("\\boxed{")
     depth = 1
-    for i in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
+    for brace in BRACE.finditer(text, start):
+        depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return text[start:i]
+            return text[start : brace.start()]
     return None
 
 
@@ -25,13 +38,23 @@ def answer_line(text: str) -> str | None:
     return lines[-1].strip() if lines else None
 
 
-def _parsed(answer: str) -> list:
+def _parsed(text: str) -> list:
+    """What math-verify reads in a text: a sympy expression, if it can, and the text."""
     # `boxed` is kept on top so that an answer is read as a whole, not searched for something that looks like one.
-    return parse(f"\\boxed{{{answer}}}", extraction_config=[LatexExtractionConfig(boxed_match_priority=0)])
+    config = LatexExtractionConfig(boxed_match_priority=0)
+    # Without math-verify's own limit, a signal that would turn a slow reference into one that does not parse: `grader`
+    # has one that holds.
+    return parse(f"\\boxed{{{text}}}", extraction_config=[config], parsing_timeout=None)
 
 
-def equivalent(answer: str, reference: str) -> bool:
-    """Whether math-verify finds the two expressions equal; text that it cannot read equals nothing but itself."""
+def compare(answer: str, reference: str) -> Verdict:
+    """Whether math-verify finds the two expressions equal; text that it cannot read equals nothing but itself.
+
+    There is no limit on the time that it takes.
+    """
     if answer.strip() == reference.strip():
-        return True
-    return verify(_parsed(reference), _parsed(answer))
+        return Verdict.RIGHT
+    expected = _parsed(reference)
+    if verify(expected, _parsed(answer), timeout_seconds=None):
+        return Verdict.RIGHT
+    return Verdict.UNPARSEABLE_REFERENCE if all(isinstance(e, str) for e in expected) else Verdict.WRONG

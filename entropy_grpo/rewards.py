@@ -1,7 +1,11 @@
 """Reward functions by name, in TRL's signature: (prompts, completions, **columns of the data set) -> floats.
 
-The first reward of a run says whether a response is right; evaluation reads that one. `random`, `inverted` and
-`format_only` are controls: models exist that gain as much from them, and a gain over them is one that can be believed.
+The first reward of a run says whether a response is right, which it is where that reward is above 0; evaluation reads
+that one. `random`, `inverted` and `format_only` are controls: models exist that gain as much from them, and a gain
+over them is one that can be believed.
+
+Two steps make such a reward. What is graded: a text out of each response, or None. And what the verdict is worth: 1
+and 0, or 1 and -1, the recipe's `reward_scale`. Rewards that grade can `begin` as soon as the responses are written.
 """
 
 import hashlib
@@ -9,11 +13,11 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from trl.rewards import get_soft_overlong_punishment
 
+from .config import REWARD_SCALES
 from .embedded import number_walk
 from .grader import Grader, LogMetric
 from .grading import answer_line, boxed
@@ -27,33 +31,40 @@ def text_of(completion: str | list[dict[str, str]]) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def accuracy(
-    completions: list, solution: list[str], grade: Grader, log_metric: LogMetric | None = None, **kwargs: Any
-) -> list[float]:
-    """1.0 if the boxed answer is equivalent to `solution`, else 0.0 (arXiv 2506.01939, section 5.2)."""
-    return grade([boxed(text_of(c)) for c in completions], solution, log_metric)
+# What is graded: (prompts, completions) -> answers.
 
 
-def dapo_accuracy(
-    completions: list, solution: list[str], grade: Grader, log_metric: LogMetric | None = None, **kwargs: Any
-) -> list[float]:
-    """1.0 if the last `Answer: ...` line, which DAPO's prompt asks for, is equivalent to `solution`, else 0.0."""
-    return grade([answer_line(text_of(c)) for c in completions], solution, log_metric)
+def boxed_answers(completions: list, **kwargs: Any) -> list[str | None]:
+    """What the responses box (arXiv 2506.01939, section 5.2)."""
+    return [boxed(text_of(c)) for c in completions]
+
+
+def answer_lines(completions: list, **kwargs: Any) -> list[str | None]:
+    """The last `Answer: ...` lines, which DAPO's prompt asks for."""
+    return [answer_line(text_of(c)) for c in completions]
+
+
+def walks(prompts: list[str], completions: list[str], **kwargs: Any) -> list[str | None]:
+    """The boxed expressions that walk from the given start by the given moves."""
+    answers = [boxed(completion) for completion in completions]
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        problem = number_walk.Problem.from_prompt(prompt)
+        if answer is not None and not number_walk.uses_what_was_given(problem, answer):
+            answers[i] = None
+    return answers
+
+
+# Controls that grade nothing: (prompts, completions) -> 1.0 or 0.0.
 
 
 def format_only(completions: list, **kwargs: Any) -> list[float]:
-    """Control: 1.0 for one boxed answer that closes, whatever it says, else 0.0."""
+    """1.0 for one boxed answer that closes, whatever it says, else 0.0."""
     texts = [text_of(c) for c in completions]
     return [float(text.count("\\boxed{") == 1 and boxed(text) is not None) for text in texts]
 
 
-def inverted(**kwargs: Any) -> list[float]:
-    """Control: 1.0 where `accuracy` has 0.0, and the other way round."""
-    return [1.0 - right for right in accuracy(**kwargs)]
-
-
 def random(prompts: list, completions: list, **kwargs: Any) -> list[float]:
-    """Control: 1.0 or 0.0, a coin that falls alike for the same response to the same prompt."""
+    """1.0 or 0.0, a coin that falls alike for the same response to the same prompt."""
 
     def coin(prompt: Any, completion: Any) -> float:
         return float(hashlib.sha256(f"{prompt}\0{text_of(completion)}".encode()).digest()[0] % 2)
@@ -61,26 +72,40 @@ def random(prompts: list, completions: list, **kwargs: Any) -> list[float]:
     return [coin(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
-def walk_accuracy(
-    prompts: list[str],
-    completions: list[str],
-    solution: list[str],
-    grade: Grader,
-    log_metric: LogMetric | None = None,
-    **kwargs: Any,
-) -> list[float]:
-    """`accuracy`, for boxed expressions that walk from the given start by the given moves; 0.0 for all others."""
-    answers = [boxed(completion) for completion in completions]
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        problem = number_walk.Problem.from_prompt(prompt)
-        if answer is not None and not number_walk.uses_what_was_given(problem, answer):
-            answers[i] = None
-    return grade(answers, solution, log_metric)
+class Control:
+    """A control on the run's scale: `right` for 1.0, `wrong` for 0.0."""
+
+    def __init__(self, name: str, judge: Reward, right: float, wrong: float):
+        self.__name__ = name  # TRL names its metrics after it
+        self.judge, self.right, self.wrong = judge, right, wrong
+
+    def __call__(self, **columns: Any) -> list[float]:
+        return [self.right if judged else self.wrong for judged in self.judge(**columns)]
 
 
-REWARDS: dict[str, Reward] = {
-    f.__name__: f for f in (accuracy, dapo_accuracy, format_only, inverted, random, walk_accuracy)
+class Graded:
+    """`right` for an answer that is equivalent to the column `solution`, else `wrong`."""
+
+    def __init__(self, name: str, answers: Callable[..., list[str | None]], grade: Grader, right: float, wrong: float):
+        self.__name__ = name
+        self.answers, self.grade, self.right, self.wrong = answers, grade, right, wrong
+
+    def begin(self, solution: list[str], **columns: Any) -> None:
+        """Start to grade; a later call with the same columns waits for what is left."""
+        self.grade.begin(self.answers(**columns), solution)
+
+    def __call__(self, solution: list[str], log_metric: LogMetric | None = None, **columns: Any) -> list[float]:
+        graded = self.grade(self.answers(**columns), solution, log_metric)
+        return [self.right if equal else self.wrong for equal in graded]
+
+
+GRADED = {
+    "accuracy": boxed_answers,
+    "dapo_accuracy": answer_lines,
+    "walk_accuracy": walks,
+    "inverted": boxed_answers,
 }
+CONTROLS = {"format_only": format_only, "random": random}
 
 
 def imported(name: str) -> Reward:
@@ -113,10 +138,17 @@ def overlong(max_completion_length: int, cache_length: int | None) -> Reward:
 
 
 def get_rewards(
-    names: list[str], grade: Grader, max_completion_length: int, overlong_cache_length: int | None = None
+    names: list[str],
+    grade: Grader,
+    max_completion_length: int,
+    overlong_cache_length: int | None = None,
+    scale: str = "0/1",
 ) -> list[Reward]:
-    """The named reward functions, with a grader for those that need one; `ValueError` naming the known ones."""
-    known = [*REWARDS, OVERLONG]
+    """The named reward functions, with a grader for those that need one; `ValueError` naming the known ones.
+
+    `scale` is one of `REWARD_SCALES`, for all but `overlong` and the user's own.
+    """
+    known = [*GRADED, *CONTROLS, OVERLONG]
     if not names or any(name not in known and ":" not in name for name in names):
         raise ValueError(f"rewards is {names!r}: name one or more of {', '.join(sorted(known))}, or module:function.")
     if names[0] == OVERLONG:
@@ -126,10 +158,15 @@ def get_rewards(
             f"overlong_cache_length is {overlong_cache_length}, but rewards does not name 'overlong': add it, or "
             "leave the length out."
         )
+    right, wrong = REWARD_SCALES[scale]
 
     def made(name: str) -> Reward:
         if name == OVERLONG:
             return overlong(max_completion_length, overlong_cache_length)
-        return partial(REWARDS[name], grade=grade) if name in REWARDS else imported(name)
+        if name == "inverted":
+            return Graded(name, GRADED[name], grade, wrong, right)
+        if name in GRADED:
+            return Graded(name, GRADED[name], grade, right, wrong)
+        return Control(name, CONTROLS[name], right, wrong) if name in CONTROLS else imported(name)
 
     return [made(name) for name in names]

@@ -36,9 +36,13 @@ def main(settings: Settings, name: str) -> None:
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
-        grader = Grader(worker_count(), run_config.grading_seconds)
+        grader = Grader(worker_count(), run_config.grading_seconds, run_config.grading_total_seconds)
         reward_funcs = get_rewards(
-            run_config.rewards, grader, args.max_completion_length, run_config.overlong_cache_length
+            run_config.rewards,
+            grader,
+            args.max_completion_length,
+            run_config.overlong_cache_length,
+            run_config.reward_scale,
         )
         problems = load_problems(run_config, args.seed)
         check_size(problems.train, args.generation_batch_size // args.num_generations)

@@ -11,7 +11,7 @@ from entropy_grpo.config import RunConfig
 from entropy_grpo.data import check_size, load_problems
 from entropy_grpo.embedded.number_walk import Problem
 from entropy_grpo.grader import Grader
-from entropy_grpo.rewards import accuracy
+from entropy_grpo.rewards import get_rewards
 
 ROWS = [{"prompt": f"What is {i} + {i}?", "solution": str(2 * i), "level": i % 3} for i in range(11)]
 
@@ -106,7 +106,8 @@ def test_solutions_that_are_numbers_can_be_graded_or_are_refused(tmp_path):
         assert "solution" in str(refusal)
     else:
         completions = [f"\\boxed{{{row['solution']}}}" for row in train]
-        assert accuracy(completions, train["solution"], Grader(1, seconds=20)) == [1.0, 1.0, 1.0]
+        (accuracy,) = get_rewards(["accuracy"], Grader(1, seconds=20, total_seconds=60), 48)
+        assert accuracy(completions=completions, solution=train["solution"]) == [1.0, 1.0, 1.0]
 
 
 def test_missing_columns_are_named(tmp_path):

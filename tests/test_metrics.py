@@ -135,7 +135,7 @@ BEFORE = [
     row("a", 0.0, length=8, good=2, made=3),
     row("a", 0.0, length=2, good=0, made=0),
     row("b", 1.0, length=5, good=1, made=1),
-    row("b", 0.5, length=11, good=1, made=1),  # a reward below 1 is no right answer
+    row("b", -1.0, length=11, good=1, made=1),  # as `reward_scale: +-1` has it
 ]
 
 

@@ -3,15 +3,16 @@
 import itertools
 import re
 import sys
-import time
 
 import pytest
 from trl.trainer.utils import get_callable_name
 
+from entropy_grpo.config import RunConfig
 from entropy_grpo.embedded.number_walk import Problem
-from entropy_grpo.grader import LONGEST_ANSWER, Grader, plain_verdict
-from entropy_grpo.grading import answer_line, boxed, equivalent
-from entropy_grpo.rewards import accuracy, dapo_accuracy, format_only, get_rewards, inverted, random, walk_accuracy
+from entropy_grpo.grader import Grader
+from entropy_grpo.grading import Verdict, answer_line, boxed, compare
+from entropy_grpo.recipe import build, checked, load
+from entropy_grpo.rewards import get_rewards
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_boxed(text, content):
     ],
 )
 def test_equivalent(answer, reference):
-    assert equivalent(answer, reference)
+    assert compare(answer, reference) is Verdict.RIGHT
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,6 @@ def test_equivalent(answer, reference):
         ("8, 9", "8"),
         ("8 or 9", "8"),
         ("", "8"),
-        ("8", ""),
         ("the answer", "8"),
         ("}{", "8"),
         ("\\frac{", "8"),
@@ -94,14 +94,21 @@ def test_equivalent(answer, reference):
     ],
 )
 def test_not_equivalent(answer, reference):
-    assert not equivalent(answer, reference)
+    assert compare(answer, reference) is Verdict.WRONG
 
 
-GRADER = Grader(2, seconds=20)
+@pytest.mark.parametrize("reference", ["", "\\frac{", "?!"])
+def test_a_reference_that_cannot_be_read_equals_nothing_but_itself(reference):
+    assert compare("8", reference) is Verdict.UNPARSEABLE_REFERENCE
+    assert compare(reference, reference) is Verdict.RIGHT
 
 
-def call(reward, prompts, completions, **columns):
+GRADER = Grader(2, seconds=20, total_seconds=60)
+
+
+def call(name, prompts, completions, **columns):
     """As TRL's trainer calls a reward function: by keyword, with columns and arguments that it may not know."""
+    (reward,) = get_rewards([name], GRADER, 48)
     return reward(
         prompts=prompts,
         completions=completions,
@@ -109,7 +116,6 @@ def call(reward, prompts, completions, **columns):
         trainer_state=None,
         log_extra=None,
         log_metric=None,
-        grade=GRADER,
         level=["easy"] * len(completions),
         **columns,
     )
@@ -117,7 +123,7 @@ def call(reward, prompts, completions, **columns):
 
 def test_accuracy_of_plain_completions():
     completions = ["so \\boxed{0.5}", "so \\boxed{2}", "so 1/2", "\\boxed{\\frac12", ""]
-    assert call(accuracy, ["?"] * 5, completions, solution=["\\frac{1}{2}"] * 5) == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert call("accuracy", ["?"] * 5, completions, solution=["\\frac{1}{2}"] * 5) == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_accuracy_of_conversational_completions():
@@ -128,17 +134,21 @@ def test_accuracy_of_conversational_completions():
         # The last message is the answer.
         [{"role": "assistant", "content": "\\boxed{7}"}, {"role": "assistant", "content": "no, \\boxed{8}"}],
     ]
-    rewards = call(accuracy, prompts, completions, solution=["8"] * 3)
+    rewards = call("accuracy", prompts, completions, solution=["8"] * 3)
     assert rewards == [1.0, 0.0, 1.0] and all(type(r) is float for r in rewards)
 
 
 def test_accuracy_grades_every_completion_by_its_own_solution():
-    assert call(accuracy, ["?"] * 3, ["\\boxed{1}", "\\boxed{2}", "\\boxed{3}"], solution=["1", "3", "3"]) == [1, 0, 1]
+    assert call("accuracy", ["?"] * 3, ["\\boxed{1}", "\\boxed{2}", "\\boxed{3}"], solution=["1", "3", "3"]) == [
+        1,
+        0,
+        1,
+    ]
 
 
 def test_accuracy_needs_a_solution_for_every_completion():
     with pytest.raises(ValueError):
-        call(accuracy, ["?"] * 2, ["\\boxed{1}", "\\boxed{1}"], solution=["1"])
+        call("accuracy", ["?"] * 2, ["\\boxed{1}", "\\boxed{1}"], solution=["1"])
 
 
 def test_walk_accuracy_is_that_of_brute_force():
@@ -151,7 +161,7 @@ def test_walk_accuracy_is_that_of_brute_force():
         expected.append(float(values[-1] == 5 and min(values) >= 0 and max(values) <= 60))
     completions = [f"so \\boxed{{2{''.join(f'{m:+d}' for m in sequence)}}}" for sequence in sequences]
     count = len(sequences)
-    rewards = call(walk_accuracy, [problem.prompt] * count, completions, solution=["5"] * count)
+    rewards = call("walk_accuracy", [problem.prompt] * count, completions, solution=["5"] * count)
     assert rewards == expected and 0 < sum(expected) < count
 
 
@@ -172,13 +182,13 @@ def test_walk_accuracy_is_that_of_brute_force():
 )
 def test_walk_accuracy_of_hand_worked_responses(completion, reward):
     prompt = "go 15 to 8 need -7 with +7 -4 -1\n"
-    assert call(walk_accuracy, [prompt], [completion], solution=["8"]) == [reward]
+    assert call("walk_accuracy", [prompt], [completion], solution=["8"]) == [reward]
 
 
 def test_walk_accuracy_reads_every_completion_with_its_own_prompt():
     prompts = ["go 15 to 8 need -7 with +7 -4 -1\n", "go 16 to 8 need -8 with +7 -4 -1\n"]
     completions = ["\\boxed{16-4-4}"] * 2
-    assert call(walk_accuracy, prompts, completions, solution=["8", "8"]) == [0.0, 1.0]
+    assert call("walk_accuracy", prompts, completions, solution=["8", "8"]) == [0.0, 1.0]
 
 
 def test_rewards_come_in_the_order_of_their_names():
@@ -213,18 +223,43 @@ def test_answer_line(text, answer):
 
 def test_dapo_accuracy_reads_the_last_answer_line():
     completions = ["so\nAnswer: 4/8", "Answer: 0.5\nAnswer: 3", "\\boxed{0.5}"]
-    assert call(dapo_accuracy, ["q"] * 3, completions, solution=["0.5"] * 3) == [1.0, 0.0, 0.0]
+    assert call("dapo_accuracy", ["q"] * 3, completions, solution=["0.5"] * 3) == [1.0, 0.0, 0.0]
 
 
 def test_controls():
     prompts, completions = ["q"] * 4, ["\\boxed{8}", "\\boxed{9}", "\\boxed{8} \\boxed{8}", "8"]
-    assert call(inverted, prompts, completions, solution=["8"] * 4) == [0.0, 1.0, 0.0, 1.0]
-    assert call(format_only, prompts, completions, solution=["8"] * 4) == [1.0, 1.0, 0.0, 0.0]
+    assert call("inverted", prompts, completions, solution=["8"] * 4) == [0.0, 1.0, 0.0, 1.0]
+    assert call("format_only", prompts, completions, solution=["8"] * 4) == [1.0, 1.0, 0.0, 0.0]
     many = [f"response {i}" for i in range(400)]
-    coins = call(random, ["q"] * 400, many, solution=["8"] * 400)
-    assert coins == call(random, ["q"] * 400, many, solution=["9"] * 400), "the answer has no part in it"
+    coins = call("random", ["q"] * 400, many, solution=["8"] * 400)
+    assert coins == call("random", ["q"] * 400, many, solution=["9"] * 400), "the answer has no part in it"
     assert set(coins) == {0.0, 1.0} and 160 < sum(coins) < 240
-    assert coins != call(random, ["p"] * 400, many, solution=["8"] * 400)
+    assert coins != call("random", ["p"] * 400, many, solution=["8"] * 400)
+
+
+def test_scale_of_rewards_by_name(tmp_path, monkeypatch):
+    (tmp_path / "own_scale.py").write_text("def half(completions, **kwargs):\n    return [0.5] * len(completions)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    names = ["accuracy", "inverted", "format_only", "random", "own_scale:half"]
+    columns = {"prompts": ["q"] * 3, "completions": ["\\boxed{4/8}", "\\boxed{3}", "none"], "solution": ["0.5"] * 3}
+    plain, signed = ([r(**columns) for r in get_rewards(names, GRADER, 48, scale=s)] for s in ("0/1", "+-1"))
+    assert plain[:3] == [[1, 0, 0], [0, 1, 1], [1, 1, 0]] and signed[:3] == [[1, -1, -1], [-1, 1, 1], [1, 1, -1]]
+    assert signed[3] == [2 * coin - 1 for coin in plain[3]] and set(plain[3]) <= {0, 1}
+    assert signed[4] == plain[4] == [0.5] * 3
+
+
+def test_scale_is_a_recipes_to_say(tmp_path):
+    path = tmp_path / "signed.yaml"
+    path.write_text("dataset_name: embedded:number_walk\nreward_scale: +-1\n")
+    assert build(checked(load(path), [RunConfig]), [RunConfig])[0].reward_scale == "+-1"
+    with pytest.raises(ValueError, match=re.escape("reward_scale is '1/0': choose one of 0/1, +-1.")):
+        RunConfig(dataset_name="embedded:number_walk", reward_scale="1/0")
+
+
+def test_a_call_to_the_grader_waits_as_long_as_for_one_answer():
+    with pytest.raises(ValueError, match=re.escape("grading_total_seconds is 4.0: it must be at least grading_sec")):
+        RunConfig(dataset_name="embedded:number_walk", grading_total_seconds=4.0)
 
 
 def test_overlong_is_the_formula():
@@ -258,75 +293,3 @@ def test_a_reward_of_the_users_own(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (reward,) = get_rewards(["own_reward:half"], GRADER, 48)
     assert reward.__name__ == "half" and reward(["a", "b"]) == [0.5, 0.5]
-
-
-# The grader
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "verdict"),
-    [
-        ("8", "8", True),
-        (" x+1 ", "x+1", True),
-        ("008", "8", True),
-        ("+8", "8", True),
-        ("9", "8", False),
-        ("-8", "8", False),
-        (None, "8", False),
-        ("  ", "8", False),
-        ("8" * (LONGEST_ANSWER + 1), "8", False),
-        ("8.0", "8", None),
-        ("1,000", "1000", None),
-        ("2^3", "8", None),
-        ("\u0668", "8", None),  # a digit for Python, not for us
-    ],
-)
-def test_plain_verdicts(answer, reference, verdict):
-    assert plain_verdict(answer, reference) is verdict
-    if verdict is not None and answer is not None and answer.strip() and len(answer) <= LONGEST_ANSWER:
-        assert equivalent(answer, reference) == verdict, "the short cut must say what math-verify says"
-
-
-HOSTILE = [
-    "9^{9^{9^{9}}}",
-    "(10^{10})!",
-    "((((((((99!)!)!)!)!)!)!)!)",
-    "\\frac{1}{" * 190 + "1" + "}" * 190,
-    "(" * 900 + ")" * 900,
-    "\\sqrt{" * 300 + "2" + "}" * 300,
-    "\\sum_{n=1}^{10^{9}} n^{n}",
-    "{" * 1900,
-    "\u202e8\u0000",
-    "__import__('os').system('touch hacked')",
-]
-
-
-def test_hostile_answers_hold_nobody_up(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    grader, logged = Grader(2, seconds=2), {}
-    honest = [f"\\frac{{{i}}}{{7}}" for i in range(20)]
-    grader(["1/2"], ["0.5"])  # the workers have started
-    start = time.perf_counter()
-    verdicts = grader(HOSTILE + honest, ["8"] * len(HOSTILE) + [f"{i}/7" for i in range(20)], logged.__setitem__)
-    taken = time.perf_counter() - start
-    assert verdicts == [0.0] * len(HOSTILE) + [1.0] * 20
-    # Two workers, the limit for each hostile answer at worst, and the start of a new worker after each.
-    assert taken < len(HOSTILE) / 2 * (2 + 3) + 5
-    assert 0 < logged["grading/timeouts"] + logged["grading/failures"] <= len(HOSTILE) / 30
-    assert not list(tmp_path.iterdir())
-    assert grader(["2/4", "3/4"], ["0.5", "0.5"]) == [1.0, 0.0]
-
-
-def test_equal_answers_are_graded_once():
-    grader = Grader(1, seconds=20)
-    scheduled = []
-    pool = grader._pool
-    monkey = pool.schedule
-
-    def counting(function, **kwargs):
-        scheduled.append(kwargs["args"])
-        return monkey(function, **kwargs)
-
-    pool.schedule = counting
-    assert grader(["1/2", "0.5", "1/2", "1/2"], ["0.5", "0.5", "0.5", "1"]) == [1.0, 1.0, 1.0, 0.0]
-    assert scheduled == [("1/2", "0.5"), ("1/2", "1")]

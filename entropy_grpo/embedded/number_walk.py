@@ -35,8 +35,9 @@ GOOD_MOVE_SHARE = 0.3
 # The distance is given: a subtraction of two arbitrary numbers would be the hardest thing that the model has to learn.
 PROMPT = "go {start} to {target} need {need:+d} with {moves}\n"
 _PROMPT = re.compile(r"go (\d+) to (\d+) need ([+-]\d+) with ([+-]\d+) ([+-]\d+) ([+-]\d+)\n")
-_TAKE = re.compile(r" ?take ([+-]\d+)")
-_EXPRESSION = re.compile(r"(\d+)((?:[+-]\d+)*)")
+# Python refuses to read integers of thousands of digits.
+_TAKE = re.compile(r" ?take ([+-]\d{1,9})")
+_EXPRESSION = re.compile(r"(\d{1,9})((?:[+-]\d{1,9})*)")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def by_problem(rows: Sequence[Row], value: Callable[[Row], Any]) -> dict[str, li
 
 def counts(rows: Sequence[Row], reward: str, choices: Choices | None) -> dict[str, tuple[dict, dict]]:
     """(numerator, denominator) by problem of every share that is measured."""
-    correct = by_problem(rows, lambda row: float(row["rewards"][reward] == 1.0))
+    correct = by_problem(rows, lambda row: float(row["rewards"][reward] > 0))
     samples = min(map(len, correct.values()))
     passed = {p: pass_at_k(len(v), int(sum(v)), samples) for p, v in correct.items()}
     shares = {
@@ -81,7 +81,7 @@ def counts(rows: Sequence[Row], reward: str, choices: Choices | None) -> dict[st
 def summarize(rows: Sequence[Row], reward: str, choices: Choices | None = None) -> dict[str, Any]:
     """Accuracy, pass@k for all samples of a problem, mean response length, and the share of good choices.
 
-    `choices` maps a row to (good choices, choices). An answer is right where its `reward` is 1.
+    `choices` maps a row to (good choices, choices). An answer is right where its `reward` is above 0.
     """
     lengths = by_problem(rows, lambda row: row["length"])
     summary = {

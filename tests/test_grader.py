@@ -1,0 +1,175 @@
+"""The pool of graders: what it says, how long it takes to say it, and what it survives."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.verifier import hostile_answers
+from entropy_grpo.grader import LONGEST_ANSWER, Grader, plain_verdict
+from entropy_grpo.grading import Verdict, compare
+from entropy_grpo.rewards import get_rewards
+
+
+@pytest.fixture(scope="module")
+def grader():
+    made = Grader(2, seconds=20, total_seconds=60)
+    made(["1/2"], ["0.5"])  # the workers have started
+    return made
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "verdict"),
+    [
+        ("8", "8", Verdict.RIGHT),
+        (" x+1 ", "x+1", Verdict.RIGHT),
+        ("008", "8", Verdict.RIGHT),
+        ("+8", "8", Verdict.RIGHT),
+        ("9", "8", Verdict.WRONG),
+        ("-8", "8", Verdict.WRONG),
+        (None, "8", Verdict.WRONG),
+        ("  ", "8", Verdict.WRONG),
+        ("8" * (LONGEST_ANSWER + 1), "8", Verdict.WRONG),
+        ("8.0", "8", None),
+        ("1,000", "1000", None),
+        ("2^3", "8", None),
+        ("\u0668", "8", None),  # a digit for Python, not for us
+    ],
+)
+def test_plain_verdicts(answer, reference, verdict):
+    assert plain_verdict(answer, reference) is verdict
+    if verdict is not None and answer is not None and answer.strip() and len(answer) <= LONGEST_ANSWER:
+        assert compare(answer, reference) is verdict, "the short cut must say what math-verify says"
+
+
+def scheduled_by(grader, monkeypatch):
+    """The pairs that go to the workers from here on."""
+    pairs, schedule = [], grader._pool.schedule
+    monkeypatch.setattr(grader._pool, "schedule", lambda f, **kw: pairs.append(kw["args"]) or schedule(f, **kw))
+    return pairs
+
+
+def test_equal_answers_are_graded_once(grader, monkeypatch):
+    scheduled = scheduled_by(grader, monkeypatch)
+    assert grader(["1/2", "0.5", "1/2", "1/2"], ["0.5", "0.5", "0.5", "1"]) == [1.0, 1.0, 1.0, 0.0]
+    assert scheduled == [("1/2", "0.5"), ("1/2", "1")]
+
+
+ANSWERS = ["4/8", "0.50", "3/8", None, "4/8", "9^{9^{9^{9}}}"]
+GRADES = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+
+
+def test_what_was_begun_is_collected_and_forgotten(monkeypatch):
+    grader = Grader(2, seconds=0.3, total_seconds=60)
+    grader(["1/2"], ["0.5"])
+    scheduled = scheduled_by(grader, monkeypatch)
+    start = time.perf_counter()
+    grader.begin(ANSWERS, ["0.5"] * 6)
+    grader.begin(ANSWERS, ["0.5"] * 6)
+    assert time.perf_counter() - start < 0.2
+    assert len(scheduled) == 4 and len(grader._begun) == 4
+    time.sleep(2)  # as generation or a forward pass would
+    start, logged = time.perf_counter(), {}
+    assert grader(ANSWERS, ["0.5"] * 6, logged.__setitem__) == GRADES
+    assert time.perf_counter() - start < 0.2, "the answers have been graded meanwhile"
+    assert logged == {
+        "grading/timeouts": 1 / 6,
+        "grading/failures": 0.0,
+        "grading/unparseable_references": 0.0,
+    }
+    assert len(scheduled) == 4 and not grader._begun
+    assert grader(ANSWERS[:3], ["0.5"] * 3) == GRADES[:3] and len(scheduled) == 7
+
+
+def test_what_was_begun_and_never_asked_for_is_bounded(grader, monkeypatch):
+    monkeypatch.setattr("entropy_grpo.grader.MOST_BEGUN", 5)
+    answers = [f"{i}/7" for i in range(20)]
+    grader.begin(answers, ["3/7 + 0"] * 20)
+    assert [answer for answer, _ in grader._begun] == answers[15:]
+    assert grader(answers, ["3/7 + 0"] * 20) == [float(i == 3) for i in range(20)]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "inverted", "dapo_accuracy", "walk_accuracy"])
+def test_rewards_that_grade_can_begin(name, grader, monkeypatch):
+    (reward,) = get_rewards([name], grader, 48)
+    completions = ["\\boxed{15-4-1-1-1}\nAnswer: 16/2", "\\boxed{15-7}\nAnswer: 9", "Answer: \\boxed{15-4-1}"]
+    columns = {"prompts": ["go 15 to 8 need -7 with +7 -4 -1\n"] * 3, "completions": completions}
+    columns |= {"solution": ["8"] * 3, "completion_ids": [[1]] * 3, "log_metric": lambda *_: None}
+    alone = reward(**columns)
+    scheduled = scheduled_by(grader, monkeypatch)
+    assert reward.begin(**columns) is None
+    begun = len(scheduled)
+    assert begun > 0 and reward(**columns) == alone and len(scheduled) == begun
+
+
+def test_rewards_that_do_not_grade_cannot_begin(grader):
+    rewards = get_rewards(["random", "format_only", "overlong", "math:fsum"], grader, 48, 8)
+    assert not any(hasattr(reward, "begin") for reward in rewards)
+
+
+def test_unparseable_references_are_counted(grader):
+    logged = {}
+    answers, references = ["8", "\\frac{", "1/2", "4/8"], ["\\frac{", "\\frac{", "?!", "0.5"]
+    assert grader(answers, references, logged.__setitem__) == [0.0, 1.0, 0.0, 1.0]
+    assert logged == {"grading/timeouts": 0.0, "grading/failures": 0.0, "grading/unparseable_references": 0.5}
+
+
+def workers_of(grader):
+    return {pid for pid, process in grader._pool._pool_manager.worker_manager.workers.items() if process.is_alive()}
+
+
+def running(pids):
+    return [p for p in pids if Path(f"/proc/{p}/stat").exists() and "Z" not in Path(f"/proc/{p}/stat").read_text()]
+
+
+def test_slow_answers_hold_up_none_but_each_other():
+    grader = Grader(1, seconds=3, total_seconds=4)
+    grader(["1/2"], ["0.5"])
+    slow, honest = [f"9^{{9^{{9^{{{i}}}}}}}" for i in (8, 9)], [f"{i}/7" for i in range(30)]
+    logged = {}
+    verdicts = grader(slow + honest, ["8/9"] * 2 + [f"\\frac{{{i}}}{{7}}" for i in range(30)], logged.__setitem__)
+    assert verdicts == [0.0] * 2 + [1.0] * 30 and logged["grading/timeouts"] == 2 / 32
+
+
+def test_a_call_waits_no_longer_than_its_limit_and_leaves_nothing_behind():
+    grader = Grader(2, seconds=2, total_seconds=3)
+    grader(["1/2"], ["0.5"])
+    before, logged = workers_of(grader), {}
+    slow = [f"{i}^{{9^{{9^{{9}}}}}}" for i in range(2, 2000)]
+    start = time.perf_counter()
+    assert grader(slow, ["8/9"] * len(slow), logged.__setitem__) == [0.0] * len(slow)
+    assert time.perf_counter() - start < 3 + 2
+    assert logged["grading/timeouts"] == 1.0
+    assert not running(before)
+    start = time.perf_counter()
+    honest = [f"{i}/7" for i in range(60)]
+    assert grader(honest, [f"\\frac{{{i}}}{{7}}" for i in range(60)]) == [1.0] * 60
+    assert time.perf_counter() - start < 2, "the answers that were given up must not be in the way"
+
+
+def test_a_pool_whose_workers_die_is_replaced():
+    grader = Grader(2, seconds=5, total_seconds=60)
+    honest, references = [f"{i}/7" for i in range(20)], [f"\\frac{{{i}}}{{7}}" for i in range(20)]
+    grader(honest, references)
+    for _ in range(3):
+        for pid in workers_of(grader):
+            os.kill(pid, 9)
+        assert grader(honest, references) == [1.0] * 20
+
+
+def test_under_attack(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    grader, logged = Grader(2, seconds=0.25, total_seconds=60), {}
+    hostile = hostile_answers(200, marker="hacked")
+    assert len(set(hostile)) == 200
+    start = time.perf_counter()
+    verdicts = grader(hostile, ["8", "x+1", "\\frac{3}{7}", "\\{1, 2\\}"] * 50, logged.__setitem__)
+    assert time.perf_counter() - start < 200 / 2 * (0.25 + 0.3) + 5  # at worst every answer costs a worker
+    assert verdicts == [0.0] * 200
+    assert 0 < logged["grading/timeouts"] < 0.7
+    honest = [f"{i}/7" for i in range(100)]
+    assert grader(honest, [f"\\frac{{{i}}}{{7}}" for i in range(100)]) == [1.0] * 100
+    assert len(workers_of(grader)) == 2
+    assert not list(tmp_path.iterdir())
