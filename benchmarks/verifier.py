@@ -5,7 +5,6 @@ python -m benchmarks.verifier --table    # only the tables of the recorded resul
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import threading
@@ -17,13 +16,14 @@ from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
 
-from entropy_grpo.grader import FIRST_SECONDS, LONGEST_ANSWER, Grader, plain_verdict
+from entropy_grpo.grader import FIRST_SECONDS, Grader, plain_verdict
 
 # `benchmarks.measure` is imported where it is used: every worker imports the main module again, and `measure` needs
 # torch.
 
 COMMAND = "python -m benchmarks.verifier"
 ATTACKS, SEED, WORKERS = 10_000, 0, 2
+ATTACKED_WORKERS = 4
 REFERENCES = ("8", "x+1", "\\frac{3}{7}", "\\{1, 2\\}")
 # An attack within ordinary answers, under the limits that a recipe has by default.
 MIXED, SECONDS, TOTAL_SECONDS = 300, 5.0, 120.0
@@ -207,7 +207,7 @@ KINDS = (
 
 
 def hostile_answers(count: int, marker: str, seed: int = SEED) -> list[str]:
-    """So many different ones, the kinds in turns; code among them would make files whose names begin with `marker`."""
+    """So many different ones, the kinds in turns; code among them would make files whose paths begin with `marker`."""
     rng, made = Random(seed), {}
     while len(made) < count:
         made[KINDS[len(made) % len(KINDS)](rng).replace("MARKER", marker)] = None
@@ -302,34 +302,32 @@ def graded(
 
 def attack() -> dict[str, Any]:
     """All hostile answers in one call with a limit of `FIRST_SECONDS` for each, and ordinary ones right after."""
-    answers = hostile_answers(ATTACKS, "hacked")
     references = [REFERENCES[i % len(REFERENCES)] for i in range(ATTACKS)]
     ordinary = list(dict.fromkeys(pair for pair in ordinary_pairs(99) if plain_verdict(*pair) is None))[:100]
     expected = plain_math_verify(ordinary)
-    here = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        grader = Grader(WORKERS, FIRST_SECONDS, 3600.0)
+        answers = hostile_answers(ATTACKS, f"{folder}/hacked")
+        grader = Grader(ATTACKED_WORKERS, FIRST_SECONDS, 3600.0)
         graded(grader, ["1/2"], ["0.5"])
         watch = Watch(grader)
         watch.start()
         grades, logged, seconds = graded(grader, answers, references)
         watch.stopped.set()
-        alive = living_workers(grader)
         after, _, seconds_after = graded(grader, *map(list, zip(*ordinary, strict=True)))
+        time.sleep(1)  # the last workers that were killed are being replaced
+        alive = living_workers(grader)
         files = len(list(Path(folder).iterdir()))
-        os.chdir(here)
     grader._drop_pool()
     return {
         "answers": ATTACKS,
         "kinds": [kind.__name__ for kind in KINDS],
-        "longer_than_read": sum(len(answer) > LONGEST_ANSWER for answer in answers),
+        "without_worker": sum(plain_verdict(*p) is not None for p in zip(answers, references, strict=True)),
         "limit_seconds": FIRST_SECONDS,
         "graded_right": int(sum(grades)),
         "timeouts": round(logged["grading/timeouts"] * ATTACKS),
         "failures": round(logged["grading/failures"] * ATTACKS),
         "longest_beyond_limit_seconds": watch.longest - FIRST_SECONDS,
-        "workers": WORKERS,
+        "workers": ATTACKED_WORKERS,
         "workers_alive_after": alive,
         "files_made": files,
         "seconds": seconds,
@@ -402,6 +400,7 @@ def table(results: dict[str, Any]) -> str:
         f"| {a['answers']:,} hostile answers, {len(a['kinds'])} kinds, one call, {a['limit_seconds']:g} s each | |",
         "|---|---|",
         f"| graded right | {a['graded_right']} |",
+        f"| too long or too deep for a worker | {a['without_worker']:,} |",
         f"| timeouts, failures | {a['timeouts']:,}, {a['failures']} |",
         f"| longest time at one answer beyond the limit | {a['longest_beyond_limit_seconds']:.2f} s |",
         f"| workers alive afterwards | {a['workers_alive_after']} of {a['workers']} |",

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError, wait
+from itertools import accumulate
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 
@@ -30,12 +31,16 @@ Pair = tuple[str | None, str]
 
 # No reference answer of a mathematical data set is nearly as long, and the parser's time grows with the length.
 LONGEST_ANSWER = 2000
+# Nor is one nested nearly as deeply, and it grows faster than that with the depth.
+DEEPEST_ANSWER = 20
 FIRST_SECONDS = 0.3
 TASKS_PER_WORKER = 1000
+START_SECONDS = 60.0
 WORKER_BYTES = 4 * 2**30
 # Pairs that were begun and never asked for are forgotten beyond this many.
 MOST_BEGUN = 2**15
 
+BRACKET = re.compile(r"[(\[{]|([)\]}])")
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 METRICS = {
     "timeouts": Verdict.TIMEOUT,
@@ -44,10 +49,17 @@ METRICS = {
 }
 
 
+def nesting(text: str) -> int:
+    """How many brackets are open at once at most, of whatever kind."""
+    steps = (-1 if bracket[1] else 1 for bracket in BRACKET.finditer(text))
+    return max(accumulate(steps, initial=0))
+
+
 def plain_verdict(answer: str | None, reference: str) -> Verdict | None:
     """The verdict where it takes no mathematics; None where it does.
 
-    No answer, an empty one and one of more than `LONGEST_ANSWER` characters are wrong.
+    No answer, an empty one, and one of more than `LONGEST_ANSWER` characters or `DEEPEST_ANSWER` brackets within
+    brackets are wrong.
     """
     if answer is None or not answer.strip() or len(answer) > LONGEST_ANSWER:
         return Verdict.WRONG
@@ -56,7 +68,7 @@ def plain_verdict(answer: str | None, reference: str) -> Verdict | None:
         return Verdict.RIGHT
     if INTEGER.fullmatch(answer) and INTEGER.fullmatch(reference):
         return Verdict.RIGHT if int(answer) == int(reference) else Verdict.WRONG
-    return None
+    return Verdict.WRONG if nesting(answer) > DEEPEST_ANSWER else None
 
 
 def _prepare_worker() -> None:
@@ -125,6 +137,12 @@ class Grader:
             future.set_exception(error)
             return future
 
+    def _check_workers(self) -> None:
+        """`RuntimeError` where the pool does not grade at all, so that nobody trains on what it does not say."""
+        known = ("1/2", "0.5")
+        if self._collect([known], START_SECONDS, time.monotonic() + START_SECONDS)[known] is not Verdict.RIGHT:
+            raise RuntimeError("No worker process grades a plain answer; what they ended with stands above.")
+
     def begin(self, answers: Sequence[str | None], references: Sequence[str]) -> None:
         """Start to grade and return at once; a later call with the same answers collects."""
         self._open_pool()
@@ -171,6 +189,8 @@ class Grader:
         again = [p for p in waiting if verdicts[p] is Verdict.FAILURE or (more and verdicts[p] is Verdict.TIMEOUT)]
         if again and time.monotonic() < deadline:
             verdicts |= self._collect(again, self.seconds, deadline)
+        if waiting and all(verdicts[pair] is Verdict.FAILURE for pair in waiting):
+            self._check_workers()
         if log_metric is not None and pairs:
             counts = Counter(verdicts[pair] for pair in pairs)
             for name, verdict in METRICS.items():

@@ -1,6 +1,7 @@
 """The pool of graders: what it says, how long it takes to say it, and what it survives."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -31,6 +32,9 @@ def grader():
         (None, "8", Verdict.WRONG),
         ("  ", "8", Verdict.WRONG),
         ("8" * (LONGEST_ANSWER + 1), "8", Verdict.WRONG),
+        ("(" * 21 + "9" + ")" * 21, "8", Verdict.WRONG),
+        ("\\sqrt{(" * 10 + "8" + ")}" * 10, "8", None),
+        ("[" + ", ".join(["(0, 1]"] * 100) + "]", "8", None),
         ("8.0", "8", None),
         ("1,000", "1000", None),
         ("2^3", "8", None),
@@ -39,7 +43,7 @@ def grader():
 )
 def test_plain_verdicts(answer, reference, verdict):
     assert plain_verdict(answer, reference) is verdict
-    if verdict is not None and answer is not None and answer.strip() and len(answer) <= LONGEST_ANSWER:
+    if verdict is not None and answer is not None and answer.strip() and len(answer) <= 40:
         assert compare(answer, reference) is verdict, "the short cut must say what math-verify says"
 
 
@@ -115,6 +119,9 @@ def test_unparseable_references_are_counted(grader):
     assert logged == {"grading/timeouts": 0.0, "grading/failures": 0.0, "grading/unparseable_references": 0.5}
 
 
+COUNT = 120
+
+
 def workers_of(grader):
     return {pid for pid, process in grader._pool._pool_manager.worker_manager.workers.items() if process.is_alive()}
 
@@ -158,16 +165,27 @@ def test_a_pool_whose_workers_die_is_replaced():
         assert grader(honest, references) == [1.0] * 20
 
 
-def test_under_attack(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_a_pool_that_cannot_work_is_no_verdict(monkeypatch):
+    monkeypatch.setattr("entropy_grpo.grader._prepare_worker", sys.exit)  # every worker ends as it begins
+    with pytest.raises(RuntimeError, match="No worker process grades"):
+        Grader(1, seconds=5, total_seconds=20)(["1/2"], ["0.5"])
+
+
+def test_the_code_of_the_attack_would_be_seen(tmp_path):
+    answers = hostile_answers(4000, marker=str(tmp_path / "hacked"))
+    code = next(a for a in answers if a.startswith("__import__('os')"))
+    exec(code)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_under_attack(tmp_path):
     grader, logged = Grader(2, seconds=0.25, total_seconds=60), {}
-    hostile = hostile_answers(200, marker="hacked")
-    assert len(set(hostile)) == 200
+    hostile = hostile_answers(COUNT, marker=str(tmp_path / "hacked"))
+    assert len(set(hostile)) == COUNT
     start = time.perf_counter()
-    verdicts = grader(hostile, ["8", "x+1", "\\frac{3}{7}", "\\{1, 2\\}"] * 50, logged.__setitem__)
-    assert time.perf_counter() - start < 200 / 2 * (0.25 + 0.3) + 5  # at worst every answer costs a worker
-    assert verdicts == [0.0] * 200
+    verdicts = grader(hostile, ["8", "x+1", "\\frac{3}{7}", "\\{1, 2\\}"] * (COUNT // 4), logged.__setitem__)
+    assert time.perf_counter() - start < COUNT / 2 * (0.25 + 0.3) + 5  # at worst every answer costs a worker
+    assert verdicts == [0.0] * COUNT
     assert 0 < logged["grading/timeouts"] < 0.7
     honest = [f"{i}/7" for i in range(100)]
     assert grader(honest, [f"\\frac{{{i}}}{{7}}" for i in range(100)]) == [1.0] * 100

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import embedded, kill, measure, sampling, speed
+from benchmarks import embedded, kill, measure, sampling, speed, verifier
 
 
 @pytest.fixture
@@ -41,6 +41,12 @@ def test_simulated_rollouts_are_full():
         # Less than 2% beyond what the rate demands.
         assert 1 <= row["ours"]["generated_per_trained"] * row["informative"] < 1.02
         assert row["released"]["generated_per_trained"] > row["ours"]["generated_per_trained"]
+
+
+def test_readme_holds_the_recorded_attack():
+    results = json.loads((measure.RESULTS / "verifier.json").read_text())
+    assert measure.readme_block(verifier.COMMAND)[1] == verifier.table(results)
+    assert results["attack"]["graded_right"] == results["attack"]["files_made"] == 0
 
 
 def test_intervals_are_those_of_the_seeds(results):

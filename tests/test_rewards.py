@@ -177,6 +177,8 @@ def test_walk_accuracy_is_that_of_brute_force():
         ("so \\boxed{}", 0.0),
         ("so \\boxed{15-4-1-1-1", 0.0),
         ("\\boxed{15-4-1-1-1} so \\boxed{15}", 0.0),
+        ("so \\boxed{15-4-1-1-1" + "0" * 5000 + "}", 0.0),  # more digits than Python reads
+        ("so \\boxed{" + "9" * 5000 + "}", 0.0),
         ("", 0.0),
     ],
 )
