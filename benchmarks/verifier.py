@@ -317,7 +317,7 @@ def attack() -> dict[str, Any]:
         time.sleep(1)  # the last workers that were killed are being replaced
         alive = living_workers(grader)
         files = len(list(Path(folder).iterdir()))
-    grader._drop_pool()
+    grader.close()
     return {
         "answers": ATTACKS,
         "kinds": [kind.__name__ for kind in KINDS],
@@ -346,7 +346,7 @@ def mixed() -> dict[str, Any]:
     graded(grader, ["1/2"], ["0.5"])
     grades, logged, seconds = graded(grader, *map(list, zip(*pairs, strict=True)))
     found = dict(zip(pairs, grades, strict=True))
-    grader._drop_pool()
+    grader.close()
     expected = plain_math_verify(ordinary)
     return {
         "hostile": MIXED,
@@ -379,7 +379,7 @@ def throughput() -> dict[str, Any]:
             for name in rates:
                 rates[name].append(count / taken[name])
     for grader in graders.values():
-        grader._drop_pool()
+        grader.close()
     every = count * (TURNS + 1)
     return {
         "answers": count,
@@ -406,8 +406,8 @@ def table(results: dict[str, Any]) -> str:
         f"| workers alive afterwards | {a['workers_alive_after']} of {a['workers']} |",
         f"| files made by code in answers | {a['files_made']} |",
         f"| whole time | {a['seconds']:.0f} s |",
-        f"| ordinary answers right after, graded as by math-verify | {a['ordinary_after_as_math_verify']} of "
-        f"{a['ordinary_after']}, {a['ordinary_after_seconds']:.1f} s |",
+        "| ordinary answers right after, same limit, graded as by math-verify | "
+        f"{a['ordinary_after_as_math_verify']} of {a['ordinary_after']}, {a['ordinary_after_seconds']:.1f} s |",
         "",
         f"Among {m['hostile']} hostile answers, with the default limits of {m['limit_seconds']:g} s for an answer and "
         f"{m['total_limit_seconds']:g} s for a call, {m['ordinary_as_math_verify']} of {m['ordinary']} ordinary ones "

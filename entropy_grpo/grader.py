@@ -113,7 +113,7 @@ class Grader:
     def _open_pool(self) -> None:
         """Have a pool that works; one that broke, as pebble's does when an idle worker is killed, is replaced."""
         if self._pool is not None and not self._pool.active:
-            self._drop_pool()
+            self.close()
         if self._pool is None:
             self._pool = ProcessPool(
                 max_workers=self.workers,
@@ -122,12 +122,13 @@ class Grader:
                 context=get_context("forkserver"),
             )
 
-    def _drop_pool(self) -> None:
-        """Kill the workers; what was begun with them begins anew where it is asked for."""
+    def close(self) -> None:
+        """Kill the workers. What was begun with them begins anew, with others, where it is asked for."""
         self._begun.clear()
-        self._pool.stop()
-        self._pool.join()
-        self._pool = None
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
 
     def _schedule(self, pair: Pair, seconds: float) -> ProcessFuture:
         try:
@@ -167,7 +168,7 @@ class Grader:
                     f"{len(waiting)} answers count as wrong: they were not graded within grading_total_seconds "
                     f"({self.total_seconds:g})."
                 )
-            self._drop_pool()
+            self.close()
         return found
 
     def __call__(
