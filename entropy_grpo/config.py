@@ -3,6 +3,7 @@
 Nothing here describes hardware (that is `accelerate_configs/`) or repeats a paper's numbers (those are `recipes/`).
 """
 
+import os
 from dataclasses import dataclass, field
 
 from trl import GRPOConfig
@@ -37,6 +38,39 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}.")
 
 
+def batch_shape(
+    prompts_per_rollout: int, steps_per_rollout: int, num_generations: int, per_device: int, processes: int
+) -> tuple[int, int]:
+    """TRL's (steps_per_generation, gradient_accumulation_steps) of a rollout that is stated by what it holds.
+
+    Args:
+        prompts_per_rollout, num_generations: a rollout has so many prompts and so many responses to each.
+        steps_per_rollout: optimiser steps that share them.
+        per_device: responses of a micro-batch on one process.
+        processes: how many there are.
+
+    Raises:
+        ValueError: the responses of a step are no multiple of those of a micro-batch on all processes; it names the
+            numbers of processes for which they are.
+    """
+    step, rest = divmod(prompts_per_rollout * num_generations, steps_per_rollout)
+    if rest:
+        raise ValueError(
+            f"steps_per_rollout is {steps_per_rollout}, which does not divide prompts_per_rollout "
+            f"({prompts_per_rollout}) times num_generations ({num_generations}): choose a divisor of "
+            f"{prompts_per_rollout * num_generations}."
+        )
+    accumulation, rest = divmod(step, per_device * processes)
+    if rest:
+        fitting = [str(n) for n in range(1, step // per_device + 1) if step % (per_device * n) == 0]
+        sizes = f"use {', '.join(fitting)} processes" if fitting else f"lower it to a divisor of {step}"
+        raise ValueError(
+            f"per_device_train_batch_size is {per_device} on {processes} processes, but an optimiser step has {step} "
+            f"responses (prompts_per_rollout times num_generations over steps_per_rollout): {sizes}."
+        )
+    return accumulation * steps_per_rollout, accumulation
+
+
 @dataclass
 class EntropyForkGRPOConfig(GRPOConfig):
     """`trl.GRPOConfig` with the objective of arXiv 2506.01939 (Eq. 6) as its default.
@@ -61,6 +95,9 @@ class EntropyForkGRPOConfig(GRPOConfig):
             to rounding, except that with `micro_batch` scope other tokens share a threshold; where a loss is a mean
             over a micro-batch (bnpo, an entropy bonus, load balancing), those stay together that TRL puts together.
             `false` batches like TRL.
+        prompts_per_rollout, steps_per_rollout: the prompts of a rollout and the optimiser steps that share it, on
+            however many processes: `steps_per_generation` and `gradient_accumulation_steps` follow from them,
+            `num_generations` and `per_device_train_batch_size`.
         dynamic_sampling: draw groups until a rollout is full of informative ones (DAPO). Informative is a group whose
             share of right responses, those whose first reward is above 0, is neither 0 nor 1. Groups beyond the need
             open the next rollout. The training problems are drawn in an order of its own; `num_train_epochs` counts
@@ -104,6 +141,12 @@ class EntropyForkGRPOConfig(GRPOConfig):
     )
     batch_by_length: bool = field(
         default=True, metadata={"help": "Group sequences by length, trim shared padding, skip those without gradient."}
+    )
+    prompts_per_rollout: int | None = field(
+        default=None, metadata={"help": "Prompts of a rollout, over all processes; accumulation follows from it."}
+    )
+    steps_per_rollout: int | None = field(
+        default=None, metadata={"help": "Optimiser steps that share a rollout; with prompts_per_rollout."}
     )
     dynamic_sampling: bool = field(
         default=False, metadata={"help": "Draw groups until a rollout is full of informative ones."}
@@ -154,6 +197,7 @@ class EntropyForkGRPOConfig(GRPOConfig):
                 f"of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
             )
         self._check_sampling()
+        self._shape_batches()
         for name in ("num_logged_samples", "max_skipped_steps", "max_group_age"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
@@ -171,6 +215,27 @@ class EntropyForkGRPOConfig(GRPOConfig):
                 f"generation_batch_size ({self.generation_batch_size}) times max_completion_length "
                 f"({self.max_completion_length}) must stay below {MAX_TOKENS} tokens: generate in smaller batches."
             )
+
+    def _shape_batches(self) -> None:
+        """Set TRL's numbers from those of the rollout, where those are given."""
+        given = (self.prompts_per_rollout, self.steps_per_rollout)
+        if given == (None, None):
+            return
+        for name, value in zip(("prompts_per_rollout", "steps_per_rollout"), given, strict=True):
+            if value is None or value < 1:
+                raise ValueError(
+                    f"{name} is {value}: set prompts_per_rollout and steps_per_rollout, both to 1 or more."
+                )
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        steps, accumulation = batch_shape(*given, self.num_generations, self.per_device_train_batch_size, processes)
+        derived = {"steps_per_generation": (None, steps), "gradient_accumulation_steps": (1, accumulation)}
+        for name, (default, value) in derived.items():
+            if getattr(self, name) not in (default, value):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but it follows from prompts_per_rollout and steps_per_rollout, "
+                    f"which make it {value}: leave it out."
+                )
+            setattr(self, name, value)
 
     def _check_sampling(self) -> None:
         one_of("at_sampling_limit", self.at_sampling_limit, LIMITS)

@@ -9,7 +9,7 @@ import yaml
 from trl import ModelConfig
 
 from entropy_grpo import recipe
-from entropy_grpo.config import EntropyForkGRPOConfig, RunConfig
+from entropy_grpo.config import EntropyForkGRPOConfig, RunConfig, batch_shape
 from entropy_grpo.recipe import RecipeError
 
 from .conftest import REPOSITORY
@@ -239,6 +239,8 @@ def test_dump_refuses_what_would_end_the_string():
         (["--generation_kwargs", "{top_k: 20}"], ["generation_kwargs: top_k is 20", "set top_k to 0"]),
         (["--generation_kwargs", "{temperature: 0.6}"], ["temperature is 0.6", "set temperature to 1.0"]),
         (["--generation_kwargs", "{presence_penalty: 0.5}"], ["presence_penalty is 0.5", "to 0.0"]),
+        (["--prompts_per_rollout", "16"], ["steps_per_rollout is None", "set prompts_per_rollout"]),
+        (["--prompts_per_rollout", "32", "--steps_per_rollout", "2"], ["steps_per_generation is 4", "leave it out"]),
         (["--num_logged_samples", "-1"], ["num_logged_samples is -1"]),
         (["--num_dev_problems", "-1"], ["num_dev_problems is -1"]),
         (["--dataset_name", "null"], ["dataset_name"]),
@@ -269,3 +271,38 @@ def test_sampling_that_changes_nothing_is_allowed(words):
 
 def test_vllm_is_corrected_token_by_token_unless_asked_otherwise():
     assert EntropyForkGRPOConfig("unused", use_cpu=True, bf16=False).vllm_importance_sampling_mode == "token_truncate"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8, 16, 64])
+def test_batches_follow_from_the_rollout(processes):
+    """The paper's: 512 prompts x 16 responses, 16 optimiser steps of 512 responses, whatever the processes."""
+    steps_per_generation, accumulation = batch_shape(512, 16, 16, 2, processes)
+    assert accumulation * 2 * processes == 512
+    assert steps_per_generation * 2 * processes == 512 * 16
+    assert steps_per_generation == 16 * accumulation
+
+
+def test_settings_get_the_batches_of_the_rollout():
+    shape = {"num_generations": 16, "per_device_train_batch_size": 2}
+    args = EntropyForkGRPOConfig(
+        "unused", use_cpu=True, bf16=False, prompts_per_rollout=32, steps_per_rollout=4, **shape
+    )
+    assert (args.steps_per_generation, args.gradient_accumulation_steps) == (256, 64)
+    assert args.generation_batch_size == 32 * 16
+    again = dataclasses.replace(args, generation_batch_size=None)
+    assert again.gradient_accumulation_steps == 64
+
+
+@pytest.mark.parametrize(
+    ("processes", "per_device", "words"),
+    [
+        (3, 2, ["3 processes", "use 1, 2, 4, 8, 16, 32, 64, 128, 256 processes"]),
+        (1, 3, ["per_device_train_batch_size is 3", "lower it to a divisor of 512"]),
+    ],
+)
+def test_processes_that_cannot_share_a_step_are_refused(processes, per_device, words):
+    with pytest.raises(ValueError) as refusal:
+        batch_shape(512, 16, 16, per_device, processes)
+    assert all(word in str(refusal.value) for word in words), refusal.value
+    with pytest.raises(ValueError, match="steps_per_rollout is 7"):
+        batch_shape(512, 7, 16, 2, 1)
