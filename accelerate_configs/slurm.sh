@@ -1,0 +1,47 @@
+#!/bin/bash
+# Train on several machines under SLURM:
+#
+#   sbatch --nodes 2 accelerate_configs/slurm.sh recipes/qwen3_14b.yaml [--key value ...]
+#   sbatch --nodes 3 --export ALL,VLLM_MODEL=Qwen/Qwen3-14B-Base accelerate_configs/slurm.sh recipes/qwen3_14b.yaml
+#
+# In the second form the last machine serves the model with vLLM and the others train. The run folder is on a file
+# system that all machines share; a job that is requeued goes on from the newest complete checkpoint.
+#SBATCH --job-name=entropy-grpo
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=entropy-grpo-%j.log
+set -euo pipefail
+
+recipe=${1:?usage: sbatch --nodes N accelerate_configs/slurm.sh RECIPE [--key value ...]}
+shift
+run=${RUN_FOLDER:-runs/$(basename "$recipe" .yaml)-$SLURM_JOB_ID}
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+trainers=("${nodes[@]}")
+settings=(--output_dir "$run" --resume_from_checkpoint auto)
+
+if [[ -n ${VLLM_MODEL:-} ]]; then
+  (( ${#nodes[@]} > 1 )) || { echo "VLLM_MODEL needs a machine of its own: add one with --nodes" >&2; exit 2; }
+  server=${nodes[-1]}
+  trainers=("${nodes[@]:0:${#nodes[@]}-1}")
+  settings+=(--use_vllm true --vllm_mode server --vllm_server_host "$server")
+  VLLM_SERVER_DEV_MODE=1 srun --overlap --nodes 1 --ntasks 1 --nodelist "$server" \
+    vllm serve "$VLLM_MODEL" --weight-transfer-config '{"backend": "nccl"}' --logprobs-mode processed_logprobs \
+    --max-logprobs -1 --tensor-parallel-size "${VLLM_TENSOR_PARALLEL:-1}" \
+    --data-parallel-size "${VLLM_DATA_PARALLEL:-1}" &
+  trap 'kill %1 2>/dev/null || true' EXIT
+fi
+
+export MACHINES=${#trainers[@]}
+export GPUS=$(( MACHINES * ${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}} ))
+export MAIN_ADDRESS=${trainers[0]}
+export MAIN_PORT=${MAIN_PORT:-$(( 20000 + SLURM_JOB_ID % 20000 ))}
+
+# $SLURM_PROCID is the machine's rank, which only the machine itself knows: in single quotes, bash there expands it.
+srun --kill-on-bad-exit=1 --nodes "$MACHINES" --ntasks "$MACHINES" --nodelist "$(IFS=,; echo "${trainers[*]}")" \
+  bash -c 'exec accelerate launch --multi_gpu --num_machines "$MACHINES" --num_processes "$GPUS" \
+    --machine_rank "$SLURM_PROCID" --main_process_ip "$MAIN_ADDRESS" --main_process_port "$MAIN_PORT" \
+    --rdzv_backend static "$@"' accelerate "$recipe" "${settings[@]}" "$@"

@@ -1,0 +1,174 @@
+"""Several machines: network namespaces for real ones, and a stand-in for SLURM's programs."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from .conftest import REPOSITORY
+
+BIN = Path(sys.executable).parent
+SETTINGS = (
+    "--max_steps 2 --num_generations 4 --per_device_train_batch_size 4 --steps_per_generation 2 --rewards [random] "
+    "--num_train_problems 16 --num_dev_problems 0 --num_test_problems 0 --eval_strategy no --save_strategy no "
+    "--learning_rate 1.0e-2 --max_completion_length 12 --disable_tqdm true"
+).split()
+ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+# Run for the weights of two processes on one machine; static rendezvous as across machines.
+LAUNCH = "accelerate launch --multi_gpu --num_processes 2 --main_process_port 29512 --rdzv_backend static".split()
+
+
+def namespaces_can_be_made():
+    return subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0
+
+
+def run(command, **kwargs):
+    subprocess.run(command, check=True, capture_output=True, **kwargs)
+
+
+@pytest.fixture
+def machines():
+    """Two network namespaces joined by a cable: their names and addresses."""
+    names = [f"machine{k}-{os.getpid()}" for k in range(2)]
+    try:
+        for name in names:
+            run(["ip", "netns", "add", name])
+        cable = [f"v{k}-{os.getpid()}"[:15] for k in range(2)]
+        run(
+            [
+                "ip",
+                "link",
+                "add",
+                cable[0],
+                "netns",
+                names[0],
+                "type",
+                "veth",
+                "peer",
+                "name",
+                cable[1],
+                "netns",
+                names[1],
+            ]
+        )
+        for k, (name, end) in enumerate(zip(names, cable, strict=True)):
+            inside = ["ip", "-n", name]
+            run([*inside, "addr", "add", f"10.77.0.{k + 1}/24", "dev", end])
+            run([*inside, "link", "set", end, "up"])
+            run([*inside, "link", "set", "lo", "up"])
+        yield list(zip(names, cable, ["10.77.0.1", "10.77.0.2"], strict=True))
+    finally:
+        for name in names:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                run(["ip", "netns", "delete", name])
+
+
+def recipe_words(model, output):
+    return ["recipes/demo_cpu.yaml", *SETTINGS, "--model_name_or_path", str(model), "--output_dir", str(output)]
+
+
+@pytest.fixture(scope="module")
+def one_machine(tiny_model, tmp_path_factory):
+    """The weights that two processes on one machine train."""
+    output = tmp_path_factory.mktemp("machines") / "one"
+    command = [*LAUNCH, *recipe_words(tiny_model, output)]
+    result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load_file(output / "model.safetensors")
+
+
+def assert_same(weights, others, model):
+    start = load_file(Path(model) / "model.safetensors")
+    assert max((weights[name] - start[name]).abs().max() for name in weights) > 1e-3, "nothing was trained"
+    for name, weight in weights.items():
+        assert torch.equal(weight, others[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not namespaces_can_be_made(), reason="network namespaces cannot be made here")
+def test_two_machines_train_like_one(tiny_model, tmp_path, machines, one_machine):
+    processes = []
+    for rank, (name, end, _) in enumerate(machines):
+        command = ["ip", "netns", "exec", name, *LAUNCH, "--num_machines", "2", "--machine_rank", str(rank)]
+        command += ["--main_process_ip", machines[0][2], *recipe_words(tiny_model, tmp_path / "two")]
+        environment = ENVIRONMENT | {"GLOO_SOCKET_IFNAME": end}
+        log = open(tmp_path / f"{rank}.log", "w")
+        processes.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log))
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], (tmp_path / "0.log").read_text()[-3000:]
+    assert_same(load_file(tmp_path / "two" / "model.safetensors"), one_machine, tiny_model)
+
+
+# Like SLURM: one process per task, each of which learns its number on its machine; what the batch shell expands has
+# none. Both machines are this one.
+SRUN = """#!/bin/bash
+tasks=1
+while [[ $1 == --* ]]; do
+  case $1 in
+    --*=*) shift ;;
+    --overlap) shift ;;
+    --ntasks) tasks=$2; shift 2 ;;
+    *) shift 2 ;;
+  esac
+done
+pids=()
+for (( i = 0; i < tasks; i++ )); do SLURM_PROCID=$i "$@" & pids+=($!); done
+code=0
+for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+exit $code
+"""
+SCONTROL = "#!/bin/bash\nprintf '127.0.0.1\\nlocalhost\\n'\n"
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """An environment with SLURM's programs, inside a job of two machines with one process each."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "node[1-2]", "GPUS_PER_NODE": "1", "MAIN_PORT": "29513"}
+    return ENVIRONMENT | job | {"PATH": f"{programs}:{ENVIRONMENT['PATH']}", "RUN_FOLDER": str(tmp_path / "run")}
+
+
+@pytest.mark.slow
+def test_slurm_script_gives_every_machine_its_rank(tiny_model, tmp_path, slurm, one_machine):
+    words = [word for word in recipe_words(tiny_model, "unused") if word not in ("--output_dir", "unused")]
+    command = ["bash", "accelerate_configs/slurm.sh", *words]
+    result = subprocess.run(command, cwd=REPOSITORY, env=slurm, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_same(load_file(tmp_path / "run" / "model.safetensors"), one_machine, tiny_model)
+
+
+def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
+    """What each machine is told to run, written down by programs of the same names."""
+    for name in ("accelerate", "vllm"):
+        path = tmp_path / "bin" / name
+        path.write_text(f'#!/bin/bash\n(echo "{name}"; printf "%s\\n" "$@") > {tmp_path}/{name}-$SLURM_PROCID.txt\n')
+        path.chmod(0o755)
+    result = subprocess.run(
+        ["bash", "accelerate_configs/slurm.sh", "recipes/demo_cpu.yaml", "--run_name", "two words"],
+        cwd=REPOSITORY,
+        env=slurm | {"VLLM_MODEL": "some/model"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    launched = (tmp_path / "accelerate-0.txt").read_text().splitlines()
+    served = (tmp_path / "vllm-0.txt").read_text().splitlines()
+    assert served[:3] == ["vllm", "serve", "some/model"] and '{"backend": "nccl"}' in served
+    assert launched[launched.index("--num_machines") + 1] == "1"
+    assert launched[launched.index("--vllm_server_host") + 1] == "localhost"
+    assert launched[-2:] == ["--run_name", "two words"]
+    assert not (tmp_path / "accelerate-1.txt").exists()
