@@ -11,7 +11,7 @@ cpu_torch = $(1)/bin/pip install -q "$(TORCH)+cpu" 2>/dev/null || { $(1)/bin/pip
 RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 
-.PHONY: help setup demo test test-vllm lint train card results bench verifier
+.PHONY: help setup demo test test-vllm lint train card results bench sampling kill verifier
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
@@ -59,6 +59,12 @@ results: setup  ## train the embedded task with three seeds and three selections
 
 bench: setup  ## measure speed against stock TRL (an hour on two cores; on a GPU with Qwen3-8B's head), benchmarks/results/
 	$(BIN)/python -m benchmarks.speed
+
+sampling: setup  ## measure dynamic sampling against none and against the released logic (half an hour on two cores)
+	$(BIN)/python -m benchmarks.sampling
+
+kill: setup  ## kill runs at random moments and compare what they end with (half an hour on two cores)
+	$(BIN)/python -m benchmarks.kill
 
 verifier: setup  ## attack the grader with 10,000 hostile answers and measure its throughput (half an hour on two cores)
 	$(BIN)/python -m benchmarks.verifier
