@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import recipe
-from .recipe import RecipeError, Settings
+from .recipe import RecipeError, Setting, Settings
 
 NO_CONFIG = "none"
 
@@ -40,15 +40,14 @@ def sharding_environment(config_file: Path) -> dict[str, str]:
     return {k: v for k, v in environment.items() if k.startswith(SHARDING_VARIABLES) and os.environ.get(k) != v}
 
 
-def choose_sharding(settings: Settings) -> str:
-    """Shard as the recipe's `accelerate_config` says where the launcher chose nothing; returns what was done."""
-    setting = settings.get("accelerate_config")
-    chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
-    if chosen:
-        return "sharding: as the launcher's own configuration says"
+def find_config(setting: Setting | None) -> Path | None:
+    """The file that a recipe's `accelerate_config` names, or None where it names none.
+
+    It may lie in the working directory, in the folder of the recipe or in those above, so that the copy of a recipe in
+    a run folder finds it.
+    """
     if setting is None or not isinstance(setting.value, str) or setting.value == NO_CONFIG:
-        return "sharding: none"
-    # The working directory, the folder of the recipe that names it and those above: its copy in a run folder finds it.
+        return None
     folders = [Path(), setting.folder, *setting.folder.parents]
     found = next((folder / setting.value for folder in folders if (folder / setting.value).is_file()), None)
     if found is None:
@@ -56,6 +55,18 @@ def choose_sharding(settings: Settings) -> str:
             f"{setting.source}: accelerate_config is {setting.value!r}, and there is no such file in the working "
             f"directory, the recipe's folder or those above it: name a file of accelerate_configs/, or {NO_CONFIG}."
         )
+    return found
+
+
+def choose_sharding(settings: Settings) -> str:
+    """Shard as the recipe's `accelerate_config` says where the launcher chose nothing; returns what was done."""
+    setting = settings.get("accelerate_config")
+    chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
+    if chosen:
+        return "sharding: as the launcher's own configuration says"
+    found = find_config(setting)
+    if found is None:
+        return "sharding: none"
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return "sharding: none, there is one process"
     os.environ.update(sharding_environment(found))
