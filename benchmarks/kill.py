@@ -24,13 +24,12 @@ from pathlib import Path
 import psutil
 import torch
 from safetensors.torch import load_file
-from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from benchmarks import measure
 from entropy_grpo import records
 from entropy_grpo.checkpoint import COMPLETE
-from entropy_grpo.embedded.cold_start import build_tokenizer
 from entropy_grpo.records import RunFolder
+from tests.conftest import save_tiny_model
 
 STEPS = 14
 # Three rollouts an epoch, of two optimiser steps of two micro-batches each: the run ends in its third epoch. Rewards
@@ -86,31 +85,9 @@ CASES = {
 }
 
 
-def make_model(folder: Path) -> None:
-    """A random Qwen3 with the embedded task's tokenizer."""
-    tokenizer = build_tokenizer()
-    set_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        head_dim=8,
-        initializer_range=0.35,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def start(case: Case, model: Path, run: Path) -> subprocess.Popen:
+def start(case: Case, model: str, run: Path) -> subprocess.Popen:
     """Start the run, or go on with it."""
-    command = [sys.executable, *(case.launcher or [RECIPE]), "--model_name_or_path", str(model)]
+    command = [sys.executable, *(case.launcher or [RECIPE]), "--model_name_or_path", model]
     command += ["--output_dir", str(run), "--resume_from_checkpoint", "auto"]
     for name, value in (SETTINGS | case.settings).items():
         command += [f"--{name}", str(value)]
@@ -169,7 +146,7 @@ def differences(run: Path, other: Path) -> list[str]:
     return found
 
 
-def compare(case: Case, model: Path, folder: Path, kills: int, seed: int) -> list[records.Row]:
+def compare(case: Case, model: str, folder: Path, kills: int, seed: int) -> list[records.Row]:
     """Kill one victim after the other, each once or more; what was done to each, and what differs afterwards."""
     rng = random.Random(seed)
     alone = folder / "alone"
@@ -219,8 +196,7 @@ def main() -> None:
         return
     figures = []
     with tempfile.TemporaryDirectory() as scratch:
-        model = Path(scratch) / "model"
-        make_model(model)
+        model = save_tiny_model(Path(scratch) / "model")
         for number, name in enumerate(options.cases):
             victims = compare(CASES[name], model, Path(scratch) / f"case-{number}", options.kills, seed=number)
             moments = [moment for victim in victims for moment in victim["kills"]]

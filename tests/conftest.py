@@ -16,11 +16,13 @@ from entropy_grpo.embedded.cold_start import build_tokenizer
 REPOSITORY = Path(__file__).parent.parent
 
 
-def save_tiny_model(path: Path, seed: int = 0, head_dim: int = 8) -> str:
-    """Save a random Qwen3 with the embedded task's tokenizer: odd sizes, weights that give uneven entropies."""
+def save_tiny_model(
+    path: Path, seed: int = 0, head_dim: int = 8, config_class=Qwen3Config, model_class=Qwen3ForCausalLM
+) -> str:
+    """Save a random model with the embedded task's tokenizer: odd sizes, weights that give uneven entropies."""
     tokenizer = build_tokenizer()
     set_seed(seed)
-    config = Qwen3Config(
+    config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=24,
         intermediate_size=40,
@@ -35,7 +37,7 @@ def save_tiny_model(path: Path, seed: int = 0, head_dim: int = 8) -> str:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    Qwen3ForCausalLM(config).save_pretrained(path)
+    model_class(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
 

@@ -11,13 +11,6 @@ from entropy_grpo import checkpoint, records
 from . import fixed_rollout
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("victim")
-    kill.make_model(path)
-    return path
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
@@ -27,18 +20,18 @@ def model(tmp_path_factory):
         ("two processes, DDP, dynamic sampling", [(7, True, 0.0)]),
     ],
 )
-def test_a_killed_run_ends_like_one_left_alone(model, tmp_path, name, moments):
+def test_a_killed_run_ends_like_one_left_alone(tiny_model, tmp_path, name, moments):
     """In the middle of a save, of a rollout and of the second epoch; `benchmarks/kill.py` is the long form."""
     case = kill.CASES[name]
-    kill.finish(kill.start(case, model, tmp_path / "alone"), tmp_path / "alone")
+    kill.finish(kill.start(case, tiny_model, tmp_path / "alone"), tmp_path / "alone")
     victim = tmp_path / "victim"
     for step, in_save, delay in moments:
-        process = kill.start(case, model, victim)
+        process = kill.start(case, tiny_model, victim)
         assert kill.kill_at(process, victim, step, in_save, delay) or in_save
         if process.poll() is None:
             kill.kill(process)
         assert not (victim / "model.safetensors").exists()
-    kill.finish(kill.start(case, model, victim), victim)
+    kill.finish(kill.start(case, tiny_model, victim), victim)
     assert kill.differences(victim, tmp_path / "alone") == []
     resumed = [row for row in records.read_jsonl(victim / "metrics.jsonl") if "resumed_from" in row]
     assert len(resumed) == len(moments)
