@@ -13,6 +13,7 @@ from . import records
 from .evaluation.metrics import CONFIDENCE
 from .names import EMBEDDED, hub_id
 from .records import RunFolder
+from .sources import TRAINING
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
@@ -113,7 +114,8 @@ def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
     metrics = records.read_steps(run.metrics)
     sample = next(records.read_jsonl(run.samples), None)
     arguments = recipe | environment.get("arguments", {})
-    base, dataset = recipe.get("model_name_or_path", environment.get("base_model")), hub_id(recipe.get("dataset_name"))
+    base, dataset = recipe.get("model_name_or_path", environment.get("base_model")), recipe.get("dataset_name")
+    dataset = TRAINING[dataset].hub_id if dataset in TRAINING else hub_id(dataset)
     name = model_name or run.path.resolve().name
     card_data = ModelCardData(
         model_name=name,

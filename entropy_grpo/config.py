@@ -4,13 +4,17 @@ Nothing here describes hardware (that is `accelerate_configs/`) or repeats a pap
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from trl import GRPOConfig
 
+from .names import EMBEDDED, FILE_FORMATS
 from .ops.kernels import check_installed
+from .prompts import TEMPLATES
 from .sampling import LIMITS, informative
 from .selection import MAX_TOKENS, SCOPES, SELECTIONS
+from .sources import EVALUATION, TRAINING
 
 # Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
 TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
@@ -277,10 +281,16 @@ class RunConfig:
     Parameters:
         accelerate_config: file in `accelerate_configs/` (or any path) that says how the model is sharded when a launch
             with several processes names none itself; `none` for plain data parallelism.
-        dataset_name: `embedded:number_walk`, a Hub id, or a `.jsonl` / `.parquet` file with `prompt` and `solution`.
+        dataset_name: `embedded:number_walk`, one of `sources.TRAINING`, a `.jsonl` / `.parquet` file, or a Hub id.
+        dataset_file: for one of `sources.TRAINING`, a local copy of its rows instead of those on the Hub.
         dataset_config: configuration of the data set on the Hub.
         dataset_revision: commit of the data set on the Hub.
         dataset_train_split: split to train on.
+        prompt_column, solution_column: the columns of a file or a Hub id that hold the problem and its reference.
+        prompt_template: what to put around a problem, one of `prompts.TEMPLATES`; null for nothing.
+        max_prompt_length: leave out problems whose prompt has more tokens; null for no limit.
+        decontaminate_against: leave out problems that occur in these evaluation sets, each one of `sources.EVALUATION`
+            or a file with a column `problem`, `question` or `prompt`.
         rewards: names of reward functions (see `rewards.REWARDS`), `overlong`, or `module:function`; the first says
             whether a response is right. Their factors are TRL's `reward_weights`.
         overlong_cache_length: with `overlong`, the last tokens before `max_completion_length`, over which DAPO's
@@ -298,9 +308,15 @@ class RunConfig:
 
     accelerate_config: str = "none"
     dataset_name: str | None = None
+    dataset_file: str | None = None
     dataset_config: str | None = None
     dataset_revision: str | None = None
     dataset_train_split: str = "train"
+    prompt_column: str = "prompt"
+    solution_column: str = "solution"
+    prompt_template: str | None = None
+    max_prompt_length: int | None = None
+    decontaminate_against: list[str] = field(default_factory=list)
     rewards: list[str] = field(default_factory=lambda: ["accuracy"])
     overlong_cache_length: int | None = None
     reward_scale: str = "0/1"
@@ -312,7 +328,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if not self.dataset_name:
-            raise ValueError("dataset_name is missing: name an embedded data set, a Hub id or a .jsonl/.parquet file.")
+            raise ValueError(
+                f"dataset_name is missing: name an embedded data set, {', '.join(TRAINING)}, a Hub id or a "
+                ".jsonl/.parquet file."
+            )
+        self._check_data()
         for name in ("num_train_problems", "num_dev_problems", "num_test_problems"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
@@ -324,3 +344,38 @@ class RunConfig:
                 f"({self.grading_seconds})."
             )
         one_of("reward_scale", self.reward_scale, tuple(REWARD_SCALES))
+
+    def _check_data(self) -> None:
+        if self.prompt_template is not None and self.prompt_template not in TEMPLATES:
+            raise ValueError(
+                f"prompt_template is {self.prompt_template!r}: choose one of {', '.join(TEMPLATES)}, or null for "
+                "prompts as they are."
+            )
+        if self.max_prompt_length is not None and self.max_prompt_length < 1:
+            raise ValueError(f"max_prompt_length is {self.max_prompt_length}: it must be 1 or more, or null.")
+        for name in self.decontaminate_against:
+            if name not in EVALUATION and Path(name).suffix not in FILE_FORMATS:
+                raise ValueError(
+                    f"decontaminate_against names {name!r}: choose among {', '.join(EVALUATION)} and files that end "
+                    f"in {' or '.join(FILE_FORMATS)}."
+                )
+        if self.dataset_file is not None:
+            if self.dataset_name not in TRAINING:
+                raise ValueError(
+                    f"dataset_file is {self.dataset_file!r} but dataset_name is {self.dataset_name!r}: it is a copy "
+                    f"of one of {', '.join(TRAINING)}; name any other file as dataset_name."
+                )
+            if Path(self.dataset_file).suffix not in FILE_FORMATS:
+                raise ValueError(f"dataset_file is {self.dataset_file!r}: it must end in {' or '.join(FILE_FORMATS)}.")
+        unread = []
+        if self.dataset_name.startswith(EMBEDDED):
+            unread = "prompt_column solution_column prompt_template max_prompt_length decontaminate_against".split()
+        elif self.dataset_name in TRAINING:
+            unread = "dataset_config dataset_train_split prompt_column solution_column".split()
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name in unread and value not in (setting.default, []):
+                raise ValueError(
+                    f"{setting.name} is {value!r} but dataset_name {self.dataset_name!r} does not read it: leave it "
+                    "out."
+                )

@@ -1,73 +1,248 @@
 """Problems to train on and problems held out, as data sets with the columns `prompt` and `solution`.
 
-A source is `embedded:number_walk`, a local `.jsonl` or `.parquet` file, or a data set's id on the Hub.
+A source is `embedded:number_walk`, one of `sources.TRAINING`, a local `.jsonl` or `.parquet` file, or a data set's id
+on the Hub. From all but the first, problems are left out that cannot teach or would flatter: see `_filtered`.
 """
 
 import itertools
-from dataclasses import dataclass
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Value, load_dataset
+from huggingface_hub import hf_hub_download
 
 from .config import RunConfig
 from .embedded import number_walk
+from .filters import normalised, repeated, unreadable
 from .names import EMBEDDED, FILE_FORMATS
+from .prompts import render
+from .sources import EVALUATION, TRAINING, Source, columns, read_rows
 
 COLUMNS = ("prompt", "solution")
+# Where a file with an evaluation set may have its problems.
+PROBLEM_COLUMNS = ("problem", "question", "prompt")
+NUM_SHOWN = 3
+
+# Tokens of each prompt.
+PromptLengths = Callable[[list], list[int]]
 
 
 @dataclass(frozen=True)
 class Problems:
-    """Disjoint sets of problems; `dev` and `test` are None where none were asked for."""
+    """Disjoint sets of problems; `dev` and `test` are None where none were asked for.
+
+    `origin` says where they come from, how many there were, and how many of them were left out, for which reason.
+    """
 
     train: Dataset
     dev: Dataset | None
     test: Dataset | None
+    origin: dict[str, Any]
 
 
-def load_problems(config: RunConfig, seed: int) -> Problems:
-    """Load, check and split; `ValueError` naming the data set, what is wrong with it and what to do."""
+def load_problems(config: RunConfig, seed: int, prompt_lengths: PromptLengths | None = None) -> Problems:
+    """Load, check, filter and split; `ValueError` naming the data set, what is wrong with it and what to do.
+
+    `prompt_lengths` is needed, and called, with `max_prompt_length` alone. All processes of a run call this together.
+    """
     if config.dataset_name.startswith(EMBEDDED):
         return _embedded(config, seed)
-    suffix = Path(config.dataset_name).suffix
-    if suffix in FILE_FORMATS:
-        if not Path(config.dataset_name).is_file():
-            raise ValueError(f"dataset_name is {config.dataset_name!r}: there is no such file.")
-        rows = load_dataset(FILE_FORMATS[suffix], data_files=config.dataset_name, split="train")
-    else:
-        rows = _from_hub(config)
-    missing = [column for column in COLUMNS if column not in rows.column_names]
-    if missing:
-        raise ValueError(
-            f"dataset_name is {config.dataset_name!r}, whose columns are {', '.join(rows.column_names)}: "
-            f"rename its columns so that it has {' and '.join(missing)}."
-        )
+    source = _source(config)
+    rows = _known(config, source) if config.dataset_name in TRAINING else _columns(config, source)
+    rows, left_out = _filtered(config, rows, prompt_lengths)
     held_out = config.num_dev_problems + config.num_test_problems
     if held_out >= len(rows):
         raise ValueError(
             f"num_dev_problems + num_test_problems is {held_out} but {config.dataset_name} has {len(rows)} problems: "
             "hold out fewer."
         )
-    if not rows.features["solution"].dtype.endswith("string"):
-        # Answers that are plain numbers are read as such by JSON and parquet; graders compare text.
-        rows = rows.cast_column("solution", Value("string"))
     # Held-out problems are the same for every seed, so that runs can be compared.
     rows = rows.shuffle(seed=0)
     dev, test = rows.select(range(config.num_dev_problems)), rows.select(range(config.num_dev_problems, held_out))
-    return Problems(rows.select(range(held_out, len(rows))), dev if len(dev) else None, test if len(test) else None)
+    train = rows.select(range(held_out, len(rows)))
+    origin = {
+        "dataset": source.hub_id,
+        "config": source.config,
+        "file": source.file,
+        "revision": source.revision,
+        **left_out,
+        "train": len(train),
+        "dev": len(dev),
+        "test": len(test),
+    }
+    return Problems(train, dev if len(dev) else None, test if len(test) else None, origin)
 
 
-def _from_hub(config: RunConfig) -> Dataset:
+def _source(config: RunConfig) -> Source:
+    """Where the problems are; of a local copy, and of a commit of the user's own, the number of rows is not known."""
+    if config.dataset_name in TRAINING:
+        source = TRAINING[config.dataset_name]
+        if config.dataset_file is not None:
+            return replace(source, file=config.dataset_file, revision=None, rows=None)
+        if config.dataset_revision not in (None, source.revision):
+            return replace(source, revision=config.dataset_revision, rows=None)
+        return source
+    return Source(
+        config.dataset_name,
+        columns(config.prompt_column, config.solution_column),
+        config=config.dataset_config,
+        split=config.dataset_train_split,
+        revision=config.dataset_revision,
+    )
+
+
+def _load_file(name: str, path: str) -> Dataset:
+    """The rows of a local file that setting `name` names."""
+    if not Path(path).is_file():
+        raise ValueError(f"{name} is {path!r}: there is no such file.")
+    return load_dataset(FILE_FORMATS[Path(path).suffix], data_files=path, split="train")
+
+
+def _load_hub(name: str, source: Source) -> Dataset:
+    """The rows of a data set on the Hub that setting `name` names, and as many as it should have."""
     try:
-        return load_dataset(
-            config.dataset_name,
-            config.dataset_config,
-            revision=config.dataset_revision,
-            split=config.dataset_train_split,
-        )
+        if source.file is not None:
+            path = hf_hub_download(source.hub_id, source.file, repo_type="dataset", revision=source.revision)
+            rows = _load_file(name, path)
+        else:
+            rows = load_dataset(source.hub_id, source.config, revision=source.revision, split=source.split)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"dataset_name is {config.dataset_name!r}, which does not load: {reason}") from error
+        raise ValueError(f"{name}, which does not load: {reason}") from error
+    if source.rows is not None and len(rows) != source.rows:
+        raise ValueError(
+            f"{name}: {source.hub_id} at {source.revision} has {len(rows)} rows where {source.rows} were expected: "
+            "load it again, and if it is the same, name a local file of it (dataset_file, decontaminate_against)."
+        )
+    return rows
+
+
+def _known(config: RunConfig, source: Source) -> Dataset:
+    """The rows of one of `TRAINING`, read into the columns `prompt` and `solution`."""
+    if config.dataset_file is not None:
+        rows = _load_file("dataset_file", config.dataset_file)
+    else:
+        rows = _load_hub(f"dataset_name is {config.dataset_name!r}", source)
+    problems = read_rows(config.dataset_name, source, rows)
+    return Dataset.from_dict({"prompt": [question for question, _ in problems], "solution": [a for _, a in problems]})
+
+
+def _columns(config: RunConfig, source: Source) -> Dataset:
+    """The rows of a file or a Hub id, their problems and references in the columns `prompt` and `solution`."""
+    if Path(config.dataset_name).suffix in FILE_FORMATS:
+        rows = _load_file("dataset_name", config.dataset_name)
+    else:
+        rows = _load_hub(f"dataset_name is {config.dataset_name!r}", source)
+    wanted = {config.prompt_column: "prompt", config.solution_column: "solution"}
+    missing = [column for column in wanted if column not in rows.column_names]
+    if missing:
+        raise ValueError(
+            f"dataset_name is {config.dataset_name!r}, whose columns are {', '.join(rows.column_names)}: "
+            f"rename its columns so that it has {' and '.join(missing)}, or name them with prompt_column and "
+            "solution_column."
+        )
+    in_the_way = [column for column in COLUMNS if column in rows.column_names and column not in wanted]
+    rows = rows.remove_columns(in_the_way).rename_columns(wanted)
+    solution = rows.features["solution"]
+    if not isinstance(solution, Value):
+        raise ValueError(
+            f"dataset_name is {config.dataset_name!r}, whose {config.solution_column} is no text: make a file with "
+            "plain references, or name their column with solution_column."
+        )
+    # Answers that are plain numbers are read as such by JSON and parquet; graders compare text.
+    return rows if solution.dtype.endswith("string") else rows.cast_column("solution", Value("string"))
+
+
+def _evaluation_questions(name: str) -> set[str]:
+    """The problems of one of `EVALUATION` or of a file, normalised."""
+    if name in EVALUATION:
+        source = EVALUATION[name]
+        problems = read_rows(name, source, _load_hub(f"decontaminate_against names {name!r}", source))
+        return {normalised(question) for question, _ in problems}
+    rows = _load_file("decontaminate_against", name)
+    column = next((column for column in PROBLEM_COLUMNS if column in rows.column_names), None)
+    if column is None:
+        raise ValueError(
+            f"decontaminate_against names {name!r}, whose columns are {', '.join(rows.column_names)}: rename the one "
+            f"with the problems to {PROBLEM_COLUMNS[0]}."
+        )
+    return {normalised(_question(name, i, prompt)) for i, prompt in enumerate(rows[column])}
+
+
+def _question(name: str, row: int, prompt: Any) -> str:
+    """The text of a prompt that is text or a list of messages."""
+    parts = [message.get("content") for message in prompt] if isinstance(prompt, list) else [prompt]
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"{name}: row {row} has the prompt {prompt!r:.60}, where text or messages belong.")
+    return "\n".join(parts)
+
+
+def _unreadable(config: RunConfig, references: list[str]) -> list[str]:
+    """`filters.unreadable`, found on the first process for all; none where a function of the user's own grades."""
+    found: list[list[str]] = [[]]
+    if ":" not in config.rewards[0]:
+        if PartialState().is_main_process:
+            found = [unreadable(references, os.cpu_count() or 1, config.grading_seconds)]
+        broadcast_object_list(found)
+    return found[0]
+
+
+def _rendered(config: RunConfig, rows: Dataset) -> Dataset:
+    """The rows with their prompts in the template."""
+    if config.prompt_template is None:
+        return rows
+    prompts = list(rows["prompt"])
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(
+            f"prompt_template is {config.prompt_template!r} but the prompts of {config.dataset_name} are messages, "
+            "which the tokenizer's chat template writes: leave it out."
+        )
+    return rows.remove_columns("prompt").add_column("prompt", [render(config.prompt_template, p) for p in prompts])
+
+
+def _filtered(
+    config: RunConfig, rows: Dataset, prompt_lengths: PromptLengths | None
+) -> tuple[Dataset, dict[str, Any]]:
+    """The problems to keep, in the template, and how many were left out, each by the first reason that held.
+
+    Left out are problems without an answer; repetitions; questions with different answers; those whose reference
+    math-verify cannot read, unless a function of the user's own grades; those of evaluation sets; long prompts.
+    """
+    answers = [(answer or "").strip() for answer in rows["solution"]]
+    questions = [normalised(_question(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
+    reasons = {i: "no answer" for i, answer in enumerate(answers) if not answer}
+
+    def left() -> list[int]:
+        return [i for i in range(len(rows)) if i not in reasons]
+
+    kept = left()
+    again, conflicting = repeated([questions[i] for i in kept], [answers[i] for i in kept])
+    reasons |= {kept[i]: "repeated" for i in again} | {kept[i]: "different answers" for i in conflicting}
+    unread = _unreadable(config, [answers[i] for i in left()])
+    reasons |= {i: "unreadable reference" for i in left() if answers[i] in set(unread)}
+    for name in config.decontaminate_against:
+        found = _evaluation_questions(name)
+        reasons |= {i: f"in {name}" for i in left() if questions[i] in found}
+    rows, kept = _rendered(config, rows), left()
+    if config.max_prompt_length is not None and kept:
+        lengths = zip(kept, prompt_lengths(rows.select(kept)["prompt"][:]), strict=True)
+        reasons |= {i: f"over {config.max_prompt_length} tokens" for i, n in lengths if n > config.max_prompt_length}
+
+    kept, counts = left(), dict(Counter(reasons.values()))
+    told = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+    if not kept:
+        raise ValueError(f"dataset_name is {config.dataset_name!r}: all {len(rows)} problems are left out ({told}).")
+    if PartialState().is_main_process:
+        print(f"{config.dataset_name}: {len(kept)} problems of {len(rows)}; left out: {told}", flush=True)
+        for reference in unread[:NUM_SHOWN]:
+            print(f"  math-verify cannot read the reference {reference!r:.200}", flush=True)
+    return rows.select(kept), {"rows": len(rows), "left_out": counts, "unreadable_references": unread}
 
 
 def _embedded(config: RunConfig, seed: int) -> Problems:
@@ -82,7 +257,9 @@ def _embedded(config: RunConfig, seed: int) -> Problems:
     train = make("train", config.num_train_problems)
     if train is None:
         raise ValueError("num_train_problems is 0: make at least one generation batch of problems.")
-    return Problems(train, make("dev", config.num_dev_problems), make("test", config.num_test_problems))
+    dev, test = make("dev", config.num_dev_problems), make("test", config.num_test_problems)
+    sizes = {name: len(part) if part else 0 for name, part in (("train", train), ("dev", dev), ("test", test))}
+    return Problems(train, dev, test, {"dataset": config.dataset_name, **sizes})
 
 
 def check_size(train: Dataset, problems_per_rollout: int) -> None:

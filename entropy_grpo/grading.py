@@ -47,6 +47,11 @@ def _parsed(text: str) -> list:
     return parse(f"\\boxed{{{text}}}", extraction_config=[config], parsing_timeout=None)
 
 
+def readable(reference: str) -> bool:
+    """Whether math-verify makes a mathematical expression of a reference; there is no limit on the time it takes."""
+    return any(not isinstance(e, str) for e in _parsed(reference))
+
+
 def compare(answer: str, reference: str) -> Verdict:
     """Whether math-verify finds the two expressions equal; text that it cannot read equals nothing but itself.
 

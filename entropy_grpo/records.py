@@ -3,6 +3,7 @@
     runs/NAME/
         recipe.yaml       the resolved recipe; launches again to the same run
         environment.json  versions, git revision, hardware, every training argument
+        data.json         where the problems come from, how many there are and which were left out
         metrics.jsonl     one row per log
         samples.jsonl     responses with the entropy of every token and whether it was kept
         answers/*.jsonl   the answers of the evaluations before and after training, one row each
@@ -99,6 +100,10 @@ class RunFolder:
     @property
     def environment(self) -> Path:
         return self.path / "environment.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def metrics(self) -> Path:

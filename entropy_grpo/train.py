@@ -2,6 +2,7 @@
 
 import gc
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def main(settings: Settings, name: str) -> None:
             run_config.overlong_cache_length,
             run_config.reward_scale,
         )
-        problems = load_problems(run_config, args.seed)
+        problems = load_problems(run_config, args.seed, partial(prompt_lengths, model_config, args.seed))
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
         folder = claim_folder(args, settings, resumes)
@@ -65,6 +66,7 @@ def main(settings: Settings, name: str) -> None:
         raise RecipeError(str(error)) from error
     if trainer.is_world_process_zero() and args.resume_from_checkpoint is None:
         write_recipe(settings, folder)
+        records.write_json(folder.data, problems.origin)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(RewardProgress())
 
@@ -199,6 +201,15 @@ def load_tokenizer(model_path: str, model_config: ModelConfig) -> PreTrainedToke
             "eos_token in its tokenizer_config.json."
         )
     return tokenizer
+
+
+def prompt_lengths(model_config: ModelConfig, seed: int, prompts: list) -> list[int]:
+    """Tokens of prompts, texts or lists of messages, as the trainer will write them."""
+    tokenizer = load_tokenizer(load_embedded(model_config.model_name_or_path, seed), model_config)
+    if isinstance(prompts[0], str):
+        return [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+    rendered = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return [len(ids) for ids in rendered["input_ids"]]
 
 
 def model_init_kwargs(model_config: ModelConfig) -> dict[str, Any]:

@@ -326,6 +326,11 @@ def test_a_local_data_set_is_not_claimed_to_be_on_the_hub(tmp_path, monkeypatch,
     assert all("p.jsonl" not in r.dataset_type for r in ModelCard.load(tmp_path / "run/README.md").data.eval_results)
 
 
+def test_a_data_set_by_its_short_name_is_the_one_on_the_hub(tmp_path):
+    text = card_text(tmp_path / "run", changed("recipe.yaml", dataset_name="guru_math"))
+    assert front_matter(text)["datasets"] == ["LLM360/guru-RL-92k"]
+
+
 @pytest.mark.parametrize("kind", ["absolute", "relative", "dotted"])
 def test_a_local_base_model_is_not_claimed_to_be_on_the_hub(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)

@@ -1,17 +1,23 @@
 """Data sets of every kind that needs no network: what is loaded, how it is split, and what is refused."""
 
+import itertools
 import json
+from functools import partial
 
 import datasets
 import pandas
 import pytest
 from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import ModelConfig
 
 from entropy_grpo.config import RunConfig
 from entropy_grpo.data import check_size, load_problems
+from entropy_grpo.embedded import number_walk
 from entropy_grpo.embedded.number_walk import Problem
 from entropy_grpo.grader import Grader
 from entropy_grpo.rewards import get_rewards
+from entropy_grpo.train import prompt_lengths
 
 ROWS = [{"prompt": f"What is {i} + {i}?", "solution": str(2 * i), "level": i % 3} for i in range(11)]
 
@@ -93,7 +99,8 @@ def test_a_file_is_split_the_same_way_again(tmp_path):
 
 def test_text_of_a_file_arrives_as_it_is(tmp_path):
     rows = [{"prompt": "Größe von π²\u2028 \\frac{1}{2}\n", "solution": "½ \U0001f600"}]
-    assert pairs(load_problems(RunConfig(dataset_name=write(tmp_path, ".jsonl", rows)), seed=0).train) == pairs(rows)
+    config = RunConfig(dataset_name=write(tmp_path, ".jsonl", rows), rewards=["my_rewards:says_something"])
+    assert pairs(load_problems(config, seed=0).train) == pairs(rows)
 
 
 def test_solutions_that_are_numbers_can_be_graded_or_are_refused(tmp_path):
@@ -160,3 +167,178 @@ def test_a_data_set_smaller_than_one_rollout_is_refused():
     message = str(refusal.value)
     assert "11 problems" in message and "takes 12" in message
     assert "generation_batch_size / num_generations" in message
+
+
+def test_embedded_problems_are_the_tasks_own_in_its_order():
+    problems = load_problems(embedded(), seed=3)
+    for part, split, seed in ((problems.train, "train", 3), (problems.dev, "dev", 0), (problems.test, "test", 0)):
+        own = itertools.islice(number_walk.problems(split, seed), len(part))
+        assert part.to_list() == [{"prompt": p.prompt, "solution": str(p.target)} for p in own]
+    assert problems.origin == {"dataset": "embedded:number_walk", "train": 40, "dev": 9, "test": 13}
+
+
+# One row of each kind: what it is left out for, or None.
+MIXED = [
+    ({"prompt": "What is $1 + 1$?", "solution": "2"}, None),
+    ({"prompt": "what is 1+1?", "solution": " 2 "}, "repeated"),
+    ({"prompt": "Name a root of 4.", "solution": "2"}, "different answers"),
+    ({"prompt": "Name a root of  4.", "solution": "-2"}, "different answers"),
+    ({"prompt": "Name a root of 4.", "solution": "2"}, "different answers"),
+    ({"prompt": "Nothing?", "solution": ""}, "no answer"),
+    ({"prompt": "Null?", "solution": None}, "no answer"),
+    ({"prompt": "A broken formula?", "solution": "\\frac{3"}, "unreadable reference"),
+    ({"prompt": "Another?", "solution": "???"}, "unreadable reference"),
+    ({"prompt": "Half?", "solution": "\\frac{1}{2}"}, None),
+    ({"prompt": "Held $out$?", "solution": "7"}, "in {held}"),
+    ({"prompt": "How long is this {question}? " * 6, "solution": "8"}, "over 40 tokens"),
+    ({"prompt": "Last, with {braces}?", "solution": "9"}, None),
+]
+
+
+def mixed_config(folder, **changes):
+    held = folder / "held.jsonl"
+    held.write_text(json.dumps({"question": "HELD out?", "answer": "7"}) + "\n", encoding="utf-8")
+    settings = {"prompt_template": "boxed", "max_prompt_length": 40, "decontaminate_against": [str(held)]}
+    return RunConfig(dataset_name=write(folder, ".jsonl", [row for row, _ in MIXED]), **(settings | changes))
+
+
+def words_of(prompts):
+    return [len(prompt.split()) for prompt in prompts]
+
+
+def test_problems_are_left_out_for_their_reasons_and_counted(tmp_path, capsys):
+    config = mixed_config(tmp_path)
+    problems = load_problems(config, seed=0, prompt_lengths=words_of)
+    reasons = [reason and reason.format(held=config.decontaminate_against[0]) for _, reason in MIXED]
+    assert problems.origin["rows"] == len(MIXED)
+    assert problems.origin["left_out"] == {r: reasons.count(r) for r in reasons if r is not None}
+    assert problems.origin["unreadable_references"] == ["\\frac{3", "???"]
+    wanted = [(f"User:\n{row['prompt']}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+               "\n\nAssistant:\n", row["solution"]) for row, reason in MIXED if reason is None]  # fmt: skip
+    assert pairs(problems.train) == sorted(wanted)
+    said = capsys.readouterr().out
+    assert "3 problems of 13" in said and "3 different answers" in said and "1 over 40 tokens" in said
+    assert repr("\\frac{3") in said
+
+
+def test_held_out_problems_come_from_those_that_are_kept(tmp_path):
+    config = mixed_config(tmp_path, num_dev_problems=1, num_test_problems=1)
+    problems = load_problems(config, seed=0, prompt_lengths=words_of)
+    all_kept = load_problems(mixed_config(tmp_path), seed=0, prompt_lengths=words_of).train
+    assert pairs(problems.train, problems.dev, problems.test) == pairs(all_kept)
+    assert [problems.origin[part] for part in ("train", "dev", "test")] == [1, 1, 1]
+
+
+def test_with_a_reward_of_the_users_own_references_may_be_anything(tmp_path):
+    config = mixed_config(tmp_path, rewards=["mine:reward"])
+    problems = load_problems(config, seed=0, prompt_lengths=words_of)
+    assert {"\\frac{3", "???"} <= set(problems.train["solution"])
+    assert problems.origin["unreadable_references"] == []
+
+
+def test_when_nothing_is_left_the_reasons_are_said(tmp_path):
+    path = write(tmp_path, ".jsonl", [{"prompt": "1?", "solution": "1"}, {"prompt": "1?", "solution": "2"}])
+    with pytest.raises(ValueError, match=r"all 2 problems are left out \(2 different answers\)"):
+        load_problems(RunConfig(dataset_name=path), seed=0)
+
+
+def test_other_columns_are_mapped(tmp_path):
+    rows = [
+        {"question": f"{i}?", "answer": i, "prompt": [{"role": "user", "content": "wrapped"}], "level": i % 2}
+        for i in range(4)
+    ]
+    config = RunConfig(
+        dataset_name=write(tmp_path, ".parquet", rows), prompt_column="question", solution_column="answer"
+    )
+    train = load_problems(config, seed=0).train
+    assert pairs(train) == [(f"{i}?", str(i)) for i in range(4)]
+    assert all(int(row["solution"]) % 2 == row["level"] for row in train)  # a reward may ask for it
+
+
+def test_mapped_columns_that_are_missing_are_named(tmp_path):
+    path = write(tmp_path, ".jsonl")
+    with pytest.raises(ValueError, match=r"columns are prompt, solution, level.*has question.*prompt_column"):
+        load_problems(RunConfig(dataset_name=path, prompt_column="question"), seed=0)
+
+
+def test_references_that_are_no_text_are_refused(tmp_path):
+    path = write(tmp_path, ".jsonl", [{"prompt": "1?", "solution": ["1", "2"]}])
+    with pytest.raises(ValueError, match="whose solution is no text"):
+        load_problems(RunConfig(dataset_name=path), seed=0)
+
+
+def messages(text):
+    return [{"role": "system", "content": "Think."}, {"role": "user", "content": text}]
+
+
+def test_conversations_pass_and_take_no_template(tmp_path):
+    rows = [{"prompt": messages(text), "solution": "2"} for text in ("1 + 1?", "1+1?", "4 / 2?")]
+    path = write(tmp_path, ".jsonl", rows)
+    problems = load_problems(RunConfig(dataset_name=path), seed=0)
+    assert problems.origin["left_out"] == {"repeated": 1}
+    assert sorted(row["prompt"][1]["content"] for row in problems.train) == ["1 + 1?", "4 / 2?"]
+    with pytest.raises(ValueError, match="prompt_template is 'boxed' but the prompts of"):
+        load_problems(RunConfig(dataset_name=path, prompt_template="boxed"), seed=0)
+
+
+@pytest.mark.parametrize("prompt", [7, None, [], [{"role": "user", "content": None}], [{"role": "user"}]])
+def test_a_prompt_that_is_no_text_is_refused_with_its_row(tmp_path, prompt):
+    path = write(tmp_path, ".jsonl", [{"prompt": prompt, "solution": "1"}])
+    with pytest.raises(ValueError, match="row 0 has the prompt"):
+        load_problems(RunConfig(dataset_name=path), seed=0)
+
+
+@pytest.mark.parametrize("limit", [15, 30, 45])
+def test_prompts_are_measured_by_the_models_tokenizer(tiny_model, tmp_path, limit):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    rows = [{"prompt": "go 15 to 8 need -7 " * i, "solution": str(i)} for i in range(1, 9)]
+    config = RunConfig(dataset_name=write(tmp_path, ".jsonl", rows), max_prompt_length=limit)
+    lengths = partial(prompt_lengths, ModelConfig(model_name_or_path=tiny_model), 0)
+    kept = [row["solution"] for row in rows if len(tokenizer.encode(row["prompt"])) <= limit]
+    assert 0 < len(kept) < len(rows)
+    assert sorted(load_problems(config, seed=0, prompt_lengths=lengths).train["solution"]) == kept
+
+
+def test_messages_are_measured_as_the_chat_template_writes_them(tiny_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}need need{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    found = prompt_lengths(ModelConfig(model_name_or_path=str(tmp_path)), 0, [messages("go 15 to 8"), messages("go")])
+    assert found == [len(tokenizer.encode(f"Think.\n{text}\nneed need")) for text in ("go 15 to 8", "go")]
+
+
+def test_an_evaluation_file_without_problems_is_refused(tmp_path):
+    path = write(tmp_path, ".jsonl")
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"text": "1?"}) + "\n")
+    with pytest.raises(ValueError, match=r"other.jsonl', whose columns are text: rename the one"):
+        load_problems(RunConfig(dataset_name=path, decontaminate_against=[str(other)]), seed=0)
+    with pytest.raises(ValueError, match=r"decontaminate_against is '.*absent.jsonl': there is no such file"):
+        load_problems(RunConfig(dataset_name=path, decontaminate_against=[str(tmp_path / "absent.jsonl")]), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"prompt_template": "bxoed"}, "prompt_template is 'bxoed': choose one of boxed, answer_line, or null"),
+        ({"prompt_template": "null"}, "prompt_template is 'null'"),
+        ({"max_prompt_length": 0}, "max_prompt_length is 0: it must be 1 or more, or null"),
+        ({"decontaminate_against": ["math500"]}, "'math500': choose among aime24, aime25, amc23, math_500 and files"),
+        ({"dataset_file": "copy.jsonl"}, "dataset_file is 'copy.jsonl' but dataset_name is 'problems.jsonl'"),
+        ({"dataset_name": "math", "dataset_file": "copy.csv"}, "dataset_file is 'copy.csv': it must end in .jsonl"),
+        ({"dataset_name": "math", "dataset_config": "algebra"}, "dataset_config is 'algebra' but dataset_name 'math'"),
+        ({"dataset_name": "math", "dataset_train_split": "test"}, "dataset_train_split is 'test' but"),
+        ({"dataset_name": "math", "prompt_column": "problem"}, "prompt_column is 'problem' but"),
+        ({"dataset_name": "math", "solution_column": "answer"}, "solution_column is 'answer' but"),
+        ({"dataset_name": "embedded:number_walk", "prompt_template": "boxed"}, "prompt_template is 'boxed' but"),
+        ({"dataset_name": "embedded:number_walk", "max_prompt_length": 9}, "max_prompt_length is 9 but"),
+        ({"dataset_name": "embedded:number_walk", "prompt_column": "q"}, "prompt_column is 'q' but"),
+        ({"dataset_name": "embedded:number_walk", "decontaminate_against": ["aime24"]}, "decontaminate_against is ["),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_one_sentence(settings, said):
+    with pytest.raises(ValueError) as refusal:
+        RunConfig(**({"dataset_name": "problems.jsonl"} | settings))
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)

@@ -24,6 +24,7 @@ ROW = [
         "config",
         "grader",
         "warm_grading",
+        "filters",
         "evaluation.metrics",
         "records",
         "recipe",
@@ -31,8 +32,8 @@ ROW = [
         "checkpoint",
         "costs",
     ],
-    ["models", "selection", "sampling", "grading", "embedded.number_walk"],
-    ["embedded", "evaluation", "ops", "names", ""],
+    ["models", "selection", "sampling", "grading", "sources", "embedded.number_walk"],
+    ["embedded", "evaluation", "ops", "names", "prompts", ""],
 ]
 # Leaves that never touch the training stack, so that they can be read, tested and reused by themselves.
 PURE = [
@@ -47,11 +48,12 @@ PURE = [
     "grading",
     "grader",
     "warm_grading",
+    "filters",
+    "sources",
     "evaluation.metrics",
     "embedded.number_walk",
     "names",
-    "models",
-    "costs",
+    "prompts",
 ]
 STACK = {"trl", "transformers", "accelerate", "peft", "vllm", "datasets"}
 

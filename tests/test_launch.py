@@ -58,7 +58,8 @@ def test_run_folder_is_complete(run):
     folder, result = run
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {
-        *("recipe.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "evaluation.json", "README.md"),
+        *("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "samples.jsonl", "evaluation.json"),
+        "README.md",
         *("answers/before.jsonl", "answers/after.jsonl", "model.safetensors", "checkpoint-2/model.safetensors"),
         *("plots/reward.png", "plots/entropy.png", "plots/kept.png"),
     } <= names

@@ -1,0 +1,24 @@
+"""Prompts by name: what stands around a question, so that a base model answers it in a form that rewards can read."""
+
+# The name of each says which reward reads its answers: `accuracy` what is boxed, `dapo_accuracy` the `Answer:` line.
+TEMPLATES = {
+    # arXiv 2506.01939, section 5.2.
+    "boxed": (
+        "User:\n{question}\nPlease reason step by step, and put your final answer within \\boxed{}.\n\nAssistant:\n"
+    ),
+    # The wrapper in DAPO's data (arXiv 2503.14476, BytedTsinghua-SIA/DAPO-Math-17k).
+    "answer_line": (
+        "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+        "$Answer (without quotes) where $Answer is the answer to the problem.\n\n{question}\n\nRemember to put your "
+        'answer on its own line after "Answer:".'
+    ),
+}
+
+
+def render(template: str | None, question: str) -> str:
+    """The prompt for a question; None leaves the question as it is."""
+    if template is None:
+        return question
+    # Not `str.format`: questions and templates are full of braces. The question is put in last, once.
+    before, after = TEMPLATES[template].split("{question}")
+    return before + question + after
