@@ -8,10 +8,12 @@ buffers and what the allocator cannot use come on top, so a plan that fills a GP
 """
 
 import json
+import math
 import shlex
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -268,12 +270,12 @@ def lora_targets(job: Job) -> tuple[str, ...]:
 def batches(job: Job) -> dict[str, Any]:
     """Micro-batches, steps and tokens."""
     args, lengths = job.args, job.lengths
-    per_rollout = args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
+    steps_of_rollout = Fraction(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps)
     steps = args.max_steps if args.max_steps > 0 else None
     if steps is None and job.problems is not None:
-        # TRL's sampler drops the problems that fill no rollout and gives each of the others all its steps.
+        # TRL's sampler leaves out the problems that fill no rollout.
         prompts = args.generation_batch_size // args.num_generations
-        steps = int(args.num_train_epochs * (job.problems // prompts) * per_rollout)
+        steps = math.ceil(args.num_train_epochs * (job.problems // prompts * steps_of_rollout))
     return {
         "processes": job.machines.processes,
         "responses_per_micro_batch": job.per_device,
@@ -281,7 +283,7 @@ def batches(job: Job) -> dict[str, Any]:
         "responses_per_step": job.responses,
         "responses_per_rollout": args.generation_batch_size,
         "prompts_per_rollout": args.generation_batch_size // args.num_generations,
-        "steps_per_rollout": per_rollout,
+        "steps_per_rollout": int(steps_of_rollout) if steps_of_rollout >= 1 else float(steps_of_rollout),
         "steps": steps,
         "tokens_per_step_max": job.responses * (lengths.prompt + lengths.completion),
         "response_tokens_per_step_max": job.responses * lengths.completion,
@@ -701,11 +703,13 @@ def _count(value: Any) -> str:
 
 
 def _scaled_bytes(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 100 else f"{size / 2**20:.2f} MiB"
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.2f} MiB"
 
 
 def _scaled_operations(number: float) -> str:
-    power, unit = next((p, u) for p, u in ((15, "PFLOP"), (12, "TFLOP"), (9, "GFLOP"), (0, "FLOP")) if number >= 10**p)
+    power, unit = next(
+        (p, u) for p, u in ((15, "PFLOP"), (12, "TFLOP"), (9, "GFLOP"), (6, "MFLOP"), (0, "FLOP")) if number >= 10**p
+    )
     return f"{number / 10**power:.2f} {unit}"
 
 

@@ -308,6 +308,24 @@ def test_batches_are_the_papers(planned):
     }
 
 
+@pytest.mark.parametrize("words", [[], ["--steps_per_generation", "8"], ["--num_iterations", "2"]])
+def test_steps_are_those_of_trls_sampler(words):
+    """Three epochs of 4,096 problems: the length of TRL's sampler over the responses of a step."""
+    from trl.trainer.utils import RepeatSampler
+
+    job = plan.resolve(str(REPOSITORY / "recipes/demo_cpu.yaml"), ["--max_steps", "-1", *words])
+    args = job.args
+    sampler = RepeatSampler(
+        range(job.problems),
+        mini_repeat_count=args.num_generations,
+        batch_size=args.generation_batch_size // args.num_generations,
+        repeat_count=args.num_iterations * args.steps_per_generation,
+    )
+    # TRL's data loader draws as many items as a rollout has for every micro-batch.
+    expected = 3 * len(sampler) / args.generation_batch_size / args.gradient_accumulation_steps
+    assert plan.batches(job)["steps"] == expected
+
+
 def test_direct_batches_are_taken_as_they_are(capsys):
     cli.main(["plan", str(REPOSITORY / "recipes/demo_cpu.yaml"), "--json", "--max_steps", "7"])
     found = json.loads(capsys.readouterr().out)
