@@ -1,0 +1,193 @@
+"""The recipes of the papers: their figures, and real steps on tiny models of their architectures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from entropy_grpo import plan, recipe
+from entropy_grpo.config import batch_shape
+
+from .conftest import REPOSITORY, save_tiny_model
+
+RECIPES = {
+    path.stem: path for path in (REPOSITORY / "recipes").glob("*.yaml") if path.stem not in ("base", "demo_cpu")
+}
+# arXiv 2506.01939, section 5.2, and what its released scripts add.
+FORKING = {
+    "top_entropy_quantile": 0.2,
+    "entropy_selection": "top",
+    "entropy_denominator": "kept",
+    "loss_type": "dapo",
+    "epsilon": 0.2,
+    "epsilon_high": 0.28,
+    "delta": 10.0,
+    "beta": 0.0,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "prompts_per_rollout": 512,
+    "num_generations": 16,
+    "steps_per_rollout": 16,
+    "max_completion_length": 20480,
+    "overlong_cache_length": 4096,
+    "max_prompt_length": 2048,
+    "mask_truncated_completions": False,
+    "dynamic_sampling": True,
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.1,
+    "max_grad_norm": 1.0,
+    "rewards": ["accuracy", "overlong"],
+    "reward_scale": "0/1",
+    "dataset_name": "dapo_math",
+    "prompt_template": "boxed",
+    "decontaminate_against": ["aime24", "aime25", "amc23", "math_500"],
+    "vllm_importance_sampling_mode": "token_truncate",
+}
+# arXiv 2508.02260: its GRPO baseline.
+EXCHANGE = {
+    "top_entropy_quantile": 1.0,
+    "epsilon_high": 0.28,
+    "beta": 0.0,
+    "prompts_per_rollout": 512,
+    "num_generations": 8,
+    "steps_per_rollout": 16,
+    "max_completion_length": 8192,
+    "overlong_cache_length": 1024,
+    "learning_rate": 1e-6,
+    "warmup_steps": 10,
+    "reward_scale": "+-1",
+    "dataset_name": "still_3",
+    "model_name_or_path": "Qwen/Qwen2.5-7B",
+}
+SMALL = {
+    "prompts_per_rollout",
+    "num_generations",
+    "steps_per_rollout",
+    "max_completion_length",
+    "overlong_cache_length",
+}
+FIGURES = {
+    "qwen3_8b": FORKING | {"model_name_or_path": "Qwen/Qwen3-8B-Base"},
+    "qwen3_14b": FORKING | {"model_name_or_path": "Qwen/Qwen3-14B-Base"},
+    "qwen3_32b": FORKING | {"model_name_or_path": "Qwen/Qwen3-32B"},
+    "qwen3_32b_29k": FORKING | {"max_completion_length": 29696},
+    **{f"qwen3_{size}_dapo": FORKING | {"top_entropy_quantile": 1.0} for size in ("8b", "14b", "32b")},
+    **{f"qwen3_8b_top{share}": FORKING | {"top_entropy_quantile": share / 100} for share in (10, 15, 25, 30, 50)},
+    "qwen3_8b_bottom80": FORKING | {"entropy_selection": "bottom"},
+    "qwen3_8b_random20": FORKING | {"entropy_selection": "random"},
+    "qwen3_8b_gradient20": FORKING | {"entropy_selection": "gradient_norm"},
+    **{
+        f"qwen3_8b_reward_{name}": FORKING | {"rewards": [name, "overlong"]}
+        for name in ("random", "inverted", "format_only")
+    },
+    "qwen25_7b": EXCHANGE,
+    **{
+        name: {k: v for k, v in FORKING.items() if k not in SMALL} | {"model_name_or_path": model}
+        for name, model in (("qwen3_0_6b", "Qwen/Qwen3-0.6B-Base"), ("qwen3_1_7b", "Qwen/Qwen3-1.7B-Base"))
+    },
+    "qwen3_8b_lora": {"use_peft": True, "model_name_or_path": "Qwen/Qwen3-8B-Base", "learning_rate": 1e-5},
+}
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_figures_are_those_of_the_paper(name):
+    settings = recipe.load(RECIPES[name])
+    values = {key: setting.value for key, setting in settings.items()}
+    for key, expected in FIGURES[name].items():
+        assert values[key] == expected, key
+
+
+def test_every_recipe_has_figures():
+    assert sorted(FIGURES) == sorted(RECIPES)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("processes", [1, 8, 64])
+def test_batches_come_out_on_any_number_of_gpus(name, processes):
+    values = {key: setting.value for key, setting in recipe.load(RECIPES[name]).items()}
+    shape = (values["prompts_per_rollout"], values["steps_per_rollout"], values["num_generations"])
+    if processes == 64 and shape[0] * shape[2] // shape[1] < 64 * values["per_device_train_batch_size"]:
+        pytest.skip("for one GPU")
+    steps, accumulation = batch_shape(*shape, values["per_device_train_batch_size"], processes)
+    assert steps == accumulation * shape[1]
+    assert accumulation * processes * values["per_device_train_batch_size"] == shape[0] * shape[2] // shape[1]
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_sharding_is_a_file_that_exists(name):
+    settings = recipe.load(RECIPES[name])
+    file = settings["accelerate_config"].value
+    assert (REPOSITORY / file).is_file()
+    if "fsdp2" in file:
+        # Else accelerate keeps whole gradients on every GPU between micro-batches, and sums them in bfloat16.
+        kwargs = settings["accelerator_config"].value["gradient_accumulation_kwargs"]
+        assert kwargs == {"sync_each_batch": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [*((name, n) for name in ("qwen3_14b", "qwen25_7b") for n in (1, 8, 64)), ("qwen3_8b_lora", 1)],
+)
+def test_recipe_is_planned(name, processes):
+    job = plan.resolve(str(RECIPES[name]), [], gpus=min(processes, 8), nodes=max(processes // 8, 1))
+    found = plan.batches(job)
+    values = {key: setting.value for key, setting in recipe.load(RECIPES[name]).items()}
+    assert found["processes"] == processes
+    assert found["responses_per_rollout"] == values["prompts_per_rollout"] * values["num_generations"]
+    assert found["steps_per_rollout"] == values["steps_per_rollout"]
+
+
+FAMILIES = {
+    "qwen3": {},
+    "qwen2": {"config_class": Qwen2Config, "model_class": Qwen2ForCausalLM},
+    "llama": {"config_class": LlamaConfig, "model_class": LlamaForCausalLM},
+}
+ROWS = {
+    "dapo_math": [{"prompt": f"What is {i} + {i}?", "solution": str(2 * i)} for i in range(40)],
+    "still_3": [
+        {
+            "data_source": "still",
+            "prompt": [{"role": "user", "content": f"A chat.\nUser:What is {i} + {i}?\nAssistant:\n<think>\n"}],
+            "ability": "math",
+            "reward_model": {"ground_truth": str(2 * i), "style": "rule"},
+            "extra_info": {"index": i},
+        }
+        for i in range(40)
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("qwen3_14b", "qwen3"), ("qwen25_7b", "qwen2"), ("qwen3_14b", "llama"), ("qwen3_8b_lora", "qwen3")],
+)
+def test_two_steps_by_the_literal_command(tmp_path, name, family):
+    """With the recipe's own prompt, data schema, rewards, sampling and batches, but for sizes and devices."""
+    model = save_tiny_model(tmp_path / "model", **FAMILIES[family])
+    data = tmp_path / "rows.jsonl"
+    source = recipe.load(RECIPES[name])["dataset_name"].value
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[source]))
+    words = (
+        "--use_cpu true --bf16 false --dtype float32 --use_vllm false --vllm_enable_sleep_mode false --max_steps 2 "
+        "--prompts_per_rollout 4 --steps_per_rollout 2 --num_generations 4 --per_device_train_batch_size 2 "
+        "--max_completion_length 16 --overlong_cache_length 8 --max_sampling_rounds 2 --save_strategy no "
+        "--accelerate_config none --model_revision main --disable_tqdm true --top_entropy_quantile 0.5 "
+        "--decontaminate_against []"
+    )
+    command = [str(Path(sys.executable).parent / "accelerate"), "launch", f"recipes/{name}.yaml", *words.split()]
+    command += ["--model_name_or_path", model, "--dataset_file", str(data), "--output_dir", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    assert ("dynamic_sampling/drawn" in steps[0]) == (name != "qwen25_7b")
+    assert {"rewards/accuracy/mean", "rewards/overlong/mean"} <= steps[0].keys()
