@@ -45,9 +45,9 @@ def main(settings: Settings, name: str) -> None:
             run_config.overlong_cache_length,
             run_config.reward_scale,
         )
+        args.resume_from_checkpoint = find_checkpoint(args, settings)
         problems = load_problems(run_config, args.seed, partial(prompt_lengths, model_config, args.seed))
         check_size(problems.train, args.generation_batch_size // args.num_generations)
-        args.resume_from_checkpoint = find_checkpoint(args, settings)
         folder = claim_folder(args, settings, resumes)
         model_path = load_embedded(model_config.model_name_or_path, args.seed)
         tokenizer = load_tokenizer(model_path, model_config)
