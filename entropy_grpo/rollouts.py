@@ -185,7 +185,7 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
     def _fill(self) -> Supply:
         """Draw until the rollout is full of informative groups, or the limit of rounds is reached."""
         sampler, args = self._sampler, self.args
-        discarded, filling, shares = sampler.begin(), [], []
+        discarded, filling, shares, informative_drawn = sampler.begin(), [], [], 0
         carried = min(len(sampler.waiting), sampler.size)
         while sampler.missing and len(shares) < args.max_sampling_rounds:
             is_last = len(shares) + 1 == args.max_sampling_rounds
@@ -193,14 +193,14 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
             kept, filling, accuracy = self._draw(rows, sampler.missing if is_last else 0)
             sampler.add(kept, len(rows))
             shares.append(accuracy)
+            informative_drawn += len(kept)
         if sampler.missing:
             self._at_limit(sampler.missing, sum(map(len, shares)))
         filling = filling[: sampler.missing]
         groups = sampler.take() + filling
         discarded += sampler.drop_waiting()
         drawn = torch.cat(shares) if shares else torch.zeros(0)
-        kept_now = sum(informative(a, args.min_accuracy, args.max_accuracy) for a in drawn.tolist())
-        found = {"rounds": len(shares), "drawn": len(drawn), "kept": kept_now, "carried": carried}
+        found = {"rounds": len(shares), "drawn": len(drawn), "kept": informative_drawn, "carried": carried}
         found |= {"discarded": discarded, "filling": len(filling), "waiting": len(sampler.waiting)}
         if len(drawn):
             found |= {"all_right": (drawn == 1).float().mean().item(), "all_wrong": (drawn == 0).float().mean().item()}
