@@ -169,7 +169,7 @@ ROWS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "family"),
-    [("qwen3_14b", "qwen3"), ("qwen25_7b", "qwen2"), ("qwen3_14b", "llama"), ("qwen3_8b_lora", "qwen3")],
+    [*((name, "qwen2" if name == "qwen25_7b" else "qwen3") for name in sorted(RECIPES)), ("qwen3_14b", "llama")],
 )
 def test_two_steps_by_the_literal_command(tmp_path, name, family):
     """With the recipe's own prompt, data schema, rewards, sampling and batches, but for sizes and devices."""
@@ -181,7 +181,7 @@ def test_two_steps_by_the_literal_command(tmp_path, name, family):
         "--use_cpu true --bf16 false --dtype float32 --use_vllm false --vllm_enable_sleep_mode false --max_steps 2 "
         "--prompts_per_rollout 4 --steps_per_rollout 2 --num_generations 4 --per_device_train_batch_size 2 "
         "--max_completion_length 16 --overlong_cache_length 8 --max_sampling_rounds 2 --save_strategy no "
-        "--accelerate_config none --model_revision main --disable_tqdm true --top_entropy_quantile 0.5 "
+        "--accelerate_config none --model_revision main --disable_tqdm true "
         "--decontaminate_against []"
     )
     command = [str(Path(sys.executable).parent / "accelerate"), "launch", f"recipes/{name}.yaml", *words.split()]
@@ -193,4 +193,8 @@ def test_two_steps_by_the_literal_command(tmp_path, name, family):
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
     assert ("dynamic_sampling/drawn" in steps[0]) == (name != "qwen25_7b")
-    assert {"rewards/accuracy/mean", "rewards/overlong/mean"} <= steps[0].keys()
+    correctness, punishment = recipe.load(RECIPES[name])["rewards"].value
+    assert {f"rewards/{correctness}/mean", f"rewards/{punishment}/mean"} <= steps[0].keys()
+    kept = FIGURES[name].get("top_entropy_quantile", 0.2)
+    kept = 1 - kept if FIGURES[name].get("entropy_selection") == "bottom" else kept
+    assert steps[0]["selection/kept_fraction"] == pytest.approx(kept, abs=0.1)
