@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from trl import GRPOConfig
+from trl import GRPOConfig, ModelConfig
 
 from .names import EMBEDDED, FILE_FORMATS
 from .ops.kernels import check_installed
@@ -379,3 +379,7 @@ class RunConfig:
                     f"{setting.name} is {value!r} but dataset_name {self.dataset_name!r} does not read it: leave it "
                     "out."
                 )
+
+
+# All that a recipe may set.
+CLASSES = (RunConfig, EntropyForkGRPOConfig, ModelConfig)

@@ -21,13 +21,12 @@ import yaml
 from trl import ModelConfig
 
 from . import costs, recipe
-from .config import EntropyForkGRPOConfig, RunConfig, batch_shape
+from .config import CLASSES, EntropyForkGRPOConfig, RunConfig, batch_shape
 from .launch import find_config
 from .models import Shape, linear_layers, linear_parameters, lora_tensors, parameters, shape_of, tensors
 from .names import EMBEDDED
 from .recipe import RecipeError, Setting, Settings
 
-CLASSES = (RunConfig, EntropyForkGRPOConfig, ModelConfig)
 GIB = 2**30
 EMBEDDED_PROMPT, ASSUMED_PROMPT = 16, 2048  # tokens of the longest prompt, where no limit is set
 PORT = 29500  # of the launcher, where it is not told another

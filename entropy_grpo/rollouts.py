@@ -61,9 +61,10 @@ def with_extra(rows: Sequence[Row], extra: dict[str, Any]) -> list[Row]:
     ]
 
 
-def responses_of(generated: Generated) -> list[Response]:
-    """What was generated, response by response."""
+def responses_of(generated: Generated, which: Sequence[int]) -> list[Response]:
+    """Some of what was generated, response by response."""
     prompt_ids, completion_ids, masks, completions, logprobs, extra, _, _ = generated
+    rows = with_extra([{}] * len(completions), extra)
 
     def part(values: list | None, i: int, dtype: torch.dtype) -> Tensor | None:
         if values is None:
@@ -77,9 +78,9 @@ def responses_of(generated: Generated) -> list[Response]:
             completion=completions[i],
             logprobs=part(logprobs, i, torch.float32),
             mask=part(masks, i, torch.uint8),
-            extra=row,
+            extra=rows[i],
         )
-        for i, row in enumerate(with_extra([{}] * len(completions), extra))
+        for i in which
     ]
 
 
@@ -156,8 +157,9 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
         others = [i for i, is_good in enumerate(good) if not is_good][: max(spare - len(kept), 0)]
         wanted = set(kept + others)
         # Only what is wanted travels.
-        mine = zip(places, responses_of(generated), strict=True)
-        found = dict(gather_object([(place, r) for place, r in mine if place // size in wanted]))
+        which = [i for i, place in enumerate(places) if place // size in wanted]
+        mine = zip([places[i] for i in which], responses_of(generated, which), strict=True)
+        found = dict(gather_object(list(mine)))
 
         def group(i: int) -> Group:
             responses = [found[place] for place in range(i * size, (i + 1) * size)]

@@ -9,6 +9,7 @@ The state here is the same on every rank; nothing in it knows of ranks, models o
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,16 +121,15 @@ class DynamicSampler:
         rate = self.pass_rate
         wanted = (self.missing + math.sqrt(self.missing * (1 - rate))) / rate
         count = min(math.ceil(wanted / self.multiple) * self.multiple, self.round_size)
-        rows = [self._row(self.cursor + i) for i in range(count)]
+        places = [divmod(self.cursor + i, self.problems) for i in range(count)]
+        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}
         self.cursor += count
-        return rows
+        return [orders[epoch][place] for epoch, place in places]
 
-    def _row(self, place: int) -> int:
-        epoch, place = divmod(place, self.problems)
-        return int(self._order(epoch)[place]) if self.shuffle else place
-
-    def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(self.problems, generator=torch.Generator().manual_seed(self.seed + epoch))
+    def _order(self, epoch: int) -> Sequence[int]:
+        if not self.shuffle:
+            return range(self.problems)
+        return torch.randperm(self.problems, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
 
     def add(self, groups: list[Group], drawn: int) -> None:
         """Take in the informative groups of a round that drew so many."""

@@ -16,7 +16,7 @@ from . import plots, recipe, records
 from .callbacks import RewardProgress
 from .card import results_table, write_card
 from .checkpoint import newest_checkpoint
-from .config import EntropyForkGRPOConfig, RunConfig
+from .config import CLASSES, EntropyForkGRPOConfig, RunConfig
 from .data import Problems, check_size, load_problems
 from .embedded import cold_start, number_walk
 from .evaluation import metrics
@@ -28,7 +28,6 @@ from .rewards import get_rewards
 from .trainer import EntropyForkGRPOTrainer
 
 RUNS = Path("runs")
-CLASSES = (RunConfig, EntropyForkGRPOConfig, ModelConfig)
 
 
 def main(settings: Settings, name: str) -> None:
