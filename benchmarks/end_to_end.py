@@ -24,7 +24,7 @@ from entropy_grpo.data import load_problems
 from entropy_grpo.embedded import cold_start
 from entropy_grpo.grader import Grader
 from entropy_grpo.rewards import get_rewards
-from entropy_grpo.train import load_embedded, load_tokenizer
+from entropy_grpo.start import load_embedded, load_tokenizer
 from entropy_grpo.trainer import EntropyForkGRPOTrainer
 
 RECIPE = measure.ROOT / "recipes" / "demo_cpu.yaml"

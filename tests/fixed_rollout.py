@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from entropy_grpo import EntropyForkGRPOConfig, EntropyForkGRPOTrainer
 from entropy_grpo.embedded.cold_start import build_tokenizer
-from entropy_grpo.train import finish
+from entropy_grpo.start import finish
 
 GENERATIONS = 4
 

@@ -18,7 +18,7 @@ ROW = [
     ["trainer"],
     ["rollouts"],
     ["durable"],
-    ["ops.head", "batching", "scoring", "window", "callbacks", "card", "plots", "data", "rewards"],
+    ["start", "ops.head", "batching", "scoring", "window", "callbacks", "card", "plots", "data", "rewards"],
     [
         "ops.kernels",
         "config",
