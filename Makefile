@@ -10,11 +10,12 @@ check_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and
 cpu_torch = $(1)/bin/pip install -q "$(TORCH)+cpu" 2>/dev/null || { $(1)/bin/pip install -q uv && $(1)/bin/uv pip install -q -p $(1)/bin/python --torch-backend cpu $(TORCH); }
 RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
+TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm lint train card results bench sampling kill verifier
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
+	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
 
 setup: $(VENV)/ready  ## make .venv with everything that the other targets need
 
@@ -44,6 +45,14 @@ $(VLLM_VENV)/ready: pyproject.toml tests_vllm/vllm_cpu/pyproject.toml
 
 test-vllm: $(VLLM_VENV)/ready  ## run the tests that sample with a real vLLM on this machine's processor, in .venv-vllm
 	$(VLLM_VENV)/bin/python -m pytest -s tests_vllm $(PYTEST_ARGS)
+
+recipes: setup  ## take two steps of every recipe on tiny models, by the literal command (ten minutes)
+	$(BIN)/python -m pytest tests/test_paper_recipes.py tests/test_sft.py -k literal --every-recipe $(PYTEST_ARGS)
+
+llama31_8b: setup  ## arXiv 2506.01939's Llama-3.1-8B: right responses of TEACHER=Qwen/Qwen3-32B, cold start, training
+	$(BIN)/entropy-grpo eval --model $(TEACHER) --benchmarks dapo_math --samples 1 --output runs/llama31_8b_teacher
+	$(BIN)/accelerate launch recipes/llama31_8b_cold_start.yaml
+	$(BIN)/accelerate launch recipes/llama31_8b.yaml
 
 lint: setup  ## check style and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

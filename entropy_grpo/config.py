@@ -20,6 +20,7 @@ from .sources import EVALUATION, TRAINING
 TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
 DENOMINATORS = ("kept", "all")
 HEADS = ("auto", "liger", "trl")
+TRAINERS = ("grpo", "sft")
 # What a right and a wrong answer are worth.
 REWARD_SCALES = {"0/1": (1.0, 0.0), "+-1": (1.0, -1.0)}
 # Losses whose gradient at a token is advantage * ratio unless the ratio is clipped.
@@ -274,11 +275,38 @@ class EntropyForkGRPOConfig(GRPOConfig):
                     )
 
 
+def check_template(name: str | None) -> None:
+    """Refuse a prompt template that there is not."""
+    if name is not None and name not in TEMPLATES:
+        raise ValueError(
+            f"prompt_template is {name!r}: choose one of {', '.join(TEMPLATES)}, or null for prompts as they are."
+        )
+
+
+def check_decontamination(names: list[str]) -> None:
+    """Refuse what is neither an evaluation set nor a file."""
+    for name in names:
+        if name not in EVALUATION and Path(name).suffix not in FILE_FORMATS:
+            raise ValueError(
+                f"decontaminate_against names {name!r}: choose among {', '.join(EVALUATION)} and files that end "
+                f"in {' or '.join(FILE_FORMATS)}."
+            )
+
+
+def check_grading(seconds: float, total_seconds: float) -> None:
+    """Refuse time limits of grading that leave no time."""
+    if seconds <= 0:
+        raise ValueError(f"grading_seconds is {seconds}: it must be above 0.")
+    if total_seconds < seconds:
+        raise ValueError(f"grading_total_seconds is {total_seconds}: it must be at least grading_seconds ({seconds}).")
+
+
 @dataclass
 class RunConfig:
     """Where a run's problems, rewards and files come from and go to.
 
     Parameters:
+        trainer: `grpo`, or `sft` for a cold start, whose settings are those of `sft_config.SFTRunConfig`.
         accelerate_config: file in `accelerate_configs/` (or any path) that says how the model is sharded when a launch
             with several processes names none itself; `none` for plain data parallelism.
         dataset_name: `embedded:number_walk`, one of `sources.TRAINING`, a `.jsonl` / `.parquet` file, or a Hub id.
@@ -289,6 +317,8 @@ class RunConfig:
         prompt_column, solution_column: the columns of a file or a Hub id that hold the problem and its reference.
         prompt_template: what to put around a problem, one of `prompts.TEMPLATES`; null for nothing.
         max_prompt_length: leave out problems whose prompt has more tokens; null for no limit.
+        max_position_embeddings: how many positions the model is told to have, in a copy of its configuration that
+            vLLM, checkpoints and evaluations read, too; null for its own.
         decontaminate_against: leave out problems that occur in these evaluation sets, each one of `sources.EVALUATION`
             or a file with a column `problem`, `question` or `prompt`.
         rewards: names of reward functions (see `rewards.REWARDS`), `overlong`, or `module:function`; the first says
@@ -306,6 +336,7 @@ class RunConfig:
         num_test_problems: held-out problems for the evaluation before and after training (0 for none).
     """
 
+    trainer: str = "grpo"
     accelerate_config: str = "none"
     dataset_name: str | None = None
     dataset_file: str | None = None
@@ -316,6 +347,7 @@ class RunConfig:
     solution_column: str = "solution"
     prompt_template: str | None = None
     max_prompt_length: int | None = None
+    max_position_embeddings: int | None = None
     decontaminate_against: list[str] = field(default_factory=list)
     rewards: list[str] = field(default_factory=lambda: ["accuracy"])
     overlong_cache_length: int | None = None
@@ -327,6 +359,7 @@ class RunConfig:
     num_test_problems: int = 0
 
     def __post_init__(self) -> None:
+        one_of("trainer", self.trainer, TRAINERS)
         if not self.dataset_name:
             raise ValueError(
                 f"dataset_name is missing: name an embedded data set, {', '.join(TRAINING)}, a Hub id or a "
@@ -336,29 +369,16 @@ class RunConfig:
         for name in ("num_train_problems", "num_dev_problems", "num_test_problems"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
-        if self.grading_seconds <= 0:
-            raise ValueError(f"grading_seconds is {self.grading_seconds}: it must be above 0.")
-        if self.grading_total_seconds < self.grading_seconds:
-            raise ValueError(
-                f"grading_total_seconds is {self.grading_total_seconds}: it must be at least grading_seconds "
-                f"({self.grading_seconds})."
-            )
+        check_grading(self.grading_seconds, self.grading_total_seconds)
         one_of("reward_scale", self.reward_scale, tuple(REWARD_SCALES))
 
     def _check_data(self) -> None:
-        if self.prompt_template is not None and self.prompt_template not in TEMPLATES:
-            raise ValueError(
-                f"prompt_template is {self.prompt_template!r}: choose one of {', '.join(TEMPLATES)}, or null for "
-                "prompts as they are."
-            )
-        if self.max_prompt_length is not None and self.max_prompt_length < 1:
-            raise ValueError(f"max_prompt_length is {self.max_prompt_length}: it must be 1 or more, or null.")
-        for name in self.decontaminate_against:
-            if name not in EVALUATION and Path(name).suffix not in FILE_FORMATS:
-                raise ValueError(
-                    f"decontaminate_against names {name!r}: choose among {', '.join(EVALUATION)} and files that end "
-                    f"in {' or '.join(FILE_FORMATS)}."
-                )
+        check_template(self.prompt_template)
+        for name in ("max_prompt_length", "max_position_embeddings"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: it must be 1 or more, or null.")
+        check_decontamination(self.decontaminate_against)
         if self.dataset_file is not None:
             if self.dataset_name not in TRAINING:
                 raise ValueError(

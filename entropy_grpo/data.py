@@ -22,6 +22,7 @@ from .embedded import number_walk
 from .filters import normalised, repeated, unreadable
 from .names import EMBEDDED, FILE_FORMATS
 from .prompts import render
+from .sft_config import SFTRunConfig
 from .sources import EVALUATION, TRAINING, Source, columns, read_rows
 
 COLUMNS = ("prompt", "solution")
@@ -54,7 +55,7 @@ def load_problems(config: RunConfig, seed: int, prompt_lengths: PromptLengths | 
     if config.dataset_name.startswith(EMBEDDED):
         return _embedded(config, seed)
     source = _source(config)
-    rows = _known(config, source) if config.dataset_name in TRAINING else _columns(config, source)
+    rows = _known(config, source) if config.dataset_name in TRAINING else load_columns(config, source)
     rows, left_out = _filtered(config, rows, prompt_lengths)
     held_out = config.num_dev_problems + config.num_test_problems
     if held_out >= len(rows):
@@ -88,6 +89,11 @@ def _source(config: RunConfig) -> Source:
         if config.dataset_revision not in (None, source.revision):
             return replace(source, revision=config.dataset_revision, rows=None)
         return source
+    return named_source(config)
+
+
+def named_source(config: RunConfig | SFTRunConfig) -> Source:
+    """What the settings say of a Hub id, or of a file, of which only the columns are read."""
     return Source(
         config.dataset_name,
         columns(config.prompt_column, config.solution_column),
@@ -133,7 +139,7 @@ def _known(config: RunConfig, source: Source) -> Dataset:
     return Dataset.from_dict({"prompt": [question for question, _ in problems], "solution": [a for _, a in problems]})
 
 
-def _columns(config: RunConfig, source: Source) -> Dataset:
+def load_columns(config: RunConfig | SFTRunConfig, source: Source) -> Dataset:
     """The rows of a file or a Hub id, their problems and references in the columns `prompt` and `solution`."""
     if Path(config.dataset_name).suffix in FILE_FORMATS:
         rows = _load_file("dataset_name", config.dataset_name)
@@ -159,7 +165,7 @@ def _columns(config: RunConfig, source: Source) -> Dataset:
     return rows if solution.dtype.endswith("string") else rows.cast_column("solution", Value("string"))
 
 
-def _evaluation_questions(name: str) -> set[str]:
+def evaluation_questions(name: str) -> set[str]:
     """The problems of one of `EVALUATION` or of a file, normalised."""
     if name in EVALUATION:
         source = EVALUATION[name]
@@ -172,10 +178,10 @@ def _evaluation_questions(name: str) -> set[str]:
             f"decontaminate_against names {name!r}, whose columns are {', '.join(rows.column_names)}: rename the one "
             f"with the problems to {PROBLEM_COLUMNS[0]}."
         )
-    return {normalised(_question(name, i, prompt)) for i, prompt in enumerate(rows[column])}
+    return {normalised(question_text(name, i, prompt)) for i, prompt in enumerate(rows[column])}
 
 
-def _question(name: str, row: int, prompt: Any) -> str:
+def question_text(name: str, row: int, prompt: Any) -> str:
     """The text of a prompt that is text or a list of messages."""
     parts = [message.get("content") for message in prompt] if isinstance(prompt, list) else [prompt]
     if not parts or not all(isinstance(part, str) for part in parts):
@@ -215,7 +221,7 @@ def _filtered(
     math-verify cannot read, unless a function of the user's own grades; those of evaluation sets; long prompts.
     """
     answers = [(answer or "").strip() for answer in rows["solution"]]
-    questions = [normalised(_question(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
+    questions = [normalised(question_text(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
     reasons = {i: "no answer" for i, answer in enumerate(answers) if not answer}
 
     def left() -> list[int]:
@@ -227,7 +233,7 @@ def _filtered(
     unread = _unreadable(config, [answers[i] for i in left()])
     reasons |= {i: "unreadable reference" for i in left() if answers[i] in set(unread)}
     for name in config.decontaminate_against:
-        found = _evaluation_questions(name)
+        found = evaluation_questions(name)
         reasons |= {i: f"in {name}" for i in left() if questions[i] in found}
     rows, kept = _rendered(config, rows), left()
     if config.max_prompt_length is not None and kept:

@@ -83,11 +83,14 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
             # Else it is cpu:0 and cpu:1 in two processes, places that torch.load does not find on resume.
             os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
 
-        from . import train
-
         if is_first_process():
             print(sharding)
-        train.main(settings, path.stem)
+        trainer = settings.get("trainer")
+        if trainer is not None and trainer.value == "sft":
+            from . import sft as chosen
+        else:
+            from . import train as chosen
+        chosen.main(settings, path.stem)
     except RecipeError as error:
         if is_first_process():
             print(f"error: {error}", file=sys.stderr)

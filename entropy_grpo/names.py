@@ -7,6 +7,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 # `dataset_name` and `model_name_or_path` with this prefix name a task of `entropy_grpo.embedded`.
 EMBEDDED = "embedded:"
 
+# Where runs go that are not told another place, each by its name, which is its recipe's.
+RUNS = Path("runs")
+
 # Suffixes that make a `dataset_name` a local file, with the loader that reads it.
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 

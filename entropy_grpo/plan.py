@@ -24,8 +24,10 @@ from . import costs, recipe
 from .config import CLASSES, EntropyForkGRPOConfig, RunConfig, batch_shape
 from .launch import find_config
 from .models import Shape, linear_layers, linear_parameters, lora_tensors, parameters, shape_of, tensors
-from .names import EMBEDDED
+from .names import EMBEDDED, RUNS
 from .recipe import RecipeError, Setting, Settings
+from .sft_config import CLASSES as SFT_CLASSES
+from .sft_config import SFTRunConfig, TeacherSFTConfig
 
 GIB = 2**30
 EMBEDDED_PROMPT, ASSUMED_PROMPT = 16, 2048  # tokens of the longest prompt, where no limit is set
@@ -82,12 +84,15 @@ class Sharding:
 
 @dataclass(frozen=True)
 class Job:
-    """A resolved recipe on its machines. `args` has the whole batch on one process (see `resolve`)."""
+    """A resolved recipe on its machines. `args` has the whole batch on one process (see `resolve`).
+
+    Of a cold start, whose `trainer` is `sft`, the response is all of a sequence.
+    """
 
     recipe: str
     words: tuple[str, ...]
-    run: RunConfig
-    args: EntropyForkGRPOConfig
+    run: RunConfig | SFTRunConfig
+    args: EntropyForkGRPOConfig | TeacherSFTConfig
     model: ModelConfig
     shape: Shape
     machines: Machines
@@ -96,6 +101,16 @@ class Job:
     prompt_assumed: bool
     use_cpu: bool
     problems: int | None
+
+    @property
+    def samples(self) -> bool:
+        """Whether the model writes its responses itself."""
+        return isinstance(self.args, EntropyForkGRPOConfig)
+
+    @property
+    def uses_vllm(self) -> bool:
+        """Whether vLLM samples them."""
+        return self.samples and self.args.use_vllm
 
     @property
     def per_device(self) -> int:
@@ -131,6 +146,8 @@ class Job:
     @property
     def share(self) -> float:
         """The kept share of the tokens."""
+        if not self.samples:
+            return 1.0
         rho = self.args.top_entropy_quantile
         return 1 - rho if self.args.entropy_selection == "bottom" else rho
 
@@ -176,33 +193,36 @@ def resolve(
     for name, value in (("gpus", gpus), ("nodes", nodes), ("gpu-memory", memory), ("prompt-length", prompt_length)):
         if value is not None and value <= 0:
             raise RecipeError(f"--{name} is {value}: it must be above 0.")
-    settings = recipe.checked(settings, CLASSES)
+    supervised = "trainer" in settings and settings["trainer"].value == "sft"
+    classes = SFT_CLASSES if supervised else CLASSES
+    settings = recipe.checked(settings, classes)
     if gpus is None or nodes is None:
         _, written_for = read_sharding(settings, 1)
         gpus, nodes = gpus or written_for.gpus, nodes or written_for.nodes
     machines = Machines(gpus, nodes, memory)
-    run, args, model = recipe.build(_on_one_process(settings, machines.processes), CLASSES)
+    run, args, model = recipe.build(_on_one_process(settings, machines.processes, classes[1]), classes)
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is missing: name a Hub id or a local folder.")
     try:
-        shape = shape_of(model.model_name_or_path, model_config)
+        shape = shape_of(_origin(model.model_name_or_path, Path(recipe_file)), model_config)
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    if args.model_init_kwargs and "max_position_embeddings" in args.model_init_kwargs:
-        shape = replace(shape, positions=args.model_init_kwargs["max_position_embeddings"])
+    if not supervised and run.max_position_embeddings is not None:
+        shape = replace(shape, positions=run.max_position_embeddings)
     if prompt_length is None and "max_prompt_length" in settings:
         prompt_length = settings["max_prompt_length"].value
     embedded = run.dataset_name.startswith(EMBEDDED)
-    assumed = prompt_length is None and not embedded
+    assumed = prompt_length is None and not embedded and not supervised
+    if supervised:
+        prompt_length, longest, limit = 0, args.max_length or shape.positions, "max_length"
+    else:
+        longest, limit = args.max_completion_length, "max_completion_length"
     if prompt_length is None:
         prompt_length = EMBEDDED_PROMPT if embedded else ASSUMED_PROMPT
-    if problems is None and embedded:
-        problems = run.num_train_problems
-    if mean_length is not None and not 0 < mean_length <= args.max_completion_length:
-        raise RecipeError(
-            f"--mean-length is {mean_length:g}: it must lie between 0 and max_completion_length "
-            f"({args.max_completion_length})."
-        )
+    if problems is None:
+        problems = run.num_responses if supervised else run.num_train_problems if embedded else None
+    if mean_length is not None and not 0 < mean_length <= longest:
+        raise RecipeError(f"--mean-length is {mean_length:g}: it must lie between 0 and {limit} ({longest}).")
     job = Job(
         recipe=recipe_file,
         words=tuple(words),
@@ -212,7 +232,7 @@ def resolve(
         shape=shape,
         machines=machines,
         sharding=read_sharding(settings, machines.processes)[0],
-        lengths=Lengths(prompt_length, args.max_completion_length, mean_length),
+        lengths=Lengths(prompt_length, longest, mean_length),
         prompt_assumed=assumed,
         use_cpu="use_cpu" in settings and settings["use_cpu"].value,
         problems=problems,
@@ -221,18 +241,26 @@ def resolve(
     return job
 
 
-def _on_one_process(settings: Settings, processes: int) -> Settings:
+def _origin(model: str, recipe_file: Path) -> str:
+    """The model, or, where it is what another recipe has yet to make, the one that that recipe begins with."""
+    maker = recipe_file.parent / f"{Path(model).name}.yaml"
+    if Path(model).parent != RUNS or Path(model).is_dir() or not maker.is_file():
+        return model
+    return _origin(recipe.load(maker)["model_name_or_path"].value, maker)
+
+
+def _on_one_process(settings: Settings, processes: int, args_class: type) -> Settings:
     """The same batch on one process, and on its processor, so that the settings are checked where no GPU is.
 
     All that depends on the number of processes depends on its product with a process's batch size.
     """
 
     def value(name: str) -> Any:
-        field = EntropyForkGRPOConfig.__dataclass_fields__[name]
+        field = args_class.__dataclass_fields__[name]
         return settings[name].value if name in settings else field.default
 
-    rollout = value("prompts_per_rollout"), value("steps_per_rollout")
     per_device = value("per_device_train_batch_size")
+    rollout = (value("prompts_per_rollout"), value("steps_per_rollout")) if args_class is CLASSES[1] else (None, None)
     if all(isinstance(x, int) and x > 0 for x in (*rollout, per_device)):
         try:
             batch_shape(*rollout, value("num_generations"), per_device, processes)
@@ -269,22 +297,29 @@ def lora_targets(job: Job) -> tuple[str, ...]:
 def batches(job: Job) -> dict[str, Any]:
     """Micro-batches, steps and tokens."""
     args, lengths = job.args, job.lengths
-    steps_of_rollout = Fraction(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps)
     steps = args.max_steps if args.max_steps > 0 else None
-    if steps is None and job.problems is not None:
-        # TRL's sampler leaves out the problems that fill no rollout.
-        prompts = args.generation_batch_size // args.num_generations
-        steps = math.ceil(args.num_train_epochs * (job.problems // prompts * steps_of_rollout))
-    return {
+    tokens = job.responses * (lengths.prompt + lengths.completion)
+    found = {
         "processes": job.machines.processes,
         "responses_per_micro_batch": job.per_device,
         "micro_batches_per_step": args.gradient_accumulation_steps,
         "responses_per_step": job.responses,
+    }
+    if not job.samples:
+        if steps is None and job.problems is not None:
+            steps = math.ceil(args.num_train_epochs * math.ceil(job.problems / job.responses))
+        return found | {"steps": steps, "tokens_per_step_max": tokens}
+    steps_of_rollout = Fraction(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps)
+    if steps is None and job.problems is not None:
+        # TRL's sampler leaves out the problems that fill no rollout.
+        prompts = args.generation_batch_size // args.num_generations
+        steps = math.ceil(args.num_train_epochs * (job.problems // prompts * steps_of_rollout))
+    return found | {
         "responses_per_rollout": args.generation_batch_size,
         "prompts_per_rollout": args.generation_batch_size // args.num_generations,
         "steps_per_rollout": int(steps_of_rollout) if steps_of_rollout >= 1 else float(steps_of_rollout),
         "steps": steps,
-        "tokens_per_step_max": job.responses * (lengths.prompt + lengths.completion),
+        "tokens_per_step_max": tokens,
         "response_tokens_per_step_max": job.responses * lengths.completion,
         "response_tokens_per_step_expected": lengths.mean and round(job.responses * lengths.mean),
     }
@@ -336,7 +371,7 @@ def _states(job: Job) -> dict[str, Any]:
             f"AdamW: {2 * moment} bytes x {number:,} trained{' + 4 for masters' if masters else ''}{divided}",
         ),
     }
-    if job.args.beta != 0 and not job.model.use_peft:
+    if job.samples and job.args.beta != 0 and not job.model.use_peft:
         parts["reference model"] = _part(whole * job.loaded / group, f"{job.loaded} bytes x {whole:,}{divided}")
     return parts
 
@@ -368,6 +403,8 @@ def _working_weights(job: Job) -> tuple[str, dict[str, Any]] | None:
 def _sampler(job: Job) -> tuple[str, dict[str, Any]] | None:
     """What sampling takes on a training GPU."""
     args, shape = job.args, job.shape
+    if not job.samples:
+        return None
     if not args.use_vllm:
         sequences = job.per_device * args.steps_per_generation
         width = job.lengths.prompt + job.lengths.completion
@@ -409,17 +446,18 @@ def memory(job: Job) -> dict[str, Any]:
         f"a tile of logits, {rows:,.0f} kept rows of {shape.hidden}"
         + ("" if job.model.use_peft else f", float32 gradient of {shape.vocab} x {shape.hidden}"),
     )
-    local = job.per_device * args.steps_per_generation
-    parts["rollout"] = _part(
-        costs.rollout_buffer(lengths.prompt, lengths.completion, local),
-        f"{local} responses x ({lengths.prompt} x {costs.PROMPT_TOKEN} + {lengths.completion} x "
-        f"{costs.COMPLETION_TOKEN} bytes)",
-    )
+    if job.samples:
+        local = job.per_device * args.steps_per_generation
+        parts["rollout"] = _part(
+            costs.rollout_buffer(lengths.prompt, lengths.completion, local),
+            f"{local} responses x ({lengths.prompt} x {costs.PROMPT_TOKEN} + {lengths.completion} x "
+            f"{costs.COMPLETION_TOKEN} bytes)",
+        )
     sampling_part = _sampler(job)
     training = sum(part["bytes"] for part in parts.values())
     # Between optimiser steps there are no gradients.
-    between = [*resident, "rollout"]
-    if job.sharding.shards and not args.use_vllm:
+    between = [*resident, "rollout"] if job.samples else []
+    if job.sharding.shards and job.samples and not args.use_vllm:
         between.append("gathered weights")
     sampling = sum(parts[name]["bytes"] for name in between)
     if sampling_part is not None:
@@ -442,7 +480,7 @@ def memory(job: Job) -> dict[str, Any]:
 def sampler(job: Job) -> dict[str, Any] | None:
     """vLLM's own share: weights, bytes of a token, and how many tokens and whole responses its cache holds."""
     args = job.args
-    if not args.use_vllm:
+    if not job.uses_vllm:
         return None
     colocated = args.vllm_mode == "colocate"
     ranks = args.vllm_tensor_parallel_size if colocated else 1
@@ -470,7 +508,7 @@ def head_units(job: Job) -> float:
     Dense: 1 forward, 3 backward (logits again, two gradients); see `ops.head` for the others.
     """
     args = job.args
-    if job.share == 1 or args.fused_lm_head == "trl":
+    if not job.samples or job.share == 1 or args.fused_lm_head == "trl":
         return 4
     known = args.entropy_scope == "rollout" or (
         args.entropy_scope == "global" and args.gradient_accumulation_steps > 1
@@ -480,6 +518,23 @@ def head_units(job: Job) -> float:
     return 4 * job.share if known and per_token and surrogate else 1 + 3 * job.share
 
 
+def _sampling_operations(job: Job, forward: float, head: float) -> dict[str, float]:
+    """Operations for a step's responses before it trains on them; a forward pass and its head are given."""
+    args, lengths = job.args, job.lengths
+    written = costs.generation(job.shape, lengths.prompt, lengths.mean or lengths.completion, job.responses)
+    every = args.steps_per_generation * args.num_iterations
+    scores = args.gradient_accumulation_steps % every != 0
+    scores |= args.use_vllm and args.vllm_importance_sampling_correction
+    scores |= args.entropy_scope == "rollout" and args.top_entropy_quantile < 1
+    ranks = args.entropy_scope == "global" and args.gradient_accumulation_steps > 1 and args.top_entropy_quantile < 1
+    return {
+        "generation": written / args.num_iterations,
+        "old log-probabilities": (forward + head) / args.num_iterations if scores else 0.0,
+        "reference model": forward + head if args.beta != 0 else 0.0,
+        "ranking pass": forward + head if ranks else 0.0,
+    }
+
+
 def operations(job: Job) -> dict[str, Any]:
     """Operations of one optimiser step over all GPUs, by pass, at the mean length or else the longest."""
     args, shape = job.args, job.shape
@@ -487,16 +542,9 @@ def operations(job: Job) -> dict[str, Any]:
     width, number = prompt + completion, job.responses
     forward = costs.backbone_forward(shape, width, number)
     head = costs.head_matmul(shape, number * completion)
-    every = args.steps_per_generation * args.num_iterations
-    scores = args.gradient_accumulation_steps % every != 0
-    scores |= args.use_vllm and args.vllm_importance_sampling_correction
-    scores |= args.entropy_scope == "rollout" and args.top_entropy_quantile < 1
-    ranks = args.entropy_scope == "global" and args.gradient_accumulation_steps > 1 and args.top_entropy_quantile < 1
+    sampled = _sampling_operations(job, forward, head) if job.samples else {}
     parts = {
-        "generation": costs.generation(shape, prompt, completion, number) / args.num_iterations,
-        "old log-probabilities": (forward + head) / args.num_iterations if scores else 0.0,
-        "reference model": forward + head if args.beta != 0 else 0.0,
-        "ranking pass": forward + head if ranks else 0.0,
+        **sampled,
         "backbone forward": forward,
         "backbone backward": costs.backbone_backward(
             shape, width, number, args.gradient_checkpointing, frozen=job.model.use_peft
@@ -504,16 +552,16 @@ def operations(job: Job) -> dict[str, Any]:
         "head": head_units(job) * head,
     }
     total, dense = sum(parts.values()), 4 * head
+    saved = dense - parts["head"] - parts.get("ranking pass", 0)
     return {
         "parts": {name: round(value) for name, value in parts.items()},
         "total": round(total),
         "length": completion,
         "head_units": head_units(job),
         "head_on_all_tokens": round(dense),
-        "saved_by_selection": round(dense - parts["head"] - parts["ranking pass"]),
+        "saved_by_selection": round(saved),
         "share_of_head_saved": 1 - parts["head"] / dense,
-        "share_of_step_saved": (dense - parts["head"] - parts["ranking pass"])
-        / (total + dense - parts["head"] - parts["ranking pass"]),
+        "share_of_step_saved": saved / (total + saved),
     }
 
 
@@ -531,7 +579,7 @@ def ports(job: Job) -> dict[str, int]:
     """The ports that the run needs on this machine, by the setting that changes them."""
     args = job.args
     needed = {"--main_process_port": PORT} if job.machines.processes > 1 else {}
-    if args.use_vllm and args.vllm_mode == "server":
+    if job.uses_vllm and args.vllm_mode == "server":
         needed["vllm_group_port"] = args.vllm_group_port
     return needed
 
@@ -568,7 +616,7 @@ def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> 
     if width > job.shape.positions:
         found.append(
             f"max_completion_length is {lengths.completion} behind prompts of {lengths.prompt}: {width} tokens, but "
-            f"the model has {job.shape.positions} positions; lower it, or raise the model's max_position_embeddings."
+            f"the model has {job.shape.positions} positions; lower it, or raise them with max_position_embeddings."
         )
     if cache is not None and cache["whole_responses"] < 1:
         found.append(
@@ -586,8 +634,9 @@ def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> 
     for name, port in ports(job).items():
         if port_in_use(port):
             found.append(f"port {port} is in use on this machine: choose another with {name}.")
-    local = args.vllm_server_host in ("0.0.0.0", "localhost", "127.0.0.1") and not args.vllm_server_base_url
-    if args.use_vllm and args.vllm_mode == "server" and local and port_in_use(args.vllm_server_port):
+    serves = job.uses_vllm and args.vllm_mode == "server" and not args.vllm_server_base_url
+    local = serves and args.vllm_server_host in ("0.0.0.0", "localhost", "127.0.0.1")
+    if local and port_in_use(args.vllm_server_port):
         found.append(
             f"port {args.vllm_server_port} is in use on this machine: fine if the vLLM server of this run already "
             "listens there, else choose another with vllm_server_port."
@@ -627,7 +676,7 @@ def beside(job: Job, name: str) -> Path:
 def commands(job: Job) -> dict[str, list[str]]:
     """Shell commands by where they run."""
     machines, args = job.machines, job.args
-    server = args.use_vllm and args.vllm_mode == "server"
+    server = job.uses_vllm and args.vllm_mode == "server"
     words, options = list(job.words), launcher_options(job)
     found: dict[str, list[str]] = {}
     if server:
@@ -662,6 +711,23 @@ def commands(job: Job) -> dict[str, list[str]]:
 # Output
 
 
+def _essentials(job: Job) -> dict[str, Any]:
+    """What the recipe trains on, and how long it may be."""
+    args = job.args
+    if not job.samples:
+        return {"objective": "cross-entropy on right responses", "max_length": job.lengths.completion}
+    return {
+        "rewards": job.run.rewards,
+        "objective": f"{args.loss_type}, clip {args.epsilon:g} / {args.epsilon_high:g}, beta {args.beta:g}",
+        "rho": args.top_entropy_quantile,
+        "selection": args.entropy_selection,
+        "scope": args.entropy_scope,
+        "max_prompt_length": job.lengths.prompt,
+        "max_completion_length": job.lengths.completion,
+        "sampler": f"vLLM, {args.vllm_mode}" if args.use_vllm else "transformers",
+    }
+
+
 def make(job: Job) -> dict[str, Any]:
     """The whole plan, of JSON's types."""
     args, needed, cache = job.args, memory(job), sampler(job)
@@ -674,18 +740,11 @@ def make(job: Job) -> dict[str, Any]:
             if job.model.use_peft
             else parameters(job.shape),
             "data": job.run.dataset_name,
-            "rewards": job.run.rewards,
-            "objective": f"{args.loss_type}, clip {args.epsilon:g} / {args.epsilon_high:g}, beta {args.beta:g}",
-            "rho": args.top_entropy_quantile,
-            "selection": args.entropy_selection,
-            "scope": args.entropy_scope,
-            "max_prompt_length": job.lengths.prompt,
-            "max_completion_length": job.lengths.completion,
+            **_essentials(job),
             "learning_rate": args.learning_rate,
             "precision": job.precision,
             "accelerate_config": job.sharding.file,
             "sharding": job.sharding.kind,
-            "sampler": f"vLLM, {args.vllm_mode}" if args.use_vllm else "transformers",
         },
         "machines": {"nodes": job.machines.nodes, "gpus": job.machines.gpus, "gpu_memory_gib": job.machines.memory},
         "batches": batches(job),
@@ -726,7 +785,8 @@ def render(plan: dict[str, Any]) -> str:
         **plan["recipe"],
         "parameters": f"{plan['recipe']['parameters']:,} ({plan['recipe']['trained']:,} trained)",
     }
-    shown |= {"rewards": ", ".join(plan["recipe"]["rewards"])}
+    if "rewards" in shown:
+        shown |= {"rewards": ", ".join(shown["rewards"])}
     shown.pop("trained")
     lines += _table([(name.replace("_", " "), "", f"{value}") for name, value in shown.items()])
     lines += ["", f"batches: {plan['machines']['nodes']} x {plan['machines']['gpus']} GPUs"]
@@ -734,7 +794,7 @@ def render(plan: dict[str, Any]) -> str:
     lines += _table([(name.replace("_", " "), _count(value), "") for name, value in names.items()])
     lines += ["", "memory of one GPU"]
     rows = [(name, _scaled_bytes(part["bytes"]), part["formula"]) for name, part in needed["parts"].items()]
-    rows += [(f"peak, {name}", _scaled_bytes(needed[name]), "") for name in ("training", "sampling")]
+    rows += [(f"peak, {name}", _scaled_bytes(needed[name]), "") for name in ("training", "sampling") if needed[name]]
     others = ("activations_without_checkpointing", "activations_with_checkpointing", "full_logits_avoided")
     rows += [(f"({name.replace('_', ' ')})", _scaled_bytes(needed[name]), "") for name in others]
     lines += _table(rows)
@@ -752,10 +812,11 @@ def render(plan: dict[str, Any]) -> str:
             if value
         ]
     )
-    lines.append(
-        f"  the head on all tokens takes {_scaled_operations(flops['head_on_all_tokens'])}: selection saves "
-        f"{flops['share_of_head_saved']:.1%} of that, {flops['share_of_step_saved']:.1%} of the step"
-    )
+    if flops["saved_by_selection"]:
+        lines.append(
+            f"  the head on all tokens takes {_scaled_operations(flops['head_on_all_tokens'])}: selection saves "
+            f"{flops['share_of_head_saved']:.1%} of that, {flops['share_of_step_saved']:.1%} of the step"
+        )
     if plan["warnings"]:
         lines += ["", "warnings", *(f"  {warning}" for warning in plan["warnings"])]
     for where, found in plan["commands"].items():

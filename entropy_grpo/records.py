@@ -4,6 +4,7 @@
         recipe.yaml       the resolved recipe; launches again to the same run
         environment.json  versions, git revision, hardware, every training argument
         data.json         where the problems come from, how many there are and which were left out
+        problems.jsonl    after a cold start, the problems that it took
         metrics.jsonl     one row per log
         samples.jsonl     responses with the entropy of every token and whether it was kept
         answers/*.jsonl   the answers of the evaluations before and after training, one row each
@@ -104,6 +105,10 @@ class RunFolder:
     @property
     def data(self) -> Path:
         return self.path / "data.json"
+
+    @property
+    def problems(self) -> Path:
+        return self.path / "problems.jsonl"
 
     @property
     def metrics(self) -> Path:

@@ -1,23 +1,24 @@
 """What every run does around its training, whatever it trains: where it writes, what it goes on from, how it ends."""
 
 import gc
+import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from trl import ModelConfig
 
 from . import recipe, records
 from .checkpoint import newest_checkpoint
 from .embedded import cold_start, number_walk
-from .names import EMBEDDED
+from .names import EMBEDDED, RUNS
 from .recipe import Settings
 from .records import RunFolder
-
-RUNS = Path("runs")
 
 
 def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
@@ -124,6 +125,38 @@ def load_tokenizer(model_path: str, model_config: ModelConfig) -> PreTrainedToke
     return tokenizer
 
 
+def raise_positions(model_path: str, model_config: ModelConfig, positions: int) -> str:
+    """A folder with the model's files, as links, and its configuration with `max_position_embeddings` raised.
+
+    vLLM makes its table of rotations from that configuration and refuses longer responses, and what a run saves keeps
+    it: an argument of transformers alone would do neither. The rotations of the first positions stay what they are.
+    """
+    with PartialState().local_main_process_first():
+        source = Path(model_path)
+        if not source.is_dir():
+            patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+            source = Path(snapshot_download(model_path, revision=model_config.model_revision, allow_patterns=patterns))
+        text = (source / "config.json").read_text(encoding="utf-8")
+        config = json.loads(text)
+        has = config["max_position_embeddings"]
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if positions < has or rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise ValueError(
+                f"max_position_embeddings is {positions}, but {model_path} has {has} positions"
+                + (": leave it out." if positions <= has else " and scales its rotations by them: leave it out.")
+            )
+        digest = hashlib.sha256(f"{source.resolve()}\0{positions}\0{text}".encode()).hexdigest()[:12]
+        folder = cold_start.cache_dir() / f"{source.resolve().name}-{positions}-positions-{digest}"
+        if not (folder / "config.json").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in source.iterdir():
+                link = folder / file.name
+                if file.name != "config.json" and file.is_file() and not link.is_symlink():
+                    link.symlink_to(file.resolve())
+            records.write_json(folder / "config.json", config | {"max_position_embeddings": positions})
+    return str(folder)
+
+
 def model_init_kwargs(model_config: ModelConfig) -> dict[str, Any]:
     """What TRL hands to `from_pretrained`."""
     chosen = {
@@ -132,6 +165,13 @@ def model_init_kwargs(model_config: ModelConfig) -> dict[str, Any]:
         "attn_implementation": model_config.attn_implementation,
     }
     return {key: value for key, value in chosen.items() if value is not None}
+
+
+def save_whole(trainer: Trainer) -> None:
+    """Save the model as transformers loads it, also where it is sharded: checkpoints may be in pieces."""
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model()
 
 
 def finish(trainer: Trainer) -> None:

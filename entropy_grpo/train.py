@@ -26,6 +26,8 @@ from .start import (
     load_embedded,
     load_tokenizer,
     model_init_kwargs,
+    raise_positions,
+    save_whole,
     write_recipe,
 )
 from .trainer import EntropyForkGRPOTrainer
@@ -50,6 +52,8 @@ def main(settings: Settings, name: str) -> None:
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         folder = claim_folder(args, settings, resumes)
         model_path = load_embedded(model_config.model_name_or_path, args.seed)
+        if run_config.max_position_embeddings is not None:
+            model_path = raise_positions(model_path, model_config, run_config.max_position_embeddings)
         tokenizer = load_tokenizer(model_path, model_config)
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
         trainer = EntropyForkGRPOTrainer(
@@ -76,9 +80,7 @@ def main(settings: Settings, name: str) -> None:
         evaluate(trainer, problems, run_config, folder, "before")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     evaluate(trainer, problems, run_config, folder, "after")
-    if trainer.is_fsdp_enabled:  # a run goes on from sharded weights, but transformers does not load them
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model()
+    save_whole(trainer)
     if trainer.is_world_process_zero():
         drawn = plots.draw(folder)
         print(report(folder, [*drawn, write_card(folder.path)]))

@@ -42,6 +42,10 @@ def save_tiny_model(
     return str(path)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--every-recipe", action="store_true", help="take two steps of every recipe, not of each kind")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))

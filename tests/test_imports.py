@@ -14,11 +14,12 @@ PACKAGE = Path(entropy_grpo.__file__).parent
 # The row of the house: a module imports only modules that stand to the right of it, or on the same shelf.
 ROW = [
     ["cli", "plan", "launch"],
-    ["train"],
+    ["train", "sft"],
     ["trainer"],
     ["rollouts"],
     ["durable"],
     ["start", "ops.head", "batching", "scoring", "window", "callbacks", "card", "plots", "data", "rewards"],
+    ["sft_config"],
     [
         "ops.kernels",
         "config",

@@ -1,6 +1,7 @@
 """The recipes of the papers: their figures, and real steps on tiny models of their architectures."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from .conftest import REPOSITORY, save_tiny_model
 RECIPES = {
     path.stem: path for path in (REPOSITORY / "recipes").glob("*.yaml") if path.stem not in ("base", "demo_cpu")
 }
+COLD_START = "llama31_8b_cold_start"  # supervised: tests/test_sft.py trains it and what goes on from it
+REINFORCED = sorted(RECIPES.keys() - {COLD_START})
 # arXiv 2506.01939, section 5.2, and what its released scripts add.
 FORKING = {
     "top_entropy_quantile": 0.2,
@@ -65,6 +68,7 @@ EXCHANGE = {
     "dataset_name": "still_3",
     "model_name_or_path": "Qwen/Qwen2.5-7B",
 }
+RAISED = 160  # positions of a tiny model that has 128
 SMALL = {
     "prompts_per_rollout",
     "num_generations",
@@ -87,6 +91,15 @@ FIGURES = {
         for name in ("random", "inverted", "format_only")
     },
     "qwen25_7b": EXCHANGE,
+    # Its 4,096 positions hold no prompt of 2,048 tokens and response of 8,192.
+    "qwen25_math_7b": EXCHANGE
+    | {"model_name_or_path": "Qwen/Qwen2.5-Math-7B", "max_position_embeddings": 2048 + 8192},
+    COLD_START: {"model_name_or_path": "meta-llama/Llama-3.1-8B", "num_responses": 10000, "prompt_template": "boxed"},
+    "llama31_8b": FORKING
+    | {
+        "model_name_or_path": "runs/llama31_8b_cold_start",
+        "decontaminate_against": [*FORKING["decontaminate_against"], "runs/llama31_8b_cold_start/problems.jsonl"],
+    },
     **{
         name: {k: v for k, v in FORKING.items() if k not in SMALL} | {"model_name_or_path": model}
         for name, model in (("qwen3_0_6b", "Qwen/Qwen3-0.6B-Base"), ("qwen3_1_7b", "Qwen/Qwen3-1.7B-Base"))
@@ -112,7 +125,7 @@ ONE_GPU = ("qwen3_0_6b", "qwen3_1_7b", "qwen3_8b_lora")
 
 @pytest.mark.parametrize(
     ("name", "processes"),
-    [(name, n) for name in sorted(RECIPES) for n in ((1, 8) if name in ONE_GPU else (1, 8, 64))],
+    [(name, n) for name in REINFORCED for n in ((1, 8) if name in ONE_GPU else (1, 8, 64))],
 )
 def test_batches_come_out_on_any_number_of_gpus(name, processes):
     values = {key: setting.value for key, setting in recipe.load(RECIPES[name]).items()}
@@ -135,13 +148,19 @@ def test_sharding_is_a_file_that_exists(name):
 
 @pytest.mark.parametrize(
     ("name", "processes"),
-    [*((name, n) for name in ("qwen3_14b", "qwen25_7b") for n in (1, 8, 64)), ("qwen3_8b_lora", 1)],
+    [(name, n) for name in sorted(RECIPES) for n in ((1, 8) if name in ONE_GPU else (1, 8, 64))],
 )
 def test_recipe_is_planned(name, processes):
-    job = plan.resolve(str(RECIPES[name]), [], gpus=min(processes, 8), nodes=max(processes // 8, 1))
-    found = plan.batches(job)
+    made = plan.make(plan.resolve(str(RECIPES[name]), [], gpus=min(processes, 8), nodes=max(processes // 8, 1)))
     values = {key: setting.value for key, setting in recipe.load(RECIPES[name]).items()}
+    found = made["batches"]
     assert found["processes"] == processes
+    # Too many tokens for a model, or a batch that does not come out, is a warning or a refusal.
+    assert not [warning for warning in made["warnings"] if "positions" in warning]
+    if name == COLD_START:
+        assert found["responses_per_step"] == values["responses_per_step"]
+        assert found["steps"] == 3 * math.ceil(10000 / 64)
+        return
     assert found["responses_per_rollout"] == values["prompts_per_rollout"] * values["num_generations"]
     assert found["steps_per_rollout"] == values["steps_per_rollout"]
 
@@ -166,7 +185,7 @@ ROWS = {
 }
 
 
-# The others differ from one of these in a number or a model's name alone.
+# The others differ from one of these in a number or a model's name alone: `make recipes` takes all.
 RUN = {
     "qwen3_14b": ("qwen3", "llama"),
     "qwen3_14b_dapo": ("qwen3",),
@@ -176,13 +195,23 @@ RUN = {
     "qwen3_8b_reward_inverted": ("qwen3",),
     "qwen3_8b_reward_random": ("qwen3",),
     "qwen25_7b": ("qwen2",),
+    "qwen25_math_7b": ("qwen2",),
     "qwen3_0_6b": ("qwen3",),
     "qwen3_8b_lora": ("qwen3",),
 }
 
 
+def pytest_generate_tests(metafunc):
+    if {"name", "family"} <= set(metafunc.fixturenames):
+        run = {name: family_of(name) for name in REINFORCED} if metafunc.config.getoption("every_recipe") else RUN
+        metafunc.parametrize(("name", "family"), [(name, family) for name in run for family in run[name]])
+
+
+def family_of(name):
+    return ("llama",) if name.startswith("llama") else ("qwen2",) if name.startswith("qwen25") else ("qwen3",)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "family"), [(name, family) for name in RUN for family in RUN[name]])
 def test_two_steps_by_the_literal_command(tmp_path, name, family):
     """With the recipe's own prompt, data schema, rewards, sampling and batches, but for sizes and devices."""
     model = save_tiny_model(tmp_path / "model", **FAMILIES[family])
@@ -196,15 +225,19 @@ def test_two_steps_by_the_literal_command(tmp_path, name, family):
         "--accelerate_config none --model_revision main --disable_tqdm true "
         "--decontaminate_against []"
     )
+    if name == "qwen25_math_7b":
+        words += f" --max_position_embeddings {RAISED}"
     command = [str(Path(sys.executable).parent / "accelerate"), "launch", f"recipes/{name}.yaml", *words.split()]
     command += ["--model_name_or_path", model, "--dataset_file", str(data), "--output_dir", str(tmp_path / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
+    if name == "qwen25_math_7b":  # what is saved, checkpoints and evaluations included, has room for its responses
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["max_position_embeddings"] == RAISED
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
-    assert ("dynamic_sampling/drawn" in steps[0]) == (name != "qwen25_7b")
+    assert ("dynamic_sampling/drawn" in steps[0]) == (not name.startswith("qwen25"))
     correctness, punishment = recipe.load(RECIPES[name])["rewards"].value
     assert {f"rewards/{correctness}/mean", f"rewards/{punishment}/mean"} <= steps[0].keys()
     kept = FIGURES[name].get("top_entropy_quantile", 0.2)

@@ -11,6 +11,7 @@ from trl import ModelConfig
 from entropy_grpo import recipe
 from entropy_grpo.config import EntropyForkGRPOConfig, RunConfig, batch_shape
 from entropy_grpo.recipe import RecipeError
+from entropy_grpo.sft_config import CLASSES as SFT_CLASSES
 
 from .conftest import REPOSITORY
 
@@ -74,7 +75,8 @@ def test_recipe_sets_known_fields_and_repeats_nothing(path):
     values = yaml.safe_load(path.read_text())
     values.pop("recipe")
     parent = values.pop("base", None)
-    known = {field.name for cls in CLASSES for field in dataclasses.fields(cls)}
+    classes = SFT_CLASSES if values.get("trainer") == "sft" else CLASSES
+    known = {field.name for cls in classes for field in dataclasses.fields(cls)}
     assert set(values) <= known
     if parent is not None:
         inherited = {key: setting.value for key, setting in recipe.load(path.parent / parent).items()}
@@ -83,8 +85,9 @@ def test_recipe_sets_known_fields_and_repeats_nothing(path):
         recipe.build(recipe.load(path) | recipe.overrides(words), CLASSES)
 
 
-def test_no_field_is_in_two_classes():
-    names = [field.name for cls in CLASSES for field in dataclasses.fields(cls)]
+@pytest.mark.parametrize("classes", [CLASSES, SFT_CLASSES])
+def test_no_field_is_in_two_classes(classes):
+    names = [field.name for cls in classes for field in dataclasses.fields(cls)]
     assert len(names) == len(set(names))
 
 
