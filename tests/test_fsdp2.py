@@ -1,0 +1,59 @@
+"""Whole runs under FSDP2 on two gloo processes, beside DDP: what they train, save, and go on from.
+
+`fsdp2_on_cpu` asserts that every parameter is a DTensor; without it this would be DDP twice.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from .conftest import REPOSITORY
+
+TWO = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
+RECIPE = "recipes/demo_cpu.yaml"
+SETTINGS = (
+    "--max_steps 4 --save_steps 2 --num_generations 4 --per_device_train_batch_size 4 --steps_per_generation 2 "
+    "--rewards [random] --num_train_problems 32 --num_dev_problems 0 --num_test_problems 0 --eval_strategy no "
+    "--learning_rate 1.0e-2 --max_completion_length 12 --disable_tqdm true"
+).split()
+
+
+def launch(program, model, output, *more):
+    command = [sys.executable, *TWO, *program, *SETTINGS, "--model_name_or_path", model, "--output_dir", str(output)]
+    # Checkpoints in pieces, as of models that no process holds whole.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+    result = subprocess.run([*command, *more], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_fsdp2_trains_as_ddp_saves_a_whole_model_and_goes_on_from_its_pieces(tiny_model, tmp_path):
+    sharded = ["-m", "tests.fsdp2_on_cpu", "--recipe", RECIPE]
+    launch([RECIPE], tiny_model, tmp_path / "ddp")
+    launch(sharded, tiny_model, tmp_path / "fsdp2", "--use_cpu", "false")
+
+    ids = torch.arange(1, 41)[None]
+    start, ddp, fsdp2 = (
+        AutoModelForCausalLM.from_pretrained(path).eval()
+        for path in (tiny_model, tmp_path / "ddp", tmp_path / "fsdp2")
+    )
+    assert not torch.allclose(ddp(ids).logits, start(ids).logits, atol=1e-2)
+    torch.testing.assert_close(fsdp2(ids).logits, ddp(ids).logits, atol=1e-4, rtol=1e-4)
+    for name, weight in ddp.state_dict().items():
+        torch.testing.assert_close(fsdp2.state_dict()[name], weight, atol=1e-5, rtol=1e-5, msg=name)
+
+    assert not (tmp_path / "fsdp2" / "checkpoint-2" / "model.safetensors").exists()
+    for left in ("recipe.yaml", "metrics.jsonl"):
+        (tmp_path / "resumed").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "fsdp2" / left, tmp_path / "resumed")
+    shutil.copytree(tmp_path / "fsdp2" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    launch(sharded, tiny_model, tmp_path / "resumed", "--use_cpu", "false", "--resume_from_checkpoint", "true")
+    once, again = (load_file(tmp_path / run / "model.safetensors") for run in ("fsdp2", "resumed"))
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
