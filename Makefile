@@ -23,7 +23,7 @@ $(VENV)/ready: pyproject.toml
 	@$(check_python)
 	$(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null; then $(BIN)/pip install -q $(TORCH); else $(call cpu_torch,$(VENV)); fi
-	$(BIN)/pip install -q -e ".[analysis,dev]"
+	$(BIN)/pip install -q -e ".[dev]"
 	@touch $@
 
 demo: setup  ## train the embedded task on this machine's processor (a few minutes, and a few more for the cold start, once)

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from . import records
-from .evaluation.metrics import CONFIDENCE
+from .evaluation.intervals import CONFIDENCE
 from .names import EMBEDDED, hub_id
 from .records import RunFolder
 from .sources import TRAINING

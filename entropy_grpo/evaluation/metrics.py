@@ -1,22 +1,49 @@
-"""What a set of answers amounts to: accuracy, pass@k and shares of choices, with intervals over problems.
+"""What a set of answers amounts to: Acc@N, Maj@N, Pass@k, lengths and shares of choices, with intervals over questions.
 
-The interval is a percentile bootstrap that resamples *problems*, not answers: the answers to one problem resemble each
-other, and counting them as independent would make it too narrow.
+Maj@N counts classes of equivalent answers, not strings, and takes the expected value over tied classes, so that no
+seed matters. Pass@k is the unbiased estimator, for every k up to N. The intervals are those of `intervals`.
 
-Pure functions; arrays are float64 over the n problems.
+Pure functions; N answers to each of n questions.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .intervals import Interval, gain_interval, mean_interval, share_interval
+
 Row = dict[str, Any]
 Choices = Callable[[Row], tuple[int, int]]
 
-RESAMPLES = 4000
-CONFIDENCE = 0.95
+NO_ANSWER = -1
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The answers to a benchmark, one row per question.
+
+    Raises ValueError where the arrays differ in shape or a right answer has no class.
+    """
+
+    correct: np.ndarray  # (n, N) bool
+    lengths: np.ndarray  # (n, N) int, tokens
+    truncated: np.ndarray  # (n, N) bool
+    classes: np.ndarray  # (n, N) int, the answer's equivalence class within its question, NO_ANSWER for none
+
+    def __post_init__(self):
+        shapes = {name: np.shape(value) for name, value in vars(self).items()}
+        if len(set(shapes.values())) > 1 or len(shapes["correct"]) != 2 or 0 in shapes["correct"]:
+            raise ValueError(
+                f"Samples needs arrays of one shape, (questions, samples), at least (1, 1); got {shapes}."
+            )
+        if np.any(self.correct & (self.classes == NO_ANSWER)):
+            raise ValueError(
+                f"Samples.classes is {NO_ANSWER}, no answer, for an answer that Samples.correct calls right; "
+                "give it a class."
+            )
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -24,35 +51,66 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
-def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
-    """sum(numerators) / sum(denominators) over problems, with its interval."""
-    return gain_interval([0.0], [1.0], numerators, denominators)
+def pass_curve(correct: np.ndarray) -> np.ndarray:
+    """Pass@k of every question for k = 1..N: (..., N) bool -> (N, ...) float64."""
+    samples = correct.shape[-1]
+    table = [[pass_at_k(samples, c, k) for c in range(samples + 1)] for k in range(1, samples + 1)]
+    return np.array(table)[:, correct.sum(-1)]
 
 
-def gain_interval(
-    numerators_before: Sequence[float],
-    denominators_before: Sequence[float],
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-) -> dict[str, float]:
-    """How far the ratio of sums rose, with its interval; both sides list the same problems in the same order.
+def majority(correct: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Probability that the most frequent answer is right, by question: (..., N) -> (...) float64.
 
-    A side of one element is a constant.
+    A tie is broken by a uniform draw among the tied classes; the value is its expectation. Without any answer it is 0.
     """
-    sides = [np.asarray(x, dtype=float) for x in (numerators_before, denominators_before, numerators, denominators)]
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(sides[2]), size=(RESAMPLES, len(sides[2])))
+    answered = classes != NO_ANSWER
+    sizes = (classes[..., :, None] == classes[..., None, :]).sum(-1) * answered
+    # Tied classes are of one size, so the mean over their classes is the mean over their answers.
+    most = answered & (sizes == sizes.max(-1, keepdims=True))
+    return (correct & most).sum(-1) / np.maximum(most.sum(-1), 1)
 
-    def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return numerator.sum(-1) / denominator.sum(-1)
 
-    def gain(pick: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        before = ratio(*(x if len(x) == 1 else pick(x) for x in sides[:2]))
-        return ratio(*(pick(x) for x in sides[2:])) - before
+def summarize_samples(samples: Samples) -> dict[str, Any]:
+    """Every metric of a benchmark as {"value", "low", "high"}; `pass@k` holds one for each k up to N.
 
-    low, high = np.nanquantile(gain(lambda x: x[drawn]), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return {"value": float(gain(lambda x: x)), "low": float(low), "high": float(high)}
+    `len@N` is in tokens; the others are shares.
+    """
+    curve = share_interval(pass_curve(samples.correct))
+    return {
+        "num_questions": len(samples.correct),
+        "num_samples": samples.correct.shape[1],
+        "acc@N": share_interval(samples.correct.mean(1)),
+        "maj@N": share_interval(majority(samples.correct, samples.classes)),
+        "pass@k": _by_k(curve),
+        "len@N": mean_interval(samples.lengths.mean(1)),
+        "truncated": share_interval(samples.truncated.mean(1)),
+        "no_answer": share_interval((samples.classes == NO_ANSWER).mean(1)),
+    }
+
+
+def _by_k(curve: Interval) -> dict[int, Interval]:
+    return {k: dict(zip(curve, values, strict=True)) for k, values in enumerate(zip(*curve.values(), strict=True), 1)}
+
+
+def paired(a: Samples, b: Samples) -> dict[str, Any]:
+    """How far b is above a on the same questions in the same order, as `gain_interval` has it, for every metric.
+
+    `maj@N` is left out where the numbers of samples differ; `pass@k` goes up to the smaller of them.
+    """
+    if len(a.correct) != len(b.correct):
+        raise ValueError(
+            f"A paired comparison needs the same questions on both sides; got {len(a.correct)} and {len(b.correct)}."
+        )
+    largest = min(a.correct.shape[1], b.correct.shape[1])
+    found = {
+        "num_questions": len(a.correct),
+        "acc@N": gain_interval(a.correct.mean(1), b.correct.mean(1)),
+        "pass@k": _by_k(gain_interval(pass_curve(a.correct)[:largest], pass_curve(b.correct)[:largest])),
+        "len@N": gain_interval(a.lengths.mean(1), b.lengths.mean(1), bounded=False),
+    }
+    if a.correct.shape == b.correct.shape:
+        found["maj@N"] = gain_interval(majority(a.correct, a.classes), majority(b.correct, b.classes))
+    return found
 
 
 def by_problem(rows: Sequence[Row], value: Callable[[Row], Any]) -> dict[str, list[Any]]:
@@ -91,7 +149,7 @@ def summarize(rows: Sequence[Row], reward: str, choices: Choices | None = None) 
     }
     for name, (numerator, denominator) in counts(rows, reward, choices).items():
         if any(denominator.values()):
-            summary[name] = ratio_interval(list(numerator.values()), list(denominator.values()))
+            summary[name] = share_interval(list(numerator.values()), list(denominator.values()))
     return summary
 
 
@@ -99,11 +157,13 @@ def gains(before: Sequence[Row], after: Sequence[Row], reward: str, choices: Cho
     """How far every share rose on the problems that both sides answered, with paired intervals."""
     found = {}
     shares_before, shares_after = counts(before, reward, choices), counts(after, reward, choices)
-    for name, after_sides in shares_after.items():
+    for name, sides in shares_after.items():
         if name not in shares_before:
             continue  # pass@k with another k
-        common = [p for p in after_sides[0] if p in shares_before[name][0]]
-        sides = [[side[p] for p in common] for side in (*shares_before[name], *after_sides)]
-        if any(sides[1]) and any(sides[3]):
-            found[name] = gain_interval(*sides)
+        common = [p for p in sides[0] if p in shares_before[name][0]]
+        (start, start_of), (end, end_of) = (
+            [[side[p] for p in common] for side in both] for both in (shares_before[name], sides)
+        )
+        if any(start_of) and any(end_of):
+            found[name] = gain_interval(start, end, start_of, end_of)
     return found

@@ -1,0 +1,107 @@
+"""95% intervals and tests for benchmarks whose questions are a sample and whose answers cluster in questions.
+
+What is estimated is the mean over the *population of questions* that the benchmark was drawn from. The n questions are
+independent; the answers to one question resemble each other, so only the spread between questions counts, and more
+answers per question narrow an interval no further than that spread allows.
+
+The textbook's percentile bootstrap over questions and its t interval cover 80% to 93% where 30 questions of uneven
+difficulty are mostly right or mostly wrong: the spread is itself estimated from the few questions that are solved. Here
+one imagined question of moderate spread joins the n, and a share is treated on the logit scale with its effective
+number of questions. tests/test_intervals.py measures the coverage: 93% to 97%. It is less, about 91%, where one
+question in fifteen of 30 is mostly solved and the others almost never: a benchmark may hold none of the few.
+
+Arrays are float64 with the questions on the last axis; leading axes are separate benchmarks. Every result is a dict of
+floats, or of lists where there are leading axes.
+"""
+
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit, ndtri, stdtr, stdtrit
+
+Interval = dict[str, Any]
+
+CONFIDENCE = 0.95
+POWER = 0.8
+
+# Squared deviation of the imagined question, chosen by the coverage of simulated benchmarks.
+SHARE_SPREAD = 0.15
+GAIN_SPREAD = 0.05
+
+
+def _dict(**arrays: np.ndarray) -> Interval:
+    return {name: np.asarray(array).tolist() for name, array in arrays.items()}
+
+
+def _influence(numerators: np.ndarray, denominators: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Ratio of sums, and how far each question pulls it (delta method): deviations whose mean is 0."""
+    numerators = np.asarray(numerators, dtype=float)
+    denominators = np.ones_like(numerators) if denominators is None else np.asarray(denominators, dtype=float)
+    ratio = numerators.sum(-1) / denominators.sum(-1)
+    return ratio, (numerators - ratio[..., None] * denominators) / denominators.mean(-1, keepdims=True)
+
+
+def share_interval(numerators: np.ndarray, denominators: np.ndarray | None = None) -> Interval:
+    """Interval of sum(numerators) / sum(denominators), a share in [0, 1]; denominators are 1 by default.
+
+    Effective number of questions: that many all-or-nothing questions would have the observed standard error (Kish 1965).
+    With half a question solved and half unsolved added (Gart 1966), normal on the logit scale. The normal quantile
+    rather than Student's: the logit interval is wide by itself. Never empty: where all n questions are alike in
+    being all right or all wrong, it is the interval of n coin flips that agree.
+    """
+    share, deviations = _influence(numerators, denominators)
+    n = deviations.shape[-1]
+    alike = ((deviations**2).sum(-1) + SHARE_SPREAD) / ((n - 1) * share * (1 - share) + SHARE_SPREAD)
+    effective = n / alike
+    centre = (share * effective + 0.5) / (effective + 1)
+    half = ndtri((1 + CONFIDENCE) / 2) / np.sqrt((effective + 1) * centre * (1 - centre))
+    low, high = expit(logit(centre) - half), expit(logit(centre) + half)
+    return _dict(value=share, low=np.minimum(low, share), high=np.maximum(high, share))
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """Student's t interval of the mean of positive quantities without an upper bound, on the log scale.
+
+    Empty, [value, value], where all questions are alike or there is only one.
+    """
+    values = np.asarray(values, dtype=float)
+    mean, n = values.mean(-1), values.shape[-1]
+    error = values.std(-1, ddof=1) / np.sqrt(n) if n > 1 else np.zeros_like(mean)
+    with np.errstate(invalid="ignore"):
+        factor = np.exp(stdtrit(max(n - 1, 1), (1 + CONFIDENCE) / 2) * np.nan_to_num(error / mean))
+    return _dict(value=mean, low=mean / factor, high=mean * factor)
+
+
+def gain_interval(
+    before: np.ndarray,
+    after: np.ndarray,
+    denominators_before: np.ndarray | None = None,
+    denominators_after: np.ndarray | None = None,
+    bounded: bool = True,
+) -> Interval:
+    """How far the ratio of sums rose over the same questions in the same order, with the paired t test.
+
+    The test keeps its 5% for any differences; the interval of a gain that one question in ten makes alone, of 30, covers
+    only 87% to 93%. `p_value` is two-sided and below 1 - CONFIDENCE exactly where the interval leaves out 0.
+    `minimum_detectable` is the true gain that this design (its questions, samples and spread) finds with probability
+    POWER. `bounded`: both sides are shares, so that the gain lies in [-1, 1] and the imagined question has a scale.
+    """
+    (start, pulls_before), (end, pulls_after) = (
+        _influence(before, denominators_before),
+        _influence(after, denominators_after),
+    )
+    gain, deviations = end - start, pulls_after - pulls_before
+    n = deviations.shape[-1]
+    freedom = max(n - 1, 1)
+    error = np.sqrt(((deviations**2).sum(-1) + bounded * GAIN_SPREAD) / (freedom * n))
+    quantile = stdtrit(freedom, (1 + CONFIDENCE) / 2)
+    low, high = gain - quantile * error, gain + quantile * error
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistic = np.nan_to_num(np.abs(gain) / error, nan=0.0)
+    return _dict(
+        value=gain,
+        low=np.maximum(low, -1) if bounded else low,
+        high=np.minimum(high, 1) if bounded else high,
+        p_value=2 * stdtr(freedom, -statistic),
+        minimum_detectable=(quantile + stdtrit(freedom, POWER)) * error,
+    )
