@@ -1,12 +1,18 @@
-"""The plots of a run, drawn from the files of its folder."""
+"""The plots of a run, drawn from the files of its folder, and the Pass@k curves of several models."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from . import records
+from .evaluation.intervals import CONFIDENCE, Interval
 from .records import Row, RunFolder
+
+# Okabe and Ito's colours (2008), told apart with every kind of colour vision; the markers tell them apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vPX"
 
 PERCENTILE_KEYS = ("p5", "p25", "p50", "p75", "p90", "p95", "p99")
 
@@ -73,3 +79,31 @@ def draw(run: RunFolder) -> list[Path]:
         paths.append(run.plots / f"{name}.png")
         figure.savefig(paths[-1], dpi=120)
     return paths
+
+
+def pass_at_k(curves: Mapping[str, Mapping[int | str, Interval]], path: str | Path) -> Path:
+    """Draw Pass@k over k, doubling from mark to mark, with its intervals: one curve per model, as many as COLOURS.
+
+    Keys that a JSON file made strings are read as numbers. Models whose bands overlap may still differ: that is for
+    the paired test to say.
+    """
+    if not 0 < len(curves) <= len(COLOURS):
+        raise ValueError(f"pass_at_k draws 1 to {len(COLOURS)} models on one picture; got {len(curves)}.")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, curve), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
+        by_k = {int(k): interval for k, interval in curve.items()}
+        ks = sorted(by_k)
+        value, low, high = ([by_k[k][side] for k in ks] for side in ("value", "low", "high"))
+        marks = [i for i, k in enumerate(ks) if k & (k - 1) == 0 or k == ks[-1]]
+        axes.plot(ks, value, color=colour, marker=marker, markevery=marks, markersize=5, label=name)
+        axes.fill_between(ks, low, high, color=colour, alpha=0.12, linewidth=0)
+        for bound in (low, high):
+            axes.plot(ks, bound, color=colour, marker="_", markevery=marks, linewidth=0.8, alpha=0.5)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(title=f"Pass@k with {CONFIDENCE:.0%} intervals over questions", xlabel="k (samples)", ylabel="Pass@k")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best")
+    figure.savefig(path, dpi=120)
+    return Path(path)

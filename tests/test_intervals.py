@@ -1,4 +1,4 @@
-"""Intervals and tests by simulation: coverage, type-I error and power over 2,000 benchmarks each; and by closed forms."""
+"""Intervals and tests by simulation (coverage, type-I error, power over 2,000 benchmarks each) and by closed forms."""
 
 import math
 

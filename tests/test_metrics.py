@@ -119,7 +119,7 @@ def test_samples_that_contradict_themselves_are_refused():
         Samples(flat > 0, flat, flat > 0, flat[:, :1])
     with pytest.raises(ValueError, match=r"at least \(1, 1\)"):
         Samples(*[np.ones((0, 2), dtype=bool)] * 4)
-    with pytest.raises(ValueError, match="Samples.classes is -1"):
+    with pytest.raises(ValueError, match=r"Samples\.classes is -1"):
         Samples(flat > 0, flat, flat > 0, np.array([[0, 1], [0, -1], [2, 2]]))
 
 

@@ -116,3 +116,39 @@ def test_no_metrics_no_files(tmp_path):
 def test_a_run_that_goes_on_draws_over_its_plots(tmp_path, usual):
     draw(tmp_path, rows(2))
     assert differing(draw(tmp_path, rows()), usual) == []
+
+
+def curve(shift=0.0, largest=8):
+    return {k: {"value": 0.4 + shift, "low": 0.3 + shift, "high": 0.5 + shift} for k in range(1, largest + 1)}
+
+
+def pass_at_k(path, curves):
+    assert plots.pass_at_k(curves, path) == path
+    return matplotlib.image.imread(path)[..., :3]
+
+
+def test_pass_at_k_draws_each_model_in_its_colour_at_its_height(tmp_path):
+    image = pass_at_k(tmp_path / "two.png", {"base": curve(), "trained": curve(0.3)})
+    heights = []
+    for colour in plots.COLOURS[:2]:
+        wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        # The line crosses the right half, where no legend is.
+        rows = np.nonzero(np.all(np.abs(image[:, 400:800] - wanted) < 0.01, axis=-1).sum(1) > 200)[0]
+        assert rows.size
+        heights.append(rows.mean())
+    assert heights[1] < heights[0] - 50  # rows of pixels count from the top
+    assert image.shape[1] >= 800
+
+
+def test_pass_at_k_takes_what_json_made_of_the_keys(tmp_path):
+    drawn = pass_at_k(tmp_path / "numbers.png", {"base": curve(largest=12)})
+    again = pass_at_k(tmp_path / "text.png", json.loads(json.dumps({"base": curve(largest=12)})))
+    assert np.array_equal(drawn, again)
+    wider = {k: {**interval, "low": 0.1} for k, interval in curve(largest=12).items()}
+    assert not np.array_equal(drawn, pass_at_k(tmp_path / "wider.png", {"base": wider}))
+
+
+@pytest.mark.parametrize("count", [0, len(plots.COLOURS) + 1])
+def test_pass_at_k_refuses_more_models_than_it_has_colours(tmp_path, count):
+    with pytest.raises(ValueError, match=f"got {count}"):
+        plots.pass_at_k({str(i): curve() for i in range(count)}, tmp_path / "many.png")

@@ -5,10 +5,10 @@ independent; the answers to one question resemble each other, so only the spread
 answers per question narrow an interval no further than that spread allows.
 
 The textbook's percentile bootstrap over questions and its t interval cover 80% to 93% where 30 questions of uneven
-difficulty are mostly right or mostly wrong: the spread is itself estimated from the few questions that are solved. Here
-one imagined question of moderate spread joins the n, and a share is treated on the logit scale with its effective
-number of questions. tests/test_intervals.py measures the coverage: 93% to 97%. It is less, about 91%, where one
-question in fifteen of 30 is mostly solved and the others almost never: a benchmark may hold none of the few.
+difficulty are mostly right or mostly wrong: the spread is itself estimated from the few that are solved. Here one
+imagined question of moderate spread joins the n, and a share is treated on the logit scale with its effective number
+of questions. tests/test_intervals.py measures the coverage: 93% to 97%. It is less, about 91%, where one question in
+fifteen of 30 is mostly solved and the others almost never: a benchmark may hold none of the few.
 
 Arrays are float64 with the questions on the last axis; leading axes are separate benchmarks. Every result is a dict of
 floats, or of lists where there are leading axes.
@@ -34,7 +34,7 @@ def _dict(**arrays: np.ndarray) -> Interval:
 
 
 def _influence(numerators: np.ndarray, denominators: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Ratio of sums, and how far each question pulls it (delta method): deviations whose mean is 0."""
+    """Ratio of sums, and how far each question pulls it (delta method), which is 0 on average."""
     numerators = np.asarray(numerators, dtype=float)
     denominators = np.ones_like(numerators) if denominators is None else np.asarray(denominators, dtype=float)
     ratio = numerators.sum(-1) / denominators.sum(-1)
@@ -44,7 +44,7 @@ def _influence(numerators: np.ndarray, denominators: np.ndarray | None) -> tuple
 def share_interval(numerators: np.ndarray, denominators: np.ndarray | None = None) -> Interval:
     """Interval of sum(numerators) / sum(denominators), a share in [0, 1]; denominators are 1 by default.
 
-    Effective number of questions: that many all-or-nothing questions would have the observed standard error (Kish 1965).
+    Effective number of questions: that many all-or-nothing ones would have the observed standard error (Kish 1965).
     With half a question solved and half unsolved added (Gart 1966), normal on the logit scale. The normal quantile
     rather than Student's: the logit interval is wide by itself. Never empty: where all n questions are alike in
     being all right or all wrong, it is the interval of n coin flips that agree.
@@ -81,8 +81,8 @@ def gain_interval(
 ) -> Interval:
     """How far the ratio of sums rose over the same questions in the same order, with the paired t test.
 
-    The test keeps its 5% for any differences; the interval of a gain that one question in ten makes alone, of 30, covers
-    only 87% to 93%. `p_value` is two-sided and below 1 - CONFIDENCE exactly where the interval leaves out 0.
+    The interval of a gain that one in ten of 30 questions makes alone covers only 87% to 93%; the test keeps its 5%.
+    `p_value` is two-sided and below 1 - CONFIDENCE exactly where the interval leaves out 0.
     `minimum_detectable` is the true gain that this design (its questions, samples and spread) finds with probability
     POWER. `bounded`: both sides are shares, so that the gain lies in [-1, 1] and the imagined question has a scale.
     """

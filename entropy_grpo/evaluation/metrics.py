@@ -1,4 +1,4 @@
-"""What a set of answers amounts to: Acc@N, Maj@N, Pass@k, lengths and shares of choices, with intervals over questions.
+"""What a set of answers amounts to: Acc@N, Maj@N, Pass@k, lengths, shares of choices, with intervals over questions.
 
 Maj@N counts classes of equivalent answers, not strings, and takes the expected value over tied classes, so that no
 seed matters. Pass@k is the unbiased estimator, for every k up to N. The intervals are those of `intervals`.
