@@ -93,13 +93,12 @@ def test_interval_of_uneven_denominators_is_that_of_resampled_questions():
 
 
 @pytest.mark.parametrize("count", [1, 3, 30])
-def test_interval_of_questions_that_are_all_alike_is_not_empty(count):
-    """Clopper and Pearson's bound of n agreeing flips is 0.025^(1/n)."""
-    wrong, right = share_interval([0.0] * count), share_interval([1.0] * count)
-    assert wrong["low"] == wrong["value"] == 0 and right["high"] == right["value"] == 1
-    assert right["low"] == pytest.approx(1 - wrong["high"])
-    exact = 0.025 ** (1 / count)
-    assert 0 < right["low"] < 1 and abs(right["low"] - exact) < 0.12
+def test_interval_of_questions_that_are_all_alike_is_that_of_agreeing_flips(count):
+    for solved in (0, count):
+        exact = stats.binomtest(solved, count).proportion_ci(0.95, method="exact")
+        interval = share_interval([float(solved > 0)] * count)
+        assert interval["value"] == float(solved > 0)
+        assert [interval["low"], interval["high"]] == pytest.approx([exact.low, exact.high])
     half = share_interval([0.5] * count)
     assert half["low"] < 0.5 < half["high"]
 
