@@ -7,10 +7,10 @@ answers per question narrow an interval no further than that spread allows.
 The textbook's percentile bootstrap over questions and its t interval cover 80% to 93% where 30 questions of uneven
 difficulty are mostly right or mostly wrong: the spread is itself estimated from the few that are solved. Here one
 imagined question of moderate spread joins the n, and a share is treated on the logit scale with its effective number
-of questions. tests/test_intervals.py measures the coverage: 93% to 97% for true shares from 0.05 to 0.95. With 30
-questions it is less, about 91%, where one question in fifteen is mostly solved and the others almost never, and where
-the true share is nearer to 0 or 1 than that, as of Pass@N on an easy benchmark: 87% at 0.97, 76% at 0.995. There a
-benchmark says little about the few questions that decide.
+of questions. tests/test_intervals.py measures the coverage: 93% to 97% for accuracies from 0.05 to 0.95.
+
+It is less with 30 or 40 questions of which few decide: about 91% where one in fifteen is mostly solved and the others
+almost never, 91% to 98% for Pass@N, to which a question is all or nothing, and 75% to 90% where that is above 0.95.
 
 Arrays are float64 with the questions on the last axis; leading axes are separate benchmarks. Every result is a dict of
 floats, or of lists where there are leading axes.
