@@ -3,6 +3,7 @@
 import importlib.metadata
 import math
 import platform
+import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,13 @@ def hardware() -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def peak_memory() -> int:
+    """Bytes of this process at its peak: of its GPU's memory where it has one, else of the machine's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 class RunRecorder(TrainerCallback):
     """Writes `environment.json`, `metrics.jsonl` and `samples.jsonl` of the run folder, on the first rank.
 
@@ -92,6 +100,11 @@ class RunRecorder(TrainerCallback):
         records.append_jsonl(folder.metrics, [{"step": state.global_step, **finite}])
         samples, self.samples = self.samples(), list
         records.append_jsonl(folder.samples, [{"step": state.global_step, **sample} for sample in samples])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any):
+        if state.is_world_process_zero:
+            row = {"step": state.global_step, "peak_memory": peak_memory()}
+            records.append_jsonl(RunFolder(Path(args.output_dir)).metrics, [row])
 
 
 class RewardProgress(ProgressCallback):

@@ -1,6 +1,5 @@
 """The Hub model card of a run, written from the files of its folder alone, so that it works for an old checkpoint."""
 
-import html
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from . import records
 from .evaluation.intervals import CONFIDENCE
+from .markdown import cell
 from .names import EMBEDDED, hub_id
 from .records import RunFolder
 from .sources import TRAINING
@@ -92,11 +92,6 @@ def _eval_results(evaluation: dict[str, Any], dataset: str | None) -> list[EvalR
     ]
 
 
-def _text(value: Any) -> str:
-    """Text from a run's files, made safe for a Markdown table."""
-    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "\\|").replace("`", "'")
-
-
 def _tokens_text(arguments: dict[str, Any]) -> str:
     """Which tokens were trained on, in words; empty where the folder does not tell."""
     rho, kind = arguments.get("top_entropy_quantile"), arguments.get("entropy_selection")
@@ -130,8 +125,8 @@ def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
-        model_name=_text(name),
-        base_text=f"`{_text(base)}`" if base else "A language model",
+        model_name=cell(name),
+        base_text=f"`{cell(base)}`" if base else "A language model",
         tokens_text=_tokens_text(arguments),
         embedded=str(base).startswith(EMBEDDED) and "parameters" in environment,
         environment=environment,
@@ -139,7 +134,7 @@ def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
         results={**evaluation["after"], "rows": results_table(evaluation)} if "after" in evaluation else None,
         steps=metrics[-1]["step"] if metrics else None,
         minutes=f"{runtime / 60:.1f}" if runtime else None,
-        settings=[(name, _text(arguments[name])) for name in SHOWN_ARGUMENTS if arguments.get(name) is not None],
+        settings=[(name, cell(arguments[name])) for name in SHOWN_ARGUMENTS if arguments.get(name) is not None],
         plots=sorted(run.plots.glob("*.png")),
         model_path=re.sub(r'["\\\n]', "", name),
         prompt=json.dumps(sample["prompt"]) if sample and len(sample["prompt"]) < 400 else None,

@@ -1,7 +1,9 @@
 """The plots of a run, drawn from the files of its folder, and the Pass@k curves of several models."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -13,6 +15,7 @@ from .records import Row, RunFolder
 # Okabe and Ito's colours (2008), told apart with every kind of colour vision; the markers tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":")
 
 PERCENTILE_KEYS = ("p5", "p25", "p50", "p75", "p90", "p95", "p99")
 
@@ -65,6 +68,34 @@ def _kept(rows: list[Row]) -> Figure:
     other.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
+
+
+def comparison(groups: dict[str, dict[int, dict[str, Any]]], labels: dict[str, str], path: Path) -> None:
+    """Curves of several groups of runs, a panel for each series of `labels` that any of them has.
+
+    Args:
+        groups: by group and series, {step: {"value", "low", "high"}}; the band is from low to high.
+        labels: what each series is, with its unit.
+    """
+    series = [key for key in labels if any(group.get(key) for group in groups.values())]
+    rows = max(math.ceil(len(series) / 2), 1)
+    figure = Figure(figsize=(10, 3.4 * rows + 0.3 * len(groups)), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).flat
+    for panel, key in zip(panels, series, strict=False):
+        for number, (name, group) in enumerate(groups.items()):
+            points = group.get(key, {})
+            values, low, high = ([point[side] for point in points.values()] for side in ("value", "low", "high"))
+            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+            panel.plot(list(points), values, label=name, marker="o" if len(points) < 12 else "", **style)
+            panel.fill_between(list(points), low, high, color=style["color"], alpha=0.15, linewidth=0)
+        panel.set(xlabel="optimiser step", ylabel=labels[key])
+        panel.grid(alpha=0.3)
+    for panel in list(figure.axes)[len(series) :]:
+        panel.remove()
+    handles, names = figure.axes[0].get_legend_handles_labels() if series else ([], [])
+    figure.legend(handles, names, loc="outside lower center", ncols=1 if len(groups) > 3 else len(groups) or 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
 
 
 def draw(run: RunFolder) -> list[Path]:

@@ -18,7 +18,20 @@ ROW = [
     ["trainer"],
     ["rollouts"],
     ["durable"],
-    ["start", "ops.head", "batching", "scoring", "window", "callbacks", "card", "plots", "data", "rewards"],
+    [
+        "start",
+        "ops.head",
+        "batching",
+        "scoring",
+        "window",
+        "callbacks",
+        "card",
+        "plots",
+        "data",
+        "rewards",
+        "compare",
+        "sweep",
+    ],
     ["sft_config"],
     [
         "ops.kernels",
@@ -37,7 +50,7 @@ ROW = [
         "costs",
     ],
     ["models", "selection", "sampling", "grading", "sources", "embedded.number_walk"],
-    ["embedded", "evaluation", "ops", "names", "prompts", ""],
+    ["embedded", "evaluation", "ops", "names", "prompts", "markdown", ""],
 ]
 # Leaves that never touch the training stack, so that they can be read, tested and reused by themselves.
 PURE = [
@@ -61,6 +74,9 @@ PURE = [
     "embedded.number_walk",
     "names",
     "prompts",
+    "markdown",
+    "compare",
+    "sweep",
 ]
 STACK = {"trl", "transformers", "accelerate", "peft", "vllm", "datasets"}
 

@@ -1,0 +1,145 @@
+"""Runs side by side, on planted data: a true difference is found, a false one as often as it should be."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.image import imread
+from scipy import stats
+
+from entropy_grpo import compare, plots
+from entropy_grpo.compare import COMPARED, CURVES, difference, grouped, holm, read_run
+
+
+def plant(path, accuracy=0.5, seed=0, problems=20, samples=4, **settings):
+    """A run folder as a run leaves it, whose share of right answers is `accuracy` to 1 / (problems * samples)."""
+    rng = np.random.default_rng(seed)
+    right = rng.permutation(problems * samples) < round(accuracy * problems * samples)
+    rows = [
+        {"prompt": f"p{i // samples}", "rewards": {"accuracy": float(r)}, "length": 5} for i, r in enumerate(right)
+    ]
+    (path / "answers").mkdir(parents=True)
+    recipe = {"recipe": 'r"""', "seed": seed, "output_dir": str(path)} | settings
+    (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (path / "answers" / "after.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = {
+        "num_problems": problems,
+        "accuracy": {"value": right.mean(), "low": 0.1, "high": 0.9},
+        "mean_length": 5.0,
+    }
+    (path / "evaluation.json").write_text(json.dumps({"after": summary}))
+    steps = [
+        {"step": step, "entropy": 1.0 + seed + step, "step_time": 2.0, "num_tokens": 100.0 * step}
+        for step in (1, 2, 3)
+    ]
+    steps[2] |= {"eval_accuracy": accuracy}
+    steps += [{"step": 2, "resumed_from": 2}, {"step": 3, "entropy": 9.0, "step_time": 2.0, "num_tokens": 300.0}]
+    steps.append({"step": 3, "peak_memory": 3 * 2**30})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    return read_run(path)
+
+
+def runs_of(tmp_path, accuracies, **settings):
+    name = "-".join(f"{v}" for v in settings.values())
+    return [plant(tmp_path / name / str(seed), a, seed, **settings) for seed, a in enumerate(accuracies)]
+
+
+def test_groups_are_what_differs_but_for_the_seed(tmp_path):
+    a = runs_of(tmp_path, [0.5, 0.5], rho=0.2, learning_rate=1e-4)
+    b = runs_of(tmp_path, [0.5, 0.5], rho=1.0, learning_rate=1e-4)
+    found = grouped([*a, *b])
+    assert {label: [run.seed for run in members] for label, members in found.items()} == {
+        "rho 0.2": [0, 1],
+        "rho 1.0": [0, 1],
+    }
+    assert list(grouped(a)) == ["all"]
+    c = runs_of(tmp_path, [0.5], rho=1.0, learning_rate=2e-4)
+    assert list(grouped([*a, *b, *c], by="rho")) == ["rho 0.2", "rho 1.0"]
+    with pytest.raises(ValueError, match="group-by is alpha, which none"):
+        grouped(a, by="alpha")
+    with pytest.raises(ValueError, match=r"one recipe and one seed \(0\)"):
+        grouped([a[0], plant(tmp_path / "again", seed=0, rho=0.2, learning_rate=1e-4)])
+    with pytest.raises(ValueError, match=r"no recipe\.yaml"):
+        read_run(tmp_path)
+
+
+def test_values_are_means_over_seeds_with_students_interval(tmp_path):
+    accuracies = [0.25, 0.5, 0.45]
+    group = compare.compare(runs_of(tmp_path, accuracies, rho=0.2))["groups"]["all"]
+    found = group["measures"][COMPARED]
+    half = 4.302653 * np.std(accuracies, ddof=1) / math.sqrt(3)  # Student's 97.5% quantile with 2 degrees of freedom
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.4, 0.4 - half, 0.4 + half), abs=1e-6)
+    assert found["over"] == "3 seeds"
+    # Rows behind the checkpoint that a run went on from are void: the third step counts once.
+    assert group["cost"] == {"seconds": 6.0, "tokens": 300.0, "peak_memory": 3 * 2**30}
+    assert group["curves"]["entropy"][1]["value"] == pytest.approx(3.0)
+    assert group["curves"]["entropy"][3]["value"] == 9.0
+    alone = compare.compare(runs_of(tmp_path, [0.5], rho=0.3))["groups"]["all"]["measures"]
+    assert alone[COMPARED] == {"value": 0.5, "low": 0.1, "high": 0.9, "over": "problems"}
+
+
+def test_difference_is_paired_over_seeds_and_else_over_problems(tmp_path):
+    rng = np.random.default_rng(1)
+    sides = [{s: {f"p{i}": float(rng.random()) for i in range(9)} for s in (1, 2, 3, 9)} for _ in range(2)]
+    del sides[1][9]
+    found = difference(*sides)
+    means = [[np.mean(list(side[s].values())) for s in (1, 2, 3)] for side in sides]
+    expected = stats.ttest_rel(means[1], means[0])
+    assert found["p_value"] == pytest.approx(expected.pvalue)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected.confidence_interval()))
+    assert found["over"] == "3 seeds"
+    one = difference({1: sides[0][1]}, {1: sides[1][1]})
+    assert one["over"] == "9 problems" and one["value"] == pytest.approx(means[1][0] - means[0][0])
+    assert difference({1: sides[0][1]}, {2: sides[1][2]}) is None
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_error_rates_are_nominal_over_a_thousand_draws():
+    """Three seeds with noise of their own, four groups: with no difference 5% of families have a false finding."""
+    rng = np.random.default_rng(0)
+
+    def seeds(shift):
+        return {s: {f"p{i}": float(x) for i, x in enumerate(row)} for s, row in enumerate(shift + noise())}
+
+    def noise():
+        return rng.normal(0, 0.02, (3, 1)) + rng.normal(0, 0.05, (3, 6))
+
+    single = family = found = 0
+    for _ in range(1000):
+        problems = rng.normal(0.5, 0.2, (1, 6)) + rng.normal(0, 0.05, (3, 1))  # a seed's own cold start is shared
+        baseline = seeds(problems)
+        p_values = [difference(baseline, seeds(problems))["p_value"] for _ in range(3)]
+        single += p_values[0] < 0.05
+        family += min(holm(p_values)) < 0.05
+        true = [difference(baseline, seeds(problems + 0.25))["p_value"], *p_values[1:]]
+        found += holm(true)[0] < 0.05
+    assert 0.035 < single / 1000 < 0.065
+    assert family / 1000 < 0.065
+    assert found / 1000 > 0.8
+
+
+def test_report_has_every_group_and_its_corrected_test(tmp_path):
+    baseline = runs_of(tmp_path, [0.5, 0.55, 0.45], rho=1.0)
+    better = runs_of(tmp_path, [0.8, 0.8, 0.75], rho=0.2)
+    odd = runs_of(tmp_path, [0.5, 0.5, 0.5], rho="<b>|x`")
+    found = compare.compare([*baseline, *better, *odd], baseline[0])
+    assert found["baseline"] == "rho 1.0" and found["differing"] == ["rho"]
+    tests = found["differences"]
+    assert tests["rho 0.2"]["p_corrected"] == pytest.approx(min(1, 2 * tests["rho 0.2"]["p_value"]))
+    assert tests["rho 0.2"]["p_corrected"] < 0.05 < tests["rho <b>|x`"]["p_corrected"]
+    text, markdown = compare.as_text(found), compare.as_markdown(found)
+    assert "rho 0.2" in text and "3.00" in text
+    widths = {line.replace("\\|", "").count("|") for line in markdown.split("\n\n")[0].splitlines()}
+    assert len(widths) == 1 and "<b>" not in markdown
+    json.dumps(found)
+    plots.comparison({name: group["curves"] for name, group in found["groups"].items()}, CURVES, tmp_path / "c.png")
+    assert imread(tmp_path / "c.png").std() > 0.05
+    with pytest.raises(ValueError, match=r"baseline is .* none of the runs"):
+        compare.compare(better, baseline[0])
