@@ -1,4 +1,4 @@
-"""`entropy-grpo train RECIPE`, `plan RECIPE` (both with `--key value ...`) and `card RUN`.
+"""The commands of `entropy-grpo`: what each is told, and which module does it.
 
 Imports late, so that help is instant.
 """
@@ -6,14 +6,45 @@ Imports late, so that help is instant.
 import argparse
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; a wrong argument is one sentence and exit status 2."""
+    """Run one command; a wrong argument or input is one sentence and exit status 2."""
     parser = argparse.ArgumentParser(prog="entropy-grpo", description="RLVR that trains on the tokens that matter.")
     commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_train, _add_plan, _add_card, _add_compare, _add_sweep):
+        add(commands)
+    options, rest = parser.parse_known_args(arguments)
+    given = vars(options)
+    command, run, takes_overrides = given.pop("command"), given.pop("run_command"), given.pop("overrides", False)
+    if rest and not takes_overrides:
+        parser.error(f"{command}: unknown arguments: {' '.join(rest)}")
+    words = {"overrides": rest} if takes_overrides else {}
+    if run is _train:  # a launch says itself what is wrong with a recipe; what training raises is no input's fault
+        run(**given, **words)
+        return
+    try:
+        run(**given, **words)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _add_train(commands: Any) -> None:
     train = commands.add_parser("train", help="train a recipe in this process", add_help=False)
     train.add_argument("recipe", help="a file of recipes/, or any YAML")
+    train.set_defaults(run_command=_train, overrides=True)
+
+
+def _train(recipe: str, overrides: list[str]) -> None:
+    from . import launch
+
+    launch.run(recipe, overrides)
+
+
+def _add_plan(commands: Any) -> None:
     plan = commands.add_parser(
         "plan",
         help="batches, memory, operations and commands of a recipe, without a GPU",
@@ -23,58 +54,85 @@ def main(arguments: list[str] | None = None) -> None:
     plan.add_argument("recipe", help="a file of recipes/, or any YAML")
     plan.add_argument("--gpus", type=int, help="GPUs of a machine; else as the recipe's accelerate configuration says")
     plan.add_argument("--nodes", type=int, help="machines; else as the recipe's accelerate configuration says")
-    plan.add_argument("--gpu-memory", type=float, default=80.0, help="GiB of a GPU (80)")
+    plan.add_argument("--gpu-memory", type=float, default=80.0, dest="memory", help="GiB of a GPU (80)")
     plan.add_argument(
         "--mean-length", type=float, help="tokens of a response on average, for the operations of a step"
     )
     plan.add_argument("--prompt-length", type=int, help="tokens of the longest prompt (the recipe's limit, or 2048)")
     plan.add_argument("--problems", type=int, help="problems of the training set, for the number of steps")
     plan.add_argument("--model-config", help="config.json of a model that is not known, or its folder")
-    plan.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    card = commands.add_parser("card", help="rebuild the model card of a run folder from its files")
-    card.add_argument("run", help="the run folder, runs/NAME")
-    options, rest = parser.parse_known_args(arguments)
-    if options.command == "train":
-        from . import launch
-
-        launch.run(options.recipe, rest)
-        return
-    if options.command == "plan":
-        _plan(options, rest)
-        return
-    if rest:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
-
-    from .card import write_card
-
-    try:
-        print(write_card(options.run))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    plan.add_argument("--json", action="store_true", dest="as_json", help="print JSON and nothing else")
+    plan.set_defaults(run_command=_plan, overrides=True)
 
 
-def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
+def _plan(recipe: str, overrides: list[str], as_json: bool, **options: Any) -> None:
     from . import plan
-    from .recipe import RecipeError
 
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of a job that this may run in: a plan is made by one process
         os.environ.pop(name, None)
-    try:
-        plan.run(
-            options.recipe,
-            overrides,
-            options.json,
-            gpus=options.gpus,
-            nodes=options.nodes,
-            memory=options.gpu_memory,
-            mean_length=options.mean_length,
-            prompt_length=options.prompt_length,
-            problems=options.problems,
-            model_config=options.model_config,
-        )
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    plan.run(recipe, overrides, as_json, **options)
+
+
+def _add_card(commands: Any) -> None:
+    card = commands.add_parser("card", help="rebuild the model card of a run folder from its files")
+    card.add_argument("folder", metavar="run", help="the run folder, runs/NAME")
+    card.set_defaults(run_command=_card)
+
+
+def _card(folder: str) -> None:
+    from .card import write_card
+
+    print(write_card(folder))
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare", help="runs of recipes and seeds side by side: values, tests, curves, cost", allow_abbrev=False
+    )
+    compare.add_argument("runs", nargs="+", help="run folders")
+    compare.add_argument("--baseline", help="the run, of those, whose recipe the others are tested against")
+    compare.add_argument("--group-by", help="one setting that makes the groups (all that differ but the seed)")
+    compare.add_argument("--json", action="store_true", dest="as_json", help="print JSON and nothing else")
+    compare.add_argument("--output", help="folder for comparison.md, .json and .png")
+    compare.set_defaults(run_command=_compare)
+
+
+def _compare(runs: list[str], baseline: str | None, group_by: str | None, as_json: bool, output: str | None) -> None:
+    import json
+
+    from .compare import as_text, compare_folders, write
+
+    found = compare_folders(runs, baseline, group_by)
+    print(json.dumps(found, indent=2) if as_json else as_text(found))
+    if output is not None:
+        write(found, Path(output))
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a recipe with other settings and seeds, and compare what comes of it",
+        epilog="The same command goes on where a killed one stopped.",
+        allow_abbrev=False,
+    )
+    add = sweep.add_argument
+    add("recipe", help="a file of recipes/, or any YAML")
+    add("--set", nargs="+", default=[], dest="products", metavar="KEY=A,B", help="all combinations of these values")
+    add("--variant", nargs="+", action="append", default=[], dest="others", metavar="KEY=A", help="one more variant")
+    add("--seeds", type=int, default=3, help="seeds of each variant, from 0 (3)")
+    add("--baseline", metavar="KEY=A", nargs="+", help="the variant that the others are tested against (the first)")
+    add("--output", help="folder of the runs (runs/sweeps/RECIPE)")
+    add("--jobs", type=int, default=1, help="runs at a time, with one thread each if there are several (1)")
+    add("--launcher", default="accelerate launch", help="what launches a run (accelerate launch)")
+    add("--print", action="store_true", dest="only_print", help="print the commands and run nothing")
+    sweep.set_defaults(run_command=_sweep)
+
+
+def _sweep(**options: Any) -> None:
+    from .sweep import main as sweep
+
+    if not sweep(**options):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

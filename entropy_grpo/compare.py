@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
-from . import records
+from . import plots, records
 from .evaluation.intervals import CONFIDENCE, gain_interval
 from .markdown import table
 from .records import Row, RunFolder
@@ -189,17 +189,14 @@ def curve(runs: Sequence[Run], key: str) -> dict[int, dict[str, float]]:
 def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = None) -> dict[str, Any]:
     """Groups of runs with their values, differences from the baseline's group, curves and costs, of JSON's types.
 
-    Raises:
-        ValueError: see `grouped`; or the baseline is none of the runs.
+    The baseline is one of the runs; see `grouped` for errors.
     """
     groups = grouped(runs, by)
     found = {label: _group(members) for label, members in groups.items()}
     result = {"differing": differing(runs) if by is None else [by], "groups": found}
     if baseline is None:
         return result
-    reference = next((label for label, members in groups.items() if baseline in members), None)
-    if reference is None:
-        raise ValueError(f"--baseline is {baseline.path}, which is none of the runs.")
+    reference = next(label for label, members in groups.items() if any(run is baseline for run in members))
     accuracies = {
         label: {run.seed: by_problem(run) for run in members if run.answers} for label, members in groups.items()
     }
@@ -301,3 +298,20 @@ def as_text(found: dict[str, Any]) -> str:
 def as_markdown(found: dict[str, Any]) -> str:
     """The tables in Markdown."""
     return "\n\n".join(table(rows) for rows in tables(found).values())
+
+
+def compare_folders(paths: Sequence[str | Path], baseline: str | Path | None, by: str | None) -> dict[str, Any]:
+    """`compare` for run folders; `ValueError` also where the baseline is none of them."""
+    runs = {Path(path).resolve(): read_run(path) for path in paths}
+    if baseline is not None and Path(baseline).resolve() not in runs:
+        raise ValueError(f"--baseline is {baseline}, which is none of the runs: name one of them.")
+    return compare(list(runs.values()), runs[Path(baseline).resolve()] if baseline is not None else None, by)
+
+
+def write(found: dict[str, Any], folder: Path) -> list[Path]:
+    """Write `comparison.md`, `.json` and `.png`; their paths."""
+    paths = [folder / f"comparison.{suffix}" for suffix in ("md", "json", "png")]
+    plots.comparison({name: group["curves"] for name, group in found["groups"].items()}, CURVES, paths[2])
+    records.write_text(paths[0], f"{as_markdown(found)}\n\n![curves](comparison.png)\n")
+    records.write_json(paths[1], found)
+    return paths

@@ -17,6 +17,8 @@ from pathlib import Path
 from threading import Lock
 
 from . import records
+from .compare import as_text, compare_folders, write
+from .names import RUNS
 
 LIST = "sweep.json"
 
@@ -110,3 +112,42 @@ def run(recipe: str, planned: Sequence[Trial], folder: Path, launcher: Sequence[
 def commands(recipe: str, planned: Sequence[Trial], launcher: Sequence[str]) -> list[str]:
     """The shell commands of a sweep, to be run elsewhere."""
     return [shlex.join(trial.command(recipe, launcher)) for trial in planned]
+
+
+def main(
+    recipe: str,
+    products: Sequence[str],
+    others: Sequence[Sequence[str]],
+    seeds: int,
+    baseline: Sequence[str] | None,
+    output: str | None,
+    jobs: int,
+    launcher: str,
+    only_print: bool,
+) -> bool:
+    """Run or print a sweep and compare its runs; whether all of them ended well.
+
+    Raises:
+        ValueError: a variant says nothing, the baseline is none of them, or the folder has another sweep.
+    """
+    words = variants(products, others)
+    folder = Path(output) if output else RUNS / "sweeps" / Path(recipe).stem
+    planned, start = trials(words, seeds, folder), shlex.split(launcher)
+    reference = words[0] if baseline is None else variants([], [baseline])[0]
+    if reference not in words:
+        raise ValueError(f"--baseline is {' '.join(baseline or ())}, which is none of the variants: name one of them.")
+    if not Path(recipe).is_file():
+        raise ValueError(f"{recipe}: there is no such recipe file.")
+    if jobs < 1:
+        raise ValueError(f"--jobs is {jobs}: it must be 1 or more.")
+    if only_print:
+        print("\n".join(commands(recipe, planned, start)))
+        return True
+    failed = run(recipe, planned, folder, start, jobs)
+    ended = [trial for trial in planned if trial not in failed]
+    if ended:
+        first = next((trial.folder for trial in ended if trial.words == reference), None)
+        found = compare_folders([trial.folder for trial in ended], first, None)
+        print(f"\n{as_text(found)}\n")
+        print("\n".join(str(path) for path in write(found, folder)))
+    return not failed

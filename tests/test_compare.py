@@ -9,7 +9,7 @@ import yaml
 from matplotlib.image import imread
 from scipy import stats
 
-from entropy_grpo import compare, plots
+from entropy_grpo import cli, compare, plots
 from entropy_grpo.compare import COMPARED, CURVES, difference, grouped, holm, read_run
 
 
@@ -141,5 +141,15 @@ def test_report_has_every_group_and_its_corrected_test(tmp_path):
     json.dumps(found)
     plots.comparison({name: group["curves"] for name, group in found["groups"].items()}, CURVES, tmp_path / "c.png")
     assert imread(tmp_path / "c.png").std() > 0.05
-    with pytest.raises(ValueError, match=r"baseline is .* none of the runs"):
-        compare.compare(better, baseline[0])
+
+
+def test_command_writes_what_it_prints(tmp_path, capsys):
+    folders = [str(run.path) for rho in (0.2, 1.0) for run in runs_of(tmp_path, [0.5, 0.6], rho=rho)]
+    cli.main(["compare", *folders, "--baseline", folders[2], "--output", str(tmp_path / "out")])
+    assert "accuracy above rho 1.0" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"comparison.{s}" for s in ("md", "json", "png")}
+    cli.main(["compare", *folders, "--json"])
+    assert set(json.loads(capsys.readouterr().out)["groups"]) == {"rho 0.2", "rho 1.0"}
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compare", folders[0], "--baseline", folders[1]])
+    assert "none of the runs" in capsys.readouterr().err

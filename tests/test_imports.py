@@ -75,8 +75,6 @@ PURE = [
     "names",
     "prompts",
     "markdown",
-    "compare",
-    "sweep",
 ]
 STACK = {"trl", "transformers", "accelerate", "peft", "vllm", "datasets"}
 
