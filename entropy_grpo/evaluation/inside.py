@@ -1,0 +1,97 @@
+"""What runs in the sandbox around a program whose functions are to be called; a script, standard library only.
+
+Two processes. The asking one reads a task from its standard input and holds what the program must not see: the test
+and the token. The answering one runs the program and has no more than a pipe for questions and one for answers, as
+plain data: it cannot reach the other's memory (`jail` refuses the calls, and there is no /proc) or standard output, so
+whatever the program overwrites, prints or ends is its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+PLAIN = (type(None), bool, int, float, str)
+CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+def packed(value):
+    """A value as JSON that keeps the types of containers; TypeError for what is not plain data."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, dict):
+        return {"dict": [[packed(key), packed(item)] for key, item in value.items()]}
+    for name, kind in CONTAINERS.items():
+        if isinstance(value, kind):
+            return {name: [packed(item) for item in value]}
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return value.item()
+    raise TypeError(f"the function returned a {type(value).__name__}, which is not plain data")
+
+
+def unpacked(value):
+    """The inverse of `packed`."""
+    if not isinstance(value, dict):
+        return value
+    ((name, items),) = value.items()
+    if name == "dict":
+        return {unpacked(key): unpacked(item) for key, item in items}
+    return CONTAINERS[name](unpacked(item) for item in items)
+
+
+def answer():
+    """Run the program of the first line of standard input; answer each further line, a list of arguments."""
+    questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    task = json.loads(questions.readline())
+    # Not `__main__`: what a program does when it is started as one is not asked for.
+    module = types.ModuleType("solution")
+    sys.modules["solution"] = module
+    exec(task["preamble"], module.__dict__)
+    exec(compile(task["program"], "<solution>", "exec"), module.__dict__)
+    owner = module.Solution() if hasattr(module, "Solution") else module
+    function = getattr(owner, task["name"])
+    for line in questions:
+        answers.write(json.dumps(packed(function(*unpacked(json.loads(line))))) + "\n")
+        answers.flush()
+
+
+class Candidate:
+    """The program's function, as a function of the asking process."""
+
+    def __init__(self, task):
+        command = [sys.executable, "-s", "-P", "-B", __file__, "answer"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process.stdin.write(json.dumps({key: task[key] for key in ("preamble", "program", "name")}) + "\n")
+
+    def __call__(self, *arguments):
+        self.process.stdin.write(json.dumps(packed(arguments)) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("the program ended without an answer")
+        return unpacked(json.loads(line))
+
+
+def ask():
+    """Standard input: a task. With a test, print its token if the test holds; without, what the call returns."""
+    with open(0) as file:
+        task = json.load(file)
+    candidate = Candidate(task)
+    if task["test"] is None:
+        print(json.dumps(packed(candidate(*unpacked(task["arguments"])))))
+        return
+    # The prompt defines what the test may use besides the function, which some tests call by its own name too.
+    names = {}
+    exec(task["prompt"], names)
+    names[task["name"]] = candidate
+    exec(task["test"], names)
+    names["check"](candidate)
+    print(task["token"])
+
+
+if __name__ == "__main__":
+    answer() if sys.argv[1:] == ["answer"] else ask()
