@@ -65,14 +65,15 @@ CHEATS = {
         "    __ne__ = lambda a, b: False\n    __getitem__ = lambda a, i: a\n    __sub__ = __abs__ = lambda *a: 0\n"
     ),
     "overwrites": (
-        "    return 0, 0\nimport builtins, json, sys\ncheck = lambda candidate: None\nbuiltins.AssertionError = Warning\n"
+        "    return 0, 0\nimport builtins, json, sys\ncheck = lambda c: None\nbuiltins.AssertionError = Warning\n"
         "builtins.abs = builtins.exec = builtins.compile = lambda *a: 0\njson.dumps = lambda *a: '{}'\n"
         "for module in list(sys.modules.values()): module.check = check\n"
     ),
     # Everything that the process can read is searched for what the test expects.
     "reads": (
-        "    import gc, glob\n    wanted = '.'.join(['36598', '5'])\n    found = [o for o in gc.get_objects() if wanted in str(o)]\n"
-        "    for name in ['/program.py', '/proc/self/mem', '/proc/1/environ', *glob.glob('/box/*'), 0, 1, 2, *range(5, 64)]:\n"
+        "    import gc, glob\n    wanted = '.'.join(['36598', '5'])\n"
+        "    found = [thing for thing in gc.get_objects() if wanted in str(thing)]\n"
+        "    for name in ['/program.py', '/proc/self/mem', *glob.glob('/box/*'), 0, 1, 2, *range(5, 64)]:\n"
         "        try: found += [text for text in [open(name, errors='ignore').read()] if wanted in text]\n"
         "        except OSError: pass\n"
         "    if not found: raise SystemExit\n" + BODY
@@ -144,7 +145,7 @@ ROT_PROGRAM = (
     ("program", "cases", "passes"),
     [
         (SUM_PROGRAM, SUM, True),
-        ("if __name__ == '__main__':\n    n = int(input())\n    print(float(sum(int(w) for w in stdin.read().split())))",
+        ("if __name__ == '__main__':\n    n = int(input())\n    print(float(sum(map(int, stdin.read().split()))))",
          SUM, True),
         (SUM_PROGRAM + "print()\n\n", SUM, True),
         (SUM_PROGRAM + "exit()\n", SUM, True),
