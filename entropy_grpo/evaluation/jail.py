@@ -188,6 +188,7 @@ def be_init(spec: dict, report: int) -> None:
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     # Signals from inside reach process 1 only where it has a handler, so it has none.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.umask(0o022)
     check("making a mount namespace", libc.unshare(CLONE_NEWNS))
     build_root(spec["program"], spec["shown"], spec["links"], spec["work"])
     program = os.fork()
@@ -247,13 +248,16 @@ def watch(init: int, seconds: float, memory: int) -> str:
 
 def keep(spec: dict) -> dict:
     """Run the program: {"how": ended, timeout, memory or stopped, "status": wait status or None, "seconds": ...}."""
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM])
     if os.uname().machine not in ARCHITECTURES:
         raise Refused(f"filtering the system calls of {os.uname().machine}: only {', '.join(ARCHITECTURES)} are known")
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+        raise Refused("watching memory: the kernel is built without CONFIG_PROC_CHILDREN")
     # Where the machine runs out of memory the kernel takes these first.
     write("/proc/self/oom_score_adj", "1000")
     enter_namespaces()
+    # After that: a change of privileges takes it back.
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     inner, report = os.pipe()
     init = os.fork()
     if init == 0:

@@ -6,8 +6,9 @@ process but its own; no privilege; limits on time, memory, processes, files and 
 is gone when `run` returns. It takes Linux 5.14 and a kernel that lets this user make user namespaces; where that is
 not so, `run` refuses and `unavailable` says why: a program is never run with less.
 
-What remains open: the system calls that `jail` does not refuse, so a hole in the kernel is a hole here; and memory is
-watched every 30 ms, so for that long all processes together can hold `processes` times `memory`.
+What remains open: the system calls that `jail` does not refuse, so a hole in the kernel is a hole here; what the
+machine keeps below /usr and among the interpreter's libraries can be read; and the sum of memory is looked at every
+30 ms, so until then `processes` times `memory` is the bound.
 """
 
 import fcntl
