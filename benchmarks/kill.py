@@ -131,7 +131,7 @@ def kill_at(process: subprocess.Popen, run: Path, step: int, in_save: bool, dela
 def differences(run: Path, other: Path) -> list[str]:
     """What differs between two ended runs: weights, metrics, tokens."""
     found = []
-    weights, others = (load_file(path / "model.safetensors") for path in (run, other))
+    weights, others = (load_file(next(path.glob("*model.safetensors"))) for path in (run, other))  # or adapters
     if weights.keys() != others.keys() or any(not torch.equal(weights[name], others[name]) for name in weights):
         found.append("weights")
 

@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command; a wrong argument or input is one sentence and exit status 2."""
     parser = argparse.ArgumentParser(prog="entropy-grpo", description="RLVR that trains on the tokens that matter.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_train, _add_plan, _add_card, _add_compare, _add_sweep):
+    for add in (_add_train, _add_plan, _add_card, _add_merge, _add_compare, _add_sweep):
         add(commands)
     options, rest = parser.parse_known_args(arguments)
     given = vars(options)
@@ -83,6 +83,20 @@ def _card(folder: str) -> None:
     from .card import write_card
 
     print(write_card(folder))
+
+
+def _add_merge(commands: Any) -> None:
+    merge = commands.add_parser("merge", help="merge a LoRA checkpoint into its base: a plain model")
+    merge.add_argument("checkpoint", help="runs/NAME or runs/NAME/checkpoint-N")
+    merge.add_argument("--output", required=True, help="new folder for the model")
+    merge.add_argument("--revision", help="of the base on the Hub (the one that the adapter was trained on)")
+    merge.set_defaults(run_command=_merge)
+
+
+def _merge(checkpoint: str, output: str, revision: str | None) -> None:
+    from .merge import merge
+
+    print(merge(checkpoint, output, revision))
 
 
 def _add_compare(commands: Any) -> None:

@@ -7,8 +7,9 @@ import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from trl import GRPOConfig, ModelConfig
+from trl import GRPOConfig
 
+from .adapters import CheckedModelConfig
 from .names import EMBEDDED, FILE_FORMATS
 from .ops.kernels import check_installed
 from .prompts import TEMPLATES
@@ -402,4 +403,4 @@ class RunConfig:
 
 
 # All that a recipe may set.
-CLASSES = (RunConfig, EntropyForkGRPOConfig, ModelConfig)
+CLASSES = (RunConfig, EntropyForkGRPOConfig, CheckedModelConfig)

@@ -9,9 +9,10 @@ dropout, and is done here again for RMSNorm, gated MLP, grouped queries and atte
 Kaplan et al. (arXiv 2001.08361), table 1: 2 per weight and token forward, twice that backward, and attention's.
 """
 
+import math
 from collections.abc import Sequence
 
-from .models import Shape, linear_parameters, parameters
+from .models import Shape, linear_layers, linear_parameters, parameters
 
 FLOAT32 = 4
 # A cast of activations in front of every linear layer under autocast; else those of one input share it.
@@ -21,15 +22,33 @@ TILE_ROWS, TILE_COLUMNS = 4096, 32768
 # Bytes that a token of the rollout takes: ids and masks are int64; old log-probabilities, the sampler's, their ratio
 # and entropies float32; the kept mask 1 byte.
 PROMPT_TOKEN, COMPLETION_TOKEN = 8 + 8, 8 + 8 + 3 * 4 + 4 + 1
-# Bytes per weight that 4-bit quantisation adds for its scales: one float32 for 64 weights, or 8 bits and a float32 for
-# 256 of those (QLoRA, arXiv 2305.14314, section 3).
-SCALES, NESTED_SCALES = 4 / 64, 1 / 64 + 4 / (64 * 256)
+# bitsandbytes' 4-bit quantisation (QLoRA, arXiv 2305.14314, section 3): weights that share a scale, scales that share
+# one where they are quantised themselves, and the float32 entries of the tables that a tensor keeps for each.
+BLOCK, NESTED_BLOCK = 64, 256
+TABLE, NESTED_TABLE = 16, 256 + 1
 ADAMW_STEP = 4  # torch keeps the number of steps of every tensor, a float32
 
 
 def adamw_states(tensors: Sequence[int], bytes_per_moment: float = FLOAT32) -> float:
     """Two moments per parameter and a step counter per tensor, whose sizes are given."""
     return 2 * bytes_per_moment * sum(tensors) + ADAMW_STEP * len(tensors)
+
+
+def quantised_weights(shape: Shape, bits: int, nested: bool) -> int:
+    """Bytes of all linear layers as bitsandbytes keeps them: 4 bits with scales, or 8 with one per output.
+
+    Args:
+        nested: whether the scales of 4-bit weights are quantised to 8 bits (double quantisation).
+    """
+
+    def tensor(outputs: int, inputs: int) -> int:
+        if bits == 8:
+            return outputs * inputs + FLOAT32 * outputs
+        blocks = math.ceil(outputs * inputs / BLOCK)
+        scales = blocks + FLOAT32 * (math.ceil(blocks / NESTED_BLOCK) + NESTED_TABLE) if nested else FLOAT32 * blocks
+        return math.ceil(outputs * inputs / 2) + scales + FLOAT32 * TABLE
+
+    return shape.layers * sum(tensor(*sizes) for sizes in linear_layers(shape).values())
 
 
 def layer_activations(shape: Shape, width: int, compute: int, autocast: bool, attention: str) -> float:

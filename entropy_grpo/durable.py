@@ -131,6 +131,15 @@ class DurableGRPOTrainer(GRPOTrainer):
 
     # Resuming
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """PEFT reads adapters as float32, also where TRL trains them in bfloat16, as on a quantised base."""
+        loaded = self.model if model is None else model
+        dtypes = {name: parameter.dtype for name, parameter in loaded.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in loaded.named_parameters():
+            if parameter.dtype != dtypes[name]:
+                parameter.data = parameter.data.to(dtypes[name])
+
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         self._train_sampler = super()._get_train_sampler(dataset)
         return self._train_sampler

@@ -92,6 +92,11 @@ def lora_tensors(shape: Shape, rank: int, targets: tuple[str, ...]) -> list[int]
     return [rank * size for name in targets for size in linear[name]] * shape.layers
 
 
+def dora_tensors(shape: Shape, targets: tuple[str, ...]) -> list[int]:
+    """Sizes of DoRA's magnitudes, one per output of the named linear layers."""
+    return [linear_layers(shape)[name][0] for name in targets] * shape.layers
+
+
 def _qwen3(
     hidden: int, layers: int, heads: int, intermediate: int, tied: bool = False, positions: int = 32768
 ) -> Shape:

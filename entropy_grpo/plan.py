@@ -18,12 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from trl import ModelConfig
 
 from . import costs, recipe
+from .adapters import CheckedModelConfig, check_quantised
 from .config import CLASSES, EntropyForkGRPOConfig, RunConfig, batch_shape
 from .launch import find_config
-from .models import Shape, linear_layers, linear_parameters, lora_tensors, parameters, shape_of, tensors
+from .models import (
+    Shape,
+    dora_tensors,
+    linear_layers,
+    linear_parameters,
+    lora_tensors,
+    parameters,
+    shape_of,
+    tensors,
+)
 from .names import EMBEDDED, RUNS
 from .recipe import RecipeError, Setting, Settings
 from .sft_config import CLASSES as SFT_CLASSES
@@ -34,6 +43,7 @@ EMBEDDED_PROMPT, ASSUMED_PROMPT = 16, 2048  # tokens of the longest prompt, wher
 PORT = 29500  # of the launcher, where it is not told another
 # PEFT's own choice for these models, where a recipe names no targets.
 LORA_TARGETS = ("q_proj", "v_proj")
+SAVED_MODULES = ("embed_tokens", "lm_head")
 # Bytes of an Adam moment of a parameter, by `optim`; the others are counted as AdamW in float32.
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit", "adamw_8bit")
 SERVE = (
@@ -93,7 +103,7 @@ class Job:
     words: tuple[str, ...]
     run: RunConfig | SFTRunConfig
     args: EntropyForkGRPOConfig | TeacherSFTConfig
-    model: ModelConfig
+    model: CheckedModelConfig
     shape: Shape
     machines: Machines
     sharding: Sharding
@@ -238,6 +248,11 @@ def resolve(
         problems=problems,
     )
     lora_targets(job)
+    saved_modules(job)
+    try:
+        check_quantised(model, job.uses_vllm, job.sharding.shards)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     return job
 
 
@@ -291,6 +306,15 @@ def lora_targets(job: Job) -> tuple[str, ...]:
     return tuple(named)
 
 
+def saved_modules(job: Job) -> tuple[str, ...]:
+    """The whole modules that PEFT trains copies of."""
+    named = tuple(job.model.lora_modules_to_save or ())
+    for name in named:
+        if name not in SAVED_MODULES:
+            raise RecipeError(f"lora_modules_to_save has {name!r}: a plan knows {', '.join(SAVED_MODULES)}.")
+    return named
+
+
 # Batches
 
 
@@ -332,43 +356,63 @@ def _part(size: float, formula: str) -> dict[str, Any]:
     return {"bytes": round(size), "formula": formula}
 
 
+def trained_tensors(job: Job) -> list[tuple[int, int]]:
+    """(size, bytes of an element) of every tensor that is trained."""
+    shape, model = job.shape, job.model
+    # DeepSpeed trains in bfloat16. FSDP2 keeps trained weights in float32 under mixed precision, and so does PEFT its
+    # adapters, which TRL casts to bfloat16 where the base is quantised; copies of modules have the base's dtype.
+    element = 4 if job.sharding.kind == "fsdp2" and job.compute == 2 else job.loaded
+    if job.sharding.kind == "zero3" and job.compute == 2:
+        element = 2
+    if not model.use_peft:
+        return [(size, element) for size in tensors(shape)]
+    fixed = job.sharding.shards and job.compute == 2
+    adapter = element if fixed else 2 if model.is_quantised else 4
+    copy = element if fixed else 2 if model.is_quantised else job.loaded
+    sizes = [(size, adapter) for size in lora_tensors(shape, model.lora_r, lora_targets(job))]
+    if model.use_dora:
+        sizes += [(size, element if fixed else 4) for size in dora_tensors(shape, lora_targets(job))]
+    return sizes + [(shape.vocab * shape.hidden, copy)] * len(saved_modules(job))
+
+
+def frozen_weights(job: Job) -> float:
+    """Bytes of the base that adapters leave as it is, on one GPU."""
+    shape, model = job.shape, job.model
+    if not model.use_peft:
+        return 0.0
+    if not model.is_quantised:
+        return parameters(shape) * job.loaded / (job.machines.processes if job.sharding.shards else 1)
+    quantised = costs.quantised_weights(shape, 4 if model.load_in_4bit else 8, model.use_bnb_nested_quant)
+    return (parameters(shape) - linear_parameters(shape)) * job.loaded + quantised
+
+
 def _states(job: Job) -> dict[str, Any]:
     """Weights, gradients, optimiser states: ZeRO (arXiv 1910.02054), section 3.1."""
     shape, sharding = job.shape, job.sharding
     group = job.machines.processes if sharding.shards else 1
     divided = f" / {group} GPUs" if group > 1 else ""
-    whole = parameters(shape)
-    trained, frozen = tensors(shape), 0.0
-    if job.model.use_peft:
-        trained = lora_tensors(shape, job.model.lora_r, lora_targets(job))
-        quantised = linear_parameters(shape) if job.model.load_in_4bit or job.model.load_in_8bit else 0
-        scales = costs.NESTED_SCALES if job.model.use_bnb_nested_quant else costs.SCALES
-        frozen = (whole - quantised) * job.loaded + quantised * (0.5 + scales if job.model.load_in_4bit else 1)
-        # accelerate leaves quantised weights out of FSDP2.
-        frozen = frozen if quantised else frozen / group
-    number = sum(trained)
-    # FSDP2 keeps trained weights in float32 under mixed precision, and PEFT its adapters.
-    element = 4 if job.model.use_peft or (sharding.kind == "fsdp2" and job.compute == 2) else job.loaded
-    masters = 0
-    if sharding.kind == "zero3" and job.compute == 2:
-        element, masters = 2, 4 * number  # DeepSpeed trains in bfloat16 and keeps float32 masters with its states
+    whole, frozen, trained = parameters(shape), frozen_weights(job), trained_tensors(job)
+    number, size = sum(n for n, _ in trained), sum(n * element for n, element in trained)
+    elements = sorted({element for _, element in trained})
+    said = " + ".join(f"{e} bytes x {sum(n for n, b in trained if b == e):,} trained" for e in elements) + divided
+    masters = 4 * number if sharding.kind == "zero3" and job.compute == 2 else 0  # kept with its states
     # AdamW's moments have the dtype of their parameter.
-    moment = 1 if job.args.optim in EIGHT_BIT else 4 if masters else element
-    gradients, gradient_formula = number * element / group, f"{element} bytes x {number:,} trained{divided}"
+    moments = {e: 1 if job.args.optim in EIGHT_BIT else 4 if masters else e for e in elements}
+    states = sum(costs.adamw_states([n for n, b in trained if b == e], moments[e]) for e in elements)
+    gradients, gradient_formula = size / group, said
     if keeps_whole_gradients(job):
         gradients = number * job.compute
         gradient_formula = f"{job.compute} bytes x {number:,}: not divided while micro-batches add up"
     elif sharding.kind == "ddp":
         gradients, gradient_formula = 2 * gradients, f"{gradient_formula}, and DDP's buckets of the same size"
+    moment_formula = " + ".join(
+        f"{2 * moments[e]} bytes x {sum(n for n, b in trained if b == e):,} trained" for e in elements
+    )
     parts = {
-        "weights": _part(
-            frozen + number * element / group,
-            f"{element} bytes x {number:,} trained{divided}" + (f" + {frozen / GIB:.2f} GiB frozen" if frozen else ""),
-        ),
+        "weights": _part(frozen + size / group, said + (f" + {_scaled_bytes(frozen)} frozen" if frozen else "")),
         "gradients": _part(gradients, gradient_formula),
         "optimizer": _part(
-            (costs.adamw_states(trained, moment) + masters) / group,
-            f"AdamW: {2 * moment} bytes x {number:,} trained{' + 4 for masters' if masters else ''}{divided}",
+            (states + masters) / group, f"AdamW: {moment_formula}{' + 4 for masters' if masters else ''}{divided}"
         ),
     }
     if job.samples and job.args.beta != 0 and not job.model.use_peft:
@@ -392,7 +436,7 @@ def _working_weights(job: Job) -> tuple[str, dict[str, Any]] | None:
         return "gathered weights", _part(
             compute * (2 * layer + head), f"{compute} bytes x (2 layers x {layer:,} + LM head {head:,})"
         )
-    if compute < job.loaded:
+    if compute < job.loaded and not job.model.is_quantised:
         # Trained weights are cast once for a whole pass, frozen ones at each use, which keeps them for its backward.
         recomputed = job.model.use_peft and job.args.gradient_checkpointing
         number = linear_parameters(shape) // (shape.layers if recomputed else 1)
@@ -441,10 +485,11 @@ def memory(job: Job) -> dict[str, Any]:
     )
     rows = job.per_device * lengths.completion * job.share
     element = job.compute if job.sharding.shards else job.loaded
+    head_trains = not job.model.use_peft or "lm_head" in saved_modules(job)
     parts["head"] = _part(
-        costs.head_memory(shape, rows, job.compute, element, not job.model.use_peft),
+        costs.head_memory(shape, rows, job.compute, element, head_trains),
         f"a tile of logits, {rows:,.0f} kept rows of {shape.hidden}"
-        + ("" if job.model.use_peft else f", float32 gradient of {shape.vocab} x {shape.hidden}"),
+        + ("" if not head_trains else f", float32 gradient of {shape.vocab} x {shape.hidden}"),
     )
     if job.samples:
         local = job.per_device * args.steps_per_generation
@@ -736,9 +781,7 @@ def make(job: Job) -> dict[str, Any]:
             "file": job.recipe,
             "model": job.model.model_name_or_path,
             "parameters": parameters(job.shape),
-            "trained": sum(lora_tensors(job.shape, job.model.lora_r, lora_targets(job)))
-            if job.model.use_peft
-            else parameters(job.shape),
+            "trained": sum(size for size, _ in trained_tensors(job)),
             "data": job.run.dataset_name,
             **_essentials(job),
             "learning_rate": args.learning_rate,

@@ -12,9 +12,10 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
-from trl import SFTTrainer, get_peft_config, get_quantization_config
+from trl import SFTTrainer, get_quantization_config
 
 from . import recipe, records
+from .adapters import check_installed, check_quantised, check_targets, lora_config
 from .callbacks import RunRecorder
 from .data import COLUMNS, evaluation_questions, load_columns, named_source, question_text
 from .filters import normalised
@@ -31,6 +32,7 @@ from .start import (
     load_tokenizer,
     model_init_kwargs,
     save_whole,
+    shards,
     write_recipe,
 )
 
@@ -43,10 +45,13 @@ def main(settings: Settings, name: str) -> None:
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
+        check_quantised(model_config, False, shards())
+        check_installed(model_config)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
         rows = load_rows(run_config)
         model_path = load_embedded(model_config.model_name_or_path, args.seed)
         tokenizer = load_tokenizer(model_path, model_config)
+        check_targets(model_path, model_config)
         taken, origin = choose(run_config, rows, tokenizer, args.max_length)
         folder = claim_folder(args, settings, resumes)
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
@@ -55,7 +60,7 @@ def main(settings: Settings, name: str) -> None:
             args=args,
             train_dataset=imitated(run_config, rows.select(taken)),
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_config),
+            peft_config=lora_config(model_config),
             quantization_config=get_quantization_config(model_config),
             callbacks=[RunRecorder()],
         )

@@ -3,8 +3,9 @@
 import os
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, SFTConfig
+from trl import SFTConfig
 
+from .adapters import CheckedModelConfig
 from .config import check_decontamination, check_grading, check_template
 
 
@@ -84,4 +85,4 @@ class TeacherSFTConfig(SFTConfig):
 
 
 # All that a recipe may set.
-CLASSES = (SFTRunConfig, TeacherSFTConfig, ModelConfig)
+CLASSES = (SFTRunConfig, TeacherSFTConfig, CheckedModelConfig)

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from trl import ModelConfig
 
 from . import recipe, records
+from .adapters import CheckedModelConfig
 from .checkpoint import newest_checkpoint
 from .embedded import cold_start, number_walk
 from .names import EMBEDDED, RUNS
@@ -109,7 +110,7 @@ def load_embedded(model_name_or_path: str | None, seed: int) -> str:
         return str(cold_start.ensure(seed))
 
 
-def load_tokenizer(model_path: str, model_config: ModelConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_path: str, model_config: CheckedModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the left; it must know how a response ends."""
     revision = model_config.model_revision
     try:
@@ -125,7 +126,7 @@ def load_tokenizer(model_path: str, model_config: ModelConfig) -> PreTrainedToke
     return tokenizer
 
 
-def raise_positions(model_path: str, model_config: ModelConfig, positions: int) -> str:
+def raise_positions(model_path: str, model_config: CheckedModelConfig, positions: int) -> str:
     """A folder with the model's files, as links, and its configuration with `max_position_embeddings` raised.
 
     vLLM makes its table of rotations from that configuration and refuses longer responses, and what a run saves keeps
@@ -157,7 +158,13 @@ def raise_positions(model_path: str, model_config: ModelConfig, positions: int) 
     return str(folder)
 
 
-def model_init_kwargs(model_config: ModelConfig) -> dict[str, Any]:
+def shards() -> bool:
+    """Whether this launch divides the model over processes, by FSDP or DeepSpeed."""
+    chosen = os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED")
+    return "true" in chosen and PartialState().num_processes > 1
+
+
+def model_init_kwargs(model_config: CheckedModelConfig) -> dict[str, Any]:
     """What TRL hands to `from_pretrained`."""
     chosen = {
         "revision": model_config.model_revision,

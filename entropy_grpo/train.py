@@ -5,9 +5,10 @@ from pathlib import Path
 
 from transformers import ProgressCallback
 from transformers.utils import logging
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import get_quantization_config
 
 from . import plots, recipe, records
+from .adapters import CheckedModelConfig, check_installed, check_quantised, check_targets, lora_config
 from .callbacks import RewardProgress
 from .card import results_table, write_card
 from .config import CLASSES, RunConfig
@@ -28,6 +29,7 @@ from .start import (
     model_init_kwargs,
     raise_positions,
     save_whole,
+    shards,
     write_recipe,
 )
 from .trainer import EntropyForkGRPOTrainer
@@ -39,6 +41,8 @@ def main(settings: Settings, name: str) -> None:
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
+        check_quantised(model_config, args.use_vllm, shards())
+        check_installed(model_config)
         grader = Grader(worker_count(), run_config.grading_seconds, run_config.grading_total_seconds)
         reward_funcs = get_rewards(
             run_config.rewards,
@@ -55,6 +59,7 @@ def main(settings: Settings, name: str) -> None:
         if run_config.max_position_embeddings is not None:
             model_path = raise_positions(model_path, model_config, run_config.max_position_embeddings)
         tokenizer = load_tokenizer(model_path, model_config)
+        check_targets(model_path, model_config)
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
         trainer = EntropyForkGRPOTrainer(
             model=model_path,
@@ -63,7 +68,7 @@ def main(settings: Settings, name: str) -> None:
             train_dataset=problems.train,
             eval_dataset=problems.dev,
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_config),
+            peft_config=lora_config(model_config),
             quantization_config=get_quantization_config(model_config),
         )
     except ValueError as error:
@@ -87,7 +92,7 @@ def main(settings: Settings, name: str) -> None:
     finish(trainer)
 
 
-def prompt_lengths(model_config: ModelConfig, seed: int, prompts: list) -> list[int]:
+def prompt_lengths(model_config: CheckedModelConfig, seed: int, prompts: list) -> list[int]:
     """Tokens of prompts, texts or lists of messages, as the trainer will write them."""
     tokenizer = load_tokenizer(load_embedded(model_config.model_name_or_path, seed), model_config)
     if isinstance(prompts[0], str):

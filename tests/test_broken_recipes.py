@@ -29,6 +29,16 @@ BROKEN = [
     ("qwen3_14b", "delta: 10.0", "delta: [10.0]", ["delta"]),
     ("qwen3_14b", "max_steps: 1360", "max_steps: many", ["max_steps", "many"]),
     ("qwen3_8b_lora", "lora_target_modules: [all-linear]", "lora_target_modules: all-linear", ["lora_target_modules"]),
+    # Settings of adapters that nothing would read, or that cannot be had together.
+    ("qwen3_8b_lora", "use_peft: true", "use_peft: false", ["lora_r is 32", "use_peft: true"]),
+    ("qwen3_8b", "", "use_dora: true", ["use_dora is True", "use_peft: true"]),
+    ("qwen3_8b", "", "load_in_4bit: true", ["load_in_4bit is true", "use_peft: true"]),
+    ("qwen3_8b_lora", "", "load_in_4bit: true\nload_in_8bit: true", ["load_in_4bit and load_in_8bit"]),
+    ("qwen3_8b_lora", "", "use_bnb_nested_quant: true", ["use_bnb_nested_quant is True", "load_in_4bit: true"]),
+    ("qwen3_8b_qlora", "", "dtype: auto", ["dtype is 'auto'", "bfloat16"]),
+    ("qwen3_8b_qlora", "use_vllm: false", "use_vllm: true", ["load_in_4bit and use_vllm", "use_vllm: false"]),
+    ("qwen3_8b_lora", "", "lora_dropout: 0.05", ["lora_dropout is 0.05", "0 for training"]),
+    ("qwen3_8b_lora", "", "lora_task_type: SEQ_CLS", ["lora_task_type is 'SEQ_CLS'"]),
     # Values that cannot be meant.
     (
         "qwen3_8b_top10",

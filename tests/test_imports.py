@@ -14,7 +14,7 @@ PACKAGE = Path(entropy_grpo.__file__).parent
 # The row of the house: a module imports only modules that stand to the right of it, or on the same shelf.
 ROW = [
     ["cli", "plan", "launch"],
-    ["train", "sft"],
+    ["train", "sft", "merge"],
     ["trainer"],
     ["rollouts"],
     ["durable"],
@@ -36,6 +36,7 @@ ROW = [
     [
         "ops.kernels",
         "config",
+        "adapters",
         "grader",
         "warm_grading",
         "filters",

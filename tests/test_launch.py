@@ -246,8 +246,11 @@ def test_tokenizer_without_eos_is_refused(tiny_model, tmp_path, monkeypatch, cap
     [
         (
             ["--use_peft", "true", "--lora_target_modules", "q_proj", "lm_head"],
-            "adapter to `lm_head` is not supported",
+            "adapts the LM head",
         ),
+        (["--use_peft", "--lora_target_modules", "query"], "lora_target_modules is ['query']: Target modules"),
+        (["--use_peft", "--lora_target_modules", "q_proj", "query"], "lora_target_modules has 'query'"),
+        (["--use_peft", "--lora_modules_to_save", "head"], "lora_modules_to_save has 'head'"),
         (["--fused_lm_head", "liger", "--cast_lm_head_to_fp32", "true"], "fused_lm_head is 'liger', but cast_lm_head"),
     ],
 )

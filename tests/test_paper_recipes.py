@@ -76,6 +76,7 @@ SMALL = {
     "max_completion_length",
     "overlong_cache_length",
 }
+ADAPTERS = {"use_peft": True, "model_name_or_path": "Qwen/Qwen3-8B-Base", "learning_rate": 1e-5}
 FIGURES = {
     "qwen3_8b": FORKING | {"model_name_or_path": "Qwen/Qwen3-8B-Base"},
     "qwen3_14b": FORKING | {"model_name_or_path": "Qwen/Qwen3-14B-Base"},
@@ -104,7 +105,8 @@ FIGURES = {
         name: {k: v for k, v in FORKING.items() if k not in SMALL} | {"model_name_or_path": model}
         for name, model in (("qwen3_0_6b", "Qwen/Qwen3-0.6B-Base"), ("qwen3_1_7b", "Qwen/Qwen3-1.7B-Base"))
     },
-    "qwen3_8b_lora": {"use_peft": True, "model_name_or_path": "Qwen/Qwen3-8B-Base", "learning_rate": 1e-5},
+    "qwen3_8b_lora": ADAPTERS,
+    "qwen3_8b_qlora": ADAPTERS | {"load_in_4bit": True, "use_vllm": False},
 }
 
 
@@ -120,7 +122,7 @@ def test_every_recipe_has_figures():
     assert sorted(FIGURES) == sorted(RECIPES)
 
 
-ONE_GPU = ("qwen3_0_6b", "qwen3_1_7b", "qwen3_8b_lora")
+ONE_GPU = ("qwen3_0_6b", "qwen3_1_7b", "qwen3_8b_lora", "qwen3_8b_qlora")
 
 
 @pytest.mark.parametrize(

@@ -444,3 +444,61 @@ def test_launchers_take_the_printed_options(recipe_file):
         read = launch_command_parser().parse_args(shlex.split(command)[2:])
         assert read.training_script == recipe_file and read.num_processes == processes
         assert read.config_file == (zero3[1] if words else None)
+
+
+def state_bytes(model):
+    """Bytes of weights (with what bitsandbytes keeps beside them), gradients and AdamW's states, after a step."""
+    weights = sum(p.nbytes for p in model.parameters())
+    for module in [m for m in model.modules() if isinstance(m, torch.nn.Linear)]:
+        state = getattr(module.weight, "quant_state", None)
+        while state is not None:
+            weights += sum(value.nbytes for value in vars(state).values() if torch.is_tensor(value))
+            state = state.state2
+        scales = getattr(module.weight, "SCB", None)
+        weights += scales.nbytes if scales is not None else 0
+    # In training: in evaluation bitsandbytes repacks 4-bit weights for some processors.
+    model.train()(input_ids=tokens(), labels=tokens()).loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    return {
+        "weights": weights,
+        "gradients": sum(p.grad.nbytes for p in trained),
+        "optimizer": sum(value.nbytes for value in states),
+    }
+
+
+@pytest.mark.parametrize(
+    "words, loaded",
+    [
+        (["--use_dora"], {}),
+        (["--lora_modules_to_save", "[lm_head, embed_tokens]"], {}),
+        (["--load_in_4bit"], {"load_in_4bit": True}),
+        (["--load_in_4bit", "--use_bnb_nested_quant"], {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}),
+        (["--load_in_8bit"], {"load_in_8bit": True}),
+    ],
+    ids=["DoRA", "copies", "4 bits", "4 bits, nested", "8 bits"],
+)
+def test_states_of_adapters_are_the_bytes_of_a_step(tmp_path, recipe_file, words, loaded):
+    """To the byte: a bfloat16 base, and what TRL, PEFT and bitsandbytes make of it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import BitsAndBytesConfig
+
+    if loaded:
+        pytest.importorskip("bitsandbytes")
+        loaded = {"quantization_config": BitsAndBytesConfig(bnb_4bit_quant_type="nf4", **loaded)}
+    small().save_pretrained(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16, **loaded)
+    saved = ["lm_head", "embed_tokens"] if "--lora_modules_to_save" in words else None
+    lora = LoraConfig(r=5, target_modules="all-linear", use_dora="--use_dora" in words, modules_to_save=saved)
+    model = get_peft_model(base, lora)
+    for parameter in model.parameters():
+        if loaded and parameter.requires_grad:  # as TRL does
+            parameter.data = parameter.data.bfloat16()
+    words = [*words, "--use_peft", "--lora_r", "5", "--lora_target_modules", "all-linear", "--use_vllm", "false"]
+    words += ["--vllm_enable_sleep_mode", "false", "--dtype", "bfloat16"]
+    job = plan.resolve(recipe_file, [*words, "--model_name_or_path", str(tmp_path / "model")], gpus=1)
+    plan_parts = plan.memory(job)["parts"]
+    assert {name: plan_parts[name]["bytes"] for name in ("weights", "gradients", "optimizer")} == state_bytes(model)
+    assert plan.make(job)["recipe"]["trained"] == sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,7 +1,8 @@
 """Train a few GRPO steps with vLLM as the sampler, and write down what happened: steps.py MODEL OUTPUT JSON
 
 A process of its own for every run, since vLLM in colocate mode keeps the process's threads and process group for good.
-The JSON holds settings of the trainer, and `sync`: whether weights are synchronised `always`, at `first` or `never`.
+The JSON holds settings of the trainer, `lora` for adapters, and `sync`: whether weights are synchronised `always`, at
+`first` or `never`.
 Writes log.json, the trained weights, and the tensors of every rollout.
 """
 
@@ -10,6 +11,7 @@ import math
 import sys
 from pathlib import Path
 
+from peft import LoraConfig
 from safetensors.torch import save_file
 from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
@@ -55,14 +57,15 @@ def record_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
 
 def main() -> None:
     model, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-    sync = settings.pop("sync")
+    sync, lora = settings.pop("sync"), settings.pop("lora", None)
     if settings["vllm_mode"] == "server":
         (folder / "sent").mkdir()
         on_cpu.sync_by_file(folder / "sent")
     else:
         on_cpu.keep_weights_unpacked()
         on_cpu.colocate_in_float32()
-    trainer = fixed_rollout.make_trainer(model, folder, sampled=True, use_vllm=True, **settings)
+    adapters = LoraConfig(**lora) if lora else None
+    trainer = fixed_rollout.make_trainer(model, folder, sampled=True, use_vllm=True, peft_config=adapters, **settings)
     limit_sync(trainer.vllm_generation, SYNC[sync])
     record_rollouts(trainer, folder)
     trainer.train()

@@ -182,3 +182,26 @@ def test_groups_that_waited_are_corrected_by_the_policy_that_wrote_them(model, t
         assert ((groups > 0).any(1) & (groups < 0).any(1)).all(), "every group has right and wrong responses"
         ratio = rollout["importance_sampling_ratio"][rollout["completion_mask"].bool()]
         assert (ratio - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("mode", ["server", "colocate"])
+def test_adapters_are_merged_into_what_vllm_gets(request, model, tmp_path, mode):
+    """With every sync the difference is noise, without it shows; the base comes out of four syncs bit for bit."""
+    where = on_server(request.getfixturevalue("server")) if mode == "server" else {"vllm_mode": "colocate"}
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+    found = {}
+    for sync in ("always", "first") if mode == "colocate" else ("always",):
+        (tmp_path / sync).mkdir()
+        found[sync] = run(model, tmp_path / sync, sync=sync, lora=lora, **where, **TRAINED)
+        differences = [row[DIFFERENCE] for row in found[sync].steps]
+        print(f"{mode}, LoRA, sync {sync}: differences {', '.join(f'{d:.1e}' for d in differences)}")
+        assert differences[0] < NOISE
+        assert max(differences) < NOISE if sync == "always" else min(differences[1:]) > VISIBLE
+    start = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    left = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): weight
+        for name, weight in found["always"].weights.items()
+        if "lora_" not in name
+    }
+    assert left.keys() == start.keys()
+    assert all(torch.equal(weight, start[name]) for name, weight in left.items())

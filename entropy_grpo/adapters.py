@@ -1,0 +1,169 @@
+"""LoRA and QLoRA: what a recipe may ask of PEFT, and a base model that stays as it is.
+
+TRL makes and trains the adapters. Here is what it passes over in silence: settings that nothing reads, names that no
+layer has, and a base whose weights change. For vLLM, TRL merges the adapters into the base, sends it, and takes them
+out again, in the base's own precision: in bfloat16 what comes back is another base after every rollout.
+"""
+
+import importlib.util
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor
+from transformers import AutoConfig
+from trl import ModelConfig, get_peft_config
+from trl.generation.vllm_generation import VLLMGeneration
+
+# Settings that are read only with another one.
+WITH_LORA = ("lora_", "use_rslora", "use_dora")
+WITH_4_BIT = ("bnb_4bit_", "use_bnb_nested_quant")
+
+
+@dataclass
+class CheckedModelConfig(ModelConfig):
+    """`trl.ModelConfig` that refuses what TRL would pass over.
+
+    Parameters:
+        lora_dropout: 0 alone, since rollouts are drawn without dropout from what the loss would score with it.
+    """
+
+    lora_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit are both true: choose one.")
+        if self.is_quantised and not self.use_peft:
+            name = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
+            raise ValueError(f"{name} is true, but quantised weights cannot be trained: add use_peft: true.")
+        if not self.use_peft:
+            self._refuse_unread(WITH_LORA, "use_peft: true")
+        if not self.load_in_4bit:
+            self._refuse_unread(WITH_4_BIT, "load_in_4bit: true")
+        if self.load_in_4bit and self.dtype in (None, "auto"):
+            raise ValueError(
+                f"dtype is {self.dtype!r}, but load_in_4bit computes in the dtype that it names: write bfloat16, "
+                "float16 or float32."
+            )
+        if self.lora_dropout != 0:
+            raise ValueError(
+                f"lora_dropout is {self.lora_dropout:g}: rollouts are drawn without dropout, so every ratio would be "
+                "off; set lora_dropout to 0 for training."
+            )
+        if self.lora_task_type != "CAUSAL_LM":
+            raise ValueError(f"lora_task_type is {self.lora_task_type!r}: a policy is a CAUSAL_LM; leave it out.")
+        super().__post_init__()
+        targets = self.lora_target_modules
+        if isinstance(targets, str) and targets.isidentifier():
+            # TRL makes a pattern of a list of one, and as a pattern a layer's name matches no layer.
+            self.lora_target_modules = [targets]
+
+    def _refuse_unread(self, prefixes: tuple[str, ...], needed: str) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name.startswith(prefixes) and value != setting.default:
+                raise ValueError(f"{setting.name} is {value!r}, which nothing reads without {needed}.")
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the base's linear layers have 4 or 8 bits a weight."""
+        return self.load_in_4bit or self.load_in_8bit
+
+
+def lora_config(config: CheckedModelConfig) -> PeftConfig | None:
+    """TRL's, with the commit of the base that the adapters belong to; None without `use_peft`."""
+    made = get_peft_config(config)
+    if made is not None:
+        made.revision = config.model_revision
+    return made
+
+
+def check_quantised(config: CheckedModelConfig, use_vllm: bool, shards: bool) -> None:
+    """Refuse what a quantised base cannot be combined with.
+
+    Args:
+        shards: whether the launch divides the model over processes, by FSDP or DeepSpeed.
+    """
+    if not config.is_quantised:
+        return
+    name = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
+    if use_vllm:
+        raise ValueError(
+            f"{name} and use_vllm are both true: TRL would merge adapters into quantised weights, which ruins them, "
+            "and send them without their scales; set use_vllm: false, or train LoRA on a base that is not quantised."
+        )
+    if shards:
+        raise ValueError(
+            f"{name} is true, but accelerate_config shards the model, and quantised weights are not sharded here: "
+            "use accelerate_configs/ddp.yaml or single_gpu.yaml."
+        )
+
+
+def check_installed(config: CheckedModelConfig) -> None:
+    """Refuse a quantised base where bitsandbytes is not installed."""
+    if config.is_quantised and importlib.util.find_spec("bitsandbytes") is None:
+        name = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
+        raise ValueError(f'{name} is true, which needs bitsandbytes: pip install -e ".[qlora]".')
+
+
+def check_targets(model: str, config: CheckedModelConfig) -> None:
+    """Refuse adapters that a model has no place for, by adapting a model of its shape that holds no weights.
+
+    Args:
+        model: a local folder or Hub id; only its `config.json` is read.
+    """
+    if not config.use_peft:
+        return
+    shape = AutoConfig.from_pretrained(model, revision=config.model_revision)
+    with torch.device("meta"):
+        bare = getattr(transformers, shape.architectures[0])(shape)
+        names = [name for name, _ in bare.named_modules()]
+        try:
+            adapted = get_peft_model(bare, lora_config(config))
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"lora_target_modules is {config.lora_target_modules!r}: {reason}") from error
+    targets = config.lora_target_modules
+    for setting, wanted in (
+        ("lora_target_modules", targets if isinstance(targets, list) else []),
+        ("lora_modules_to_save", config.lora_modules_to_save or []),
+    ):
+        for part in wanted:
+            if not any(f".{name}".endswith(f".{part}") for name in names):
+                layers = sorted({n.rsplit(".", 1)[-1] for n in adapted.base_model.targeted_module_names})
+                raise ValueError(f"{setting} has {part!r}, and the model has no such module (adapted: {layers}).")
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            f"lora_target_modules is {targets!r}, which adapts the LM head, whose weight the loss reads directly: "
+            "leave it out, or train a copy of it with lora_modules_to_save: [lm_head]."
+        )
+    refuse_tied(adapted)
+
+
+def refuse_tied(model: PeftModel) -> None:
+    """Refuse an adapted or copied embedding whose weight is the LM head's, too: merged, it would change both."""
+    ends = {"embedding": model.get_input_embeddings(), "LM head": model.get_output_embeddings()}
+    for name, module in ends.items():
+        if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)) and model.config.tie_word_embeddings:
+            raise ValueError(
+                f"lora_target_modules or lora_modules_to_save names the {name}, but in this model embedding and LM "
+                "head share one weight, and would no longer: leave both out."
+            )
+
+
+def keep_base_exact(model: PeftModel, generation: VLLMGeneration) -> None:
+    """Have TRL put the base's very weights back after every weight sync, from a copy in host memory."""
+    merged = [m.get_base_layer().weight for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    synchronise = generation.sync_weights
+
+    def synchronise_and_restore(*args: Any, **kwargs: Any) -> None:
+        copies: list[Tensor] = [weight.detach().to("cpu", copy=True) for weight in merged]
+        synchronise(*args, **kwargs)
+        for weight, copy in zip(merged, copies, strict=True):
+            weight.data.copy_(copy)
+
+    generation.sync_weights = synchronise_and_restore
