@@ -6,8 +6,8 @@ out again, in the base's own precision: in bfloat16 what comes back is another b
 """
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 import transformers
@@ -155,15 +155,23 @@ def refuse_tied(model: PeftModel) -> None:
             )
 
 
-def keep_base_exact(model: PeftModel, generation: VLLMGeneration) -> None:
-    """Have TRL put the base's very weights back after every weight sync, from a copy in host memory."""
+def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
+    """Have TRL send merged weights as they are, and put the base's very weights back after every sync.
+
+    TRL hands out the weights themselves, and takes the adapters out of them when the last is fetched; its client packs
+    what it was handed after that, which without copies would send the end of the model unmerged.
+    """
     merged = [m.get_base_layer().weight for m in model.modules() if isinstance(m, BaseTunerLayer)]
-    synchronise = generation.sync_weights
+    synchronise, iterate = generation.sync_weights, generation._iter_named_params
 
-    def synchronise_and_restore(*args: Any, **kwargs: Any) -> None:
-        copies: list[Tensor] = [weight.detach().to("cpu", copy=True) for weight in merged]
-        synchronise(*args, **kwargs)
-        for weight, copy in zip(merged, copies, strict=True):
-            weight.data.copy_(copy)
+    def copies() -> Iterator[tuple[str, Tensor]]:
+        for name, weight in iterate():
+            yield name, weight.clone()
 
-    generation.sync_weights = synchronise_and_restore
+    def synchronise_and_restore() -> None:
+        base = [weight.detach().to("cpu", copy=True) for weight in merged]
+        synchronise()
+        for weight, kept in zip(merged, base, strict=True):
+            weight.data.copy_(kept)
+
+    generation._iter_named_params, generation.sync_weights = copies, synchronise_and_restore

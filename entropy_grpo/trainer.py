@@ -28,7 +28,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 
-from .adapters import keep_base_exact
+from .adapters import sync_exactly
 from .batching import by_length, cut, deal, merge, positions_are_relative, take, trimmed_passes
 from .callbacks import RunRecorder
 from .card import write_card
@@ -66,7 +66,7 @@ class EntropyForkGRPOTrainer(RolloutGRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.use_vllm and is_peft_model(self.model):
-            keep_base_exact(self.model, self.vllm_generation)
+            sync_exactly(self.model, self.vllm_generation)
         self._sparse_head = self._add_head()
         self._trims = self.args.batch_by_length and self._padding_is_inert()
         self._window: Window | None = None

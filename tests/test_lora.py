@@ -147,11 +147,6 @@ def test_first_step_is_stock_trls(tiny_model, tmp_path, copied):
         assert losses[1][figure] == pytest.approx(losses[0][figure], rel=1e-4, abs=1e-7)
 
 
-def iterate(generation):
-    """What TRL sends to vLLM: its own iteration, which merges and unmerges."""
-    return {name: weight.clone() for name, weight in generation._iter_named_params()}
-
-
 @pytest.mark.parametrize("exact", [True, False], ids=["put back", "as TRL leaves it"])
 def test_a_weight_sync_leaves_the_base_as_it_was(tiny_model, exact):
     """In bfloat16, where W + BA - BA is not W; what is sent is W + BA with this very W every time."""
@@ -168,9 +163,11 @@ def test_a_weight_sync_leaves_the_base_as_it_was(tiny_model, exact):
         gather_params = staticmethod(lambda parameters: torch.no_grad())
 
     generation.model, generation._dist, sent = model, Dist(), []
-    generation.sync_weights = lambda: sent.append(iterate(generation))
+    generation.sync_weights = lambda: sent.append(
+        dict(generation._iter_named_params())
+    )  # and reads later, as a packer does
     if exact:
-        adapters.keep_base_exact(model, generation)
+        adapters.sync_exactly(model, generation)
     for _ in range(3):
         generation.sync_weights()
     left = {n.removeprefix("base_model.model.").replace(".base_layer", ""): w for n, w in model.named_parameters()}

@@ -200,6 +200,7 @@ RUN = {
     "qwen25_math_7b": ("qwen2",),
     "qwen3_0_6b": ("qwen3",),
     "qwen3_8b_lora": ("qwen3",),
+    "qwen3_8b_qlora": ("qwen3",),
 }
 
 
@@ -216,6 +217,8 @@ def family_of(name):
 @pytest.mark.slow
 def test_two_steps_by_the_literal_command(tmp_path, name, family):
     """With the recipe's own prompt, data schema, rewards, sampling and batches, but for sizes and devices."""
+    if name == "qwen3_8b_qlora":
+        pytest.importorskip("bitsandbytes")
     model = save_tiny_model(tmp_path / "model", **FAMILIES[family])
     data = tmp_path / "rows.jsonl"
     source = recipe.load(RECIPES[name])["dataset_name"].value

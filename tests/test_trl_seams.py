@@ -5,6 +5,7 @@ import inspect
 import pytest
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_tensor_dict
 
@@ -39,6 +40,7 @@ SEAMS = {
     "_generate": (["self", "prompts"], "Read what it returns: RolloutGRPOTrainer hands out its eight parts."),
     "_get_train_sampler": (["self", "dataset"], "Read how the order of an epoch is drawn."),
     "_save_checkpoint": (["self", "model", "trial"], "Read what is written, and in which order."),
+    "_load_from_checkpoint": (["self", "resume_from_checkpoint", "model"], "Read in which dtype adapters come back."),
     "_load_rng_state": (["self", "checkpoint"], "Read when the training loop calls it."),
     "_get_grad_norm": (["self", "model", "grad_norm"], "Read whether it is called before every optimiser step."),
     "create_model_card": (["self", "model_name", "dataset_name", "tags"], "Read when the model card is written."),
@@ -49,6 +51,12 @@ SEAMS = {
 def test_signature(name):
     parameters, advice = SEAMS[name]
     assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters, advice
+
+
+@pytest.mark.parametrize("name", ["sync_weights", "_iter_named_params"])
+def test_weight_sync_takes_no_arguments(name):
+    advice = "Read adapters.sync_exactly: it stands in for both on the trainer's vllm_generation."
+    assert list(inspect.signature(getattr(VLLMGeneration, name)).parameters) == ["self"], advice
 
 
 @pytest.mark.parametrize(

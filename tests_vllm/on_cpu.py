@@ -23,9 +23,8 @@ def sync_by_file(folder: Path) -> None:
     """Replace the two methods of TRL's client that speak NCCL; the folder must be one that the server can read."""
 
     def update_named_params(client, metadata, named_params):
-        # Copies: TRL takes merged adapters out of the weights again when it has handed out the last.
-        sent = {name: value.clone(memory_format=torch.contiguous_format) for name, value in named_params}
-        save_file(sent, folder / "model.safetensors")
+        # Like vLLM's packer, this reads the tensors when the last was handed out.
+        save_file({name: value.contiguous() for name, value in named_params}, folder / "model.safetensors")
         call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         client._post(f"{client.base_url}/collective_rpc", json=call)
 
