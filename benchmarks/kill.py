@@ -136,7 +136,7 @@ def differences(run: Path, other: Path) -> list[str]:
         found.append("weights")
 
     def without_clock(rows: list[records.Row]) -> list[str]:
-        clock = ("time", "per_second")
+        clock = ("time", "per_second", "peak_memory")
         return [str({k: v for k, v in row.items() if not any(word in k for word in clock)}) for row in rows]
 
     for name in ("metrics", "samples"):
