@@ -1,0 +1,1 @@
+"""What `plan` works out, each part from a resolved recipe: the job itself, memory, operations, commands."""

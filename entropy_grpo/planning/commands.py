@@ -1,0 +1,159 @@
+"""What may go wrong with a job on its machines, and the commands that run it."""
+
+import shlex
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .job import Job
+from .memory import EIGHT_BIT, GIB, keeps_whole_gradients
+
+PORT = 29500  # of the launcher, where it is not told another
+SERVE = (
+    "--weight-transfer-config",
+    '{"backend": "nccl"}',
+    "--logprobs-mode",
+    "processed_logprobs",
+    "--max-logprobs=-1",
+)
+
+
+def port_in_use(port: int) -> bool:
+    """Whether something on this machine listens there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def ports(job: Job) -> dict[str, int]:
+    """The ports that the run needs on this machine, by the setting that changes them."""
+    args = job.args
+    needed = {"--main_process_port": PORT} if job.machines.processes > 1 else {}
+    if job.uses_vllm and args.vllm_mode == "server":
+        needed["vllm_group_port"] = args.vllm_group_port
+    return needed
+
+
+def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> list[str]:
+    """What may go wrong, each in a sentence that says what to change."""
+    args, lengths, found = job.args, job.lengths, []
+    room = job.machines.memory * GIB
+    if needed["peak"] > room and not job.use_cpu:
+        when = "training" if needed["training"] >= needed["sampling"] else "sampling"
+        found.append(
+            f"{when} takes {needed['peak'] / GIB:.1f} GiB of a GPU, which has {job.machines.memory:g}: lower "
+            "per_device_train_batch_size or vllm_gpu_memory_utilization, shard over more GPUs, or train with LoRA."
+        )
+    elif needed["peak"] > 0.9 * room and not job.use_cpu:
+        found.append(
+            f"{needed['peak'] / GIB:.1f} of {job.machines.memory:g} GiB are tensors, more than nine tenths: the CUDA "
+            "context and the allocator may not find the room that they need."
+        )
+    if keeps_whole_gradients(job):
+        size = needed["parts"]["gradients"]["bytes"] / GIB
+        found.append(
+            f"gradient_accumulation_steps is {args.gradient_accumulation_steps} under FSDP2, which adds up whole "
+            f"gradients ({size:.1f} GiB) in {'bfloat16' if job.compute == 2 else 'float32'}: sharded float32 ones "
+            "with accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}."
+        )
+    said = job.sharding.mixed_precision
+    if said is not None and said != job.precision:
+        found.append(
+            f"{job.sharding.file} has mixed_precision: {said} and the recipe trains with {job.precision}: with "
+            "--config_file the former wins; make them the same."
+        )
+    width = lengths.prompt + lengths.completion
+    if width > job.shape.positions:
+        found.append(
+            f"max_completion_length is {lengths.completion} behind prompts of {lengths.prompt}: {width} tokens, but "
+            f"the model has {job.shape.positions} positions; lower it, or raise them with max_position_embeddings."
+        )
+    if cache is not None and cache["whole_responses"] < 1:
+        found.append(
+            f"vLLM has {cache['share']:g} of {job.machines.memory:g} GiB, of which {cache['cached_tokens']:,} tokens "
+            f"remain beside its weights, fewer than one response of {width:,}: raise vllm_gpu_memory_utilization or "
+            "vllm_tensor_parallel_size."
+        )
+    if job.prompt_assumed:
+        found.append(
+            f"no max_prompt_length is set: prompts of up to {lengths.prompt} tokens are assumed; --prompt-length says "
+            "how long they are."
+        )
+    if args.optim not in EIGHT_BIT and not args.optim.startswith("adamw_torch"):
+        found.append(f"optim is {args.optim.value!r}: its states are counted as AdamW's in float32.")
+    for name, port in ports(job).items():
+        if port_in_use(port):
+            found.append(f"port {port} is in use on this machine: choose another with {name}.")
+    serves = job.uses_vllm and args.vllm_mode == "server" and not args.vllm_server_base_url
+    local = serves and args.vllm_server_host in ("0.0.0.0", "localhost", "127.0.0.1")
+    if local and port_in_use(args.vllm_server_port):
+        found.append(
+            f"port {args.vllm_server_port} is in use on this machine: fine if the vLLM server of this run already "
+            "listens there, else choose another with vllm_server_port."
+        )
+    return found
+
+
+def without(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The command line's words less those of these settings, which a script sets itself."""
+    left, drops = [], False
+    for word in words:
+        if word.startswith("--"):
+            drops = word[2:].partition("=")[0].replace("-", "_") in names
+        if not drops:
+            left.append(word)
+    return left
+
+
+def launcher_options(job: Job) -> list[str]:
+    """What `accelerate launch` has to be told to start the processes of a machine."""
+    number, file = job.machines.processes, job.sharding.file
+    if job.sharding.kind == "zero3":
+        return ["--config_file", file, "--num_processes", str(number)]  # only the launcher can set DeepSpeed up
+    if not job.use_cpu:
+        return [*(["--multi_gpu"] if number > 1 else []), "--num_processes", str(number)]
+    if number == 1:
+        return []
+    # accelerate starts several processes on a processor from a file alone.
+    return ["--config_file", str(beside(job, "ddp_cpu.yaml")), "--num_processes", str(number)]
+
+
+def beside(job: Job, name: str) -> Path:
+    """A file next to the recipe's accelerate configuration."""
+    return Path(job.sharding.file or "accelerate_configs/none").with_name(name)
+
+
+def commands(job: Job) -> dict[str, list[str]]:
+    """Shell commands by where they run."""
+    machines, args = job.machines, job.args
+    server = job.uses_vllm and args.vllm_mode == "server"
+    words, options = list(job.words), launcher_options(job)
+    found: dict[str, list[str]] = {}
+    if server:
+        serve = ["vllm", "serve", job.model.model_name_or_path, *SERVE, "--port", str(args.vllm_server_port)]
+        found["server"] = [f"VLLM_SERVER_DEV_MODE=1 {shlex.join(serve)}"]
+    several = beside(job, "fsdp2_multinode.yaml")
+    if machines.nodes > 1 and job.sharding.kind == "fsdp2" and several.is_file():
+        words = [*without(words, ["accelerate_config"]), "--accelerate_config", str(several)]
+    if machines.nodes == 1:
+        found["one machine"] = [shlex.join(["accelerate", "launch", *options, job.recipe, *words])]
+    else:
+        named = [] if without(words, ["output_dir"]) != words else ["--output_dir", "SHARED_FOLDER"]
+        options += ["--num_machines", str(machines.nodes), "--rdzv_backend", "static"]
+        options += ["--main_process_ip", "ADDRESS_OF_RANK_0", "--main_process_port", str(PORT)]
+        found["each machine"] = [
+            shlex.join(["accelerate", "launch", *options, "--machine_rank", str(rank), job.recipe, *words, *named])
+            for rank in range(machines.nodes)
+        ]
+    script = beside(job, "slurm.sh")
+    if script.is_file() and not job.use_cpu and job.sharding.kind != "zero3":
+        exported = [f"VLLM_MODEL={job.model.model_name_or_path}"] if server else []
+        if without(words, ["output_dir"]) != words:
+            exported.append(f"RUN_FOLDER={args.output_dir}")
+        batch = ["sbatch", "--nodes", str(machines.nodes + server), "--gpus-per-node", str(machines.gpus)]
+        batch += ["--export", ",".join(["ALL", *exported])] if exported else []
+        its_own = ["output_dir", "resume_from_checkpoint"]
+        its_own += ["use_vllm", "vllm_mode", "vllm_server_host"] if server else []
+        found["SLURM"] = [shlex.join([*batch, str(script), job.recipe, *without(words, its_own)])]
+    return found
