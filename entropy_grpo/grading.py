@@ -3,7 +3,7 @@
 import re
 from enum import StrEnum
 
-from math_verify import LatexExtractionConfig, parse, verify
+from . import answers, equivalence
 
 BRACE = re.compile(r"[{}]")
 
@@ -38,28 +38,32 @@ def answer_line(text: str) -> str | None:
     return lines[-1].strip() if lines else None
 
 
-def _parsed(text: str) -> list:
-    """What math-verify reads in a text: a sympy expression, if it can, and the text."""
-    # `boxed` is kept on top so that an answer is read as a whole, not searched for something that looks like one.
-    config = LatexExtractionConfig(boxed_match_priority=0)
-    # Without math-verify's own limit, a signal that would turn a slow reference into one that does not parse: `grader`
-    # has one that holds.
-    return parse(f"\\boxed{{{text}}}", extraction_config=[config], parsing_timeout=None)
-
-
 def readable(reference: str) -> bool:
-    """Whether math-verify makes a mathematical expression of a reference; there is no limit on the time it takes."""
-    return any(not isinstance(e, str) for e in _parsed(reference))
+    """Whether a reference is mathematics or words, of which an answer could say the same in its own words.
+
+    There is no limit on the time that it takes.
+    """
+    text = answers.simplified(reference)
+    return bool(text) and equivalence.readable(answers.read(text))
 
 
-def compare(answer: str, reference: str) -> Verdict:
-    """Whether math-verify finds the two expressions equal; text that it cannot read equals nothing but itself.
+def compare(answer: str, reference: str, relative_tolerance: float = 0.0) -> Verdict:
+    """Whether two answers say the same; a reference that cannot be read equals nothing but itself.
 
+    Numbers are equal exactly, or within `relative_tolerance` of the reference: a decimal is no fraction that it rounds.
     There is no limit on the time that it takes.
     """
     if answer.strip() == reference.strip():
         return Verdict.RIGHT
-    expected = _parsed(reference)
-    if verify(expected, _parsed(answer), timeout_seconds=None):
+    texts = [answers.simplified(text) for text in (answer, reference)]
+    if not texts[1] or not readable(reference):
+        return Verdict.UNPARSEABLE_REFERENCE
+    if not texts[0]:
+        return Verdict.WRONG
+    nodes = [answers.read(text) for text in texts]
+    if texts[0] == texts[1] or equivalence.equivalent(*nodes, relative_tolerance):
         return Verdict.RIGHT
-    return Verdict.UNPARSEABLE_REFERENCE if all(isinstance(e, str) for e in expected) else Verdict.WRONG
+    lists = [node if isinstance(node, answers.Group) else answers.as_list(text) for text, node in zip(texts, nodes, strict=True)]
+    if None not in lists and "".join(group.brackets for group in lists) == "" and equivalence.equivalent(*lists, relative_tolerance):
+        return Verdict.RIGHT
+    return Verdict.WRONG
