@@ -11,13 +11,14 @@ The conventions, where graders of the field differ, or are wrong:
 """
 
 import re
-from collections.abc import Callable
 
 import sympy
-from sympy import Set
 
-from .answers import Choice, Group, Leaf, Node, Relation, Union, Words
-from .expressions import Expression, equal, parsed, proportional
+from .answers import Choice, Group, Node, Relation, Union
+from .expressions import Expression, equal, expression, parsed, proportional
+from .number_sets import FLIPPED, NAMED, matched, same_sets
+from .phrases import Leaf, Words
+from .units import DEGREE, Unit
 
 _NAME = re.compile(
     r"\\?[a-zA-Z]+(?:_\{?[^{}=]+\}?)?'*(?:\^\{?(?:-1|\\prime)\}?)?(?:\([^()=]*\))?|\|[A-Z]{1,4}\||"
@@ -25,19 +26,7 @@ _NAME = re.compile(
     r"(?:\([^()=]*\))?|\\frac\{d[^{}]*\}\{d[^{}]*\}|d[a-zA-Z]\s*/\s*d[a-zA-Z]|[A-Z]_\{[^{}]*\}"
 )
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot|log|ln|exp|pi|infty|emptyset|lim|max|min)(?![a-z])")
-_SETS = {"\\mathbb{R}": sympy.Reals, "\\mathbb{Z}": sympy.Integers, "\\mathbb{N}": sympy.Naturals}
 _APPROXIMATELY = 0.01
-_FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
-
-
-def expression(node: Node) -> Expression | None:
-    """What a node without a unit or a base means to sympy; a short word is a product of variables."""
-    if isinstance(node, Words) and re.fullmatch("[a-zA-Z]{1,4}", node.text):
-        return parsed(node.text)
-    if not isinstance(node, Leaf) or node.base or (node.unit is not None):
-        return None
-    value = parsed(node.text)
-    return None if value is None else value * node.times
 
 
 def readable(node: Node) -> bool:
@@ -45,7 +34,7 @@ def readable(node: Node) -> bool:
     if isinstance(node, Words | Choice):
         return True
     if isinstance(node, Leaf):
-        return node.base is not None or node.text in _SETS or parsed(node.text) is not None
+        return node.base is not None or node.text in NAMED or parsed(node.text) is not None
     parts = {Group: "items", Union: "parts", Relation: "sides"}[type(node)]
     return all(readable(part) for part in getattr(node, parts))
 
@@ -68,6 +57,12 @@ def _same_choice(a: Node, b: Node, tolerance: float) -> bool:
     return a.stands_for is not None and same(a.stands_for, b, tolerance)
 
 
+def _scale(unit: Unit | None) -> Expression:
+    if unit is None:
+        return sympy.Integer(1)
+    return sympy.Rational(unit.factor) * (sympy.pi / 180 if unit.angle == DEGREE else 1)
+
+
 def _same_quantities(a: Leaf, b: Leaf, tolerance: float) -> bool:
     if a.base or b.base:
         return bool(b.base) and a.base in (None, b.base) and a.text.lstrip("0") == b.text and a.unit is None
@@ -78,10 +73,7 @@ def _same_quantities(a: Leaf, b: Leaf, tolerance: float) -> bool:
     if a.unit is None and b.unit is None:
         return equal(one, other, tolerance)
     units = [unit for unit in (a.unit, b.unit) if unit is not None]
-    scales = [
-        1 if unit is None else sympy.Rational(unit.factor) * (sympy.pi / 180 if unit.degrees else 1)
-        for unit in (a.unit, b.unit)
-    ]
+    scales = [_scale(unit) for unit in (a.unit, b.unit)]
     if len(units) == 2:
         return units[0].dimensions == units[1].dimensions and equal(one * scales[0], other * scales[1], tolerance)
     as_number = not units[0].dimensions and equal(one * scales[0], other * scales[1], tolerance)
@@ -160,9 +152,9 @@ def _same_equations(a: Relation, b: Relation) -> bool:
     (first,), (second,) = a.operators, b.operators
     if first == second in ("=", "≠"):
         return proportional(one, other)
-    if _FLIPPED.get(first) == second:
+    if FLIPPED.get(first) == second:
         return proportional(-one, other, positive=True)
-    return first == second and first in _FLIPPED and proportional(one, other, positive=True)
+    return first == second and first in FLIPPED and proportional(one, other, positive=True)
 
 
 def _same_names(a: Node, b: Node) -> bool:
@@ -184,119 +176,11 @@ def _same_relations(a: Node, b: Node, tolerance: float) -> bool:
         if None not in names and not _same_names(*names):
             return False
     if any(isinstance(value, Relation) for value in values):
-        return _same_sets(*values)
+        return same_sets(*values)
     return same(*values, tolerance)
 
 
-# Sets
-
-
-def _interval(node: Group) -> Set | None:
-    ends = [expression(item) for item in node.items]
-    if len(ends) != 2 or any(end is None or not end.is_extended_real for end in ends):
-        return None
-    opening, closing = node.brackets
-    return sympy.Interval(*ends, left_open=opening == "(", right_open=closing == ")")
-
-
-def _solutions(relation: Relation) -> Set | None:
-    """The numbers for which an inequality between a variable and numbers holds."""
-    values = [expression(side) for side in relation.sides]
-    places = [i for i, value in enumerate(values) if value is not None and value.is_Symbol]
-    if len(places) != 1 or any(value is None or not (value.is_Symbol or value.is_extended_real) for value in values):
-        return None
-    place, found = places[0], sympy.Reals
-    for i, operator in enumerate(relation.operators):
-        if i not in (place, place - 1) or operator not in "<>≤≥≠=":
-            return None
-        bound = values[i + 1] if i == place else values[i]
-        operator = operator if i == place else _FLIPPED.get(operator, operator)
-        is_open = operator in "<>"
-        if operator in "≠=":
-            point = sympy.FiniteSet(bound)
-            found = found - point if operator == "≠" else found.intersect(point)
-        elif operator in "<≤":
-            found = found.intersect(sympy.Interval(-sympy.oo, bound, True, is_open))
-        else:
-            found = found.intersect(sympy.Interval(bound, sympy.oo, is_open, True))
-    return found
-
-
-def _variables(node: Node) -> set:
-    """What the inequalities of a node are about."""
-    if isinstance(node, Relation):
-        return {value for value in map(expression, node.sides) if value is not None and value.is_Symbol}
-    parts = node.items if isinstance(node, Group) else node.parts if isinstance(node, Union) else ()
-    return set().union(*map(_variables, parts))
-
-
-def _as_set(node: Node) -> Set | None:
-    """The set of numbers that a node means; None if it means none, or one that sympy does not work out."""
-    if isinstance(node, Leaf) and node.text in _SETS:
-        return _SETS[node.text]
-    if isinstance(node, Relation):
-        return _solutions(node)
-    if isinstance(node, Union):
-        parts = [_as_set(part) for part in node.parts]
-        if None in parts:
-            return None
-        return sympy.Complement(parts[0], sympy.Union(*parts[1:])) if node.without else sympy.Union(*parts)
-    if not isinstance(node, Group):
-        return None
-    if node.brackets == "{}":
-        values = [expression(item) for item in node.items]
-        return None if None in values else sympy.FiniteSet(*values)
-    if node.brackets and node.brackets != "⟨⟩":
-        return _interval(node)
-    parts = [_as_set(item) for item in node.items]
-    if None in parts:
-        return None
-    # `x < 2, x > 5` means either, `x > 2, x < 5` both: the other would be no answer.
-    both = sympy.Intersection(*parts)
-    return both if both.is_empty is False else sympy.Union(*parts)
-
-
-def _pieces(found: Set) -> list[Set]:
-    return sorted(found.args if isinstance(found, sympy.Union) else [found], key=lambda piece: float(piece.inf.evalf()))
-
-
-def _same_pieces(a: Set, b: Set) -> bool:
-    """Intervals and points one by one, their ends compared as expressions."""
-    for one, other in zip(_pieces(a), _pieces(b), strict=True):
-        if isinstance(one, sympy.Interval) and isinstance(other, sympy.Interval):
-            if (one.left_open, one.right_open) != (other.left_open, other.right_open):
-                return False
-            if not equal(one.start, other.start) or not equal(one.end, other.end):
-                return False
-        elif not (isinstance(one, sympy.FiniteSet) and isinstance(other, sympy.FiniteSet) and one == other):
-            return False
-    return True
-
-
-def _same_sets(a: Node, b: Node) -> bool:
-    one, other = _as_set(a), _as_set(b)
-    variables = [names for names in map(_variables, (a, b)) if names]
-    if one is None or other is None or len(variables) == 2 and variables[0] != variables[1]:
-        return False
-    if one == other:
-        return True
-    known = (sympy.Union, sympy.Interval, sympy.FiniteSet)
-    alike = isinstance(one, known) and isinstance(other, known) and len(_pieces(one)) == len(_pieces(other))
-    return alike and _same_pieces(one, other)
-
-
 # Lists
-
-
-def _matched(a: tuple[Node, ...], b: tuple[Node, ...], alike: Callable[[Node, Node], bool]) -> bool:
-    """Whether each item has one of its own on the other side."""
-    left = list(b)
-    for item in a:
-        found = next((i for i, other in enumerate(left) if alike(item, other)), None)
-        if found is None:
-            return False
-        left.pop(found)
-    return not left
 
 
 def _same_groups(a: Group, b: Group, tolerance: float) -> bool:
@@ -311,7 +195,7 @@ def _same_groups(a: Group, b: Group, tolerance: float) -> bool:
         return False
     words = all(isinstance(item, Words) for item in (*a.items, *b.items))
     if kinds <= {"", "{}"} and not (words and kinds == {""}):
-        return _matched(a.items, b.items, alike)
+        return matched(a.items, b.items, alike)
     long = len(a.items) > 2
     if len(kinds) == 1 or kinds <= {"", "()", "⟨⟩"} or (long and kinds <= {"", "()", "⟨⟩", "[]"}):
         return all(map(alike, a.items, b.items))
@@ -332,8 +216,9 @@ def equivalent(answer: Node, reference: Node, tolerance: float = 0.0) -> bool:
 def _is_range(node: Node) -> bool:
     """Whether a node is a set of numbers that is not written one by one."""
     if isinstance(node, Group):
-        return node.brackets == "" and all(isinstance(item, Relation) and "=" not in item.operators for item in node.items)
-    return isinstance(node, Union) or (isinstance(node, Leaf) and node.text in _SETS)
+        relations = [item for item in node.items if isinstance(item, Relation) and "=" not in item.operators]
+        return node.brackets == "" and len(relations) == len(node.items)
+    return isinstance(node, Union) or (isinstance(node, Leaf) and node.text in NAMED)
 
 
 def same(a: Node, b: Node, tolerance: float = 0.0) -> bool:
@@ -343,7 +228,7 @@ def same(a: Node, b: Node, tolerance: float = 0.0) -> bool:
     if isinstance(a, Relation) or isinstance(b, Relation):
         return _same_relations(a, b, tolerance)
     if _is_range(a) or _is_range(b):
-        return _same_sets(a, b)
+        return same_sets(a, b)
     if isinstance(a, Words) and isinstance(b, Words):
         return _same_words(a, b)
     if isinstance(a, Leaf) and isinstance(b, Leaf):

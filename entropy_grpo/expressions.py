@@ -14,12 +14,13 @@ from functools import lru_cache
 import sympy
 from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-from sympy import Basic, Float, Integer, MatrixBase, Rational, Symbol
+from sympy import Basic, Float, MatrixBase, Rational, Symbol
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanFunction
 
-from .answers import closing
+from .latex import closing
+from .phrases import Leaf, Words
 
 Expression = Basic | MatrixBase
 DIGITS, POINTS = 30, 3
@@ -41,7 +42,9 @@ _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\\circ\}?")
 _PRIMES = re.compile(r"([a-zA-Z])('+)")
 _CALL = re.compile(r"(\\sqrt|\^|_)\s*\(")
 # Numbers side by side, digits with an index, and `1/2x`, which is half of x to some and one over 2x to others.
-_TWO_MEANINGS = re.compile(r"\d\s+\.?\d|\.\d*\.|\)\s*\d|(?<![\w}])\d+_|/\s*\d+\s*(?:[a-zA-Z(]|\\(?!cdot|times|div|[,)]))")
+_TWO_MEANINGS = re.compile(
+    r"\d\s+\.?\d|\.\d*\.|\)\s*\d|(?<![\w}])\d+_|/\s*\d+\s*(?:[a-zA-Z(]|\\(?!cdot|times|div|[,)]))"
+)
 _REWRITES = [
     (re.compile(r"\\(?:dbinom|tbinom)"), r"\\binom"),
     (re.compile(r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}"), r"\\binom{\1}{\2}"),
@@ -166,7 +169,7 @@ def _plain(text: str) -> Rational | None:
     return -value if sign == "-" else value
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def parsed(text: str) -> Expression | None:
     """The expression that a text without words, commas and relations means; None if it means none."""
     if (number := _plain(text)) is not None:
@@ -263,5 +266,11 @@ def equal(answer: Expression, reference: Expression, tolerance: float = 0.0) -> 
     return bool(_close(answer, reference))
 
 
-def zero(expression: Expression) -> bool:
-    return equal(expression, Integer(0))
+def expression(node: object) -> Expression | None:
+    """What an item without a unit or a base means, a short word as a product of variables; None for anything else."""
+    if isinstance(node, Words):
+        return parsed(node.text) if re.fullmatch("[a-zA-Z]{1,4}", node.text) else None
+    if not isinstance(node, Leaf) or node.base or node.unit is not None:
+        return None
+    value = parsed(node.text)
+    return None if value is None else value * node.times

@@ -3,7 +3,8 @@
 import re
 from enum import StrEnum
 
-from . import answers, equivalence
+from . import answers, equivalence, latex
+from .phrases import Words
 
 BRACE = re.compile(r"[{}]")
 
@@ -38,32 +39,45 @@ def answer_line(text: str) -> str | None:
     return lines[-1].strip() if lines else None
 
 
+def choice(text: str) -> str | None:
+    """The letter of the option that a boxed answer or an answer line names, as a capital; None if it names none."""
+    node = answers.read(latex.simplified(text))
+    if isinstance(node, answers.Choice):
+        return node.letter
+    return node.text.upper() if isinstance(node, Words) and len(node.text) == 1 else None
+
+
 def readable(reference: str) -> bool:
     """Whether a reference is mathematics or words, of which an answer could say the same in its own words.
 
     There is no limit on the time that it takes.
     """
-    text = answers.simplified(reference)
+    text = latex.simplified(reference)
     return bool(text) and equivalence.readable(answers.read(text))
+
+
+def _bare_list(text: str) -> answers.Group | None:
+    """A text as a list without brackets, also where `1,234` would rather be one number."""
+    node = answers.read(text)
+    return node if isinstance(node, answers.Group) and not node.brackets else answers.as_list(text)
 
 
 def compare(answer: str, reference: str, relative_tolerance: float = 0.0) -> Verdict:
     """Whether two answers say the same; a reference that cannot be read equals nothing but itself.
 
-    Numbers are equal exactly, or within `relative_tolerance` of the reference: a decimal is no fraction that it rounds.
-    There is no limit on the time that it takes.
+    Numbers are equal exactly, or real and within `relative_tolerance` of the reference: a decimal is no fraction that
+    it rounds. There is no limit on the time that it takes.
     """
     if answer.strip() == reference.strip():
         return Verdict.RIGHT
-    texts = [answers.simplified(text) for text in (answer, reference)]
-    if not texts[1] or not readable(reference):
+    texts = [latex.simplified(text) for text in (answer, reference)]
+    if texts[0] and texts[0].replace(", ", ",") == texts[1].replace(", ", ","):
+        return Verdict.RIGHT
+    if not readable(reference):
         return Verdict.UNPARSEABLE_REFERENCE
     if not texts[0]:
         return Verdict.WRONG
-    nodes = [answers.read(text) for text in texts]
-    if texts[0] == texts[1] or equivalence.equivalent(*nodes, relative_tolerance):
-        return Verdict.RIGHT
-    lists = [node if isinstance(node, answers.Group) else answers.as_list(text) for text, node in zip(texts, nodes, strict=True)]
-    if None not in lists and "".join(group.brackets for group in lists) == "" and equivalence.equivalent(*lists, relative_tolerance):
-        return Verdict.RIGHT
-    return Verdict.WRONG
+    lists = [_bare_list(text) for text in texts]
+    readings = [[answers.read(text) for text in texts], *([lists] if None not in lists else [])]
+    right = any(equivalence.equivalent(*reading, relative_tolerance) for reading in readings)
+    return Verdict.RIGHT if right else Verdict.WRONG

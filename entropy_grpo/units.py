@@ -1,64 +1,64 @@
 """What stands behind a number: units, percent, money, degrees. Text in, a factor and dimensions out; no sympy.
 
 A unit is a factor times a product of dimensions, so that `100 cm` is `1 m` and `5 kg` is not `5 m`. A word that is not
-in the table is a dimension of its own: `5 apples` is not `5 oranges`. Percent and degrees are numbers without a
-dimension, 1/100 and pi/180; the latter is said by a name because it is no fraction.
+in the table is a dimension of its own: `5 apples` is not `5 oranges`. Percent and angles have a factor and no
+dimension.
 """
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-DEGREE = "degree"
-_LENGTH = {
-    "m": 1, "meter": 1, "metre": 1, "cm": Fraction(1, 100), "centimeter": Fraction(1, 100),
-    "centimetre": Fraction(1, 100), "mm": Fraction(1, 1000), "millimeter": Fraction(1, 1000), "km": 1000,
-    "kilometer": 1000, "kilometre": 1000, "nm": Fraction(1, 10**9), "inch": Fraction(254, 10000),
-    "inche": Fraction(254, 10000), "in": Fraction(254, 10000), "ft": Fraction(3048, 10000),
-    "foot": Fraction(3048, 10000), "feet": Fraction(3048, 10000), "yard": Fraction(9144, 10000),
-    "yd": Fraction(9144, 10000), "mile": Fraction(1609344, 1000), "mi": Fraction(1609344, 1000),
-}  # fmt: skip
-_TIME = {
-    "s": 1, "sec": 1, "second": 1, "ms": Fraction(1, 1000), "min": 60, "minute": 60, "h": 3600, "hr": 3600,
-    "hour": 3600, "day": 86400, "week": 604800,
-}  # fmt: skip
-_MASS = {"kg": 1000, "kilogram": 1000, "g": 1, "gram": 1, "mg": Fraction(1, 1000), "ton": 10**6, "tonne": 10**6}
-_MONEY = {"\\$": 100, "dollar": 100, "usd": 100, "cent": 1}
-_VOLUME = {"l": 1000, "liter": 1000, "litre": 1000, "ml": 1, "milliliter": 1, "millilitre": 1}
-TABLE: dict[str, tuple[Fraction, tuple[tuple[str, int], ...]]] = {
-    name: (Fraction(factor), ((dimension, 1),) if dimension else ())
-    for dimension, names in {
-        "length": _LENGTH,
-        "time": _TIME,
-        "mass": _MASS,
-        "money": _MONEY,
-        # Two names of each of what is not converted.
-        "pound": {"lb": 1, "pound": 1},
-        "kelvin": {"K": 1, "kelvin": 1},
-        "celsius": {"celsius": 1},
-        "fahrenheit": {"fahrenheit": 1},
-        "joule": {"J": 1, "joule": 1, "kJ": 1000},
-        "newton": {"N": 1, "newton": 1},
-        "watt": {"W": 1, "watt": 1, "kW": 1000},
-        "hertz": {"Hz": 1, "hertz": 1},
-        "volt": {"V": 1, "volt": 1},
-        "euro": {"€": 1, "euro": 1},
-        "£": {"£": 1},
-        "rupee": {"rs": 1, "rupee": 1},
-        "": {"\\%": Fraction(1, 100), "percent": Fraction(1, 100), "unit": 1, "rad": 1, "radian": 1},
-    }.items()
-    for name, factor in names.items()
+DEGREE, RADIAN = "degree", "radian"
+# Dimension -> (names, factor) of its units; a name in several letters stands in small letters and in the singular.
+_KINDS: dict[str, list[tuple[str, Fraction | int]]] = {
+    "length": [
+        ("m meter metre", 1),
+        ("cm centimeter centimetre", Fraction(1, 100)),
+        ("mm millimeter millimetre", Fraction(1, 1000)),
+        ("nm nanometer", Fraction(1, 10**9)),
+        ("km kilometer kilometre", 1000),
+        ("in inch inche", Fraction(254, 10000)),
+        ("ft foot feet", Fraction(3048, 10000)),
+        ("yd yard", Fraction(9144, 10000)),
+        ("mi mile", Fraction(1609344, 1000)),
+    ],
+    "time": [
+        ("ms millisecond", Fraction(1, 1000)),
+        ("s sec second", 1),
+        ("min minute", 60),
+        ("h hr hour", 3600),
+        ("day", 86400),
+        ("week", 604800),
+    ],
+    "mass": [("mg milligram", Fraction(1, 1000)), ("g gram", 1), ("kg kilogram", 1000), ("tonne", 10**6)],
+    "money": [("\\$ dollar usd", 100), ("cent", 1)],
+    "volume": [("ml milliliter millilitre", Fraction(1, 1000)), ("l liter litre", 1)],
+    "weight": [("lb pound", 1)],
+    "euro": [("€ euro", 1)],
+    "rupee": [("Rs rs rupee", 1)],
+    "kelvin": [("K kelvin", 1)],
+    "joule": [("J joule", 1), ("kJ kilojoule", 1000)],
+    "newton": [("N newton", 1)],
+    "watt": [("W watt", 1), ("kW kilowatt", 1000)],
+    "hertz": [("Hz hertz", 1)],
+    "volt": [("V volt", 1)],
+    "": [("\\% percent", Fraction(1, 100)), ("unit", 1)],
 }
-TABLE |= {name: (Fraction(factor, 10**6), (("length", 3),)) for name, (factor, _) in {
-    n: (f, 0) for n, f in _VOLUME.items()}.items()}  # fmt: skip
-TABLE |= {"mph": (Fraction(1609344, 3600000), (("length", 1), ("time", -1)))}
-TABLE |= {name: (Fraction(1), ((DEGREE, 0),)) for name in (DEGREE, "deg", "^\\circ")}
+_SPEEDS = {"mph": Fraction(1609344, 3600000), "kmh": Fraction(1000, 3600), "kph": Fraction(1000, 3600)}
+_ANGLES = {"^\\circ": DEGREE, "deg": DEGREE, "degree": DEGREE, "rad": RADIAN, "radian": RADIAN}
+_TABLE: dict[str, tuple[Fraction, dict[str, int]]] = {
+    name: (Fraction(factor), {dimension: 1} if dimension else {})
+    for dimension, units in _KINDS.items()
+    for names, factor in units
+    for name in names.split()
+} | {name: (factor, {"length": 1, "time": -1}) for name, factor in _SPEEDS.items()}
 # Numbers that are written as words behind others; they belong to the value.
 MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-# Bare words that say something about a number, not what it counts.
+# Words that say something about a number, not what it counts.
 NOT_UNITS = frozenset(
-    "and or not no but nor to than is are be at most least if when where for with either plus minus over mod "
-    "maybe possibly wrong about".split()
+    "and or not no but nor to than is are be at most least if when where for with either plus minus over mod maybe "
+    "possibly wrong about factorial squared cubed choose power root base more less fewer greater smaller".split()
 )
 _PIECE = re.compile(r"(\\%|\\\$|\^\\circ|[€£]|[A-Za-z][A-Za-z']*)(?:\^\{?(-?[0-9])\}?)?|([/*])|\s+|(.)")
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
@@ -66,25 +66,31 @@ _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
 @dataclass(frozen=True)
 class Unit:
-    """`factor` times the product of dimensions; `degrees` says that pi/180 is a factor, too."""
+    """`factor` times the product of dimensions with their powers; `angle` is `DEGREE`, `RADIAN` or ""."""
 
     factor: Fraction
     dimensions: tuple[tuple[str, int], ...]
-    degrees: bool = False
+    angle: str = ""
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether it is the factor 1 of nothing, as in `10 square units`."""
+        return not self.dimensions and self.factor == 1 and not self.angle
 
 
-def _entry(word: str) -> tuple[Fraction, tuple[tuple[str, int], ...]]:
-    """A word's factor and dimensions: by its own case, in small letters, in the singular, else of its own kind."""
+def _entry(word: str) -> tuple[Fraction, dict[str, int]]:
+    """A word's factor and dimensions: as it is, in small letters, in the singular, else of its own kind."""
     small = word.lower()
-    for name in (word, small, small.removesuffix("es"), small.removesuffix("s")):
-        if name in TABLE and (len(name) > 1 or name == word):
-            return TABLE[name]
-    return Fraction(1), ((small.removesuffix("s"), 1),)
+    for name in (word, small, small.removesuffix("s"), small.removesuffix("es")):
+        if name in _TABLE and (len(name) > 1 or name == word):
+            return _TABLE[name]
+    return Fraction(1), {small.removesuffix("s"): 1}
 
 
 def unit(text: str) -> Unit | None:
     """The unit that a text such as `cm^2`, `km/h`, `square feet`, `dollars per hour` or `\\%` means; None if none."""
-    factor, found, sign, power, degrees = Fraction(1), {}, 1, 1, False
+    factor, angle, sign, power = Fraction(1), "", 1, 1
+    found: dict[str, int] = {}
     for word, exponent, operator, other in _PIECE.findall(text.replace("\\cdot", "*")):
         small = word.lower()
         if other or small in NOT_UNITS:
@@ -93,14 +99,12 @@ def unit(text: str) -> Unit | None:
             sign = -1
         elif small in _POWERS:
             power = _POWERS[small]
+        elif small.removesuffix("s") in _ANGLES:
+            angle = _ANGLES[small.removesuffix("s")]
         elif word:
             own, dimensions = _entry(word)
-            exponent = sign * power * int(exponent or 1)
-            factor *= own**exponent
-            for dimension, times in dimensions:
-                degrees |= dimension == DEGREE
-                found[dimension] = found.get(dimension, 0) + times * exponent
-            power = 1
-    temperature = {"celsius", "fahrenheit"} & set(found)
-    kept = tuple(sorted((name, times) for name, times in found.items() if times))
-    return Unit(factor, kept, degrees and not temperature)
+            times = sign * power * int(exponent or 1)
+            factor, power = factor * own**times, 1
+            for dimension, each in dimensions.items():
+                found[dimension] = found.get(dimension, 0) + times * each
+    return Unit(factor, tuple(sorted((name, times) for name, times in found.items() if times)), angle)

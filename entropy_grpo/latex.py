@@ -1,0 +1,117 @@
+"""LaTeX as people and models write it, in one spelling, and what stands between its brackets. Text in, text out.
+
+Only what changes nothing is changed: delimiters of formulas, sizes and spaces, other names of one command. Brackets of
+an interval need not match, so `[0, 1)` closes.
+"""
+
+import re
+from functools import lru_cache
+
+TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_UNICODE = str.maketrans({
+    "−": "-", "–": "-", "—": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "÷": "/", "π": "\\pi ",  # noqa: RUF001
+    "∞": "\\infty ", "√": "\\sqrt ", "°": "^\\circ ", "≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ", "∪": "\\cup ",  # noqa: RUF001
+    "∩": "\\cap ", "∅": "\\emptyset ", "∈": "\\in ", "±": "\\pm ", "≈": "\\approx ", "²": "^2", "³": "^3",
+    "½": "\\frac{1}{2}", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "’": "'", "ℝ": "\\mathbb{R}",  # noqa: RUF001
+    "∠": "\\angle ", "¢": "\\text{ cents}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\n": " ", "\t": " ",
+})  # fmt: skip
+_SIMPLER = [(re.compile(pattern), replacement) for pattern, replacement in [
+    (r"^[\s*`]*(.*?)[\s*`]*$", r"\1"),
+    (r"(?<!\\)(?:\\\(|\\\)|\\\[|\\\])|\$\$", " "),
+    (r"\$\s*([,;])\s*\$", r"\1 "),
+    (r"(?<!\\)\$(?=[^$]*(?<!\\)\$)([^$]*)(?<!\\)\$", r"\1"),
+    (r"(?<!\\)\$", r"\\$"),
+    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|textstyle|nolimits)(?![a-zA-Z])\s*\.?(?![\d])", ""),
+    (r"(?<!\\)\\langle(?![a-z])", "⟨"),
+    (r"(?<!\\)\\rangle(?![a-z])", "⟩"),
+    (r"\\!\s*|\\phantom\{[^{}]*\}", ""),
+    (r"(?<=\d)(?:\{,\}|\\,|\\ |,\\ )\s*(?=\d{3}(?!\d))", "_"),
+    (r"(?<!\\)\\(?:[,;:> ]|q?quad(?![a-zA-Z]))|~|\\hspace\{[^{}]*\}", " "),
+    (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    (r"\\math(?:rm|bf|it|sf)\s*\{\s*([a-zA-Z])\s*\}(?!\s*$)", r"\1"),
+    (r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|rm|it|sf|normal|tt)|mbox|boldsymbol|bm|emph|underline)\s*(?=\{)", r"\\text"),
+    (r"\{\\(?:rm|bf|it|tt)\s+([^{}]*)\}", r"\\text{\1}"),
+    (r"\\text\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"\\text{\1}"),
+    (r"\\text\s*\{\s*(\([A-Z]\))\s*\}", r"\1 "),
+    (r"\\(?:not\s*=|ne(?![a-z])|neq(?![a-z]))|!=", "≠"),
+    (r"\\(?:leqslant|leq|le)(?![a-zA-Z])|<=", "≤"),
+    (r"\\(?:geqslant|geq|ge)(?![a-zA-Z])|>=", "≥"),
+    (r"\\lt(?![a-zA-Z])", "<"),
+    (r"\\gt(?![a-zA-Z])", ">"),
+    (r"\\(?:approx|simeq)(?![a-zA-Z])", "≈"),
+    (r"\\in(?![a-zA-Z])", "∈"),
+    (r"\\(?:lbrace|lbrack)(?![a-zA-Z])", r"\\{"),
+    (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+    (r"\\(?:times|ast)(?![a-zA-Z])", r"\\cdot "),
+    (r"\\div(?![a-zA-Z])", "/"),
+    (r"\\(?:varnothing|empty)(?![a-zA-Z])", r"\\emptyset "),
+    (r"\\(?:cdots|dots|dotsc|ldots)(?![a-zA-Z])", "..."),
+    (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])", r"^\\circ "),
+    (r"(?<!\\)%", r"\\%"),
+    (r"\\(?:boxed|fbox)\s*\{(.*)\}\s*$", r"\1"),
+    (r"(?<=\d)\s*\^?\s*\{?\s*(?:\\text\s*\{)?\s*(?:st|nd|rd|th)\s*\}?\s*\}?(?![a-zA-Z])", ""),
+    (r"\s+", " "),
+    (r"^[\s,;:]+|^\.+(?!\d)|[\s,;:]+$|(?<!\.)\.[\s.,;:]*$(?<!\.\.\.)", ""),
+]]  # fmt: skip
+OPENING, CLOSING = "([{⟨", ")]}⟩"
+
+
+@lru_cache(maxsize=1024)
+def simplified(text: str) -> str:
+    """The text in one spelling, one space where there are more, and without what stands around a whole formula."""
+    text = text.translate(_UNICODE)
+    for pattern, replacement in _SIMPLER:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def closing(text: str, start: int) -> int:
+    """Where the bracket that opens at `start` closes, of whatever kind, or -1."""
+    depth = 0
+    for position in range(start, len(text)):
+        depth += (text[position] in OPENING) - (text[position] in CLOSING)
+        if depth == 0:
+            return position
+    return -1
+
+
+def balanced(text: str) -> bool:
+    """Whether every bracket closes, and none that has not opened."""
+    depth = 0
+    for character in text:
+        depth += (character in OPENING) - (character in CLOSING)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def top_level(text: str, pattern: re.Pattern) -> list[re.Match]:
+    """Matches that stand within no bracket."""
+    depths, depth = [], 0
+    for character in text:
+        depth -= character in CLOSING
+        depths.append(depth)
+        depth += character in OPENING
+    return [match for match in pattern.finditer(text) if depths[match.start()] == 0]
+
+
+def split(text: str, pattern: re.Pattern) -> list[str]:
+    """What stands between matches that are within no bracket."""
+    parts, end = [], 0
+    for match in top_level(text, pattern):
+        parts.append(text[end : match.start()].strip())
+        end = match.end()
+    return [*parts, text[end:].strip()]
+
+
+def bracketed(text: str) -> tuple[str, str] | None:
+    """(brackets, content) if one pair is around all of the text; `]0, 1[` is `(0, 1)`."""
+    for opens, closes, name in (("\\{", "\\}", "{}"), ("⟨", "⟩", "⟨⟩"), ("<", ">", "⟨⟩")):
+        if text.startswith(opens) and text.endswith(closes):
+            content = text[len(opens) : -len(closes)]
+            return (name, content.strip()) if balanced(content) else None
+    if re.fullmatch(r"\][^\[\]]*\[", text):
+        return "()", text[1:-1].strip()
+    if len(text) > 1 and text[0] in "([" and text[-1] in ")]" and balanced(text[1:-1]):
+        return text[0] + text[-1], text[1:-1].strip()
+    return None

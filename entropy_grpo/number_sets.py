@@ -1,0 +1,118 @@
+"""Sets of numbers: intervals, unions, inequalities, and whether two are the same.
+
+`(0, 1)` is an interval here; that it may be a point as well is `equivalence`'s to say. Two sets that sympy does not
+find equal at once are compared piece by piece, so that ends may be written in two ways.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import sympy
+from sympy import Set
+
+from .answers import Group, Node, Relation, Union
+from .expressions import equal, expression
+from .phrases import Leaf
+
+Item = TypeVar("Item")
+
+NAMED = {"\\mathbb{R}": sympy.Reals, "\\mathbb{Z}": sympy.Integers, "\\mathbb{N}": sympy.Naturals}
+FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
+
+
+def _interval(node: Group) -> Set | None:
+    ends = [expression(item) for item in node.items]
+    if len(ends) != 2 or any(end is None or not end.is_extended_real for end in ends):
+        return None
+    opening, closing = node.brackets
+    return sympy.Interval(*ends, left_open=opening == "(", right_open=closing == ")")
+
+
+def _solutions(relation: Relation) -> Set | None:
+    """The numbers for which an inequality between a variable and numbers holds."""
+    values = [expression(side) for side in relation.sides]
+    places = [i for i, value in enumerate(values) if value is not None and value.is_Symbol]
+    if len(places) != 1 or any(value is None or not (value.is_Symbol or value.is_extended_real) for value in values):
+        return None
+    place, found = places[0], sympy.Reals
+    for i, operator in enumerate(relation.operators):
+        if i not in (place, place - 1) or operator not in "<>≤≥≠=":
+            return None
+        bound = values[i + 1] if i == place else values[i]
+        operator = operator if i == place else FLIPPED.get(operator, operator)
+        is_open = operator in "<>"
+        if operator in "≠=":
+            point = sympy.FiniteSet(bound)
+            found = found - point if operator == "≠" else found.intersect(point)
+        elif operator in "<≤":
+            found = found.intersect(sympy.Interval(-sympy.oo, bound, True, is_open))
+        else:
+            found = found.intersect(sympy.Interval(bound, sympy.oo, is_open, True))
+    return found
+
+
+def _variables(node: Node) -> set:
+    """What the inequalities of a node are about."""
+    if isinstance(node, Relation):
+        return {value for value in map(expression, node.sides) if value is not None and value.is_Symbol}
+    parts = node.items if isinstance(node, Group) else node.parts if isinstance(node, Union) else ()
+    return set().union(*map(_variables, parts))
+
+
+def _as_set(node: Node) -> Set | None:
+    """The set of numbers that a node means; None if it means none, or one that sympy does not work out."""
+    if isinstance(node, Leaf) and node.text in NAMED:
+        return NAMED[node.text]
+    if isinstance(node, Relation):
+        return _solutions(node)
+    if isinstance(node, Union):
+        parts = [_as_set(part) for part in node.parts]
+        if None in parts:
+            return None
+        return sympy.Complement(parts[0], sympy.Union(*parts[1:])) if node.without else sympy.Union(*parts)
+    if not isinstance(node, Group):
+        return None
+    if node.brackets == "{}":
+        values = [expression(item) for item in node.items]
+        return None if None in values else sympy.FiniteSet(*values)
+    if node.brackets and node.brackets != "⟨⟩":
+        return _interval(node)
+    parts = [_as_set(item) for item in node.items]
+    if None in parts:
+        return None
+    # `x < 2, x > 5` means either, `x > 2, x < 5` both: the other would be no answer.
+    both = sympy.Intersection(*parts)
+    return both if both.is_empty is False else sympy.Union(*parts)
+
+
+def matched(a: Sequence[Item], b: Sequence[Item], alike: Callable[[Item, Item], bool]) -> bool:
+    """Whether each item has one of its own on the other side."""
+    left = list(b)
+    for item in a:
+        found = next((i for i, other in enumerate(left) if alike(item, other)), None)
+        if found is None:
+            return False
+        left.pop(found)
+    return not left
+
+
+def _pieces(found: Set) -> tuple[Set, ...]:
+    return found.args if isinstance(found, sympy.Union) else (found,)
+
+
+def _same_piece(a: Set, b: Set) -> bool:
+    """Whether two intervals, or two lists of points, have the same ends or points, as expressions."""
+    if isinstance(a, sympy.Interval) and isinstance(b, sympy.Interval):
+        closed = (a.left_open, a.right_open) == (b.left_open, b.right_open)
+        return closed and equal(a.start, b.start) and equal(a.end, b.end)
+    return isinstance(a, sympy.FiniteSet) and isinstance(b, sympy.FiniteSet) and matched(a.args, b.args, equal)
+
+
+def same_sets(a: Node, b: Node) -> bool:
+    one, other = _as_set(a), _as_set(b)
+    variables = [names for names in map(_variables, (a, b)) if names]
+    if one is None or other is None or (len(variables) == 2 and variables[0] != variables[1]):
+        return False
+    if one == other:
+        return True
+    return matched(_pieces(one), _pieces(other), _same_piece)

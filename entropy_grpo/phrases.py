@@ -1,0 +1,186 @@
+"""Phrases of an answer: sentences around it, words, and numbers with what stands beside them. Text in, leaves out.
+
+What comes here is one item, with no list, set or relation in it. A sentence comes off only where it says nothing but
+that this is the answer. Words are told from formulas: `Evelyn` is a word, `xy` and `2x` are products.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from .latex import TEXT
+from .units import MULTIPLES, NOT_UNITS, Unit, unit
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One LaTeX expression with what stands behind it: a unit, a number base, a power of ten in words."""
+
+    text: str
+    unit: Unit | None = None
+    base: int | None = None
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Words:
+    """A name, a letter, a phrase."""
+
+    text: str
+
+
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
+# Words that a text has in no formula, though no backslash stands before them.
+_NAMES = frozenset(
+    "sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt pi lim max min gcd lcm mod det np "
+    "infty cis".split()
+)
+_SHORT_WORDS = frozenset("no on it is at in of to up ok he we if or as am pm".split())
+_CLAIMS = frozenset("answer value solution equals thus so therefore".split())
+
+# Sentences: what joins a name with a value, what takes the claim back, what may begin or end one.
+_COPULA = re.compile(r"\s(?:is equal to|is|are|equals|be|was)(?![a-zA-Z])\s*:?|:\s", re.I)
+_DENIAL = re.compile(r"\b(?:not|never|false|wrong|incorrect|if|unless|or|isn't|aren't|neither|than)\b|n't", re.I)
+_ENDING = re.compile(r"^(.*\S)\s+(?:is|are)\s+(?:the|our|my)\s+(?:\w+\s+)?(?:answer|solution|result|value)s?$", re.I)
+_BEGINNING = re.compile(
+    r"^(?:so|thus|hence|therefore|final|answers?|ans|approximately|about|exactly|option|choice|there (?:is|are))\b[\s,:]*",
+    re.I,
+)
+
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9 .,'\-():;/&?!\"]*")
+_IN_PRODUCT = re.compile(r"\d\s*[a-z]|[a-z]\s*[-+/]\s*\d")
+_NUMBERS = {
+    word: str(i)
+    for i, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty".split()
+    )
+} | {"infinity": "\\infty", "positive infinity": "\\infty", "negative infinity": "-\\infty"}
+
+_CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*(?:\\text\s*\{)?\s*([aApP])\.?\s*[mM]\.?\s*\}?)?")
+_RATIO = re.compile(r"^(\d+) +to +(\d+)$")
+_DIGITS_APART = re.compile(r"(?<![\d.])\d{1,3}(?:[ _]\d{3})+(?![\d])")
+_BASE = re.compile(r"([0-9A-F]+)_\{?\s*(?:\\text\{)?(\d{1,2}|two|three|five|six|seven|eight|nine|ten)\}?\}?")
+_BASES = {"two": 2, "three": 3, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+
+_CURRENCY = re.compile(r"^(?:US\s*)?(-?)\s*(\\\$|[€£]|USD|Rs\.?)\s*(?=[-\d.\\])")
+_EACH = re.compile(r"(?:\\text\{)?\s*(?:per |/\s*\\text)[^{}]*\}?$")
+_WORD_OR_SIGN = r"\\%|\\\$|[€£]|\\text\{[^{}]*\}|[a-zA-Z][a-zA-Z']*+"
+_UNIT = re.compile(
+    rf"(.*?(?:[\d)}}!.]|\\pi))\s*((?:\^\\circ|{_WORD_OR_SIGN})"
+    rf"(?>\s*(?:{_WORD_OR_SIGN}|/|\\cdot|\*|\^\{{?-?\d\}}?))*+)"
+)
+_WITHIN_FORMULA = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot|angle)|cis|[+]")
+_MARKED = ("\\text", "\\%", "\\$", "^", "€", "£")
+_BARE_UNITS = frozenset("cm mm km kg mg ml ft yd lb mi in hr sec min mph Hz kJ kW nm ms sq cu kmh".split())
+_TEMPERATURE = re.compile(r"^(?:\^\\circ|degrees?)\s*(?:(C|celsius)|(?:F|fahrenheit))$", re.I)
+
+
+def unwrapped(text: str) -> str:
+    """The words of `\\text{...}` that is all there is, or that holds words between formulas."""
+    whole = TEXT.fullmatch(text)
+    if whole:
+        return whole[1].strip()
+    return TEXT.sub(lambda match: f" {match[1].strip()} " if _says_something(match[1]) else match[0], text).strip()
+
+
+def _says_something(text: str) -> bool:
+    """Whether words in a formula connect or claim, rather than name a unit."""
+    return not {word.lower() for word in re.findall(r"[A-Za-z']+", text)}.isdisjoint(NOT_UNITS | _CLAIMS)
+
+
+def without_sentence(text: str) -> str:
+    """`The answer is 5` and `5 is the answer` without the sentence, where it says just that."""
+    if not _WORD.search(text):
+        return text
+    if claim := _ENDING.match(text):
+        text = claim[1]
+    parts = _COPULA.split(text)
+    if len(parts) == 2 and _WORD.search(parts[0]) and not _DENIAL.search(text):
+        text = parts[1].strip()
+    elif len(parts) > 1:
+        return text
+    while (shorter := _BEGINNING.sub("", text)) != text and shorter:
+        text = shorter
+    return text
+
+
+def _words(text: str) -> Words | Leaf | None:
+    """Words if the text is nothing else: letters and what stands between them, none of it a formula."""
+    text = re.sub(r"\s+", " ", TEXT.sub(r"\1", text).replace("{", "").replace("}", "")).strip(" .")
+    if re.fullmatch(r"[A-Z]", text):
+        return Words(text)
+    if text.lower() in _NUMBERS:
+        return Leaf(_NUMBERS[text.lower()])
+    runs = _WORD.findall(text)
+    if not runs or not _PLAIN_TEXT.fullmatch(text) or text[0] in "-/" or not _NAMES.isdisjoint(runs):
+        return None
+    # Two letters are a product unless they are a word or two points; so are more beside a number.
+    if all(len(run) < 3 and run.lower() not in _SHORT_WORDS and not run.isupper() for run in runs):
+        return None
+    return None if len(runs) < 2 and _IN_PRODUCT.search(text) else Words(text)
+
+
+def _money(text: str) -> Leaf | None:
+    """A number with a currency before it, and what it is for behind it."""
+    match = _CURRENCY.match(text)
+    if not match:
+        return None
+    each = _EACH.search(text)
+    amount = match[1] + text[match.end() : each.start() if each else None].strip()
+    kind = unit(match[2].rstrip(".") + (" " + re.sub(r"\\text\{|\}", "", each[0]) if each else ""))
+    leaf = _quantity(amount) or Leaf(amount)
+    return replace(leaf, unit=kind) if leaf.unit is None and kind is not None else None
+
+
+def _is_unit(marked: bool, apart: bool, word: str) -> bool:
+    """Whether a word behind a number is a unit, and no variable: marked as text, known, or long and apart."""
+    if marked or word.rstrip("s") in MULTIPLES:
+        return True
+    return word not in _NAMES and (re.split(r"[\^/]", word)[0] in _BARE_UNITS or (len(word) > 2 and apart))
+
+
+def _quantity(text: str) -> Leaf | None:
+    """A number with a unit, percent, degrees or a power of ten in words behind it."""
+    match = _UNIT.fullmatch(text)
+    if not match or (match[2].startswith("^") and _WITHIN_FORMULA.search(match[1])):
+        return None  # those are the degrees of an angle within a formula
+    value, behind = match[1].strip(), TEXT.sub(lambda text: f" {text[1].strip()}", match[2]).strip()
+    words, times = behind.split(), 1
+    if TEXT.search(value) or not _NAMES.issuperset(_WORD.findall(value)) or not words:
+        return None
+    if not _is_unit(match[2].startswith(_MARKED), text[len(value)].isspace(), words[0]):
+        return None
+    while words and (multiple := words[0].lower().rstrip("s")) in MULTIPLES:
+        times *= MULTIPLES[multiple]
+        words.pop(0)
+    if not words:
+        return Leaf(value, times=times)
+    behind = _TEMPERATURE.sub(lambda match: "celsius" if match[1] else "fahrenheit", " ".join(words))
+    found = unit(behind)
+    return None if found is None else Leaf(value, None if found.says_nothing else found, times=times)
+
+
+def _based(text: str) -> Leaf | None:
+    """Digits with the base that they are written in."""
+    match = _BASE.fullmatch(text)
+    if not match:
+        return None
+    digits, base = match[1], _BASES.get(match[2]) or int(match[2])
+    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
+        return None
+    return Leaf(digits.lstrip("0") or "0", base=base if base != 10 else None)
+
+
+def _clock(text: str) -> Words | None:
+    """A time of day, which is no ratio."""
+    match = _CLOCK.fullmatch(text)
+    return Words(f"{int(match[1])}:{match[2]} {match[3].lower()}m" if match[3] else text) if match else None
+
+
+def plain(text: str) -> Leaf | Words:
+    """One item without lists, sets and relations in it."""
+    text = _DIGITS_APART.sub(lambda match: re.sub("[ _]", "", match[0]), _RATIO.sub(r"\1:\2", text))
+    for form in (_clock, _money, _quantity, _based, _words):
+        if (found := form(text)) is not None:
+            return found
+    return Leaf(text)
