@@ -52,7 +52,7 @@ _REWRITES = [
     (re.compile(r"\\(?:lvert|rvert|vert|mid)(?![a-zA-Z])"), "|"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"\*"), r"\\cdot "),
-    (re.compile(r"\\(?:operatorname|text)\{cis\}"), "cis "),
+    (re.compile(r"\\(?:operatorname|text)\{\s*cis\s*\}"), "cis "),
     (re.compile(r"(?<![a-zA-Z])\\?cis\s*\(([^()]*)\)"), r"e^{i(\1)}"),
     (re.compile(r"(?<![a-zA-Z])\\?cis\s*(\\frac\{[^{}]*\}\{[^{}]*\}|[0-9a-z\\.()/]+)"), r"e^{i(\1)}"),
     (re.compile(r"^([^\\]*\S)\s*\\angle\s*(.+)$"), r"\1e^{i(\2)}"),

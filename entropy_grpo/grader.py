@@ -1,7 +1,7 @@
 """Grading in worker processes that no answer can stop: each answer has a time limit, and so has each call.
 
-math-verify hands an answer to sympy, which may take seconds over a short one and for ever over a hostile one, and its
-own time limit, a signal, does not interrupt what does not return to Python. Here a worker that passes the limit is
+Grading hands an answer to sympy, which may take seconds over a short one and for ever over a hostile one, and a time
+limit by a signal, as math-verify has it, does not interrupt what does not return to Python. Here a worker that passes the limit is
 killed and replaced, workers are renewed after a while because sympy's caches grow, and their memory is bounded.
 
 Answers that are plainly right or wrong do not go to a worker, and equal pairs go once. An answer has `FIRST_SECONDS`
@@ -37,6 +37,8 @@ FIRST_SECONDS = 0.3
 TASKS_PER_WORKER = 1000
 START_SECONDS = 60.0
 WORKER_BYTES = 4 * 2**30
+# What answers are compared with to find those that take too long with whatever.
+PROBE = "\\frac{3}{7}"
 # Pairs that were begun and never asked for are forgotten beyond this many.
 MOST_BEGUN = 2**15
 
@@ -55,8 +57,8 @@ def nesting(text: str) -> int:
     return max(accumulate(steps, initial=0))
 
 
-def plain_verdict(answer: str | None, reference: str) -> Verdict | None:
-    """The verdict where it takes no mathematics; None where it does.
+def plain_verdict(answer: str | None, reference: str, relative_tolerance: float = 0.0) -> Verdict | None:
+    """The verdict where it takes no mathematics, as `compare` finds it; None where it does.
 
     No answer, an empty one, and one of more than `LONGEST_ANSWER` characters or `DEEPEST_ANSWER` brackets within
     brackets are wrong.
@@ -66,7 +68,7 @@ def plain_verdict(answer: str | None, reference: str) -> Verdict | None:
     answer, reference = answer.strip(), reference.strip()
     if answer == reference:
         return Verdict.RIGHT
-    if INTEGER.fullmatch(answer) and INTEGER.fullmatch(reference):
+    if not relative_tolerance and INTEGER.fullmatch(answer) and INTEGER.fullmatch(reference):
         return Verdict.RIGHT if int(answer) == int(reference) else Verdict.WRONG
     return Verdict.WRONG if nesting(answer) > DEEPEST_ANSWER else None
 
@@ -99,10 +101,12 @@ class Grader:
         workers: how many processes.
         seconds: wall-clock limit for one answer.
         total_seconds: how long a call waits at most; what is not graded by then is a timeout, too.
+        relative_tolerance: how far a real number may be from the reference, as a share of it.
     """
 
-    def __init__(self, workers: int, seconds: float, total_seconds: float):
+    def __init__(self, workers: int, seconds: float, total_seconds: float, relative_tolerance: float = 0.0):
         self.workers, self.seconds, self.total_seconds = workers, seconds, total_seconds
+        self.relative_tolerance = relative_tolerance
         self._pool: ProcessPool | None = None
         self._begun: dict[Pair, ProcessFuture] = {}
         # Imports while the caller does something else. The workers are forked from that process, not from this one,
@@ -132,7 +136,8 @@ class Grader:
 
     def _schedule(self, pair: Pair, seconds: float) -> ProcessFuture:
         try:
-            return self._pool.schedule(compare, args=pair, timeout=seconds)
+            tolerance = {"relative_tolerance": self.relative_tolerance}
+            return self._pool.schedule(compare, args=pair, kwargs=tolerance, timeout=seconds)
         except RuntimeError as error:  # the pool broke just now
             future = ProcessFuture()
             future.set_exception(error)
@@ -148,7 +153,7 @@ class Grader:
         """Start to grade and return at once; a later call with the same answers collects."""
         self._open_pool()
         for pair in dict.fromkeys(zip(answers, references, strict=True)):
-            if pair not in self._begun and plain_verdict(*pair) is None:
+            if pair not in self._begun and plain_verdict(*pair, self.relative_tolerance) is None:
                 self._begun[pair] = self._schedule(pair, min(FIRST_SECONDS, self.seconds))
         while len(self._begun) > MOST_BEGUN:
             self._begun.pop(next(iter(self._begun))).cancel()
@@ -171,18 +176,9 @@ class Grader:
             self.close()
         return found
 
-    def __call__(
-        self, answers: Sequence[str | None], references: Sequence[str], log_metric: LogMetric | None = None
-    ) -> list[float]:
-        """1.0 for an answer that is equivalent to its reference, else 0.0, also where that was not found out.
-
-        `log_metric` gets shares of the answers: `grading/timeouts`, those that passed a limit, `grading/failures`,
-        those that ended their worker or raised, and `grading/unparseable_references`, those whose reference says
-        nothing to math-verify, not even as text.
-        """
-        deadline = time.monotonic() + self.total_seconds
-        pairs = list(zip(answers, references, strict=True))
-        verdicts = {pair: plain_verdict(*pair) for pair in pairs}
+    def _grade(self, pairs: Sequence[Pair], deadline: float) -> dict[Pair, Verdict]:
+        """The verdict of every pair, each found once."""
+        verdicts = {pair: plain_verdict(*pair, self.relative_tolerance) for pair in pairs}
         waiting = [pair for pair, verdict in verdicts.items() if verdict is None]
         if waiting:
             verdicts |= self._collect(waiting, min(FIRST_SECONDS, self.seconds), deadline)
@@ -192,11 +188,52 @@ class Grader:
             verdicts |= self._collect(again, self.seconds, deadline)
         if waiting and all(verdicts[pair] is Verdict.FAILURE for pair in waiting):
             self._check_workers()
-        if log_metric is not None and pairs:
-            counts = Counter(verdicts[pair] for pair in pairs)
+        return verdicts
+
+    def verdicts(self, answers: Sequence[str | None], references: Sequence[str]) -> list[Verdict]:
+        """What comes of each answer beside its reference; one that was not graded in time is a timeout."""
+        pairs = list(zip(answers, references, strict=True))
+        found = self._grade(pairs, time.monotonic() + self.total_seconds)
+        return [found[pair] for pair in pairs]
+
+    def classes(self, answers: Sequence[str | None]) -> list[int]:
+        """A number for each answer to one question, the same for those that say the same; -1 for no answer.
+
+        Classes are numbered as they first appear, and each answer is compared with the first of each. One that takes
+        too long to read, and what is left at the end of the time for a call, has a class of its own text.
+        """
+        deadline = time.monotonic() + self.total_seconds
+        texts = [answer.strip() if answer else "" for answer in answers]
+        left = [text for text in dict.fromkeys(texts) if text]
+        probes = self._grade([(text, PROBE) for text in left], deadline)
+        slow = {text for (text, _), verdict in probes.items() if verdict in (Verdict.TIMEOUT, Verdict.FAILURE)}
+        firsts: dict[str, str] = {text: text for text in slow}
+        left = [text for text in left if text not in slow]
+        while left:
+            first, *others = left
+            firsts[first] = first
+            found = self._grade([(text, first) for text in others], deadline) if time.monotonic() < deadline else {}
+            same = {text for (text, _), verdict in found.items() if verdict is Verdict.RIGHT}
+            firsts |= dict.fromkeys(same, first)
+            left = [text for text in others if text not in same]
+        numbers = {first: number for number, first in enumerate(dict.fromkeys(firsts[text] for text in texts if text))}
+        return [numbers[firsts[text]] if text else -1 for text in texts]
+
+    def __call__(
+        self, answers: Sequence[str | None], references: Sequence[str], log_metric: LogMetric | None = None
+    ) -> list[float]:
+        """1.0 for an answer that is equivalent to its reference, else 0.0, also where that was not found out.
+
+        `log_metric` gets shares of the answers: `grading/timeouts`, those that passed a limit, `grading/failures`,
+        those that ended their worker or raised, and `grading/unparseable_references`, those whose reference is neither
+        mathematics nor words.
+        """
+        verdicts = self.verdicts(answers, references)
+        if log_metric is not None and verdicts:
+            counts = Counter(verdicts)
             for name, verdict in METRICS.items():
-                log_metric(f"grading/{name}", counts[verdict] / len(pairs))
-        return [float(verdicts[pair] is Verdict.RIGHT) for pair in pairs]
+                log_metric(f"grading/{name}", counts[verdict] / len(verdicts))
+        return [float(verdict is Verdict.RIGHT) for verdict in verdicts]
 
 
 def worker_count() -> int:

@@ -42,7 +42,8 @@ _COPULA = re.compile(r"\s(?:is equal to|is|are|equals|be|was)(?![a-zA-Z])\s*:?|:
 _DENIAL = re.compile(r"\b(?:not|never|false|wrong|incorrect|if|unless|or|isn't|aren't|neither|than)\b|n't", re.I)
 _ENDING = re.compile(r"^(.*\S)\s+(?:is|are)\s+(?:the|our|my)\s+(?:\w+\s+)?(?:answer|solution|result|value)s?$", re.I)
 _BEGINNING = re.compile(
-    r"^(?:so|thus|hence|therefore|final|answers?|ans|approximately|about|exactly|option|choice|there (?:is|are))\b[\s,:]*",
+    r"^(?:so|thus|hence|therefore|final|answers?|ans|approximately|about|exactly|option|choice|there (?:is|are))\b"
+    r"[\s,:]*",
     re.I,
 )
 

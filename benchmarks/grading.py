@@ -1,0 +1,95 @@
+"""The grader beside plain math-verify on the answer pairs that the tests own: what each grades wrongly.
+
+python -m benchmarks.grading            # a minute, benchmarks/results/grading.json and the table
+python -m benchmarks.grading --table    # only the table of the recorded results
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from math_verify import parse, verify
+
+from entropy_grpo.grading import Verdict, boxed, compare
+from tests import answer_pairs as pairs
+
+COMMAND = "python -m benchmarks.grading"
+RESPONSE = "Putting it together, the final answer is $\\boxed{{{answer}}}$."
+Case = tuple[str, str, str, float, bool]
+
+
+def cases() -> Iterator[Case]:
+    """(kind, response, reference, relative tolerance, whether it is right) of the whole table."""
+    for label, kinds in ((True, pairs.EQUAL), (False, pairs.UNEQUAL)):
+        for kind, found in kinds.items():
+            yield from ((kind, RESPONSE.format(answer=a), reference, 0.0, label) for a, reference in found)
+    for label, found in ((True, pairs.WITHIN), (False, pairs.BEYOND)):
+        yield from (("within 1%", RESPONSE.format(answer=a), r, pairs.TOLERANCE, label) for a, r in found)
+    for label, found in ((True, pairs.RIGHT_RESPONSES), (False, pairs.WRONG_RESPONSES)):
+        yield from (("whole responses", response, reference, 0.0, label) for response, reference in found)
+
+
+def ours(response: str, reference: str, relative_tolerance: float) -> bool:
+    """As the reward does it, without the processes."""
+    answer = boxed(response)
+    return answer is not None and compare(answer, reference, relative_tolerance) is Verdict.RIGHT
+
+
+def plain_math_verify(response: str, reference: str, relative_tolerance: float) -> bool:
+    """As the field calls it: both texts parsed with the default settings. It has no tolerance."""
+    return bool(verify(parse(f"\\boxed{{{reference}}}"), parse(response)))
+
+
+GRADERS = {"ours": ours, "plain math-verify": plain_math_verify}
+
+
+def wrong(grade: Callable[[str, str, float], bool], found: list[Case]) -> dict[str, list[Case]]:
+    """The cases that a grader gets wrong: false positives and false negatives."""
+    mistakes = [case for case in found if grade(*case[1:4]) is not case[4]]
+    return {
+        "false_positives": [case for case in mistakes if not case[4]],
+        "false_negatives": [case for case in mistakes if case[4]],
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The recorded results in Markdown."""
+    lines = [
+        f"| {results['equal']} answers that are right, {results['unequal']} that are not | counted as right though "
+        "wrong | counted as wrong though right |",
+        "|---|---|---|",
+    ]
+    for name in GRADERS:
+        mistakes = results[name]
+        lines.append(f"| {name} | {len(mistakes['false_positives'])} | {len(mistakes['false_negatives'])} |")
+    return "\n".join(lines)
+
+
+def listing(results: dict[str, Any]) -> str:
+    """Every mistake in a line."""
+    lines = []
+    for name in GRADERS:
+        for sort, mistakes in results[name].items():
+            lines += [f"\n{name}, {sort.replace('_', ' ')}: {len(mistakes)}"]
+            lines += [f"  {kind}: {boxed(text) or text!r} for {reference}" for kind, text, reference, *_ in mistakes]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from benchmarks import measure
+    from entropy_grpo import records
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--table", action="store_true", help="only write the table of the recorded results")
+    if not parser.parse_args().table:
+        found = list(cases())
+        right = sum(case[4] for case in found)
+        figures = {"equal": right, "unequal": len(found) - right}
+        measure.write("grading", COMMAND, figures | {name: wrong(grade, found) for name, grade in GRADERS.items()})
+    results = records.read_json(measure.RESULTS / "grading.json")
+    measure.write_readme(COMMAND, table(results))
+    print(listing(results), table(results), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
