@@ -12,7 +12,7 @@ RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier grading
 
 help:  ## this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
@@ -77,3 +77,6 @@ kill: setup  ## kill runs at random moments and compare what they end with (half
 
 verifier: setup  ## attack the grader with 10,000 hostile answers and measure its throughput (half an hour on two cores)
 	$(BIN)/python -m benchmarks.verifier
+
+grading: setup  ## grade the answer pairs that the tests own, beside plain math-verify, and list what each gets wrong (a minute)
+	$(BIN)/python -m benchmarks.grading

@@ -329,7 +329,7 @@ class RunConfig:
         reward_scale: what a right and a wrong answer are worth to rewards by name: `0/1` for 1 and 0, `+-1` for 1 and
             -1. `overlong` and your own functions have their own values.
         grading_seconds: wall-clock limit for grading one answer; one that passes it counts as wrong, and so does one
-            whose reference math-verify cannot read, unless the two are the same text.
+            whose reference cannot be read, unless the two are the same text.
         grading_total_seconds: how long a process waits at most for the grading of a rollout or an evaluation batch;
             answers that are not graded by then count as wrong.
         num_train_problems: for an embedded data set, how many problems to make.

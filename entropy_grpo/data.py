@@ -218,7 +218,7 @@ def _filtered(
     """The problems to keep, in the template, and how many were left out, each by the first reason that held.
 
     Left out are problems without an answer; repetitions; questions with different answers; those whose reference
-    math-verify cannot read, unless a function of the user's own grades; those of evaluation sets; long prompts.
+    the grader cannot read, unless a function of the user's own grades; those of evaluation sets; long prompts.
     """
     answers = [(answer or "").strip() for answer in rows["solution"]]
     questions = [normalised(question_text(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
@@ -247,7 +247,7 @@ def _filtered(
     if PartialState().is_main_process:
         print(f"{config.dataset_name}: {len(kept)} problems of {len(rows)}; left out: {told}", flush=True)
         for reference in unread[:NUM_SHOWN]:
-            print(f"  math-verify cannot read the reference {reference!r:.200}", flush=True)
+            print(f"  the grader cannot read the reference {reference!r:.200}", flush=True)
     return rows.select(kept), {"rows": len(rows), "left_out": counts, "unreadable_references": unread}
 
 

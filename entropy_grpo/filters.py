@@ -46,7 +46,7 @@ def repeated(questions: Sequence[str], answers: Sequence[str]) -> tuple[set[int]
 
 
 def unreadable(references: Iterable[str], workers: int, seconds: float) -> list[str]:
-    """The references, each once and in order, that math-verify makes nothing of within `seconds` of wall clock.
+    """The references, each once and in order, that the grader makes nothing of within `seconds` of wall clock.
 
     At most `workers` processes parse them, which are killed if they pass the limit; numbers in digits are not parsed.
     """

@@ -1,8 +1,9 @@
 """Grading in worker processes that no answer can stop: each answer has a time limit, and so has each call.
 
-Grading hands an answer to sympy, which may take seconds over a short one and for ever over a hostile one, and a time
-limit by a signal, as math-verify has it, does not interrupt what does not return to Python. Here a worker that passes the limit is
-killed and replaced, workers are renewed after a while because sympy's caches grow, and their memory is bounded.
+Grading hands an answer to sympy, which may take seconds over a short one and for ever over a hostile one. A time limit
+by a signal, as math-verify has one, does not interrupt what does not return to Python. Here a worker that passes the
+limit is killed and replaced, workers are renewed after a while because sympy's caches grow, and their memory is
+bounded.
 
 Answers that are plainly right or wrong do not go to a worker, and equal pairs go once. An answer has `FIRST_SECONDS`
 at first; those that need more get the limit after all others, so that slow answers hold up few but each other. What
@@ -205,7 +206,7 @@ class Grader:
         deadline = time.monotonic() + self.total_seconds
         texts = [answer.strip() if answer else "" for answer in answers]
         left = [text for text in dict.fromkeys(texts) if text]
-        probes = self._grade([(text, PROBE) for text in left], deadline)
+        probes = self._grade([(text, PROBE) for text in left if not INTEGER.fullmatch(text)], deadline)
         slow = {text for (text, _), verdict in probes.items() if verdict in (Verdict.TIMEOUT, Verdict.FAILURE)}
         firsts: dict[str, str] = {text: text for text in slow}
         left = [text for text in left if text not in slow]

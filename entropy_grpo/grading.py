@@ -4,7 +4,7 @@ import re
 from enum import StrEnum
 
 from . import answers, equivalence, latex
-from .phrases import Words
+from .phrases import Leaf, Words
 
 BRACE = re.compile(r"[{}]")
 
@@ -39,9 +39,16 @@ def answer_line(text: str) -> str | None:
     return lines[-1].strip() if lines else None
 
 
+def _read(text: str) -> answers.Node:
+    try:
+        return answers.read(text)
+    except RecursionError:  # hundreds of brackets within brackets
+        return Leaf(text)
+
+
 def choice(text: str) -> str | None:
     """The letter of the option that a boxed answer or an answer line names, as a capital; None if it names none."""
-    node = answers.read(latex.simplified(text))
+    node = _read(latex.simplified(text))
     if isinstance(node, answers.Choice):
         return node.letter
     return node.text.upper() if isinstance(node, Words) and len(node.text) == 1 else None
@@ -53,12 +60,12 @@ def readable(reference: str) -> bool:
     There is no limit on the time that it takes.
     """
     text = latex.simplified(reference)
-    return bool(text) and equivalence.readable(answers.read(text))
+    return bool(text) and equivalence.readable(_read(text))
 
 
 def _bare_list(text: str) -> answers.Group | None:
     """A text as a list without brackets, also where `1,234` would rather be one number."""
-    node = answers.read(text)
+    node = _read(text)
     return node if isinstance(node, answers.Group) and not node.brackets else answers.as_list(text)
 
 
@@ -78,6 +85,6 @@ def compare(answer: str, reference: str, relative_tolerance: float = 0.0) -> Ver
     if not texts[0]:
         return Verdict.WRONG
     lists = [_bare_list(text) for text in texts]
-    readings = [[answers.read(text) for text in texts], *([lists] if None not in lists else [])]
+    readings = [[_read(text) for text in texts], *([lists] if None not in lists else [])]
     right = any(equivalence.equivalent(*reading, relative_tolerance) for reading in readings)
     return Verdict.RIGHT if right else Verdict.WRONG

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import embedded, kill, measure, sampling, speed, verifier
+from benchmarks import embedded, grading, kill, measure, sampling, speed, verifier
 
 
 @pytest.fixture
@@ -47,6 +47,11 @@ def test_readme_holds_the_recorded_attack():
     results = json.loads((measure.RESULTS / "verifier.json").read_text())
     assert measure.readme_block(verifier.COMMAND)[1] == verifier.table(results)
     assert results["attack"]["graded_right"] == results["attack"]["files_made"] == 0
+
+
+def test_readme_holds_the_recorded_grades():
+    results = json.loads((measure.RESULTS / "grading.json").read_text())
+    assert measure.readme_block(grading.COMMAND)[1] == grading.table(results)
 
 
 def test_intervals_are_those_of_the_seeds(results):

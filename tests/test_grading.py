@@ -1,0 +1,270 @@
+"""The grader on answer pairs labelled by hand, and against arithmetic that is worked out here."""
+
+import itertools
+import json
+import random
+import time
+from fractions import Fraction
+
+import pytest
+
+from benchmarks import grading as benchmark
+from benchmarks import measure
+from entropy_grpo.answers import read
+from entropy_grpo.grader import DEEPEST_ANSWER, LONGEST_ANSWER, Grader, nesting, plain_verdict
+from entropy_grpo.grading import Verdict, choice, compare, readable
+from entropy_grpo.latex import simplified
+from tests import answer_pairs as pairs
+
+CASES = list(benchmark.cases())
+EQUAL = [pair for found in pairs.EQUAL.values() for pair in found]
+UNEQUAL = [pair for found in pairs.UNEQUAL.values() for pair in found]
+MOST_FALSE_NEGATIVES = 17
+
+
+def test_the_table_is_large_and_does_not_contradict_itself():
+    assert len(EQUAL) >= 300 and len(UNEQUAL) >= 300
+    for right, wrong in ((EQUAL, UNEQUAL), (pairs.WITHIN, pairs.BEYOND)):
+        assert len({*right, *wrong}) == len(right) + len(wrong)
+
+
+def test_no_wrong_answer_is_right_and_few_right_ones_are_wrong():
+    mistakes = benchmark.wrong(benchmark.ours, CASES)
+    assert mistakes["false_positives"] == []
+    assert {case[0] for case in mistakes["false_negatives"]} <= {"hard to tell"}
+    assert len(mistakes["false_negatives"]) <= MOST_FALSE_NEGATIVES
+
+
+def test_plain_math_verify_is_worse_on_both():
+    recorded = json.loads((measure.RESULTS / "grading.json").read_text())
+    assert recorded["equal"] + recorded["unequal"] == len(CASES)
+    assert len(recorded["plain math-verify"]["false_positives"]) > len(recorded["ours"]["false_positives"]) == 0
+    plain = recorded["plain math-verify"]["false_negatives"]
+    assert len(plain) > MOST_FALSE_NEGATIVES >= len(recorded["ours"]["false_negatives"])
+    for mistakes in recorded["plain math-verify"].values():
+        for kind, response, reference, tolerance, label in mistakes[:: len(mistakes) // 8]:
+            assert (kind, response, reference, tolerance, label) in CASES
+            assert benchmark.plain_math_verify(response, reference, tolerance) is not label
+
+
+def test_the_short_cut_says_what_the_grader_says():
+    found = [(pair, plain_verdict(*pair)) for pair in EQUAL + UNEQUAL]
+    decided = [(pair, verdict) for pair, verdict in found if verdict is not None]
+    assert len(decided) > 15
+    for pair, verdict in decided:
+        assert compare(*pair) is verdict, pair
+    assert plain_verdict("101", "100", 0.01) is None and plain_verdict("100", "100", 0.01) is Verdict.RIGHT
+
+
+# A base that is left out is right in the answer only, and an open interval `(0, 1)` is a reference for no inequality
+# that it does not name.
+ONE_WAY = {"bases", "hard to tell"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in pairs.EQUAL if kind not in ONE_WAY])
+def test_it_makes_no_difference_which_is_the_answer(kind):
+    for answer, reference in pairs.EQUAL[kind][::4]:
+        assert compare(reference, answer) is Verdict.RIGHT, (reference, answer)
+    for answer, reference in pairs.UNEQUAL.get(kind, [])[::4]:
+        assert compare(reference, answer) is not Verdict.RIGHT, (reference, answer)
+
+
+@pytest.mark.parametrize("around", ["${}$", "\\boxed{{{}}}", " {} .", "\\[{}\\]", "The answer is {}."])
+def test_what_stands_around_an_answer_changes_nothing(around):
+    for kind in ("fractions", "scientific", "equations", "intervals", "tuples", "matrices", "complex", "text"):
+        for _, reference in pairs.EQUAL[kind][::7]:
+            assert "$" in reference or compare(around.format(reference), reference) is Verdict.RIGHT, reference
+
+
+def test_references_of_the_table_can_be_read():
+    unread = {reference for _, reference in EQUAL if not readable(reference)}
+    assert unread <= {"\\{3,4,5,\\dots\\}", "1+2+\\dots+n", "\\{2n : n \\in \\mathbb{Z}\\}", "k\\pi, k\\in\\mathbb{Z}"}
+    assert not any(map(readable, ["", "\\frac{", "?!", "{{{", "8.8.8", "4 5"]))
+
+
+# Against arithmetic
+
+
+def rendered(rng, value):
+    """A fraction in one of the ways in which it is written."""
+    over, under, factor = value.numerator, value.denominator, rng.randint(2, 9)
+    forms = [
+        f"\\frac{{{over}}}{{{under}}}",
+        f"\\dfrac{{{over * factor}}}{{{under * factor}}}",
+        f"{over}/{under}",
+        f"\\frac{{{over}}}{{{factor}}} \\cdot \\frac{{{factor}}}{{{under}}}",
+        f"{over - under}/{under}+1",
+    ]
+    if 1000 % under == 0:
+        forms += [f"{float(value):.3f}", f"{over * 1000 // under}e-3", f"{float(value * 100):.1f}\\%"]
+    if over > under > 1:
+        forms.append(f"{over // under}\\frac{{{over % under}}}{{{under}}}")
+    return rng.choice(forms)
+
+
+def test_fractions_are_equal_where_their_values_are():
+    rng, right = random.Random(0), 0
+    values = [Fraction(a, b) for a in range(-3, 12) for b in (1, 2, 3, 7, 8)]
+    for _ in range(250):
+        one = rng.choice(values)
+        other = one if rng.random() < 0.5 else rng.choice(values)
+        texts = rendered(rng, one), rendered(rng, other)
+        if sum("%" in text for text in texts) == 1 and one != other:
+            continue  # 50% is 50 as well
+        assert (compare(*texts) is Verdict.RIGHT) == (one == other), texts
+        right += one == other
+    assert 100 < right < 200
+
+
+def polynomial(rng, roots, variable):
+    """A monic polynomial by its roots, and by coefficients that are multiplied out here."""
+    coefficients = [1]
+    for root in roots:
+        shifted = [*coefficients, 0]
+        for i, coefficient in enumerate(coefficients):
+            shifted[i + 1] -= root * coefficient
+        coefficients = shifted
+    powers = range(len(roots), -1, -1)
+    terms = [f"{c:+d}{variable}^{{{power}}}" for c, power in zip(coefficients, powers, strict=True)]
+    rng.shuffle(terms)
+    return "".join(f"({variable}{-root:+d})" for root in roots), "".join(terms)
+
+
+def test_polynomials_are_equal_where_their_roots_are():
+    rng = random.Random(1)
+    for _ in range(25):
+        roots = [rng.randint(-4, 4) for _ in range(rng.randint(1, 4))]
+        factors, terms = polynomial(rng, roots, "x")
+        assert compare(factors, terms) is Verdict.RIGHT, (factors, terms)
+        others = [*roots[1:], roots[0] + 1]
+        assert compare(polynomial(rng, others, "x")[1], factors) is Verdict.WRONG
+        assert compare(polynomial(rng, roots, "y")[0], terms) is Verdict.WRONG
+
+
+def union(rng):
+    """One to three intervals between 0 and 3 as a text, and which halves of whole numbers are in them."""
+    texts, points = [], set()
+    for _ in range(rng.randint(1, 3)):
+        low = rng.randint(0, 2)
+        high = rng.randint(low + 1, 3)
+        opening, closing = rng.choice("(["), rng.choice(")]")
+        texts.append(f"{opening}{low},{high}{closing}")
+        points |= {p for p in range(2 * low, 2 * high + 1) if (p > 2 * low or opening == "[")
+                   and (p < 2 * high or closing == "]")}  # fmt: skip
+    return "\\cup".join(texts), points
+
+
+def test_unions_are_equal_where_they_have_the_same_points():
+    # Ends are whole numbers, so that a union is told by the whole numbers and those half-way between them.
+    rng, found = random.Random(2), []
+    for _ in range(150):
+        (one, points), (other, points_of_other) = union(rng), union(rng)
+        if "\\cup" not in one + other:
+            continue
+        same = points == points_of_other
+        assert (compare(one, other) is Verdict.RIGHT) == same, (one, other)
+        found.append(same)
+    assert 2 < sum(found) < len(found)
+
+
+# Tolerance, options, processes
+
+
+def test_tolerance_is_a_share_of_the_reference():
+    for tolerance, wide in itertools.product((0.0, 0.01, 0.1), (99.5, 100.0, 100.5, 101.0, 109.0, 111.0)):
+        right = abs(wide - 100) <= tolerance * 100
+        assert (compare(f"{wide}", "10^2", tolerance) is Verdict.RIGHT) == right
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("C", "C"),
+        ("(c)", "C"),
+        ("\\text{(B)}", "B"),
+        ("The answer is (D)", "D"),
+        ("The correct option is A", "A"),
+        ("B. 8 \\text{ cm}", "B"),
+        ("**D**", "D"),
+        ("A or B", None),
+        ("(A) 1 (B) 2", None),
+        ("not C", None),
+        ("8", None),
+        ("", None),
+    ],
+)
+def test_choice(text, letter):
+    assert choice(text) == letter
+
+
+@pytest.fixture(scope="module")
+def grader():
+    made = Grader(2, seconds=20, total_seconds=60)
+    made(["1/2"], ["0.5"])  # the workers have started
+    yield made
+    made.close()
+
+
+def test_verdicts_are_those_of_compare(grader):
+    asked = [*EQUAL[::40], *UNEQUAL[::40], ("8", "\\frac{")]
+    assert grader.verdicts(*zip(*asked, strict=True)) == [compare(*pair) for pair in asked]
+    assert grader.verdicts([None, "8"], ["8", "8"]) == [Verdict.WRONG, Verdict.RIGHT]
+
+
+def test_a_grader_with_a_tolerance():
+    with_tolerance = Grader(1, seconds=20, total_seconds=60, relative_tolerance=0.01)
+    answers, references = ["1.61", "101", "1.65", "102", "100"], ["1.6", "100", "1.6", "100", "100"]
+    assert with_tolerance(answers, references) == [1.0, 1.0, 0.0, 0.0, 1.0]
+    with_tolerance.close()
+
+
+def test_classes_are_what_comparing_every_pair_finds(grader):
+    rng = random.Random(3)
+    pool = [
+        "1/2",
+        "0.5",
+        "\\frac{2}{4}",
+        "50\\%",
+        "2",
+        "x=2",
+        "2.0",
+        "\\{1,2\\}",
+        "2,1",
+        "\\sqrt{2}",
+        "Evelyn",
+        "\\frac{",
+    ]
+    for size in (0, 1, 2, 9, 16):
+        answers = [rng.choice([*pool, None, " ", "0.5"]) for _ in range(size)]
+        found = grader.classes(answers)
+        assert [number == -1 for number in found] == [not (answer or "").strip() for answer in answers]
+        for (one, i), (other, j) in itertools.combinations(zip(answers, found, strict=True), 2):
+            if i >= 0 and j >= 0:
+                assert (i == j) == (compare(one, other) is Verdict.RIGHT), (one, other)
+        assert list(dict.fromkeys(n for n in found if n >= 0)) == list(range(len({*found} - {-1})))
+
+
+def test_identical_answers_need_no_worker(monkeypatch):
+    monkeypatch.setattr("entropy_grpo.grader.ProcessPool", None)
+    made = Grader(1, seconds=1, total_seconds=5)
+    assert made.classes(["8", None, "9", "08", "8", "", "+9"]) == [0, -1, 1, 0, 0, -1, 1]
+
+
+def test_answers_that_take_for_ever_are_classes_of_their_own():
+    made = Grader(2, seconds=0.3, total_seconds=60)
+    endless = ["9^{9^{9^{8}}}", "8^{9^{9^{9}}}"]
+    start = time.monotonic()
+    assert made.classes([endless[0], "1/2", endless[1], "0.5", endless[0]]) == [0, 1, 2, 1, 0]
+    assert time.monotonic() - start < 30
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "piece", ["a", "a ", "1,", "1,000", "\\text{a} ", "x=", "is ", "5 a", "e1", "\\cup[0,1]", "$1"]
+)
+def test_long_texts_are_read_in_no_time(piece):
+    text = "5 " + (piece * 2000)[:1990] + "!"
+    assert nesting(text) <= DEEPEST_ANSWER and len(text) <= LONGEST_ANSWER
+    start = time.monotonic()
+    assert read(simplified(text)) != read("5")
+    assert time.monotonic() - start < 2
