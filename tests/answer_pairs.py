@@ -1129,6 +1129,4 @@ WRONG_RESPONSES = [
     ("\\boxed{8}\\boxed{9}", "8"),
     ("The final answer is 8. \\boxed{\\frac{}}", "8"),
     ("It is 8. I hope it is correct. \\boxed{", "8"),
-    ("8", "8"),
-    ("The answer is 8.", "8"),
 ]
