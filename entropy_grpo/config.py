@@ -10,12 +10,13 @@ from pathlib import Path
 from trl import GRPOConfig
 
 from .adapters import CheckedModelConfig
+from .evaluation.benchmarks import PUBLISHED
 from .names import EMBEDDED, FILE_FORMATS
 from .ops.kernels import check_installed
 from .prompts import TEMPLATES
 from .sampling import LIMITS, informative
 from .selection import MAX_TOKENS, SCOPES, SELECTIONS
-from .sources import EVALUATION, TRAINING
+from .sources import TRAINING
 
 # Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
 TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
@@ -287,9 +288,9 @@ def check_template(name: str | None) -> None:
 def check_decontamination(names: list[str]) -> None:
     """Refuse what is neither an evaluation set nor a file."""
     for name in names:
-        if name not in EVALUATION and Path(name).suffix not in FILE_FORMATS:
+        if name not in PUBLISHED and Path(name).suffix not in FILE_FORMATS:
             raise ValueError(
-                f"decontaminate_against names {name!r}: choose among {', '.join(EVALUATION)} and files that end "
+                f"decontaminate_against names {name!r}: choose among {', '.join(PUBLISHED)} and files that end "
                 f"in {' or '.join(FILE_FORMATS)}."
             )
 
@@ -320,8 +321,8 @@ class RunConfig:
         max_prompt_length: leave out problems whose prompt has more tokens; null for no limit.
         max_position_embeddings: how many positions the model is told to have, in a copy of its configuration that
             vLLM, checkpoints and evaluations read, too; null for its own.
-        decontaminate_against: leave out problems that occur in these evaluation sets, each one of `sources.EVALUATION`
-            or a file with a column `problem`, `question` or `prompt`.
+        decontaminate_against: leave out problems that occur in these evaluation sets, each one of
+            `evaluation.benchmarks.PUBLISHED` or a file with a column `problem`, `question` or `prompt`.
         rewards: names of reward functions (see `rewards.REWARDS`), `overlong`, or `module:function`; the first says
             whether a response is right. Their factors are TRL's `reward_weights`.
         overlong_cache_length: with `overlong`, the last tokens before `max_completion_length`, over which DAPO's

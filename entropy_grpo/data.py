@@ -14,20 +14,20 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, Value, load_dataset
-from huggingface_hub import hf_hub_download
+from datasets import Dataset, Value
 
 from .config import RunConfig
 from .embedded import number_walk
+from .evaluation.benchmark import PROBLEM_COLUMNS
+from .evaluation.benchmarks import PUBLISHED
 from .filters import normalised, repeated, unreadable
+from .hub import load_file, load_hub
 from .names import EMBEDDED, FILE_FORMATS
 from .prompts import render
 from .sft_config import SFTRunConfig
-from .sources import EVALUATION, TRAINING, Source, columns, read_rows
+from .sources import TRAINING, Source, columns, read_rows
 
 COLUMNS = ("prompt", "solution")
-# Where a file with an evaluation set may have its problems.
-PROBLEM_COLUMNS = ("problem", "question", "prompt")
 NUM_SHOWN = 3
 
 # Tokens of each prompt.
@@ -103,38 +103,12 @@ def named_source(config: RunConfig | SFTRunConfig) -> Source:
     )
 
 
-def _load_file(name: str, path: str) -> Dataset:
-    """The rows of a local file that setting `name` names."""
-    if not Path(path).is_file():
-        raise ValueError(f"{name} is {path!r}: there is no such file.")
-    return load_dataset(FILE_FORMATS[Path(path).suffix], data_files=path, split="train")
-
-
-def _load_hub(name: str, source: Source) -> Dataset:
-    """The rows of a data set on the Hub that setting `name` names, and as many as it should have."""
-    try:
-        if source.file is not None:
-            path = hf_hub_download(source.hub_id, source.file, repo_type="dataset", revision=source.revision)
-            rows = _load_file(name, path)
-        else:
-            rows = load_dataset(source.hub_id, source.config, revision=source.revision, split=source.split)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name}, which does not load: {reason}") from error
-    if source.rows is not None and len(rows) != source.rows:
-        raise ValueError(
-            f"{name}: {source.hub_id} at {source.revision} has {len(rows)} rows where {source.rows} were expected: "
-            "load it again, and if it is the same, name a local file of it (dataset_file, decontaminate_against)."
-        )
-    return rows
-
-
 def _known(config: RunConfig, source: Source) -> Dataset:
     """The rows of one of `TRAINING`, read into the columns `prompt` and `solution`."""
     if config.dataset_file is not None:
-        rows = _load_file("dataset_file", config.dataset_file)
+        rows = load_file("dataset_file", config.dataset_file)
     else:
-        rows = _load_hub(f"dataset_name is {config.dataset_name!r}", source)
+        rows = load_hub(f"dataset_name is {config.dataset_name!r}", source)
     problems = read_rows(config.dataset_name, source, rows)
     return Dataset.from_dict({"prompt": [question for question, _ in problems], "solution": [a for _, a in problems]})
 
@@ -142,9 +116,9 @@ def _known(config: RunConfig, source: Source) -> Dataset:
 def load_columns(config: RunConfig | SFTRunConfig, source: Source) -> Dataset:
     """The rows of a file or a Hub id, their problems and references in the columns `prompt` and `solution`."""
     if Path(config.dataset_name).suffix in FILE_FORMATS:
-        rows = _load_file("dataset_name", config.dataset_name)
+        rows = load_file("dataset_name", config.dataset_name)
     else:
-        rows = _load_hub(f"dataset_name is {config.dataset_name!r}", source)
+        rows = load_hub(f"dataset_name is {config.dataset_name!r}", source)
     wanted = {config.prompt_column: "prompt", config.solution_column: "solution"}
     missing = [column for column in wanted if column not in rows.column_names]
     if missing:
@@ -166,12 +140,12 @@ def load_columns(config: RunConfig | SFTRunConfig, source: Source) -> Dataset:
 
 
 def evaluation_questions(name: str) -> set[str]:
-    """The problems of one of `EVALUATION` or of a file, normalised."""
-    if name in EVALUATION:
-        source = EVALUATION[name]
-        problems = read_rows(name, source, _load_hub(f"decontaminate_against names {name!r}", source))
+    """The problems of one of `PUBLISHED` or of a file, normalised."""
+    if name in PUBLISHED:
+        source = PUBLISHED[name].source
+        problems = read_rows(name, source, load_hub(f"decontaminate_against names {name!r}", source))
         return {normalised(question) for question, _ in problems}
-    rows = _load_file("decontaminate_against", name)
+    rows = load_file("decontaminate_against", name)
     column = next((column for column in PROBLEM_COLUMNS if column in rows.column_names), None)
     if column is None:
         raise ValueError(

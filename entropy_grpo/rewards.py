@@ -18,7 +18,7 @@ from typing import Any
 from trl.rewards import get_soft_overlong_punishment
 
 from .config import REWARD_SCALES
-from .embedded import number_walk
+from .evaluation.benchmarks.number_walk import walk
 from .grader import Grader, LogMetric
 from .grading import answer_line, boxed
 
@@ -46,12 +46,7 @@ def answer_lines(completions: list, **kwargs: Any) -> list[str | None]:
 
 def walks(prompts: list[str], completions: list[str], **kwargs: Any) -> list[str | None]:
     """The boxed expressions that walk from the given start by the given moves."""
-    answers = [boxed(completion) for completion in completions]
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        problem = number_walk.Problem.from_prompt(prompt)
-        if answer is not None and not number_walk.uses_what_was_given(problem, answer):
-            answers[i] = None
-    return answers
+    return [walk(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 # Controls that grade nothing: (prompts, completions) -> 1.0 or 0.0.

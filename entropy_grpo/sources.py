@@ -1,4 +1,4 @@
-"""Data sets by name: where each lies on the Hub, at which commit, how many rows it has, and what one row says.
+"""Training sets by name: where each lies on the Hub, at which commit, how many rows it has, and what one row says.
 
 `read` turns a row into (question, answer), both plain text: the question without what its publisher put around it, the
 answer as a reference for the rewards, empty where the row has none. A row of another form is a `ValueError` that says
@@ -160,37 +160,5 @@ TRAINING = {
         config="main",
         revision="740312add88f781978c0658806c59bc2815b9866",
         rows=7_473,
-    ),
-}
-
-EVALUATION = {
-    "aime24": Source(
-        "HuggingFaceH4/aime_2024",
-        columns("problem", "answer"),
-        file="data/train-00000-of-00001.parquet",
-        revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
-        rows=30,
-    ),
-    "aime25": Source(
-        "math-ai/aime25",
-        columns("problem", "answer"),
-        file="test.jsonl",
-        revision="563bb8404243c5f09de6ec262f2db674fe5bce9b",
-        rows=30,
-    ),
-    # Its answers are text in some accounts and numbers in others.
-    "amc23": Source(
-        "math-ai/amc23",
-        lambda row: (text_at(row, "question"), str(row.get("answer", ""))),
-        file="test-00000-of-00001.parquet",
-        revision="80815d37005feb82cd7f8fbc6901d5d3eff43057",
-        rows=40,
-    ),
-    "math_500": Source(
-        "HuggingFaceH4/MATH-500",
-        columns("problem", "answer"),
-        file="test.jsonl",
-        revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-        rows=500,
     ),
 }

@@ -1,0 +1,83 @@
+"""What writes responses: transformers in this process, vLLM in this process, or a running server.
+
+A backend takes requests, each with a seed that its question and number decide, and gives responses as they are
+finished, in whatever order. Which requests it is given together does not change a response but for rounding.
+"""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+TRANSFORMERS, VLLM, AUTO = "transformers", "vllm", "auto"
+# Where base models write on after their answer: their chat template ends a turn with the first, their EOS is the other.
+TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn: temperature 0 takes the most probable token; top_p 1 and top_k 0 cut nothing off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 20480
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}: it must be 0 or more.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: it must lie in (0, 1].")
+        for name, least in (("top_k", 0), ("max_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A response that is wanted: `seed`, below 2^31, decides it."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Response:
+    """What was written: text without special tokens, tokens with the one that ended it, and the seconds it took.
+
+    `finish` is `stop`, or `length` where it was cut off. Responses that were written together took the same seconds
+    together; each has its share.
+    """
+
+    text: str
+    tokens: int
+    finish: str
+    seconds: float
+
+
+class Backend(Protocol):
+    """Writes responses."""
+
+    name: str
+
+    def parts(self, requests: Sequence[Request]) -> list[list[int]]:
+        """The positions of requests that are to be given together, in the order in which they are best given."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
+        """(position, response) of every request, as they are finished."""
+
+
+def choose(name: str, has_adapter: bool) -> str:
+    """The backend that `--backend` names; `auto` is vLLM where it is installed and the model has no adapter."""
+    if name.startswith(("http://", "https://")) or name == TRANSFORMERS:
+        return name
+    installed = importlib.util.find_spec("vllm") is not None
+    if name == AUTO:
+        return VLLM if installed and not has_adapter else TRANSFORMERS
+    if name != VLLM:
+        raise ValueError(f"backend is {name!r}: choose auto, transformers, vllm or the URL of a server.")
+    if not installed:
+        raise ValueError("backend is 'vllm', which is not installed: pip install 'entropy-grpo[vllm]'.")
+    if has_adapter:
+        raise ValueError("backend is 'vllm' but the model is a LoRA adapter: use transformers, or merge the adapter.")
+    return name

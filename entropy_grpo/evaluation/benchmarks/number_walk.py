@@ -1,0 +1,34 @@
+"""The embedded task: its first 400 test problems, those that the demo answers before and after training.
+
+A right answer walks from the given start to the target by the given moves: `\\boxed{8}` equals the target 8 and solves
+nothing.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+from ...embedded import number_walk
+from ...grading import boxed
+from ..benchmark import Benchmark, Question
+
+COUNT = 400
+
+
+def make() -> Iterator[Question]:
+    for i, problem in enumerate(itertools.islice(number_walk.problems("test", 0), COUNT)):
+        yield Question(str(i), problem.prompt, problem.prompt, str(problem.target))
+
+
+def walk(prompt: str, response: str) -> str | None:
+    """The boxed expression, if it walks from the prompt's start by its moves."""
+    answer = boxed(response)
+    if answer is None or not number_walk.uses_what_was_given(number_walk.Problem.from_prompt(prompt), answer):
+        return None
+    return answer
+
+
+def take(question: Question, response: str) -> str | None:
+    return walk(question.prompt, response)
+
+
+BENCHMARK = Benchmark("number_walk", template=None, take=take, make=make, max_tokens=48)
