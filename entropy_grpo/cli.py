@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command; a wrong argument or input is one sentence and exit status 2."""
     parser = argparse.ArgumentParser(prog="entropy-grpo", description="RLVR that trains on the tokens that matter.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_train, _add_plan, _add_card, _add_merge, _add_compare, _add_sweep):
+    for add in (_add_train, _add_plan, _add_eval, _add_card, _add_merge, _add_compare, _add_sweep):
         add(commands)
     options, rest = parser.parse_known_args(arguments)
     given = vars(options)
@@ -71,6 +71,43 @@ def _plan(recipe: str, overrides: list[str], as_json: bool, **options: Any) -> N
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of a job that this may run in: a plan is made by one process
         os.environ.pop(name, None)
     plan.run(recipe, overrides, as_json, **options)
+
+
+def _add_eval(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "eval",
+        help="answer benchmarks with a model, and say how well",
+        epilog="The same command goes on where a killed one stopped. Several GPUs or machines, which share a file "
+        "system: accelerate launch -m entropy_grpo.cli eval ...",
+        allow_abbrev=False,
+    )
+    add = evaluate.add_argument
+    add("--model", required=True, help="a Hub id, a model or adapter folder, a checkpoint of a run, an embedded model")
+    add("--revision", help="commit of the model on the Hub")
+    add("--benchmarks", required=True, help="names or .jsonl/.json/.parquet files, separated by commas")
+    add("--preset", choices=("forking", "shaping"), default="forking", help="settings of a paper (forking)")
+    add("--samples", type=int, help="responses to each question (preset: 16, 8)")
+    add("--temperature", type=float, help="0 for the most probable tokens (preset: 1.0, 0.6)")
+    add("--top-p", type=float, help="(preset: 1.0, 0.95)")
+    add("--top-k", type=int, default=0, help="0 for all tokens (0)")
+    add("--max-tokens", type=int, help="of a response (preset: 20480, 8192; less where a benchmark needs less)")
+    add("--seed", type=int, default=0, help="decides every response (0)")
+    add("--backend", default="auto", help="transformers, vllm, the URL of a server, or auto: vllm where installed")
+    add("--batch-size", type=int, default=64, help="responses that are written together, or requests under way (64)")
+    add("--dtype", default="auto", help="of the weights: auto (as they are saved), bfloat16, float32, ...")
+    add("--tensor-parallel", type=int, default=1, help="with vllm, GPUs that share the model (1)")
+    add("--output", help="folder of the results; a second model needs another (in the run folder, or evaluations/)")
+    add("--compare", nargs="+", default=[], metavar="DIR", help="folders of other models' results to be compared with")
+    add("--contamination", action="store_true", help="also let the model complete problems from their first part")
+    evaluate.set_defaults(run_command=_eval)
+
+
+def _eval(model: str, benchmarks: str, output: str | None, compare: list[str], **options: Any) -> None:
+    from .evaluation import models, run
+
+    names = [name.strip() for name in benchmarks.split(",") if name.strip()]
+    folder = Path(output) if output else models.output_folder(model)
+    run.run(run.Options(model, names, folder, compare=[Path(other) for other in compare], **options))
 
 
 def _add_card(commands: Any) -> None:

@@ -9,6 +9,7 @@
         samples.jsonl     responses with the entropy of every token and whether it was kept
         answers/*.jsonl   the answers of the evaluations before and after training, one row each
         evaluation.json   what they amount to
+        benchmarks/*/     results of benchmarks, a folder for each step or checkpoint that was evaluated
         plots/*.png       drawn from the files above
         README.md         the model card, written from the files above
         checkpoint-N/, model.safetensors, ...
@@ -129,6 +130,10 @@ class RunFolder:
     @property
     def card(self) -> Path:
         return self.path / "README.md"
+
+    @property
+    def benchmarks(self) -> Path:
+        return self.path / "benchmarks"
 
     def answers(self, name: str) -> Path:
         return self.path / "answers" / f"{name}.jsonl"

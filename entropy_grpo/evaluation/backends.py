@@ -45,8 +45,8 @@ class Request:
 class Response:
     """What was written: text without special tokens, tokens with the one that ended it, and the seconds it took.
 
-    `finish` is `stop`, or `length` where it was cut off. Responses that were written together took the same seconds
-    together; each has its share.
+    `finish` is `stop`, or `length` where it was cut off. Of a batch that was written together each response has an equal
+    share of the seconds; of a server or an engine they are those from the request to the response.
     """
 
     text: str
@@ -56,15 +56,34 @@ class Response:
 
 
 class Backend(Protocol):
-    """Writes responses."""
+    """Writes responses.
+
+    Attributes:
+        name: in results.
+        in_batches: whether a response depends, in its rounding, on those that it is written with, so that a batch of
+            which one is missing is written again whole.
+    """
 
     name: str
+    in_batches: bool
+
+    def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        """`ValueError` where the requests are more than the model can take."""
 
     def parts(self, requests: Sequence[Request]) -> list[list[int]]:
-        """The positions of requests that are to be given together, in the order in which they are best given."""
+        """The positions of requests that are written together; the same for the same requests."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
         """(position, response) of every request, as they are finished."""
+
+
+def check_length(longest: int, max_tokens: int, positions: int) -> None:
+    """`ValueError` where the longest prompt and a whole response have more tokens than the model has positions."""
+    if longest + max_tokens > positions:
+        raise ValueError(
+            f"max_tokens is {max_tokens}, but the model has {positions} positions and the longest prompt {longest} "
+            f"tokens: allow at most {positions - longest}."
+        )
 
 
 def choose(name: str, has_adapter: bool) -> str:

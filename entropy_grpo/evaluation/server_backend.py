@@ -18,7 +18,6 @@ TRIES = 6
 FIRST_PAUSE = 0.5
 # Of one response: the longest take hours on a busy server.
 SECONDS = 6 * 3600.0
-PART = 4096
 
 
 class ServerBackend:
@@ -28,6 +27,8 @@ class ServerBackend:
         url: with or without `/v1`.
         concurrency: requests that are under way at once.
     """
+
+    in_batches = False
 
     def __init__(self, url: str, concurrency: int):
         self.name = url.rstrip("/").removesuffix("/v1")
@@ -54,9 +55,12 @@ class ServerBackend:
             time.sleep(FIRST_PAUSE * 2**attempt)
         raise httpx.HTTPError(f"{self.name} answers {reply.status_code} to every one of {TRIES} tries")
 
+    def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        """The server refuses what it cannot take."""
+
     def parts(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Long parts: the server itself decides what it runs together."""
-        return [list(range(start, min(start + PART, len(requests)))) for start in range(0, len(requests), PART)]
+        """One request each: the server itself decides what it runs together."""
+        return [[i] for i in range(len(requests))]
 
     def _response(self, request: Request, sampling: Sampling) -> Response:
         body = {

@@ -9,15 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessorList
 from transformers.utils import logging
 
-from .backends import TRANSFORMERS, TURN_ENDS, Request, Response, Sampling
+from .backends import TRANSFORMERS, TURN_ENDS, Request, Response, Sampling, check_length
+from .models import has_adapter
 from .sampler import SeededSampler
-
-ADAPTER = "adapter_config.json"
-
-
-def has_adapter(path: str) -> bool:
-    """Whether a local model is a LoRA adapter beside a base model."""
-    return (Path(path) / ADAPTER).is_file()
 
 
 def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, AutoTokenizer]:
@@ -61,7 +55,7 @@ class TransformersBackend:
         batch_size: responses that are written together.
     """
 
-    name = TRANSFORMERS
+    name, in_batches = TRANSFORMERS, True
 
     def __init__(self, model: torch.nn.Module, tokenizer: AutoTokenizer, batch_size: int):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
@@ -84,13 +78,8 @@ class TransformersBackend:
 
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """`ValueError` where prompt and response may have more tokens than the model has positions."""
-        positions = getattr(self.model.config, "max_position_embeddings", None)
         longest = max(self._lengths([request.prompt for request in requests]))
-        if positions is not None and longest + sampling.max_tokens > positions:
-            raise ValueError(
-                f"max_tokens is {sampling.max_tokens}, but the model has {positions} positions and the longest prompt "
-                f"{longest} tokens: allow at most {positions - longest}."
-            )
+        check_length(longest, sampling.max_tokens, self.model.config.max_position_embeddings)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:

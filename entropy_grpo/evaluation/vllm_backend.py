@@ -8,11 +8,10 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
-from .backends import TURN_ENDS, VLLM, Request, Response, Sampling
+from .backends import TURN_ENDS, VLLM, Request, Response, Sampling, check_length
 
 # What tells torch.distributed that this process is one of several: the engines do not know of each other.
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-PART = 4096
 
 
 def take_own_gpus(count: int) -> None:
@@ -34,12 +33,12 @@ class VllmBackend:
         path, revision: the model.
         dtype: as in `load_model`.
         tensor_parallel: GPUs that share the model.
-        max_model_len: tokens of prompt and response together; None for the model's own.
+        more: further arguments of the engine.
     """
 
-    name = VLLM
+    name, in_batches = VLLM, False
 
-    def __init__(self, path: str, revision: str | None, dtype: str, tensor_parallel: int, **more: int | bool):
+    def __init__(self, path: str, revision: str | None, dtype: str, tensor_parallel: int, **more: int | bool | str):
         take_own_gpus(tensor_parallel)
         from vllm import LLM
 
@@ -56,9 +55,15 @@ class VllmBackend:
         vocabulary = self.llm.get_tokenizer().get_vocab()
         self.turn_ends = [vocabulary[text] for text in TURN_ENDS if text in vocabulary]
 
+    def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        """`ValueError` where prompt and response may have more tokens than the engine holds."""
+        tokenize = self.llm.get_tokenizer()
+        longest = max(len(tokenize(prompt)["input_ids"]) for prompt in {request.prompt for request in requests})
+        check_length(longest, sampling.max_tokens, self.llm.llm_engine.model_config.max_model_len)
+
     def parts(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Long parts: the engine itself decides what it runs together."""
-        return [list(range(start, min(start + PART, len(requests)))) for start in range(0, len(requests), PART)]
+        """One request each: the engine itself decides what it runs together."""
+        return [[i] for i in range(len(requests))]
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
         """Responses as they are finished."""

@@ -1,0 +1,46 @@
+"""The questions of a benchmark, by its name or out of a file of the user's own."""
+
+from pathlib import Path
+from typing import Any
+
+from ..hub import load_file, load_hub
+from ..names import FILE_FORMATS
+from .benchmark import Benchmark, Question, from_file
+from .benchmarks import BENCHMARKS
+
+
+def load(name: str) -> tuple[Benchmark, list[Question]]:
+    """A benchmark and its questions, in their published order.
+
+    Raises:
+        hub.GatedError: its terms have to be accepted first.
+        ValueError: there is none of that name, it does not load, or it is not what was expected.
+    """
+    if name in BENCHMARKS:
+        benchmark = BENCHMARKS[name]
+        if benchmark.make is not None:
+            return benchmark, list(benchmark.make())
+        return benchmark, benchmark.read(load_hub(f"benchmarks names {name!r}", benchmark.source))
+    if Path(name).suffix not in FILE_FORMATS:
+        raise ValueError(
+            f"benchmarks names {name!r}: choose among {', '.join(BENCHMARKS)} and files that end in "
+            f"{' or '.join(FILE_FORMATS)}."
+        )
+    rows = load_file("benchmarks", name)
+    if not len(rows):
+        raise ValueError(f"benchmarks names {name!r}, which has no rows.")
+    benchmark = from_file(name, rows.column_names)
+    return benchmark, benchmark.read(rows)
+
+
+def origin(benchmark: Benchmark, count: int) -> dict[str, Any]:
+    """Where the questions come from, for the results."""
+    source = benchmark.source
+    found = {} if source is None else {"data_set": source.hub_id, "revision": source.revision, "file": source.file}
+    return {
+        "benchmark": benchmark.name,
+        **found,
+        "num_questions": count,
+        "template": benchmark.template,
+        "relative_tolerance": benchmark.relative_tolerance,
+    }

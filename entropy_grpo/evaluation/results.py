@@ -1,0 +1,119 @@
+"""The results of one benchmark: every sample in a parquet file, and what they amount to in a JSON file beside it.
+
+    DIR/BENCHMARK.parquet    question, sample, prompt, response, tokens, finish, answer, verdict, class, seconds
+    DIR/BENCHMARK.json       settings, versions, metrics with their intervals, quality
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import records
+from ..grading import Verdict
+from .benchmark import Benchmark, Question
+from .judging import Judgement
+from .metrics import Samples, paired, summarize_samples
+from .quality import quality
+
+SCHEMA = pa.schema(
+    [
+        ("question", pa.string()),
+        ("sample", pa.int64()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("tokens", pa.int64()),
+        ("finish", pa.string()),
+        ("answer", pa.string()),
+        ("verdict", pa.string()),
+        ("class", pa.int64()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+
+def table(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    rows: Sequence[records.Row],
+    judgements: Sequence[Judgement],
+) -> pa.Table:
+    """The samples of a benchmark, question by question; a set that is not open goes without its prompts."""
+    prompts = {q.id: q.prompt if benchmark.is_open else None for q in questions}
+    return pa.Table.from_pylist(
+        [
+            {
+                "question": row["question"],
+                "sample": row["sample"],
+                "prompt": prompts[row["question"]],
+                "response": row["text"],
+                "tokens": row["tokens"],
+                "finish": row["finish"],
+                "answer": judgement.answer,
+                "verdict": str(judgement.verdict),
+                "class": judgement.group,
+                "seconds": row["seconds"],
+            }
+            for row, judgement in zip(rows, judgements, strict=True)
+        ],
+        schema=SCHEMA,
+    )
+
+
+def samples_of(samples: pa.Table) -> Samples:
+    """The arrays of a table whose questions have the same number of samples each, one after the other."""
+    columns = {name: samples[name].to_pylist() for name in ("question", "verdict", "tokens", "finish", "class")}
+    shape = (len(set(columns["question"])), -1)
+    return Samples(
+        correct=(np.array(columns["verdict"]) == Verdict.RIGHT).reshape(shape),
+        lengths=np.array(columns["tokens"]).reshape(shape),
+        truncated=(np.array(columns["finish"]) == "length").reshape(shape),
+        classes=np.array(columns["class"]).reshape(shape),
+    )
+
+
+def summary(samples: pa.Table, questions: Sequence[Question]) -> dict[str, Any]:
+    """What the samples amount to, as it goes into the JSON file."""
+    texts = {q.id: q.text for q in questions}
+    asked = [texts[id] for id in samples["question"].to_pylist()]
+    return {
+        "metrics": summarize_samples(samples_of(samples)),
+        "quality": quality(samples["response"].to_pylist(), asked),
+        "verdicts": dict(Counter(samples["verdict"].to_pylist())),
+        "tokens": sum(samples["tokens"].to_pylist()),
+    }
+
+
+def write(folder: Path, name: str, samples: pa.Table, figures: dict[str, Any]) -> None:
+    """Write both files, each in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f".{name}.parquet.tmp"
+    pq.write_table(samples, scratch)
+    scratch.replace(folder / f"{name}.parquet")
+    records.write_json(folder / f"{name}.json", figures)
+
+
+def names_in(folder: Path) -> list[str]:
+    """The benchmarks whose results a folder holds."""
+    return sorted(path.stem for path in folder.glob("*.json") if path.with_suffix(".parquet").exists())
+
+
+def read(folder: Path, name: str) -> tuple[pa.Table, dict[str, Any]]:
+    """The samples and the figures of a benchmark."""
+    return pq.read_table(folder / f"{name}.parquet"), records.read_json(folder / f"{name}.json")
+
+
+def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:
+    """How far the results in `folder` are above those in `other`, question by question; `ValueError` if those differ."""
+    ours, theirs = (read(path, name)[0] for path in (folder, other))
+    asked, asked_there = (list(dict.fromkeys(one["question"].to_pylist())) for one in (ours, theirs))
+    if asked != asked_there:
+        raise ValueError(
+            f"{other} has {len(asked_there)} questions of {name}, {folder} has {len(asked)}, and they are not the "
+            "same: evaluate both on the same file."
+        )
+    return paired(samples_of(theirs), samples_of(ours))

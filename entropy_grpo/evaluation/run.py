@@ -1,0 +1,216 @@
+"""`entropy-grpo eval`, top to bottom: questions, responses, judgements, results, comparison.
+
+Everything that can be refused is refused before a model is loaded, and no model is loaded where no response is missing.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .. import records
+from ..callbacks import git_revision, hardware, versions
+from ..grader import Grader, worker_count
+from ..hub import GatedError
+from . import contamination, models, questions, report, results
+from .backends import TRANSFORMERS, VLLM, Backend, Sampling, choose
+from .benchmark import Benchmark
+from .generation import Work, process
+from .judging import judge
+
+# Section 5.2 of arXiv 2506.01939; arXiv 2508.02260, with the length that its models are trained to keep.
+PRESETS = {
+    "forking": {"samples": 16, "temperature": 1.0, "top_p": 1.0, "max_tokens": 20480},
+    "shaping": {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 8192},
+}
+WAIT_SECONDS = 2.0
+# Wall-clock limit for grading one answer; nobody waits for the whole, so that has none.
+GRADING_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate and how; `max_tokens` None is the benchmark's own or the preset's."""
+
+    model: str
+    benchmarks: Sequence[str]
+    output: Path
+    preset: str = "forking"
+    samples: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int = 0
+    max_tokens: int | None = None
+    seed: int = 0
+    revision: str | None = None
+    dtype: str = "auto"
+    backend: str = "auto"
+    batch_size: int = 64
+    tensor_parallel: int = 1
+    contamination: bool = False
+    compare: Sequence[Path] = ()
+
+    def of(self, benchmark: Benchmark) -> tuple[int, Sampling]:
+        """(samples per question, how they are drawn) for a benchmark: what was said, else the preset."""
+        preset = PRESETS[self.preset]
+        chosen = {name: value if (value := getattr(self, name)) is not None else preset[name] for name in preset}
+        if self.max_tokens is None and benchmark.max_tokens is not None:
+            chosen["max_tokens"] = benchmark.max_tokens
+        return chosen.pop("samples"), Sampling(top_k=self.top_k, **chosen)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One benchmark, the responses to draw for it, and, for the contamination diagnostic, the completions."""
+
+    benchmark: Benchmark
+    answers: Work
+    completions: Work | None
+
+    @property
+    def works(self) -> list[Work]:
+        return [self.answers] if self.completions is None else [self.answers, self.completions]
+
+
+def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
+    """The benchmarks that are asked for, questions read; one whose terms were not accepted is left out and said so."""
+    told = {
+        "model": options.model,
+        "model_revision": options.revision,
+        "weights": models.fingerprint(path),
+        "backend": backend,
+        "dtype": options.dtype,
+    }
+    if backend == TRANSFORMERS:  # which responses are written together decides their rounding
+        told["batch_size"] = options.batch_size
+    found: dict[str, Job] = {}
+    for name in dict.fromkeys(options.benchmarks):
+        try:
+            benchmark, asked = questions.load(name)
+        except GatedError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
+        if benchmark.name in found:
+            raise ValueError(f"benchmarks is {', '.join(options.benchmarks)}: two are {benchmark.name}, rename a file.")
+        samples, sampling = options.of(benchmark)
+        about = questions.origin(benchmark, len(asked)) | told
+        answers = Work(options.output / benchmark.name, asked, samples, options.seed, sampling, about)
+        found[benchmark.name] = Job(benchmark, answers, completions_of(answers) if options.contamination else None)
+    if not found:
+        raise ValueError(f"benchmarks is {', '.join(options.benchmarks)}: there is none left to evaluate.")
+    return list(found.values())
+
+
+def completions_of(answers: Work) -> Work:
+    """The greedy continuation of the first part of every problem that is long enough; the rest is its reference."""
+    parts = {q.id: contamination.partial_prompt(q.text) for q in answers.questions}
+    halved = [replace(q, prompt=parts[q.id][0], reference=parts[q.id][1]) for q in answers.questions if parts[q.id]]
+    # At two characters a token; what is beyond the rest of the problem is not looked at.
+    longest = max((len(q.reference) for q in halved), default=0)
+    sampling = Sampling(temperature=0.0, max_tokens=max(longest // 2, 16))
+    return Work(answers.folder / "contamination", halved, 1, answers.seed, sampling, answers.about)
+
+
+def load_backend(options: Options, name: str, path: str) -> Backend:
+    """The backend, with its model; this takes the time and the memory that a model takes."""
+    if name == TRANSFORMERS:
+        from .transformers_backend import TransformersBackend, load_model
+
+        return TransformersBackend(*load_model(path, options.revision, options.dtype), options.batch_size)
+    if name == VLLM:
+        from .vllm_backend import VllmBackend
+
+        return VllmBackend(path, options.revision, options.dtype, options.tensor_parallel)
+    from .server_backend import ServerBackend
+
+    return ServerBackend(name, options.batch_size)
+
+
+def generate(works: Sequence[Work], backend: Backend) -> None:
+    """Write this process's share of the responses, with a progress bar on the first process."""
+    for work in works:
+        if work.questions:
+            backend.check(work.requests, work.sampling)
+    total = sum(len(part) for work in works for part in work.share(backend))
+    start, tokens = time.perf_counter(), 0
+    with tqdm(total=total, unit="response", disable=process()[0] > 0) as bar:
+
+        def progress(count: int) -> None:
+            nonlocal tokens
+            tokens += count
+            bar.update()
+            bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
+
+        for work in works:
+            bar.set_description(work.folder.name)
+            work.write(backend, progress)
+
+
+def wait_for_others(works: Sequence[Work]) -> None:
+    """Until every response is there; if another process of the launch fails, its launcher ends this one, too."""
+    while missing := sum(len(work.missing()) for work in works):
+        print(f"waiting for {missing} responses of other processes", file=sys.stderr, flush=True)
+        time.sleep(WAIT_SECONDS)
+
+
+def write_results(job: Job, grader: Grader, folder: Path) -> None:
+    """Judge the responses and write both files of a benchmark."""
+    asked, rows = job.answers.questions, job.answers.rows()
+    samples = results.table(job.benchmark, asked, rows, judge(job.benchmark, asked, rows, grader))
+    figures = {
+        "settings": job.answers.settings,
+        **results.summary(samples, asked),
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "hardware": hardware(),
+    }
+    if job.completions is not None:
+        written = {row["question"]: row["text"] for row in job.completions.rows()}
+        rests = {q.id: q.reference for q in job.completions.questions}
+        figures["contamination"] = contamination.summary(
+            [contamination.matches(written[q.id], rests[q.id]) if q.id in rests else None for q in asked]
+        )
+    results.write(folder, job.benchmark.name, samples, figures)
+
+
+def compare(output: Path, others: Sequence[Path], names: Sequence[str]) -> None:
+    """Print how far the results are above others', keep it, and draw everybody's Pass@k curves on one picture."""
+    gains: dict[str, Any] = {}
+    for other in others:
+        common = [name for name in names if name in results.names_in(other)]
+        gains[str(other)] = {name: results.compare(output, other, name) for name in common}
+        if common:
+            print(report.gains_table(gains[str(other)], str(other)))
+    if others:
+        records.write_json(output / "comparison.json", gains)
+
+
+def run(options: Options) -> None:
+    """Evaluate a model on benchmarks; `ValueError` in one sentence for what cannot be done."""
+    for other in options.compare:
+        if not results.names_in(other):
+            raise ValueError(f"compare names {str(other)!r}, which holds no results.")
+    path = models.local_path(options.model)
+    backend = choose(options.backend, models.has_adapter(path))
+    jobs = jobs_of(options, backend, path)
+    works = [work for job in jobs for work in job.works]
+    for work in works:
+        work.claim()
+    if any(work.missing() for work in works):
+        generate(works, load_backend(options, backend, path))
+    if process()[0] > 0:
+        return
+    wait_for_others(works)
+    grader = Grader(worker_count(), GRADING_SECONDS, math.inf)
+    for job in jobs:
+        write_results(job, grader, options.output)
+    grader.close()
+    names = [job.benchmark.name for job in jobs]
+    print(report.metrics_table({name: results.read(options.output, name)[1] for name in names}))
+    compare(options.output, options.compare, names)
+    print(f"results  {options.output}")
