@@ -10,7 +10,8 @@ from pathlib import Path
 from trl import GRPOConfig
 
 from .adapters import CheckedModelConfig
-from .evaluation.benchmarks import PUBLISHED
+from .evaluation.benchmark import CODE
+from .evaluation.benchmarks import BENCHMARKS, PUBLISHED
 from .names import EMBEDDED, FILE_FORMATS
 from .ops.kernels import check_installed
 from .prompts import TEMPLATES
@@ -336,6 +337,9 @@ class RunConfig:
         num_train_problems: for an embedded data set, how many problems to make.
         num_dev_problems: held-out problems for evaluation during training (0 for none).
         num_test_problems: held-out problems for the evaluation before and after training (0 for none).
+        eval_benchmarks: benchmarks that the policy answers during training, `num_generations_eval` times, as it does
+            held-out problems; names of `entropy-grpo eval` or files. One that fails is logged, and the run goes on.
+        eval_benchmark_steps: how many optimiser steps lie between; with eval_benchmarks.
     """
 
     trainer: str = "grpo"
@@ -359,6 +363,8 @@ class RunConfig:
     num_train_problems: int = 4096
     num_dev_problems: int = 0
     num_test_problems: int = 0
+    eval_benchmarks: list[str] = field(default_factory=list)
+    eval_benchmark_steps: int | None = None
 
     def __post_init__(self) -> None:
         one_of("trainer", self.trainer, TRAINERS)
@@ -373,6 +379,23 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
         check_grading(self.grading_seconds, self.grading_total_seconds)
         one_of("reward_scale", self.reward_scale, tuple(REWARD_SCALES))
+        self._check_benchmarks()
+
+    def _check_benchmarks(self) -> None:
+        for name in self.eval_benchmarks:
+            if name in BENCHMARKS and BENCHMARKS[name].kind == CODE:
+                raise ValueError(f"eval_benchmarks names {name!r}, whose programs only entropy-grpo eval runs.")
+            if name not in BENCHMARKS and Path(name).suffix not in FILE_FORMATS:
+                raise ValueError(
+                    f"eval_benchmarks names {name!r}: choose among {', '.join(BENCHMARKS)} and files that end in "
+                    f"{' or '.join(FILE_FORMATS)}."
+                )
+        steps = self.eval_benchmark_steps
+        if bool(self.eval_benchmarks) != (steps is not None) or (steps is not None and steps < 1):
+            raise ValueError(
+                f"eval_benchmark_steps is {steps} and eval_benchmarks is {self.eval_benchmarks}: set both, the steps "
+                "to 1 or more, or neither."
+            )
 
     def _check_data(self) -> None:
         check_template(self.prompt_template)

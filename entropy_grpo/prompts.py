@@ -1,11 +1,13 @@
 """Prompts by name: what stands around a question, so that a base model answers it in a form that rewards can read."""
 
 # The name of each says which reward reads its answers: `accuracy` what is boxed, `dapo_accuracy` the `Answer:` line.
+# `code` is the first without its instruction, for benchmarks whose answers are programs.
 TEMPLATES = {
     # arXiv 2506.01939, section 5.2.
     "boxed": (
         "User:\n{question}\nPlease reason step by step, and put your final answer within \\boxed{}.\n\nAssistant:\n"
     ),
+    "code": "User:\n{question}\n\nAssistant:\n",
     # The wrapper in DAPO's data (arXiv 2503.14476, BytedTsinghua-SIA/DAPO-Math-17k).
     "answer_line": (
         "Solve the following math problem step by step. The last line of your response should be of the form Answer: "

@@ -15,6 +15,7 @@ from .config import CLASSES, RunConfig
 from .data import Problems, check_size, load_problems
 from .embedded import number_walk
 from .evaluation import metrics
+from .evaluation.in_training import BenchmarkCallback
 from .grader import Grader, worker_count
 from .names import EMBEDDED
 from .recipe import RecipeError, Setting, Settings
@@ -78,6 +79,10 @@ def main(settings: Settings, name: str) -> None:
         records.write_json(folder.data, problems.origin)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(RewardProgress())
+
+    if run_config.eval_benchmarks:
+        steps = run_config.eval_benchmark_steps
+        trainer.add_callback(BenchmarkCallback(trainer, run_config.eval_benchmarks, steps, folder, grader))
 
     logging.disable_progress_bar()  # of the files that every checkpoint writes
 

@@ -111,7 +111,7 @@ def test_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, name, line, i
 
     for loader in ("load_tokenizer", "EntropyForkGRPOTrainer"):
         monkeypatch.setattr(train, loader, loads)
-    monkeypatch.setattr("entropy_grpo.data._load_hub", loads)
+    monkeypatch.setattr("entropy_grpo.data.load_hub", loads)
     monkeypatch.setattr("entropy_grpo.start.RUNS", tmp_path / "runs")
     text = (REPOSITORY / "recipes" / f"{name}.yaml").read_text()
     body = text.split('r"""\n')[1].rsplit('# """;')[0]

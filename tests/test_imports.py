@@ -11,6 +11,12 @@ import entropy_grpo
 
 PACKAGE = Path(entropy_grpo.__file__).parent
 
+EVALUATION = (
+    "backends generation judging models questions report results sampler server_backend transformers_backend "
+    "vllm_backend"
+).split()
+BENCHMARKS = "aime24 aime25 amc23 gpqa humaneval livecodebench math500 minerva number_walk olympiadbench".split()
+
 # The row of the house: a module imports only modules that stand to the right of it, or on the same shelf.
 ROW = [
     ["cli"],
@@ -23,6 +29,7 @@ ROW = [
     ["trainer"],
     ["rollouts"],
     ["durable"],
+    ["evaluation.run", "evaluation.in_training"],
     [
         "start",
         "ops.head",
@@ -49,12 +56,17 @@ ROW = [
         "evaluation.intervals",
         "evaluation.quality",
         "evaluation.contamination",
+        *(f"evaluation.{name}" for name in EVALUATION),
+        "hub",
         "records",
         "recipe",
         "embedded.cold_start",
         "checkpoint",
         "costs",
     ],
+    ["evaluation.benchmarks"],
+    [f"evaluation.benchmarks.{name}" for name in BENCHMARKS],
+    ["evaluation.benchmark"],
     ["evaluation.livecodebench"],
     ["evaluation.code"],
     ["evaluation.sandbox", "evaluation.inside", "evaluation.jail"],
@@ -92,6 +104,14 @@ PURE = [
     "evaluation.metrics",
     "evaluation.quality",
     "evaluation.contamination",
+    "evaluation.backends",
+    "evaluation.benchmark",
+    "evaluation.benchmarks",
+    *(f"evaluation.benchmarks.{name}" for name in BENCHMARKS),
+    "evaluation.generation",
+    "evaluation.judging",
+    "evaluation.report",
+    "evaluation.results",
     "evaluation.livecodebench",
     "evaluation.code",
     "evaluation.sandbox",

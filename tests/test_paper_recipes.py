@@ -49,7 +49,7 @@ FORKING = {
     "reward_scale": "0/1",
     "dataset_name": "dapo_math",
     "prompt_template": "boxed",
-    "decontaminate_against": ["aime24", "aime25", "amc23", "math_500"],
+    "decontaminate_against": ["aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench"],
     "vllm_importance_sampling_mode": "token_truncate",
 }
 # arXiv 2508.02260: its GRPO baseline.

@@ -12,10 +12,11 @@ import pandas
 import pytest
 from datasets import Dataset
 
-from entropy_grpo import data
+from entropy_grpo import hub
 from entropy_grpo.config import RunConfig
 from entropy_grpo.data import load_problems
-from entropy_grpo.sources import EVALUATION, TRAINING, last_box
+from entropy_grpo.evaluation.benchmarks import PUBLISHED
+from entropy_grpo.sources import TRAINING, last_box
 
 STILL = (
     "A conversation between User and Assistant. The User asks, the Assistant thinks.\nUser: {}\nAssistant:\n<think>\n"
@@ -177,9 +178,9 @@ def fake_hub(monkeypatch, answer):
     def load(id, *words, **more):
         return real(id, **more) if "data_files" in more else answer(id, (*words, more["split"]), more["revision"])
 
-    monkeypatch.setattr(data, "load_dataset", load)
+    monkeypatch.setattr(hub, "load_dataset", load)
     monkeypatch.setattr(
-        data, "hf_hub_download", lambda id, file, repo_type, revision: answer(id, (repo_type, file), revision)
+        hub, "hf_hub_download", lambda id, file, repo_type, revision: answer(id, (repo_type, file), revision)
     )
 
 
@@ -253,10 +254,12 @@ EVALUATION_ROWS = {
     "aime24": [{"id": 60 + i, "problem": f"AIME {i}?", "solution": "long", "answer": f"{i:03d}"} for i in range(30)],
     "aime25": [{"problem": f"Newer {i}?", "answer": "70", "id": str(i)} for i in range(30)],
     "amc23": [{"id": i, "question": f"AMC {i}?", "answer": 27.0, "url": "2023_AMC_12A"} for i in range(40)],
-    "math_500": [
+    "math500": [
         {"problem": f"Held {i}?", "solution": "\\boxed{1}", "answer": "1", "subject": "Algebra", "level": 5}
         for i in range(500)
     ],
+    "minerva": [{"question": f"Atom {i}?", "answer": "4.5e33"} for i in range(272)],
+    "olympiadbench": [{"id": i, "question": f"Olympiad {i}?", "final_answer": [f"${i}$"]} for i in range(674)],
 }
 
 
@@ -266,25 +269,42 @@ def cached_evaluation_sets(tmp_path, monkeypatch):
     cache = tmp_path / "hub"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     for name, rows in EVALUATION_ROWS.items():
-        source = EVALUATION[name]
+        source = PUBLISHED[name].source
         folder = cache / f"datasets--{source.hub_id.replace('/', '--')}" / "snapshots" / source.revision
         write(folder / source.file, rows)
     return cache
 
 
 def test_problems_of_evaluation_sets_are_left_out(cached_evaluation_sets, tmp_path):
-    taken = ["AIME 3?", "aime 4 ?", "Newer 29?", "AMC 0?", "$\\text{held}$ 7?", "HELD 499?", "held 8?"]
+    taken = [
+        "AIME 3?",
+        "aime 4 ?",
+        "Newer 29?",
+        "AMC 0?",
+        "$\\text{held}$ 7?",
+        "HELD 499?",
+        "held 8?",
+        "atom 1?",
+        "Olympiad 2?",
+    ]
     free = ["AIME 30?", "Newer?", "AMC 41?", "Held 500?"]
     rows = [{"prompt": question, "solution": str(i)} for i, question in enumerate(taken + free)]
     path = write(tmp_path / "train.jsonl", rows)
-    config = RunConfig(dataset_name=path, decontaminate_against=list(EVALUATION))
+    config = RunConfig(dataset_name=path, decontaminate_against=list(PUBLISHED))
     problems = load_problems(config, seed=0)
-    assert problems.origin["left_out"] == {"in aime24": 2, "in aime25": 1, "in amc23": 1, "in math_500": 2}
+    assert problems.origin["left_out"] == {
+        "in aime24": 2,
+        "in aime25": 1,
+        "in amc23": 1,
+        "in math500": 2,
+        "in minerva": 1,
+        "in olympiadbench": 1,
+    }
     assert sorted(problems.train["prompt"]) == sorted([*free, "$\\text{held}$ 7?"])
 
 
 def test_an_evaluation_set_with_other_rows_is_refused(cached_evaluation_sets, tmp_path):
-    source = EVALUATION["aime24"]
+    source = PUBLISHED["aime24"].source
     folder = cached_evaluation_sets / "datasets--HuggingFaceH4--aime_2024" / "snapshots" / source.revision
     write(folder / source.file, EVALUATION_ROWS["aime24"] * 32)
     path = write(tmp_path / "train.jsonl", [{"prompt": "1?", "solution": "1"}])
@@ -295,5 +315,5 @@ def test_an_evaluation_set_with_other_rows_is_refused(cached_evaluation_sets, tm
 def test_an_evaluation_set_that_does_not_load_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     path = write(tmp_path / "train.jsonl", [{"prompt": "1?", "solution": "1"}])
-    with pytest.raises(ValueError, match="decontaminate_against names 'math_500', which does not load"):
-        load_problems(RunConfig(dataset_name=path, decontaminate_against=["math_500"]), seed=0)
+    with pytest.raises(ValueError, match="decontaminate_against names 'math500', which does not load"):
+        load_problems(RunConfig(dataset_name=path, decontaminate_against=["math500"]), seed=0)

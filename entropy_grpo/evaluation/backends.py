@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 TRANSFORMERS, VLLM, AUTO = "transformers", "vllm", "auto"
-# Where base models write on after their answer: their chat template ends a turn with the first, their EOS is the other.
+# Base models end a turn with either: their chat template has the first, their EOS is the other.
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
 
 
@@ -45,8 +45,8 @@ class Request:
 class Response:
     """What was written: text without special tokens, tokens with the one that ended it, and the seconds it took.
 
-    `finish` is `stop`, or `length` where it was cut off. Of a batch that was written together each response has an equal
-    share of the seconds; of a server or an engine they are those from the request to the response.
+    `finish` is `stop`, or `length` where it was cut off. Of a batch that was written together each response has an
+    equal share of the seconds; of a server or an engine they are those from the request to the response.
     """
 
     text: str

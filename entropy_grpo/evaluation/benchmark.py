@@ -29,19 +29,29 @@ class Question:
         text: as published.
         prompt: what the model sees.
         reference: the right answer; empty where tests decide.
-        row: the published row, where tests decide.
+        problem: what those tests are, for `code.passes`; else None.
     """
 
     id: str
     text: str
     prompt: str
     reference: str
-    row: Row = field(default_factory=dict, repr=False)
+    problem: Any = field(default=None, repr=False)
 
 
 def boxed_answer(question: Question, response: str) -> str | None:
     """What a response boxes last."""
     return boxed(response)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of a data set on the Hub that only `read` understands: paths of them -> questions."""
+
+    hub_id: str
+    revision: str
+    names: tuple[str, ...]
+    read: Callable[[list[Path]], Iterator[Question]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,9 @@ class Benchmark:
         kind: `maths` (answers are compared with references), `choice` (they are letters) or `code` (tests are run).
         relative_tolerance: of numbers; 0 where they have to be equal.
         id_column: where the published rows have names; else they are numbered from 0.
-        make: the questions, where they are not rows on the Hub.
+        make: the questions, where they are made here.
+        files: where they are, if it takes more than reading rows.
+        problem: row -> what its tests are, for `code.passes`.
         max_tokens: of a response, where less than the command's default is enough.
         is_open: whether results may repeat the questions.
     """
@@ -69,6 +81,8 @@ class Benchmark:
     relative_tolerance: float = 0.0
     id_column: str | None = None
     make: Callable[[], Iterator[Question]] | None = None
+    files: Files | None = None
+    problem: Callable[[Row], Any] | None = None
     max_tokens: int | None = None
     is_open: bool = True
 
@@ -80,10 +94,9 @@ class Benchmark:
         if len(set(ids)) < len(ids):
             twice = next(id for id in ids if ids.count(id) > 1)
             raise ValueError(f"{self.name}: two rows have the {self.id_column} {twice!r}: names must differ.")
-        kept = rows if self.kind == CODE else [{}] * len(rows)
         return [
-            Question(id, text, render(self.template, text), reference, row)
-            for id, (text, reference), row in zip(ids, problems, kept, strict=True)
+            Question(id, text, render(self.template, text), reference, self.problem and self.problem(row))
+            for id, (text, reference), row in zip(ids, problems, rows, strict=True)
         ]
 
 

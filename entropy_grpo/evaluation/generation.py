@@ -1,4 +1,4 @@
-"""Writing the responses of one benchmark so that a kill costs one batch: what is finished is kept, what is not is written.
+"""Writing the responses of one benchmark so that a kill costs one batch: what is finished is kept.
 
     DIR/BENCHMARK/settings.json    what they are drawn with
     DIR/BENCHMARK/samples-R.jsonl  the responses that process R of a launch has finished, a line each

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..hub import load_file, load_hub
+from ..hub import download, load_file, load_hub
 from ..names import FILE_FORMATS
 from .benchmark import Benchmark, Question, from_file
 from .benchmarks import BENCHMARKS
@@ -20,6 +20,11 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
         benchmark = BENCHMARKS[name]
         if benchmark.make is not None:
             return benchmark, list(benchmark.make())
+        if benchmark.files is not None:
+            files = benchmark.files
+            told = f"benchmarks names {name!r}"
+            paths = [Path(download(told, files.hub_id, file, files.revision)) for file in files.names]
+            return benchmark, list(files.read(paths))
         return benchmark, benchmark.read(load_hub(f"benchmarks names {name!r}", benchmark.source))
     if Path(name).suffix not in FILE_FORMATS:
         raise ValueError(
@@ -35,8 +40,8 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
 
 def origin(benchmark: Benchmark, count: int) -> dict[str, Any]:
     """Where the questions come from, for the results."""
-    source = benchmark.source
-    found = {} if source is None else {"data_set": source.hub_id, "revision": source.revision, "file": source.file}
+    source = benchmark.source or benchmark.files
+    found = {} if source is None else {"data_set": source.hub_id, "revision": source.revision}
     return {
         "benchmark": benchmark.name,
         **found,

@@ -1,7 +1,7 @@
 """The results of one benchmark: every sample in a parquet file, and what they amount to in a JSON file beside it.
 
-    DIR/BENCHMARK.parquet    question, sample, prompt, response, tokens, finish, answer, verdict, class, seconds
-    DIR/BENCHMARK.json       settings, versions, metrics with their intervals, quality
+DIR/BENCHMARK.parquet    question, sample, prompt, response, tokens, finish, answer, verdict, class, seconds
+DIR/BENCHMARK.json       settings, versions, metrics with their intervals, quality
 """
 
 from collections import Counter
@@ -108,7 +108,7 @@ def read(folder: Path, name: str) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:
-    """How far the results in `folder` are above those in `other`, question by question; `ValueError` if those differ."""
+    """How far the results in `folder` are above those in `other`; `ValueError` where the questions differ."""
     ours, theirs = (read(path, name)[0] for path in (folder, other))
     asked, asked_there = (list(dict.fromkeys(one["question"].to_pylist())) for one in (ours, theirs))
     if asked != asked_there:

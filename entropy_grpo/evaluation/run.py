@@ -1,6 +1,6 @@
 """`entropy-grpo eval`, top to bottom: questions, responses, judgements, results, comparison.
 
-Everything that can be refused is refused before a model is loaded, and no model is loaded where no response is missing.
+What can be refused is refused before a model is loaded, and none is loaded where no response is missing.
 """
 
 import math
@@ -13,15 +13,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .. import records
+from .. import plots, records
 from ..callbacks import git_revision, hardware, versions
 from ..grader import Grader, worker_count
 from ..hub import GatedError
 from . import contamination, models, questions, report, results
 from .backends import TRANSFORMERS, VLLM, Backend, Sampling, choose
-from .benchmark import Benchmark
+from .benchmark import CODE, Benchmark
 from .generation import Work, process
 from .judging import judge
+from .sandbox import unavailable
 
 # Section 5.2 of arXiv 2506.01939; arXiv 2508.02260, with the length that its models are trained to keep.
 PRESETS = {
@@ -95,8 +96,12 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
         except GatedError as error:
             print(f"skipped: {error}", file=sys.stderr)
             continue
+        if benchmark.kind == CODE and (reason := unavailable()) is not None:
+            raise ValueError(f"benchmarks names {name!r}, whose programs need a sandbox: {reason}")
         if benchmark.name in found:
-            raise ValueError(f"benchmarks is {', '.join(options.benchmarks)}: two are {benchmark.name}, rename a file.")
+            raise ValueError(
+                f"benchmarks is {', '.join(options.benchmarks)}: two are {benchmark.name}, rename a file."
+            )
         samples, sampling = options.of(benchmark)
         about = questions.origin(benchmark, len(asked)) | told
         answers = Work(options.output / benchmark.name, asked, samples, options.seed, sampling, about)
@@ -179,7 +184,7 @@ def write_results(job: Job, grader: Grader, folder: Path) -> None:
 
 
 def compare(output: Path, others: Sequence[Path], names: Sequence[str]) -> None:
-    """Print how far the results are above others', keep it, and draw everybody's Pass@k curves on one picture."""
+    """Print how far the results are above others', and keep it in `comparison.json`."""
     gains: dict[str, Any] = {}
     for other in others:
         common = [name for name in names if name in results.names_in(other)]
@@ -190,11 +195,24 @@ def compare(output: Path, others: Sequence[Path], names: Sequence[str]) -> None:
         records.write_json(output / "comparison.json", gains)
 
 
+def draw(output: Path, others: Sequence[Path], name: str) -> Path:
+    """The Pass@k curves of everybody who answered a benchmark on one picture, `NAME_pass_at_k.png`."""
+    curves: dict[str, Any] = {}
+    for folder in (output, *others):
+        if name in results.names_in(folder):
+            figures = results.read(folder, name)[1]
+            model = figures["settings"]["model"]
+            curves[model if model not in curves else str(folder)] = figures["metrics"]["pass@k"]
+    return plots.pass_at_k(curves, output / f"{name}_pass_at_k.png")
+
+
 def run(options: Options) -> None:
     """Evaluate a model on benchmarks; `ValueError` in one sentence for what cannot be done."""
     for other in options.compare:
         if not results.names_in(other):
             raise ValueError(f"compare names {str(other)!r}, which holds no results.")
+    if len(options.compare) >= len(plots.COLOURS):
+        raise ValueError(f"compare names {len(options.compare)} folders: at most {len(plots.COLOURS) - 1}.")
     path = models.local_path(options.model)
     backend = choose(options.backend, models.has_adapter(path))
     jobs = jobs_of(options, backend, path)
@@ -213,4 +231,6 @@ def run(options: Options) -> None:
     names = [job.benchmark.name for job in jobs]
     print(report.metrics_table({name: results.read(options.output, name)[1] for name in names}))
     compare(options.output, options.compare, names)
+    for name in names:
+        draw(options.output, options.compare, name)
     print(f"results  {options.output}")

@@ -1,7 +1,7 @@
-"""Sampling in which every response has random numbers of its own, so that it does not matter which others share its batch.
+"""Sampling in which every response has random numbers of its own, whichever others share its batch.
 
-Textbook samplers draw a batch's tokens from one generator: a response then depends on its row. Here the token at step t
-of a response is the inverse of its distribution function at u_t, the t-th uniform number of the response's own seed:
+Textbook samplers draw a batch's tokens from one generator: a response then depends on its row. Here the token at step
+t of a response is the inverse of its distribution function at u_t, the t-th uniform number of the response's own seed:
 an exact draw, from one number a token. Temperature, top-k and top-p mean what they mean in transformers and vLLM:
 temperature first, then the k most probable tokens, then the fewest whose probability reaches p.
 """

@@ -1,7 +1,7 @@
 """Responses from a running server with OpenAI's completions API (`vllm serve`, SGLang, llama.cpp), by its URL.
 
-The server decides which tokens end a response. `vllm serve` also adds what the model's generation configuration says of
-sampling (top_k, penalties) to what a request asks for, unless it was started with `--generation-config vllm`.
+The server decides which tokens end a response. `vllm serve` also adds what the model's generation configuration says
+of sampling (top_k, penalties) to what a request asks for, unless it was started with `--generation-config vllm`.
 """
 
 import time
@@ -34,11 +34,15 @@ class ServerBackend:
         self.name = url.rstrip("/").removesuffix("/v1")
         self.concurrency = concurrency
         limits = httpx.Limits(max_connections=concurrency)
-        self.client = httpx.Client(base_url=f"{self.name}/v1", timeout=httpx.Timeout(SECONDS, connect=10), limits=limits)
+        self.client = httpx.Client(
+            base_url=f"{self.name}/v1", timeout=httpx.Timeout(SECONDS, connect=10), limits=limits
+        )
         try:
             self.model = self._ask("GET", "/models")["data"][0]["id"]
         except (httpx.HTTPError, KeyError, IndexError) as error:
-            raise ValueError(f"backend is {url!r}, where no server says which model it has: {error!r:.200}.") from error
+            raise ValueError(
+                f"backend is {url!r}, where no server says which model it has: {error!r:.200}."
+            ) from error
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """A reply; a server that is busy, restarting or away is asked again, with growing pauses."""

@@ -1,4 +1,4 @@
-"""Responses from a model that transformers loads, in batches of prompts of like length, each response with its own seed."""
+"""Responses from a model that transformers loads, in batches of prompts of like length, each with its own seed."""
 
 import os
 import time
