@@ -40,6 +40,10 @@ class Work:
     sampling: Sampling
     about: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}: it must be 1 or more.")
+
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the responses."""

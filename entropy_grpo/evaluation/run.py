@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 from tqdm import tqdm
 
 from .. import plots, records
@@ -211,6 +212,7 @@ def run(options: Options) -> None:
     for other in options.compare:
         if not results.names_in(other):
             raise ValueError(f"compare names {str(other)!r}, which holds no results.")
+    datasets.disable_progress_bars()
     if len(options.compare) >= len(plots.COLOURS):
         raise ValueError(f"compare names {len(options.compare)} folders: at most {len(plots.COLOURS) - 1}.")
     path = models.local_path(options.model)

@@ -1,0 +1,397 @@
+"""`entropy-grpo eval` from end to end: killed, on two processes, on a server, and what its files say."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from entropy_grpo import cli, records
+from entropy_grpo.evaluation import models, results
+from entropy_grpo.evaluation.backends import choose
+from entropy_grpo.evaluation.benchmark import seed_of
+from entropy_grpo.evaluation.run import PRESETS, Options, run
+
+from .conftest import REPOSITORY
+
+CLOCK = "seconds"
+
+
+def questions_file(folder: Path, count: int = 6) -> str:
+    """Sums of two numbers, which the server below can read."""
+    path = folder / "sums.jsonl"
+    rows = [
+        {"problem": f"What is {i} + {i}? Write a number, please, and nothing else.", "answer": 2 * i}
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def command(model: str, benchmark: str, output: Path, *more: str) -> list[str]:
+    words = ["eval", "--model", model, "--benchmarks", benchmark, "--output", str(output), "--samples", "4"]
+    return [
+        *words,
+        "--max-tokens",
+        "14",
+        "--batch-size",
+        "3",
+        "--dtype",
+        "float32",
+        "--backend",
+        "transformers",
+        *more,
+    ]
+
+
+def samples(output: Path, name: str = "sums") -> list[dict]:
+    """The rows of a parquet file without what a clock decides."""
+    return pq.read_table(output / f"{name}.parquet").drop_columns([CLOCK]).to_pylist()
+
+
+def figures(output: Path, name: str = "sums") -> dict:
+    return records.read_json(output / f"{name}.json")
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model, tmp_path_factory):
+    """(file, output folder) of an evaluation that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("alone")
+    benchmark = questions_file(folder)
+    cli.main(command(tiny_model, benchmark, folder / "out"))
+    return benchmark, folder / "out"
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def lines(folder: Path) -> list[dict]:
+    return [row for path in sorted(folder.glob("sums/samples-*.jsonl")) for row in records.read_jsonl(path)]
+
+
+@pytest.mark.slow
+def test_killed_and_started_again(alone, tiny_model, tmp_path):
+    benchmark, undisturbed = alone
+    words = command(tiny_model, benchmark, tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entropy_grpo.cli", *words], env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and len(lines(tmp_path)) < 5:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = lines(tmp_path)
+    assert 5 <= len(before) < 24
+    with open(tmp_path / "sums" / "samples-0.jsonl", "a") as file:
+        file.write('{"question": "5", "sample": 3, "te')  # as if it had been killed within a line
+    cli.main(words)
+    after = lines(tmp_path)
+    assert after[: len(before)] == before
+    keys = [(row["question"], row["sample"]) for row in after]
+    assert len(keys) == len(set(keys)) == 24
+    assert samples(tmp_path) == samples(undisturbed)
+    assert figures(tmp_path) == figures(undisturbed)
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(alone, tiny_model, tmp_path):
+    benchmark, undisturbed = alone
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml", "-m"]
+    subprocess.run(
+        [sys.executable, *launch, "entropy_grpo.cli", *command(tiny_model, benchmark, tmp_path)],
+        env=ENVIRONMENT,
+        cwd=REPOSITORY,
+        check=True,
+        timeout=240,
+        capture_output=True,
+    )
+    shares = [len(list(records.read_jsonl(path))) for path in sorted(tmp_path.glob("sums/samples-*.jsonl"))]
+    assert shares == [12, 12]
+    assert samples(tmp_path) == samples(undisturbed)
+    assert figures(tmp_path) == figures(undisturbed)
+
+
+def test_a_rerun_writes_nothing_and_loads_no_model(alone, tiny_model, capsys):
+    benchmark, output = alone
+    written = {path: path.read_bytes() for path in output.glob("sums/*")}
+    expected = samples(output)
+    weights = Path(tiny_model) / "config.json"
+    weights.rename(weights.with_suffix(".away"))  # nothing could load the model now
+    try:
+        cli.main(command(tiny_model, benchmark, output))
+    finally:
+        weights.with_suffix(".away").rename(weights)
+    assert {path: path.read_bytes() for path in output.glob("sums/*")} == written
+    assert samples(output) == expected
+    assert "sums       6          4  " in capsys.readouterr().out
+
+
+def test_a_batch_that_is_half_there_is_completed_as_it_was(alone, tiny_model, tmp_path):
+    benchmark, undisturbed = alone
+    rows = lines(undisturbed)
+    random.Random(0).shuffle(rows)
+    (tmp_path / "sums").mkdir()
+    (tmp_path / "sums" / "settings.json").write_text((undisturbed / "sums" / "settings.json").read_text())
+    records.append_jsonl(tmp_path / "sums" / "samples-1.jsonl", rows[:13])
+    cli.main(command(tiny_model, benchmark, tmp_path))
+    assert samples(tmp_path) == samples(undisturbed)
+    assert len(list(records.read_jsonl(tmp_path / "sums" / "samples-0.jsonl"))) == 11
+
+
+@pytest.mark.parametrize(
+    "option, value", [("--seed", "1"), ("--temperature", "0.5"), ("--samples", "5"), ("--top-p", ".9")]
+)
+def test_other_settings_are_refused_in_the_same_folder(alone, tiny_model, option, capsys):
+    benchmark, output = alone
+    words = command(tiny_model, benchmark, output)
+    with pytest.raises(SystemExit) as exit:
+        cli.main([*words, option])
+    assert exit.value.code == 2
+    name = option.strip("-").split("=")[0].replace("-", "_")
+    assert f"holds responses with {name} " in capsys.readouterr().err
+
+
+def test_other_weights_are_refused_in_the_same_folder(alone, tiny_model, tmp_path, capsys, monkeypatch):
+    """A model that was trained on in the meantime: the path is the same, the responses would be another's."""
+    benchmark, output = alone
+    shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.copytree(output, tmp_path / "out")
+    settings = records.read_json(tmp_path / "out" / "sums" / "settings.json")
+    records.write_json(tmp_path / "out" / "sums" / "settings.json", settings | {"model": str(tmp_path / "model")})
+    words = command(str(tmp_path / "model"), benchmark, tmp_path / "out")
+    cli.main(words)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.lm_head.weight.data += 0.1
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert "holds responses with weights " in capsys.readouterr().err
+
+
+def test_an_adapter_answers_as_the_model_that_it_makes(tiny_model, tmp_path):
+    benchmark = questions_file(tmp_path, 3)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=4, init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "merged")
+    for name in ("adapter", "merged"):
+        cli.main([*command(str(tmp_path / name), benchmark, tmp_path / f"{name}-out"), "--temperature", "0"])
+    cli.main([*command(tiny_model, benchmark, tmp_path / "base-out"), "--temperature", "0"])
+    assert samples(tmp_path / "adapter-out") == samples(tmp_path / "merged-out") != samples(tmp_path / "base-out")
+    with pytest.raises(ValueError, match="backend is 'vllm'"):
+        choose("vllm", True)
+    assert choose("auto", True) == "transformers"
+
+
+class Server:
+    """A completions server over HTTP: its answers follow from the seed, and it fails now and then."""
+
+    def __init__(self):
+        self.bodies, self.running, self.most_running, self.failures = [], 0, 0, 0
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def reply(self, status: int, value: dict) -> None:
+                data = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_GET(self):
+                self.reply(200, {"data": [{"id": "served"}]})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.lock:
+                    outer.running += 1
+                    outer.most_running = max(outer.most_running, outer.running)
+                    fails = body["seed"] % 3 == 0 and body not in outer.bodies
+                    outer.bodies.append(body)
+                time.sleep(0.02)
+                with outer.lock:
+                    outer.running -= 1
+                    outer.failures += fails
+                if fails and body["seed"] % 2:
+                    self.close_connection = True  # no answer at all
+                elif fails:
+                    self.reply(503, {"error": "busy"})
+                else:
+                    self.reply(200, self.answer(body))
+
+            def answer(self, body: dict) -> dict:
+                seed = body["seed"]
+                number = int(body["prompt"].split("What is ")[1].split(" ")[0]) * 2 + seed % 2
+                text = f"so \\boxed{{{number}}}" if seed % 5 else "I do not know"
+                reason = "length" if seed % 7 == 0 else "stop"
+                return {
+                    "choices": [{"text": text, "finish_reason": reason}],
+                    "usage": {"completion_tokens": seed % 11 + 1},
+                }
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr("entropy_grpo.evaluation.server_backend.FIRST_PAUSE", 0.01)
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def served(server, benchmark, output, **more):
+    settings = {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 20, "batch_size": 5} | more
+    run(Options("served", [benchmark], output, backend=f"{server.url}/v1", **settings))
+
+
+def test_a_server_answers(server, tmp_path):
+    benchmark = questions_file(tmp_path)
+    served(server, benchmark, tmp_path / "out", seed=3)
+    rows = samples(tmp_path / "out")
+    assert [(row["question"], row["sample"]) for row in rows] == [(str(q), n) for q in range(6) for n in range(8)]
+    right = []
+    for row in rows:
+        seed = seed_of(3, row["question"], row["sample"])
+        answer = str(2 * int(row["question"]) + seed % 2) if seed % 5 else None
+        right.append(answer is not None and seed % 2 == 0)
+        assert row["answer"] == answer
+        assert row["tokens"] == seed % 11 + 1
+        assert row["finish"] == ("length" if seed % 7 == 0 else "stop")
+        assert row["verdict"] == ("right" if right[-1] else "wrong")
+    assert {body["seed"] for body in server.bodies} == {seed_of(3, row["question"], row["sample"]) for row in rows}
+    for body in server.bodies:
+        assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("served", 0.6, 0.95, 20)
+        assert "top_k" not in body
+    assert server.failures > 5
+    assert 1 < server.most_running <= 5
+    check_figures(tmp_path / "out", rows, right)
+
+
+def check_figures(output, rows, right):
+    """Acc@N, Len@N and the shares recomputed by a plain loop over the parquet file's rows."""
+    metrics = figures(output)["metrics"]
+    by_question = {}
+    for row, is_right in zip(rows, right, strict=True):
+        by_question.setdefault(row["question"], []).append((is_right, row["tokens"], row["finish"], row["answer"]))
+
+    def mean(value):
+        shares = [sum(value(*one) for one in of_one) / len(of_one) for of_one in by_question.values()]
+        return pytest.approx(sum(shares) / len(shares))
+
+    assert metrics["num_questions"] == len(by_question)
+    assert metrics["acc@N"]["value"] == mean(lambda is_right, *_: is_right)
+    assert metrics["len@N"]["value"] == mean(lambda _, tokens, *rest: tokens)
+    assert metrics["truncated"]["value"] == mean(lambda _, __, finish, ___: finish == "length")
+    assert metrics["no_answer"]["value"] == mean(lambda *one: one[3] is None)
+    majority = 0.0
+    for of_one in by_question.values():
+        given = [answer for *_, answer in of_one if answer is not None]
+        most = max(map(given.count, given), default=0)
+        tied = {answer for answer in given if given.count(answer) == most}
+        winners = {answer for is_right, *_, answer in of_one if is_right} & tied
+        majority += len(winners) / len(tied) / len(by_question) if tied else 0.0
+    assert metrics["maj@N"]["value"] == pytest.approx(majority)
+
+
+def test_two_models_are_compared(server, tmp_path, capsys):
+    benchmark = questions_file(tmp_path)
+    served(server, benchmark, tmp_path / "a", seed=3)
+    served(server, benchmark, tmp_path / "b", seed=4, compare=[tmp_path / "a"])
+    shares = [
+        [
+            sum(row["verdict"] == "right" for row in samples(tmp_path / side) if row["question"] == str(q)) / 8
+            for q in range(6)
+        ]
+        for side in "ab"
+    ]
+    differences = [b - a for a, b in zip(*shares, strict=True)]
+    gain = records.read_json(tmp_path / "b" / "comparison.json")[str(tmp_path / "a")]["sums"]["acc@N"]
+    assert gain["value"] == pytest.approx(sum(differences) / 6)
+    assert gain["low"] < gain["value"] < gain["high"]
+    said = capsys.readouterr().out
+    assert f"above {tmp_path / 'a'}" in said and f"{gain['value']:+.3f} [{gain['low']:+.3f}" in said
+    assert (tmp_path / "b" / "sums_pass_at_k.png").stat().st_size > 10_000
+    other = questions_file(tmp_path, 5)
+    served(server, other, tmp_path / "c")
+    with pytest.raises(ValueError, match=r"has 5 questions of sums, .*has 6, and they are not the same"):
+        results.compare(tmp_path / "a", tmp_path / "c", "sums")
+
+
+def test_contamination_is_measured_by_greedy_completion(server, tmp_path):
+    benchmark = questions_file(tmp_path)
+    served(server, benchmark, tmp_path / "out", contamination=True)
+    greedy = [body for body in server.bodies if body["temperature"] == 0]
+    # 60% of the twelve words, rounded down, are seven.
+    assert {body["prompt"] for body in greedy} == {f"What is {i} + {i}? Write a" for i in range(6)}
+    found = figures(tmp_path / "out")["contamination"]
+    assert (found["num_problems"], found["too_short"], found["exact"]["value"]) == (6, 0, 0.0)
+
+
+def test_an_absent_server_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("entropy_grpo.evaluation.server_backend.FIRST_PAUSE", 0.001)
+    benchmark = questions_file(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        cli.main([*command("x", benchmark, tmp_path / "out"), "--backend", "http://127.0.0.1:9"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("error: backend is 'http://127.0.0.1:9', where no server says")
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--backend", "vlm"], "backend is 'vlm': choose auto"),
+        (["--benchmarks", "aime23"], "benchmarks names 'aime23': choose among aime24"),
+        (["--model", "embedded:sudoku"], "model is 'embedded:sudoku': choose embedded:number_walk"),
+        (["--model", "no/such/model"], "model is 'no/such/model', which does not load"),
+        (["--samples", "0"], "samples is 0"),
+        (["--compare", "nowhere"], "compare names 'nowhere', which holds no results"),
+        (["--max-tokens", "200"], "max_tokens is 200, but the model has 128 positions"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(tiny_model, tmp_path, more, said, capsys):
+    words = command(tiny_model, questions_file(tmp_path), tmp_path / "out")
+    with pytest.raises(SystemExit) as exit:
+        cli.main([*words, *more])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.split("error: ")[-1]
+    assert error.startswith(said) and error.count("\n") == 1
+
+
+def test_presets_are_the_papers():
+    """Section 5.2 of arXiv 2506.01939; section 2 of arXiv 2508.02260."""
+    taken = {
+        name: tuple(preset[key] for key in ("samples", "temperature", "top_p")) for name, preset in PRESETS.items()
+    }
+    assert taken == {"forking": (16, 1.0, 1.0), "shaping": (8, 0.6, 0.95)}
+    assert PRESETS["forking"]["max_tokens"] == 20480
+
+
+def test_results_of_a_run_go_into_its_folder(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("")
+    (tmp_path / "checkpoint-40").mkdir()
+    assert models.output_folder(str(tmp_path)) == tmp_path / "benchmarks" / "final"
+    assert models.output_folder(str(tmp_path / "checkpoint-40")) == tmp_path / "benchmarks" / "checkpoint-40"
+    assert models.output_folder("Qwen/Qwen3-8B") == Path("evaluations/Qwen--Qwen3-8B")
+    assert models.output_folder("embedded:number_walk") == Path("evaluations/embedded--number_walk")
