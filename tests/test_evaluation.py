@@ -149,9 +149,7 @@ def test_a_batch_that_is_half_there_is_completed_as_it_was(alone, tiny_model, tm
     assert len(list(records.read_jsonl(tmp_path / "sums" / "samples-0.jsonl"))) == 11
 
 
-@pytest.mark.parametrize(
-    "option, value", [("--seed", "1"), ("--temperature", "0.5"), ("--samples", "5"), ("--top-p", ".9")]
-)
+@pytest.mark.parametrize("option", ["--seed=1", "--temperature=0.5", "--samples=5", "--top-p=.9"])
 def test_other_settings_are_refused_in_the_same_folder(alone, tiny_model, option, capsys):
     benchmark, output = alone
     words = command(tiny_model, benchmark, output)
