@@ -198,7 +198,7 @@ def test_a_set_that_does_not_load_is_named(cached):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="names 'math_500': choose among aime24, .*files that end in .jsonl"):
+    with pytest.raises(ValueError, match=r"names 'math_500': choose among aime24, .*files that end in .jsonl"):
         questions.load("math_500")
 
 
@@ -215,7 +215,7 @@ def test_files_are_benchmarks(tmp_path, problem, answer):
 def test_files_without_the_columns_are_refused(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"problem": "1?", "key": 1}\n')
-    with pytest.raises(ValueError, match="has the columns problem, key: a benchmark needs one of problem, .*answer"):
+    with pytest.raises(ValueError, match=r"has the columns problem, key: a benchmark needs one of problem, .*answer"):
         questions.load(str(path))
 
 

@@ -1,7 +1,7 @@
 """LiveCodeBench, its 279 problems from August 2024 to January 2025 ("v5"). Out of domain.
 
-Traps: the data set's loading script no longer runs, so its files are read; they hold 4.5 GB, and hidden tests as packed
-pickles. Windows are by contest date, and the files do not follow them. The prompts are the official ones' content.
+Traps: the data set's loading script no longer runs, so its files are read; they hold 4.5 GB, and hidden tests as
+packed pickles. Windows are by contest date, and the files do not follow them. The instructions are the official ones.
 """
 
 from collections.abc import Iterator
