@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -57,13 +58,21 @@ class BenchmarkCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.steps:
             return
+        planned = dict(vars(control))  # that a training log is due, say: an evaluation's log would take its place
+        gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(gpus):  # training draws what it would draw without benchmarks
+            torch.manual_seed(args.seed)
+            self._evaluate_all(state.global_step)
+        vars(control).update(planned)
+
+    def _evaluate_all(self, step: int) -> None:
         found: dict[str, float] = {}
         for name in self.names:
             try:
-                found |= self._evaluate(name, state.global_step)
+                found |= self._evaluate(name, step)
             except Exception as error:  # generation may raise anything; the run is worth more than the benchmark
                 self.failures += 1
-                get_logger(__name__).warning(f"eval_benchmarks: {name} failed at step {state.global_step}: {error}")
+                get_logger(__name__).warning(f"eval_benchmarks: {name} failed at step {step}: {error}")
         self.trainer.model.eval()  # so that the trainer logs these by themselves, not with half of a training log
         self.trainer.log(found | {FAILURES: self.failures})
 
