@@ -12,7 +12,7 @@ RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier grading
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier grading eval evaluation
 
 help:  ## this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
@@ -68,6 +68,12 @@ results: setup  ## train the embedded task with three seeds and three selections
 
 bench: setup  ## measure speed against stock TRL (an hour on two cores; on a GPU with Qwen3-8B's head), benchmarks/results/
 	$(BIN)/python -m benchmarks.speed
+
+eval: setup  ## evaluate MODEL=... on BENCHMARKS=aime24,... with EVAL_ARGS
+	$(BIN)/accelerate launch -m entropy_grpo.cli eval --model $(MODEL) --benchmarks $(BENCHMARKS) $(EVAL_ARGS)
+
+evaluation: setup  ## evaluate the demo's models, kill an evaluation and time one (half an hour on two cores)
+	$(BIN)/python -m benchmarks.evaluation
 
 sampling: setup  ## measure dynamic sampling against none and against the released logic (half an hour on two cores)
 	$(BIN)/python -m benchmarks.sampling

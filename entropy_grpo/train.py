@@ -81,8 +81,8 @@ def main(settings: Settings, name: str) -> None:
         trainer.add_callback(RewardProgress())
 
     if run_config.eval_benchmarks:
-        steps = run_config.eval_benchmark_steps
-        trainer.add_callback(BenchmarkCallback(trainer, run_config.eval_benchmarks, steps, folder, grader))
+        names, steps = run_config.eval_benchmarks, run_config.eval_benchmark_steps
+        trainer.add_callback(BenchmarkCallback(trainer, names, steps, folder, run_config.grading_seconds))
 
     logging.disable_progress_bar()  # of the files that every checkpoint writes
 

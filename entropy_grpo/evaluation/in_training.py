@@ -18,7 +18,6 @@ from transformers import TrainerCallback
 
 from .. import records
 from ..callbacks import git_revision, hardware, versions
-from ..grader import Grader
 from ..records import RunFolder
 from . import questions, results
 from .benchmark import CODE, Benchmark, Question
@@ -47,11 +46,12 @@ class BenchmarkCallback(TrainerCallback):
     Parameters:
         trainer: has `answer(problems, metric_key_prefix) -> rows`.
         names: as on the command line of `entropy-grpo eval`.
-        grader: the run's.
+        grading_seconds: wall-clock limit for one answer.
     """
 
-    def __init__(self, trainer: Any, names: Sequence[str], steps: int, folder: RunFolder, grader: Grader):
-        self.trainer, self.names, self.steps, self.folder, self.grader = trainer, names, steps, folder, grader
+    def __init__(self, trainer: Any, names: Sequence[str], steps: int, folder: RunFolder, grading_seconds: float):
+        self.trainer, self.names, self.steps, self.folder = trainer, names, steps, folder
+        self.grading_seconds = grading_seconds
         self.questions: dict[str, tuple[Benchmark, list[Question]]] = {}
         self.failures = 0
 
@@ -102,7 +102,7 @@ class BenchmarkCallback(TrainerCallback):
     ) -> dict[str, float]:
         args = self.trainer.args
         rows = sample_rows(asked, answers, args.max_completion_length, seconds)
-        samples = results.table(benchmark, asked, rows, judge(benchmark, asked, rows, self.grader))
+        samples = results.table(benchmark, asked, rows, judge(benchmark, asked, rows, self.grading_seconds))
         sampling = ("temperature", "top_p", "top_k", "seed")
         about = {"model": f"step {step}", "backend": "trainer", "max_tokens": args.max_completion_length}
         settings = questions.origin(benchmark, len(asked)) | about | {name: getattr(args, name) for name in sampling}

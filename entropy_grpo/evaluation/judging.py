@@ -1,13 +1,14 @@
 """Which responses are right, and which give the same answer: by the rewards' grader, or by running their code."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..grader import Grader
+from ..grader import Grader, worker_count
 from ..grading import Verdict
 from ..records import Row
-from .benchmark import CODE, Benchmark, Question
+from .benchmark import CHOICE, MATHS, Benchmark, Question
 from .code import passes
 
 
@@ -26,21 +27,39 @@ class Judgement:
     group: int
 
 
-def judge(benchmark: Benchmark, questions: Sequence[Question], rows: Sequence[Row], grader: Grader) -> list[Judgement]:
-    """A judgement of every response; the rows are as many for each question, one question after the other."""
+def judge(benchmark: Benchmark, questions: Sequence[Question], rows: Sequence[Row], seconds: float) -> list[Judgement]:
+    """A judgement of every response; the rows are as many for each question, one question after the other.
+
+    `seconds` is the wall-clock limit for grading one answer.
+    """
     samples = len(rows) // len(questions)
     asked = [question for question in questions for _ in range(samples)]
     answers = [benchmark.take(question, row["text"]) for question, row in zip(asked, rows, strict=True)]
-    if benchmark.kind == CODE:
-        texts = [row["text"] for row in rows]
-        responses = [texts[i : i + samples] for i in range(0, len(texts), samples)]
-        right = passes(responses, [question.problem for question in questions], os.cpu_count() or 1)
-        verdicts = [Verdict.RIGHT if passed else Verdict.WRONG for of_one in right for passed in of_one]
+    by_question = [answers[i : i + samples] for i in range(0, len(answers), samples)]
+    if benchmark.kind == MATHS:
+        # Nobody waits for one call, so that there is no limit to its time.
+        grader = Grader(worker_count(), seconds, math.inf, benchmark.relative_tolerance)
+        verdicts = grader.verdicts(answers, [question.reference for question in asked])
+        groups = [group for given in by_question for group in grader.classes(given)]
+        grader.close()
     else:
-        right = grader(answers, [question.reference for question in asked])
-        verdicts = [Verdict.RIGHT if r else Verdict.WRONG for r in right]
-    groups = [group for i in range(0, len(answers), samples) for group in same_text(answers[i : i + samples])]
+        verdicts = [Verdict.RIGHT if passed else Verdict.WRONG for passed in passing(benchmark, asked, answers, rows)]
+        groups = [group for given in by_question for group in same_text(given)]
     return [Judgement(*one) for one in zip(answers, verdicts, groups, strict=True)]
+
+
+def passing(
+    benchmark: Benchmark, asked: Sequence[Question], answers: Sequence[str | None], rows: Sequence[Row]
+) -> list[bool]:
+    """Whether a letter is the right one, or a program passes its tests."""
+    if benchmark.kind == CHOICE:
+        return [answer == question.reference for answer, question in zip(answers, asked, strict=True)]
+    responses: dict[str, list[str]] = {}
+    for question, row in zip(asked, rows, strict=True):
+        responses.setdefault(question.id, []).append(row["text"])
+    problems = {question.id: question.problem for question in asked}
+    passed = passes(list(responses.values()), list(problems.values()), os.cpu_count() or 1)
+    return [one for of_question in passed for one in of_question]
 
 
 def same_text(answers: Sequence[str | None]) -> list[int]:

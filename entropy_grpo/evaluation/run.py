@@ -3,7 +3,6 @@
 What can be refused is refused before a model is loaded, and none is loaded where no response is missing.
 """
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from .. import plots, records
 from ..callbacks import git_revision, hardware, versions
-from ..grader import Grader, worker_count
 from ..hub import GatedError
 from . import contamination, models, questions, report, results
 from .backends import TRANSFORMERS, VLLM, Backend, Sampling, choose
@@ -31,7 +29,7 @@ PRESETS = {
     "shaping": {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 8192},
 }
 WAIT_SECONDS = 2.0
-# Wall-clock limit for grading one answer; nobody waits for the whole, so that has none.
+# Wall-clock limit for grading one answer.
 GRADING_SECONDS = 5.0
 
 
@@ -164,10 +162,10 @@ def wait_for_others(works: Sequence[Work]) -> None:
         time.sleep(WAIT_SECONDS)
 
 
-def write_results(job: Job, grader: Grader, folder: Path) -> None:
+def write_results(job: Job, folder: Path) -> None:
     """Judge the responses and write both files of a benchmark."""
     asked, rows = job.answers.questions, job.answers.rows()
-    samples = results.table(job.benchmark, asked, rows, judge(job.benchmark, asked, rows, grader))
+    samples = results.table(job.benchmark, asked, rows, judge(job.benchmark, asked, rows, GRADING_SECONDS))
     figures = {
         "settings": job.answers.settings,
         **results.summary(samples, asked),
@@ -226,10 +224,8 @@ def run(options: Options) -> None:
     if process()[0] > 0:
         return
     wait_for_others(works)
-    grader = Grader(worker_count(), GRADING_SECONDS, math.inf)
     for job in jobs:
-        write_results(job, grader, options.output)
-    grader.close()
+        write_results(job, options.output)
     names = [job.benchmark.name for job in jobs]
     print(report.metrics_table({name: results.read(options.output, name)[1] for name in names}))
     compare(options.output, options.compare, names)
