@@ -182,12 +182,12 @@ def table(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"{names[-1]} minus {names[-2]}, question by question: Acc@16 {cell(gain, sign='+')}, p = "
-        f"{gain['p_value']:.1g}; a difference of {gain['minimum_detectable']:.3f} would have been found four times in "
-        "five.",
+        f"{gain['p_value']:.1g}; a difference of {gain['minimum_detectable']:.3f} would have been found four times "
+        "in five.",
         "",
         f"An evaluation of {kill['responses']} responses, killed {len(kill['finished_at_kills'])} times and started "
-        f"again: {kill['written_twice']} written twice, {kill['lost']} lost, {kill['differing_rows']} that differ from "
-        "those of one left alone.",
+        f"again: {kill['written_twice']} written twice, {kill['lost']} lost, {kill['differing_rows']} that differ "
+        "from those of one left alone.",
         "",
         "| transformers backend on the demo's model, processor | |",
         "|---|---|",

@@ -1,6 +1,7 @@
 """The Hub model card of a run, written from the files of its folder alone, so that it works for an old checkpoint."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,24 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def benchmark_rows(run: RunFolder) -> list[dict[str, str]]:
+    """What benchmarks gave, as text, for the last model of the run that was evaluated on any."""
+
+    def place(folder: Path) -> float:
+        number = folder.name.rpartition("-")[2]
+        return float(number) if number.isdigit() else math.inf  # the finished model
+
+    folders = sorted((path for path in run.benchmarks.glob("*") if any(path.glob("*.json"))), key=place)
+    rows = []
+    for path in sorted(folders[-1].glob("*.json")) if folders else ():
+        found = records.read_json(path).get("metrics")
+        if found is not None:
+            row = {"name": cell(path.stem), "model": cell(folders[-1].name), "samples": str(found["num_samples"])}
+            row |= {"accuracy": share_text(found["acc@N"]), "majority": share_text(found["maj@N"])}
+            rows.append(row | {"length": f"{found['len@N']['value']:.0f}"})
+    return rows
+
+
 def _eval_results(evaluation: dict[str, Any], dataset: str | None) -> list[EvalResult]:
     after = evaluation.get("after", {})
     measures = [(name, after[name]["value"]) for name in after if name == "accuracy" or name.startswith("pass@")]
@@ -134,6 +153,7 @@ def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
         environment=environment,
         confidence=CONFIDENCE,
         results={**evaluation["after"], "rows": results_table(evaluation)} if "after" in evaluation else None,
+        benchmarks=benchmark_rows(run),
         steps=metrics[-1]["step"] if metrics else None,
         minutes=f"{runtime / 60:.1f}" if runtime else None,
         settings=[(name, cell(arguments[name])) for name in SHOWN_ARGUMENTS if arguments.get(name) is not None],

@@ -363,3 +363,31 @@ def test_a_missing_folder_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="file: there is no such run folder"):
         write_card(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_benchmarks_of_the_last_model_are_shown(tmp_path):
+    run = make_run(tmp_path, CONTENTS)
+
+    def figures(value):
+        interval = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        return {
+            "metrics": {"num_samples": 16, "acc@N": interval, "maj@N": interval, "len@N": interval | {"value": 812.4}}
+        }
+
+    for folder, name, value in [
+        ("step-40", "aime24", 0.2),
+        ("step-120", "aime24", 0.3),
+        ("step-120", "amc23", 0.6),
+        ("checkpoint-80", "aime24", 0.9),
+    ]:
+        path = run / "benchmarks" / folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures(value)))
+    (run / "benchmarks" / "step-120" / "comparison.json").write_text("{}")
+    text = write_card(run).read_text()
+    assert "Of `step-120`" in text
+    assert "| aime24 | 16 | 0.300 [0.200, 0.400] | 0.300 [0.200, 0.400] | 812 |\n| amc23 | 16 | 0.600" in text
+    assert "0.900" not in text and "comparison" not in text
+    (run / "benchmarks" / "final").mkdir()
+    (run / "benchmarks" / "final" / "aime24.json").write_text(json.dumps(figures(0.5)))
+    assert "| aime24 | 16 | 0.500" in write_card(run).read_text()
