@@ -15,9 +15,13 @@ from entropy_grpo.embedded.number_walk import VALUES, Problem
 from entropy_grpo.evaluation import questions
 from entropy_grpo.evaluation.benchmark import CODE, MATHS, seed_of
 from entropy_grpo.evaluation.benchmarks import BENCHMARKS, PUBLISHED
+from entropy_grpo.evaluation.judging import judge
+from entropy_grpo.evaluation.sandbox import unavailable
+from entropy_grpo.grading import Verdict
 from entropy_grpo.prompts import TEMPLATES
 
 BOXED = TEMPLATES["boxed"]
+needs_sandbox = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 
 def gpqa_row(i, **more):
@@ -241,3 +245,86 @@ def test_seeds_are_spread_and_fixed():
 def test_only_open_sets_repeat_their_questions():
     assert [name for name, b in BENCHMARKS.items() if not b.is_open] == ["gpqa"]
     assert {name for name, b in BENCHMARKS.items() if b.kind == CODE} == {"humaneval", "livecodebench"}
+
+
+def rows_of(texts):
+    return [{"text": text} for text in texts]
+
+
+def test_answers_are_graded_within_their_tolerance_and_put_into_classes():
+    rows = [{"question": "1?", "answer": "4.5e33"}, {"question": "2?", "answer": "\\frac{1}{2}"}]
+    asked = BENCHMARKS["minerva"].read(rows)
+    boxes = ["4.51 \\times 10^{33}", "4.7e33", "4.51e33", None, "0.5", "1/2", "x", "\\frac12"]
+    texts = [f"so \\boxed{{{box}}}" if box else "no idea" for box in boxes]
+    found = judge(BENCHMARKS["minerva"], asked, rows_of(texts), 5.0)
+    assert [one.answer for one in found] == boxes
+    assert [one.verdict is Verdict.RIGHT for one in found] == [True, False, True, False, True, True, False, True]
+    groups = [one.group for one in found]
+    assert groups[3] == -1 and groups[0] == groups[2] != groups[1]
+    assert groups[4] == groups[5] == groups[7] != groups[6]
+
+
+def test_letters_are_judged_by_themselves():
+    asked = BENCHMARKS["gpqa"].read([gpqa_row(0)])
+    right = asked[0].reference
+    wrong = next(letter for letter in "ABCD" if letter != right)
+    texts = [f"\\boxed{{({right})}}", f"\\boxed{{{wrong}}}", "none", f"\\boxed{{\\text{{{right}}}}}"]
+    found = judge(BENCHMARKS["gpqa"], asked, rows_of(texts), 5.0)
+    assert [one.verdict is Verdict.RIGHT for one in found] == [True, False, False, True]
+    assert [one.group for one in found] == [0, 1, -1, 0]
+
+
+HUMANEVAL_ROW = {
+    "task_id": "HumanEval/0",
+    "prompt": 'def add(a, b):\n    """Add two numbers."""\n',
+    "canonical_solution": "    return a + b\n",
+    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n",
+    "entry_point": "add",
+}
+
+
+@needs_sandbox
+def test_humaneval_asks_for_the_function_and_runs_it():
+    asked = BENCHMARKS["humaneval"].read([HUMANEVAL_ROW])
+    assert asked[0].prompt.startswith("User:\nComplete this Python function.") and asked[0].id == "HumanEval/0"
+    assert HUMANEVAL_ROW["prompt"] in asked[0].prompt and "return" not in asked[0].prompt
+    whole = "```python\ndef add(a, b):\n    return a {} b\n```"
+    texts = [whole.format("+"), whole.format("-"), "    return a + b\n", " "]
+    found = judge(BENCHMARKS["humaneval"], asked, rows_of(texts), 5.0)
+    assert [one.verdict is Verdict.RIGHT for one in found] == [True, False, True, False]
+    assert [one.group for one in found] == [0, 1, 2, -1]
+
+
+def livecodebench_row(i, **more):
+    return {
+        "question_title": f"t{i}",
+        "question_content": f"Print the double of the number {i}.",
+        "platform": "atcoder",
+        "question_id": f"abc{i}",
+        "contest_id": "abc",
+        "contest_date": "2024-09-01T00:00:00",
+        "starter_code": "",
+        "difficulty": "easy",
+        "public_test_cases": json.dumps([{"input": "2\n", "output": "4\n", "testtype": "stdin"}]),
+        "private_test_cases": "[]",
+        "metadata": "{}",
+    } | more
+
+
+@needs_sandbox
+def test_livecodebench_is_read_from_its_files_and_run(cached, tmp_path):
+    files = BENCHMARKS["livecodebench"].files
+    folder = tmp_path / "hub" / f"datasets--{files.hub_id.replace('/', '--')}" / "snapshots" / files.revision
+    folder.mkdir(parents=True)
+    for name in files.names:
+        (folder / name).write_text("")
+    rows = [livecodebench_row(i, starter_code="class S:" if i == 1 else "") for i in range(279)]
+    late = livecodebench_row(300, contest_date="2025-02-01T00:00:00")
+    (folder / files.names[4]).write_text("".join(json.dumps(row) + "\n" for row in [late, *rows]))
+    benchmark, asked = questions.load("livecodebench")
+    assert [q.id for q in asked] == [f"abc{i}" for i in range(279)]
+    assert "Print the double of the number 0." in asked[0].prompt and "Read the inputs from stdin" in asked[0].prompt
+    assert "starter code" in asked[1].prompt and "class S:" in asked[1].prompt
+    texts = ["```python\nprint(2 * int(input()))\n```", "```python\nprint(3)\n```"]
+    found = judge(benchmark, asked[:1], rows_of(texts), 5.0)
+    assert [one.verdict is Verdict.RIGHT for one in found] == [True, False]
