@@ -313,6 +313,29 @@ def check_figures(output, rows, right):
     assert metrics["maj@N"]["value"] == pytest.approx(majority)
 
 
+def test_a_server_that_refuses_ends_the_command_and_loses_nothing(server, tmp_path):
+    benchmark = questions_file(tmp_path)
+    handler = server.http.RequestHandlerClass
+    reply, wrong = handler.reply, seed_of(0, "4", 5)
+
+    def refuse(self, status, value):
+        refused = self.command == "POST" and server.bodies[-1]["seed"] == wrong
+        reply(self, *((400, {"error": "too long"}) if refused else (status, value)))
+
+    handler.reply = refuse
+    with pytest.raises(ValueError, match=r"refuses a request: 400 .*too long"):
+        served(server, benchmark, tmp_path / "out", batch_size=1)
+    before = lines(tmp_path / "out")
+    assert len(before) == 4 * 8 + 5
+    handler.reply = reply
+    asked = len(server.bodies)
+    served(server, benchmark, tmp_path / "out", batch_size=1)
+    assert lines(tmp_path / "out")[: len(before)] == before
+    written = {seed_of(0, row["question"], row["sample"]) for row in before}
+    assert not written & {body["seed"] for body in server.bodies[asked:]}
+    assert len(samples(tmp_path / "out")) == 48
+
+
 def test_two_models_are_compared(server, tmp_path, capsys):
     benchmark = questions_file(tmp_path)
     served(server, benchmark, tmp_path / "a", seed=3)

@@ -11,6 +11,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from .benchmark import Question, seed_of
 Key = tuple[str, int]
 
 
+@cache
 def process() -> tuple[int, int]:
-    """(rank, number of processes) of this launch."""
+    """(rank, number of processes) of this launch; vLLM's backend later takes the variables away."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -28,7 +28,8 @@ PRESETS = {
     "forking": {"samples": 16, "temperature": 1.0, "top_p": 1.0, "max_tokens": 20480},
     "shaping": {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 8192},
 }
-WAIT_SECONDS = 2.0
+# How long the first process waits at first, and at most, before it looks for what the others wrote.
+WAIT_SECONDS = (0.5, 60.0)
 # Wall-clock limit for grading one answer.
 GRADING_SECONDS = 5.0
 
@@ -157,9 +158,11 @@ def generate(works: Sequence[Work], backend: Backend) -> None:
 
 def wait_for_others(works: Sequence[Work]) -> None:
     """Until every response is there; if another process of the launch fails, its launcher ends this one, too."""
+    pause, longest = WAIT_SECONDS
     while missing := sum(len(work.missing()) for work in works):
         print(f"waiting for {missing} responses of other processes", file=sys.stderr, flush=True)
-        time.sleep(WAIT_SECONDS)
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
 
 
 def write_results(job: Job, folder: Path) -> None:

@@ -39,25 +39,27 @@ class ServerBackend:
         )
         try:
             self.model = self._ask("GET", "/models")["data"][0]["id"]
-        except (httpx.HTTPError, KeyError, IndexError) as error:
+        except (ValueError, KeyError, IndexError) as error:
             raise ValueError(
                 f"backend is {url!r}, where no server says which model it has: {error!r:.200}."
             ) from error
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """A reply; a server that is busy, restarting or away is asked again, with growing pauses."""
+        said = ""
         for attempt in range(TRIES):
             try:
                 reply = self.client.request(method, path, json=body)
-                if reply.status_code != 429 and reply.status_code < 500:
-                    if reply.is_error:
-                        raise ValueError(f"{self.name} refuses a request ({reply.status_code}): {reply.text:.300}")
+            except httpx.TransportError as error:
+                said = str(error)
+            else:
+                if reply.is_success:
                     return reply.json()
-            except httpx.TransportError:
-                if attempt == TRIES - 1:
-                    raise
+                said = f"{reply.status_code} {reply.text:.200}"
+                if reply.status_code != 429 and reply.status_code < 500:
+                    raise ValueError(f"{self.name} refuses a request: {said}")
             time.sleep(FIRST_PAUSE * 2**attempt)
-        raise httpx.HTTPError(f"{self.name} answers {reply.status_code} to every one of {TRIES} tries")
+        raise ValueError(f"{self.name} did not answer {TRIES} times ({said}): the same command goes on once it does.")
 
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """The server refuses what it cannot take."""
