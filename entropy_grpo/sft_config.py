@@ -17,7 +17,7 @@ class SFTRunConfig:
         trainer: `sft`.
         accelerate_config: as in `RunConfig`.
         dataset_name: a `.jsonl` / `.parquet` file or a Hub id with a row per response of the teacher, such as the
-            `samples.parquet` of `entropy-grpo eval`.
+            `BENCHMARK.parquet` of `entropy-grpo eval`.
         dataset_config, dataset_revision, dataset_train_split: of the Hub id.
         prompt_column, response_column, solution_column: the columns with the problem, the response and the reference.
         prompt_template: what to put around a problem, one of `prompts.TEMPLATES`; null for nothing. The same as in the

@@ -1,6 +1,6 @@
 """Answers beside references, labelled by hand: what a careful reader, told only the two, would call right.
 
-Where that depends on a convention, it is that of `entropy_grpo.equivalence`, which its first lines state. `EQUAL` and
+Where that depends on a convention, it is that of `grading.equivalence`, which its first lines state. `EQUAL` and
 `UNEQUAL` hold (answer, reference) by kind, `WITHIN` and `BEYOND` (answer, reference) for a relative tolerance of 1%,
 `RIGHT_RESPONSES` and `WRONG_RESPONSES` (whole response, reference).
 """

@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks import grading as benchmark
 from benchmarks import measure
-from entropy_grpo.answers import read
 from entropy_grpo.grader import DEEPEST_ANSWER, LONGEST_ANSWER, Grader, nesting, plain_verdict
 from entropy_grpo.grading import Verdict, choice, compare, readable
-from entropy_grpo.latex import simplified
+from entropy_grpo.grading.answers import read
+from entropy_grpo.grading.latex import simplified
 from tests import answer_pairs as pairs
 
 CASES = list(benchmark.cases())

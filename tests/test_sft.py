@@ -10,19 +10,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from entropy_grpo import recipe
+from entropy_grpo import hub, recipe
 from entropy_grpo.embedded.cold_start import build_tokenizer
+from entropy_grpo.evaluation import results
+from entropy_grpo.evaluation.benchmark import Benchmark
+from entropy_grpo.evaluation.judging import Judgement
+from entropy_grpo.grading import Verdict
 from entropy_grpo.prompts import render
 from entropy_grpo.recipe import RecipeError, Setting
 from entropy_grpo.sft import choose, load_rows
 from entropy_grpo.sft_config import CLASSES, SFTRunConfig
+from entropy_grpo.sources import TRAINING
 
 from .conftest import REPOSITORY, save_tiny_model
 
 
 def teach(number, solution=None, response=None, question=None):
     return {
-        "question": question or f"What is {number} + {number}?",
+        "problem": question or f"What is {number} + {number}?",
         "response": response or f"so \\boxed{{{2 * number}}}",
         "reference": solution or str(2 * number),
     }
@@ -46,7 +51,7 @@ def write(path, rows):
 
 
 def config(tmp_path, rows=ROWS, **fields):
-    named = {"prompt_column": "question", "solution_column": "reference"} | fields
+    named = {"prompt_column": "problem", "solution_column": "reference"} | fields
     return SFTRunConfig(dataset_name=write(tmp_path / "teacher.jsonl", rows), **named)
 
 
@@ -63,7 +68,7 @@ def test_the_first_right_response_of_a_problem_is_taken(tmp_path):
 
 def test_one_that_is_too_long_gives_way_to_a_shorter_one(tmp_path):
     tokenizer = build_tokenizer()
-    lengths = [len(tokenizer(row["question"] + row["response"])["input_ids"]) + 1 for row in ROWS]
+    lengths = [len(tokenizer(row["problem"] + row["response"])["input_ids"]) + 1 for row in ROWS]
     longest = lengths[3] - 1
     assert max(lengths[4], lengths[6]) <= longest
     found, origin = taken(config(tmp_path), longest)
@@ -81,6 +86,27 @@ def test_too_few_right_responses_are_refused(tmp_path):
     assert taken(config(tmp_path, num_responses=3))[0] == [0, 3, 6]
     with pytest.raises(ValueError, match=r"num_responses is 5 but .* has 4 to take"):
         taken(config(tmp_path, num_responses=5))
+
+
+def test_the_results_of_an_evaluation_of_the_teacher_are_read(tmp_path):
+    """With the columns that the recipe names."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"What is {i}?", "solution": str(i)}) + "\n" for i in range(3)))
+    rows = hub.load_file("benchmarks", str(data))
+    benchmark = Benchmark("dapo_math", TRAINING["dapo_math"])
+    asked = benchmark.read(rows)
+    written = [
+        {"question": q.id, "sample": 0, "text": f"\\boxed{{{i % 2}}}", "tokens": 3, "finish": "stop", "seconds": 0.1}
+        for i, q in enumerate(asked)
+    ]
+    judgements = [Judgement(str(i % 2), Verdict.RIGHT, 0) for i in range(3)]
+    results.write(tmp_path, "dapo_math", results.table(benchmark, asked, written, judgements), {})
+    named = {key: s.value for key, s in recipe.load(REPOSITORY / "recipes" / "llama31_8b_cold_start.yaml").items()}
+    columns = {key: named[key] for key in ("prompt_column", "response_column", "solution_column", "prompt_template")}
+    cfg = SFTRunConfig(dataset_name=str(tmp_path / "dapo_math.parquet"), **columns)
+    assert Path(named["dataset_name"]).name == "dapo_math.parquet"
+    found, _ = taken(cfg)
+    assert found == [0, 1] and list(load_rows(cfg)["prompt"]) == [f"What is {i}?" for i in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +149,7 @@ def launch(name, words, *more):
 
 def completion_loss(model, tokenizer, row):
     """(sum of -log p over response and EOS, their number), in float64."""
-    prompt = tokenizer(render("boxed", row["question"]))["input_ids"]
+    prompt = tokenizer(render("boxed", row["problem"]))["input_ids"]
     ids = torch.tensor([prompt + tokenizer(row["response"])["input_ids"] + [tokenizer.eos_token_id]])
     logps = model(ids).logits.double().log_softmax(-1)[0, len(prompt) - 1 : -1]
     return -logps.gather(1, ids[0, len(prompt) :, None]).sum().item(), len(logps)
@@ -145,7 +171,7 @@ def test_cold_start_and_what_follows_by_the_literal_commands(tmp_path):
     launch("llama31_8b_cold_start", words, *paths)
 
     assert [json.loads(line)["problem"] for line in problems.read_text().splitlines()] == [
-        row["question"] for row in rows[:4]
+        row["problem"] for row in rows[:4]
     ]
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if "loss" in row]
@@ -157,7 +183,7 @@ def test_cold_start_and_what_follows_by_the_literal_commands(tmp_path):
     after = AutoModelForCausalLM.from_pretrained(run).eval()
     assert sum(completion_loss(after, tokenizer, row)[0] for row in rows[:4]) < sum(total for total, _ in expected)
 
-    data = write(tmp_path / "rows.jsonl", [{"prompt": r["question"], "solution": r["reference"]} for r in rows])
+    data = write(tmp_path / "rows.jsonl", [{"prompt": r["problem"], "solution": r["reference"]} for r in rows])
     words = CPU + "--use_vllm false --vllm_enable_sleep_mode false --max_steps 2 --prompts_per_rollout 4 "
     words += "--steps_per_rollout 2 --num_generations 4 --per_device_train_batch_size 2 --max_completion_length 16 "
     words += "--overlong_cache_length 8 --max_sampling_rounds 2 --save_strategy no"

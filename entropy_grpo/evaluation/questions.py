@@ -5,12 +5,13 @@ from typing import Any
 
 from ..hub import download, load_file, load_hub
 from ..names import FILE_FORMATS
+from ..sources import TRAINING
 from .benchmark import Benchmark, Question, from_file
 from .benchmarks import BENCHMARKS
 
 
 def load(name: str) -> tuple[Benchmark, list[Question]]:
-    """A benchmark and its questions, in their published order.
+    """A benchmark, or a training set of `sources.TRAINING` for a teacher to answer, and its questions, in their order.
 
     Raises:
         hub.GatedError: its terms have to be accepted first.
@@ -26,9 +27,12 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
             paths = [Path(download(told, files.hub_id, file, files.revision)) for file in files.names]
             return benchmark, list(files.read(paths))
         return benchmark, benchmark.read(load_hub(f"benchmarks names {name!r}", benchmark.source))
+    if name in TRAINING:
+        benchmark = Benchmark(name, TRAINING[name])
+        return benchmark, benchmark.read(load_hub(f"benchmarks names {name!r}", benchmark.source))
     if Path(name).suffix not in FILE_FORMATS:
         raise ValueError(
-            f"benchmarks names {name!r}: choose among {', '.join(BENCHMARKS)} and files that end in "
+            f"benchmarks names {name!r}: choose among {', '.join([*BENCHMARKS, *TRAINING])} and files that end in "
             f"{' or '.join(FILE_FORMATS)}."
         )
     rows = load_file("benchmarks", name)

@@ -1,6 +1,6 @@
 """The results of one benchmark: every sample in a parquet file, and what they amount to in a JSON file beside it.
 
-DIR/BENCHMARK.parquet    question, sample, prompt, response, tokens, finish, answer, verdict, class, seconds
+DIR/BENCHMARK.parquet    question, sample, problem, reference, prompt, response, tokens, finish, answer, verdict, ...
 DIR/BENCHMARK.json       settings, versions, metrics with their intervals, quality
 """
 
@@ -24,6 +24,8 @@ SCHEMA = pa.schema(
     [
         ("question", pa.string()),
         ("sample", pa.int64()),
+        ("problem", pa.string()),
+        ("reference", pa.string()),
         ("prompt", pa.string()),
         ("response", pa.string()),
         ("tokens", pa.int64()),
@@ -43,13 +45,13 @@ def table(
     judgements: Sequence[Judgement],
 ) -> pa.Table:
     """The samples of a benchmark, question by question; a set that is not open goes without its prompts."""
-    prompts = {q.id: q.prompt if benchmark.is_open else None for q in questions}
+    asked = {q.id: q for q in questions} if benchmark.is_open else {}
     return pa.Table.from_pylist(
         [
             {
                 "question": row["question"],
                 "sample": row["sample"],
-                "prompt": prompts[row["question"]],
+                **_texts(asked.get(row["question"])),
                 "response": row["text"],
                 "tokens": row["tokens"],
                 "finish": row["finish"],
@@ -62,6 +64,13 @@ def table(
         ],
         schema=SCHEMA,
     )
+
+
+def _texts(question: Question | None) -> dict[str, str | None]:
+    """The columns that repeat a question."""
+    if question is None:
+        return dict.fromkeys(("problem", "reference", "prompt"))
+    return {"problem": question.text, "reference": question.reference, "prompt": question.prompt}
 
 
 def samples_of(samples: pa.Table) -> Samples:
