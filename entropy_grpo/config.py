@@ -17,6 +17,7 @@ from .ops.kernels import check_installed
 from .prompts import TEMPLATES
 from .sampling import LIMITS, informative
 from .selection import MAX_TOKENS, SCOPES, SELECTIONS
+from .shaping_config import ShapingConfig
 from .sources import TRAINING
 
 # Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
@@ -80,7 +81,7 @@ def batch_shape(
 
 
 @dataclass
-class EntropyForkGRPOConfig(GRPOConfig):
+class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     """`trl.GRPOConfig` with the objective of arXiv 2506.01939 (Eq. 6) as its default.
 
     Parameters:
@@ -205,6 +206,7 @@ class EntropyForkGRPOConfig(GRPOConfig):
                 f"of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
             )
         self._check_sampling()
+        self.check_shaping(self.num_generations)
         self._shape_batches()
         for name in ("num_logged_samples", "max_skipped_steps", "max_group_age"):
             if getattr(self, name) < 0:

@@ -113,6 +113,7 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
         self._rows: list[Row] = []  # of the generation under way
         self._supply: Supply | None = None
         self._corrects_next = False  # whether the next pass is TRL's over a rollout with older responses
+        self._rollout_accuracy = math.nan  # of all that was drawn for the latest rollout
 
     def _make_sampler(self) -> DynamicSampler:
         data, args = self.train_dataset, self.args
@@ -206,6 +207,7 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
         found |= {"discarded": discarded, "filling": len(filling), "waiting": len(sampler.waiting)}
         if len(drawn):
             found |= {"all_right": (drawn == 1).float().mean().item(), "all_wrong": (drawn == 0).float().mean().item()}
+            self._rollout_accuracy = drawn.mean().item()
         found["pass_rate"] = sampler.pass_rate
         for name, value in found.items():
             self._metrics["train"][f"dynamic_sampling/{name}"].append(value)
@@ -257,8 +259,10 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
         if self._supply is not None:
             return self._supply.rewards
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["accuracy"].append((rewards[:, 0] > 0).float().mean().item())
+        mode, accuracy = "train" if self.model.training else "eval", (rewards[:, 0] > 0).float().mean().item()
+        self._metrics[mode]["accuracy"].append(accuracy)
+        if mode == "train":
+            self._rollout_accuracy = accuracy
         return rewards
 
     @property
@@ -343,9 +347,10 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
 
     def _shared_state(self) -> State:
         sampler = {} if self._sampler is None else {"sampler": self._sampler.state()}
-        return super()._shared_state() | sampler
+        return super()._shared_state() | {"rollout_accuracy": self._rollout_accuracy} | sampler
 
     def _restore_shared_state(self, state: State) -> None:
         super()._restore_shared_state(state)
+        self._rollout_accuracy = state["rollout_accuracy"]
         if self._sampler is not None and "sampler" in state:
             self._sampler.restore(state["sampler"])

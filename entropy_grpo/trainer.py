@@ -3,9 +3,11 @@
 TRL computes the loss; this class only decides which tokens are in it and what it is divided by, at these seams:
 
 - `_prepare_inputs`: before the first forward pass of an optimiser step (a *window* of `gradient_accumulation_steps`
-  micro-batches on every rank), fix how many of its tokens are kept, and group its sequences by length;
+  micro-batches on every rank), shape its advantages, fix how many of its tokens are kept, and group its sequences by
+  length;
 - `get_high_entropy_mask`: return a weight instead of a 0/1 mask, since TRL multiplies the per-token loss by it:
   indicator * (TRL's denominator / the window's kept tokens), so that what is left is the mean over kept tokens;
+- `_generate_and_score_completions`: rank the tokens of a rollout, and weigh its responses by their perplexity;
 - `_get_per_token_logps_and_entropies`: run each pass without shared padding, and ask the LM head for no more than the
   pass is for;
 - `_compute_loss`, `_calculate_rewards`: watch what goes by, for the records.
@@ -35,9 +37,9 @@ from .card import write_card
 from .checkpoint import State
 from .config import TOKEN_LEVEL_LOSSES
 from .ops.head import add_sparse_lm_head, why_not
-from .rollouts import RolloutGRPOTrainer
 from .scoring import Pass, run_passes
 from .selection import gradient_norms, kept_count, select
+from .shaped import ShapedGRPOTrainer
 from .window import (
     Inputs,
     Scored,
@@ -54,7 +56,7 @@ from .window import (
 SCORING_ARGUMENTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
 
 
-class EntropyForkGRPOTrainer(RolloutGRPOTrainer):
+class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
     """GRPO/DAPO on the top rho share of tokens by entropy.
 
     Takes `GRPOTrainer`'s arguments; `args.output_dir` becomes a run folder (see `records`).
@@ -231,6 +233,7 @@ class EntropyForkGRPOTrainer(RolloutGRPOTrainer):
         """Fix how many tokens the window keeps over all ranks, and which, where they can be known beforehand."""
         if not self.model.training:
             return self._open_evaluation(batches[0])
+        batches = [self._shaped(b) for b in batches]
         selects, scope = self.top_entropy_quantile < 1, self.args.entropy_scope
         if selects and scope == "rollout":
             kept = self._sum_over_ranks(torch.stack([b["kept_mask"].sum() for b in batches]).sum())
@@ -277,11 +280,18 @@ class EntropyForkGRPOTrainer(RolloutGRPOTrainer):
         device, local = self.accelerator.device, output["completion_ids"].size(0)
         output["sequence_index"] = self.accelerator.process_index * local + torch.arange(local, device=device)
         output["sequence_count"] = torch.tensor(self.accelerator.num_processes * local, device=device)
-        if ranked:
+        scored, weighs = None, self._needs_weights(output)
+        if "old_per_token_logps" not in output and (ranked or weighs):
+            scored = self._score(output)
+        elif ranked:
             # TRL scores old log-probabilities first, if at all, and then perhaps those of a reference model.
-            scored = passes[0] if "old_per_token_logps" in output else self._score(output)
+            scored = passes[0]
+        if weighs:
+            logps = output["old_per_token_logps"] if "old_per_token_logps" in output else scored.logps
+            output["perplexity_weights"] = self._perplexity_weights(logps, output)
+        if ranked:
             self._thresholds = []
-            (output["kept_mask"],) = self._select([scored], [output])
+            (output["kept_mask"],) = self._select([scored], [self._shaped(output)])
             output["entropies"] = scored.entropies
             counts = torch.stack([output["kept_mask"].sum(), loss_mask(output).sum()])
             kept, total = self._sum_over_ranks(counts).tolist()
@@ -295,8 +305,8 @@ class EntropyForkGRPOTrainer(RolloutGRPOTrainer):
             self._window = self._open_window([inputs])
             return inputs
         if per_rollout % accumulation != 0:  # a step reaches into the next rollout; only rho = 1 is allowed to
-            self._window = Window(0, [inputs])
-            return inputs
+            self._window = Window(0, [self._shaped(inputs)])
+            return self._window.batches[0]
         if self._step % accumulation == 0:
             first = self._step % per_rollout
             self._window = self._open_window(self._buffered_inputs[first : first + accumulation])
@@ -438,6 +448,7 @@ class EntropyForkGRPOTrainer(RolloutGRPOTrainer):
             everything = [Scored(b, loss_mask(b).bool(), b["kept_mask"], b["entropies"]) for b in window.everything]
         found = window_metrics(scored, everything, self.epsilon_low, self.epsilon_high, self._sum_over_ranks)
         kept, total = found.pop("kept"), found.pop("all")
+        found |= self._close_stage(found.pop("mean_entropy"))
         if self.top_entropy_quantile < 1 and self.args.entropy_scope != "rollout":  # that is checked when it is made
             self._check_selection(kept, total, window.kept)
         if self._thresholds:

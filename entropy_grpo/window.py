@@ -81,7 +81,7 @@ def window_metrics(
 
     Returns:
         Means of the entropy over `kept`, `dropped`, `positive` and `negative` advantage, its percentiles, the kept
-        fraction, clip rates of kept tokens; and `kept` and `all`, the numbers of tokens.
+        fraction, clip rates of kept tokens; and `kept` and `all`, the numbers of tokens, and their `mean_entropy`.
     """
     mask, kept = flatten([s.mask for s in everything]), flatten([s.kept for s in everything])
     entropies = flatten([s.entropies for s in everything])
@@ -114,7 +114,8 @@ def window_metrics(
     found |= {f"entropy/p{level}": value for level, value in zip(PERCENTILES, levels, strict=True)}
     found["selection/kept_fraction"] = share(count["kept"], count["all"])
     found |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
-    return found | {"kept": count["kept"], "all": count["all"]}
+    mean_entropy = share(total_entropy["all"], count["all"])
+    return found | {"kept": count["kept"], "all": count["all"], "mean_entropy": mean_entropy}
 
 
 def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str, Any]]:
@@ -123,6 +124,7 @@ def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str,
     for i in range(min(number, scored.mask.size(0))):
         mask = scored.mask[i]
         ids = scored.inputs["completion_ids"][i][mask].tolist()
+        advantages = row_advantages(scored.inputs)[i].expand_as(mask)[mask]
         prompt = scored.inputs["prompt_ids"][i][scored.inputs["prompt_mask"][i].bool()]
         samples.append(
             {
@@ -131,7 +133,7 @@ def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str,
                 "token_ids": ids,
                 "entropies": [round(h, 4) for h in scored.entropies[i][mask].tolist()],
                 "kept": scored.kept[i][mask].int().tolist(),
-                "advantage": round(scored.inputs["advantages"][i].mean().item(), 4),
+                "advantage": round(advantages.mean().item(), 4) if ids else 0.0,
             }
         )
     return samples

@@ -27,13 +27,17 @@ def top(entropies, mask, rho, places):
 
 
 def objective(logps, old_logps, advantages, kept, eps_low, eps_high):
-    """-J of arXiv 2506.01939, Eq. 6, over one batch: the mean of the clipped surrogate over the kept tokens."""
+    """-J of arXiv 2506.01939, Eq. 6, over one batch: the mean of the clipped surrogate over the kept tokens.
+
+    Advantages are (B,) or (B, T).
+    """
     total, count = 0.0, 0
     for i in range(logps.size(0)):
         for t in range(logps.size(1)):
             if kept[i, t]:
                 ratio = torch.exp(logps[i, t] - old_logps[i, t])
                 clipped = torch.clamp(ratio, 1 - eps_low, 1 + eps_high)
-                total = total - torch.minimum(ratio * advantages[i], clipped * advantages[i])
+                advantage = advantages[i] if advantages.dim() == 1 else advantages[i, t]
+                total = total - torch.minimum(ratio * advantage, clipped * advantage)
                 count += 1
     return total / count

@@ -1,0 +1,123 @@
+"""Advantage shaping of arXiv 2508.02260: by a response's perplexity (Eq. 7, 9) and by a token's place (Eq. 8, 10).
+
+    A_i   <- A_i * (1 - alpha * w_i)            w_i: standardised log-perplexity within the group
+    A_i,t <- A_i + sign(A_i) * b_t              b_t = gamma * sigmoid(d * m * (l_t - n)),  l_t in [0, 1]
+
+Confident responses weigh more, and so do late tokens; the sign of an advantage never changes. Used together,
+perplexity scales the group's advantage and the bonus is added to the result: it is not scaled.
+
+Where this departs from the paper: n is +0.5, where it prints -0.5. With l + 0.5 the argument lies between 7.5 and 22.5
+(m = 15), the sigmoid is 1 up to 6e-4 at every token, and no token is preferred to another; with l - 0.5 the bonus
+grows from 0 to gamma over the response, which is what the paper describes and what its released code computes. That
+code also caps the bonus at half of |A|, which is optional here, and never applies its perplexity weights.
+
+Pure functions. Shapes: B responses, groups of G in a row, T completion tokens including padding; mask (B, T) is true
+for the tokens that the policy wrote.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Log-perplexities that differ by less carry no information: their weights would be rounding errors, blown up.
+MIN_SIGMA = 1e-6
+
+
+class Schedule(NamedTuple):
+    """The optimiser steps, counted from 0, in which a method is active.
+
+    Attributes:
+        start, end: from the first step to the one before the last; without an end for the rest of the run.
+        plateau_steps: instead of them, so many steps from the one that follows the detection of the plateau.
+    """
+
+    start: int = 0
+    end: int | None = None
+    plateau_steps: int | None = None
+
+    def active(self, step: int, plateau_step: int | None) -> bool:
+        """Whether it is at this step, if the plateau began with `plateau_step`, or has not begun."""
+        start, end = self.start, self.end
+        if self.plateau_steps is not None:
+            if plateau_step is None:
+                return False
+            start, end = plateau_step, plateau_step + self.plateau_steps
+        return start <= step and (end is None or step < end)
+
+
+def log_perplexities(logps: Tensor, mask: Tensor) -> Tensor:
+    """(B,) float64, minus the mean log-probability of each response in nats; NaN for one without tokens.
+
+    Args:
+        logps: (B, T) log-probabilities.
+    """
+    mask = mask.bool()
+    total = logps.double().masked_fill(~mask, 0.0).sum(dim=1)
+    return -total / mask.sum(dim=1)
+
+
+def perplexity_weights(log_perplexities: Tensor, group_size: int) -> Tensor:
+    """(B,) w_i of Eq. 7: (ln PPL_i - mu) / sigma within each group, of the sample standard deviation (as TRL's sigma).
+
+    Responses without tokens (NaN) have weight 0 and no part in mu and sigma; so has every response of a group whose
+    sigma is below `MIN_SIGMA`, and one that is alone in its group.
+    """
+    values = log_perplexities.view(-1, group_size)
+    known = ~values.isnan()
+    count = known.sum(dim=1, keepdim=True)
+    mean = values.nan_to_num().sum(dim=1, keepdim=True) / count.clamp(min=1)
+    deviation = torch.where(known, values - mean, 0.0)
+    sigma = (deviation.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return torch.where(sigma >= MIN_SIGMA, deviation / sigma.clamp(min=MIN_SIGMA), 0.0).flatten()
+
+
+def largest_weight(group_size: int) -> float:
+    """What `perplexity_weights` cannot exceed: all responses of a group but one have the same perplexity."""
+    return (group_size - 1) / group_size**0.5
+
+
+def ppl_advantages(advantages: Tensor, weights: Tensor, alpha: float) -> Tensor:
+    """(B,) advantages shaped by perplexity (Eq. 9); their dtype stays.
+
+    Args:
+        advantages: (B,).
+        weights: (B,), see `perplexity_weights`.
+        alpha: below 1 / `largest_weight`, so that no advantage changes its sign.
+    """
+    return advantages * (1 - alpha * weights).to(advantages.dtype)
+
+
+def relative_positions(mask: Tensor) -> Tensor:
+    """(B, T) float64 l_t: 0 at the first token that the policy wrote, 1 at the last; 0 if there is only one."""
+    mask = mask.long()
+    place = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return place.double() / (mask.sum(dim=1, keepdim=True) - 1).clamp(min=1)
+
+
+def position_bonus(positions: Tensor, gamma: float, d: float = 1.0, m: float = 15.0, n: float = 0.5) -> Tensor:
+    """b_t of Eq. 8 at relative positions in [0, 1], of their shape."""
+    return gamma * torch.sigmoid(d * m * (positions - n))
+
+
+def position_advantages(
+    advantages: Tensor,
+    mask: Tensor,
+    gamma: float,
+    d: float = 1.0,
+    m: float = 15.0,
+    n: float = 0.5,
+    cap: float | None = None,
+) -> Tensor:
+    """(B, T) advantages with the bonus for late tokens (Eq. 10); zero in the padding, and where they are zero.
+
+    Args:
+        advantages: (B,) or (B, T).
+        gamma, d, m, n: see `position_bonus`.
+        cap: the bonus is at most this share of |A|.
+    """
+    advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+    bonus = position_bonus(relative_positions(mask).to(advantages.dtype), gamma, d, m, n)
+    if cap is not None:
+        bonus = torch.minimum(bonus, cap * advantages.abs())
+    return (advantages + advantages.sign() * bonus) * mask.bool()
