@@ -16,7 +16,7 @@ BROKEN = [
     ("qwen3_14b", "max_completion_length: 20480", "max_response_length: 20480", ["max_response_length"]),
     ("qwen3_14b", "", "max_promt_length: 2048", ["max_promt_length"]),
     ("qwen3_8b_dapo", "top_entropy_quantile: 1.0", "entropy_quantile: 1.0", ["entropy_quantile"]),
-    ("qwen25_7b", "", "warmup: 10", ["warmup"]),
+    ("qwen25_7b_grpo", "", "warmup: 10", ["warmup"]),
     ("qwen3_8b_lora", "lora_r: 32", "lora_rank: 32", ["lora_rank"]),
     ("qwen3_0_6b", "", "gpu_memory: 24", ["gpu_memory"]),
     # Values of another kind.
@@ -62,7 +62,7 @@ BROKEN = [
     ("qwen3_14b", "", "gradient_accumulation_steps: 8", ["gradient_accumulation_steps is 8", "leave it out"]),
     ("qwen3_14b", "", "steps_per_generation: 8", ["steps_per_generation is 8", "leave it out"]),
     ("qwen3_14b", "", "min_accuracy: 1.5", ["min_accuracy is 1.5", "[0, 1]"]),
-    ("qwen25_7b", "", "max_accuracy: 0.9", ["max_accuracy is 0.9", "dynamic_sampling: true"]),
+    ("qwen25_7b_grpo", "", "max_accuracy: 0.9", ["max_accuracy is 0.9", "dynamic_sampling: true"]),
     ("qwen3_14b", "", "min_accuracy: 0.51\nmax_accuracy: 0.55", ["min_accuracy is 0.51", "num_generations (16)"]),
     ("qwen3_14b", "", "at_sampling_limit: stop", ["at_sampling_limit is 'stop'", "partial"]),
     ("qwen3_14b", "", "max_sampling_rounds: 0", ["max_sampling_rounds is 0"]),

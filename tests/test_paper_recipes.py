@@ -16,7 +16,9 @@ from entropy_grpo.config import batch_shape
 from .conftest import REPOSITORY, save_tiny_model
 
 RECIPES = {
-    path.stem: path for path in (REPOSITORY / "recipes").glob("*.yaml") if path.stem not in ("base", "demo_cpu")
+    path.stem: path
+    for path in (REPOSITORY / "recipes").glob("*.yaml")
+    if path.stem != "base" and not path.stem.startswith("demo_cpu")
 }
 COLD_START = "llama31_8b_cold_start"  # supervised: tests/test_sft.py trains it and what goes on from it
 REINFORCED = sorted(RECIPES.keys() - {COLD_START})
@@ -52,7 +54,7 @@ FORKING = {
     "decontaminate_against": ["aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench"],
     "vllm_importance_sampling_mode": "token_truncate",
 }
-# arXiv 2508.02260: its GRPO baseline.
+# arXiv 2508.02260: its GRPO baseline, and what its two methods add.
 EXCHANGE = {
     "top_entropy_quantile": 1.0,
     "epsilon_high": 0.28,
@@ -68,6 +70,9 @@ EXCHANGE = {
     "dataset_name": "still_3",
     "model_name_or_path": "Qwen/Qwen2.5-7B",
 }
+PPL = {"ppl_shaping_alpha": 0.01}
+POSITION = {f"position_shaping_{name}": value for name, value in (("gamma", 0.1), ("d", 1), ("m", 15), ("n", 0.5))}
+POSITION |= {"position_shaping_start": 200, "position_shaping_end": 300}
 RAISED = 160  # positions of a tiny model that has 128
 SMALL = {
     "prompts_per_rollout",
@@ -91,7 +96,11 @@ FIGURES = {
         f"qwen3_8b_reward_{name}": FORKING | {"rewards": [name, "overlong"]}
         for name in ("random", "inverted", "format_only")
     },
-    "qwen25_7b": EXCHANGE,
+    "qwen25_7b_grpo": EXCHANGE,
+    "qwen25_7b_ppl": EXCHANGE | PPL,
+    "qwen25_7b_position": EXCHANGE | POSITION,
+    "qwen25_7b_ppl_position": EXCHANGE | PPL | POSITION,
+    "qwen25_7b_forking": EXCHANGE | {"top_entropy_quantile": 0.2},
     # Its 4,096 positions hold no prompt of 2,048 tokens and response of 8,192.
     "qwen25_math_7b": EXCHANGE
     | {"model_name_or_path": "Qwen/Qwen2.5-Math-7B", "max_position_embeddings": 2048 + 8192},
@@ -196,7 +205,7 @@ RUN = {
     "qwen3_8b_gradient20": ("qwen3",),
     "qwen3_8b_reward_inverted": ("qwen3",),
     "qwen3_8b_reward_random": ("qwen3",),
-    "qwen25_7b": ("qwen2",),
+    "qwen25_7b_ppl_position": ("qwen2",),
     "qwen25_math_7b": ("qwen2",),
     "qwen3_0_6b": ("qwen3",),
     "qwen3_8b_lora": ("qwen3",),
@@ -234,6 +243,8 @@ def test_two_steps_by_the_literal_command(tmp_path, name, family):
         words += f" --max_position_embeddings {RAISED}"
     command = [str(Path(sys.executable).parent / "accelerate"), "launch", f"recipes/{name}.yaml", *words.split()]
     command += ["--model_name_or_path", model, "--dataset_file", str(data), "--output_dir", str(tmp_path / "run")]
+    if name == "qwen25_7b_ppl_position":
+        command += ["--position_shaping_start", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -243,6 +254,8 @@ def test_two_steps_by_the_literal_command(tmp_path, name, family):
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
     assert ("dynamic_sampling/drawn" in steps[0]) == (not name.startswith("qwen25"))
+    if name == "qwen25_7b_ppl_position":
+        assert [(row["shaping/ppl"], row["shaping/position"]) for row in steps] == [(1, 0), (1, 1)]
     correctness, punishment = recipe.load(RECIPES[name])["rewards"].value
     assert {f"rewards/{correctness}/mean", f"rewards/{punishment}/mean"} <= steps[0].keys()
     kept = FIGURES[name].get("top_entropy_quantile", 0.2)
