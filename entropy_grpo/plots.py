@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from . import records
 from .evaluation.intervals import CONFIDENCE, Interval
 from .records import Row, RunFolder
+from .stages import PLATEAU
 
 # Okabe and Ito's colours (2008), told apart with every kind of colour vision; the markers tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -33,12 +34,21 @@ def _axes(title: str, ylabel: str):
     return figure, axes
 
 
+def _mark_plateau(axes, rows: list[Row]) -> None:
+    """A line at the step that found the plateau."""
+    steps, stages = _series(rows, "stage")
+    found = [step for step, stage in zip(steps, stages, strict=True) if stage == PLATEAU]
+    if found:
+        axes.axvline(found[0], color="tab:gray", linestyle="-.", label="plateau found")
+
+
 def _reward(rows: list[Row]) -> Figure:
     figure, axes = _axes("Reward and held-out accuracy", "reward, accuracy")
     axes.plot(*_series(rows, "reward"), alpha=0.6, label="reward of the rollouts")
     held_out = _series(rows, "eval_accuracy")
     if held_out[0]:
         axes.plot(*held_out, "o-", label="accuracy on held-out problems")
+    _mark_plateau(axes, rows)
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
@@ -51,6 +61,7 @@ def _entropy(rows: list[Row]) -> Figure:
         axes.plot(*_series(rows, f"entropy/{key}"), color=shades(i), label=key)
     axes.plot(*_series(rows, "selection/threshold"), "--", color="tab:red", label="threshold")
     axes.plot(*_series(rows, "entropy"), color="black", label="mean")
+    _mark_plateau(axes, rows)
     axes.set_ylim(bottom=0)
     axes.legend(ncols=3, fontsize="small")
     return figure

@@ -81,6 +81,16 @@ def test_a_metric_changes_its_own_plot_alone(tmp_path, usual, key, plot):
     assert differing(draw(tmp_path, metrics), usual) == [plot]
 
 
+def test_the_plateau_is_marked_where_it_was_found(tmp_path, usual):
+    def with_stages(name, stages):
+        return draw(tmp_path / name, [row | {"stage": stage} for row, stage in zip(rows(), stages, strict=True)])
+
+    assert differing(with_stages("rising", [0] * 5), usual) == []
+    found = with_stages("plateau", [0, 0, 1, 1, 1])
+    assert differing(found, usual) == ["entropy.png", "reward.png"]
+    assert differing(with_stages("later", [0, 0, 0, 1, 1]), found) == ["entropy.png", "reward.png"]
+
+
 def test_a_value_is_drawn_at_its_own_step(tmp_path, usual):
     metrics = rows()
     metrics[-1]["step"] = 9

@@ -1,0 +1,37 @@
+"""The bonus of position shaping over a response, as arXiv 2508.02260 prints it and as it is computed here by default.
+
+python -m benchmarks.position    # docs/position_bonus.png
+"""
+
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks import measure
+from entropy_grpo.shaping import position_bonus
+
+PLOT = measure.ROOT / "docs" / "position_bonus.png"
+GAMMA = 0.1
+CURVES = {"n = -0.5, as printed": -0.5, "n = +0.5, the default": 0.5}
+
+
+def main() -> None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    positions = torch.linspace(0, 1, 201)
+    for (label, n), style in zip(CURVES.items(), ("--", "-"), strict=True):
+        axes.plot(positions, position_bonus(positions, GAMMA, n=n), style, label=label)
+    axes.set(
+        title=f"Bonus of position shaping, gamma = {GAMMA}, d = 1, m = 15",
+        xlabel="relative position in the response",
+        ylabel="bonus",
+        ylim=(0, 1.1 * GAMMA),
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left")
+    PLOT.parent.mkdir(exist_ok=True)
+    figure.savefig(PLOT, dpi=120, metadata={"Software": None})
+    print(PLOT)
+
+
+if __name__ == "__main__":
+    main()
