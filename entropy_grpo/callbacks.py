@@ -88,7 +88,7 @@ class RunRecorder(TrainerCallback):
         }
         folder = RunFolder(Path(args.output_dir))
         records.write_json(folder.environment, environment)
-        for path in (folder.metrics, folder.samples):
+        for path in (folder.metrics, folder.samples, folder.warnings):
             if path.exists():
                 records.append_jsonl(path, [{"step": state.global_step, "resumed_from": state.global_step}])
 

@@ -19,6 +19,7 @@ from .sampling import LIMITS, informative
 from .selection import MAX_TOKENS, SCOPES, SELECTIONS
 from .shaping_config import ShapingConfig
 from .sources import TRAINING
+from .watchers import ACTIONS, WATCHERS
 
 # Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
 TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
@@ -177,6 +178,12 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     max_skipped_steps: int = field(
         default=10, metadata={"help": "Steps in a row that may be skipped for want of a finite gradient."}
     )
+    log_diagnostics: bool = field(
+        default=True, metadata={"help": "Log what tells how a run is doing: quality, token categories, changes."}
+    )
+    watch: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "What a watcher does, by name: off, warn (the default) or stop."}
+    )
     num_logged_samples: int = field(
         default=2, metadata={"help": "Responses per log written to samples.jsonl with their token entropies."}
     )
@@ -207,6 +214,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             )
         self._check_sampling()
         self.check_shaping(self.num_generations)
+        for name, action in self.watch.items():
+            one_of("a name in watch", name, tuple(WATCHERS))
+            one_of(f"watch: {name}", action, ACTIONS)
         self._shape_batches()
         for name in ("num_logged_samples", "max_skipped_steps", "max_group_age"):
             if getattr(self, name) < 0:

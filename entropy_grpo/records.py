@@ -6,6 +6,7 @@
         data.json         where the problems come from, how many there are and which were left out
         problems.jsonl    after a cold start, the problems that it took
         metrics.jsonl     one row per log
+        warnings.jsonl    what the watchers saw, if they saw anything
         samples.jsonl     responses with the entropy of every token and whether it was kept
         answers/*.jsonl   the answers of the evaluations before and after training, one row each
         evaluation.json   what they amount to
@@ -118,6 +119,10 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / "samples.jsonl"
+
+    @property
+    def warnings(self) -> Path:
+        return self.path / "warnings.jsonl"
 
     @property
     def evaluation(self) -> Path:

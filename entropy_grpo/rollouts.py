@@ -20,7 +20,10 @@ from torch import Tensor
 from trl.trainer.utils import pad
 
 from .checkpoint import State
+from .diagnostics import answer_metrics
 from .durable import DurableGRPOTrainer
+from .evaluation.quality import quality
+from .rewards import text_of
 from .sampling import DynamicSampler, Group, Response, accuracies, informative
 from .window import Inputs, loss_mask
 
@@ -263,7 +266,21 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
         self._metrics[mode]["accuracy"].append(accuracy)
         if mode == "train":
             self._rollout_accuracy = accuracy
+            if self.args.log_diagnostics:
+                self._log_responses(rewards, prompts, completions, completion_ids_list)
         return rewards
+
+    def _log_responses(self, rewards: Tensor, prompts: list, completions: list, completion_ids_list: list) -> None:
+        """Log how the responses of all ranks are written, and how right and wrong ones differ."""
+        device = self.accelerator.device
+        lengths = self.accelerator.gather(torch.tensor([len(ids) for ids in completion_ids_list], device=device))
+        found = answer_metrics(rewards[:, 0] > 0, lengths, self.num_generations)
+        written = quality([text_of(c) for c in completions], [text_of(p) for p in prompts])
+        values = torch.tensor(list(written.values()), device=device, dtype=torch.float32)
+        means = self.accelerator.reduce(values, reduction="mean").tolist()
+        found |= {f"quality/{name}": value for name, value in zip(written, means, strict=True)}
+        for name, value in found.items():
+            self._metrics["train"][name].append(value)
 
     @property
     def _scores_rollouts(self) -> bool:

@@ -36,10 +36,12 @@ from .callbacks import RunRecorder
 from .card import write_card
 from .checkpoint import State
 from .config import TOKEN_LEVEL_LOSSES
+from .diagnostics import TokenCategories, gradient_metrics, step_metrics
 from .ops.head import add_sparse_lm_head, why_not
 from .scoring import Pass, run_passes
 from .selection import gradient_norms, kept_count, select
 from .shaped import ShapedGRPOTrainer
+from .watching import Watch
 from .window import (
     Inputs,
     Scored,
@@ -79,9 +81,12 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         self._last_pass: Pass | None = None
         self._rollout_passes: list[Pass] | None = None  # over the rollout that is being scored
         self._selection_checked = False
+        size = max(self.model.config.get_text_config().vocab_size, len(self._tokenizer))
+        self._categories = TokenCategories(self._tokenizer.decode, size)
         self._answers: list[dict[str, Any]] | None = None  # the running evaluation's
         self._recorder = RunRecorder()
         self.add_callback(self._recorder)
+        self.add_callback(Watch(self.args.watch, self._kept_share))
 
     def _add_head(self) -> bool:
         """Put the sparse LM head before TRL's where it can serve the model; whether it does."""
@@ -171,6 +176,12 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
             reduce=self._sum_over_ranks,
         )
         self._thresholds.append(threshold)
+        if self.args.log_diagnostics and self.args.entropy_selection == "gradient_norm":
+            mask = flatten([loss_mask(b) for b in batches]).bool()
+            entropies = flatten([p.entropies for p in passes])
+            found = gradient_metrics(flatten(scores)[mask], entropies[mask], self._sum_over_ranks)
+            for name, value in found.items():
+                self._metrics["train" if self.model.training else "eval"][name].append(value)
         return [k.view_as(s) for k, s in zip(kept.split([s.numel() for s in scores]), scores, strict=True)]
 
     def _kept_count(self, n: int) -> int:
@@ -449,6 +460,8 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         found = window_metrics(scored, everything, self.epsilon_low, self.epsilon_high, self._sum_over_ranks)
         kept, total = found.pop("kept"), found.pop("all")
         found |= self._close_stage(found.pop("mean_entropy"))
+        if self.args.log_diagnostics:
+            found |= step_metrics(scored, everything, self._categories, self._sum_over_ranks)
         if self.top_entropy_quantile < 1 and self.args.entropy_scope != "rollout":  # that is checked when it is made
             self._check_selection(kept, total, window.kept)
         if self._thresholds:
@@ -460,11 +473,17 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         shown = everything[len(everything) // 2]
         self._recorder.samples = partial(token_samples, shown, self.args.num_logged_samples, self._tokenizer)
 
+    @property
+    def _kept_share(self) -> float:
+        """The share of tokens that is asked for."""
+        rho = self.top_entropy_quantile
+        return 1 - rho if self.args.entropy_selection == "bottom" else rho
+
     def _check_selection(self, kept: float, total: float, expected: int) -> None:
         """Fail at the first selection whose kept tokens are not the share that was asked for."""
         if self._selection_checked or total == 0:
             return
-        share = 1 - self.top_entropy_quantile if self.args.entropy_selection == "bottom" else self.top_entropy_quantile
+        share = self._kept_share
         # Each selection rounds by less than one token.
         if kept != expected or abs(kept - share * total) >= max(len(self._thresholds), 1):
             raise RuntimeError(

@@ -1,0 +1,197 @@
+"""Rules that find what goes wrong in a run, from the rows that it logs.
+
+A rule looks at the series of a few metrics and says what it saw and what usually helps, or returns None. Series are
+compared with the run's own start: the mean of the last RECENT values with the mean of the first RECENT ones, so that
+no such rule speaks before there are twice as many. The limits are wide: what they catch is a fault, not a bad day.
+
+Pure functions of rows `{"step": ..., metric: value, ...}` as in a run's log history.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+ACTIONS = ("off", "warn", "stop")
+# Values that a mean is taken over. Most metrics have one per optimiser step, those of generation one per rollout.
+RECENT = 10
+
+
+class Log:
+    """The series of a run, each put together when it is asked for.
+
+    Args:
+        rows: of the log history.
+        kept_share: the share of tokens that the run should keep, 1 if all.
+    """
+
+    def __init__(self, rows: Sequence[Row], kept_share: float):
+        self.rows, self.kept_share = rows, kept_share
+
+    def points(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric; values that are not finite are left out."""
+        found = [(row["step"], row.get(name)) for row in self.rows]
+        return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
+
+    def values(self, name: str) -> list[float]:
+        return [value for _, value in self.points(name)]
+
+    def ends(self, name: str) -> tuple[float, float] | None:
+        """Means of the first and of the last RECENT values; None while these are the same."""
+        values = self.values(name)
+        if len(values) < 2 * RECENT:
+            return None
+        return sum(values[:RECENT]) / RECENT, sum(values[-RECENT:]) / RECENT
+
+    def recent(self, name: str) -> float | None:
+        """The mean of the last RECENT values; None while there are fewer."""
+        values = self.values(name)[-RECENT:]
+        return sum(values) / RECENT if len(values) == RECENT else None
+
+
+def entropy_collapse(log: Log) -> str | None:
+    ends = log.ends("entropy/p95")
+    if ends and ends[1] < 0.3 * ends[0]:
+        return (
+            f"The 95th percentile of the entropy has fallen from {ends[0]:.3g} to {ends[1]:.3g} nats: the forks "
+            "close, and with them exploration. A higher epsilon_high, a lower learning rate or rho, or harder problems help."
+        )
+    return None
+
+
+def entropy_explosion(log: Log) -> str | None:
+    ends = log.ends("entropy")
+    if ends and ends[1] > 2 * ends[0] + 0.1:
+        return (
+            f"The mean entropy has risen from {ends[0]:.3g} to {ends[1]:.3g} nats: responses turn into noise. A lower "
+            "learning rate or epsilon_high helps, and dual clipping (delta) where negative advantages drive it."
+        )
+    return None
+
+
+def length_collapse(log: Log) -> str | None:
+    ends = log.ends("completions/mean_length")
+    if ends and ends[1] < 0.4 * ends[0]:
+        return (
+            f"Responses have shrunk from {ends[0]:.0f} to {ends[1]:.0f} tokens on average: the policy may guess "
+            "instead of reasoning. Look at samples.jsonl; overlong_cache_length may punish too early, or a short trick pays."
+        )
+    return None
+
+
+def length_runaway(log: Log) -> str | None:
+    ends = log.ends("completions/clipped_ratio")
+    if ends and ends[1] > max(0.3, 2 * ends[0]):
+        return (
+            f"{ends[1]:.0%} of the responses are cut off at max_completion_length, {ends[0]:.0%} were at the start: "
+            "length grows without an end. The reward `overlong` helps, or a larger max_completion_length."
+        )
+    return None
+
+
+def reward_hacking(log: Log) -> str | None:
+    """Held-out accuracy is down from its best twice in a row, while the reward is up since then."""
+    held_out = log.points("eval_accuracy")
+    if len(held_out) < 3:
+        return None
+    step, best = max(held_out, key=lambda point: point[1])
+    later = [value for at, value in held_out if at > step][-2:]
+    rewards = log.points("reward")
+    then = [value for at, value in rewards if at <= step][-RECENT:]
+    now = [value for at, value in rewards if at > step][-RECENT:]
+    if len(later) < 2 or max(later) > best - 0.05 or min(len(then), len(now)) < RECENT:
+        return None
+    before, after = sum(then) / RECENT, sum(now) / RECENT
+    if after <= before:
+        return None
+    return (
+        f"The reward has risen from {before:.3g} to {after:.3g} since step {step}, while held-out accuracy has fallen "
+        f"from {best:.3g} to {later[-1]:.3g}: the policy learns the training problems, or to please the reward. Go back to "
+        f"the checkpoint of step {step}, and read the best-paid responses."
+    )
+
+
+def clip_rate(log: Log) -> str | None:
+    low, high = log.recent("clip_ratio/kept_low"), log.recent("clip_ratio/kept_high")
+    if low is not None and high is not None and low + high > 0.2:
+        return (
+            f"{low + high:.0%} of the kept tokens are clipped: the policy moves too far from the one that wrote "
+            "the rollout. A lower learning rate or fewer steps_per_rollout help."
+        )
+    return None
+
+
+def kept_fraction(log: Log) -> str | None:
+    kept = log.recent("selection/kept_fraction")
+    if kept is not None and abs(kept - log.kept_share) > 0.25 * min(log.kept_share, 1 - log.kept_share) + 0.02:
+        return (
+            f"{kept:.1%} of the tokens of a step are kept where {log.kept_share:.1%} should be: its tokens are few, or "
+            "unlike those of the rest of the rollout. Larger steps help, or entropy_scope 'global'."
+        )
+    return None
+
+
+def sampler_gap(log: Log) -> str | None:
+    gap = log.recent("sampling/sampling_logp_difference/mean")
+    if gap is not None and gap > 0.1:
+        return (
+            f"The sampler's log-probabilities differ from the trainer's by {gap:.3g} on average: the sampler may have "
+            "stale weights, or other settings (dtype, temperature). Restart it, and see that weights are synced."
+        )
+    return None
+
+
+def format_collapse(log: Log) -> str | None:
+    spread, boxless = log.ends("quality/format_entropy"), log.ends("quality/no_box")
+    if boxless and boxless[1] > boxless[0] + 0.25:
+        return (
+            f"{boxless[1]:.0%} of the responses have no boxed answer, {boxless[0]:.0%} had none at the start: the "
+            "format that the reward reads is being unlearned. Look at samples.jsonl, and lower the learning rate."
+        )
+    if spread and spread[0] > 0.3 and spread[1] < 0.15 * spread[0]:
+        return (
+            f"The entropy of the responses' formats has fallen from {spread[0]:.2g} to {spread[1]:.2g} nats: all are "
+            "written alike. Pass@k at large k is what that costs; a lower learning rate or more varied problems help."
+        )
+    return None
+
+
+def verifier_timeouts(log: Log) -> str | None:
+    share = log.recent("grading/timeouts")
+    if share is not None and share > 0.02:
+        return (
+            f"{share:.1%} of the answers take too long to grade and count as wrong: right ones among them teach the "
+            "opposite. Raise grading_seconds and grading_total_seconds, or look for answers that keep sympy busy."
+        )
+    return None
+
+
+def lucky_hits(log: Log) -> str | None:
+    one, none, all_right = (log.recent(f"groups/{name}") for name in ("one_right", "all_wrong", "all_right"))
+    if one is None or none is None or all_right is None:
+        return None
+    informative = 1 - none - all_right
+    if none > 0.5 and one > 0.7 * informative > 0:
+        return (
+            f"{none:.0%} of the groups are all wrong, and {one / informative:.0%} of those that teach have a single "
+            "right response: near-impossible problems pay by accident. dynamic_sampling with min_accuracy leaves them out."
+        )
+    return None
+
+
+WATCHERS: dict[str, Callable[[Log], str | None]] = {
+    rule.__name__: rule
+    for rule in (
+        entropy_collapse,
+        entropy_explosion,
+        length_collapse,
+        length_runaway,
+        reward_hacking,
+        clip_rate,
+        kept_fraction,
+        sampler_gap,
+        format_collapse,
+        verifier_timeouts,
+        lucky_hits,
+    )
+}
