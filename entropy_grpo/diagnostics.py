@@ -29,7 +29,7 @@ METACOGNITIVE = """
 wait check alternatively hmm verify recheck double actually maybe perhaps mistake wrong correct let
 think remember recall realize notice confirm again
 """.split()
-FORMAL = re.compile(r"\\[A-Za-z]*|[^\W\d_]?[\d+\-*/=<>^_{}()\[\]|%$&~√∑∫π≤≥≠±∞\u00d7\u00f7]+")
+FORMAL = re.compile(r"\\[A-Za-z]+|[^\W\d_]?[\d+\-*/=<>^_{}()\[\]|%$&~\\√∑∫π≤≥≠±∞\u00d7\u00f7]+")
 CATEGORIES = ("formal", "logical", "metacognitive", "semantic")
 
 

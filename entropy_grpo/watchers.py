@@ -54,7 +54,8 @@ def entropy_collapse(log: Log) -> str | None:
     if ends and ends[1] < 0.3 * ends[0]:
         return (
             f"The 95th percentile of the entropy has fallen from {ends[0]:.3g} to {ends[1]:.3g} nats: the forks "
-            "close, and with them exploration. A higher epsilon_high, a lower learning rate or rho, or harder problems help."
+            "close, and with them exploration. A higher epsilon_high, a lower learning rate or rho, or harder "
+            "problems help."
         )
     return None
 
@@ -74,7 +75,8 @@ def length_collapse(log: Log) -> str | None:
     if ends and ends[1] < 0.4 * ends[0]:
         return (
             f"Responses have shrunk from {ends[0]:.0f} to {ends[1]:.0f} tokens on average: the policy may guess "
-            "instead of reasoning. Look at samples.jsonl; overlong_cache_length may punish too early, or a short trick pays."
+            "instead of reasoning. Look at samples.jsonl; overlong_cache_length may punish too early, or a short "
+            "trick may pay."
         )
     return None
 
@@ -106,8 +108,8 @@ def reward_hacking(log: Log) -> str | None:
         return None
     return (
         f"The reward has risen from {before:.3g} to {after:.3g} since step {step}, while held-out accuracy has fallen "
-        f"from {best:.3g} to {later[-1]:.3g}: the policy learns the training problems, or to please the reward. Go back to "
-        f"the checkpoint of step {step}, and read the best-paid responses."
+        f"from {best:.3g} to {later[-1]:.3g}: the policy learns the training problems, or to please the reward. Go "
+        f"back to the checkpoint of step {step}, and read the best-paid responses."
     )
 
 
@@ -125,8 +127,8 @@ def kept_fraction(log: Log) -> str | None:
     kept = log.recent("selection/kept_fraction")
     if kept is not None and abs(kept - log.kept_share) > 0.25 * min(log.kept_share, 1 - log.kept_share) + 0.02:
         return (
-            f"{kept:.1%} of the tokens of a step are kept where {log.kept_share:.1%} should be: its tokens are few, or "
-            "unlike those of the rest of the rollout. Larger steps help, or entropy_scope 'global'."
+            f"{kept:.1%} of the tokens of a step are kept where {log.kept_share:.1%} should be: its tokens are few, "
+            "or unlike those of the rest of the rollout. Larger steps help, or entropy_scope 'global'."
         )
     return None
 
@@ -174,7 +176,8 @@ def lucky_hits(log: Log) -> str | None:
     if none > 0.5 and one > 0.7 * informative > 0:
         return (
             f"{none:.0%} of the groups are all wrong, and {one / informative:.0%} of those that teach have a single "
-            "right response: near-impossible problems pay by accident. dynamic_sampling with min_accuracy leaves them out."
+            "right response: near-impossible problems pay by accident. dynamic_sampling with min_accuracy leaves them "
+            "out."
         )
     return None
 

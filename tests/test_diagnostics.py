@@ -1,0 +1,152 @@
+"""What a run logs of its responses and tokens, against plain loops and the standard library."""
+
+import math
+import random
+import statistics
+
+import pytest
+import torch
+
+from entropy_grpo import diagnostics
+from entropy_grpo.diagnostics import CATEGORIES, TokenCategories, category
+from entropy_grpo.selection import on_one_process
+
+from . import fixed_rollout
+from .test_shaping import in_order
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *((word, "formal") for word in ("12", " +", "=", "\\frac", "}{", " x^", "\\(", "2", "%")),
+        *((word, "logical") for word in (" So", "but", " however", "Therefore")),
+        *((word, "metacognitive") for word in ("Wait", " check", "alternatively", " let")),
+        *((word, "semantic") for word in ("ing", " triangle", ".", "", " ", "sol", "xy", "Sober")),
+    ],
+)
+def test_categories_by_hand(text, name):
+    assert category(text) == name
+
+
+def test_a_token_is_decoded_once():
+    asked = []
+    words = ["so", "wait", "7", "tree"]
+
+    def decode(ids):
+        asked.extend(ids)
+        return words[ids[0]]
+
+    categories = TokenCategories(decode, 4)
+    ids = torch.tensor([[3, 1, 1], [0, 2, 3]])
+    assert categories(ids).tolist() == [[3, 2, 2], [1, 0, 3]] == categories(ids).tolist()
+    assert sorted(asked) == [0, 1, 2, 3]
+
+
+def test_answers_by_hand():
+    """Groups of three: one right, none, all."""
+    right = torch.tensor([1, 0, 0, 0, 0, 0, 1, 1, 1]).bool()
+    found = diagnostics.answer_metrics(right, torch.tensor([4, 9, 9, 9, 9, 9, 1, 2, 3]), 3)
+    assert found == pytest.approx(
+        {
+            "completions/right_length": 2.5,
+            "completions/wrong_length": 9,
+            "groups/all_right": 1 / 3,
+            "groups/all_wrong": 1 / 3,
+            "groups/one_right": 1 / 3,
+        }
+    )
+    assert math.isnan(diagnostics.answer_metrics(right[:3] & False, torch.ones(3), 3)["completions/right_length"])
+
+
+@pytest.mark.parametrize("count", [1, 7, 101])
+def test_change_is_the_formula(count):
+    rng = random.Random(count)
+    pairs = [(rng.random(), rng.random()) for _ in range(count)]
+    new, old = (torch.tensor(column, dtype=torch.float64).log().float() for column in zip(*pairs, strict=True))
+    changes = sorted((abs(a - b) for a, b in pairs), reverse=True)
+    found = diagnostics.change_metrics(new, old, on_one_process)
+    assert found["probability/change"] == pytest.approx(statistics.fmean(changes), rel=1e-5)
+    top = sum(changes[: math.ceil(count / 5)]) / sum(changes)
+    assert found["probability/top20_share"] == pytest.approx(top, rel=1e-5)
+
+
+def test_gradient_norms_are_ranked_like_entropies():
+    rng = random.Random(0)
+    norms = [rng.random() for _ in range(50)]
+    entropies = [x + rng.random() for x in norms]
+    found = diagnostics.gradient_metrics(torch.tensor(norms), torch.tensor(entropies), on_one_process)
+    ranks = [[sorted(values).index(x) for x in values] for values in (norms, entropies)]
+    assert found["gradient/entropy_correlation"] == pytest.approx(statistics.correlation(*ranks), abs=1e-6)
+    assert [found[f"gradient/p{p}"] for p in (50, 90, 99)] == pytest.approx(
+        [sorted(norms)[math.floor(level * 49)] for level in (0.5, 0.9, 0.99)]
+    )
+    single = diagnostics.gradient_metrics(torch.ones(1), torch.ones(1), on_one_process)
+    assert all(math.isnan(value) for value in single.values())
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory):
+    """Two optimiser steps of a rollout, under whose scope the tokens that are not trained on are known, too."""
+    return fixed_rollout.train(
+        tiny_model,
+        tmp_path_factory.mktemp("run"),
+        entropy_scope="rollout",
+        top_entropy_quantile=0.3,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        steps_per_generation=4,
+        max_steps=2,
+        learning_rate=0.1,
+        reward="coins",
+    )
+
+
+def tokens_of(trainer, step):
+    """(id, entropy, kept, advantage) of every token of an optimiser step."""
+    rows = []
+    for batch in trainer._buffered_inputs[2 * step : 2 * step + 2]:
+        for i, t in batch["completion_mask"].nonzero().tolist():
+            values = (batch[key][i, t].item() for key in ("completion_ids", "entropies", "kept_mask"))
+            rows.append((*values, batch["advantages"][i].item()))
+    return rows
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_step_logs_its_tokens(trained, step):
+    log, rows = trained.state.log_history[step], tokens_of(trained, step)
+    positive = {token for token, _, _, advantage in rows if advantage > 0}
+    negatives = [row for row in rows if row[3] < 0]
+    only = [entropy for token, entropy, _, _ in negatives if token not in positive]
+    assert log["entropy/negative_only"] == pytest.approx(statistics.fmean(only), rel=1e-5)
+    assert log["tokens/negative_only"] == pytest.approx(len(only) / len(negatives))
+    for name in CATEGORIES:
+        own = [r for r in rows if category(trained.processing_class.decode([r[0]])) == name]
+        assert log[f"tokens/{name}"] == pytest.approx(len(own) / len(rows))
+        for key, column in (("kept", 2), ("entropy", 1)):
+            value = pytest.approx(statistics.fmean(r[column] for r in own), rel=1e-5) if own else None
+            assert log[f"tokens/{name}_{key}"] == value
+    assert log["tokens/formal"] > 0 and log["tokens/semantic"] > 0
+    assert (log["probability/change"] < 1e-6) == (step == 0), "only the second step's policy is another"
+
+
+def test_a_rollout_logs_its_responses(trained):
+    log, mask = trained.state.log_history[0], in_order(trained, "completion_mask")
+    ids = [row[m.bool()].tolist() for row, m in zip(in_order(trained, "completion_ids"), mask, strict=True)]
+    right, wrong = (
+        [len(row) for row in ids if bool(fixed_rollout.coins([row])[0]) == is_right] for is_right in (1, 0)
+    )
+    assert log["completions/right_length"] == pytest.approx(statistics.fmean(right))
+    assert log["completions/wrong_length"] == pytest.approx(statistics.fmean(wrong))
+    assert log["quality/no_box"] == 1 and log["quality/format_entropy"] >= 0
+
+
+def test_nothing_of_it_is_logged_where_it_is_off(tiny_model, tmp_path):
+    trainer = fixed_rollout.train(tiny_model, tmp_path, log_diagnostics=False)
+    kinds = {key.split("/")[0] for key in trainer.state.log_history[0]}
+    assert not kinds & {"tokens", "quality", "groups", "probability"}
+
+
+def test_gradient_norms_are_logged_where_they_are_known(tiny_model, tmp_path):
+    trainer = fixed_rollout.train(tiny_model, tmp_path, entropy_selection="gradient_norm", top_entropy_quantile=0.3)
+    assert -1 <= trainer.state.log_history[0]["gradient/entropy_correlation"] <= 1
+    assert trainer.state.log_history[0]["gradient/p99"] >= trainer.state.log_history[0]["selection/threshold"]

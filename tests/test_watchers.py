@@ -1,0 +1,136 @@
+"""Each watcher on a planted fault, none on a healthy run; and what a warning and a stop do to a real one."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from entropy_grpo import EntropyForkGRPOConfig, records
+from entropy_grpo.records import RunFolder
+from entropy_grpo.watchers import WATCHERS, Log
+
+from . import fixed_rollout
+
+STEPS = 60
+
+
+def healthy(step, rng):
+    """A row as a run logs it that learns as it should."""
+    progress = step / STEPS
+    noise = rng.uniform(0.9, 1.1)
+    row = {
+        "step": step,
+        "reward": 0.2 + 0.4 * progress * noise,
+        "entropy": 0.5 * (1 - 0.5 * progress) * noise,
+        "entropy/p95": 2.0 * (1 - 0.4 * progress) * noise,
+        "completions/mean_length": 300 * (1 + 0.5 * progress) * noise,
+        "completions/clipped_ratio": 0.05 * noise,
+        "clip_ratio/kept_low": 0.002 * noise,
+        "clip_ratio/kept_high": 0.01 * noise,
+        "selection/kept_fraction": 0.2 * rng.uniform(0.8, 1.2),
+        "sampling/sampling_logp_difference/mean": 0.01 * noise,
+        "quality/no_box": 0.3 * (1 - progress),
+        "quality/format_entropy": 0.9 * (1 - 0.4 * progress) * noise,
+        "grading/timeouts": 0.001,
+        "groups/all_wrong": 0.4 * (1 - progress),
+        "groups/all_right": 0.2 * progress,
+        "groups/one_right": 0.2 * noise,
+    }
+    return row | ({"eval_accuracy": 0.2 + 0.3 * progress * noise} if step % 10 == 0 else {})
+
+
+# By watcher, what a fault does to a row from the middle of the run on.
+FAULTS = {
+    "entropy_collapse": lambda row: {"entropy/p95": 0.2, "entropy": 0.05},
+    "entropy_explosion": lambda row: {"entropy": 3.0, "entropy/p95": 9.0},
+    "length_collapse": lambda row: {"completions/mean_length": 40.0},
+    "length_runaway": lambda row: {"completions/clipped_ratio": 0.7, "completions/mean_length": 2000.0},
+    "reward_hacking": lambda row: {"reward": 0.9} | ({"eval_accuracy": 0.1} if "eval_accuracy" in row else {}),
+    "clip_rate": lambda row: {"clip_ratio/kept_high": 0.4},
+    "kept_fraction": lambda row: {"selection/kept_fraction": 0.05},
+    "sampler_gap": lambda row: {"sampling/sampling_logp_difference/mean": 0.8},
+    "format_collapse": lambda row: {"quality/format_entropy": 0.01},
+    "verifier_timeouts": lambda row: {"grading/timeouts": 0.3},
+    "lucky_hits": lambda row: {"groups/all_wrong": 0.9, "groups/one_right": 0.09, "groups/all_right": 0.0},
+}
+
+
+def rows_of(seed, fault=None, until=STEPS):
+    rng = random.Random(seed)
+    rows = [healthy(step, rng) for step in range(1, until + 1)]
+    return [row | (FAULTS[fault](row) if fault and row["step"] > STEPS // 2 else {}) for row in rows]
+
+
+def fired(rows, kept_share=0.2):
+    """By watcher that ever speaks, the step at which it does."""
+    found = {}
+    for end in range(1, len(rows) + 1):
+        log = Log(rows[:end], kept_share)
+        for name, rule in WATCHERS.items():
+            if name not in found and rule(log) is not None:
+                found[name] = rows[end - 1]["step"]
+    return found
+
+
+@pytest.mark.parametrize("name", WATCHERS)
+def test_a_watcher_finds_its_fault_and_no_other(name):
+    found = fired(rows_of(1, name))
+    assert list(found) == [name]
+    assert STEPS // 2 < found[name] <= STEPS
+    sentence = WATCHERS[name](Log(rows_of(1, name), 0.2))
+    assert "nan" not in sentence and sentence.endswith(".")
+
+
+def test_boxes_that_are_unlearned_are_found():
+    rows = [row | {"quality/no_box": 0.1 if row["step"] < 30 else 0.8} for row in rows_of(1)]
+    assert list(fired(rows)) == ["format_collapse"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_none_speaks_of_a_healthy_run(seed):
+    assert fired(rows_of(seed)) == {}
+
+
+def test_nothing_is_said_of_what_is_not_logged():
+    assert fired([{"step": step, "loss": 0.1, "entropy": None} for step in range(40)]) == {}
+    assert fired([{"step": step, "selection/kept_fraction": 1.0} for step in range(40)], kept_share=1.0) == {}
+
+
+def test_refusals(tmp_path):
+    for watch, words in (
+        ({"entropy": "warn"}, "a name in watch is 'entropy': choose one of entropy_collapse, "),
+        ({"clip_rate": "raise"}, "watch: clip_rate is 'raise': choose one of off, warn, stop"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            EntropyForkGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, watch=watch)
+
+
+def slow_verifier(completion_ids, log_metric, trainer_state, **kwargs):
+    """Right as ever, and half of the answers take too long from the fourth step on."""
+    log_metric("grading/timeouts", 0.5 if trainer_state.global_step > 2 else 0.0)
+    return fixed_rollout.coins(completion_ids)
+
+
+SETTINGS = {"max_steps": 14, "learning_rate": 0.0, "reward": slow_verifier, "data": fixed_rollout.prompts(4)}
+
+
+@pytest.mark.parametrize("action", ["off", "warn", "stop"])
+def test_what_a_watcher_does_to_a_run(tiny_model, tmp_path, action):
+    watch = {"verifier_timeouts": action}
+    trainer = fixed_rollout.train(tiny_model, tmp_path, watch=watch, **SETTINGS)
+    warnings = list(records.read_jsonl(RunFolder(tmp_path).warnings))
+    if action == "off":
+        assert warnings == [] and trainer.state.global_step == 14
+        return
+    assert [(row["watcher"], row["action"], row["step"]) for row in warnings] == [("verifier_timeouts", action, 10)]
+    assert warnings[0]["sentence"].startswith("35.0% of the answers take too long")
+    saved = [path.parent.name for path in Path(tmp_path).glob("checkpoint-*/complete.json")]
+    if action == "warn":
+        assert trainer.state.global_step == 14 and saved == []
+        return
+    assert trainer.state.global_step == 10 and saved == ["checkpoint-10"]
+    # It has been said; whoever goes on from there means to.
+    again = fixed_rollout.make_trainer(tiny_model, tmp_path, watch=watch, **SETTINGS)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert again.state.global_step == 14
+    assert len(records.read_steps(RunFolder(tmp_path).warnings)) == 1
