@@ -12,7 +12,7 @@ RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier grading eval evaluation position
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier grading eval evaluation position diagnostics
 
 help:  ## this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
@@ -83,6 +83,9 @@ kill: setup  ## kill runs at random moments and compare what they end with (half
 
 position: setup  ## draw the two forms of position shaping's bonus, docs/position_bonus.png
 	$(BIN)/python -m benchmarks.position
+
+diagnostics: setup  ## measure what diagnostics and watchers cost on the embedded task (a minute), benchmarks/results/
+	$(BIN)/python -m benchmarks.diagnostics
 
 verifier: setup  ## attack the grader with 10,000 hostile answers and measure its throughput (half an hour on two cores)
 	$(BIN)/python -m benchmarks.verifier

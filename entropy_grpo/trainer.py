@@ -149,10 +149,8 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         positions = torch.arange(inputs["completion_ids"].size(1), device=sequences.device)
         return positions * inputs["sequence_count"] + sequences
 
-    def _scores(self, scored: Pass, inputs: Inputs) -> Tensor:
-        """(B, T) what the tokens of a micro-batch are ranked by."""
-        if self.args.entropy_selection != "gradient_norm":
-            return scored.entropies
+    def _gradient_norms(self, scored: Pass, inputs: Inputs) -> Tensor:
+        """(B, T) G_t of the tokens of a micro-batch."""
         norms = gradient_norms(
             scored.residual_norms,
             row_advantages(inputs),
@@ -163,9 +161,19 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         )
         return norms * inputs.get("importance_sampling_ratio", 1.0)
 
+    def _log_gradients(self, passes: list[Pass], batches: list[Inputs]) -> None:
+        """Log what is known of the gradients of the tokens that have one, and how it goes with their entropies."""
+        norms = flatten([self._gradient_norms(p, b) for p, b in zip(passes, batches, strict=True)])
+        trained = flatten([loss_mask(b) for b in batches]).bool() & (norms > 0)
+        entropies = flatten([p.entropies for p in passes])
+        mode = "train" if self.model.training else "eval"
+        for name, value in gradient_metrics(norms[trained], entropies[trained], self._sum_over_ranks).items():
+            self._metrics[mode][name].append(value)
+
     def _select(self, passes: list[Pass], batches: list[Inputs]) -> list[Tensor]:
         """One kept mask per micro-batch, under one threshold for all of them on all ranks."""
-        scores = [self._scores(p, b) for p, b in zip(passes, batches, strict=True)]
+        by_norm = self.args.entropy_selection == "gradient_norm"
+        scores = [self._gradient_norms(p, b) if by_norm else p.entropies for p, b in zip(passes, batches, strict=True)]
         kept, threshold = select(
             flatten(scores),
             flatten([loss_mask(b) for b in batches]),
@@ -176,12 +184,8 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
             reduce=self._sum_over_ranks,
         )
         self._thresholds.append(threshold)
-        if self.args.log_diagnostics and self.args.entropy_selection == "gradient_norm":
-            mask = flatten([loss_mask(b) for b in batches]).bool()
-            entropies = flatten([p.entropies for p in passes])
-            found = gradient_metrics(flatten(scores)[mask], entropies[mask], self._sum_over_ranks)
-            for name, value in found.items():
-                self._metrics["train" if self.model.training else "eval"][name].append(value)
+        if self.args.log_diagnostics and all(p.residual_norms is not None for p in passes):
+            self._log_gradients(passes, batches)
         return [k.view_as(s) for k, s in zip(kept.split([s.numel() for s in scores]), scores, strict=True)]
 
     def _kept_count(self, n: int) -> int:
@@ -285,18 +289,17 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         self._rollout_passes = [] if ranked else None
         try:
             output = super()._generate_and_score_completions(inputs)
-            passes = self._rollout_passes
+            scored, weighs = None, self._needs_weights(output)
+            if "old_per_token_logps" not in output and (ranked or weighs):
+                scored = self._score(output)
+            elif ranked:
+                # TRL scores old log-probabilities first, if at all, and then perhaps those of a reference model.
+                scored = self._rollout_passes[0]
         finally:
             self._rollout_passes = None
         device, local = self.accelerator.device, output["completion_ids"].size(0)
         output["sequence_index"] = self.accelerator.process_index * local + torch.arange(local, device=device)
         output["sequence_count"] = torch.tensor(self.accelerator.num_processes * local, device=device)
-        scored, weighs = None, self._needs_weights(output)
-        if "old_per_token_logps" not in output and (ranked or weighs):
-            scored = self._score(output)
-        elif ranked:
-            # TRL scores old log-probabilities first, if at all, and then perhaps those of a reference model.
-            scored = passes[0]
         if weighs:
             logps = output["old_per_token_logps"] if "old_per_token_logps" in output else scored.logps
             output["perplexity_weights"] = self._perplexity_weights(logps, output)
@@ -341,7 +344,9 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         outputs: tuple[str, ...] | bool = True
         if policy and self._sparse_head:
             ranks = compute_entropy and not known
-            by_norm = ranks and self.args.entropy_selection == "gradient_norm"
+            # In the pass over a rollout they cost one more sum over the vocabulary: it has them for the log.
+            logs = self.args.log_diagnostics and self._rollout_passes is not None
+            by_norm = ranks and (self.args.entropy_selection == "gradient_norm" or logs)
             outputs = ("log_probs", *(["entropy"] if ranks else []), *(["residual_norm"] if by_norm else []))
         kept = None
         if known and self._sparse_head and self._loss_is_per_token and self._loss_is_surrogate:

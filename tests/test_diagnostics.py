@@ -6,13 +6,14 @@ import statistics
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from entropy_grpo import diagnostics
 from entropy_grpo.diagnostics import CATEGORIES, TokenCategories, category
 from entropy_grpo.selection import on_one_process
 
-from . import fixed_rollout
-from .test_shaping import in_order
+from . import fixed_rollout, reference
+from .test_shaping import in_order, residual_norms
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,31 @@ def test_nothing_of_it_is_logged_where_it_is_off(tiny_model, tmp_path):
     assert not kinds & {"tokens", "quality", "groups", "probability"}
 
 
-def test_gradient_norms_are_logged_where_they_are_known(tiny_model, tmp_path):
-    trainer = fixed_rollout.train(tiny_model, tmp_path, entropy_selection="gradient_norm", top_entropy_quantile=0.3)
-    assert -1 <= trainer.state.log_history[0]["gradient/entropy_correlation"] <= 1
-    assert trainer.state.log_history[0]["gradient/p99"] >= trainer.state.log_history[0]["selection/threshold"]
+def test_a_rollout_logs_its_gradients(trained, tiny_model):
+    """In float64, of the tokens that have one; those of a group's first tokens have equal entropies, in any order."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    sequences = [in_order(trained, key) for key in keys]
+    with torch.no_grad():
+        _, entropies = reference.score(model, *sequences, 1.0)
+        norms = residual_norms(model, *sequences) * in_order(trained, "advantages").abs().unsqueeze(1)
+    has_one = sequences[3].bool() & (norms > 0)
+    log, ordered = trained.state.log_history[0], sorted(norms[has_one].tolist())
+    for percent in (50, 90, 99):
+        value = ordered[math.floor(percent * (len(ordered) - 1) / 100)]
+        assert log[f"gradient/p{percent}"] == pytest.approx(value, rel=1e-4)
+    ranks = [
+        [sorted(values).index(x) for x in values] for values in (norms[has_one].tolist(), entropies[has_one].tolist())
+    ]
+    assert log["gradient/entropy_correlation"] == pytest.approx(statistics.correlation(*ranks), abs=0.01)
+
+
+def test_gradients_are_logged_where_tokens_are_ranked_by_them(tiny_model, tmp_path):
+    settings = {"top_entropy_quantile": 0.3}
+    ranked = fixed_rollout.train(tiny_model, tmp_path / "a", entropy_selection="gradient_norm", **settings)
+    log = ranked.state.log_history[0]
+    assert log["gradient/p50"] < log["selection/threshold"] <= log["gradient/p90"]
+    on_policy = fixed_rollout.train(tiny_model, tmp_path / "b", entropy_scope="rollout", **settings)
+    assert on_policy.state.log_history[0]["gradient/p50"] > 0
+    plain = fixed_rollout.train(tiny_model, tmp_path / "c", **settings)
+    assert "gradient/p50" not in plain.state.log_history[0]

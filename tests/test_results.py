@@ -54,6 +54,15 @@ def test_readme_holds_the_recorded_grades():
     assert measure.readme_block(grading.COMMAND)[1] == grading.table(results)
 
 
+def test_diagnostics_cost_less_than_three_percent():
+    results = json.loads((measure.RESULTS / "diagnostics.json").read_text())
+    parts = sum(results["milliseconds_per_step"].values())
+    assert (
+        results["share"] == pytest.approx(parts / results["step_milliseconds"], abs=1e-4) and results["share"] < 0.03
+    )
+    assert f"<!-- diagnostics -->{results['share']:.1%}<!-- end -->" in measure.README.read_text()
+
+
 def test_intervals_are_those_of_the_seeds(results):
     """Student's t with two degrees of freedom has its 97.5% point at 4.303."""
     for arm in results["arms"].values():
