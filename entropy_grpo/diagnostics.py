@@ -19,6 +19,8 @@ from .window import Scored, flatten, row_advantages
 
 # The share of tokens whose part in the change of probabilities is logged.
 TOP = 0.2
+# A mean change below it is none: at the first step of a rollout the policy is still the one that wrote it.
+ROUNDING = 1e-6
 
 # Token categories of the paper; a token is of the first whose words or signs it shows, and else `semantic`.
 LOGICAL = """
@@ -120,12 +122,13 @@ def category_metrics(categories: Tensor, kept: Tensor, entropies: Tensor, reduce
 def change_metrics(logps: Tensor, old_logps: Tensor, reduce: Reduce) -> dict[str, float]:
     """The mean change |p - p_old| of tokens' probabilities, and the part in it of the fifth that changed most.
 
-    The fifth of each rank's tokens. (n,) log-probabilities on each rank.
+    The fifth of each rank's tokens; NaN where nothing has changed. (n,) log-probabilities on each rank.
     """
     change = (logps.double().exp() - old_logps.double().exp()).abs()
     top = change.topk(math.ceil(TOP * len(change))).values.sum()
     top, total, count = reduce(torch.stack([top, change.sum(), torch.tensor(len(change)).to(change)])).tolist()
-    return {"probability/change": share(total, count), "probability/top20_share": share(top, total)}
+    moved = total > ROUNDING * count
+    return {"probability/change": share(total, count), "probability/top20_share": top / total if moved else math.nan}
 
 
 def gradient_metrics(norms: Tensor, entropies: Tensor, reduce: Reduce) -> dict[str, float]:

@@ -127,7 +127,8 @@ def test_a_step_logs_its_tokens(trained, step):
             value = pytest.approx(statistics.fmean(r[column] for r in own), rel=1e-5) if own else None
             assert log[f"tokens/{name}_{key}"] == value
     assert log["tokens/formal"] > 0 and log["tokens/semantic"] > 0
-    assert (log["probability/change"] < 1e-6) == (step == 0), "only the second step's policy is another"
+    changed = (log["probability/change"] > 1e-6, log["probability/top20_share"] is not None)
+    assert changed == (step == 1, step == 1), "only the second step's policy is another"
 
 
 def test_a_rollout_logs_its_responses(trained):
