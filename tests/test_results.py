@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from benchmarks import embedded, grading, kill, measure, sampling, speed, verifier
+from benchmarks import embedded, evaluation, grading, kill, measure, sampling, speed, verifier
+from entropy_grpo import records
 
 
 @pytest.fixture
@@ -78,3 +79,17 @@ def test_intervals_are_those_of_the_seeds(results):
 def test_learning_rates_are_the_best_on_dev(results):
     for arm in results["arms"].values():
         assert arm["dev_accuracy"][arm["learning_rate"]] == max(arm["dev_accuracy"].values())
+
+
+def test_readme_holds_the_recorded_evaluation():
+    recorded = records.read_json(evaluation.RESULTS)
+    assert measure.readme_block(evaluation.TABLE)[1] == (evaluation.table(recorded) if recorded else "")
+
+
+def test_no_killed_evaluation_differs():
+    recorded = records.read_json(evaluation.RESULTS)
+    if not recorded:
+        pytest.skip("make evaluation has not been recorded")
+    kill = recorded["kill"]
+    assert kill["written_twice"] == kill["lost"] == kill["differing_rows"] == 0
+    assert sum(0 < count < kill["responses"] for count in kill["finished_at_kills"]) >= 2
