@@ -74,6 +74,8 @@ PPL = {"ppl_shaping_alpha": 0.01}
 POSITION = {f"position_shaping_{name}": value for name, value in (("gamma", 0.1), ("d", 1), ("m", 15), ("n", 0.5))}
 POSITION |= {"position_shaping_start": 200, "position_shaping_end": 300}
 RAISED = 160  # positions of a tiny model that has 128
+# Its 4,096 positions hold no prompt of 2,048 tokens and response of 8,192.
+MATH = EXCHANGE | {"model_name_or_path": "Qwen/Qwen2.5-Math-7B", "max_position_embeddings": 2048 + 8192}
 SMALL = {
     "prompts_per_rollout",
     "num_generations",
@@ -101,9 +103,11 @@ FIGURES = {
     "qwen25_7b_position": EXCHANGE | POSITION,
     "qwen25_7b_ppl_position": EXCHANGE | PPL | POSITION,
     "qwen25_7b_forking": EXCHANGE | {"top_entropy_quantile": 0.2},
-    # Its 4,096 positions hold no prompt of 2,048 tokens and response of 8,192.
-    "qwen25_math_7b": EXCHANGE
-    | {"model_name_or_path": "Qwen/Qwen2.5-Math-7B", "max_position_embeddings": 2048 + 8192},
+    "qwen25_math_7b_grpo": MATH,
+    "qwen25_math_7b_ppl": MATH | PPL,
+    "qwen25_math_7b_position": MATH | POSITION,
+    "qwen25_math_7b_ppl_position": MATH | PPL | POSITION,
+    "qwen25_math_7b_forking": MATH | {"top_entropy_quantile": 0.2},
     COLD_START: {"model_name_or_path": "meta-llama/Llama-3.1-8B", "num_responses": 10000, "prompt_template": "boxed"},
     "llama31_8b": FORKING
     | {
@@ -206,7 +210,7 @@ RUN = {
     "qwen3_8b_reward_inverted": ("qwen3",),
     "qwen3_8b_reward_random": ("qwen3",),
     "qwen25_7b_ppl_position": ("qwen2",),
-    "qwen25_math_7b": ("qwen2",),
+    "qwen25_math_7b_grpo": ("qwen2",),
     "qwen3_0_6b": ("qwen3",),
     "qwen3_8b_lora": ("qwen3",),
     "qwen3_8b_qlora": ("qwen3",),
@@ -239,22 +243,23 @@ def test_two_steps_by_the_literal_command(tmp_path, name, family):
         "--accelerate_config none --model_revision main --disable_tqdm true "
         "--decontaminate_against []"
     )
-    if name == "qwen25_math_7b":
+    if "_math_7b" in name:
         words += f" --max_position_embeddings {RAISED}"
     command = [str(Path(sys.executable).parent / "accelerate"), "launch", f"recipes/{name}.yaml", *words.split()]
     command += ["--model_name_or_path", model, "--dataset_file", str(data), "--output_dir", str(tmp_path / "run")]
-    if name == "qwen25_7b_ppl_position":
+    if name.endswith("ppl_position"):
         command += ["--position_shaping_start", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {"ENTROPY_GRPO_CACHE": str(tmp_path / "cache")}
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
-    if name == "qwen25_math_7b":  # what is saved, checkpoints and evaluations included, has room for its responses
+    if "_math_7b" in name:  # what is saved, checkpoints and evaluations included, has room for its responses
         assert json.loads((tmp_path / "run" / "config.json").read_text())["max_position_embeddings"] == RAISED
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
     assert ("dynamic_sampling/drawn" in steps[0]) == (not name.startswith("qwen25"))
-    if name == "qwen25_7b_ppl_position":
+    if name.endswith("ppl_position"):
         assert [(row["shaping/ppl"], row["shaping/position"]) for row in steps] == [(1, 0), (1, 1)]
     correctness, punishment = recipe.load(RECIPES[name])["rewards"].value
     assert {f"rewards/{correctness}/mean", f"rewards/{punishment}/mean"} <= steps[0].keys()
