@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .analysis import command as analysis
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; a wrong argument or input is one sentence and exit status 2."""
     parser = argparse.ArgumentParser(prog="entropy-grpo", description="RLVR that trains on the tokens that matter.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_train, _add_plan, _add_eval, _add_card, _add_merge, _add_compare, _add_sweep):
+    for add in (_add_train, _add_plan, _add_eval, analysis.add, _add_card, _add_merge, _add_compare, _add_sweep):
         add(commands)
     options, rest = parser.parse_known_args(arguments)
     given = vars(options)

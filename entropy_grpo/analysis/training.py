@@ -1,0 +1,74 @@
+"""What training changes: the same tokens as several checkpoints see them (arXiv 2506.01939, Table 1, Fig. 4 and 5).
+
+Entropies are float32 (N,) in nats, token by token the same in every array.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .distribution import RHO, levels, top
+
+BINS = 20  # of 5% each
+
+
+def overlaps(entropies: Mapping[str, np.ndarray], rho: float = RHO) -> dict[str, dict[str, float]]:
+    """The share of one checkpoint's top-rho positions that are another's, too, for every pair (Table 1).
+
+    Both sets have ceil(rho N) positions, so that it is the same both ways; of two independent sets it is about rho.
+    """
+    kept = {name: top(entropy, rho) for name, entropy in entropies.items()}
+    return {
+        a: {b: float((kept[a] & kept[b]).sum() / max(1, kept[a].sum())) for b in entropies} for a in entropies
+    }
+
+
+def change_per_bin(base: np.ndarray, trained: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
+    """Mean entropy in the base and its mean change, for each percentile bin of the base's entropies (Fig. 4).
+
+    Tokens are ranked, of equal ones the earlier first, and cut into bins as equal as can be: ties at an edge, which are
+    common near 0, would otherwise leave bins empty.
+    """
+    order = np.argsort(base, kind="stable")
+    found = []
+    for i, places in enumerate(np.array_split(order, bins)):
+        before, after = base[places].astype(np.float64), trained[places].astype(np.float64)
+        found.append(
+            {
+                "from": 100 * i / bins,
+                "to": 100 * (i + 1) / bins,
+                "tokens": len(places),
+                "entropy": float(before.mean()) if len(places) else float("nan"),
+                "change": float((after - before).mean()) if len(places) else float("nan"),
+            }
+        )
+    return found
+
+
+def percentile_curves(entropies: Mapping[str, np.ndarray]) -> dict[str, dict[int, float]]:
+    """Every fifth percentile of each checkpoint's entropies (Fig. 5)."""
+    return {name: levels(entropy) for name, entropy in entropies.items()}
+
+
+def apart(correct: np.ndarray) -> dict[str, np.ndarray]:
+    """Which tokens are of all, of right (positive) and of wrong (negative) responses; empty groups are left out."""
+    groups = {"all": np.ones(len(correct), bool), "right": correct == 1, "wrong": correct == 0}
+    return {name: chosen for name, chosen in groups.items() if chosen.any()}
+
+
+def over_training(entropies: Mapping[str, np.ndarray], correct: np.ndarray) -> dict[str, dict[str, Any]]:
+    """`overlaps`, `percentiles` and, against the first checkpoint, `changes` of all, right and wrong responses.
+
+    Top positions are those among the group's own tokens.
+    """
+    first, *others = entropies
+    found = {}
+    for group, chosen in apart(correct).items():
+        part = {name: entropy[chosen] for name, entropy in entropies.items()}
+        found[group] = {
+            "overlaps": overlaps(part),
+            "percentiles": percentile_curves(part),
+            "changes": {name: change_per_bin(part[first], part[name]) for name in others},
+        }
+    return found
