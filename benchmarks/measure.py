@@ -85,14 +85,14 @@ def write(name: str, command: str, figures: dict[str, Any]) -> None:
     records.write_json(RESULTS / f"{name}.json", about | figures)
 
 
-def readme_block(command: str) -> tuple[str, str, str]:
-    """The README before, between and after the marks of the tables that this command writes."""
-    before, mark, rest = README.read_text(encoding="utf-8").partition(f"<!-- results: {command} -->")
+def readme_block(command: str, page: Path = README) -> tuple[str, str, str]:
+    """The README, or another page, before, between and after the marks of the tables that this command writes."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- results: {command} -->")
     block, end, after = rest.partition(END)
     return before + mark, block.strip(), end + after
 
 
-def write_readme(command: str, text: str) -> None:
+def write_readme(command: str, text: str, page: Path = README) -> None:
     """Put tables between their marks."""
-    before, _, after = readme_block(command)
-    records.write_text(README, f"{before}\n\n{text}\n\n{after}")
+    before, _, after = readme_block(command, page)
+    records.write_text(page, f"{before}\n\n{text}\n\n{after}")

@@ -162,6 +162,7 @@ def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
         prompt=json.dumps(sample["prompt"]) if sample and len(sample["prompt"]) < 400 else None,
         max_new_tokens=arguments.get("max_completion_length"),
         has_recipe=run.recipe.exists(),
+        has_analysis=(run.path / "analysis" / "report.md").exists(),
     )
     return card
 

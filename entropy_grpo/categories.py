@@ -1,7 +1,7 @@
 """What kind of work a token does, by its text: the four categories of arXiv 2508.02260, appendix C.
 
-The paper names the categories and gives examples; the lists are ours. A token is looked at by itself, so that a word that
-a tokenizer splits counts by its parts, and `so` counts as a connective wherever it stands.
+The paper names the categories and gives examples; the lists are ours. A token is looked at by itself, so that a word
+that a tokenizer splits counts by its parts, and `so` counts as a connective wherever it stands.
 """
 
 import unicodedata
@@ -24,9 +24,9 @@ LOGICAL_WORDS = frozenset(
 )
 # The model speaks of its own thinking: it checks, doubts, turns round, plans, sums up.
 METACOGNITIVE_WORDS = frozenset(
-    "wait hmm hm ah oh oops alternatively actually maybe perhaps check checking recheck double verify verifying confirm "
-    "reconsider rethink let try trying consider think thinking recall remember notice realize mistake wrong sure "
-    "correct incorrect indeed summarize conclude conclusion overall again".split()
+    "wait hmm hm ah oh oops alternatively actually maybe perhaps check checking recheck double verify verifying "
+    "confirm reconsider rethink let try trying consider think thinking recall remember notice realize mistake wrong "
+    "sure correct incorrect indeed summarize conclude conclusion overall again".split()
 )
 # Marks of prose, which count no more than the words that they stand between.
 PUNCTUATION = frozenset(".,;:!?'\"`´’‘“”…")  # noqa: RUF001

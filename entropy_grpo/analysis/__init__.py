@@ -1,1 +1,1 @@
-"""See the forks: what token entropy looks like in any model, checkpoint or run (arXiv 2506.01939, arXiv 2508.02260)."""
+"""See the forks: token entropy in any model, checkpoint or run (arXiv 2506.01939, arXiv 2508.02260)."""

@@ -52,13 +52,13 @@ class Options:
         if (self.responses is None) == (not self.benchmarks):
             raise ValueError("give either responses, a file, or benchmarks to answer.")
         if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}: it must be above 0, where entropies are those of it.")
+            raise ValueError(f"temperature is {self.temperature}: it must be above 0 to have entropies.")
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens is {self.batch_tokens}: it must be 1 or more.")
 
 
 def named(given: Sequence[str]) -> dict[str, str]:
-    """The checkpoints by name: what stands before `=`, else the last part of the path or id; `ValueError` for twins."""
+    """The checkpoints by name: what stands before `=`, else the end of the path or id; `ValueError` for twins."""
     found: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
@@ -104,7 +104,7 @@ def claim(collection: Collection, options: Options, paths: dict[str, str]) -> No
     Checkpoints may come on top, and keep the order in which they first came.
     """
     source = str(options.responses) if options.responses else list(options.benchmarks)
-    before = records.read_json(collection.settings)
+    before = records.read_json(collection.settings) if collection.responses.exists() else {}
     generation = {"samples": options.samples, "max_tokens": options.max_tokens, "seed": options.seed}
     wanted: dict[str, Any] = {
         "responses": source,
@@ -205,7 +205,9 @@ def _tokenizer(auto: Any, name: str, path: str) -> Any:
     try:
         return auto.from_pretrained(path)
     except OSError as error:
-        raise ValueError(f"{name} is {path!r}, which has no tokenizer: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(
+            f"{name} is {path!r}, which has no tokenizer: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def run(options: Options) -> Collection:

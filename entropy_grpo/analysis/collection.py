@@ -4,9 +4,8 @@
     DIR/responses.parquet               id, prompt, response, correct, prompt_ids, completion_ids
     DIR/tokens/NAME/part-00000.parquet  one row a token, of checkpoint NAME; `TOKENS` are the columns
 
-Row group i of the responses and part i of every checkpoint hold the same responses, and a part appears when it is whole.
-So the tokens never have to fit in memory, checkpoints are compared part by part, and a killed run goes on with the first
-part that is missing.
+Row group i of the responses and part i of every checkpoint hold the same responses, and a part appears when it is
+whole. So the tokens never have to fit in memory, and a killed run goes on with the first part that is missing.
 """
 
 from collections.abc import Iterator, Sequence

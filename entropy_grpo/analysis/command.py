@@ -1,4 +1,4 @@
-"""The arguments of `entropy-grpo analyze ...`, and what each subcommand calls. Imports late, so that help is instant."""
+"""The arguments of `entropy-grpo analyze ...`, and what each subcommand calls; imports late, for instant help."""
 
 from pathlib import Path
 from typing import Any

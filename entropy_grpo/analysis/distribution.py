@@ -47,7 +47,7 @@ def summary(entropy: np.ndarray) -> dict[str, Any]:
 
 
 def histogram(parts: Iterable[np.ndarray], width: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-    """(edges in nats (n + 1,), counts (n,)) of entropies that come in parts; bins of one width from 0 to the highest."""
+    """(edges in nats (n + 1,), counts (n,)) of entropies that come in parts; equal bins from 0 to the highest."""
     counts = np.zeros(0, np.int64)
     for entropy in parts:
         # An entropy of a nearly certain token may round to just below 0.

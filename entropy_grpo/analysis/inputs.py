@@ -1,8 +1,8 @@
 """The responses that are looked at: of a file, or of what `entropy-grpo eval` writes for benchmarks.
 
 Each is turned into token ids once, by the tokenizer of the first checkpoint, so that every checkpoint reads the same
-ones. A file that has the ids that were sampled (`prompt_ids`, `completion_ids`) keeps them; text is tokenized anew, which
-may split a word in another way than the model once did.
+ones. A file that has the ids that were sampled (`prompt_ids`, `completion_ids`) keeps them; text is tokenized anew,
+which may split a word in another way than the model once did.
 """
 
 from collections.abc import Iterable, Iterator

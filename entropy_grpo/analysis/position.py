@@ -1,6 +1,6 @@
 """Mean entropy by relative position in the response, right and wrong ones apart (arXiv 2508.02260, Fig. 6).
 
-The token at place t of n has the relative position t / (n - 1), as in position shaping; of a response of one token it is 0.
+The token at place t of n has the relative position t / (n - 1); of a response of one token it is 0.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """The entropy and the log-probability of every token of given responses, in one forward pass and without logits.
 
-The head is the one that training ranks tokens with (`ops.head`), or TRL's fused head where ours cannot serve a model: a
-tile of logits at a time, float32 statistics. Sequences are sorted by length, padded on the right, and as many go
+The head is the one that training ranks tokens with (`ops.head`), or TRL's where ours cannot serve a model: a tile of
+logits at a time, float32 statistics. Sequences are sorted by length, padded on the right, and as many go
 together as a budget of tokens allows.
 """
 
@@ -17,7 +17,7 @@ PAD = 0  # what stands behind a sequence is masked out
 
 
 def add_head(model: torch.nn.Module, temperature: float) -> None:
-    """Let `model(..., labels=..., fused_lm_head=True)` answer with log-probabilities and entropies at a temperature."""
+    """Let `model(..., labels=..., fused_lm_head=True)` give log-probabilities and entropies at a temperature."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper
     add_fused_lm_head(inner, temperature, outputs=("log_probs", "entropy"))
     if why_not(inner) is None:
@@ -25,7 +25,7 @@ def add_head(model: torch.nn.Module, temperature: float) -> None:
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Positions of sequences that go together, the longest first: padded, they have at most `budget` tokens, or are one."""
+    """Positions of sequences that go together, longest first: padded, at most `budget` tokens, or one sequence."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         count = max(1, budget // max(1, lengths[order[0]]))

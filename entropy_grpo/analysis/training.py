@@ -19,16 +19,14 @@ def overlaps(entropies: Mapping[str, np.ndarray], rho: float = RHO) -> dict[str,
     Both sets have ceil(rho N) positions, so that it is the same both ways; of two independent sets it is about rho.
     """
     kept = {name: top(entropy, rho) for name, entropy in entropies.items()}
-    return {
-        a: {b: float((kept[a] & kept[b]).sum() / max(1, kept[a].sum())) for b in entropies} for a in entropies
-    }
+    return {a: {b: float((kept[a] & kept[b]).sum() / max(1, kept[a].sum())) for b in entropies} for a in entropies}
 
 
 def change_per_bin(base: np.ndarray, trained: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
     """Mean entropy in the base and its mean change, for each percentile bin of the base's entropies (Fig. 4).
 
-    Tokens are ranked, of equal ones the earlier first, and cut into bins as equal as can be: ties at an edge, which are
-    common near 0, would otherwise leave bins empty.
+    Tokens are ranked, of equal ones the earlier first, and cut into bins as equal as can be: ties at an edge, common
+    near 0, would otherwise leave bins empty.
     """
     order = np.argsort(base, kind="stable")
     found = []
@@ -58,7 +56,7 @@ def apart(correct: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def over_training(entropies: Mapping[str, np.ndarray], correct: np.ndarray) -> dict[str, dict[str, Any]]:
-    """`overlaps`, `percentiles` and, against the first checkpoint, `changes` of all, right and wrong responses.
+    """`overlaps`, `percentiles` and, from the first checkpoint on, `changes`, of all, right and wrong responses.
 
     Top positions are those among the group's own tokens.
     """

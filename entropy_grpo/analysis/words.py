@@ -1,6 +1,6 @@
 """Which tokens are forks: the mean entropy of each token of the vocabulary where it was written (Fig. 2b, c).
 
-The entropy is that of the position at which the token was chosen. Tokens are told apart by id, so `so` and ` so` are two.
+The entropy is that of the position at which the token was chosen. Tokens are told apart by id: `so` and ` so` are two.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,6 +35,7 @@ def extremes(
     Rows have `token`, `text`, `count`, `entropy` (nats), the most extreme first, of equal ones the lower id.
     """
     seen = np.flatnonzero(counts > least)
+    shown = min(shown, (len(seen) + 1) // 2)  # of a small vocabulary, no token is both
     rising = seen[np.argsort(mean[seen], kind="stable")]
     falling = seen[np.argsort(-mean[seen], kind="stable")]
 
@@ -48,5 +49,5 @@ def extremes(
 
 
 def least_count(tokens: int) -> int:
-    """How often a token has to be seen: the paper's 100 of a million, of fewer tokens fewer, at least 5."""
-    return int(np.clip(tokens // 10_000, 5, LEAST))
+    """How often a token has to be seen: the paper's 100 of a million, of fewer tokens fewer, at least 20."""
+    return int(np.clip(tokens // 10_000, 20, LEAST))

@@ -1,0 +1,174 @@
+"""Time and memory of the analysis: a million tokens with a vocabulary of 151,936, made up.
+
+    python -m benchmarks.analysis            # benchmarks/results/analysis.json
+    python -m benchmarks.analysis --table    # only the table of docs/entropy.md, of the recorded results
+
+Collecting is measured without the model's layers: hidden states at random, the head, and the files. Two checkpoints of
+these tokens then go through every view.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks import measure
+from entropy_grpo import records
+from entropy_grpo.analysis import by_category, distribution, position, report, training, words
+from entropy_grpo.analysis.collect import PART_TOKENS, token_table
+from entropy_grpo.analysis.collection import RESPONSES, Collection, write_parquet
+from entropy_grpo.ops.kernels import choose
+
+RESULTS = measure.RESULTS / "analysis.json"
+PAGE = measure.ROOT / "docs" / "entropy.md"
+COMMAND = "python -m benchmarks.analysis --table"
+
+VOCABULARY, TOKENS, LENGTH = 151_936, 2**20, 4096
+HIDDEN = 64 if not torch.cuda.is_available() else 4096
+PASS_TOKENS = 16384  # `collect`'s default
+CHECKPOINTS = ("base", "trained")
+ENTROPY, WORDS = ["entropy"], ["token", "entropy"]
+
+
+def texts() -> dict[int, str]:
+    """A text for every token: words, numbers and signs."""
+    return {i: (f" word{i}", str(i), " so", "+")[i % 4] for i in range(VOCABULARY)}
+
+
+def head(weight: torch.Tensor, count: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, entropies, log-probabilities) of made-up hidden states, in passes as `collect` makes them."""
+    kernel, parts = choose("auto", weight.device, {"entropy"}), []
+    for start in range(0, count, PASS_TOKENS):
+        n = min(PASS_TOKENS, count - start)
+        # Long and short rows, so that some tokens are nearly certain and some are open, as in a text.
+        rows = torch.randn(n, HIDDEN, generator=generator) * torch.rand(n, 1, generator=generator) ** 2 * 40
+        rows = (rows / HIDDEN**0.5).to(weight)
+        targets = (torch.rand(n, generator=generator) ** 6 * VOCABULARY).long().to(weight.device)
+        with torch.inference_mode():
+            scores, _ = kernel.forward(rows, weight, targets, 1.0, {"entropy"})
+        parts.append([x.float().cpu().numpy() for x in (targets, scores.entropy, scores.log_probs)])
+    tokens, entropies, log_probs = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return tokens.astype(np.int32), entropies, log_probs
+
+
+def collect(collection: Collection) -> None:
+    """The tokens of the first checkpoint, part by part, as `analyze collect` writes them."""
+    generator = torch.Generator().manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weight = torch.randn(VOCABULARY, HIDDEN, generator=generator).to(device)
+    weight = weight.bfloat16() if device.type == "cuda" else weight
+    of_token = texts()
+    collection.path.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(collection.responses, RESPONSES) as writer:
+        for number in range(TOKENS // PART_TOKENS):
+            tokens, entropies, log_probs = head(weight, PART_TOKENS, generator)
+            count = PART_TOKENS // LENGTH
+            rows = [
+                {
+                    "id": number * count + i,
+                    "prompt": "",
+                    "response": "",
+                    "correct": i % 2 == 0,
+                    "prompt_ids": [0],
+                    "completion_ids": tokens[i * LENGTH : (i + 1) * LENGTH].tolist(),
+                }
+                for i in range(count)
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=RESPONSES))
+            scores = [np.split(x, count) for x in (entropies, log_probs)]
+            write_parquet(collection.part(CHECKPOINTS[0], number), token_table(rows, scores, of_token, CHECKPOINTS[0]))
+    records.write_json(collection.settings, {"checkpoints": dict.fromkeys(CHECKPOINTS)})
+
+
+def second_checkpoint(collection: Collection) -> None:
+    """The same tokens with other entropies."""
+    rng = np.random.default_rng(0)
+    for number in range(collection.num_parts):
+        table = pq.ParquetFile(collection.part(CHECKPOINTS[0], number)).read()
+        place = table.schema.get_field_index("entropy")
+        changed = table["entropy"].to_numpy() * rng.uniform(0.5, 1.2, len(table)).astype(np.float32)
+        write_parquet(collection.part(CHECKPOINTS[1], number), table.set_column(place, "entropy", pa.array(changed)))
+
+
+def views(collection: Collection) -> dict[str, Callable[[], Any]]:
+    """Every view of the collection by its name, from the files on."""
+    first = CHECKPOINTS[0]
+
+    def entropies() -> dict[str, np.ndarray]:
+        return {name: collection.column(name, "entropy") for name in CHECKPOINTS}
+
+    def extremes() -> Any:
+        counts, mean = words.means(collection.parts(first, WORDS))
+        return words.extremes(counts, mean, collection.texts(), words.LEAST)
+
+    places = ["response", "position", "entropy", "correct"]
+    kinds = ["token", "entropy", "log_prob"]
+    return {
+        "distribution": lambda: distribution.summary(collection.column(first, "entropy")),
+        "histogram": lambda: distribution.histogram(p["entropy"] for p in collection.parts(first, ENTROPY)),
+        "words": extremes,
+        "overlap": lambda: training.overlaps(entropies()),
+        "change per bin": lambda: training.change_per_bin(*entropies().values()),
+        "percentiles": lambda: training.percentile_curves(entropies()),
+        "position": lambda: position.by_position(collection.parts(first, places)),
+        "categories": lambda: by_category.by_category(collection.parts(first, kinds), collection.texts()),
+        "whole report": lambda: report.write(collection.path),
+    }
+
+
+def measured(function: Callable[[], Any]) -> dict[str, float]:
+    """Seconds and peak bytes of one call."""
+    start = time.perf_counter()
+    peak = measure.peak_memory(function)
+    return {"seconds": time.perf_counter() - start, "peak_bytes": peak}
+
+
+def run() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        collection = Collection(Path(folder) / "tokens")
+        found = {"collect, head only": measured(lambda: collect(collection))}
+        print(found, flush=True)
+        second_checkpoint(collection)
+        for name, view in views(collection).items():
+            found[name] = measured(view)
+            print(name, found[name], flush=True)
+    return {"tokens": TOKENS, "vocabulary": VOCABULARY, "hidden": HIDDEN, "parts": found}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The recorded figures in Markdown."""
+    lines = [
+        f"{results['tokens']:,} tokens, vocabulary {results['vocabulary']:,}, hidden size {results['hidden']}, "
+        f"{results['hardware']}.",
+        "",
+        "| | seconds | peak MiB |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {part['seconds']:.1f} | {part['peak_bytes'] / 2**20:,.0f} |"
+        for name, part in results["parts"].items()
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--table", action="store_true", help="only write the table of the recorded results")
+    options = parser.parse_args()
+    if not options.table:
+        measure.write("analysis", "python -m benchmarks.analysis", run())
+    text = table(json.loads(RESULTS.read_text()))
+    measure.write_readme(COMMAND, text, PAGE)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Every figure of token entropy for the embedded task, before any training, after its cold start and after RLVR.
+
+    python -m benchmarks.figures            # trains, answers, scores; docs/figures/, benchmarks/results/figures.json
+    python -m benchmarks.figures --table    # only the table of docs/entropy.md, of the recorded results
+
+One run of the demo recipe whose checkpoints are kept; the test problems, answered by each model; the cold start's
+answers, scored by every checkpoint. What is finished is not done again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measure
+from entropy_grpo.analysis import figures, report
+from entropy_grpo.embedded import cold_start
+from entropy_grpo.names import EMBEDDED
+from entropy_grpo.records import RunFolder
+
+RESULTS = measure.RESULTS / "figures.json"
+RUN = RunFolder(measure.ROOT / "runs" / "figures")
+DOCS = measure.ROOT / "docs"
+PAGE = DOCS / "entropy.md"
+COMMAND = "python -m benchmarks.figures --table"
+
+COLD, RANDOM, TRAINED = "cold start", "random weights", "trained"
+OWN = {RANDOM: RUN.path / "own" / "random", COLD: RUN.path / "analysis", TRAINED: RUN.path / "own" / "trained"}
+SAVE_STEPS, STEPS = 40, 240
+SAMPLES = 4
+SHOWN = "overlap change percentiles categories log-percentiles log-signs words-0-highest words-0-lowest".split()
+
+
+def train() -> None:
+    """The demo with all its checkpoints, from where it was interrupted."""
+    if (RUN.path / "model.safetensors").exists():
+        return
+    command = [sys.executable, "recipes/demo_cpu.yaml", "--output_dir", str(RUN.path), "--disable_tqdm", "true"]
+    command += ["--save_steps", str(SAVE_STEPS), "--resume_from_checkpoint", "auto"]
+    subprocess.run(command, cwd=measure.ROOT, check=True)
+
+
+def random_model() -> Path:
+    """The model that the cold start begins with."""
+    folder = RUN.path / "own" / "weights"
+    if not (folder / "tokenizer_config.json").exists():
+        tokenizer = cold_start.build_tokenizer()
+        cold_start.build_model(tokenizer, 0).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def collect(output: Path, model: str, *against: str) -> None:
+    """`entropy-grpo analyze collect` on the test problems."""
+    command = [sys.executable, "-m", "entropy_grpo.cli", "analyze", "collect", "--output", str(output)]
+    command += ["--model", model, "--benchmarks", "number_walk", "--samples", str(SAMPLES)]
+    command += ["--backend", "transformers", *(["--against", *against] if against else [])]
+    subprocess.run(command, cwd=measure.ROOT, check=True)
+
+
+def collect_all() -> None:
+    steps = [f"step {n}={RUN.path}/checkpoint-{n}" for n in range(SAVE_STEPS, STEPS + 1, SAVE_STEPS)]
+    collect(OWN[COLD], f"{COLD}={EMBEDDED}number_walk", *steps)
+    collect(OWN[TRAINED], f"{TRAINED}={RUN.path}")
+    collect(OWN[RANDOM], f"{RANDOM}={random_model()}")
+
+
+def position_groups(found: dict[str, Any]) -> dict[str, float]:
+    """Mean entropy of right and of wrong responses."""
+    means = {}
+    for group, row in found["position"].items():
+        tokens, entropy = np.array(row["tokens"]), np.nan_to_num(np.array(row["entropy"], float))
+        means[group] = float((tokens * entropy).sum() / tokens.sum())
+    return means
+
+
+def sum_up() -> dict[str, Any]:
+    """The figures of the reports that the page shows, and its pictures."""
+    found = {name: json.loads((folder / "report.json").read_text()) for name, folder in OWN.items()}
+    own = {name: one["checkpoints"][name] for name, one in found.items()}
+    folder = DOCS / "figures"
+    pictures = {name: (OWN[COLD] / "figures" / f"{name}.png") for name in SHOWN}
+    for name, path in pictures.items():
+        (folder / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.png").write_bytes(path.read_bytes())
+    histograms = {
+        name: (np.array(one["histogram"]["edges"]), np.array(one["histogram"]["counts"])) for name, one in own.items()
+    }
+    marks = {name: one["percentiles"]["80"] for name, one in own.items()}
+    figures.save(figures.histogram(histograms, marks), folder / "histogram.png")
+    for name in (COLD, TRAINED):
+        drawn = figures.position(own[name]["position"], name)
+        figures.save(drawn, folder / f"position-{name.replace(' ', '-')}.png")
+    kept = ("tokens", "mean", "share_below_0.01", "held_by_top_20", "percentiles", "categories")
+    training = found[COLD]["training"]
+    first, *steps = found[COLD]["checkpoints"]
+    return {
+        "own responses": {
+            name: {key: one[key] for key in kept} | {"mean_by_correctness": position_groups(one)}
+            for name, one in own.items()
+        },
+        "overlaps": {group: {step: one["overlaps"][first][step] for step in steps} for group, one in training.items()},
+        "changes": {group: one["changes"][steps[-1]] for group, one in training.items()},
+        "category_changes": found[COLD]["category_changes"][steps[-1]],
+        "words": {
+            name: {side: [r["text"] for r in one["words"][side][:10]] for side in ("highest", "lowest")}
+            for name, one in own.items()
+        },
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The recorded figures beside the paper's, in Markdown."""
+    own = results["own responses"]
+    header = "| | tokens | mean, nats | below 0.01 nats | 80th percentile | entropy held by the top 20% |"
+    lines = [header, "|---|---|---|---|---|---|"]
+    for name, one in own.items():
+        lines.append(
+            f"| {name} | {one['tokens']:,} | {one['mean']:.3f} | {one['share_below_0.01']:.1%} | "
+            f"{one['percentiles']['80']:.3f} | {one['held_by_top_20']:.1%} |"
+        )
+    lines.append("| *Qwen3-8B on AIME* | *above 10^6* | | *50.64%* | *0.672* | |")
+    steps = list(results["overlaps"]["all"])
+    lines += [
+        "",
+        "| top 20% shared with the cold start | " + " | ".join(steps) + " |",
+        "|---" * (len(steps) + 1) + "|",
+    ]
+    for group, shares in results["overlaps"].items():
+        lines.append(f"| {group} responses | " + " | ".join(f"{shares[step]:.1%}" for step in steps) + " |")
+    lines.append("| *the paper's base, 1360 steps* |" + " |" * (len(steps) - 1) + " *above 86%* |")
+    groups = list(results["changes"])
+    lines += [
+        "",
+        f"| percentile of the cold start's entropy | its mean | {' | '.join(f'change, {g}' for g in groups)} |",
+        "|---" * (len(groups) + 2) + "|",
+    ]
+    for i, row in enumerate(results["changes"]["all"]):
+        if row["from"] >= 50:
+            moved = " | ".join(f"{results['changes'][g][i]['change']:+.3f}" for g in groups)
+            lines.append(f"| {row['from']:.0f} to {row['to']:.0f} | {row['entropy']:.3f} | {moved} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--table", action="store_true", help="only write the table of the recorded results")
+    options = parser.parse_args()
+    if not options.table:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        train()
+        collect_all()
+        for folder in (RUN.path, OWN[TRAINED], OWN[RANDOM]):
+            report.write(folder)
+        measure.write("figures", "python -m benchmarks.figures", sum_up())
+    text = table(json.loads(RESULTS.read_text()))
+    measure.write_readme(COMMAND, text, PAGE)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

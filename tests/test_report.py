@@ -1,0 +1,198 @@
+"""Reports of collections and runs: every token shows as itself, runs nothing, and the figures are the views'."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from entropy_grpo import card, cli, records
+from entropy_grpo.analysis import collect, distribution, report
+from entropy_grpo.analysis.collection import RESPONSES, Collection, write_parquet
+from entropy_grpo.analysis.pieces import piece, visible
+from entropy_grpo.analysis.render import Section, Table, markdown, page
+from entropy_grpo.records import RunFolder
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "\u202egnp.exe",
+    "nul\0l",
+    "<img src=x onerror=alert(1)>",
+    "a|b`c`*d*_e_[f](javascript:alert(1))",
+    "{{ 7 * 7 }}{% raw %}",
+    "&lt;b&gt;",
+    "\\xf0\\x9f",
+    "\n",
+    " ",
+    "$\\frac",
+    "😀",
+]
+
+
+def byte_tokenizer():
+    """Every byte is a token, so that an emoji is four, none of which is text."""
+    vocabulary = {text: i for i, text in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_every_byte_has_its_own_text():
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("😀é\0 \\")["input_ids"]
+    assert [piece(tokenizer, i) for i in ids] == [
+        *(r"\xf0", r"\x9f", r"\x98", r"\x80"),
+        *(r"\xc3", r"\xa9"),
+        *("\0", " ", "\\"),
+    ]
+    assert len({piece(tokenizer, i) for i in range(256)}) == 256
+    assert piece(tokenizer, 999) == "<999>"
+
+
+def test_sentencepiece_tokens_keep_space_and_bytes():
+    vocabulary = {"<unk>": 0, "▁so": 1, "so": 2, "<0xF0>": 3, "<0x0A>": 4}
+    inner = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    inner.decoder = decoders.Sequence(parts)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert [piece(tokenizer, i) for i in (1, 2, 3, 4)] == [" so", "so", r"\xf0", "\n"]
+
+
+def test_what_hides_is_shown():
+    assert visible(" a\n\0\u202e\u200d\u00a0") == "␣a␊␀⟨U+202E⟩⟨U+200D⟩⟨U+00A0⟩"
+    assert visible("\u0301") == "◌\u0301"
+    assert visible("שלום 等 😀") == "שלום␣等␣😀"
+    assert visible("") == "(empty)"
+
+
+class Page(HTMLParser):
+    """The elements of a page, and the text of its cells."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements, self.attributes, self.cells = set(), set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.add(tag)
+        self.attributes |= {(name, value) for name, value in attrs if name.startswith("on") or name == "src"}
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.cells and self.lasttag == "bdi":
+            self.cells[-1] += data
+
+
+def synthetic(path, texts, checkpoints=("base", "</script>$x$")):
+    """A collection of every text 30 times, in two parts, with entropies that are known."""
+    collection, rng = Collection(path), np.random.default_rng(0)
+    rows = [
+        {"id": i, "prompt": "p", "response": "", "correct": i == 0, "prompt_ids": [0], "completion_ids": ids}
+        for i, ids in enumerate(np.tile(np.arange(len(texts)), 30).reshape(2, -1).tolist())
+    ]
+    with pq.ParquetWriter(collection.responses, RESPONSES) as writer:
+        for row in rows:
+            writer.write_table(pa.Table.from_pylist([row], schema=RESPONSES))
+    names = [name.replace("/", "-") for name in checkpoints]
+    for name in names:
+        for i, row in enumerate(rows):
+            n = len(row["completion_ids"])
+            scores = ([rng.random(n).astype(np.float32)], [-rng.random(n).astype(np.float32)])
+            table = collect.token_table([row], scores, dict(enumerate(texts)), name)
+            write_parquet(collection.part(name, i), table)
+    records.write_json(collection.settings, {"checkpoints": dict.fromkeys(names)})
+    return collection
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    collection = synthetic(tmp_path_factory.mktemp("hostile"), HOSTILE)
+    cli.main(["analyze", "report", str(collection.path)])
+    return collection
+
+
+def test_hostile_tokens_show_as_themselves_and_run_nothing(hostile):
+    read = Page()
+    text = (hostile.path / "report.html").read_text(encoding="utf-8")
+    read.feed(text)
+    assert not read.elements & {"script", "iframe", "object", "link", "form", "base"}
+    assert all(name == "src" and value.startswith("data:image/png;base64,") for name, value in read.attributes)
+    assert "default-src 'none'" in text
+    for token in HOSTILE:
+        assert visible(token) in read.cells
+    assert not set("\0\u202e") & set(text)
+
+
+def test_hostile_tokens_in_markdown(hostile):
+    text = (hostile.path / "report.md").read_text(encoding="utf-8")
+    outside = re.sub(r"</?(details|summary)>", "", text)
+    assert not re.search(r"<(?!\S+\.html>)", outside)
+    rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("|")]
+    shown = set()
+    for row in rows:
+        cell = re.sub(r"\\(.)", r"\1", row[1].strip())
+        shown.add(cell.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    for token in HOSTILE:
+        assert visible(token) in shown
+    assert {len(row) for row in rows if visible(HOSTILE[4])[:3] in row[1].replace("\\", "")} == {6}
+
+
+def test_report_holds_the_views(hostile):
+    found = json.loads((hostile.path / "report.json").read_text())
+    entropy = hostile.column("base", "entropy")
+    assert found["checkpoints"]["base"]["mean"] == pytest.approx(float(np.mean(entropy.astype(np.float64))))
+    assert found["checkpoints"]["base"]["percentiles"]["80"] == pytest.approx(distribution.levels(entropy)[80])
+    text = (hostile.path / "report.md").read_text()
+    assert f"{found['training']['right']['overlaps']['base']['<-script>$x$']:.2%}" in text
+    for picture in ("histogram", "overlap", "change", "percentiles", "position-1", "categories"):
+        assert (hostile.path / "figures" / f"{picture}.png").stat().st_size > 5000
+        assert f"figures/{picture}.png" in text
+
+
+def make_run(path):
+    """A run folder with a log and token samples, and nothing else."""
+    run = RunFolder(path)
+    rows = [
+        {"step": i, "entropy/p50": 0.1, "entropy/p95": 1.0 - i / 10, "entropy/positive": 0.2, "entropy/negative": 0.3}
+        for i in range(1, 5)
+    ]
+    records.append_jsonl(run.metrics, [*rows, {"step": 4, "train_runtime": 3.0}])
+    samples = {"step": 1, "prompt": "p", "tokens": ["a", "<b>"], "token_ids": [3, 4], "entropies": [0.5, 0.001]}
+    records.append_jsonl(run.samples, [samples] * 25 + [{"step": 2, "tokens": [], "token_ids": [], "entropies": []}])
+    return run
+
+
+def test_a_run_reports_what_it_logged(tmp_path):
+    run = make_run(tmp_path)
+    assert "analysis/report.md" not in str(card.build_card(run))
+    report.write(tmp_path)
+    found = json.loads((tmp_path / "analysis" / "report.json").read_text())
+    assert found["logs"]["percentiles"]["p95"] == [[1, 2, 3, 4], [0.9, 0.8, 0.7, 0.6]]
+    samples = found["checkpoints"]["samples of the run"]
+    assert samples["tokens"] == 50 and samples["share_below_0.01"] == 0.5
+    assert [row["text"] for row in samples["words"]["highest"]] == ["a"]
+    assert [row["text"] for row in samples["words"]["lowest"]] == ["<b>"]
+    assert (tmp_path / "analysis" / "figures" / "log-percentiles.png").exists()
+    assert "](analysis/report.md)" in str(card.build_card(run))
+
+
+def test_what_has_nothing_to_report_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="neither a run folder"):
+        report.write(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("recipe: x\n")
+    with pytest.raises(ValueError, match="neither tokens nor a log"):
+        report.write(tmp_path)
+
+
+def test_links_and_folds():
+    section = Section("T<", "x|y", tables=[Table(("a", "b"), [("1", "2")], "f<")], links=["tokens 1.html"])
+    text = markdown("A", [section])
+    assert "## T&lt;" in text and "x\\|y" in text and "[tokens 1.html](<tokens 1.html>)" in text
+    assert "<summary>f&lt;</summary>" in text
+    assert 'href="tokens%201.html"' in page("A", [section])
