@@ -167,3 +167,7 @@ def test_categories_are_those_of_a_loop():
 def test_tokens_have_their_category(kind, texts):
     assert kind in CATEGORIES
     assert {text: category(text) for text in texts} == dict.fromkeys(texts, kind)
+
+
+def test_bins_of_position_hold_a_few_tokens():
+    assert [position.bins_for(length) for length in (1.0, 33.4, 20480.0)] == [5, 8, 20]

@@ -73,6 +73,15 @@ class Collection:
     def num_parts(self) -> int:
         return pq.read_metadata(self.responses).num_row_groups
 
+    @property
+    def num_responses(self) -> int:
+        return pq.read_metadata(self.responses).num_rows
+
+    @property
+    def num_tokens(self) -> int:
+        first = self.checkpoints[0]
+        return sum(pq.read_metadata(self.part(first, i)).num_rows for i in range(self.num_parts))
+
     def parts(self, checkpoint: str, names: Sequence[str]) -> Iterator[Columns]:
         """Columns of a checkpoint's tokens, part by part, each (n,); `correct` as `RIGHT`, `WRONG` or `UNKNOWN`."""
         for i in range(self.num_parts):

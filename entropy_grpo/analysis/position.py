@@ -10,7 +10,7 @@ import numpy as np
 
 from .collection import RIGHT, UNKNOWN, WRONG, Columns
 
-BINS = 20
+MOST_BINS = 20
 GROUPS = {"right": RIGHT, "wrong": WRONG, "unknown": UNKNOWN}
 
 
@@ -20,7 +20,12 @@ def relative(response: np.ndarray, position: np.ndarray) -> np.ndarray:
     return position / np.maximum(lengths[place] - 1, 1)
 
 
-def by_position(parts: Iterable[Columns], bins: int = BINS) -> dict[str, dict[str, Any]]:
+def bins_for(mean_length: float) -> int:
+    """How many bins, of about four tokens each or more: in finer ones, a pattern of a few tokens hides the rest."""
+    return int(np.clip(mean_length // 4, 5, MOST_BINS))
+
+
+def by_position(parts: Iterable[Columns], bins: int = MOST_BINS) -> dict[str, dict[str, Any]]:
     """`tokens` and mean `entropy` (nats, NaN where there is none) of each bin of relative position, by group.
 
     Args:

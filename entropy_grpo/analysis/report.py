@@ -147,7 +147,8 @@ def position_section(found: dict[str, Any], folder: Path) -> Section:
 def category_section(found: dict[str, Any], folder: Path) -> Section:
     """Appendix C of arXiv 2508.02260: every checkpoint, and its change from the first."""
     kinds = {name: one["categories"] for name, one in found["checkpoints"].items()}
-    picture = figures.save(figures.categories(kinds), folder / "categories.png")
+    ends = {name: kinds[name] for name in (next(iter(kinds)), list(kinds)[-1])}
+    picture = figures.save(figures.categories(ends), folder / "categories.png")
     rows = []
     for name, one in kinds.items():
         changes = found.get("category_changes", {}).get(name, {})

@@ -30,13 +30,14 @@ def _described(parts: Any, texts: dict[int, str]) -> dict[str, Any]:
 def of_collection(collection: Collection) -> dict[str, Any]:
     """`checkpoints` (distribution, words, position, categories of each), and `training` where there are several."""
     names, texts = collection.checkpoints, collection.texts()
+    bins = position.bins_for(collection.num_tokens / collection.num_responses)
     found: dict[str, Any] = {"checkpoints": {}}
     for name in names:
         described = _described(lambda name=name: collection.parts(name, ["token", "entropy"]), texts)
         places = collection.parts(name, ["response", "position", "entropy", "correct"])
         kinds = collection.parts(name, ["token", "entropy", "log_prob"])
         found["checkpoints"][name] = described | {
-            "position": position.by_position(places),
+            "position": position.by_position(places, bins),
             "categories": by_category.by_category(kinds, texts),
         }
     if len(names) > 1:
