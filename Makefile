@@ -12,7 +12,7 @@ RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier grading eval evaluation position diagnostics
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier grading eval evaluation position diagnostics figures analysis
 
 help:  ## this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
@@ -23,7 +23,7 @@ $(VENV)/ready: pyproject.toml
 	@$(check_python)
 	$(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null; then $(BIN)/pip install -q $(TORCH); else $(call cpu_torch,$(VENV)); fi
-	$(BIN)/pip install -q -e ".[dev]"
+	$(BIN)/pip install -q -e ".[analysis,dev]"
 	@touch $@
 
 demo: setup  ## train the embedded task on this machine's processor (a few minutes, and a few more for the cold start, once)
@@ -92,3 +92,9 @@ verifier: setup  ## attack the grader with 10,000 hostile answers and measure it
 
 grading: setup  ## grade the answer pairs that the tests own, beside plain math-verify, and list what each gets wrong (a minute)
 	$(BIN)/python -m benchmarks.grading
+
+figures: setup  ## token entropy of the embedded task before and after training, in figures (fifteen minutes), docs/entropy.md
+	$(BIN)/python -m benchmarks.figures
+
+analysis: setup  ## time and memory of the analysis on a million made-up tokens (ten minutes), docs/entropy.md
+	$(BIN)/python -m benchmarks.analysis
