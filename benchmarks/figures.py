@@ -144,6 +144,14 @@ def table(results: dict[str, Any]) -> str:
         if row["from"] >= 50:
             moved = " | ".join(f"{results['changes'][g][i]['change']:+.3f}" for g in groups)
             lines.append(f"| {row['from']:.0f} to {row['to']:.0f} | {row['entropy']:.3f} | {moved} |")
+    header = "| category | tokens, cold start | trained | mean entropy | change on the same tokens | of probability |"
+    lines += ["", header, "|---|---|---|---|---|---|"]
+    for kind, change in results["category_changes"].items():
+        before, after = own[COLD]["categories"][kind], own[TRAINED]["categories"][kind]
+        lines.append(
+            f"| {kind} | {before['tokens']:,} ({before['share']:.1%}) | {after['tokens']:,} ({after['share']:.1%}) | "
+            f"{before['entropy']:.4f} | {change['entropy']:+.4f} | {change['probability']:+.4f} |"
+        )
     return "\n".join(lines)
 
 

@@ -65,7 +65,7 @@ def test_sentencepiece_tokens_keep_space_and_bytes():
 
 
 def test_what_hides_is_shown():
-    assert visible(" a\n\0\u202e\u200d\u00a0") == "␣a␊␀⟨U+202E⟩⟨U+200D⟩⟨U+00A0⟩"
+    assert visible(" a\n\0\u202e\u200d\u00a0") == "␣a↵⟨U+0000⟩⟨U+202E⟩⟨U+200D⟩⟨U+00A0⟩"
     assert visible("\u0301") == "◌\u0301"
     assert visible("שלום 等 😀") == "שלום␣等␣😀"
     assert visible("") == "(empty)"
@@ -96,6 +96,7 @@ def synthetic(path, texts, checkpoints=("base", "</script>$x$")):
         {"id": i, "prompt": "p", "response": "", "correct": i == 0, "prompt_ids": [0], "completion_ids": ids}
         for i, ids in enumerate(np.tile(np.arange(len(texts)), 30).reshape(2, -1).tolist())
     ]
+    path.mkdir(exist_ok=True)
     with pq.ParquetWriter(collection.responses, RESPONSES) as writer:
         for row in rows:
             writer.write_table(pa.Table.from_pylist([row], schema=RESPONSES))

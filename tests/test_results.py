@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import embedded, evaluation, grading, kill, measure, sampling, speed, verifier
+from benchmarks import analysis, embedded, evaluation, figures, grading, kill, measure, sampling, speed, verifier
 from entropy_grpo import records
 
 
@@ -93,3 +93,14 @@ def test_no_killed_evaluation_differs():
     kill = recorded["kill"]
     assert kill["written_twice"] == kill["lost"] == kill["differing_rows"] == 0
     assert sum(0 < count < kill["responses"] for count in kill["finished_at_kills"]) >= 2
+
+
+@pytest.mark.parametrize("part", [analysis, figures], ids=["analysis", "figures"])
+def test_page_of_entropy_holds_the_recorded_figures(part):
+    assert measure.readme_block(part.COMMAND, part.PAGE)[1] == part.table(json.loads(part.RESULTS.read_text()))
+
+
+def test_no_view_of_a_million_tokens_takes_two_gigabytes():
+    results = json.loads(analysis.RESULTS.read_text())
+    assert results["tokens"] >= 10**6 and results["vocabulary"] >= 150_000
+    assert max(part["peak_bytes"] for part in results["parts"].values()) < 2 * 2**30

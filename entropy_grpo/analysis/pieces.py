@@ -11,6 +11,7 @@ from typing import Any
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 SPACE_MARK = "▁"  # how SentencePiece writes a space
+SIGNS = {" ": "␣", "\n": "↵", "\t": "⇥"}
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -38,18 +39,16 @@ def piece(tokenizer: Any, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Text in which every character shows: spaces and controls as pictures, invisible and unknown ones by number."""
+    """Text in which every character shows: spaces and line ends as signs, what is invisible by its number."""
     return "".join(map(_visible, text)) or "(empty)"
 
 
 def _visible(character: str) -> str:
-    code, category = ord(character), unicodedata.category(character)
-    if character == " ":
-        return "␣"
-    if code < 32:
-        return chr(0x2400 + code)
+    category = unicodedata.category(character)
+    if character in SIGNS:
+        return SIGNS[character]
     if category[0] in "CZ":  # controls, formats such as direction marks, surrogates, private and unassigned; spaces
-        return f"⟨U+{code:04X}⟩"
+        return f"⟨U+{ord(character):04X}⟩"
     if category[0] == "M":  # it would sit on its neighbour
         return "◌" + character
     return character
