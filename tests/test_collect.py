@@ -208,3 +208,36 @@ def test_ids_that_a_file_has_are_kept(tmp_path, tiny_model):
     rows[0]["completion_ids"] = [99999]
     (tmp_path / "new").mkdir()
     refuse("but response 0 has others", tmp_path / "new", rows, model=tiny_model)
+
+
+def test_checkpoints_stand_in_the_order_of_their_steps():
+    shell = collect.named([f"run/checkpoint-{n}" for n in (120, 1000, 40)])
+    assert list(collect.by_step(shell)) == ["checkpoint-40", "checkpoint-120", "checkpoint-1000"]
+    mixed = {"checkpoint-120": "a", "final": "b", "checkpoint-40": "c"}
+    assert list(collect.by_step(mixed)) == list(mixed)
+    assert collect.named(["hub/Name-8B", "x=hub/Name-8B", "embedded:number_walk"]) == {
+        "Name-8B": "hub/Name-8B",
+        "x": "hub/Name-8B",
+        "number_walk": "embedded:number_walk",
+    }
+
+
+def test_an_adapter_is_scored_as_its_merged_model(tmp_path, tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    lora = LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora)
+    model.save_pretrained(tmp_path / "adapter")
+    merged = model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    write_rows(tmp_path / "rows.jsonl", 5)
+    options = collect.Options(
+        model=f"base={tiny_model}",
+        against=[str(tmp_path / "adapter"), str(tmp_path / "merged")],
+        responses=tmp_path / "rows.jsonl",
+        output=tmp_path / "out",
+    )
+    entropies = [collect.run(options).column(name, "entropy") for name in ("base", "adapter", "merged")]
+    np.testing.assert_allclose(entropies[1], entropies[2], atol=2e-5)
+    assert np.abs(entropies[0] - entropies[1]).max() > 0.1

@@ -1,6 +1,7 @@
 """`entropy-grpo analyze collect`: responses once, then one forward pass per checkpoint over the same token ids."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from .pieces import piece
 # Tokens of a part: what a kill costs of one checkpoint's pass, and what a view holds at a time.
 PART_TOKENS = 65536
 GENERATED = "responses"
+_STEP = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ def named(given: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"against names {text!r}: call it something else, as in NAME={path}.")
         found[name] = path
     return found
+
+
+def by_step(paths: dict[str, str]) -> dict[str, str]:
+    """Checkpoints of a run in the order of their steps, in which a shell's `checkpoint-*` does not name them."""
+    steps = {name: _STEP.fullmatch(name) for name in paths}
+    if not all(steps.values()):
+        return paths
+    return {name: paths[name] for name in sorted(paths, key=lambda name: int(steps[name][1]))}
 
 
 def generate(options: Options) -> list[Path]:
@@ -215,7 +225,10 @@ def run(options: Options) -> Collection:
     collection = Collection(options.output)
     if options.responses is not None and not options.responses.is_file():
         raise ValueError(f"responses is {str(options.responses)!r}: there is no such file.")
-    paths = {name: models.local_path(path) for name, path in named([options.model, *options.against]).items()}
+    given = named([options.model, *options.against])
+    first = next(iter(given))
+    given = {first: given.pop(first), **by_step(given)}
+    paths = {name: models.local_path(path) for name, path in given.items()}
     tokenizer = same_vocabulary(paths)
     claim(collection, options, paths)
     if not collection.responses.exists():

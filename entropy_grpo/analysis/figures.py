@@ -66,6 +66,7 @@ def cloud(rows: Sequence[Mapping[str, Any]], path: Path, low: bool) -> Path | No
         color_func=lambda *args, **kwargs: COLOURS[0] if low else COLOURS[1],
         prefer_horizontal=1.0,
         max_font_size=110,
+        margin=8,
         random_state=0,
         font_path=font(),
     )
