@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from entropy_grpo import cli
-from entropy_grpo.analysis import collect
+from entropy_grpo.analysis import collect, scoring
 from entropy_grpo.analysis.collection import Collection, find
 
 from .conftest import save_tiny_model
@@ -101,7 +101,7 @@ def test_rows_carry_text_correctness_and_checkpoint(collected):
 SCRIPT = """
 import sys
 from pathlib import Path
-from entropy_grpo.analysis import collect
+from entropy_grpo.analysis import collect, scoring
 collect.PART_TOKENS = 8
 model, other, rows, output = sys.argv[1:]
 collect.run(collect.Options(model=f"base={model}", against=[f"other={other}"], responses=Path(rows),
@@ -241,3 +241,32 @@ def test_an_adapter_is_scored_as_its_merged_model(tmp_path, tiny_model):
     entropies = [collect.run(options).column(name, "entropy") for name in ("base", "adapter", "merged")]
     np.testing.assert_allclose(entropies[1], entropies[2], atol=2e-5)
     assert np.abs(entropies[0] - entropies[1]).max() > 0.1
+
+
+@torch.no_grad()
+def test_a_head_that_caps_its_logits_is_scored_by_trls():
+    """Logits behind a soft cap are not a matrix product: the sparse head must not serve them."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=61,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+        initializer_range=1.0,
+        attn_implementation="eager",
+    )
+    model = Gemma2ForCausalLM(config).eval()
+    prompts, completions = [[5, 9], [7]], [[11, 3, 60], [4, 4, 4, 8, 2]]
+    expected = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        log_p = (model(torch.tensor([prompt + completion])).logits[0].double() / TEMPERATURE).log_softmax(-1)
+        log_p = log_p[len(prompt) - 1 : -1]
+        expected.append((-(log_p.exp() * log_p).sum(-1), log_p[range(len(completion)), completion]))
+    scoring.add_head(model, TEMPERATURE)
+    for i, found in enumerate(zip(*scoring.score(model, prompts, completions, budget=64), strict=True)):
+        np.testing.assert_allclose(found[0], expected[i][0], atol=2e-5)
+        np.testing.assert_allclose(found[1], expected[i][1], atol=2e-5)
