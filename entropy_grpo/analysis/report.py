@@ -50,6 +50,12 @@ def _share(value: float) -> str:
     return f"{value:.2%}"
 
 
+def ends(found: dict[str, Any]) -> list[str]:
+    """The first and the last checkpoint, once if they are one: what is shown of each takes room."""
+    names = list(found["checkpoints"])
+    return list(dict.fromkeys([names[0], names[-1]]))
+
+
 def distribution_section(found: dict[str, Any], folder: Path) -> Section:
     """Fig. 2a, with the paper's figures below ours."""
     checkpoints = found["checkpoints"]
@@ -136,9 +142,8 @@ def training_sections(found: dict[str, Any], folder: Path) -> list[Section]:
 
 def position_section(found: dict[str, Any], folder: Path) -> Section:
     """Fig. 6 of arXiv 2508.02260, of the first and the last checkpoint."""
-    names = list(dict.fromkeys([next(iter(found["checkpoints"])), list(found["checkpoints"])[-1]]))
     pictures = []
-    for i, name in enumerate(names):
+    for i, name in enumerate(ends(found)):
         figure = figures.position(found["checkpoints"][name]["position"], name)
         pictures.append((figures.save(figure, folder / f"position-{i}.png"), f"entropy by position, {name}"))
     return Section("Position", "Mean entropy along responses (arXiv 2508.02260, Fig. 6).", pictures)
@@ -147,8 +152,8 @@ def position_section(found: dict[str, Any], folder: Path) -> Section:
 def category_section(found: dict[str, Any], folder: Path) -> Section:
     """Appendix C of arXiv 2508.02260: every checkpoint, and its change from the first."""
     kinds = {name: one["categories"] for name, one in found["checkpoints"].items()}
-    ends = {name: kinds[name] for name in (next(iter(kinds)), list(kinds)[-1])}
-    picture = figures.save(figures.categories(ends), folder / "categories.png")
+    drawn = figures.categories({name: kinds[name] for name in ends(found)})
+    picture = figures.save(drawn, folder / "categories.png")
     rows = []
     for name, one in kinds.items():
         changes = found.get("category_changes", {}).get(name, {})
@@ -191,7 +196,8 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
     checkpoints = found.get("checkpoints", {})
     if checkpoints:
         made.append(distribution_section(found, folder))
-        made += [word_section(name, one, folder, i) for i, (name, one) in enumerate(checkpoints.items())]
+        for i, name in enumerate(ends(found)):
+            made.append(word_section(name, checkpoints[name], folder, i))
     if "training" in found:
         made += training_sections(found, folder)
     if checkpoints and all("position" in one for one in checkpoints.values()):
