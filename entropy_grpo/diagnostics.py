@@ -8,12 +8,12 @@ paper: the change of probabilities is that of the tokens that are trained on, si
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from .categories import CATEGORIES, category
 from .selection import Reduce
 from .window import Scored, flatten, row_advantages
 
@@ -21,29 +21,6 @@ from .window import Scored, flatten, row_advantages
 TOP = 0.2
 # A mean change below it is none: at the first step of a rollout the policy is still the one that wrote it.
 ROUNDING = 1e-6
-
-# Token categories of the paper; a token is of the first whose words or signs it shows, and else `semantic`.
-LOGICAL = """
-so but however thus hence therefore because since then if although though while whereas unless also moreover
-furthermore first second third next finally consequently given suppose assume implies conclude
-""".split()
-METACOGNITIVE = """
-wait check alternatively hmm verify recheck double actually maybe perhaps mistake wrong correct let
-think remember recall realize notice confirm again
-""".split()
-FORMAL = re.compile(r"\\[A-Za-z]+|[^\W\d_]?[\d+\-*/=<>^_{}()\[\]|%$&~\\√∑∫π≤≥≠±∞\u00d7\u00f7]+")
-CATEGORIES = ("formal", "logical", "metacognitive", "semantic")
-
-
-def category(token: str) -> str:
-    """The category of a token's text, case and surrounding space aside.
-
-    `formal` is a LaTeX command, or digits, operators and brackets with at most one letter before them.
-    """
-    word = token.strip().lower()
-    if FORMAL.fullmatch(word):
-        return "formal"
-    return "logical" if word in LOGICAL else "metacognitive" if word in METACOGNITIVE else "semantic"
 
 
 class TokenCategories:
@@ -107,12 +84,15 @@ def negative_only_entropy(
 
 
 def category_metrics(categories: Tensor, kept: Tensor, entropies: Tensor, reduce: Reduce) -> dict[str, float]:
-    """By category: its share of the tokens, the share of its tokens that is kept, and their mean entropy in nats."""
+    """By the first word of a category: its share of the tokens, the share of its own that is kept, their mean entropy.
+
+    (n,) tokens on each rank; entropies in nats.
+    """
     columns = (torch.ones_like(entropies), kept, entropies)
     sums = [torch.bincount(categories, weights=c.double(), minlength=len(CATEGORIES)) for c in columns]
     counts, kept_counts, entropy_sums = reduce(torch.stack(sums)).tolist()
     found = {}
-    for i, name in enumerate(CATEGORIES):
+    for i, name in enumerate(full.split()[0] for full in CATEGORIES):
         found[f"tokens/{name}"] = share(counts[i], sum(counts))
         found[f"tokens/{name}_kept"] = share(kept_counts[i], counts[i])
         found[f"tokens/{name}_entropy"] = share(entropy_sums[i], counts[i])

@@ -34,7 +34,6 @@ ROW = [
     ["shaped"],
     ["rollouts"],
     ["durable", "diagnostics"],
-    ["durable"],
     [f"analysis.{name}" for name in ANALYSIS],
     ["evaluation.run", "evaluation.in_training"],
     [
@@ -88,9 +87,9 @@ ROW = [
         "sampling",
         "grading",
         "sources",
+        "categories",
         "embedded.number_walk",
     ],
-    ["models", "selection", "sampling", "grading", "sources", "categories", "embedded.number_walk"],
     ["grading.equivalence"],
     ["grading.number_sets"],
     ["grading.answers", "grading.expressions"],
