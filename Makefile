@@ -60,8 +60,8 @@ lint: setup  ## check style and format
 train: setup  ## train RECIPE=recipes/NAME.yaml with RECIPE_ARGS
 	$(BIN)/accelerate launch $(RECIPE) $(RECIPE_ARGS)
 
-card: setup  ## rebuild the model card of RUN=runs/NAME from its files
-	$(BIN)/entropy-grpo card $(RUN)
+card: setup  ## write the model card of RUN=runs/NAME from its files; CARD_ARGS="--push REPO --dry-run" shows a push
+	$(BIN)/entropy-grpo card $(RUN) $(CARD_ARGS)
 
 results: setup  ## train the embedded task with three seeds and three selections (half an hour), benchmarks/results/embedded.json
 	$(BIN)/python -m benchmarks.embedded

@@ -1,176 +1,225 @@
-"""The Hub model card of a run, written from the files of its folder alone, so that it works for an old checkpoint."""
+"""The Hub model card of a trained model, written from the files of its folder alone, so that it works for an old one.
 
-import json
-import math
+What no file tells is left out, and the card says so. Texts from files go through `markdown.cell`, or into code as
+literals: a recipe or a response stays text.
+"""
+
 import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from . import records
+from . import card_snippets, plots, records, trained
+from .card_metadata import is_cold_start, metadata, papers
+from .card_results import benchmark_rows, dev_accuracy, entropy_text, results_table, sampling_text
+from .compare import cost
 from .evaluation.intervals import CONFIDENCE
-from .markdown import cell
-from .names import EMBEDDED, hub_id
-from .records import RunFolder
-from .sources import TRAINING
+from .markdown import cell, table
+from .records import Row, RunFolder
+from .trained import Trained
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-
-TAGS = [
-    "trl",
-    "grpo",
-    "dapo",
-    "rlvr",
-    "reinforcement-learning",
-    "entropy-grpo",
-    "arxiv:2506.01939",
-    "arxiv:2508.02260",
-]
-
-# Training arguments that a reader of the card asks for first, in this order.
-SHOWN_ARGUMENTS = (
-    "top_entropy_quantile entropy_selection entropy_scope entropy_denominator loss_type epsilon epsilon_high delta "
-    "beta scale_rewards num_generations generation_batch_size steps_per_generation per_device_train_batch_size "
-    "gradient_accumulation_steps max_completion_length temperature top_p learning_rate lr_scheduler_type "
-    "warmup_steps weight_decay max_grad_norm fused_lm_head batch_by_length seed"
-).split()
+PLOT_NAME = re.compile(r"[\w-]+\.png")
+UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 
 TOKENS_TEXT = {
     "top": "the {kept} of tokens with the highest entropy",
-    "bottom": "the {kept} of tokens with the lowest entropy, a control,",
-    "random": "a random {kept} of tokens, a control,",
-    "gradient_norm": "the {kept} of tokens with the largest gradient in the LM head, a control,",
+    "bottom": "the {kept} of tokens with the lowest entropy, a control",
+    "random": "a random {kept} of tokens, a control",
+    "gradient_norm": "the {kept} of tokens with the largest gradient in the LM head, a control",
+}
+PLOTS_TEXT = {
+    "reward": "Reward of the rollouts, and accuracy on held-out problems, over optimiser steps",
+    "entropy": "Percentiles of token entropy over optimiser steps, with the threshold of selection",
+    "kept": "Share of tokens kept, and mean entropy of kept and dropped tokens, over optimiser steps",
 }
 
-LABELS = {
-    "accuracy": "accuracy",
-    "good_choices": "share of good choices",
-    "mean_length": "mean length (tokens)",
-    "mean_entropy": "mean entropy (nats)",
-}
 
-
-def share_text(measured: dict[str, float] | float | None, sign: str = "") -> str:
-    """A measured share with its interval, or a plain number, as text; empty for None."""
-    if measured is None:
-        return ""
-    if isinstance(measured, (int, float)):
-        return f"{measured:{sign}.3g}"
-    return f"{measured['value']:{sign}.3f} [{measured['low']:{sign}.3f}, {measured['high']:{sign}.3f}]"
-
-
-def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
-    """Rows `name`, `before`, `after`, `gain` of what an evaluation measured, as text."""
-    before, after, gain = (evaluation.get(side, {}) for side in ("before", "after", "gain"))
-    names = [name for name in after or before if not name.startswith("num_")]
-    return [
-        {
-            "name": LABELS.get(name, name),
-            "before": share_text(before.get(name)),
-            "after": share_text(after.get(name)),
-            "gain": share_text(gain.get(name), "+"),
-        }
-        for name in sorted(names, key=lambda name: list(LABELS).index(name) if name in LABELS else 1)
-    ]
-
-
-def benchmark_rows(run: RunFolder) -> list[dict[str, str]]:
-    """What benchmarks gave, as text, for the last model of the run that was evaluated on any."""
-
-    def place(folder: Path) -> float:
-        number = folder.name.rpartition("-")[2]
-        return float(number) if number.isdigit() else math.inf  # the finished model
-
-    folders = sorted((path for path in run.benchmarks.glob("*") if any(path.glob("*.json"))), key=place)
-    rows = []
-    for path in sorted(folders[-1].glob("*.json")) if folders else ():
-        found = records.read_json(path).get("metrics")
-        if found is not None:
-            row = {"name": cell(path.stem), "model": cell(folders[-1].name), "samples": str(found["num_samples"])}
-            row |= {"accuracy": share_text(found["acc@N"]), "majority": share_text(found["maj@N"])}
-            rows.append(row | {"length": f"{found['len@N']['value']:.0f}"})
-    return rows
-
-
-def _eval_results(evaluation: dict[str, Any], dataset: str | None) -> list[EvalResult]:
-    after = evaluation.get("after", {})
-    measures = [(name, after[name]["value"]) for name in after if name == "accuracy" or name.startswith("pass@")]
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=dataset or "local",
-            dataset_name=dataset or "local",
-            dataset_split="test",
-            metric_type=name,
-            metric_value=round(value, 4),
-            metric_args={"problems": after["num_problems"], "samples": after["num_samples"]},
-        )
-        for name, value in measures
-    ]
-
-
-def _tokens_text(arguments: dict[str, Any]) -> str:
+def _tokens_text(arguments: Row) -> str:
     """Which tokens were trained on, in words; empty where the folder does not tell."""
-    rho, kind = arguments.get("top_entropy_quantile"), arguments.get("entropy_selection")
-    if rho is None or (rho < 1 and kind not in TOKENS_TEXT):
+    rho, chosen = arguments.get("top_entropy_quantile"), arguments.get("entropy_selection")
+    if not isinstance(rho, (int, float)) or (rho < 1 and chosen not in TOKENS_TEXT):
         return ""
     if rho == 1:
         return "on all tokens"
-    return "on " + TOKENS_TEXT[kind].format(kept=f"{1 - rho if kind == 'bottom' else rho:.0%}")
+    return "on " + TOKENS_TEXT[chosen].format(kept=f"{1 - rho if chosen == 'bottom' else rho:.0%}")
 
 
-def build_card(run: RunFolder, model_name: str | None = None) -> ModelCard:
-    """The card of a run folder; leaves out what the folder does not tell."""
-    environment, evaluation = records.read_json(run.environment), records.read_json(run.evaluation)
-    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) if run.recipe.exists() else {}
-    metrics = records.read_steps(run.metrics)
-    sample = next(records.read_jsonl(run.samples), None)
-    arguments = recipe | environment.get("arguments", {})
-    base, dataset = recipe.get("model_name_or_path", environment.get("base_model")), recipe.get("dataset_name")
-    dataset = TRAINING[dataset].hub_id if dataset in TRAINING else hub_id(dataset)
-    adapter = recipe.get("use_peft", False) or (run.path / "adapter_config.json").exists()
-    name = model_name or run.path.resolve().name
-    card_data = ModelCardData(
-        model_name=name,
-        base_model=hub_id(base),
-        datasets=[dataset] if dataset else None,
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
-        tags=TAGS,
-        eval_results=_eval_results(evaluation, dataset) or None,
-    )
-    runtime = next((row["train_runtime"] for row in reversed(metrics) if "train_runtime" in row), None)
-    card = ModelCard.from_template(
-        card_data,
+def _linked(name: str | None, hub_id: str | None, folder: str = "") -> str | None:
+    """A model or data set in a sentence: a link where it is on the Hub, else its name, of a path the last part."""
+    if hub_id is not None:
+        return f"[{hub_id}](https://huggingface.co/{folder}{hub_id})"
+    return cell(Path(name).name) if name else None
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _joined(settings: Row, *names: str) -> str:
+    """`name value` of the settings that are set, or the value alone of the only one that was asked for."""
+    set_ones = {name: settings.get(name) for name in names}
+    shown = {k: _value_text(v) for k, v in set_ones.items() if v is not None and v is not False and v not in ("", [])}
+    return ", ".join(shown.values() if len(names) == 1 else (f"{name} {value}" for name, value in shown.items()))
+
+
+def _batch_text(arguments: Row) -> str:
+    names = ("generation_batch_size", "num_generations", "steps_per_generation", "gradient_accumulation_steps")
+    size, group, passes, accumulated = (arguments.get(name) for name in names)
+    if not all(isinstance(value, int) and value > 0 for value in (size, group, passes, accumulated)):
+        return _joined(arguments, *names, "per_device_train_batch_size")
+    steps = max(passes * (arguments.get("num_iterations") or 1) // accumulated, 1)
+    return f"rollouts of {size // group} prompts with {group} responses each, {steps} optimiser steps per rollout"
+
+
+def _time_text(seconds: float) -> str:
+    unit, size = next((unit, size) for unit, size in UNITS.items() if seconds >= 2 * size or size == 1)
+    return f"{seconds / size:.1f} {unit}"
+
+
+def essentials(model: Trained) -> list[tuple[str, str]]:
+    """What a reader of a card asks for first, by name; nothing for what no file tells."""
+    arguments, environment, spent = model.arguments, model.environment, cost(model.rows)
+    processes, hardware = environment.get("num_processes"), str(environment.get("hardware", ""))
+    rows = {
+        "objective": _joined(arguments, "loss_type", "beta", "scale_rewards", "importance_sampling_level"),
+        "tokens trained on": _joined(arguments, "top_entropy_quantile", "entropy_selection"),
+        "scope of the selection": _joined(arguments, "entropy_scope"),
+        "denominator of the loss": _joined(arguments, "entropy_denominator"),
+        "clips": _joined(arguments, "epsilon", "epsilon_high", "delta", "max_grad_norm"),
+        "advantage shaping": _joined(arguments, "ppl_shaping_alpha", "position_shaping_gamma"),
+        "rewards": _joined(arguments, "rewards"),
+        "values of rewards": _joined(arguments, "reward_scale"),
+        "prompt template": _joined(arguments, "prompt_template"),
+        "lengths (tokens)": _joined(arguments, "max_prompt_length", "max_completion_length", "overlong_cache_length"),
+        "sampling": _joined(arguments, "temperature", "top_p", "dynamic_sampling"),
+        "batch": _batch_text(arguments),
+        "learning rate": _joined(arguments, "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+        "adapter": _joined(model.adapter, "peft_type", "r", "lora_alpha", "target_modules"),
+        "seed": _joined(arguments, "seed"),
+        "hardware": f"{hardware}; processes: {processes}" if hardware and processes else hardware,
+        "time of the steps": _time_text(spent["seconds"]) if "seconds" in spent else "",
+        "tokens of prompts and responses": f"{spent['tokens']:,.0f}" if "tokens" in spent else "",
+        "memory at the peak": f"{spent['peak_memory'] / 2**30:.1f} GiB" if "peak_memory" in spent else "",
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def _problems_text(data: Row) -> str:
+    """Where the problems were from, as `data.json` has it."""
+    if not data:
+        return ""
+    counts = [f"{data[part]:,} {part}" for part in ("train", "dev", "test") if isinstance(data.get(part), int)]
+    told = [f"{name} {data[name]}" for name in ("config", "file", "revision") if data.get(name)]
+    return cell("; ".join([str(data.get("dataset", "")), *told, *([", ".join(counts)] if counts else [])]))
+
+
+def _plots(folder: RunFolder) -> list[tuple[str, str]]:
+    """(file name, what it shows) of the pictures of a folder."""
+    names = [path.name for path in sorted(folder.plots.glob("*.png")) if PLOT_NAME.fullmatch(path.name)]
+    first = [f"{stem}.png" for stem in PLOTS_TEXT if f"{stem}.png" in names]
+    return [(name, PLOTS_TEXT.get(name[:-4], name[:-4].replace("_", " "))) for name in dict.fromkeys(first + names)]
+
+
+def _results(model: Trained) -> Row:
+    """What the template shows of results."""
+    evaluation, benchmarks = model.evaluation, model.benchmarks
+    rows = [tuple(row.values()) for row in results_table(evaluation)] if "after" in evaluation else []
+    header = ("benchmark", "questions", "metric", "base model", "this model", "gain")
+    return {
+        "confidence": f"{CONFIDENCE:.0%}",
+        "counts": evaluation.get("after", {}),
+        "results": table([("", "before", "after", "gain"), *rows]) if rows else "",
+        "dev_accuracy": None if rows else dev_accuracy(model),
+        "benchmarks": table([header, *benchmark_rows(benchmarks)]) if benchmarks else "",
+        "has_baseline": any(one.baseline for one in benchmarks),
+        "sampling": [cell(line) for line in sampling_text(benchmarks)],
+        "entropy": entropy_text(model),
+    }
+
+
+def _training(model: Trained) -> Row:
+    """What the template shows of the training."""
+    arguments, environment, shown = model.arguments, model.environment, essentials(model)
+    return {
+        "base": _linked(model.base, model.base_id),
+        "dataset": _linked(model.dataset, model.dataset_id, "datasets/"),
+        "imitates": is_cold_start(model),
+        "tokens": _tokens_text(arguments),
+        "rewards": cell(_joined(arguments, "rewards")),
+        "steps": model.step,
+        "embedded": model.is_embedded,
+        "parameters": environment.get("parameters"),
+        "essentials": table([("what", "value"), *shown]) if shown else "",
+        "problems": _problems_text(model.data),
+        "longest": arguments.get("max_completion_length"),
+        "decontaminated": cell(_joined(arguments, "decontaminate_against")),
+        "has_recipe": model.run.recipe.exists(),
+        "dirty": str(environment.get("git_revision")).endswith("-dirty"),
+        "versions": table([("package", "version"), *model.versions.items()]) if model.versions else "",
+        "papers": papers(model),
+        "lacks": model.lacks,
+    }
+
+
+def build_card(model: Trained, name: str, repository: str | None = None, output: Path | None = None) -> ModelCard:
+    """The card of a trained model.
+
+    Args:
+        name: what the card calls it.
+        repository: its id on the Hub, which the code of the card loads; without one that is the card's own folder.
+        output: the folder of the card and its pictures, by default the model's.
+    """
+    where = repository or "."
+    return ModelCard.from_template(
+        metadata(model, name),
         template_path=str(TEMPLATE),
-        model_name=cell(name),
-        base_text=f"`{cell(base)}`" if base else "A language model",
-        tokens_text=_tokens_text(arguments),
-        adapter=adapter,
-        embedded=str(base).startswith(EMBEDDED) and "parameters" in environment,
-        environment=environment,
-        confidence=CONFIDENCE,
-        results={**evaluation["after"], "rows": results_table(evaluation)} if "after" in evaluation else None,
-        benchmarks=benchmark_rows(run),
-        steps=metrics[-1]["step"] if metrics else None,
-        minutes=f"{runtime / 60:.1f}" if runtime else None,
-        settings=[(name, cell(arguments[name])) for name in SHOWN_ARGUMENTS if arguments.get(name) is not None],
-        plots=sorted(run.plots.glob("*.png")),
-        model_path=re.sub(r'["\\\n]', "", name),
-        prompt=json.dumps(sample["prompt"]) if sample and len(sample["prompt"]) < 400 else None,
-        max_new_tokens=arguments.get("max_completion_length"),
-        has_recipe=run.recipe.exists(),
-        has_analysis=(run.path / "analysis" / "report.md").exists(),
+        name=cell(name),
+        local=repository is None,
+        has_analysis=repository is None and (model.model / "analysis" / "report.md").exists(),
+        weights=model.weights,
+        plots=_plots(RunFolder(output or model.model)),
+        transformers_snippet=card_snippets.transformers_snippet(model, where),
+        vllm_snippet=card_snippets.vllm_snippet(model, where),
+        whole_model_snippet=card_snippets.whole_model_snippet(model),
+        reproduce_snippet=card_snippets.reproduce_snippet(model),
+        **_training(model),
+        **_results(model),
     )
-    return card
 
 
-def write_card(run_folder: str | Path, model_name: str | None = None) -> Path:
-    """Write `README.md` into a run folder and return its path."""
-    run = RunFolder(Path(run_folder))
-    if not run.path.is_dir():
-        raise ValueError(f"{run.path}: there is no such run folder.")
-    records.write_text(run.card, str(build_card(run, model_name)))
-    return run.card
+def write_card(
+    folder: str | Path,
+    model_name: str | None = None,
+    repository: str | None = None,
+    expected_weights: str | None = None,
+    output: Path | None = None,
+    draws: bool = True,
+) -> Path:
+    """Write `README.md`, and the pictures in it, and return its path.
+
+    Args:
+        folder: of a run, of a checkpoint, or of a model by itself.
+        model_name: by default that of the repository, else of the folder.
+        repository: the model's id on the Hub.
+        expected_weights: as in `trained.read`.
+        output: where to write, by default the same folder.
+        draws: renew the pictures; they take longer than the rest.
+    """
+    model = trained.read(Path(folder), expected_weights)
+    output = output or model.model
+    if draws and not is_cold_start(model):
+        plots.draw(RunFolder(output), model.rows)
+    name = model_name or (repository or "").rpartition("/")[2] or _name(model)
+    path = RunFolder(output).card
+    records.write_text(path, str(build_card(model, name, repository, output)))
+    return path
+
+
+def _name(model: Trained) -> str:
+    """That of the run, with the step of a checkpoint."""
+    run, folder = model.run.path.resolve(), model.model.resolve()
+    return folder.name if run == folder else f"{run.name}-{folder.name}"

@@ -113,15 +113,24 @@ def _eval(model: str, benchmarks: str, output: str | None, compare: list[str], *
 
 
 def _add_card(commands: Any) -> None:
-    card = commands.add_parser("card", help="rebuild the model card of a run folder from its files")
-    card.add_argument("folder", metavar="run", help="the run folder, runs/NAME")
+    card = commands.add_parser(
+        "card",
+        help="write the model card of a run, a checkpoint or a model by itself from its files",
+        epilog="Nothing leaves this machine without --push.",
+        allow_abbrev=False,
+    )
+    card.add_argument("folder", metavar="checkpoint-or-run", help="runs/NAME, runs/NAME/checkpoint-N, or any model")
+    card.add_argument(
+        "--push", metavar="REPO", dest="repository", help="upload model, tokenizer, card and recipe there"
+    )
+    card.add_argument("--dry-run", action="store_true", dest="only_show", help="print what would be written or pushed")
     card.set_defaults(run_command=_card)
 
 
-def _card(folder: str) -> None:
-    from .card import write_card
+def _card(**options: Any) -> None:
+    from .publish import main as publish
 
-    print(write_card(folder))
+    publish(**options)
 
 
 def _add_merge(commands: Any) -> None:

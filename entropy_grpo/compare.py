@@ -157,12 +157,12 @@ def by_problem(run: Run) -> dict[str, float]:
     return {problem: sum(values) / len(values) for problem, values in found.items()}
 
 
-def cost(run: Run) -> dict[str, float]:
-    """Seconds of its optimiser steps, tokens of its prompts and responses, bytes of memory at the peak."""
-    seconds = [row["step_time"] for row in run.steps if row.get("step_time") is not None]
+def cost(steps: Sequence[Row]) -> dict[str, float]:
+    """Seconds of a run's optimiser steps, tokens of its prompts and responses, bytes of memory at the peak."""
+    seconds = [row["step_time"] for row in steps if row.get("step_time") is not None]
     found = {"seconds": float(sum(seconds))} if seconds else {}
     for name, key in (("tokens", "num_tokens"), ("peak_memory", "peak_memory")):
-        values = [row[key] for row in run.steps if row.get(key) is not None]
+        values = [row[key] for row in steps if row.get(key) is not None]
         if values:
             found[name] = float(max(values))
     return found
@@ -222,7 +222,7 @@ def _group(members: Sequence[Run]) -> dict[str, Any]:
             measures[name] = over_seeds(plain)
         else:
             measures[name] = value | {"over": "problems"} if isinstance(value, dict) else {"value": value}
-    costs = [cost(run) for run in members]
+    costs = [cost(run.steps) for run in members]
     return {
         "runs": [str(run.path) for run in members],
         "seeds": sorted(run.seed for run in members),

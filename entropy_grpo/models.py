@@ -124,6 +124,12 @@ SHAPES = {
     "embedded:number_walk": Shape(128, 3, 4, 4, 32, 384, 377, True, 256, qk_norm=True),
 }
 
+# Licences of those models by the identifiers of the Hub; of any other model nothing is said.
+LICENCES = {
+    **{name: "apache-2.0" for name in SHAPES if name.startswith("Qwen/")},
+    "meta-llama/Llama-3.1-8B": "llama3.1",
+}
+
 
 def shape_from_config(config: dict[str, Any], name: str) -> Shape:
     """The shape that a `config.json` describes; `ValueError` for what is no plain decoder of these families."""

@@ -10,18 +10,19 @@ EMBEDDED = "embedded:"
 # Where runs go that are not told another place, each by its name, which is its recipe's.
 RUNS = Path("runs")
 
+# Settings that no file of a run may hold.
+SECRETS = ("hub_token", "push_to_hub_token")
+
 # Suffixes that make a `dataset_name` a local file, with the loader that reads it.
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def hub_id(name: str | None) -> str | None:
-    """The Hub id of a data set or model; None for a local path. Embedded ones get the id that they would have."""
-    if not name or Path(name).exists() or Path(name).suffix in FILE_FORMATS:
+    """The Hub id of a data set or model; None for a local or an embedded one."""
+    if not name or Path(name).suffix in FILE_FORMATS:
         return None
-    if name.startswith(EMBEDDED):
-        return "entropy-grpo/" + name.removeprefix(EMBEDDED).replace("_", "-")
     try:
         validate_repo_id(name)
     except HFValidationError:
         return None
-    return name
+    return None if Path(name).exists() else name

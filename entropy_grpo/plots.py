@@ -109,9 +109,9 @@ def comparison(groups: dict[str, dict[int, dict[str, Any]]], labels: dict[str, s
     figure.savefig(path, dpi=120)
 
 
-def draw(run: RunFolder) -> list[Path]:
-    """Draw the metrics of a run and return the paths."""
-    rows = records.read_steps(run.metrics)
+def draw(run: RunFolder, rows: list[Row] | None = None) -> list[Path]:
+    """Draw the metrics of a run, or these rows of it, into its folder and return the paths."""
+    rows = records.read_steps(run.metrics) if rows is None else rows
     if not rows:
         return []
     run.plots.mkdir(parents=True, exist_ok=True)

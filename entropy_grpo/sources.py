@@ -29,6 +29,7 @@ class Source:
         file: path in the repository of the one file to load.
         revision: commit; None where none is known, so that the newest is loaded.
         rows: how many rows that commit has; None where no reliable figure is known.
+        languages: ISO 639-1 codes of its problems; none where nobody says.
     """
 
     hub_id: str
@@ -38,6 +39,7 @@ class Source:
     file: str | None = None
     revision: str | None = None
     rows: int | None = None
+    languages: tuple[str, ...] = ()
 
 
 def text_at(row: Row, *path: str | int) -> str:
@@ -128,8 +130,22 @@ _DAPO_REVISION = "31dd309567e3da778038cc87d868b6097a3ccf68"
 TRAINING = {
     # The processed form of what arXiv 2506.01939 trains on, with its 3,282 Chinese problems: 10,000 + 7,398 rows are
     # what the paper's Llama runs share out. `solution` is the bare answer.
-    "dapo_math": Source(_DAPO, columns("prompt", "solution"), config="all", revision=_DAPO_REVISION, rows=17_398),
-    "dapo_math_en": Source(_DAPO, columns("prompt", "solution"), config="en", revision=_DAPO_REVISION, rows=14_116),
+    "dapo_math": Source(
+        _DAPO,
+        columns("prompt", "solution"),
+        config="all",
+        revision=_DAPO_REVISION,
+        rows=17_398,
+        languages=("en", "zh"),
+    ),
+    "dapo_math_en": Source(
+        _DAPO,
+        columns("prompt", "solution"),
+        config="en",
+        revision=_DAPO_REVISION,
+        rows=14_116,
+        languages=("en",),
+    ),
     # What the released scripts of arXiv 2506.01939 train on. By its file: the schemas of the set's files differ.
     "guru_math": Source(
         "LLM360/guru-RL-92k",
@@ -146,6 +162,7 @@ TRAINING = {
         config="default",
         revision="0530c78699ea5e8eb5530600900e1f328b48acad",
         rows=7_500,
+        languages=("en",),
     ),
     "deepscaler": Source(
         "agentica-org/DeepScaleR-Preview-Dataset",
@@ -153,6 +170,7 @@ TRAINING = {
         file="deepscaler.json",
         revision="b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29",
         rows=40_315,
+        languages=("en",),
     ),
     "gsm8k": Source(
         "openai/gsm8k",
@@ -160,5 +178,6 @@ TRAINING = {
         config="main",
         revision="740312add88f781978c0658806c59bc2815b9866",
         rows=7_473,
+        languages=("en",),
     ),
 }

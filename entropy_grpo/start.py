@@ -17,7 +17,7 @@ from . import recipe, records
 from .adapters import CheckedModelConfig
 from .checkpoint import newest_checkpoint
 from .embedded import cold_start, number_walk
-from .names import EMBEDDED, RUNS
+from .names import EMBEDDED, RUNS, SECRETS
 from .recipe import Settings
 from .records import RunFolder
 
@@ -90,8 +90,8 @@ def _free_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> 
 
 
 def write_recipe(settings: Settings, folder: RunFolder) -> None:
-    """Write the resolved recipe: every setting but where the run lies and where it goes on from."""
-    kept = {key: s for key, s in settings.items() if key not in ("output_dir", "resume_from_checkpoint")}
+    """Write the resolved recipe: every setting but where the run lies, where it goes on from, and secrets."""
+    kept = {key: s for key, s in settings.items() if key not in ("output_dir", "resume_from_checkpoint", *SECRETS)}
     records.write_text(folder.recipe, recipe.dump(kept))
 
 

@@ -33,6 +33,7 @@ from .start import (
     shards,
     write_recipe,
 )
+from .trackers import send_plots
 from .trainer import EntropyForkGRPOTrainer
 
 
@@ -79,6 +80,7 @@ def main(settings: Settings, name: str) -> None:
         records.write_json(folder.data, problems.origin)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(RewardProgress())
+    send_plots(trainer)
 
     if run_config.eval_benchmarks:
         names, steps = run_config.eval_benchmarks, run_config.eval_benchmark_steps
@@ -93,7 +95,8 @@ def main(settings: Settings, name: str) -> None:
     save_whole(trainer)
     if trainer.is_world_process_zero():
         drawn = plots.draw(folder)
-        print(report(folder, [*drawn, write_card(folder.path)]))
+        card = write_card(folder.path, repository=trainer.hub_model_id, draws=False)
+        print(report(folder, [*drawn, card]))
     finish(trainer)
 
 

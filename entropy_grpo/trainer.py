@@ -42,6 +42,7 @@ from .scoring import Pass, run_passes
 from .selection import gradient_norms, kept_count, select
 from .shaped import ShapedGRPOTrainer
 from .watching import Watch
+from .weights import ADAPTER, WHOLE
 from .window import (
     Inputs,
     Scored,
@@ -418,9 +419,14 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         return rewards
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None):
-        """Write `README.md` from the files of the run folder."""
+        """Write `README.md` from the files of the run folder; with new pictures only where it is about to be pushed.
+
+        TRL asks for it before it saves a checkpoint, and before it pushes one.
+        """
         if self.is_world_process_zero():
-            write_card(self.args.output_dir, model_name=model_name)
+            saves = ADAPTER if is_peft_model(self.model) else WHOLE
+            pushes = self.hub_model_id is not None
+            write_card(self.args.output_dir, model_name, self.hub_model_id, expected_weights=saves, draws=pushes)
 
     # Evaluation
 

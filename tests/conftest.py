@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 # Before anything imports torch: no hub, no telemetry, and two threads whatever the machine.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +16,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
 from entropy_grpo.embedded.cold_start import build_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
+ACCELERATE = Path(sys.executable).parent / "accelerate"
+DEMO = "recipes/demo_cpu.yaml"
+TINY_DEMO = "--max_steps 2 --num_dev_problems 4 --num_test_problems 8 --eval_steps 2 --disable_tqdm true".split()
 
 
 def save_tiny_model(
@@ -49,3 +54,23 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def accelerate_launch(*words, cwd=REPOSITORY, env=None):
+    return subprocess.run(
+        [str(ACCELERATE), "launch", *map(str, words)],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_run(tiny_model, tmp_path_factory):
+    """Folder, for reading, and output of a two-step run of the demo recipe, launched literally, on the tiny model."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    result = accelerate_launch(DEMO, *TINY_DEMO, "--model_name_or_path", tiny_model, "--output_dir", folder)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, result

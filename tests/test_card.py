@@ -1,4 +1,4 @@
-"""Cards of run folders made by hand, read back by the Hub's own reader, PyYAML and a Markdown parser."""
+"""Cards of folders made by hand, read back by the Hub's own reader, PyYAML and a Markdown parser."""
 
 import itertools
 import json
@@ -61,7 +61,11 @@ RECIPE = {
     "dataset_name": "open-r1/DAPO-Math-17k-Processed",
     "top_entropy_quantile": 0.2,
 }
-METRICS = [{"step": 1, "reward": 0.1}, {"step": 7, "reward": 0.3}, {"step": 7, "train_runtime": 90.0}]
+METRICS = [
+    {"step": 1, "reward": 0.1, "step_time": 60.25, "num_tokens": 200.0, "entropy": 0.5},
+    {"step": 7, "reward": 0.3, "step_time": 30.25, "num_tokens": 1234.0, "entropy": 0.25},
+    {"step": 7, "peak_memory": 3 * 2**29},
+]
 SAMPLES = [
     {"step": 1, "prompt": "go 15 to 8 need -7 with +7 -4 -1\n", "tokens": ["need"], "entropies": [0.1], "kept": [True]}
 ]
@@ -80,6 +84,7 @@ def make_run(folder, contents):
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         if name == "recipe.yaml":
             body = yaml.safe_dump(content)
             last = '# """; from entropy_grpo.launch import main; __name__ == "__main__" and main(__file__)'
@@ -89,7 +94,6 @@ def make_run(folder, contents):
         elif name.endswith(".json"):
             path.write_text(json.dumps(content))
         else:
-            path.parent.mkdir()
             Image.new("L", (3, 2)).save(path)
     return folder
 
@@ -103,7 +107,7 @@ def with_arguments(**changes):
 
 
 def card_text(folder, contents=CONTENTS):
-    return write_card(make_run(folder, contents)).read_text(encoding="utf-8")
+    return write_card(make_run(folder, contents), draws=False).read_text(encoding="utf-8")
 
 
 def front_matter(text):
@@ -123,21 +127,30 @@ def test_front_matter_says_what_the_hub_asks_for(tmp_path):
     assert data["base_model"] == "Qwen/Qwen3-8B"
     assert data["datasets"] == ["open-r1/DAPO-Math-17k-Processed"]
     assert data["library_name"] == "transformers" and data["pipeline_tag"] == "text-generation"
-    assert {"trl", "grpo", "arxiv:2506.01939", "arxiv:2508.02260"} <= set(data["tags"])
+    assert {"trl", "grpo", "dapo", "arxiv:2506.01939", "arxiv:2503.14476"} <= set(data["tags"])
+    assert data["license"] == "apache-2.0" and data["base_model_relation"] == "finetune"
     assert [entry["name"] for entry in data["model-index"]] == ["my-run"]
     assert "# my-run\n" in text
 
 
 def test_the_hub_reads_the_numbers_of_the_evaluation(tmp_path):
-    path = write_card(make_run(tmp_path / "run", CONTENTS))
+    path = write_card(make_run(tmp_path / "run", CONTENTS), draws=False)
     assert path == tmp_path / "run" / "README.md"
     card = ModelCard.load(path)
     after = EVALUATION["after"]
     results = {result.metric_type: result for result in card.data.eval_results}
     assert {name: r.metric_value for name, r in results.items()} == {"accuracy": 0.4271, "pass@4": 0.8125}
-    for result in results.values():
-        assert result.metric_args == {"problems": after["num_problems"], "samples": after["num_samples"]}
+    for name, result in results.items():
+        assert result.metric_args == {
+            "problems": after["num_problems"],
+            "samples": after["num_samples"],
+            "max_tokens": 56,
+            "confidence": 0.95,
+            "low": after[name]["low"],
+            "high": after[name]["high"],
+        }
         assert result.dataset_type == "open-r1/DAPO-Math-17k-Processed"
+        assert "held-out" in result.dataset_name and result.dataset_split == "train"
 
 
 def test_numbers_with_more_digits_are_rounded_not_changed(tmp_path):
@@ -145,13 +158,15 @@ def test_numbers_with_more_digits_are_rounded_not_changed(tmp_path):
     long = EVALUATION["after"] | {"pass@4": {"value": 0.7931034482758621, "low": 0.5, "high": 1.0}}
     long["accuracy"] = {"value": 0.4270833333333333, "low": 0.34375, "high": 0.5104166666666666}
     make_run(tmp_path, changed("evaluation.json", after=long))
-    results = {r.metric_type: r.metric_value for r in ModelCard.load(write_card(tmp_path)).data.eval_results}
+    results = {
+        r.metric_type: r.metric_value for r in ModelCard.load(write_card(tmp_path, draws=False)).data.eval_results
+    }
     assert results == pytest.approx({"accuracy": 41 / 96, "pass@4": 23 / 29}, abs=5e-5)
 
 
 def test_the_table_has_every_number_of_the_evaluation(tmp_path):
     text = card_text(tmp_path)
-    rows = table(text, "| | before | after | gain |")
+    rows = table(text, "|  | before | after | gain |")
     names = {
         "accuracy": "accuracy",
         "pass@4": "pass@4",
@@ -167,42 +182,78 @@ def test_the_table_has_every_number_of_the_evaluation(tmp_path):
         # Shares with three decimals, other numbers with three digits.
         assert shown == pytest.approx(numbers, abs=5.1e-4, rel=5e-3 if key.startswith("mean") else 0)
     assert rows["accuracy"][2].startswith("+") and "-0.004" in rows["share of good choices"][2]
-    assert "48 held-out problems, 4 sampled answers each; 95% intervals" in text
+    assert "48 problems that were held out from the training data, 4 sampled responses to each. 95%" in text
+    assert "0.242 nats before and 0.153 after" in text
 
 
 def test_the_text_tells_how_the_run_was_made(tmp_path):
     text = card_text(tmp_path)
-    assert "7 optimiser steps in 1.5 minutes on CPU (x86_64, 2 threads), 1 process." in text
-    settings = table(text, "| setting | value |")
-    assert settings == {
-        "top_entropy_quantile": ["0.2"],
-        "entropy_selection": ["top"],
-        "loss_type": ["dapo"],
-        "max_completion_length": ["56"],
-        "learning_rate": ["0.0001"],
-        "lr_scheduler_type": ["constant"],
+    assert "for 7 optimiser steps" in text
+    assert table(text, "| what | value |") == {
+        "objective": ["loss_type dapo"],
+        "tokens trained on": ["top_entropy_quantile 0.2, entropy_selection top"],
+        "lengths (tokens)": ["max_completion_length 56"],
+        "learning rate": ["learning_rate 0.0001, lr_scheduler_type constant"],
+        "hardware": ["CPU (x86_64, 2 threads); processes: 1"],
+        "time of the steps": ["90.5 seconds"],
+        "tokens of prompts and responses": ["1,234"],
+        "memory at the peak": ["1.5 GiB"],
     }
     assert table(text, "| package | version |") == {k: [v] for k, v in ENVIRONMENT["versions"].items()}
-    assert "`0123abcd-dirty`" in text
-    assert "![reward](plots/reward.png)" in text
-    assert "accelerate launch recipe.yaml" in text
+    assert "git checkout 0123abcd " in text and "changes that are in no commit" in text
+    assert "pip install -e . trl==1.16.0 torch==2.13.0\naccelerate launch recipe.yaml\n" in text
+    assert "](plots/reward.png)" in text
 
 
-def test_the_code_of_the_card_is_python(tmp_path):
-    text = card_text(tmp_path / "my-run", CONTENTS)
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    compile(code, "card", "exec")
-    assert 'from_pretrained("my-run")' in code
-    assert r'tokenizer("go 15 to 8 need -7 with +7 -4 -1\n"' in code and "max_new_tokens=56" in code
+def test_batches_are_told_in_prompts_and_steps(tmp_path):
+    # 64 responses in groups of 8; 8 micro-batches, 2 to an optimiser step.
+    shape = {"generation_batch_size": 64, "num_generations": 8, "steps_per_generation": 8}
+    text = card_text(tmp_path, with_arguments(**shape, gradient_accumulation_steps=2))
+    assert table(text, "| what | value |")["batch"] == [
+        "rollouts of 8 prompts with 8 responses each, 4 optimiser steps per rollout"
+    ]
 
 
-def test_both_papers_are_cited(tmp_path):
-    text = card_text(tmp_path)
-    entries = re.findall(r"@article\{.*?\n\}", text, re.DOTALL)
-    assert len(entries) == 2
-    assert "arXiv:2506.01939" in entries[0] and "Beyond the 80/20 Rule" in entries[0]
-    assert "arXiv:2508.02260" in entries[1] and "Entropy-Performance Exchange" in entries[1]
+def python_blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_code_of_the_card_asks_as_in_training(tmp_path):
+    for code in python_blocks(card_text(tmp_path / "my-run")):
+        compile(code, "card", "exec")
+        assert "name = '.'" in code
+        assert r"prompt = 'go 15 to 8 need -7 with +7 -4 -1\n'" in code and "add_special_tokens=False" in code
+        assert "tokens=56" in code and "tokenizer.eos_token_id" in code
+
+
+def test_a_prompt_template_stands_in_the_code(tmp_path):
+    text = card_text(tmp_path, changed("recipe.yaml", prompt_template="boxed"))
+    for code in python_blocks(text):
+        lines = [line for line in code.splitlines() if line.startswith(("question =", "prompt ="))]
+        names = {}
+        exec("\n".join(lines), names)
+        assert names["prompt"] == (
+            f"User:\n{names['question']}\n"
+            "Please reason step by step, and put your final answer within \\boxed{}.\n\nAssistant:\n"
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments, cited",
+    [
+        ({}, ["2506.01939", "2503.14476"]),
+        ({"ppl_shaping_alpha": 0.01}, ["2506.01939", "2508.02260", "2503.14476"]),
+        ({"position_shaping_gamma": 0.1}, ["2506.01939", "2508.02260", "2503.14476"]),
+        ({"entropy_selection": "gradient_norm"}, ["2506.01939", "2508.02260", "2503.14476"]),
+    ],
+)
+def test_what_was_used_is_cited(tmp_path, arguments, cited):
+    text = card_text(tmp_path, with_arguments(**arguments))
+    entries = re.findall(r"^@\w+\{.*?^\}", text, re.DOTALL | re.MULTILINE)
+    assert [re.search(r"arXiv:([\d.]+)", entry)[1] for entry in entries[:-1]] == cited
+    assert "https://github.com/huggingface/trl" in entries[-1]
     assert all(entry.count("{") == entry.count("}") for entry in entries)
+    assert [tag[6:] for tag in front_matter(text)["tags"] if tag.startswith("arxiv:")] == cited
 
 
 @pytest.mark.parametrize(
@@ -226,11 +277,13 @@ def test_the_card_says_which_tokens_were_trained(tmp_path, arguments, tokens):
 def test_a_folder_with_only_some_of_the_files_gives_a_card_of_what_is_there(tmp_path, count):
     for number, names in enumerate(itertools.combinations(CONTENTS, count)):
         text = card_text(tmp_path / str(number), {name: CONTENTS[name] for name in names})
-        assert not re.search(r"\b(None|Undefined|nan|null)\b|\{\{|\{%", text), names
-        assert "arXiv 2506.01939" in text and text.count("@article{") == 2
-        assert ("## Results" in text) == ("evaluation.json" in names)
-        assert ("## Training" in text) == ("metrics.jsonl" in names)
-        assert ("## Reproduce" in text) == ("recipe.yaml" in names)
+        assert not re.search(r"\b(None|Undefined|nan|null)\b|\{\{|\{%", text.split("## Citations")[0]), names
+        assert text.count("@article{") == 2 and "@software{" in text
+        assert ("| before | after | gain |" in text) == ("evaluation.json" in names)
+        assert ("nats in the rollouts of step 1 and 0.25 in those of step 7" in text) == ("metrics.jsonl" in names)
+        assert ("accelerate launch recipe.yaml" in text) == ("recipe.yaml" in names)
+        for name in ("recipe.yaml", "environment.json", "metrics.jsonl", "data.json"):
+            assert (f"\n- {name}: " in text) == (name not in names)
         assert ("plots/reward.png" in text) == ("plots/reward.png" in names)
         data = front_matter(text)
         assert ("model-index" in data) == ("evaluation.json" in names)
@@ -240,22 +293,65 @@ def test_a_folder_with_only_some_of_the_files_gives_a_card_of_what_is_there(tmp_
 @pytest.mark.parametrize("names", [[], ["metrics.jsonl"], ["metrics.jsonl", "recipe.yaml"]])
 def test_a_card_does_not_say_that_all_tokens_were_trained_where_it_cannot_know(tmp_path, names):
     # The recipe says top_entropy_quantile 0.2.
-    assert "all tokens" not in card_text(tmp_path, {name: CONTENTS[name] for name in names})
+    assert "on all tokens" not in card_text(tmp_path, {name: CONTENTS[name] for name in names})
 
 
 def test_arguments_as_a_run_records_them_are_shown_only_where_set(tmp_path):
     arguments = EntropyForkGRPOConfig(output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False).to_dict()
     make_run(tmp_path / "run", {"metrics.jsonl": METRICS})
     write_json(tmp_path / "run" / "environment.json", ENVIRONMENT | {"arguments": arguments})
-    settings = table(write_card(tmp_path / "run").read_text(), "| setting | value |")
-    assert settings["top_entropy_quantile"] == ["0.2"] and settings["epsilon_high"] == ["0.28"]
-    assert not {name for name, value in settings.items() if value in (["None"], [""])}
+    settings = table(write_card(tmp_path / "run", draws=False).read_text(), "| what | value |")
+    assert settings["tokens trained on"] == ["top_entropy_quantile 0.2, entropy_selection top"]
+    assert "epsilon_high 0.28" in settings["clips"][0]
+    assert not re.search(r"\b(None|False|nan)\b", str(settings))
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "</td></tr></table><h1>gone</h1>",
+    "a | b | c",
+    "a \\| b",
+    "`a` and ``b`` and c`",
+    "```\n<script>alert(1)</script>\n```",
+    "two\nlines\n\n# heading\n\n| a | b |\n|---|---|\n| c | d |",
+    "a\r\r# heading\r",
+    "x -->\n---\n",
+    "---\nlicense: mit\n---\n",
+    "&anchor *alias: !!python/object {a: b} [c] # d",
+    "{{ environment }} {% raw %} {# x #}",
+    "[a](javascript:alert(1)) ![b](http://example.org/c.png) [d][e]",
+    "*a* **b** _c_ __d__ ~~e~~ $f$",
+    "'; import os; os.system('x') #\"\"\"",
+    "$(touch x) `touch y` ; touch z",
+    "\u2028\u202e\x00\x1b[2J",
+    "\U0001f600 caf\u00e9",
+    "wide " * 4000,
+]
+
+
+def with_strings(value):
+    """A whole run in which every text that a stranger can choose is this one."""
+    text = {"model_name_or_path": value, "dataset_name": value, "rewards": [value], "decontaminate_against": [value]}
+    arguments = dict.fromkeys(["loss_type", "lr_scheduler_type", "entropy_scope", "entropy_selection"], value)
+    environment = {"versions": {value: value}, "git_revision": value, "hardware": value, "base_model": value}
+    figures = {
+        "settings": {"model": "x", "data_set": value, "template": value, "revision": value},
+        "metrics": {"num_questions": 3, "num_samples": 2, "acc@N": {"value": 0.5, "low": 0.25, "high": 0.75}},
+    }
+    return CONTENTS | {
+        "recipe.yaml": text | {"prompt_template": value},
+        "environment.json": ENVIRONMENT | environment | {"arguments": {"temperature": value} | arguments},
+        "data.json": {"dataset": value, "revision": value, "train": 5},
+        "samples.jsonl": [{"step": 1, "prompt": value}],
+        "benchmarks/final/set.json": figures,
+    }
 
 
 def markdown(text):
     """Tokens of a card's body."""
     body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
-    return MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+    return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(body)
 
 
 def structure(text):
@@ -270,46 +366,36 @@ def cell_after(text, name):
 
 
 def words(value):
-    # A backtick may be shown as a quote and a backslash may be lost, but no word may be.
-    return value.replace("`", "'").replace("\\", "").split()
+    # A backtick may be shown as a quote, and NUL is no character of Markdown, but no word may be lost.
+    return value.replace("`", "'").replace("\x00", "\ufffd").split()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "<script>alert(1)</script>",
-        "<img src=x onerror=alert(1)>",
-        "</td></tr></table><h1>gone</h1>",
-        "a | b | c",
-        "a \\| b",
-        "`a` and ``b`` and c`",
-        "```\n<script>alert(1)</script>\n```",
-        "two\nlines\n\n# heading\n\n| a | b |\n|---|---|\n| c | d |",
-        "a\r\r# heading\r",
-        "x -->\n---\n",
-        "{{ environment }} {% raw %}",
-    ],
-)
-def test_values_cannot_change_the_structure_of_the_card(tmp_path, value):
-    recipe, run = RECIPE | {"model_name_or_path": value}, with_arguments(lr_scheduler_type=value)
-    text = card_text(tmp_path / "run", run | {"recipe.yaml": recipe})
-    usual = card_text(tmp_path / "usual" / "run", CONTENTS | {"recipe.yaml": recipe | {"model_name_or_path": "plain"}})
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_texts_cannot_change_the_structure_of_the_card(tmp_path, value):
+    text = card_text(tmp_path / "run", with_strings(value))
+    usual = card_text(tmp_path / "usual" / "run", with_strings("pl:ain"))  # no id on the Hub, either
+    # Of a long prompt, the code has none; of any other, it stands there as one literal.
     assert structure(text) == structure(usual)
     assert "html_block" not in str(structure(text)) and "html_inline" not in str(structure(text))
-    assert words(cell_after(text, "lr_scheduler_type")) == words(value)
-    assert "base_model" not in front_matter(text)
+    assert words(cell_after(text, "scope of the selection")) == words(value)
+    card = ModelCard(text)
+    assert card.data.to_dict() == front_matter(text) and "base_model" not in front_matter(text)
+    assert card.data.eval_results[-1].dataset_type == value
+    for code in python_blocks(text):
+        names = {"tokenizer": lambda *args, **kwargs: {}}
+        exec("\n".join(line for line in code.splitlines() if line.startswith("prompt = ")), names)
+        assert names["prompt"] == (value if len(value) < 600 else "...")
+    shell = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]
+    assert shell == "accelerate launch recipe.yaml\n"
 
 
-def test_the_name_of_a_model_cannot_change_the_structure_of_the_card(tmp_path):
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_the_name_of_a_model_cannot_change_the_structure_of_the_card(tmp_path, name):
     run = make_run(tmp_path / "run", CONTENTS)
-    usual = write_card(run).read_text()
-    name = 'a"); import os #\n---\n# <b>x</b> | `y`\\'
-    text = write_card(run, model_name=name).read_text()
+    usual = write_card(run, draws=False).read_text()
+    text = write_card(run, model_name=name, draws=False).read_text()
     assert structure(text) == structure(usual)
     assert front_matter(text)["model-index"][0]["name"] == name
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    compile(code, "card", "exec")
-    assert "import os" not in re.sub(r'"[^"\n]*"', "", code)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -338,7 +424,7 @@ def test_a_local_base_model_is_not_claimed_to_be_on_the_hub(tmp_path, monkeypatc
     name = {"absolute": str(tmp_path / "models" / "base"), "relative": "models/base", "dotted": "./models/base"}
     text = card_text(tmp_path / "run", changed("recipe.yaml", model_name_or_path=name[kind]))
     assert "base_model" not in front_matter(text)
-    assert f"`{name[kind]}`" in text
+    assert "\nbase, trained by" in text and str(tmp_path) not in text.replace("](plots/", "")
 
 
 def test_an_absent_absolute_path_is_no_base_model(tmp_path):
@@ -353,7 +439,7 @@ def test_the_card_of_an_embedded_model_says_that_it_is_not_on_the_hub(tmp_path):
 
 
 def test_writing_the_card_again_gives_the_same_card(tmp_path):
-    assert card_text(tmp_path / "run") == write_card(tmp_path / "run").read_text(encoding="utf-8")
+    assert card_text(tmp_path / "run") == write_card(tmp_path / "run", draws=False).read_text(encoding="utf-8")
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path):

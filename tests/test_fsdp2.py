@@ -4,14 +4,19 @@
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
+from entropy_grpo.card import write_card
 
 from .conftest import REPOSITORY
 
@@ -32,6 +37,19 @@ def launch(program, model, output, *more):
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+def check_card_of_pieces(checkpoint, whole):
+    """It says that nothing loads the checkpoint; what it says to do makes the model that the run saved."""
+    card = ModelCard.load(write_card(checkpoint))
+    assert "weights are in pieces" in card.text and "from_pretrained" not in card.text
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+    commands = re.search(r"```bash\n(accelerate merge-weights.*?)```", card.text, re.DOTALL)[1]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-ec", commands], cwd=checkpoint, env=environment, check=True, capture_output=True)
+    made = AutoModelForCausalLM.from_pretrained(checkpoint / "whole").state_dict()
+    assert made.keys() == whole.state_dict().keys()
+    assert all(torch.equal(made[name], weight) for name, weight in whole.state_dict().items())
+
+
 @pytest.mark.slow
 def test_fsdp2_trains_as_ddp_saves_a_whole_model_and_goes_on_from_its_pieces(tiny_model, tmp_path):
     sharded = ["-m", "tests.fsdp2_on_cpu", "--recipe", RECIPE]
@@ -49,6 +67,7 @@ def test_fsdp2_trains_as_ddp_saves_a_whole_model_and_goes_on_from_its_pieces(tin
         torch.testing.assert_close(fsdp2.state_dict()[name], weight, atol=1e-5, rtol=1e-5, msg=name)
 
     assert not (tmp_path / "fsdp2" / "checkpoint-2" / "model.safetensors").exists()
+    check_card_of_pieces(tmp_path / "fsdp2" / "checkpoint-4", fsdp2)
     for left in ("recipe.yaml", "metrics.jsonl"):
         (tmp_path / "resumed").mkdir(exist_ok=True)
         shutil.copy(tmp_path / "fsdp2" / left, tmp_path / "resumed")

@@ -44,7 +44,13 @@ ROW = [
         "scoring",
         "window",
         "callbacks",
+        "publish",
         "card",
+        "card_metadata",
+        "card_results",
+        "card_snippets",
+        "trained",
+        "trackers",
         "plots",
         "data",
         "rewards",
@@ -80,6 +86,7 @@ ROW = [
     ["evaluation.sandbox", "evaluation.inside", "evaluation.jail"],
     [
         "models",
+        "weights",
         "selection",
         "shaping",
         "stages",
@@ -147,6 +154,8 @@ PURE = [
     "names",
     "prompts",
     "markdown",
+    "weights",
+    "trained",
 ]
 STACK = {"trl", "transformers", "accelerate", "peft", "vllm", "datasets"}
 

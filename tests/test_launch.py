@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,24 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entropy_grpo import launch, recipe
 
-from .conftest import REPOSITORY
+from .conftest import DEMO, REPOSITORY, TINY_DEMO, accelerate_launch
 
 pytestmark = pytest.mark.slow
-
-ACCELERATE = Path(sys.executable).parent / "accelerate"
-DEMO = "recipes/demo_cpu.yaml"
-QUICK = "--max_steps 2 --num_dev_problems 4 --num_test_problems 8 --eval_steps 2 --disable_tqdm true".split()
-
-
-def accelerate_launch(*words, cwd=REPOSITORY, env=None):
-    return subprocess.run(
-        [str(ACCELERATE), "launch", *map(str, words)],
-        cwd=cwd,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
 
 
 def rows(run):
@@ -45,13 +29,9 @@ def rows(run):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_model, tmp_path_factory):
-    """A two-step run of the demo recipe, launched literally, on the tiny model."""
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    result = accelerate_launch(DEMO, *QUICK, "--model_name_or_path", tiny_model, "--output_dir", folder)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "sharding: none, there is one process" in result.stdout
-    return folder, result
+def run(demo_run):
+    assert "sharding: none, there is one process" in demo_run[1].stdout
+    return demo_run
 
 
 def test_run_folder_is_complete(run):
@@ -133,7 +113,7 @@ def test_plain_yaml_through_the_module(tiny_model, tmp_path):
 
 def test_two_processes_write_one_run(tiny_model, tmp_path):
     result = accelerate_launch(
-        *("--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0", DEMO, *QUICK),
+        *("--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0", DEMO, *TINY_DEMO),
         *("--model_name_or_path", tiny_model, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", "16"),
         *("--entropy_scope", "global"),
     )
@@ -269,5 +249,5 @@ def test_recipe_overrides_reach_the_run(run):
     resolved = {key: setting.value for key, setting in recipe.load(folder / "recipe.yaml").items()}
     demo = {key: setting.value for key, setting in recipe.load(REPOSITORY / DEMO).items()}
     changed = {key for key in resolved if resolved[key] != demo.get(key)}
-    overridden = {word[2:] for word in QUICK if word.startswith("--")}
+    overridden = {word[2:] for word in TINY_DEMO if word.startswith("--")}
     assert changed == overridden | {"model_name_or_path", "run_name"}

@@ -1,0 +1,53 @@
+"""What a model's folder holds: a whole model, an adapter, pieces of a model, or none; and which files belong to it.
+
+Only files by these names are ever published, so that no optimizer state, random state or pickle is.
+"""
+
+from pathlib import Path
+
+WHOLE, ADAPTER, SHARDED, NONE = "whole", "adapter", "sharded", "none"
+
+WEIGHTS = {
+    WHOLE: ("model.safetensors", "model-*-of-*.safetensors"),
+    ADAPTER: ("adapter_model.safetensors",),
+    # What accelerate writes of FSDP with SHARDED_STATE_DICT: a folder of torch.distributed.checkpoint.
+    SHARDED: ("pytorch_model_fsdp_0/.metadata",),
+}
+CONFIGURATION = {
+    WHOLE: ("config.json", "generation_config.json", "model.safetensors.index.json"),
+    ADAPTER: ("adapter_config.json",),
+}
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja"),
+)
+
+
+def _present(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    return sorted(path for name in names for path in folder.glob(name) if path.is_file())
+
+
+def kind(folder: Path) -> str:
+    """WHOLE, ADAPTER, SHARDED or NONE."""
+    return next((kind for kind, names in WEIGHTS.items() if _present(folder, names)), NONE)
+
+
+def files(folder: Path) -> list[Path]:
+    """The weights, configuration and tokenizer of a model that transformers or PEFT loads; none of any other."""
+    found = kind(folder)
+    if found not in CONFIGURATION:
+        return []
+    return _present(folder, WEIGHTS[found] + CONFIGURATION[found] + TOKENIZER)
+
+
+def missing(folder: Path) -> list[str]:
+    """What a model needs and the folder lacks, each with what it would be good for."""
+    found = kind(folder)
+    lacks = []
+    if found == NONE:
+        lacks.append("the weights: there is no model to load")
+    if found in CONFIGURATION and not _present(folder, CONFIGURATION[found][:1]):
+        lacks.append(f"{CONFIGURATION[found][0]}: the weights do not load without it")
+    if found != SHARDED and not _present(folder, TOKENIZER):
+        lacks.append("the tokenizer: take that of the base model")
+    return lacks

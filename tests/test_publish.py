@@ -1,0 +1,123 @@
+"""What is pushed: a whole upload by huggingface_hub, to a server of this process that stands in for the Hub."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import ModelCard
+
+from entropy_grpo import publish
+
+from .hub import TOKEN, address, environment, pushes, serving
+from .test_card import CONTENTS, make_run
+
+MODEL = {
+    "config.json": b"{}",
+    "generation_config.json": b"{}",
+    "model.safetensors": b"weights",
+    "tokenizer.json": b"{}",
+    "tokenizer_config.json": b"{}",
+    "chat_template.jinja": b"{{ x }}",
+}
+LEFT_BEHIND = {
+    "optimizer.pt": b"states",
+    "scheduler.pt": b"states",
+    "rng_state.pth": b"states",
+    "training_args.bin": b"pickle",
+    "run_state.safetensors": b"states",
+    "run_state_0.safetensors": b"states",
+    "checkpoint-1/model.safetensors": b"weights",
+    "answers/after.jsonl": b"{}",
+    "benchmarks/final/samples-0.jsonl": b"{}",
+}
+PUSHED = {
+    *MODEL,
+    *("README.md", "recipe.yaml", "metrics.jsonl", "evaluation.json"),
+    *("plots/reward.png", "plots/entropy.png", "plots/kept.png"),
+}
+
+
+@pytest.fixture
+def hub():
+    with serving() as server:
+        yield server
+
+
+def make_model(folder):
+    make_run(folder, CONTENTS)
+    for name, content in (MODEL | LEFT_BEHIND).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_upload_holds_what_belongs_and_nothing_else(tmp_path, hub):
+    run = make_model(tmp_path / "run")
+    before = files_of(run)
+    result = subprocess.run(
+        [sys.executable, "-m", "entropy_grpo.cli", "card", str(run), "--push", "me/walk"],
+        env=os.environ | environment(hub),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.strip() == f"{address(hub)}/me/walk/commit/abc"
+    paths = [path for path, _, _ in hub.seen]
+    assert paths[0] == "/api/repos/create" and sum("/commit/main" in path for path in paths) == 1
+    assert {authorization for _, authorization, _ in hub.seen} == {f"Bearer {TOKEN}"}
+    (pushed,) = pushes(hub)
+    assert set(pushed) == PUSHED
+    for name in {*MODEL, "recipe.yaml", "metrics.jsonl", "evaluation.json"}:
+        assert pushed[name] == before[name]
+    card = ModelCard(pushed["README.md"].decode())
+    assert "name = 'me/walk'" in card.text and "# walk\n" in card.text
+    assert files_of(run) == before  # the run's own card is another
+
+
+def test_a_dry_run_shows_all_that_would_be_pushed_and_writes_nothing(tmp_path, capsys):
+    run = make_model(tmp_path / "run")
+    before = files_of(run)
+    publish.main(str(run), "me/walk", only_show=True)
+    listing, _, card = capsys.readouterr().out.partition("\n\n")
+    head, *lines = listing.splitlines()
+    assert head == "would push to me/walk:"
+    shown = {line.split()[2]: int(line.split()[0].replace(",", "")) for line in lines}
+    assert set(shown) == PUSHED
+    assert {name: shown[name] for name in MODEL} == {name: len(content) for name, content in MODEL.items()}
+    assert shown["README.md"] == len(card.removesuffix("\n").encode())
+    assert "name = 'me/walk'" in ModelCard(card).text and "](plots/kept.png)" in card
+    publish.main(str(run), None, only_show=True)
+    assert "name = '.'" in capsys.readouterr().out
+    assert files_of(run) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "repository", "said"),
+    [
+        ({}, "not an id", "not an id: it is no id of the Hub"),
+        ({"model.safetensors": None}, "me/walk", "holds no weights"),
+        ({"model.safetensors": None, "pytorch_model_fsdp_0/.metadata": b""}, "me/walk", "holds a model in pieces"),
+        ({"recipe.yaml": b"hub_token: hf_secret\n"}, "me/walk", "holds hub_token, a secret"),
+        ({"environment.json": b"[1]"}, "me/walk", "environment.json holds no mapping"),
+        ({"evaluation.json": b"{"}, "me/walk", "evaluation.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_pushed_is_one_sentence(tmp_path, change, repository, said):
+    run = make_model(tmp_path / "run")
+    for name, content in change.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).unlink(missing_ok=True) if content is None else (run / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said) as error:
+        publish.main(str(run), repository, only_show=True)
+    assert "\n" not in str(error.value) and "hf_secret" not in str(error.value)
+
+
+def test_without_a_network_a_push_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"--push me/walk: .*offline"):
+        publish.main(str(make_model(tmp_path / "run")), "me/walk", only_show=False)
