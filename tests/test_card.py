@@ -451,29 +451,91 @@ def test_a_missing_folder_is_refused_by_name(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_benchmarks_of_the_last_model_are_shown(tmp_path):
-    run = make_run(tmp_path, CONTENTS)
+def figures(model, correct, **settings):
+    share = {"value": correct, "low": correct - 0.125, "high": correct + 0.125}
+    return {
+        "settings": {
+            "model": model,
+            "temperature": 1.0,
+            "top_p": 0.7,
+            "max_tokens": 99,
+            "template": "boxed",
+            **settings,
+        },
+        "metrics": {
+            "num_questions": 30,
+            "num_samples": 16,
+            "acc@N": share,
+            "maj@N": share,
+            "pass@k": {"1": share, "16": share},
+            "len@N": {"value": 9.0, "low": 8.0, "high": 10.0},
+        },
+    }
 
-    def figures(value):
-        interval = {"value": value, "low": value - 0.1, "high": value + 0.1}
-        return {
-            "metrics": {"num_samples": 16, "acc@N": interval, "maj@N": interval, "len@N": interval | {"value": 812.4}}
+
+AIME = {"data_set": "HuggingFaceH4/aime_2024", "revision": "2fe88a2"}
+BENCHMARKS = {
+    "benchmarks/final/aime24.json": figures("runs/run", 0.5, **AIME),
+    "benchmarks/final/mine.json": figures("runs/run", 0.25),
+    "benchmarks/final/comparison.json": {
+        "runs/run/benchmarks/start": {
+            "aime24": {"acc@N": {"value": 0.25, "low": 0.125, "high": 0.375, "p_value": 0.01}}
         }
+    },
+    "benchmarks/start/aime24.json": figures("Qwen/Qwen3-8B", 0.25, **AIME),
+    "benchmarks/step-3/aime24.json": figures("step 3", 0.375, **AIME),
+    "benchmarks/final/aime24/settings.json": {"samples": 16},
+}
 
-    for folder, name, value in [
-        ("step-40", "aime24", 0.2),
-        ("step-120", "aime24", 0.3),
-        ("step-120", "amc23", 0.6),
-        ("checkpoint-80", "aime24", 0.9),
-    ]:
-        path = run / "benchmarks" / folder / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures(value)))
-    (run / "benchmarks" / "step-120" / "comparison.json").write_text("{}")
-    text = write_card(run).read_text()
-    assert "Of `step-120`" in text
-    assert "| aime24 | 16 | 0.300 [0.200, 0.400] | 0.300 [0.200, 0.400] | 812 |\n| amc23 | 16 | 0.600" in text
-    assert "0.900" not in text and "comparison" not in text
-    (run / "benchmarks" / "final").mkdir()
-    (run / "benchmarks" / "final" / "aime24.json").write_text(json.dumps(figures(0.5)))
-    assert "| aime24 | 16 | 0.500" in write_card(run).read_text()
+
+def test_benchmarks_stand_beside_those_of_the_base_model(tmp_path):
+    text = card_text(tmp_path / "run", CONTENTS | BENCHMARKS)
+    lines = [line for line in text.splitlines() if line.startswith(("| aime24", "| mine"))]
+    rows = [[column.strip() for column in line.split("|")[1:-1]] for line in lines]
+    base, own, gain = "0.250 [0.125, 0.375]", "0.500 [0.375, 0.625]", "+0.250 [+0.125, +0.375]"
+    assert rows == [
+        ["aime24", "30", "Acc@16", base, own, gain],
+        ["aime24", "30", "Maj@16", base, own, ""],
+        ["aime24", "30", "Pass@16", base, own, ""],
+        *(["mine", "30", f"{name}@16", "", base, ""] for name in ("Acc", "Maj", "Pass")),
+    ]
+    assert "- aime24, mine: temperature 1.0, top_p 0.7, max_tokens 99, prompt boxed" in text
+    results = ModelCard(text).data.eval_results[2:]
+    assert [(r.dataset_type, r.dataset_revision, r.metric_type, r.metric_value) for r in results] == [
+        *((AIME["data_set"], AIME["revision"], kind, 0.5) for kind in ("accuracy", "maj@16", "pass@16")),
+        *(("mine", None, kind, 0.25) for kind in ("accuracy", "maj@16", "pass@16")),
+    ]
+    assert results[0].metric_args == {
+        **{"questions": 30, "samples": 16, "temperature": 1.0, "top_p": 0.7, "max_tokens": 99, "template": "boxed"},
+        **{"confidence": 0.95, "low": 0.375, "high": 0.625},
+    }
+
+
+def test_a_checkpoint_has_the_benchmarks_of_its_own_step(tmp_path):
+    run = make_run(tmp_path / "run", CONTENTS | BENCHMARKS)
+    (run / "checkpoint-3").mkdir()
+    card = ModelCard.load(write_card(run / "checkpoint-3", draws=False))
+    assert {result.metric_value for result in card.data.eval_results} == {0.375}
+    assert "evaluation.json is about the end of the run" in card.text and "# run-checkpoint-3" in card.text
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "licence", "languages"),
+    [
+        ("Qwen/Qwen3-14B-Base", "dapo_math", "apache-2.0", ["en", "zh"]),
+        ("meta-llama/Llama-3.1-8B", "gsm8k", "llama3.1", ["en"]),
+        ("somebody/model", "still_3", None, None),
+        ("embedded:number_walk", "embedded:number_walk", None, None),
+    ],
+)
+def test_nothing_is_claimed_that_is_not_known(tmp_path, model, dataset, licence, languages):
+    recipe = {"model_name_or_path": model, "dataset_name": dataset}
+    data = front_matter(card_text(tmp_path, CONTENTS | {"recipe.yaml": recipe}))
+    assert (data.get("license"), data.get("language")) == (licence, languages)
+    assert ("base_model" in data) == ("base_model_relation" in data) == (not model.startswith("embedded"))
+
+
+def test_the_card_of_a_cold_start_speaks_of_imitation(tmp_path):
+    text = card_text(tmp_path, changed("recipe.yaml", trainer="sft"))
+    assert "a cold start" in text and "reinforcement learning with verifiable rewards on" not in text
+    assert "sft" in front_matter(text)["tags"] and "grpo" not in front_matter(text)["tags"]

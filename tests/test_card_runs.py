@@ -41,10 +41,9 @@ def run(demo_run, tmp_path_factory):
 def pushed_run(tiny_model, tmp_path_factory):
     """A run of one step with LoRA and without evaluation, pushed as it goes: its folder, and what every push held."""
     folder = tmp_path_factory.mktemp("cards") / "lora"
-    words = (
-        "--max_steps 1 --save_steps 1 --num_dev_problems 0 --num_test_problems 0 --eval_strategy no --use_peft true"
-    )
-    words += f" --lora_r 3 --lora_target_modules q_proj v_proj --push_to_hub true --hub_model_id {hub.REPOSITORY}"
+    words = "--max_steps 1 --save_steps 1 --num_dev_problems 0 --num_test_problems 0 --eval_strategy no"
+    words += " --use_peft true --lora_r 3 --lora_target_modules q_proj v_proj"
+    words += f" --push_to_hub true --hub_model_id {hub.REPOSITORY}"
     command = [sys.executable, DEMO, *words.split(), "--hub_always_push", "true", "--disable_tqdm", "true"]
     command += ["--model_name_or_path", tiny_model, "--output_dir", str(folder)]
     with hub.serving() as server:

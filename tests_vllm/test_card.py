@@ -36,7 +36,8 @@ def test_the_vllm_code_of_a_card_runs(model, tmp_path, kind):
     text = write_card(tmp_path).read_text(encoding="utf-8")
     code = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "vllm" in code)
     assert repr(PROMPT) in code
-    (tmp_path / "snippet.py").write_text(code)
+    # Without compilation, which takes minutes on a processor.
+    (tmp_path / "snippet.py").write_text(code.replace("llm = LLM(", "llm = LLM(enforce_eager=True, "))
     result = subprocess.run(
         [sys.executable, "snippet.py"],
         cwd=tmp_path,
