@@ -5,6 +5,7 @@ python -m benchmarks.divergence --draw     # only the picture and the table of t
 """
 
 import argparse
+import itertools
 import json
 from dataclasses import asdict
 
@@ -52,7 +53,7 @@ def measured(name: str) -> dict:
 def bins(rows: list[dict]) -> list[dict]:
     """Mean I_t by entropy, with intervals whose clusters are the responses."""
     found = []
-    for low, high in zip(EDGES, EDGES[1:], strict=False):
+    for low, high in itertools.pairwise(EDGES):
         mine = [row for row in rows if low <= row["entropy"] < high]
         if len(mine) < 10:
             continue

@@ -1,0 +1,57 @@
+"""A random model with so few tokens that everything it may write can be listed, and a tokenizer of one letter each."""
+
+import itertools
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
+
+LETTERS = "abcde"
+END = 5
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate([*LETTERS, "."])}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=".", pad_token=".", padding_side="left")
+
+
+def make_model() -> Qwen3ForCausalLM:
+    set_seed(3)
+    config = Qwen3Config(
+        vocab_size=len(LETTERS) + 1,
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=4,
+        max_position_embeddings=32,
+        initializer_range=0.6,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=END,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+@torch.no_grad()
+def next_token(model, ids: list[int], temperature: float = 1.0) -> list[float]:
+    """The probability of every token after these, in float64."""
+    logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+    return (logits / temperature).softmax(-1).tolist()
+
+
+def continuations(model, prefix: list[int], most: int) -> dict[tuple[int, ...], float]:
+    """Every continuation of at most so many tokens with its probability; END ends one."""
+    open_, found = {(): 1.0}, {}
+    for _ in range(most):
+        longer = {}
+        for ids, share in open_.items():
+            for token, p in enumerate(next_token(model, prefix + list(ids))):
+                (found if token == END else longer)[(*ids, token)] = share * p
+        open_ = longer
+    assert abs(sum(itertools.chain(found.values(), open_.values())) - 1) < 1e-6
+    return found | open_
