@@ -58,7 +58,7 @@ def test_settings_of_each_row(logits):
 
 
 def test_generate_draws_from_the_formula():
-    """Counts of the two tokens that `generate` samples, the second after different first ones, by a chi-square test."""
+    """Counts of the pairs of tokens that `generate` samples against the formula, by a chi-square test."""
     model, draws = tiny_vocabulary.make_model(), 20000
     prompt, threshold = [2, 2], 1.0
     first = tiny_vocabulary.next_token(model, prompt)

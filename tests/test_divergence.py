@@ -73,7 +73,7 @@ def test_rows_are_expectations_over_all_continuations(model, tokenizer):
     rows = list(divergence(model, tokenizer, [response], lambda _, texts: [right(t) for t in texts], settings))
     assert sorted(row["position"] for row in rows) == [0, 1, 2, 3]
     for row in rows:
-        begun = [response[1][: row["position"]] + [token] for token in (row["token"], row["other"])]
+        begun = [[*response[1][: row["position"]], token] for token in (row["token"], row["other"])]
         # After END, and after the last token, there is nothing.
         left = [0 if ids[-1] == END else 4 - len(ids) for ids in begun]
         paths = [tiny_vocabulary.continuations(model, PROMPT + ids, n) for ids, n in zip(begun, left, strict=True)]
@@ -123,7 +123,7 @@ def test_rows_come_one_by_one_and_do_not_depend_on_the_callers_seed(model, token
 
 
 def test_summary_clusters_by_response():
-    """Forks of one response that are copies of each other count as one: t interval of the responses' means, widened."""
+    """Forks of one response that are copies of each other count as one: a t interval over responses."""
     rng = np.random.default_rng(0)
     names = ("accuracy", "other_accuracy", "distance_between", "distance_within", "changed_between", "changed_within")
     one = [

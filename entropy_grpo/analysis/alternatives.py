@@ -62,7 +62,7 @@ def score(
     """
     if not prompt_ids or not response_ids:
         raise ValueError(
-            f"A prompt of {len(prompt_ids)} and a response of {len(response_ids)} tokens: score needs one of each."
+            f"prompt_ids has {len(prompt_ids)} and response_ids {len(response_ids)} tokens: give at least one of each."
         )
     settings = model.config.get_text_config().to_dict()
     for name in AFTER_THE_HEAD:

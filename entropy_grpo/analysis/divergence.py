@@ -5,8 +5,8 @@ continuations are sampled after each (arXiv 2508.02260, Eq. 5, 6; k = 32 there).
 that after the other. How far the paths differ is measured between continuations of the two tokens, and beside it
 between continuations of the same token: two samples differ without any fork, and what is beyond that is the fork's.
 
-Tokens are of high entropy if they are among the top rho of all responses, else of low; from each response and kind some
-are drawn at random.
+Tokens are of high entropy if they are among the top rho of all responses, else of low; of each kind some are drawn at
+random from each response.
 """
 
 import random

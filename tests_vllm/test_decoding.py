@@ -1,0 +1,103 @@
+"""Forked decoding in vLLM: its processor beside transformers' on the same logits, and what an engine samples from."""
+
+import os
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from vllm import LLM, SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+
+from entropy_grpo.analysis import decoding, vllm_decoding
+from entropy_grpo.analysis.decoding import Temperatures
+
+from .conftest import ENVIRONMENT
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def params(temperatures: Temperatures | None, **more) -> SamplingParams:
+    extra = temperatures and {
+        "t_high": temperatures.t_high,
+        "t_low": temperatures.t_low,
+        "entropy_threshold": temperatures.threshold,
+    }
+    return SamplingParams(temperature=1.0, extra_args=extra, **more)
+
+
+def test_rows_of_a_batch_as_by_transformers():
+    """Requests come, go and move; each row is what transformers' processor makes of it, others stay as they are."""
+    asked = [Temperatures(1.5, 0.5, 1.0), None, Temperatures(0.0, 2.0, 0.3), Temperatures(0.7, 1.0, 1.6), None]
+    processor = vllm_decoding.ForkedTemperature(None, torch.device("cpu"), False)
+    assert processor.is_argmax_invariant()
+
+    def update(removed=(), added=(), moved=()):
+        arrived = [(row, params(temperatures), [1], []) for row, temperatures in added]
+        processor.update_state(BatchUpdate(len(asked), list(removed), arrived, list(moved)))
+
+    def check(rows):
+        processor.update_state(None)
+        logits = torch.randn(len(rows), 13) * torch.tensor([[0.1], [3.0], [0.5], [1.0], [2.0]])[: len(rows)]
+        expected = [
+            decoding.ForkedTemperature(temperatures)(None, row.unsqueeze(0))[0] if temperatures else row
+            for temperatures, row in zip(rows, logits.clone(), strict=True)
+        ]
+        torch.testing.assert_close(processor.apply(logits.clone()), torch.stack(expected))
+
+    torch.manual_seed(0)
+    check(asked)  # before any request vLLM may be warming up
+    update(added=list(enumerate(asked)))
+    check(asked)
+    update(moved=[(0, 1, MoveDirectionality.SWAP)])
+    check([asked[1], asked[0], *asked[2:]])
+    update(removed=[2], moved=[(3, 2, MoveDirectionality.UNIDIRECTIONAL)])
+    check([asked[1], asked[0], asked[3], None, asked[4]])
+    update(removed=[1, 2])
+    check([None] * 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"temperature": 0.6, "extra_args": {"t_high": 1, "t_low": 1, "entropy_threshold": 1}}, "temperature is 0.6"),
+        ({"temperature": 1.0, "extra_args": {"t_high": 1}}, "t_low, entropy_threshold is missing"),
+        ({"temperature": 1.0, "extra_args": {"t_high": -1, "t_low": 1, "entropy_threshold": 1}}, "t_high is -1"),
+    ],
+)
+def test_requests_that_cannot_be_are_refused(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        vllm_decoding.ForkedTemperature.validate_params(SamplingParams(**arguments))
+
+
+def test_engine_samples_from_the_formula(model, monkeypatch):
+    """All log-probabilities that the engine samples from, against transformers' logits through `decoding.scale`."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setitem(os.environ, name, value)
+    llm = LLM(
+        model,
+        dtype="float32",
+        max_model_len=64,
+        enforce_eager=True,
+        logits_processors=["entropy_grpo.analysis.vllm_decoding:ForkedTemperature"],
+        logprobs_mode="processed_logprobs",
+        max_logprobs=-1,
+    )
+    settings = [Temperatures(1.8, 0.6, 1.5), None, Temperatures(0.5, 1.4, 2.0)]
+    prompts = [[5, 60, 7], [9, 30, 31, 32], [80, 4]]
+    outputs = llm.generate(
+        [{"prompt_token_ids": ids} for ids in prompts],
+        [params(t, max_tokens=12, seed=i, logprobs=-1, ignore_eos=True) for i, t in enumerate(settings)],
+        use_tqdm=False,
+    )
+    reference, sides = AutoModelForCausalLM.from_pretrained(model), set()
+    for ids, temperatures, output in zip(prompts, settings, outputs, strict=True):
+        written = list(output.outputs[0].token_ids)
+        with torch.no_grad():
+            logits = reference(torch.tensor([ids + written])).logits[0, len(ids) - 1 : -1]
+        if temperatures:
+            sides |= set((decoding.entropies(logits) > temperatures.threshold).tolist())
+            logits = decoding.ForkedTemperature(temperatures)(None, logits)
+        for row, found in zip(logits.log_softmax(-1), output.outputs[0].logprobs, strict=True):
+            sampled = torch.tensor([found[token].logprob for token in range(len(row))])
+            torch.testing.assert_close(sampled, row, atol=2e-3, rtol=1e-3)
+    assert sides == {True, False}, "both temperatures were used"
