@@ -24,9 +24,8 @@ from entropy_grpo.evaluation.intervals import gain_interval, share_interval
 
 RESULTS = measure.RESULTS / "decoding.json"
 TABLE = "python -m benchmarks.decoding --draw"
-MODELS = ("cold start", "trained")
-TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
-PERCENTILE, PROBLEMS, SAMPLES = 80, 400, 4
+TEMPERATURES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+PERCENTILE, PROBLEMS, SAMPLES = 80, 400, 2
 VARIED = {"T_high": "T_low = 1", "T_low": "T_high = 1"}
 
 
@@ -119,7 +118,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="only draw what is recorded")
     if not parser.parse_args().draw:
         figures = {"percentile": PERCENTILE, "problems": PROBLEMS, "samples": SAMPLES}
-        figures["models"] = {name: sweep(name) for name in MODELS}
+        figures["models"] = walks.of_models(sweep)
         measure.write("decoding", "python -m benchmarks.decoding", figures)
     results = json.loads(RESULTS.read_text())
     draw(results).savefig(RESULTS.with_suffix(".png"), dpi=120)

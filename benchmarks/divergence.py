@@ -19,8 +19,7 @@ from entropy_grpo.evaluation.intervals import gain_interval
 
 RESULTS = measure.RESULTS / "divergence.json"
 TABLE = "python -m benchmarks.divergence --draw"
-MODELS = ("cold start", "trained")
-PROBLEMS = 400
+PROBLEMS = 200
 SETTINGS = Settings(rho=0.2, forks=1, continuations=32, max_tokens=walks.MAX_TOKENS, batch_size=1024)
 # Of entropy in nats; half of the tokens lie below the first.
 EDGES = (0.0, 0.01, 0.1, 0.4, 0.7, 0.9, 1.0, 1.1, np.inf)
@@ -107,7 +106,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="only draw what is recorded")
     if not parser.parse_args().draw:
         figures = {"problems": PROBLEMS, "settings": asdict(SETTINGS)}
-        figures["models"] = {name: measured(name) for name in MODELS}
+        figures["models"] = walks.of_models(measured)
         measure.write("divergence", "python -m benchmarks.divergence", figures)
     results = json.loads(RESULTS.read_text())
     draw(results).savefig(RESULTS.with_suffix(".png"), dpi=120)

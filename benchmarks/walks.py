@@ -1,8 +1,11 @@
 """What the analyses of the embedded task share: its models, its problems, responses to them, and which are right."""
 
 import itertools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
@@ -11,6 +14,7 @@ from benchmarks import embedded
 from entropy_grpo.embedded import cold_start, number_walk
 from entropy_grpo.grading import boxed
 
+MODELS = ("cold start", "trained")
 MAX_TOKENS = 48
 # The seed that chose learning rates, so that none of the reported runs is looked at twice.
 SEED, RATE = embedded.DEV_SEED, "1.0e-4"
@@ -31,6 +35,15 @@ def load(name: str):
 def problems(count: int) -> list[number_walk.Problem]:
     """The first test problems, those of the evaluations."""
     return list(itertools.islice(number_walk.problems("test", 0), count))
+
+
+def of_models(measure: Callable[[str], dict]) -> dict[str, dict]:
+    """What a function measures of each model, a process with one thread for each."""
+    for name in MODELS:
+        load(name)  # made once, before the processes begin
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(len(MODELS), mp_context=get_context("spawn")) as pool:
+        return dict(zip(MODELS, pool.map(measure, MODELS), strict=True))
 
 
 @torch.inference_mode()
