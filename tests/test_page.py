@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entropy_grpo.analysis import alternatives, page, terminal, tokens
+from entropy_grpo import records
+from entropy_grpo.analysis import alternatives, page, terminal, text, tokens
 from entropy_grpo.analysis.tokens import Response, View
 
 HOSTILE = [
@@ -102,13 +103,13 @@ def test_kept_tokens_are_the_highest_of_all_responses(responses):
 
 
 def test_nothing_of_a_token_is_markup_or_hidden(responses):
-    text = page.page("</title><script>x</script>", responses)
-    elements = Elements(text)
+    made = page.page("</title><script>x</script>", responses)
+    elements = Elements(made)
     names = [tag for tag, _ in elements.tags]
     assert names.count("script") == 2
     assert {"img", "b"}.isdisjoint(names)
     assert elements.texts["title"].strip() == "</title><script>x</script>"
-    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', made, re.DOTALL)[1]
     assert "<" not in block
     assert block.isascii()
     data = json.loads(block)
@@ -122,15 +123,15 @@ def test_nothing_of_a_token_is_markup_or_hidden(responses):
 
 
 def test_page_asks_for_nothing(responses):
-    text = page.page("title", responses)
-    tags = Elements(text).tags
+    made = page.page("title", responses)
+    tags = Elements(made).tags
     assert not any({"src", "href", "action"} & attributes.keys() for _, attributes in tags)
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
     policy = next(a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none';")
     assert "unsafe" not in policy
     assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(", text.split('data">')[-1]
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(", made.split('data">')[-1]
     )
 
 
@@ -205,8 +206,42 @@ def test_samples_of_a_run(responses):
     row = {"step": 3, "prompt": "p", "tokens": ["a", "b"], "entropies": [0.5, 0.0], "kept": [1, 0], "advantage": -0.5}
     (response,) = tokens.from_samples([row])
     assert response.title == "step 3, advantage -0.50, 2 tokens"
-    assert page.page_data([response])["responses"][0]["views"][0]["kept"] == [1, 0]
+    assert page.page_data([response], 0.2)["responses"][0]["views"][0]["kept"] == [1, 0]
     with pytest.raises(ValueError, match="checkpoints"):
-        page.page_data([response, *responses])
+        page.page_data([response, *responses], 0.2)
     with pytest.raises(ValueError, match=r"^entropies of 'x' has 1 values for the 2 tokens"):
         Response("r", "p", ["a", "b"], [View("x", [0.1])])
+
+
+def test_text_of_a_run(tiny_model, tmp_path, capsys):
+    """As `analyze text` makes it: with the run's own entropies, and with those of checkpoints."""
+    rows = [
+        {"step": i, "prompt": "go 1", "tokens": ["take", " +3"], "token_ids": [8, 200 + i]}
+        | {"entropies": [0.5, 0.25], "kept": [1, 0], "advantage": 1.0}
+        for i in range(3)
+    ]
+    records.append_jsonl(tmp_path / "samples.jsonl", rows)
+
+    def data(**options):
+        path = text.run(text.Options(tmp_path, responses=2, **options))
+        return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
+
+    logged, scored = data(), data(checkpoints={"a": tiny_model, "b": tiny_model}, rho=0.5)
+    assert (
+        [r["title"][:6] for r in logged["responses"]]
+        == [r["title"][:6] for r in scored["responses"]]
+        == ["step 1", "step 2"]
+    )
+    assert logged["responses"][0]["views"][0]["h"] == [0.5, 0.25]
+    assert (logged["rho"], scored["rho"], scored["names"]) == (0.2, 0.5, ["a", "b"])
+    first, second = scored["responses"][1]["views"]
+    assert first == second
+    logits = AutoModelForCausalLM.from_pretrained(tiny_model)(
+        torch.tensor([[*AutoTokenizer.from_pretrained(tiny_model)("go 1")["input_ids"], 8]])
+    ).logits
+    entropies = torch.distributions.Categorical(logits=logits[0, -2:]).entropy()
+    assert first["h"] == pytest.approx(entropies.tolist(), rel=1e-4)
+    assert len(first["a"][0]) == 2 * 5
+    assert "⟦take⟧ +3" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"no samples.jsonl"):
+        text.Options(tmp_path / "none")

@@ -26,6 +26,7 @@ from .tokens import Response, View, shown
 RHO = 0.2
 # The share of the tokens that differ in colour; those above have the strongest.
 COLOURED = 0.99
+LEAST = -999.0
 
 
 def entropy_scale(responses: Sequence[Response]) -> float:
@@ -45,17 +46,21 @@ class _Texts:
 
 
 def _view(view: View, texts: _Texts) -> dict[str, Any]:
-    def rounded(values: Sequence[float] | None) -> list[float] | None:
-        return None if values is None else [round(value, 4) for value in values]
+    def short(logp: float) -> float:  # JSON has no -inf, the logarithm of a token that cannot be drawn
+        return round(max(logp, LEAST), 3)
 
     alternatives = view.alternatives and [
-        [x for text, logp in options for x in (texts(text), round(logp, 3))] for options in view.alternatives
+        [x for text, logp in options for x in (texts(text), short(logp))] for options in view.alternatives
     ]
-    kept = view.kept and list(map(int, view.kept))
-    return {"h": rounded(view.entropies), "p": rounded(view.logps), "a": alternatives, "kept": kept}
+    return {
+        "h": [float(f"{h:.6g}") for h in view.entropies],  # fewer digits would make ties
+        "p": view.logps and list(map(short, view.logps)),
+        "a": alternatives,
+        "kept": view.kept and list(map(int, view.kept)),
+    }
 
 
-def page_data(responses: Sequence[Response]) -> dict[str, Any]:
+def page_data(responses: Sequence[Response], rho: float) -> dict[str, Any]:
     """What the page's script reads; `ValueError` where the responses have not the same checkpoints."""
     names = [view.name for view in responses[0].views] if responses else []
     texts, rows = _Texts(), []
@@ -74,7 +79,7 @@ def page_data(responses: Sequence[Response]) -> dict[str, Any]:
             }
         )
     return {
-        "rho": RHO,
+        "rho": rho,
         "scale": round(entropy_scale(responses), 4),
         "names": list(map(shown, names)),
         "texts": list(map(shown, texts.numbers)),
@@ -90,11 +95,11 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def page(title: str, responses: Sequence[Response]) -> str:
-    """The page, HTML."""
+def page(title: str, responses: Sequence[Response], rho: float = RHO) -> str:
+    """The page, HTML; its slider starts at rho."""
     style, script = _file("tokens.css"), _file("tokens.js")
     # Without `<` no text can end the block or begin another; json escapes all that is not ASCII.
-    data = json.dumps(page_data(responses), separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(page_data(responses, rho), separators=(",", ":")).replace("<", "\\u003c")
     return Template(_file("tokens.html")).substitute(
         title=html.escape(shown(title)),
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
@@ -104,6 +109,6 @@ def page(title: str, responses: Sequence[Response]) -> str:
     )
 
 
-def write_page(path: Path, title: str, responses: Sequence[Response]) -> None:
+def write_page(path: Path, title: str, responses: Sequence[Response], rho: float = RHO) -> None:
     """Write the page to a file."""
-    records.write_text(path, page(title, responses))
+    records.write_text(path, page(title, responses, rho))

@@ -3,6 +3,7 @@
 All checkpoints score the same tokens, so their figures lie side by side.
 """
 
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class View:
 
 @dataclass(frozen=True)
 class Response:
-    """A response and its views; `ValueError` where one of them has another number of tokens."""
+    """A response and its views; `ValueError` where one has another number of tokens, or an entropy is not finite."""
 
     title: str
     prompt: str
@@ -54,6 +55,8 @@ class Response:
                         f"{name} of {view.name!r} has {len(values)} values for the {len(self.tokens)} tokens of "
                         f"{self.title!r}: give one each."
                     )
+            if not all(map(math.isfinite, view.entropies)):
+                raise ValueError(f"entropies of {view.name!r} are not all numbers in {self.title!r}.")
 
 
 def shown(text: str) -> str:
