@@ -57,6 +57,8 @@ ROW = [
         "compare",
         "sweep",
     ],
+    ["analysis.text"],
+    ["analysis.page", "analysis.terminal", "analysis.tokens", "analysis.divergence", "analysis.vllm_decoding"],
     ["sft_config"],
     [
         "ops.kernels",
@@ -153,6 +155,7 @@ PURE = [
     "evaluation.sandbox",
     "evaluation.inside",
     "evaluation.jail",
+    "analysis.alternatives",
     "embedded.number_walk",
     "names",
     "prompts",

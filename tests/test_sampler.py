@@ -119,6 +119,20 @@ def test_responses_do_not_depend_on_the_batch(loaded, sampling):
     assert len(set(together)) > 15
 
 
+@pytest.mark.parametrize("temperature", [0.6, 0.0])
+def test_forked_decoding_at_one_temperature_is_that_temperature(loaded, temperature):
+    forked = Sampling(max_tokens=12, t_high=temperature, t_low=temperature, entropy_threshold=4.5)
+    assert written(loaded, 20, forked) == written(loaded, 20, Sampling(temperature, max_tokens=12))
+
+
+def test_forked_decoding_draws_forks_and_others_differently(loaded):
+    found = [
+        written(loaded, 20, Sampling(max_tokens=12, t_high=high, t_low=low, entropy_threshold=4.5))
+        for high, low in [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1.0, 1.0)]
+    ]
+    assert all(a != b for a, b in itertools.combinations(found, 2))
+
+
 def test_long_prompts_come_first(loaded):
     backend = TransformersBackend(*loaded, 2)
     parts = backend.parts([Request(p, 0) for p in PROMPTS])
@@ -173,6 +187,12 @@ def test_what_does_not_fit_the_positions_is_refused(loaded):
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"top_k": -1}, "top_k is -1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"t_high": 1.2, "t_low": 1.0}, "t_high, t_low alone: forked decoding needs"),
+        ({"t_high": -1.0, "t_low": 1.0, "entropy_threshold": 0.6}, "t_high is -1.0"),
+        (
+            {"temperature": 0.6, "t_high": 1.2, "t_low": 1.0, "entropy_threshold": 0.6},
+            "temperature is 0.6 with forked",
+        ),
     ],
 )
 def test_impossible_sampling_is_refused(wrong, said):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+FORKED = ("t_high", "t_low", "entropy_threshold")
 TRANSFORMERS, VLLM, AUTO = "transformers", "vllm", "auto"
 # Base models end a turn with either: their chat template has the first, their EOS is the other.
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
@@ -16,12 +17,18 @@ TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn: temperature 0 takes the most probable token; top_p 1 and top_k 0 cut nothing off."""
+    """How responses are drawn: temperature 0 takes the most probable token; top_p 1 and top_k 0 cut nothing off.
+
+    With `t_high`, `t_low` and `entropy_threshold` (nats) it is forked decoding, see `analysis.decoding`.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 20480
+    t_high: float | None = None
+    t_low: float | None = None
+    entropy_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -31,6 +38,21 @@ class Sampling:
         for name, least in (("top_k", 0), ("max_tokens", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more.")
+        given = [name for name in FORKED if getattr(self, name) is not None]
+        if given and len(given) < len(FORKED):
+            raise ValueError(f"{', '.join(given)} alone: forked decoding needs {', '.join(FORKED)}.")
+        if given and self.temperature != 1:
+            raise ValueError(
+                f"temperature is {self.temperature} with forked decoding, which takes entropies at 1: set it to 1."
+            )
+        for name in given:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be a number, 0 or more.")
+
+    @property
+    def forked(self) -> dict[str, float] | None:
+        """The arguments of forked decoding, if it is asked for."""
+        return None if self.t_high is None else {name: getattr(self, name) for name in FORKED}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from .. import plots, records
 from ..callbacks import git_revision, hardware, versions
 from ..hub import GatedError
 from . import contamination, models, questions, report, results
-from .backends import TRANSFORMERS, VLLM, Backend, Sampling, choose
+from .backends import FORKED, TRANSFORMERS, VLLM, Backend, Sampling, choose
 from .benchmark import CODE, Benchmark
 from .generation import Work, process
 from .judging import judge
@@ -46,6 +46,9 @@ class Options:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int = 0
+    t_high: float | None = None
+    t_low: float | None = None
+    entropy_threshold: float | None = None
     max_tokens: int | None = None
     seed: int = 0
     revision: str | None = None
@@ -62,7 +65,8 @@ class Options:
         chosen = {name: value if (value := getattr(self, name)) is not None else preset[name] for name in preset}
         if self.max_tokens is None and benchmark.max_tokens is not None:
             chosen["max_tokens"] = benchmark.max_tokens
-        return chosen.pop("samples"), Sampling(top_k=self.top_k, **chosen)
+        chosen |= {name: getattr(self, name) for name in ("top_k", *FORKED)}
+        return chosen.pop("samples"), Sampling(**chosen)
 
 
 @dataclass(frozen=True)

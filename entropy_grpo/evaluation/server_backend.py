@@ -79,6 +79,8 @@ class ServerBackend:
         }
         if sampling.top_k:  # no parameter of OpenAI's own
             body["top_k"] = sampling.top_k
+        if sampling.forked:  # of a server with the logits processor `analysis.vllm_decoding:ForkedTemperature`
+            body["vllm_xargs"] = sampling.forked
         start = time.perf_counter()
         reply = self._ask("POST", "/completions", body)
         choice = reply["choices"][0]

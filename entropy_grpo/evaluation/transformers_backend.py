@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessorList
 from transformers.utils import logging
 
+from ..analysis.decoding import ForkedTemperature, Temperatures
 from .backends import TRANSFORMERS, TURN_ENDS, Request, Response, Sampling, check_length
 from .models import has_adapter
 from .sampler import SeededSampler
@@ -90,6 +91,8 @@ class TransformersBackend:
         inputs.pop("token_type_ids", None)
         width = inputs["input_ids"].shape[1]
         processors = LogitsProcessorList()
+        if sampling.forked:
+            processors.append(ForkedTemperature(Temperatures(*sampling.forked.values())))
         if sampling.temperature > 0:
             processors.append(
                 SeededSampler(

@@ -50,6 +50,7 @@ class VllmBackend:
             tensor_parallel_size=tensor_parallel,
             seed=0,
             disable_log_stats=True,
+            logits_processors=["entropy_grpo.analysis.vllm_decoding:ForkedTemperature"],
             **more,
         )
         vocabulary = self.llm.get_tokenizer().get_vocab()
@@ -78,6 +79,7 @@ class VllmBackend:
                 max_tokens=sampling.max_tokens,
                 seed=request.seed,
                 stop_token_ids=self.turn_ends,
+                extra_args=sampling.forked,
             )
             engine.add_request(str(i), request.prompt, params)
             start[str(i)] = time.perf_counter()
