@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(900)
 
 PROMPTS = ["go 15 to 8 need -7 with +7 -4 -1\n", "go 1 to 9", "take +5 need"]
 GREEDY, DRAWN, ONE = Sampling(0.0, max_tokens=12), Sampling(0.8, 0.95, max_tokens=12), Sampling(0.6, max_tokens=1)
+FORKED = Sampling(max_tokens=12, t_high=0.0, t_low=0.0, entropy_threshold=4.5)
 MANY = 2000
 
 ENGINE = """
@@ -55,6 +56,7 @@ def wanted():
         (drawn, DRAWN),
         (drawn[::-1], DRAWN),
         (requests_of(PROMPTS[:1], range(MANY)), ONE),
+        (requests_of(PROMPTS, [0]), FORKED),
     ]
 
 
@@ -85,6 +87,10 @@ def greedy(model):
 
 def test_greedy_responses_are_those_of_transformers(engine, greedy):
     assert engine[0] == greedy
+
+
+def test_forked_decoding_without_temperature_is_greedy(engine, greedy):
+    assert engine[4] == greedy
 
 
 def test_a_seed_decides_a_response(engine):
