@@ -29,8 +29,8 @@ $(VENV)/ready: pyproject.toml
 demo: setup  ## train the embedded task on this machine's processor (a few minutes, and a few more for the cold start, once)
 	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml recipes/demo_cpu.yaml $(RECIPE_ARGS)
 
-test: setup  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: setup  ## run the tests, a file at a time on each core
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 # The CPU build of vLLM needs that of torch, but the torchvision, torchaudio and torchcodec that it asks for come for GPUs
 # and fail at import beside it; text models do without them.

@@ -16,7 +16,7 @@ EVALUATION = (
     "vllm_backend"
 ).split()
 ANALYSIS = (
-    "by_category collect collection command distribution figures inputs pieces position render report scoring "
+    "by_category collect collection command distribution figures inputs position render report scoring "
     "training views words"
 ).split()
 BENCHMARKS = "aime24 aime25 amc23 gpqa humaneval livecodebench math500 minerva number_walk olympiadbench".split()
