@@ -12,7 +12,7 @@ RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier grading eval evaluation position diagnostics figures analysis
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier grading eval evaluation position diagnostics figures analysis decoding divergence
 
 help:  ## this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
@@ -98,3 +98,9 @@ figures: setup  ## token entropy of the embedded task before and after training,
 
 analysis: setup  ## time and memory of the analysis on a million made-up tokens (ten minutes), docs/entropy.md
 	$(BIN)/python -m benchmarks.analysis
+
+decoding: setup  ## sweep forked decoding's temperatures on the embedded task (ten minutes on two cores), docs/entropy.md
+	$(BIN)/python -m benchmarks.decoding
+
+divergence: setup  ## force other tokens at forks of the embedded task and see what changes (ten minutes on two cores)
+	$(BIN)/python -m benchmarks.divergence

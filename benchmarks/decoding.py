@@ -23,6 +23,7 @@ from entropy_grpo.embedded import number_walk
 from entropy_grpo.evaluation.intervals import gain_interval, share_interval
 
 RESULTS = measure.RESULTS / "decoding.json"
+PAGE = measure.ROOT / "docs" / "entropy.md"
 TABLE = "python -m benchmarks.decoding --draw"
 TEMPERATURES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 PERCENTILE, PROBLEMS, SAMPLES = 80, 400, 2
@@ -122,7 +123,7 @@ def main() -> None:
         measure.write("decoding", "python -m benchmarks.decoding", figures)
     results = json.loads(RESULTS.read_text())
     draw(results).savefig(RESULTS.with_suffix(".png"), dpi=120)
-    measure.write_block(TABLE, table(results), measure.ENTROPY)
+    measure.write_readme(TABLE, table(results), PAGE)
     print(table(results))
 
 

@@ -18,6 +18,7 @@ from entropy_grpo.card import share_text
 from entropy_grpo.evaluation.intervals import gain_interval
 
 RESULTS = measure.RESULTS / "divergence.json"
+PAGE = measure.ROOT / "docs" / "entropy.md"
 TABLE = "python -m benchmarks.divergence --draw"
 PROBLEMS = 200
 SETTINGS = Settings(rho=0.2, forks=1, continuations=32, max_tokens=walks.MAX_TOKENS, batch_size=1024)
@@ -110,7 +111,7 @@ def main() -> None:
         measure.write("divergence", "python -m benchmarks.divergence", figures)
     results = json.loads(RESULTS.read_text())
     draw(results).savefig(RESULTS.with_suffix(".png"), dpi=120)
-    measure.write_block(TABLE, table(results), measure.ENTROPY)
+    measure.write_readme(TABLE, table(results), PAGE)
     print(table(results))
 
 

@@ -15,7 +15,6 @@ from entropy_grpo.callbacks import git_revision, hardware, versions
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-ENTROPY = ROOT / "docs" / "entropy.md"
 END = "<!-- end of results -->"
 
 

@@ -18,6 +18,8 @@ EVALUATION = (
 ANALYSIS = (
     "by_category collect collection command distribution figures inputs position render report scoring "
     "training views words"
+    "by_category collect collection command distribution divergence figures inputs page pieces position render report "
+    "scoring terminal text tokens training views vllm_decoding words"
 ).split()
 BENCHMARKS = "aime24 aime25 amc23 gpqa humaneval livecodebench math500 minerva number_walk olympiadbench".split()
 
@@ -57,8 +59,6 @@ ROW = [
         "compare",
         "sweep",
     ],
-    ["analysis.text"],
-    ["analysis.page", "analysis.terminal", "analysis.tokens", "analysis.divergence", "analysis.vllm_decoding"],
     ["sft_config"],
     [
         "ops.kernels",
@@ -81,7 +81,6 @@ ROW = [
         "costs",
         "analysis.decoding",
         "analysis.alternatives",
-        "analysis.pieces",
     ],
     ["evaluation.benchmarks"],
     [f"evaluation.benchmarks.{name}" for name in BENCHMARKS],

@@ -5,7 +5,20 @@ import math
 
 import pytest
 
-from benchmarks import analysis, embedded, evaluation, figures, grading, kill, measure, sampling, speed, verifier
+from benchmarks import (
+    analysis,
+    decoding,
+    divergence,
+    embedded,
+    evaluation,
+    figures,
+    grading,
+    kill,
+    measure,
+    sampling,
+    speed,
+    verifier,
+)
 from entropy_grpo import records
 
 
@@ -104,3 +117,16 @@ def test_no_view_of_a_million_tokens_takes_two_gigabytes():
     results = json.loads(analysis.RESULTS.read_text())
     assert results["tokens"] >= 10**6 and results["vocabulary"] >= 150_000
     assert max(part["peak_bytes"] for part in results["parts"].values()) < 2 * 2**30
+
+
+@pytest.mark.parametrize("part", [decoding, divergence], ids=["decoding", "divergence"])
+def test_docs_hold_the_recorded_tables(part):
+    assert measure.readme_block(part.TABLE, part.PAGE)[1] == part.table(json.loads(part.RESULTS.read_text()))
+
+
+def test_interventions_are_those_of_the_forks():
+    for model in json.loads(divergence.RESULTS.read_text())["models"].values():
+        for kind, summary in model["summary"].items():
+            mine = [fork for fork in model["forks"] if fork["kind"] == kind]
+            mean = sum(fork["accuracy"] - fork["other_accuracy"] for fork in mine) / len(mine)
+            assert summary["intervention"]["value"] == pytest.approx(mean, abs=1e-3)

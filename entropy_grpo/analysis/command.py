@@ -10,6 +10,7 @@ def add(commands: Any) -> None:
     subcommands = analyze.add_subparsers(required=True)
     _add_collect(subcommands)
     _add_report(subcommands)
+    _add_text(subcommands)
 
 
 def _add_collect(subcommands: Any) -> None:
@@ -54,3 +55,24 @@ def _report(run: Path) -> None:
 
     for path in report.write(run):
         print(path)
+
+
+def _add_text(subcommands: Any) -> None:
+    text = subcommands.add_parser(
+        "text", help="the last responses of a run, each token on the colour of its entropy, here and as a page"
+    )
+    text.set_defaults(run_command=_text)
+    add = text.add_argument
+    add("run", type=Path, help="a run folder")
+    add("--checkpoints", nargs="+", default=[], metavar="MODEL", help="[NAME=]PATH, to score the tokens side by side")
+    add("--responses", type=int, default=8, help="how many of the last ones (8)")
+    add("--rho", type=float, default=0.2, help="share of the tokens that are marked (0.2)")
+    add("--temperature", type=float, default=1.0, help="with --checkpoints, of the entropies (1.0)")
+    add("--dtype", default="auto", help="with --checkpoints, of the weights: auto, bfloat16, float32, ...")
+
+
+def _text(run: Path, checkpoints: list[str], **options: Any) -> None:
+    from . import text
+    from .collect import named
+
+    print(f"page  {text.run(text.Options(run, named(checkpoints), **options))}")

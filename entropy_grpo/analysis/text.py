@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import records
+from ..evaluation import models
+from ..evaluation.transformers_backend import load_model
 from ..records import RunFolder
 from . import alternatives, terminal
 from .page import RHO, write_page
@@ -51,12 +53,9 @@ class Options:
 
 def score(rows: list[records.Row], options: Options) -> list[Response]:
     """The responses under every checkpoint, which are loaded one after the other."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     views: list[list[View]] = [[] for _ in rows]
     for name, path in options.checkpoints.items():
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=options.dtype).eval()
+        model, tokenizer = load_model(models.local_path(path), None, options.dtype)
         for row, found in zip(rows, views, strict=True):
             prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
             scores = alternatives.score(model, prompt, row["token_ids"], COUNT, options.temperature)
