@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from benchmarks import measure, walks
 from entropy_grpo.analysis.alternatives import score
 from entropy_grpo.analysis.decoding import ForkedTemperature, Temperatures
-from entropy_grpo.card import share_text
+from entropy_grpo.card_results import share_text
 from entropy_grpo.embedded import number_walk
 from entropy_grpo.evaluation.intervals import gain_interval, share_interval
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import measure, walks
 from entropy_grpo.analysis.divergence import HIGH, LOW, Settings, divergence, summarize
-from entropy_grpo.card import share_text
+from entropy_grpo.card_results import share_text
 from entropy_grpo.evaluation.intervals import gain_interval
 
 RESULTS = measure.RESULTS / "divergence.json"

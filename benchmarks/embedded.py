@@ -21,7 +21,7 @@ from scipy import stats
 
 from benchmarks import measure
 from entropy_grpo import records
-from entropy_grpo.card import share_text
+from entropy_grpo.card_results import share_text
 from entropy_grpo.embedded import cold_start
 from entropy_grpo.records import RunFolder
 

@@ -10,7 +10,7 @@ import sys
 
 from benchmarks import measure
 from entropy_grpo import records
-from entropy_grpo.card import share_text
+from entropy_grpo.card_results import share_text
 
 TABLE = "python -m benchmarks.speed --table"
 PARTS = ("head", "step", "end_to_end", "scopes")
