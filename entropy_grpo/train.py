@@ -10,7 +10,8 @@ from trl import get_quantization_config
 from . import plots, recipe, records
 from .adapters import CheckedModelConfig, check_installed, check_quantised, check_targets, lora_config
 from .callbacks import RewardProgress
-from .card import results_table, write_card
+from .card import write_card
+from .card_results import results_table
 from .config import CLASSES, RunConfig
 from .data import Problems, check_size, load_problems
 from .embedded import number_walk
