@@ -16,8 +16,8 @@ EVALUATION = (
     "vllm_backend"
 ).split()
 ANALYSIS = (
-    "by_category collect collection command distribution figures inputs position render report scoring "
-    "training views words"
+    "by_category collect collection command distribution divergence figures inputs page pieces position render report "
+    "scoring terminal text tokens training views vllm_decoding words"
 ).split()
 BENCHMARKS = "aime24 aime25 amc23 gpqa humaneval livecodebench math500 minerva number_walk olympiadbench".split()
 
