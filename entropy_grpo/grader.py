@@ -44,7 +44,8 @@ PROBE = "\\frac{3}{7}"
 MOST_BEGUN = 2**15
 
 BRACKET = re.compile(r"[(\[{]|([)\]}])")
-INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+TERM = re.compile(r"[+-]?[0-9]{1,18}")
+SUM = re.compile(rf"{TERM.pattern}(?:[+-][0-9]{{1,18}})*")
 METRICS = {
     "timeouts": Verdict.TIMEOUT,
     "failures": Verdict.FAILURE,
@@ -58,6 +59,11 @@ def nesting(text: str) -> int:
     return max(accumulate(steps, initial=0))
 
 
+def plain_value(text: str) -> int | None:
+    """The value of an integer in digits, or of a sum of such; None for other text."""
+    return sum(map(int, TERM.findall(text))) if SUM.fullmatch(text) else None
+
+
 def plain_verdict(answer: str | None, reference: str, relative_tolerance: float = 0.0) -> Verdict | None:
     """The verdict where it takes no mathematics, as `compare` finds it; None where it does.
 
@@ -69,8 +75,9 @@ def plain_verdict(answer: str | None, reference: str, relative_tolerance: float 
     answer, reference = answer.strip(), reference.strip()
     if answer == reference:
         return Verdict.RIGHT
-    if not relative_tolerance and INTEGER.fullmatch(answer) and INTEGER.fullmatch(reference):
-        return Verdict.RIGHT if int(answer) == int(reference) else Verdict.WRONG
+    value, wanted = plain_value(answer), plain_value(reference)
+    if not relative_tolerance and value is not None and wanted is not None:
+        return Verdict.RIGHT if value == wanted else Verdict.WRONG
     return Verdict.WRONG if nesting(answer) > DEEPEST_ANSWER else None
 
 
@@ -205,20 +212,25 @@ class Grader:
         """
         deadline = time.monotonic() + self.total_seconds
         texts = [answer.strip() if answer else "" for answer in answers]
-        left = [text for text in dict.fromkeys(texts) if text]
-        probes = self._grade([(text, PROBE) for text in left if not INTEGER.fullmatch(text)], deadline)
+        values = {text: plain_value(text) for text in texts if text}
+        by_value: dict[int, str] = {}
+        equals = {text: text if value is None else by_value.setdefault(value, text) for text, value in values.items()}
+        left = list(dict.fromkeys(equals.values()))
+        probes = self._grade([(text, PROBE) for text in left if values[text] is None], deadline)
         slow = {text for (text, _), verdict in probes.items() if verdict in (Verdict.TIMEOUT, Verdict.FAILURE)}
         firsts: dict[str, str] = {text: text for text in slow}
         left = [text for text in left if text not in slow]
         while left:
             first, *others = left
             firsts[first] = first
-            found = self._grade([(text, first) for text in others], deadline) if time.monotonic() < deadline else {}
+            open_ = [(text, first) for text in others if values[text] is None or values[first] is None]
+            found = self._grade(open_, deadline) if open_ and time.monotonic() < deadline else {}
             same = {text for (text, _), verdict in found.items() if verdict is Verdict.RIGHT}
             firsts |= dict.fromkeys(same, first)
             left = [text for text in others if text not in same]
-        numbers = {first: number for number, first in enumerate(dict.fromkeys(firsts[text] for text in texts if text))}
-        return [numbers[firsts[text]] if text else -1 for text in texts]
+        found_first = {text: firsts[equal] for text, equal in equals.items()}
+        numbers = {f: number for number, f in enumerate(dict.fromkeys(found_first[text] for text in texts if text))}
+        return [numbers[found_first[text]] if text else -1 for text in texts]
 
     def __call__(
         self, answers: Sequence[str | None], references: Sequence[str], log_metric: LogMetric | None = None

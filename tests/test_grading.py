@@ -56,6 +56,32 @@ def test_the_short_cut_says_what_the_grader_says():
     assert plain_verdict("101", "100", 0.01) is None and plain_verdict("100", "100", 0.01) is Verdict.RIGHT
 
 
+def test_sums_of_integers_need_no_worker():
+    draw = random.Random(0)
+
+    def written():
+        terms = [str(draw.randint(0, 60)).zfill(draw.choice([1, 2])) for _ in range(draw.randint(1, 5))]
+        return draw.choice(["", "", "+", "-"]) + "".join(t + draw.choice("+-") for t in terms[:-1]) + terms[-1]
+
+    for _ in range(100):
+        answer, other = written(), written()
+        reference = draw.choice([other, str(eval_sum(answer))])
+        verdict = Verdict.RIGHT if eval_sum(answer) == eval_sum(reference) else Verdict.WRONG
+        assert plain_verdict(answer, reference) is compare(answer, reference) is verdict, (answer, reference)
+    assert all(plain_verdict(text, "6") is None for text in ("2*3", "3--3", "1e1-4", "(6)", "12-6.0"))
+
+
+def eval_sum(text):
+    total, sign, number = 0, 1, ""
+    for character in f"{text}+":
+        if character.isdigit():
+            number += character
+            continue
+        total += sign * int(number or 0)
+        sign, number = (1 if character == "+" else -1), ""
+    return total
+
+
 # A base that is left out is right in the answer only, and an open interval `(0, 1)` is a reference for no inequality
 # that it does not name.
 ONE_WAY = {"bases", "hard to tell"}
