@@ -322,7 +322,7 @@ def test_an_evaluation_file_without_problems_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"prompt_template": "bxoed"}, "prompt_template is 'bxoed': choose one of boxed, answer_line, or null"),
+        ({"prompt_template": "bxoed"}, "prompt_template is 'bxoed': choose one of boxed, code, answer_line, or null"),
         ({"prompt_template": "null"}, "prompt_template is 'null'"),
         ({"max_prompt_length": 0}, "max_prompt_length is 0: it must be 1 or more, or null"),
         ({"decontaminate_against": ["math_500"]}, "'math_500': choose among aime24, aime25, amc23, math500, minerva"),

@@ -99,7 +99,7 @@ def test_rewards_that_grade_can_begin(name, grader, monkeypatch):
     (reward,) = get_rewards([name], grader, 48)
     completions = ["\\boxed{15-4-1-1-1}\nAnswer: 16/2", "\\boxed{15-7}\nAnswer: 9", "Answer: \\boxed{15-4-1}"]
     columns = {"prompts": ["go 15 to 8 need -7 with +7 -4 -1\n"] * 3, "completions": completions}
-    columns |= {"solution": ["8"] * 3, "completion_ids": [[1]] * 3, "log_metric": lambda *_: None}
+    columns |= {"solution": ["\\frac{16}{2}"] * 3, "completion_ids": [[1]] * 3, "log_metric": lambda *_: None}
     alone = reward(**columns)
     scheduled = scheduled_by(grader, monkeypatch)
     assert reward.begin(**columns) is None

@@ -18,7 +18,6 @@ from trl.generation.vllm_generation import VLLMGeneration
 from benchmarks import kill
 from entropy_grpo import adapters, cli, launch, plan
 from entropy_grpo.adapters import CheckedModelConfig
-from entropy_grpo.card import write_card
 from entropy_grpo.checkpoint import COMPLETE
 from entropy_grpo.recipe import RecipeError
 
@@ -251,16 +250,6 @@ def test_card_of_a_run_says_that_it_is_adapters(alone):
     card = ModelCard.load(alone / "README.md")
     assert card.data.library_name == "peft"
     assert "entropy-grpo merge" in card.text
-
-
-@pytest.mark.parametrize("use_peft", [True, False])
-def test_card_names_base_and_library(tmp_path, use_peft):
-    recipe = f"use_peft: {str(use_peft).lower()}\nmodel_name_or_path: Qwen/Qwen3-8B-Base\n"
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    card = ModelCard.load(write_card(tmp_path))
-    assert card.data.base_model == "Qwen/Qwen3-8B-Base"
-    assert card.data.library_name == ("peft" if use_peft else "transformers")
-    assert ("LoRA adapters" in card.text) == use_peft
 
 
 # Refusals
