@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from .evaluation.intervals import CONFIDENCE
+from .evaluation.report import cell
 from .records import Row
 from .trained import Benchmark, Trained
 
@@ -24,7 +25,7 @@ def share_text(measured: dict[str, float] | float | None, sign: str = "") -> str
         return ""
     if isinstance(measured, (int, float)):
         return f"{measured:{sign}.3g}"
-    return f"{measured['value']:{sign}.3f} [{measured['low']:{sign}.3f}, {measured['high']:{sign}.3f}]"
+    return cell(measured, sign=sign)
 
 
 def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:

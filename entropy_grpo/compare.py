@@ -20,6 +20,7 @@ from scipy import stats
 
 from . import plots, records
 from .evaluation.intervals import CONFIDENCE, gain_interval
+from .evaluation.report import aligned, cell
 from .markdown import table
 from .records import Row, RunFolder
 
@@ -239,10 +240,9 @@ def _group(members: Sequence[Run]) -> dict[str, Any]:
 def _shown(measured: dict[str, Any] | None, sign: str = "") -> str:
     if measured is None:
         return ""
-    text = f"{measured['value']:{sign}.3f}"
     if "low" in measured and not math.isnan(measured["low"]):
-        text += f" [{measured['low']:{sign}.3f}, {measured['high']:{sign}.3f}]"
-    return text
+        return cell(measured, sign=sign)
+    return f"{measured['value']:{sign}.3f}"
 
 
 def tables(found: dict[str, Any]) -> dict[str, list[list[str]]]:
@@ -286,13 +286,7 @@ def tables(found: dict[str, Any]) -> dict[str, list[list[str]]]:
 
 def as_text(found: dict[str, Any]) -> str:
     """The tables for a terminal."""
-    parts = []
-    for rows in tables(found).values():
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        parts.append(
-            "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-        )
-    return "\n\n".join(parts)
+    return "\n\n".join(aligned(rows) for rows in tables(found).values())
 
 
 def as_markdown(found: dict[str, Any]) -> str:

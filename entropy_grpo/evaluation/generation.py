@@ -97,9 +97,9 @@ class Work:
         parts = backend.parts(self.requests)[rank::processes]
         return [part for part in parts if any(keys[i] in missing for i in part)]
 
-    def write(self, backend: Backend, progress: Callable[[int], Any]) -> None:
-        """Write this process's share of what is missing; `progress` is told the tokens of each response."""
-        parts, keys, requests, missing = self.share(backend), self.keys, self.requests, set(self.missing())
+    def write(self, backend: Backend, parts: list[list[int]], progress: Callable[[int], Any]) -> None:
+        """Write what is missing of this process's `share`; `progress` is told the tokens of each response."""
+        keys, requests, missing = self.keys, self.requests, set(self.missing())
         if parts and not backend.in_batches:
             parts = [[i for part in parts for i in part]]
         path = self.folder / f"samples-{process()[0]}.jsonl"

@@ -145,7 +145,8 @@ def generate(works: Sequence[Work], backend: Backend) -> None:
     for work in works:
         if work.questions:
             backend.check(work.requests, work.sampling)
-    total = sum(len(part) for work in works for part in work.share(backend))
+    shares = [work.share(backend) for work in works]
+    total = sum(len(part) for share in shares for part in share)
     start, tokens = time.perf_counter(), 0
     with tqdm(total=total, unit="response", disable=process()[0] > 0) as bar:
 
@@ -155,9 +156,9 @@ def generate(works: Sequence[Work], backend: Backend) -> None:
             bar.update()
             bar.set_postfix_str(f"{tokens / (time.perf_counter() - start):.0f} tokens/s", refresh=False)
 
-        for work in works:
+        for work, share in zip(works, shares, strict=True):
             bar.set_description(work.folder.name)
-            work.write(backend, progress)
+            work.write(backend, share, progress)
 
 
 def wait_for_others(works: Sequence[Work]) -> None:
