@@ -12,7 +12,7 @@ RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results bench sampling kill verifier grading eval evaluation position diagnostics figures analysis decoding divergence
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench sampling kill verifier grading eval evaluation position diagnostics figures analysis decoding divergence
 
 help:  ## this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
@@ -65,6 +65,15 @@ card: setup  ## write the model card of RUN=runs/NAME from its files; CARD_ARGS=
 
 results: setup  ## train the embedded task with three seeds and three selections (half an hour), benchmarks/results/embedded.json
 	$(BIN)/python -m benchmarks.embedded
+
+reproduce-tiny: setup  ## sweep rho and its controls on the embedded task, three seeds (an hour on two cores), docs/experiments.md
+	$(BIN)/python -m benchmarks.experiments reproduce_tiny
+
+shaping-tiny: setup  ## the same for PPL and position shaping (half an hour on two cores)
+	$(BIN)/python -m benchmarks.experiments shaping_tiny
+
+rewards-tiny: setup  ## the same for true, random, inverted and format-only rewards (a quarter of an hour on two cores)
+	$(BIN)/python -m benchmarks.experiments rewards_tiny
 
 bench: setup  ## measure speed against stock TRL (an hour on two cores; on a GPU with Qwen3-8B's head), benchmarks/results/
 	$(BIN)/python -m benchmarks.speed

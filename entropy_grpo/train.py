@@ -17,6 +17,7 @@ from .data import Problems, check_size, load_problems
 from .embedded import number_walk
 from .evaluation import metrics
 from .evaluation.in_training import BenchmarkCallback
+from .evaluation.report import aligned
 from .grader import Grader, worker_count
 from .names import EMBEDDED
 from .recipe import RecipeError, Setting, Settings
@@ -142,9 +143,7 @@ def report(folder: RunFolder, made: list[Path]) -> str:
     if evaluation:
         rows = [("held-out problems", "before", "after", "gain")]
         rows += [tuple(row.values()) for row in results_table(evaluation)]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        lines.append("")
+        lines += [aligned(rows), ""]
     checkpoints = sorted(folder.path.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
     lines.append(f"run folder  {folder.path}")
     lines += [

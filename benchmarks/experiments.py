@@ -1,0 +1,218 @@
+"""Experiments on the embedded task, each a sweep over seeds and its comparison; docs/experiments.md reads them.
+
+    python -m benchmarks.experiments reproduce_tiny    # run what is missing, then record, draw and tabulate
+    python -m benchmarks.experiments --table           # only the tables of the recorded results
+
+What is recorded is what `entropy-grpo compare` finds, and beside it what the watchers said of each run.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks import measure
+from entropy_grpo import records, sweep
+from entropy_grpo.evaluation.report import cell
+from entropy_grpo.markdown import table as markdown_table
+from entropy_grpo.plots import COLOURS, DASHES, MARKERS
+from entropy_grpo.records import RunFolder
+
+DOCS = measure.ROOT / "docs"
+PAGE = DOCS / "experiments.md"
+SEEDS = 3
+CURVES = {
+    "eval_accuracy": "accuracy on held-out problems",
+    "entropy": "mean token entropy (nats)",
+}
+# Points of a drawn series that has one at every step are means over as many steps.
+SMOOTHED = 20
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe and its variants: what each is called, and the settings that it adds. The first is the baseline."""
+
+    recipe: str
+    arms: Mapping[str, tuple[str, ...]]
+
+
+RHO = "top_entropy_quantile={}"
+SMALLER = (RHO.format(0.2), "learning_rate=1.0e-4")
+REWARDS = "rewards=[walk_accuracy,{}]"
+EXPERIMENTS = {
+    "reproduce_tiny": Experiment(
+        "recipes/demo_cpu.yaml",
+        {"rho = 1.0": (RHO.format("1.0"),)}
+        | {f"rho = {rho}": (RHO.format(rho),) for rho in (0.1, 0.15, 0.2, 0.25, 0.3, 0.5)}
+        | {
+            "bottom 0.8": ("entropy_selection=bottom",),
+            "random 0.2": ("entropy_selection=random",),
+            "gradient norm 0.2": ("entropy_selection=gradient_norm",),
+        },
+    ),
+    "shaping_tiny": Experiment(
+        "recipes/demo_cpu_grpo.yaml",
+        {
+            "grpo": (RHO.format("1.0"),),
+            "ppl": ("ppl_shaping_alpha=0.01",),
+            "position": ("position_shaping_gamma=0.1", "position_shaping_start=160"),
+            "forking": SMALLER,
+            "forking + ppl": (*SMALLER, "ppl_shaping_alpha=0.01"),
+        },
+    ),
+    "rewards_tiny": Experiment(
+        "recipes/demo_cpu.yaml",
+        {"true": ("rewards=[walk_accuracy]",)}
+        | {name: (REWARDS.format(name), "reward_weights=[0,1]") for name in ("random", "inverted", "format_only")},
+    ),
+}
+
+
+def command(name: str) -> str:
+    """What writes the tables of an experiment into the page; the mark of their place there."""
+    return f"python -m benchmarks.experiments {name} --table"
+
+
+def results(name: str) -> Path:
+    """Where an experiment's figures are recorded."""
+    return measure.RESULTS / f"{name}.json"
+
+
+def run(name: str, jobs: int) -> None:
+    """Sweep what is missing and record the comparison."""
+    experiment, folder = EXPERIMENTS[name], measure.ROOT / "runs" / name
+    variants = list(experiment.arms.values())
+    sweep.main(
+        experiment.recipe, [], variants, SEEDS, variants[0], str(folder), jobs, "accelerate launch --quiet", False
+    )
+    found = records.read_json(folder / "comparison.json")
+    names = {
+        trial.folder.parent.name: label
+        for label, words in experiment.arms.items()
+        for trial in sweep.trials(sweep.variants([], [words]), 1, folder)
+    }
+    labels = {group: names[Path(members["runs"][0]).parent.name] for group, members in found["groups"].items()}
+    records.write_json(results(name), recorded(name, found, labels))
+
+
+def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
+    """What of a comparison is kept, arms by their names in the order of the experiment."""
+    experiment, arms = EXPERIMENTS[name], {}
+    for group, members in found["groups"].items():
+        runs = [RunFolder(Path(path)) for path in members["runs"]]
+        arms[labels[group]] = {
+            "settings": experiment.arms[labels[group]],
+            "measures": members["measures"],
+            "by_seed": [records.read_json(run.evaluation)["after"]["accuracy"]["value"] for run in runs],
+            "before": [records.read_json(run.evaluation)["before"]["accuracy"]["value"] for run in runs],
+            "curves": {key: thinned(members["curves"][key]) for key in CURVES},
+            "cost": members["cost"],
+            "warnings": [sorted({row["watcher"] for row in records.read_steps(run.warnings)}) for run in runs],
+        }
+        environment = records.read_json(runs[0].environment)
+    return {
+        "command": f"python -m benchmarks.experiments {name}",
+        "recipe": experiment.recipe,
+        "hardware": environment["hardware"],
+        "versions": environment["versions"],
+        "git_revision": environment["git_revision"],
+        "baseline": labels[found["baseline"]],
+        "arms": {label: arms[label] for label in experiment.arms},
+        "differences": {labels[group]: test for group, test in found["differences"].items()},
+    }
+
+
+def thinned(points: dict[str, dict[str, float]]) -> dict[int, float]:
+    """The values of a series by step; of one with more points than can be seen, means over SMOOTHED of them."""
+    values = [(int(step), point["value"]) for step, point in points.items()]
+    if len(values) <= 2 * SMOOTHED:
+        return {step: round(value, 4) for step, value in values}
+    parts = [values[i : i + SMOOTHED] for i in range(0, len(values), SMOOTHED)]
+    return {part[-1][0]: round(sum(value for _, value in part) / len(part), 4) for part in parts}
+
+
+def table(recorded: dict[str, Any]) -> str:
+    """The arms and their differences from the baseline, in Markdown."""
+    rows = [
+        ["", "accuracy", "by seed", "mean entropy, nats", f"accuracy above {recorded['baseline']}", "p, corrected"]
+    ]
+    for label, arm in recorded["arms"].items():
+        test = recorded["differences"].get(label)
+        rows.append(
+            [
+                label,
+                cell(arm["measures"]["accuracy"]),
+                ", ".join(f"{value:.3f}" for value in arm["by_seed"]),
+                cell(arm["measures"]["mean_entropy"]),
+                cell(test, sign="+") if test else "",
+                f"{test['p_corrected']:.2f}" if test else "",
+            ]
+        )
+    return markdown_table(rows)
+
+
+def watchers_table(found: Mapping[str, dict[str, Any]]) -> str:
+    """How many runs of every arm each watcher spoke in; arms of which it spoke in none are left out."""
+    rows, runs, silent = [["experiment", "arm", "watchers, and in how many of the seeds they spoke"]], 0, 0
+    for name, experiment in found.items():
+        for label, arm in experiment["arms"].items():
+            runs, silent = runs + len(arm["warnings"]), silent + arm["warnings"].count([])
+            spoke = Counter(watcher for seed in arm["warnings"] for watcher in seed)
+            if spoke:
+                rows.append([name, label, ", ".join(f"{watcher} {count}" for watcher, count in spoke.most_common())])
+    return f"Silent in {silent} of {runs} runs.\n\n{markdown_table(rows)}".strip()
+
+
+def draw(recorded: dict[str, Any], path: Path) -> None:
+    """Accuracy after training by arm, with its seeds; accuracy and entropy over training."""
+    arms = recorded["arms"]
+    figure = Figure(figsize=(10, 4.4 + 0.12 * len(arms)), layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
+    for row, (label, arm) in enumerate(arms.items()):
+        colour = COLOURS[row % len(COLOURS)]
+        found = arm["measures"]["accuracy"]
+        errors = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+        panels[0].errorbar(found["value"], row, xerr=errors, color=colour, marker="o", capsize=3)
+        panels[0].plot(arm["by_seed"], [row + 0.25] * len(arm["by_seed"]), "|", color=colour)
+        style = {"color": colour, "linestyle": DASHES[row // len(COLOURS)], "marker": MARKERS[row % len(MARKERS)]}
+        for panel, key in zip(panels[1:], CURVES, strict=True):
+            points = arm["curves"][key]
+            panel.plot([int(step) for step in points], list(points.values()), label=label, markersize=4, **style)
+    panels[0].set(xlabel="test accuracy: mean, 95% interval, seeds", yticks=range(len(arms)), yticklabels=list(arms))
+    panels[0].invert_yaxis()
+    for panel, label in zip(panels[1:], CURVES.values(), strict=True):
+        panel.set(xlabel="optimiser step", ylabel=label)
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    handles, names = panels[1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=5)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all if none is named")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--table", action="store_true", help="only write the tables of the recorded results")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(EXPERIMENTS):
+        parser.error(f"{', '.join(unknown)}: name some of {', '.join(EXPERIMENTS)}.")
+    for name in options.names or EXPERIMENTS:
+        if not options.table:
+            run(name, options.jobs)
+        found = json.loads(results(name).read_text())
+        draw(found, DOCS / "figures" / f"{name}.png")
+        measure.write_readme(command(name), table(found), PAGE)
+        print(f"{table(found)}\n")
+    there = {name: json.loads(results(name).read_text()) for name in EXPERIMENTS if results(name).exists()}
+    measure.write_readme(command("watchers"), watchers_table(there), PAGE)
+
+
+if __name__ == "__main__":
+    main()
