@@ -4,9 +4,17 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessorList
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessorList,
+    PretrainedConfig,
+)
 from transformers.utils import logging
 
 from ..analysis.decoding import ForkedTemperature, Temperatures
@@ -15,22 +23,43 @@ from .models import has_adapter
 from .sampler import SeededSampler
 
 
-def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, AutoTokenizer]:
-    """A model on this process's device, its adapter on top if it is one, and its tokenizer, padding on the left."""
-    base = path
-    if has_adapter(path):
-        from peft import PeftConfig, PeftModel
+def base_of(path: str, revision: str | None) -> tuple[str, str | None]:
+    """(model, revision) that an adapter stands on; what is given, if it is none."""
+    if not has_adapter(path):
+        return path, revision
+    from peft import PeftConfig
 
-        config = PeftConfig.from_pretrained(path)
-        base, revision = config.base_model_name_or_path, config.revision
-    with_tokenizer = path if (Path(path) / "tokenizer_config.json").is_file() else base
+    config = PeftConfig.from_pretrained(path)
+    return config.base_model_name_or_path, config.revision
+
+
+def _load(auto: Any, path: str, folder: str, revision: str | None, **options: Any) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(with_tokenizer, revision=revision, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=dtype)
+        return auto.from_pretrained(folder, revision=revision, **options)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model is {path!r}, which does not load: {reason}") from error
+
+
+def load_tokenizer(path: str, revision: str | None) -> AutoTokenizer:
+    """A model's tokenizer, padding on the left; an adapter's own, or else that of its base."""
+    base, revision = base_of(path, revision)
+    with_tokenizer = path if (Path(path) / "tokenizer_config.json").is_file() else base
+    return _load(AutoTokenizer, path, with_tokenizer, revision, padding_side="left")
+
+
+def load_config(path: str, revision: str | None) -> PretrainedConfig:
+    """What a model's configuration says of its text."""
+    return _load(AutoConfig, path, *base_of(path, revision)).get_text_config()
+
+
+def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, AutoTokenizer]:
+    """A model on this process's device, its adapter on top if it is one, and its tokenizer."""
+    tokenizer = load_tokenizer(path, revision)
+    model = _load(AutoModelForCausalLM, path, *base_of(path, revision), dtype=dtype)
     if has_adapter(path):
+        from peft import PeftModel
+
         model = PeftModel.from_pretrained(model, path)
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
@@ -83,35 +112,36 @@ class TransformersBackend:
         check_length(longest, sampling.max_tokens, self.model.config.max_position_embeddings)
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
-        """The responses of one batch, at its end."""
-        start = time.perf_counter()
-        prompts = [request.prompt for request in requests]
-        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
-        inputs.pop("token_type_ids", None)
-        width = inputs["input_ids"].shape[1]
+    def write(
+        self, prefixes: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> list[list[int]]:
+        """The token ids that follow those of each prefix, with the one that ends them."""
+        width, device = max(map(len, prefixes)), self.model.device
+        ids = [[self.pad] * (width - len(prefix)) + list(prefix) for prefix in prefixes]
+        mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
         processors = LogitsProcessorList()
         if sampling.forked:
             processors.append(ForkedTemperature(Temperatures(*sampling.forked.values())))
         if sampling.temperature > 0:
-            processors.append(
-                SeededSampler(
-                    [request.seed for request in requests],
-                    width,
-                    sampling.max_tokens,
-                    sampling.temperature,
-                    sampling.top_p,
-                    sampling.top_k,
-                    self.model.device,
-                )
-            )
+            drawn = (sampling.temperature, sampling.top_p, sampling.top_k)
+            processors.append(SeededSampler(list(seeds), width, sampling.max_tokens, *drawn, device))
         written = self.model.generate(
-            **inputs, max_new_tokens=sampling.max_tokens, do_sample=False, logits_processor=processors
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            max_new_tokens=sampling.max_tokens,
+            do_sample=False,
+            logits_processor=processors,
         )[:, width:]
-        ended = torch.isin(written, torch.tensor(self.stops, device=written.device))
-        first = torch.where(ended.any(-1), ended.int().argmax(-1), written.shape[1]).tolist()
+        ended = torch.isin(written, torch.tensor(self.stops, device=device))
+        lengths = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, written.shape[1]).tolist()
+        return [row[:length] for row, length in zip(written.tolist(), lengths, strict=True)]
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
+        """The responses of one batch, at its end."""
+        start = time.perf_counter()
+        prefixes = self.tokenizer([request.prompt for request in requests])["input_ids"]
+        written = self.write(prefixes, [request.seed for request in requests], sampling)
         share = (time.perf_counter() - start) / len(requests)
-        for i, (row, end) in enumerate(zip(written.tolist(), first, strict=True)):
-            ids = row[: end + 1]
+        for i, ids in enumerate(written):
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            yield i, Response(text, len(ids), "stop" if end < len(row) else "length", share)
+            yield i, Response(text, len(ids), "stop" if ids[-1] in self.stops else "length", share)
