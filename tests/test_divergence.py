@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from entropy_grpo.analysis.divergence import HIGH, LOW, Settings, divergence, edit_distance, find_forks, summarize
+from entropy_grpo.analysis.divergence import Settings, divergence, edit_distance, find_forks
+from entropy_grpo.analysis.divergence_summary import HIGH, LOW, summarize
 
 from . import tiny_vocabulary
 from .tiny_vocabulary import END
@@ -52,6 +53,7 @@ def test_forks(model):
         fork, others = forks[i, t], np.where(np.arange(6) == ids[t], 0, p)
         entropies[i, t] = -(p * np.log(p)).sum()
         assert (fork.token, fork.other) == (ids[t], others.argmax())
+        assert fork.question == (0, 0, 2)[i]
         assert [fork.entropy, fork.logp, fork.other_logp] == pytest.approx(
             [entropies[i, t], np.log(p[ids[t]]), np.log(others.max())], abs=1e-5
         )
@@ -122,15 +124,15 @@ def test_rows_come_one_by_one_and_do_not_depend_on_the_callers_seed(model, token
     assert [first, *rows] == again
 
 
-def test_summary_clusters_by_response():
-    """Forks of one response that are copies of each other count as one: a t interval over responses."""
+def test_summary_clusters_by_question():
+    """Forks of one question that are copies of each other count as one: a t interval over questions."""
     rng = np.random.default_rng(0)
     names = ("accuracy", "other_accuracy", "distance_between", "distance_within", "changed_between", "changed_within")
     one = [
-        {"kind": HIGH, "response": i, "entropy": 1.0} | dict(zip(names, rng.random(6), strict=True)) for i in range(20)
+        {"kind": HIGH, "question": i, "entropy": 1.0} | dict(zip(names, rng.random(6), strict=True)) for i in range(20)
     ]
     single, copied = summarize(one)[HIGH], summarize(one * 5)[HIGH]
-    assert (copied["forks"], copied["responses"]) == (100, 20)
+    assert (copied["forks"], copied["questions"]) == (100, 20)
     for name in ("intervention", *names):
         assert copied[name] == pytest.approx(single[name])
     gains = [row["accuracy"] - row["other_accuracy"] for row in one]

@@ -134,7 +134,10 @@ PURE = [
     "filters",
     "sources",
     "categories",
-    *(f"analysis.{n}" for n in "by_category collection distribution position render training views words".split()),
+    *(
+        f"analysis.{n}"
+        for n in "by_category collection distribution divergence_summary position render training views words".split()
+    ),
     "evaluation.intervals",
     "evaluation.metrics",
     "evaluation.quality",

@@ -82,30 +82,25 @@ def by_step(paths: dict[str, str]) -> dict[str, str]:
     return {name: paths[name] for name in sorted(paths, key=lambda name: int(steps[name][1]))}
 
 
-def generate(options: Options) -> list[Path]:
-    """Answer the benchmarks as `entropy-grpo eval` does, and return the files; what is finished is not done again."""
+def generate(model: str, benchmarks: Sequence[str], folder: Path, **sampling: Any) -> list[Path]:
+    """Answer benchmarks as `entropy-grpo eval` does, and return the files; what is finished is not done again."""
     from ..evaluation import questions, run
 
-    folder = options.output / GENERATED
-    model = next(iter(named([options.model]).values()))
-    evaluation = run.Options(
-        model=model,
-        benchmarks=options.benchmarks,
-        output=folder,
-        samples=options.samples,
-        temperature=options.temperature,
-        top_p=1.0,
-        max_tokens=options.max_tokens,
-        seed=options.seed,
-        dtype=options.dtype,
-        backend=options.backend,
-    )
-    names = [questions.load(name)[0] for name in options.benchmarks]
+    names = [questions.load(name)[0] for name in benchmarks]
     closed = [benchmark.name for benchmark in names if not benchmark.is_open]
     if closed:
         raise ValueError(f"benchmarks names {closed[0]}, whose questions must not be repeated: choose another.")
-    run.run(evaluation)
+    run.run(run.Options(model=model, benchmarks=benchmarks, output=folder, **sampling))
     return [folder / f"{benchmark.name}.parquet" for benchmark in names]
+
+
+def responses_of(options: Options, model: str) -> list[Path]:
+    """The files of the responses: the one that is given, or those that the model writes."""
+    if options.responses is not None:
+        return [options.responses]
+    names = ("samples", "temperature", "max_tokens", "seed", "dtype", "backend")
+    sampling = {name: getattr(options, name) for name in names}
+    return generate(model, options.benchmarks, options.output / GENERATED, top_p=1.0, **sampling)
 
 
 def claim(collection: Collection, options: Options, paths: dict[str, str]) -> None:
@@ -120,7 +115,7 @@ def claim(collection: Collection, options: Options, paths: dict[str, str]) -> No
         "responses": source,
         "temperature": options.temperature,
         "dtype": options.dtype,
-        **(generation if options.benchmarks else {"sha256": _digest(options.responses)}),
+        **(generation if options.benchmarks else {"sha256": digest(options.responses)}),
     }
     checkpoints = {name: {"path": path, "weights": models.fingerprint(path)} for name, path in paths.items()}
     known = before.get("checkpoints", {})
@@ -144,9 +139,10 @@ def claim(collection: Collection, options: Options, paths: dict[str, str]) -> No
     records.write_json(collection.settings, wanted | {"checkpoints": known | checkpoints})
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.filedigest(file, "sha256").hexdigest()
 
 
 def token_table(rows: Sequence[records.Row], scores: Any, texts: dict[int, str], checkpoint: str) -> pa.Table:
@@ -232,8 +228,7 @@ def run(options: Options) -> Collection:
     tokenizer = same_vocabulary(paths)
     claim(collection, options, paths)
     if not collection.responses.exists():
-        files = [options.responses] if options.responses is not None else generate(options)
-        rows = (row for file in files for row in inputs.read(file))
+        rows = (row for file in responses_of(options, given[first]) for row in inputs.read(file))
         inputs.write(collection, inputs.tokenized(rows, tokenizer), PART_TOKENS)
     for name, path in paths.items():
         score_checkpoint(collection, name, path, options)

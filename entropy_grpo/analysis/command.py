@@ -9,8 +9,13 @@ def add(commands: Any) -> None:
     analyze = commands.add_parser("analyze", help="see the forks: token entropy of a model, a checkpoint or a run")
     subcommands = analyze.add_subparsers(required=True)
     _add_collect(subcommands)
+    _add_divergence(subcommands)
     _add_report(subcommands)
     _add_text(subcommands)
+
+
+def _names(benchmarks: str | None) -> list[str]:
+    return [name.strip() for name in (benchmarks or "").split(",") if name.strip()]
 
 
 def _add_collect(subcommands: Any) -> None:
@@ -39,9 +44,52 @@ def _add_collect(subcommands: Any) -> None:
 def _collect(benchmarks: str | None, **given: Any) -> None:
     from . import collect
 
-    names = [name.strip() for name in (benchmarks or "").split(",") if name.strip()]
-    collection = collect.run(collect.Options(benchmarks=names, **given))
+    collection = collect.run(collect.Options(benchmarks=_names(benchmarks), **given))
     print(f"tokens  {collection.path}")
+
+
+def _add_divergence(subcommands: Any) -> None:
+    divergence = subcommands.add_parser(
+        "divergence",
+        help="force another token at forks of responses, continue, and see what it decides",
+        epilog="The same command goes on where a killed one stopped.",
+        allow_abbrev=False,
+    )
+    divergence.set_defaults(run_command=_divergence)
+    add = divergence.add_argument
+    add("--model", required=True, help="[NAME=]a Hub id, a model, checkpoint or adapter folder, an embedded model")
+    add("--output", type=Path, required=True, help="folder of the forks, in divergence/NAME; a run's is RUN/analysis")
+    add("--responses", type=Path, help=".jsonl or .parquet with prompt, response and reference, as results of eval")
+    add("--benchmarks", help="instead: let the model answer each question of these once, as in entropy-grpo eval")
+    add("--limit", type=int, help="at most so many of the responses, drawn at random (all)")
+    add("--rho", type=float, default=0.2, help="share of the tokens that are of high entropy (0.2)")
+    add("--forks", type=int, default=1, help="of high and of low entropy, from each response (1)")
+    add("--continuations", type=int, default=32, help="after each of the two tokens of a fork (32)")
+    add("--temperature", type=float, default=1.0, help="of sampling, and of the entropies (1.0)")
+    add("--top-p", type=float, default=1.0, help="of sampling (1.0)")
+    add("--max-tokens", type=int, help="of a whole response (the benchmark's own, or 20480)")
+    add("--seed", type=int, default=0, help="decides forks and continuations (0)")
+    add("--batch-size", type=int, default=64, help="continuations that are written together (64)")
+    add("--dtype", default="auto", help="of the weights: auto, bfloat16, float32, ...")
+
+
+def _divergence(
+    model: str,
+    output: Path,
+    responses: Path | None,
+    benchmarks: str | None,
+    limit: int | None,
+    max_tokens: int | None,
+    dtype: str,
+    **sampling: Any,
+) -> None:
+    from . import divergence_run
+    from .divergence import Settings
+
+    settings = Settings(**sampling)
+    given = {"limit": limit, "max_tokens": max_tokens, "dtype": dtype, "settings": settings}
+    options = divergence_run.Options(model, output, responses, _names(benchmarks), **given)
+    print(f"forks  {divergence_run.run(options)}")
 
 
 def _add_report(subcommands: Any) -> None:

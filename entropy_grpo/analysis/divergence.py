@@ -6,24 +6,26 @@ that after the other. How far the paths differ is measured between continuations
 between continuations of the same token: two samples differ without any fork, and what is beyond that is the fork's.
 
 Tokens are of high entropy if they are among the top rho of all responses, else of low; of each kind some are drawn at
-random from each response.
+random from each response. Every continuation has a seed of its own, so that it does not depend on which forks are
+continued with it, or before it.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
 
-from ..evaluation.intervals import gain_interval, share_interval
+from ..evaluation.backends import Sampling
+from ..evaluation.benchmark import seed_of
+from ..evaluation.transformers_backend import TransformersBackend
 from ..records import Row
 from ..selection import select
 from .alternatives import score
+from .divergence_summary import HIGH, LOW
 
-HIGH, LOW = "high", "low"
 # (position among the responses, texts of whole responses to its prompt) -> (answer or None, right) of each text
 Grade = Callable[[int, Sequence[str]], Sequence[tuple[str | None, bool]]]
 
@@ -64,9 +66,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Fork:
-    """A position of a response: the token sampled there, the most probable other token, and how probable both were."""
+    """A position of a response: the token sampled there, the most probable other token, and how probable both were.
+
+    `question` is the number of the first response to the same prompt.
+    """
 
     response: int
+    question: int
     position: int
     kind: str
     entropy: float
@@ -96,7 +102,9 @@ def find_forks(model: Any, responses: Sequence[tuple[list[int], list[int]]], set
     everything = torch.ones_like(entropies, dtype=torch.bool)
     high, _ = select(entropies, everything, settings.rho, torch.arange(len(entropies)))
     chooser, forks, start = random.Random(settings.seed), [], 0
-    for i, ((_, ids), scores) in enumerate(zip(responses, found, strict=True)):
+    firsts: dict[tuple[int, ...], int] = {}
+    for i, ((prompt, ids), scores) in enumerate(zip(responses, found, strict=True)):
+        question = firsts.setdefault(tuple(prompt), i)
         mine = high[start : start + len(ids)]
         start += len(ids)
         for kind, of_kind in ((HIGH, mine), (LOW, ~mine)):
@@ -105,59 +113,27 @@ def find_forks(model: Any, responses: Sequence[tuple[list[int], list[int]]], set
                 second = int(scores.top_ids[t, 0] == ids[t])  # the other is the second where the first was taken
                 numbers = (float(scores.entropies[t]), ids[t], int(scores.top_ids[t, second]))
                 logps = float(scores.logps[t]), float(scores.top_logps[t, second])
-                forks.append(Fork(i, t, kind, *numbers, *logps))
+                forks.append(Fork(i, question, t, kind, *numbers, *logps))
     return forks
 
 
-class Sampler:
-    """Samples continuations of prefixes in batches."""
-
-    def __init__(self, model: Any, tokenizer: Any, settings: Settings):
-        named = model.generation_config.eos_token_id
-        self.stops = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
-        if not self.stops:
-            raise ValueError(
-                f"model is {model.config._name_or_path!r}, which names no EOS token: no response would end."
-            )
-        self.model, self.settings = model, settings
-        self.pad = min(self.stops) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-    @torch.inference_mode()
-    def __call__(self, prefixes: Sequence[list[int]], limits: Sequence[int], seed: int) -> list[list[int]]:
-        """A continuation of each prefix of at most its limit of tokens, the one that ends it included."""
-        width = max(map(len, prefixes))
-        device = self.model.get_input_embeddings().weight.device
-        ids = torch.tensor([[self.pad] * (width - len(prefix)) + prefix for prefix in prefixes], device=device)
-        mask = torch.tensor([[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes], device=device)
-        config = GenerationConfig(
-            do_sample=True,
-            temperature=self.settings.temperature,
-            top_p=self.settings.top_p,
-            top_k=0,
-            repetition_penalty=1.0,
-            max_new_tokens=max(limits),
-            eos_token_id=sorted(self.stops),
-            pad_token_id=self.pad,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            written = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:]
-        return [self._cut(row[:limit]) for row, limit in zip(written.tolist(), limits, strict=True)]
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        end = next((i for i, token in enumerate(ids) if token in self.stops), len(ids))
-        return ids[: end + 1]
-
-    def continue_after(self, prefixes: Sequence[list[int]], limits: Sequence[int], seed: int) -> list[list[int]]:
-        """As a call, but a prefix that has ended, or has no tokens left, has an empty continuation."""
-        open_ = [i for i, p in enumerate(prefixes) if p[-1] not in self.stops and limits[i] > 0]
-        found: list[list[int]] = [[] for _ in prefixes]
-        for start in range(0, len(open_), self.settings.batch_size):
-            part = open_[start : start + self.settings.batch_size]
-            written = self([prefixes[i] for i in part], [limits[i] for i in part], seed + start)
-            for i, ids in zip(part, written, strict=True):
-                found[i] = ids
-        return found
+def continuations(
+    backend: TransformersBackend,
+    prefixes: Sequence[list[int]],
+    limits: Sequence[int],
+    seeds: Sequence[int],
+    settings: Settings,
+) -> list[list[int]]:
+    """What follows each prefix, at most its limit of tokens; nothing where it has ended or has no tokens left."""
+    found: list[list[int]] = [[] for _ in prefixes]
+    open_ = [i for i, p in enumerate(prefixes) if p[-1] not in backend.stops and limits[i] > 0]
+    for start in range(0, len(open_), settings.batch_size):
+        part = open_[start : start + settings.batch_size]
+        sampling = Sampling(settings.temperature, settings.top_p, max_tokens=max(limits[i] for i in part))
+        written = backend.write([prefixes[i] for i in part], [seeds[i] for i in part], sampling)
+        for i, ids in zip(part, written, strict=True):
+            found[i] = ids[: limits[i]]
+    return found
 
 
 def paths_row(paths: Sequence[Sequence[list[int]]], graded: Sequence[Sequence[tuple[str | None, bool]]]) -> Row:
@@ -184,65 +160,39 @@ def divergence(
     responses: Sequence[tuple[list[int], list[int]]],
     grade: Grade,
     settings: Settings,
+    done: Collection[tuple[int, int]] = (),
 ) -> Iterator[Row]:
     """A row for each fork, as soon as its continuations are there: the fields of `Fork` and of `paths_row`.
 
     Args:
-        model: causal language model of transformers, in evaluation mode.
+        model: causal language model of transformers, in evaluation mode; sampling settings of its own are taken off.
         tokenizer: of the model.
         responses: (prompt ids, response ids), the responses with the token that ended them.
         grade: whether responses are right, and what they answer.
+        done: (response, position) of forks that are left out, as those of a run that was killed.
     """
-    sampler, k = Sampler(model, tokenizer, settings), settings.continuations
-    forks = sorted(find_forks(model, responses, settings), key=lambda fork: fork.position)
+    backend, k = TransformersBackend(model, tokenizer, settings.batch_size), settings.continuations
+    left = [fork for fork in find_forks(model, responses, settings) if (fork.response, fork.position) not in done]
+    forks = sorted(left, key=lambda fork: fork.position)
     together = max(1, settings.batch_size // (2 * k))
     for start in range(0, len(forks), together):
         part = forks[start : start + together]
-        begun = [[*responses[f.response][1][: f.position], token] for f in part for token in (f.token, f.other)]
-        prefixes = [responses[f.response][0] + ids for f, ids in zip(np.repeat(part, 2), begun, strict=True)]
-        limits = [settings.max_tokens - len(ids) for ids in begun]
-        # Batches count their continuations from different seeds.
-        seed = settings.seed + 1 + 2 * k * start
-        written = sampler.continue_after(
-            [p for p in prefixes for _ in range(k)], [n for n in limits for _ in range(k)], seed
+        sides = [(fork, side) for fork in part for side in (0, 1)]
+        begun = [[*responses[f.response][1][: f.position], (f.token, f.other)[side]] for f, side in sides]
+        prefixes = [responses[f.response][0] + ids for (f, _), ids in zip(sides, begun, strict=True)]
+        written = continuations(
+            backend,
+            [prefix for prefix in prefixes for _ in range(k)],
+            [settings.max_tokens - len(ids) for ids in begun for _ in range(k)],
+            [seed_of(settings.seed, f.response, f.position, side, i) for f, side in sides for i in range(k)],
+            settings,
         )
         for i, fork in enumerate(part):
-            sides = [written[side * k : (side + 1) * k] for side in (2 * i, 2 * i + 1)]
+            paths = [written[side * k : (side + 1) * k] for side in (2 * i, 2 * i + 1)]
             texts = [
                 tokenizer.decode(begun[2 * i + side] + ids, skip_special_tokens=True)
                 for side in (0, 1)
-                for ids in sides[side]
+                for ids in paths[side]
             ]
             graded = grade(fork.response, texts)
-            yield asdict(fork) | paths_row(sides, (graded[:k], graded[k:]))
-
-
-def summarize(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means over the forks of each kind with 95% intervals whose clusters are the responses.
-
-    `intervention` is the mean of I_t. `distance` and `changed` are by how much two paths of the two tokens differ more
-    than two paths of one token do; both sides of the difference stand beside it.
-    """
-    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in (HIGH, LOW)}
-    return {kind: _summary(mine) for kind, mine in kinds.items() if mine}
-
-
-def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-    cluster = np.unique([row["response"] for row in rows], return_inverse=True)[1]
-    forks = np.bincount(cluster)
-
-    def sums(name: str) -> np.ndarray:
-        return np.bincount(cluster, [row[name] for row in rows])
-
-    def gain(before: str, after: str) -> dict[str, float]:
-        return gain_interval(sums(before), sums(after), forks, forks)
-
-    shares = ("accuracy", "other_accuracy", "distance_between", "distance_within", "changed_between", "changed_within")
-    return {
-        "forks": len(rows),
-        "responses": len(forks),
-        "entropy": float(np.mean([row["entropy"] for row in rows])),
-        "intervention": gain("other_accuracy", "accuracy"),
-        "distance": gain("distance_within", "distance_between"),
-        "changed": gain("changed_within", "changed_between"),
-    } | {name: share_interval(sums(name), forks) for name in shares}
+            yield asdict(fork) | paths_row(paths, (graded[:k], graded[k:]))

@@ -17,6 +17,9 @@ from ..plots import COLOURS, MARKERS
 NAT = "entropy (nats)"
 STYLES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 CLOUD_SIZE = (900, 420)
+# High and low entropy, as in `divergence_summary`, and what is shown of each.
+KINDS = {"high": (COLOURS[1], "o"), "low": (COLOURS[0], "s")}
+MEANS = {"intervention": "$I_t$", "distance": "edit\ndistance", "changed": "answers\nchanged"}
 PERCENTILES_SHOWN = (25, 50, 75, 80, 85, 90, 95)
 
 
@@ -176,6 +179,37 @@ def signs(rows: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
+
+
+def divergence(found: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """I_t of each fork against its entropy, and the means of high and of low forks; a row of panels a model."""
+    figure = Figure(figsize=(7, 0.6 + 2.9 * len(found)), layout="constrained")
+    grid = figure.subplots(len(found), 2, sharex="col", sharey="col", squeeze=False, width_ratios=(3, 2))
+    for (axes, means), (name, one) in zip(grid, found.items(), strict=True):
+        for place, (kind, (colour, marker)) in enumerate(KINDS.items()):
+            mine = [row for row in one["forks"] if row["kind"] == kind]
+            x, y = ([row[key] for row in mine] for key in ("entropy", "intervention"))
+            axes.plot(x, y, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0, label=f"{kind} entropy")
+            if kind in one["summary"]:
+                intervals = [one["summary"][kind][key] for key in MEANS]
+                _interval(means, np.arange(3) + 0.2 * place - 0.1, intervals, color=colour, fmt=marker)
+        places = [part["entropy"] for part in one["bins"]]
+        _interval(axes, places, [part["intervention"] for part in one["bins"]], color="black", fmt="_-", label="mean")
+        axes.set(title=plain(name), ylabel="intervention $I_t$")
+        means.set_xticks(range(3), MEANS.values())
+        means.set(title="means, 95% intervals", ylabel="difference of shares", xlim=(-0.5, 2.5))
+        for panel in (axes, means):
+            panel.axhline(0, color="black", linewidth=0.8)
+            panel.grid(alpha=0.3)
+    axes.set_xlabel(NAT)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize="small")
+    return figure
+
+
+def _interval(axes: Axes, places: Sequence[float], intervals: Sequence[Mapping[str, float]], **style: Any) -> None:
+    """Values with their intervals as error bars."""
+    value, low, high = (np.array([one[key] for one in intervals]) for key in ("value", "low", "high"))
+    axes.errorbar(places, value, yerr=np.maximum([value - low, high - value], 0), capsize=3, markersize=5, **style)
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -14,22 +14,32 @@ import numpy as np
 
 from .. import records
 from ..records import RunFolder
-from . import figures, views
+from . import divergence_summary, figures, views
 from .collection import Collection
+from .page import write_page
 from .pieces import visible
 from .render import Section, Table, markdown, page
+from .tokens import from_samples
 
+# The responses of a run that its coloured page shows: the last ones, as `analyze text` does.
+RESPONSES = 8
+TEXT = "text.html"
 PAPER = ("Qwen3-8B on AIME (the paper)", "", "", "50.64%", "0.672", "")
 
 
 def folder_of(path: Path) -> Path:
-    """Where the report of a run or a collection goes; `ValueError` for a folder that is neither."""
-    if Collection(path).settings.exists():
+    """Where the report of a run or of what was collected goes; `ValueError` for a folder that is neither."""
+    run, inside = RunFolder(path), path / "analysis"
+    if holds_analyses(path):
         return path
-    run = RunFolder(path)
-    if run.metrics.exists() or run.recipe.exists() or Collection(path / "analysis").settings.exists():
-        return path / "analysis"
+    if run.metrics.exists() or run.recipe.exists() or holds_analyses(inside):
+        return inside
     raise ValueError(f"{path}: this is neither a run folder nor a folder of entropy-grpo analyze collect.")
+
+
+def holds_analyses(folder: Path) -> bool:
+    """Whether tokens were collected into a folder, or forks continued there."""
+    return Collection(folder).settings.exists() or divergence_summary.folder_of(folder, "").is_dir()
 
 
 def measure(path: Path) -> dict[str, Any]:
@@ -40,10 +50,11 @@ def measure(path: Path) -> dict[str, Any]:
         tokens = views.of_collection(collection)
     else:
         tokens = views.of_samples(run)
-    logs = views.of_logs(run)
-    if not tokens and not logs:
-        raise ValueError(f"{path}: it holds neither tokens nor a log with entropies.")
-    return tokens | ({"logs": logs} if logs else {})
+    others = {"divergence": divergence_summary.read(collection.path), "logs": views.of_logs(run)}
+    found = tokens | {key: value for key, value in others.items() if value}
+    if not found:
+        raise ValueError(f"{path}: it holds neither tokens nor forks nor a log with entropies.")
+    return found
 
 
 def _share(value: float) -> str:
@@ -175,6 +186,19 @@ def category_section(found: dict[str, Any], folder: Path) -> Section:
     return Section("Token categories", text, [(picture, "token categories")], [Table(header, rows)])
 
 
+def divergence_section(found: dict[str, Any], folder: Path) -> Section:
+    """Eq. 5 and 6 of arXiv 2508.02260, of every model whose forks were continued."""
+    picture = figures.save(figures.divergence(found), folder / "divergence.png")
+    header, *rows = divergence_summary.table({name: one["summary"] for name, one in found.items()})
+    text = (
+        "At tokens of high and of low entropy the token that was sampled, and in its place the most probable other "
+        "one, are followed by continuations. I_t is the accuracy after the first minus that after the other (arXiv "
+        "2508.02260, Eq. 5, 6); beyond chance is by how much two continuations of the two tokens differ more than two "
+        "of one. 95% intervals over questions."
+    )
+    return Section("Divergence at forks", text, [(picture, "intervention by entropy")], [Table(header, rows)])
+
+
 def log_section(logs: dict[str, Any], folder: Path) -> Section:
     """What the run itself logged at every step."""
     pictures = []
@@ -202,9 +226,18 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
         made += training_sections(found, folder)
     if checkpoints and all("position" in one for one in checkpoints.values()):
         made += [position_section(found, folder), category_section(found, folder)]
+    if "divergence" in found:
+        made.append(divergence_section(found["divergence"], folder))
     if "logs" in found:
         made.append(log_section(found["logs"], folder))
     return made
+
+
+def write_text_page(run: RunFolder, path: Path) -> None:
+    """The page of the last responses that a run has kept, if it has any and nobody has made one yet."""
+    rows = [row for row in records.read_steps(run.samples) if row.get("entropies")][-RESPONSES:]
+    if rows and not path.exists():
+        write_page(path, f"Tokens of {run.path.resolve().name}", from_samples(rows))
 
 
 def write(path: Path) -> list[Path]:
@@ -212,6 +245,7 @@ def write(path: Path) -> list[Path]:
     folder = folder_of(path)
     found = measure(path)
     made = sections(found, folder / "figures")
+    write_text_page(RunFolder(path), folder / TEXT)
     others = sorted(file.name for file in folder.glob("*.html") if file.name != "report.html")
     if others:
         made.append(Section("Responses, token by token", links=others))

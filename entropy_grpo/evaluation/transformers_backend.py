@@ -112,9 +112,7 @@ class TransformersBackend:
         check_length(longest, sampling.max_tokens, self.model.config.max_position_embeddings)
 
     @torch.inference_mode()
-    def write(
-        self, prefixes: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
-    ) -> list[list[int]]:
+    def write(self, prefixes: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[int]]:
         """The token ids that follow those of each prefix, with the one that ends them."""
         width, device = max(map(len, prefixes)), self.model.device
         ids = [[self.pad] * (width - len(prefix)) + list(prefix) for prefix in prefixes]
