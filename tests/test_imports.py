@@ -16,8 +16,8 @@ EVALUATION = (
     "vllm_backend"
 ).split()
 ANALYSIS = (
-    "by_category collect collection command distribution divergence figures inputs page pieces position render report "
-    "scoring terminal text tokens training views vllm_decoding words"
+    "by_category collect collection command distribution divergence divergence_run divergence_summary figures inputs "
+    "page pieces position render report scoring terminal text tokens training views vllm_decoding words"
 ).split()
 BENCHMARKS = "aime24 aime25 amc23 gpqa humaneval livecodebench math500 minerva number_walk olympiadbench".split()
 
@@ -134,10 +134,8 @@ PURE = [
     "filters",
     "sources",
     "categories",
-    *(
-        f"analysis.{n}"
-        for n in "by_category collection distribution divergence_summary position render training views words".split()
-    ),
+    *(f"analysis.{n}" for n in "by_category collection distribution position render training views words".split()),
+    "analysis.divergence_summary",
     "evaluation.intervals",
     "evaluation.metrics",
     "evaluation.quality",

@@ -156,6 +156,11 @@ def test_report_holds_the_views(hostile):
         assert f"figures/{picture}.png" in text
 
 
+def row_of_samples(step):
+    row = {"step": step, "prompt": "p", "advantage": 0.5, "tokens": ["a", "<b>"], "token_ids": [3, 4], "kept": [1, 0]}
+    return row | {"entropies": [0.5, 0.001]}
+
+
 def make_run(path):
     """A run folder with a log and token samples, and nothing else."""
     run = RunFolder(path)
@@ -164,8 +169,8 @@ def make_run(path):
         for i in range(1, 5)
     ]
     records.append_jsonl(run.metrics, [*rows, {"step": 4, "train_runtime": 3.0}])
-    samples = {"step": 1, "prompt": "p", "tokens": ["a", "<b>"], "token_ids": [3, 4], "entropies": [0.5, 0.001]}
-    records.append_jsonl(run.samples, [samples] * 25 + [{"step": 2, "tokens": [], "token_ids": [], "entropies": []}])
+    empty = {"step": 2, "tokens": [], "token_ids": [], "entropies": []}
+    records.append_jsonl(run.samples, [row_of_samples(1)] * 25 + [empty])
     return run
 
 
@@ -183,11 +188,27 @@ def test_a_run_reports_what_it_logged(tmp_path):
     assert "](analysis/report.md)" in card.write_card(run.path, draws=False).read_text()
 
 
+def test_a_run_has_the_page_of_its_last_responses(tmp_path):
+    """The page's data are the rows of the log; what somebody has made already stays."""
+    run = make_run(tmp_path)
+    records.append_jsonl(run.samples, [{**row_of_samples(step), "entropies": [step, 0.25]} for step in range(3, 13)])
+    report.write(tmp_path)
+    written = (tmp_path / "analysis" / "text.html").read_text()
+    data = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', written, re.S)[1])
+    assert [row["views"][0]["h"] for row in data["responses"]] == [[step, 0.25] for step in range(5, 13)]
+    assert [data["texts"][i] for i in data["responses"][0]["tokens"]] == ["a", "<b>"]
+    assert "- [text.html](<text.html>)" in (tmp_path / "analysis" / "report.md").read_text().replace("\\", "")
+    assert '<a href="text.html">' in (tmp_path / "analysis" / "report.html").read_text()
+    (tmp_path / "analysis" / "text.html").write_text("of checkpoints")
+    report.write(tmp_path)
+    assert (tmp_path / "analysis" / "text.html").read_text() == "of checkpoints"
+
+
 def test_what_has_nothing_to_report_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither a run folder"):
         report.write(tmp_path)
     (tmp_path / "recipe.yaml").write_text("recipe: x\n")
-    with pytest.raises(ValueError, match="neither tokens nor a log"):
+    with pytest.raises(ValueError, match="neither tokens nor forks nor a log"):
         report.write(tmp_path)
 
 

@@ -142,7 +142,7 @@ def claim(collection: Collection, options: Options, paths: dict[str, str]) -> No
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
-        return hashlib.filedigest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def token_table(rows: Sequence[records.Row], scores: Any, texts: dict[int, str], checkpoint: str) -> pa.Table:

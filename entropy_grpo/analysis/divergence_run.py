@@ -94,7 +94,7 @@ def sources(options: Options, folder: Path) -> list[tuple[Benchmark, Path]]:
     if options.responses is not None:
         found = [(benchmark_of(options.responses), options.responses)]
     else:
-        asked = [questions.load(name)[0] for name in options.benchmarks]
+        asked = [BENCHMARKS.get(name) or questions.load(name)[0] for name in options.benchmarks]
         found = [(benchmark, folder / "responses" / f"{benchmark.name}.parquet") for benchmark in asked]
     for benchmark, _ in found:
         if benchmark.kind == CODE:
@@ -187,18 +187,17 @@ def continue_forks(given: Sequence[Given], path: str, options: Options, rows_pat
     return rows
 
 
-def told(options: Options, name: str, path: str) -> Row:
+def told(options: Options, path: str) -> Row:
     """What decides the rows. Which forks are continued together decides their rounding alone."""
     asked = {"responses": str(options.responses), "sha256": digest(options.responses)} if options.responses else {}
     return {
-        "model": name,
+        **{key: value for key, value in asdict(options.settings).items() if key != "batch_size"},
+        "benchmarks": list(options.benchmarks),
+        **asked,
+        "limit": options.limit,
+        "dtype": options.dtype,
         "path": path,
         "weights": models.fingerprint(path),
-        "dtype": options.dtype,
-        "benchmarks": list(options.benchmarks),
-        "limit": options.limit,
-        **asked,
-        **{key: value for key, value in asdict(options.settings).items() if key != "batch_size"},
     }
 
 
@@ -219,7 +218,7 @@ def run(options: Options) -> Path:
         generate(given_path, options.benchmarks, folder / "responses", backend=TRANSFORMERS, **sampling, **how)
     given = read(found, tokenizer, options)
     check(given, options.settings, config)
-    about = told(options, name, path)
+    about = told(options, path)
     claim(folder / FIGURES, about)
     rows = continue_forks(given, path, options, folder / ROWS)
     summed = {"settings": about, "summary": summarize(rows), "bins": bins(rows)}

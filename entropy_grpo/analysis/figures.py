@@ -189,12 +189,19 @@ def divergence(found: Mapping[str, Mapping[str, Any]]) -> Figure:
         for place, (kind, (colour, marker)) in enumerate(KINDS.items()):
             mine = [row for row in one["forks"] if row["kind"] == kind]
             x, y = ([row[key] for row in mine] for key in ("entropy", "intervention"))
-            axes.plot(x, y, marker, color=colour, alpha=0.35, markersize=4, markeredgewidth=0, label=f"{kind} entropy")
+            axes.plot(x, y, marker, color=colour, alpha=0.5, markersize=4, markeredgewidth=0, label=f"{kind} entropy")
             if kind in one["summary"]:
                 intervals = [one["summary"][kind][key] for key in MEANS]
                 _interval(means, np.arange(3) + 0.2 * place - 0.1, intervals, color=colour, fmt=marker)
         places = [part["entropy"] for part in one["bins"]]
-        _interval(axes, places, [part["intervention"] for part in one["bins"]], color="black", fmt="_-", label="mean")
+        _interval(
+            axes,
+            places,
+            [part["intervention"] for part in one["bins"]],
+            color="black",
+            fmt="_-",
+            label="mean by entropy",
+        )
         axes.set(title=plain(name), ylabel="intervention $I_t$")
         means.set_xticks(range(3), MEANS.values())
         means.set(title="means, 95% intervals", ylabel="difference of shares", xlim=(-0.5, 2.5))
