@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the table of the recorded results")
     options = parser.parse_args()
     if not options.table:
+        if find_spec("wordcloud") is None:
+            parser.error("the word clouds need pip install 'entropy-grpo[analysis]'")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         train()
         collect_all()
