@@ -179,9 +179,8 @@ def continue_forks(given: Sequence[Given], path: str, options: Options, rows_pat
     model, tokenizer = load_model(path, None, options.dtype)
     ids = [one.ids for one in given]
     found = divergence(model, tokenizer, ids, grading, options.settings, done)
-    for row in tqdm(
-        found, desc="forks", unit="fork", initial=len(rows), total=2 * len(given) * options.settings.forks
-    ):
+    most = 2 * len(given) * options.settings.forks
+    for row in tqdm(found, desc="forks", unit="fork", initial=len(rows), total=most):
         rows.append(row | {"ungraded": grading.ungraded})
         records.append_jsonl(rows_path, rows[-1:])
     return rows
