@@ -10,6 +10,9 @@ EMBEDDED = "embedded:"
 # Where runs go that are not told another place, each by its name, which is its recipe's.
 RUNS = Path("runs")
 
+# Where the `run_name` comes from that a recipe does not give.
+FILE_NAME = "file name"
+
 # Settings that no file of a run may hold.
 SECRETS = ("hub_token", "push_to_hub_token")
 

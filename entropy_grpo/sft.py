@@ -21,6 +21,7 @@ from .data import COLUMNS, evaluation_questions, load_columns, named_source, que
 from .filters import normalised
 from .grader import Grader, worker_count
 from .grading import boxed
+from .names import FILE_NAME
 from .prompts import render
 from .recipe import RecipeError, Setting, Settings
 from .sft_config import CLASSES, SFTRunConfig
@@ -41,7 +42,7 @@ GRADED_AT_ONCE = 1024
 
 def main(settings: Settings, name: str) -> None:
     """Fine-tune as the settings say; `name` is the run's unless they name one."""
-    settings = recipe.checked({"run_name": Setting(name, "file name")} | settings, CLASSES)
+    settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:

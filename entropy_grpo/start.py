@@ -17,7 +17,7 @@ from . import recipe, records
 from .adapters import CheckedModelConfig
 from .checkpoint import newest_checkpoint
 from .embedded import cold_start, number_walk
-from .names import EMBEDDED, RUNS, SECRETS
+from .names import EMBEDDED, FILE_NAME, RUNS, SECRETS
 from .recipe import Settings
 from .records import RunFolder
 
@@ -68,7 +68,15 @@ def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> 
     if chosen[1] is not None:
         raise ValueError(chosen[1])
     args.output_dir = chosen[0]
+    if settings["run_name"].source == FILE_NAME:
+        args.run_name = _tracked_name(Path(chosen[0]))
     return RunFolder(Path(chosen[0]))
+
+
+def _tracked_name(folder: Path) -> str:
+    """What trackers call a run that its recipe does not name, after its folder: Trackio joins runs of one name."""
+    parts = folder.relative_to(RUNS).parts if folder.is_relative_to(RUNS) else folder.resolve().parts[-2:]
+    return "-".join(parts).lstrip("/-")
 
 
 def _free_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> Path:

@@ -19,7 +19,7 @@ from .evaluation import metrics
 from .evaluation.in_training import BenchmarkCallback
 from .evaluation.report import aligned
 from .grader import Grader, worker_count
-from .names import EMBEDDED
+from .names import EMBEDDED, FILE_NAME
 from .recipe import RecipeError, Setting, Settings
 from .records import RunFolder
 from .rewards import get_rewards
@@ -35,13 +35,13 @@ from .start import (
     shards,
     write_recipe,
 )
-from .trackers import send_plots
+from .trackers import open_trackio, send_plots
 from .trainer import EntropyForkGRPOTrainer
 
 
 def main(settings: Settings, name: str) -> None:
     """Train as the settings say; `name` is the run's unless they name one."""
-    settings = recipe.checked({"run_name": Setting(name, "file name")} | settings, CLASSES)
+    settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
@@ -122,6 +122,7 @@ def evaluate(
     """Answer the test problems, keep the answers, and renew the summary."""
     if problems.test is None:
         return
+    open_trackio(trainer)
     answers = trainer.answer(problems.test, metric_key_prefix=f"test_{when}")
     if not trainer.is_world_process_zero():
         return
