@@ -13,10 +13,10 @@ from huggingface_hub import ModelCard
 from . import card_snippets, plots, records, trained
 from .card_metadata import is_cold_start, metadata, papers
 from .card_results import benchmark_rows, dev_accuracy, entropy_text, results_table, sampling_text
-from .compare import cost
 from .evaluation.intervals import CONFIDENCE
 from .markdown import cell, table
 from .records import Row, RunFolder
+from .runs import cost
 from .trained import Trained
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"

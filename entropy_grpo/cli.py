@@ -165,7 +165,8 @@ def _add_compare(commands: Any) -> None:
 def _compare(runs: list[str], baseline: str | None, group_by: str | None, as_json: bool, output: str | None) -> None:
     import json
 
-    from .compare import as_text, compare_folders, write
+    from .compare import compare_folders, write
+    from .comparison_tables import as_text
 
     found = compare_folders(runs, baseline, group_by)
     print(json.dumps(found, indent=2) if as_json else as_text(found))

@@ -16,6 +16,10 @@ FILE_NAME = "file name"
 # Settings that no file of a run may hold.
 SECRETS = ("hub_token", "push_to_hub_token")
 
+# DAPO's punishment of length, and the rewards that teach nothing: `rewards.py` makes them.
+OVERLONG = "overlong"
+CONTROL_REWARDS = ("random", "inverted", "format_only")
+
 # Suffixes that make a `dataset_name` a local file, with the loader that reads it.
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 

@@ -21,9 +21,9 @@ from .config import REWARD_SCALES
 from .evaluation.benchmarks.number_walk import walk
 from .grader import Grader, LogMetric
 from .grading import answer_line, boxed
+from .names import OVERLONG
 
 Reward = Callable[..., list[float]]
-OVERLONG = "overlong"
 
 
 def text_of(completion: str | list[dict[str, str]]) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 from threading import Lock
 
 from . import records
-from .compare import as_text, compare_folders, write
+from .compare import compare_folders, write
+from .comparison_tables import as_text
 from .names import RUNS
 
 LIST = "sweep.json"

@@ -47,9 +47,13 @@ def _is_run(folder: RunFolder) -> bool:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Results of `entropy-grpo eval` on one benchmark, with the base model's where they lie beside them."""
+    """Results of `entropy-grpo eval` on one benchmark, with the base model's where they lie beside them.
+
+    `path` is that of the file with the figures; every sample is in the parquet file beside it.
+    """
 
     name: str
+    path: Path
     figures: Row
     baseline: Row
     gains: Row
@@ -143,7 +147,8 @@ class Trained:
             beside = next((gains[key] for key in gains if baseline and Path(key).name == baseline.name), {})
             for path, figures in _results(folder):
                 base = _object(baseline / path.name, records.read_json) if baseline else {}
-                found.setdefault(path.stem, Benchmark(path.stem, figures, base, beside.get(path.stem, {})))
+                one = Benchmark(path.stem, path, figures, base, beside.get(path.stem, {}))
+                found.setdefault(path.stem, one)
         return [found[name] for name in sorted(found)]
 
     def _is_of_base(self, folder: Path) -> bool:

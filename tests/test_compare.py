@@ -4,26 +4,32 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from matplotlib.image import imread
 from scipy import stats
 
-from entropy_grpo import cli, compare, plots
-from entropy_grpo.compare import COMPARED, CURVES, difference, grouped, holm, read_run
+from entropy_grpo import cli, compare, comparison_tables, plots
+from entropy_grpo.compare import CURVES, grouped
+from entropy_grpo.differences import difference, holm
+from entropy_grpo.evaluation import metrics, results
+from entropy_grpo.evaluation.models import output_folder
+from entropy_grpo.grading import Verdict
+from entropy_grpo.runs import COMPARED, read_run
 
 
-def plant(path, accuracy=0.5, seed=0, problems=20, samples=4, **settings):
+def plant(path, accuracy=0.5, seed=0, problems=20, samples=4, before=None, **settings):
     """A run folder as a run leaves it, whose share of right answers is `accuracy` to 1 / (problems * samples)."""
     rng = np.random.default_rng(seed)
-    right = rng.permutation(problems * samples) < round(accuracy * problems * samples)
-    rows = [
-        {"prompt": f"p{i // samples}", "rewards": {"accuracy": float(r)}, "length": 5} for i, r in enumerate(right)
-    ]
     (path / "answers").mkdir(parents=True)
+    for when, share in (("before", before), ("after", accuracy)):
+        if share is not None:
+            right = rng.permutation(problems * samples) < round(share * problems * samples)
+            rows = [{"prompt": f"p{i // samples}", "rewards": {"accuracy": float(r)}} for i, r in enumerate(right)]
+            (path / "answers" / f"{when}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = {"recipe": 'r"""', "seed": seed, "output_dir": str(path)} | settings
     (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    (path / "answers" / "after.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = {
         "num_problems": problems,
         "accuracy": {"value": right.mean(), "low": 0.1, "high": 0.9},
@@ -132,9 +138,10 @@ def test_report_has_every_group_and_its_corrected_test(tmp_path):
     found = compare.compare([*baseline, *better, *odd], baseline[0])
     assert found["baseline"] == "rho 1.0" and found["differing"] == ["rho"]
     tests = found["differences"]
-    assert tests["rho 0.2"]["p_corrected"] == pytest.approx(min(1, 2 * tests["rho 0.2"]["p_value"]))
-    assert tests["rho 0.2"]["p_corrected"] < 0.05 < tests["rho <b>|x`"]["p_corrected"]
-    text, markdown = compare.as_text(found), compare.as_markdown(found)
+    better, odd = tests["rho 0.2"][COMPARED], tests["rho <b>|x`"][COMPARED]
+    assert better["p_corrected"] == pytest.approx(min(1, 2 * better["p_value"]))
+    assert better["p_corrected"] < 0.05 < odd["p_corrected"]
+    text, markdown = comparison_tables.as_text(found), comparison_tables.as_markdown(found)
     assert "rho 0.2" in text and "3.00" in text
     widths = {line.replace("\\|", "").count("|") for line in markdown.split("\n\n")[0].splitlines()}
     assert len(widths) == 1 and "<b>" not in markdown
@@ -143,10 +150,67 @@ def test_report_has_every_group_and_its_corrected_test(tmp_path):
     assert imread(tmp_path / "c.png").std() > 0.05
 
 
+def plant_benchmark(run, correct, name="aime", **settings):
+    """Results of `entropy-grpo eval --model RUN`; `correct` is a row of booleans for each question."""
+    correct = np.array(correct)
+    rows = [
+        {"question": f"q{i}", "sample": j, "tokens": 9, "finish": "stop", "class": 0, "verdict": str(Verdict(verdict))}
+        for i, row in enumerate(correct)
+        for j, verdict in enumerate(np.where(row, Verdict.RIGHT, Verdict.WRONG).tolist())
+    ]
+    samples = pa.Table.from_pylist(rows, schema=results.SCHEMA)
+    found = {"settings": {"model": str(run.path), "temperature": 1.0} | settings}
+    found["metrics"] = metrics.summarize_samples(results.samples_of(samples))
+    results.write(output_folder(str(run.path)), name, samples, found)
+    return read_run(run.path)
+
+
+def test_benchmarks_of_the_runs_are_compared_in_pairs_and_in_one_family(tmp_path):
+    rng = np.random.default_rng(0)
+    correct = {(rho, s): rng.random((7, 3)) < 0.3 + 0.4 * (rho == 0.2) for rho in (0.2, 1.0) for s in range(3)}
+    runs = [
+        plant_benchmark(run, correct[rho, run.seed], **{"data_set": "a/b"} if rho == 1 else {})
+        for rho in (0.2, 1.0)
+        for run in runs_of(tmp_path, [0.4, 0.5, 0.6], rho=rho)
+    ]
+    found = compare.compare(runs, runs[-1])
+    shares = {rho: [correct[rho, s].mean() for s in range(3)] for rho in (0.2, 1.0)}
+    measured = found["groups"]["rho 0.2"]["measures"]["aime Acc@3"]
+    interval = stats.t.interval(0.95, 2, np.mean(shares[0.2]), stats.sem(shares[0.2]))
+    assert (measured["value"], measured["low"], measured["high"]) == pytest.approx((np.mean(shares[0.2]), *interval))
+    tests = found["differences"]["rho 0.2"]
+    assert set(tests) == {COMPARED, "aime Acc@3"} and not found["notes"]
+    assert tests["aime Acc@3"]["p_value"] == pytest.approx(stats.ttest_rel(shares[0.2], shares[1.0]).pvalue)
+    p_values = [tests[name]["p_value"] for name in tests]
+    assert [tests[name]["p_corrected"] for name in tests] == pytest.approx(holm(p_values))
+    assert "aime Acc@3" in comparison_tables.as_text(found) and "aime Acc@3" in comparison_tables.as_markdown(found)
+    assert json.loads(json.dumps(tests)) == tests
+
+
+def test_a_benchmark_of_some_runs_or_under_other_settings_is_told(tmp_path):
+    runs = runs_of(tmp_path, [0.4, 0.5], rho=0.2) + runs_of(tmp_path, [0.4, 0.5], rho=1.0)
+    some = [plant_benchmark(run, [[True, False], [True, True]], "amc") for run in runs[:3]]
+    found = compare.compare([*some, runs[3]], runs[3])
+    assert found["notes"] == [f"amc Acc@2: not known of {runs[3].path}."]
+    assert found["groups"]["rho 1.0"]["measures"]["amc Acc@2"]["over"] == "problems"
+    # One seed in common, two questions.
+    assert found["differences"]["rho 0.2"]["amc Acc@2"]["over"] == "2 problems"
+    assert found["notes"][0] in comparison_tables.as_text(found)
+    other = [plant_benchmark(run, [[True, False], [True, True]], "amc", temperature=0.6) for run in runs[2:]]
+    found = compare.compare([*some[:2], *other], other[0])
+    assert found["notes"] == ["amc Acc@2: evaluations differ in temperature, so it is not compared."]
+    assert set(found["differences"]["rho 0.2"]) == {COMPARED}
+    # Without the samples the share is still known.
+    for path in tmp_path.rglob("amc.parquet"):
+        path.unlink()
+    found = compare.compare([read_run(run.path) for run in runs], other[0])
+    assert found["groups"]["rho 1.0"]["measures"]["amc Acc@2"]["value"] == 0.75
+
+
 def test_command_writes_what_it_prints(tmp_path, capsys):
     folders = [str(run.path) for rho in (0.2, 1.0) for run in runs_of(tmp_path, [0.5, 0.6], rho=rho)]
     cli.main(["compare", *folders, "--baseline", folders[2], "--output", str(tmp_path / "out")])
-    assert "accuracy above rho 1.0" in capsys.readouterr().out
+    assert "above rho 1.0  in        difference" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"comparison.{s}" for s in ("md", "json", "png")}
     cli.main(["compare", *folders, "--json"])
     assert set(json.loads(capsys.readouterr().out)["groups"]) == {"rho 0.2", "rho 1.0"}

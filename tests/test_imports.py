@@ -55,6 +55,10 @@ ROW = [
         "data",
         "rewards",
         "compare",
+        "comparison_tables",
+        "claims",
+        "differences",
+        "runs",
         "sweep",
     ],
     ["sft_config"],
@@ -160,6 +164,10 @@ PURE = [
     "markdown",
     "weights",
     "trained",
+    "runs",
+    "differences",
+    "claims",
+    "comparison_tables",
 ]
 STACK = {"trl", "transformers", "accelerate", "peft", "vllm", "datasets"}
 
