@@ -45,17 +45,18 @@ def metadata(trained: Trained, name: str) -> ModelCardData:
         tags += ("dapo",)
     source = TRAINING.get(trained.dataset)
     is_adapter = trained.weights == ADAPTER
+    results = eval_results(trained)
     given = {
         "license": LICENCES.get(trained.base_id),
         "language": list(source.languages) if source and source.languages else None,
         "base_model": trained.base_id,
         "base_model_relation": ("adapter" if is_adapter else "finetune") if trained.base_id else None,
         "datasets": [trained.dataset_id] if trained.dataset_id else None,
-        "eval_results": eval_results(trained) or None,
+        "eval_results": results or None,
+        "model_name": name if results else None,  # of `model-index`; alone it is no field of the Hub's
     }
     return ModelCardData(
         **{key: value for key, value in given.items() if value is not None},
-        model_name=name,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=TASK,
         tags=[*tags, *["lora"] * is_adapter, *(f"arxiv:{paper}" for paper in papers(trained))],

@@ -10,9 +10,11 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from entropy_grpo.card import write_card
+from entropy_grpo import card, models, sources
 from entropy_grpo.config import EntropyForkGRPOConfig
 from entropy_grpo.records import write_json
+
+from . import hub_rules
 
 EVALUATION = {
     "before": {
@@ -79,6 +81,13 @@ CONTENTS = {
 }
 
 
+def write_card(*args, **kwargs):
+    """The card of every test here obeys the Hub's rules."""
+    path = card.write_card(*args, **kwargs)
+    assert hub_rules.broken_rules(path.read_text(encoding="utf-8")) == []
+    return path
+
+
 def make_run(folder, contents):
     """Write the files of a run folder; the recipe is YAML between the two lines that make it Python, too."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,6 +140,47 @@ def test_front_matter_says_what_the_hub_asks_for(tmp_path):
     assert data["license"] == "apache-2.0" and data["base_model_relation"] == "finetune"
     assert [entry["name"] for entry in data["model-index"]] == ["my-run"]
     assert "# my-run\n" in text
+
+
+BROKEN = {
+    "license": {"license": "Apache 2.0"},
+    "language": {"language": [False]},
+    "library_name": {"library_name": "entropy-grpo"},
+    "pipeline_tag": {"pipeline_tag": "reasoning"},
+    "tags": {"tags": ["a b", "grpo"]},
+    "datasets": {"datasets": ["a/data/p.jsonl"]},
+    "base_model": {"base_model": "/models/base"},
+    "base_model_relation": {"base_model_relation": "lora"},
+    "nothing": {"tags": ["grpo", None]},
+    "author": {"author": "somebody"},
+    "model-index": {"model-index": [{"name": "m", "results": []}]},
+}
+
+
+@pytest.mark.parametrize("field", BROKEN)
+def test_a_broken_rule_is_seen(tmp_path, field):
+    text = card_text(tmp_path)
+    data = front_matter(text) | BROKEN[field]
+    body = text.split("\n---\n", 1)[1]
+    assert field in hub_rules.broken_rules(f"---\n{yaml.safe_dump(data)}---\n{body}")
+
+
+@pytest.mark.parametrize("place", ["task.type", "dataset.type", "dataset.name", "metrics.type", "metrics.value"])
+def test_a_result_without_what_the_hub_requires_is_seen(tmp_path, place):
+    text = card_text(tmp_path)
+    data = front_matter(text)
+    part, key = place.split(".")
+    result = data["model-index"][0]["results"][0]
+    del (result["metrics"][0] if part == "metrics" else result[part])[key]
+    broken = hub_rules.broken_rules(f"---\n{yaml.safe_dump(data)}---\n{text.split('---', 2)[2]}")
+    assert any(place in told for told in broken)
+
+
+def test_licences_languages_and_ids_that_cards_may_name_are_the_hubs():
+    assert set(models.LICENCES.values()) <= set(hub_rules.LICENCES)
+    assert all(map(hub_rules.is_id, models.LICENCES))
+    assert all(hub_rules.is_id(source.hub_id) for source in sources.TRAINING.values())
+    assert {code for source in sources.TRAINING.values() for code in source.languages} <= set(hub_rules.LANGUAGES)
 
 
 def test_the_hub_reads_the_numbers_of_the_evaluation(tmp_path):

@@ -14,7 +14,7 @@ from entropy_grpo import trained
 from entropy_grpo.card import build_card, write_card
 from entropy_grpo.records import read_json, read_steps
 
-from . import hub
+from . import hub, hub_rules
 from .conftest import DEMO, REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -63,6 +63,7 @@ def adapter_run(pushed_run):
 def parsed(path):
     """The card as the Hub's own reader has it, after a second writing: nothing is lost on the way."""
     card = ModelCard.load(path)
+    assert hub_rules.broken_rules(str(card)) == []
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
     return card
 
