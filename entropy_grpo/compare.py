@@ -19,7 +19,7 @@ import numpy as np
 from . import claims, comparison_tables, plots, records
 from .differences import Side, correct, difference, over_seeds
 from .names import OVERLONG
-from .runs import NOT_THE_EXPERIMENT, REWARDS, Run, cost, read_run, unlike
+from .runs import COMPARED, NOT_THE_EXPERIMENT, REWARDS, Run, cost, read_run, unlike
 
 # Series that are drawn, by the name that a run logs them under.
 CURVES = {
@@ -124,6 +124,15 @@ def _compared(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.answers))
 
 
+def _side(members: Sequence[Run], name: str) -> Side:
+    """Accuracy by seed and problem, where a group has several runs of a seed their mean."""
+    found: dict[int, dict[str, list[float]]] = {}
+    for run in members:
+        for problem, value in run.answers.get(name, {}).items():
+            found.setdefault(run.seed, {}).setdefault(problem, []).append(value)
+    return {seed: {problem: float(np.mean(v)) for problem, v in of.items()} for seed, of in found.items()}
+
+
 def _differences(groups: Groups, reference: str) -> dict[str, dict[str, Any]]:
     """Paired differences from a group, by label and measure."""
     runs = [run for members in groups.values() for run in members]
@@ -131,10 +140,7 @@ def _differences(groups: Groups, reference: str) -> dict[str, dict[str, Any]]:
     for name in _compared(runs):
         if unlike(runs, name):
             continue
-        sides: dict[str, Side] = {
-            label: {run.seed: run.answers[name] for run in members if name in run.answers}
-            for label, members in groups.items()
-        }
+        sides = {label: _side(members, name) for label, members in groups.items()}
         for label, side in sides.items():
             if label != reference and (test := difference(sides[reference], side)) is not None:
                 found.setdefault(label, {})[name] = test
@@ -147,10 +153,9 @@ def _trial(label: str, members: Sequence[Run]) -> claims.Trial | None:
     first = members[0]
     if any((run.rest, run.reward, run.judged_by) != (first.rest, first.reward, first.judged_by) for run in members):
         return None
-    before, after = (
-        {run.seed: answers for run in members if (answers := run.held_out(when))} for when in ("before", "after")
-    )
+    before = {run.seed: answers for run in members if (answers := run.held_out("before"))}
     names = tuple(name for name in first.reward if name != OVERLONG)
+    after = _side(members, COMPARED)
     return claims.Trial(label, first.reward_text, names, first.judged_by, first.rest, before, after)
 
 

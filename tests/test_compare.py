@@ -101,6 +101,15 @@ def test_difference_is_paired_over_seeds_and_else_over_problems(tmp_path):
     assert difference({1: sides[0][1]}, {2: sides[1][2]}) is None
 
 
+def test_runs_of_one_seed_in_a_group_count_as_their_mean(tmp_path):
+    ends = {(rho, lr): [0.3 + rho, 0.5 + lr] for rho in (0.1, 0.2) for lr in (0.1, 0.3)}
+    runs = [run for (rho, lr), e in ends.items() for run in runs_of(tmp_path, e, rho=rho, learning_rate=lr)]
+    found = compare.compare(runs, runs[0], by="rho")["differences"]["rho 0.2"][COMPARED]
+    expected = stats.ttest_rel([0.5, 0.7], [0.4, 0.7])
+    assert found["over"] == "2 seeds" and found["value"] == pytest.approx(0.05)
+    assert found["p_value"] == pytest.approx(expected.pvalue)
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
