@@ -19,9 +19,11 @@ from matplotlib.figure import Figure
 from benchmarks import measure
 from entropy_grpo import records, sweep
 from entropy_grpo.evaluation.report import cell
+from entropy_grpo.markdown import cell as markdown_cell
 from entropy_grpo.markdown import table as markdown_table
 from entropy_grpo.plots import COLOURS, DASHES, MARKERS
 from entropy_grpo.records import RunFolder
+from entropy_grpo.runs import COMPARED
 
 DOCS = measure.ROOT / "docs"
 PAGE = DOCS / "experiments.md"
@@ -124,7 +126,8 @@ def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[s
         "git_revision": environment["git_revision"],
         "baseline": labels[found["baseline"]],
         "arms": {label: arms[label] for label in experiment.arms},
-        "differences": {labels[group]: test for group, test in found["differences"].items()},
+        "differences": {labels[group]: tests[COMPARED] for group, tests in found["differences"].items()},
+        "claims": [test["claim"] for test in found.get("rewards", {}).get("beyond", {}).values()],
     }
 
 
@@ -138,7 +141,7 @@ def thinned(points: dict[str, dict[str, float]]) -> dict[int, float]:
 
 
 def table(recorded: dict[str, Any]) -> str:
-    """The arms and their differences from the baseline, in Markdown."""
+    """The arms, their differences from the baseline and what that allows one to claim of rewards, in Markdown."""
     rows = [
         ["", "accuracy", "by seed", "mean entropy, nats", f"accuracy above {recorded['baseline']}", "p, corrected"]
     ]
@@ -154,7 +157,8 @@ def table(recorded: dict[str, Any]) -> str:
                 f"{test['p_corrected']:.2f}" if test else "",
             ]
         )
-    return markdown_table(rows)
+    claims = "\n".join(f"- {markdown_cell(claim)}" for claim in recorded["claims"])
+    return f"{markdown_table(rows)}\n\n{claims}".strip()
 
 
 def watchers_table(found: Mapping[str, dict[str, Any]]) -> str:
