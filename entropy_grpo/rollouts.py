@@ -155,8 +155,10 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
         problems = with_extra(problems, generated[5])
         prompts = [problem["prompt"] for problem in problems]
         rewards = self._calculate_rewards(problems, prompts, generated[3], generated[1])
-        shares = accuracies(rewards, size)
-        good = [informative(a, self.args.min_accuracy, self.args.max_accuracy) for a in shares.tolist()]
+        # A control's groups teach what the control pays for, while the first reward, of weight 0, judges the answers.
+        taught = next((i for i, weight in enumerate(self.reward_weights.tolist()) if weight), 0)
+        paid = accuracies(rewards, size, taught).tolist()
+        good = [informative(share, self.args.min_accuracy, self.args.max_accuracy) for share in paid]
         kept = [i for i, is_good in enumerate(good) if is_good]
         others = [i for i, is_good in enumerate(good) if not is_good][: max(spare - len(kept), 0)]
         wanted = set(kept + others)
@@ -170,7 +172,7 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
             own = rewards[i * size : (i + 1) * size].float().cpu()
             return Group(rows[i], responses, own, self._sampler.rollout)
 
-        return [group(i) for i in kept], [group(i) for i in others], shares
+        return [group(i) for i in kept], [group(i) for i in others], accuracies(rewards, size)
 
     def _generate_in_parts(self, problems: list[Row]) -> Generated:
         """Generate for as many problems at a time as a rollout has: TRL's own generation holds all of them in memory,

@@ -61,12 +61,12 @@ class Group:
     old_logps: list[Tensor] | None = None
 
 
-def accuracies(rewards: Tensor, size: int) -> Tensor:
-    """(n,) share of right responses in every group of `size`: those whose first reward, (n * size, F), is above 0.
+def accuracies(rewards: Tensor, size: int, column: int = 0) -> Tensor:
+    """(n,) share of right responses in every group of `size`: those whose reward, (n * size, F), is above 0 there.
 
     Raw correctness: a penalty among the other rewards does not make a group of wrong responses informative.
     """
-    return (rewards[:, 0] > 0).view(-1, size).float().mean(dim=1)
+    return (rewards[:, column] > 0).view(-1, size).float().mean(dim=1)
 
 
 def informative(accuracy: float, lowest: float | None, highest: float | None) -> bool:

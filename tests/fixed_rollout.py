@@ -58,7 +58,7 @@ def make_trainer(model, output, stock=False, sampled=False, reward=reward, peft_
 
     With `stock`, TRL's own trainer. With `sampled` the model writes the completions.
     """
-    reward = REWARDS.get(reward, reward)
+    reward = REWARDS[reward] if isinstance(reward, str) else reward
     settings = {
         "output_dir": str(output),
         "max_steps": 1,

@@ -80,7 +80,12 @@ BROKEN = [
         ["overlong_cache_length is 4096", "overlong"],
     ),
     ("qwen3_14b", "rewards: [accuracy, overlong]", "rewards: [overlong, accuracy]", ["rewards", "begin with"]),
-    ("qwen3_8b_reward_random", "rewards: [random, overlong]", "rewards: [chance, overlong]", ["chance", "random"]),
+    (
+        "qwen3_8b_reward_random",
+        "rewards: [accuracy, random, overlong]",
+        "rewards: [accuracy, chance, overlong]",
+        ["chance", "random"],
+    ),
     (
         "qwen3_14b",
         "rewards: [accuracy, overlong]",

@@ -95,7 +95,8 @@ FIGURES = {
     "qwen3_8b_random20": FORKING | {"entropy_selection": "random"},
     "qwen3_8b_gradient20": FORKING | {"entropy_selection": "gradient_norm"},
     **{
-        f"qwen3_8b_reward_{name}": FORKING | {"rewards": [name, "overlong"]}
+        f"qwen3_8b_reward_{name}": FORKING
+        | {"rewards": ["accuracy", name, "overlong"], "reward_weights": [0.0, 1.0, 1.0]}
         for name in ("random", "inverted", "format_only")
     },
     "qwen25_7b_grpo": EXCHANGE,
@@ -259,8 +260,7 @@ def test_two_steps_by_the_literal_command(tmp_path, name, family):
     assert ("dynamic_sampling/drawn" in steps[0]) == (not name.startswith("qwen25"))
     if name.endswith("ppl_position"):
         assert [(row["shaping/ppl"], row["shaping/position"]) for row in steps] == [(1, 0), (1, 1)]
-    correctness, punishment = recipe.load(RECIPES[name])["rewards"].value
-    assert {f"rewards/{correctness}/mean", f"rewards/{punishment}/mean"} <= steps[0].keys()
+    assert {f"rewards/{reward}/mean" for reward in recipe.load(RECIPES[name])["rewards"].value} <= steps[0].keys()
     kept = FIGURES[name].get("top_entropy_quantile", 0.2)
     kept = 1 - kept if FIGURES[name].get("entropy_selection") == "bottom" else kept
     assert steps[0]["selection/kept_fraction"] == pytest.approx(kept, abs=0.1)

@@ -190,17 +190,28 @@ def groups_by_hand(count):
     return [i for i in range(count) if 0 < sum(rights[i * GROUP : (i + 1) * GROUP]) < GROUP]
 
 
-@pytest.mark.parametrize("rho", [1.0, 0.2])
-def test_training_is_that_on_the_informative_problems_alone(tiny_model, tmp_path, rho):
+def nothing_is_right(completion_ids, **kwargs):
+    return [0.0] * len(completion_ids)
+
+
+@pytest.mark.parametrize(
+    ("rho", "controlled"), [(1.0, {}), (0.2, {}), (0.2, {"reward_weights": [0.0, 1.0]})], ids=["all", "0.2", "control"]
+)
+def test_training_is_that_on_the_informative_problems_alone(tiny_model, tmp_path, rho, controlled):
     """Two rollouts of two groups, the second partly of groups that waited: weights equal bit for bit.
 
-    Every rollout is one step, at rate 0, so that no policy is older than the current one but by name.
+    Every rollout is one step, at rate 0, so that no policy is older than the current one but by name. A first reward
+    of weight 0, by which nothing is right, changes nothing.
     """
     good = groups_by_hand(16)
     assert 4 <= len(good) < 16 and good[:4] != [0, 1, 2, 3]
     settings = {"max_steps": 2, "top_entropy_quantile": rho, "entropy_scope": "rollout", "reward": "coins"}
     mixed = fixed_rollout.train(
-        tiny_model, tmp_path / "a", data=fixed_rollout.prompts(16), dynamic_sampling=True, **settings
+        tiny_model,
+        tmp_path / "a",
+        data=fixed_rollout.prompts(16),
+        dynamic_sampling=True,
+        **settings | ({"reward": [nothing_is_right, fixed_rollout.coins]} | controlled if controlled else {}),
     )
     alone = fixed_rollout.train(
         tiny_model, tmp_path / "b", data=fixed_rollout.prompts(16).select(good[:4]), **settings
