@@ -32,8 +32,6 @@ CURVES = {
     "eval_accuracy": "accuracy on held-out problems",
     "entropy": "mean token entropy (nats)",
 }
-# Points of a drawn series that has one at every step are means over as many steps.
-SMOOTHED = 20
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,10 @@ def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[s
             "measures": members["measures"],
             "by_seed": [records.read_json(run.evaluation)["after"]["accuracy"]["value"] for run in runs],
             "before": [records.read_json(run.evaluation)["before"]["accuracy"]["value"] for run in runs],
-            "curves": {key: thinned(members["curves"][key]) for key in CURVES},
+            "curves": {
+                key: {step: round(point["value"], 4) for step, point in members["curves"][key].items()}
+                for key in CURVES
+            },
             "cost": members["cost"],
             "warnings": [sorted({row["watcher"] for row in records.read_steps(run.warnings)}) for run in runs],
         }
@@ -129,15 +130,6 @@ def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[s
         "differences": {labels[group]: tests[COMPARED] for group, tests in found["differences"].items()},
         "claims": [test["claim"] for test in found.get("rewards", {}).get("beyond", {}).values()],
     }
-
-
-def thinned(points: dict[str, dict[str, float]]) -> dict[int, float]:
-    """The values of a series by step; of one with more points than can be seen, means over SMOOTHED of them."""
-    values = [(int(step), point["value"]) for step, point in points.items()]
-    if len(values) <= 2 * SMOOTHED:
-        return {step: round(value, 4) for step, value in values}
-    parts = [values[i : i + SMOOTHED] for i in range(0, len(values), SMOOTHED)]
-    return {part[-1][0]: round(sum(value for _, value in part) / len(part), 4) for part in parts}
 
 
 def table(recorded: dict[str, Any]) -> str:

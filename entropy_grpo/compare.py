@@ -9,6 +9,7 @@ reads the table looks at all of it. `notes` say what only some runs were measure
 Where true and spurious rewards are among the runs, `claims` says what that shows.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from .differences import Side, correct, difference, over_seeds
 from .names import OVERLONG
 from .runs import COMPARED, NOT_THE_EXPERIMENT, REWARDS, Run, cost, read_run, unlike
 
-# Series that are drawn, by the name that a run logs them under.
+# What is drawn of a series at most, and the series, by the name that a run logs them under.
+POINTS = 24
 CURVES = {
     "eval_accuracy": "accuracy on held-out problems",
     "reward": "reward of the rollouts",
@@ -70,18 +72,25 @@ def grouped(runs: Sequence[Run], by: str | None = None) -> Groups:
 
 
 def curve(runs: Sequence[Run], key: str) -> dict[int, dict[str, float]]:
-    """Mean of a series over runs with its spread by step: the t interval of three seeds or more, else the range."""
-    by_step: dict[int, list[float]] = {}
-    for run in runs:
-        for row in run.steps:
-            if row.get(key) is not None:
-                by_step.setdefault(row["step"], []).append(row[key])
-    points = {}
-    for step, values in sorted(by_step.items()):
-        if len(values) == len(runs):
-            spread = {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
-            points[step] = over_seeds(values) if len(values) > 2 else spread
-    return points
+    """Mean of a series over runs, from the lowest to the highest run, by step.
+
+    A series with more than POINTS values is averaged within each run over so many stretches of steps first, each named
+    by its last: what differs between runs shows, and not what differs between batches.
+    """
+    series = [[(row["step"], row[key]) for row in run.steps if row.get(key) is not None] for run in runs]
+    last = max((step for points in series for step, _ in points), default=0)
+    width = math.ceil(last / POINTS) if any(len(points) > POINTS for points in series) else 1
+    stretches: dict[int, dict[int, list[float]]] = {}
+    for number, points in enumerate(series):
+        for step, value in points:
+            end = min(math.ceil(step / width) * width, last)
+            stretches.setdefault(end, {}).setdefault(number, []).append(value)
+    means = {end: [float(np.mean(values)) for values in of.values()] for end, of in sorted(stretches.items())}
+    return {
+        end: {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
+        for end, values in means.items()
+        if len(values) == len(runs)
+    }
 
 
 def _measure(members: Sequence[Run], name: str) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def comparison(groups: dict[str, dict[int, dict[str, Any]]], labels: dict[str, s
             points = group.get(key, {})
             values, low, high = ([point[side] for point in points.values()] for side in ("value", "low", "high"))
             style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-            panel.plot(list(points), values, label=name, marker="o" if len(points) < 12 else "", **style)
+            panel.plot(list(points), values, label=name, marker=MARKERS[number % len(MARKERS)], markersize=4, **style)
             panel.fill_between(list(points), low, high, color=style["color"], alpha=0.15, linewidth=0)
         panel.set(xlabel="optimiser step", ylabel=labels[key])
         panel.grid(alpha=0.3)

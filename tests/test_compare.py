@@ -71,6 +71,18 @@ def test_groups_are_what_differs_but_for_the_seed(tmp_path):
         read_run(tmp_path)
 
 
+def test_long_series_are_means_of_stretches_from_the_lowest_to_the_highest_run(tmp_path):
+    rows = [[{"step": step, "entropy": float((7 * step + 3 * seed) % 11)} for step in range(1, 51)] for seed in (0, 1)]
+    runs = runs_of(tmp_path, [0.5, 0.5])
+    for run, log in zip(runs, rows, strict=True):
+        run.steps[:] = log
+    found = compare.curve(runs, "entropy")
+    assert list(found) == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45, 48, 50]
+    for last, first in ((3, 1), (48, 46), (50, 49)):
+        means = [np.mean([row["entropy"] for row in log if first <= row["step"] <= last]) for log in rows]
+        assert found[last] == pytest.approx({"value": np.mean(means), "low": min(means), "high": max(means)})
+
+
 def test_values_are_means_over_seeds_with_students_interval(tmp_path):
     accuracies = [0.25, 0.5, 0.45]
     group = compare.compare(runs_of(tmp_path, accuracies, rho=0.2))["groups"]["all"]
