@@ -86,7 +86,7 @@ def length_runaway(log: Log) -> str | None:
     if ends and ends[1] > max(0.3, 2 * ends[0]):
         return (
             f"{ends[1]:.0%} of the responses are cut off at max_completion_length, {ends[0]:.0%} were at the start: "
-            "length grows without an end. The reward `overlong` helps, or a larger max_completion_length."
+            "more and more do not come to an end. The reward `overlong` helps, or a larger max_completion_length."
         )
     return None
 
