@@ -11,6 +11,7 @@ from benchmarks import (
     divergence,
     embedded,
     evaluation,
+    experiments,
     figures,
     grading,
     kill,
@@ -126,3 +127,35 @@ def test_interventions_are_those_of_the_forks():
             mine = [fork for fork in model["forks"] if fork["kind"] == kind]
             mean = sum(fork["accuracy"] - fork["other_accuracy"] for fork in mine) / len(mine)
             assert summary["intervention"]["value"] == pytest.approx(mean, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_page_holds_the_recorded_experiment(name):
+    recorded = json.loads(experiments.results(name).read_text())
+    assert measure.readme_block(experiments.command(name), experiments.PAGE)[1] == experiments.table(recorded)
+    assert list(recorded["arms"]) == list(experiments.EXPERIMENTS[name].arms)
+
+
+def test_page_holds_what_the_watchers_said():
+    recorded = {name: json.loads(experiments.results(name).read_text()) for name in experiments.EXPERIMENTS}
+    block = measure.readme_block(experiments.command("watchers"), experiments.PAGE)[1]
+    assert block == experiments.watchers_table(recorded)
+    runs = [seed for one in recorded.values() for arm in one["arms"].values() for seed in arm["warnings"]]
+    assert len(runs) == 57 and block.startswith(f"Silent in {sum(not seed for seed in runs)} of 57 runs.")
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_differences_between_arms_are_those_of_the_seeds(name):
+    """Student's t with two degrees of freedom, and the smallest p-value times the number of tests."""
+    recorded = json.loads(experiments.results(name).read_text())
+    arms, tests = recorded["arms"], recorded["differences"]
+    for label, test in tests.items():
+        pairs = zip(arms[label]["by_seed"], arms[recorded["baseline"]]["by_seed"], strict=True)
+        gains = [after - before for after, before in pairs]
+        mean = sum(gains) / 3
+        half = 4.302652730 * math.sqrt(sum((x - mean) ** 2 for x in gains) / 2 / 3)
+        expected = [mean - half, mean, mean + half]
+        assert [test["low"], test["value"], test["high"]] == pytest.approx(expected, abs=1e-6)
+    smallest = min(tests.values(), key=lambda test: test["p_value"])
+    assert len(tests) == len(arms) - 1
+    assert smallest["p_corrected"] == pytest.approx(min(smallest["p_value"] * len(tests), 1))
