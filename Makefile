@@ -105,7 +105,7 @@ grading: setup  ## grade the answer pairs that the tests own, beside plain math-
 figures: setup  ## token entropy of the embedded task before and after training, in figures (fifteen minutes), docs/entropy.md
 	$(BIN)/python -m benchmarks.figures
 
-analysis: setup  ## time and memory of the analysis on a million made-up tokens (ten minutes), docs/entropy.md
+analysis: setup  ## time and memory of the analysis on a million made-up tokens (half an hour), docs/entropy.md
 	$(BIN)/python -m benchmarks.analysis
 
 decoding: setup  ## sweep forked decoding's temperatures on the embedded task (ten minutes on two cores), docs/entropy.md
