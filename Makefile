@@ -96,7 +96,7 @@ position: setup  ## draw the two forms of position shaping's bonus, docs/positio
 diagnostics: setup  ## measure what diagnostics and watchers cost on the embedded task (a minute), benchmarks/results/
 	$(BIN)/python -m benchmarks.diagnostics
 
-verifier: setup  ## attack the grader with 10,000 hostile answers and measure its throughput (half an hour on two cores)
+verifier: setup  ## attack the grader with 10,000 hostile answers and measure its throughput (ten minutes on two cores)
 	$(BIN)/python -m benchmarks.verifier
 
 grading: setup  ## grade the answer pairs that the tests own, beside plain math-verify, and list what each gets wrong (a minute)

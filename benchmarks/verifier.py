@@ -1,6 +1,6 @@
 """The grader under attack, and how fast it grades ordinary answers beside plain math-verify.
 
-python -m benchmarks.verifier            # half an hour on two cores, benchmarks/results/verifier.json and the tables
+python -m benchmarks.verifier            # ten minutes on two cores, benchmarks/results/verifier.json and the tables
 python -m benchmarks.verifier --table    # only the tables of the recorded results
 """
 
