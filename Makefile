@@ -108,8 +108,8 @@ figures: setup  ## token entropy of the embedded task before and after training,
 analysis: setup  ## time and memory of the analysis on a million made-up tokens (half an hour), docs/entropy.md
 	$(BIN)/python -m benchmarks.analysis
 
-decoding: setup  ## sweep forked decoding's temperatures on the embedded task (ten minutes on two cores), docs/entropy.md
+decoding: setup  ## sweep forked decoding's temperatures on the embedded task (a few minutes on two cores), docs/entropy.md
 	$(BIN)/python -m benchmarks.decoding
 
-divergence: setup  ## force other tokens at forks of the embedded task and see what changes (ten minutes on two cores)
+divergence: setup  ## force other tokens at forks of the embedded task and see what changes (a few minutes on two cores)
 	$(BIN)/python -m benchmarks.divergence
