@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict
 
 from benchmarks import measure, walks
+from entropy_grpo import markdown
 from entropy_grpo.analysis import divergence_summary, figures
 from entropy_grpo.analysis.divergence import Settings, divergence
 
@@ -39,8 +40,7 @@ def measured(name: str) -> dict:
 def table(results: dict) -> str:
     """The recorded means in Markdown."""
     summaries = {name: model["summary"] for name, model in results["models"].items()}
-    head, *rows = (f"| {' | '.join(row)} |" for row in divergence_summary.table(summaries))
-    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows])
+    return markdown.table(divergence_summary.table(summaries))
 
 
 def main() -> None:

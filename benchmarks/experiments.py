@@ -17,7 +17,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import measure
-from entropy_grpo import records, sweep
+from entropy_grpo import compare, records, sweep
+from entropy_grpo.comparison_tables import claimed
 from entropy_grpo.evaluation.report import cell
 from entropy_grpo.markdown import cell as markdown_cell
 from entropy_grpo.markdown import table as markdown_table
@@ -28,10 +29,7 @@ from entropy_grpo.runs import COMPARED
 DOCS = measure.ROOT / "docs"
 PAGE = DOCS / "experiments.md"
 SEEDS = 3
-CURVES = {
-    "eval_accuracy": "accuracy on held-out problems",
-    "entropy": "mean token entropy (nats)",
-}
+CURVES = {key: compare.CURVES[key] for key in ("eval_accuracy", "entropy")}
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,8 @@ def run(name: str, jobs: int) -> None:
         experiment.recipe, [], variants, SEEDS, variants[0], str(folder), jobs, "accelerate launch --quiet", False
     )
     found = records.read_json(folder / "comparison.json")
-    names = {
-        trial.folder.parent.name: label
-        for label, words in experiment.arms.items()
-        for trial in sweep.trials(sweep.variants([], [words]), 1, folder)
-    }
+    trials = sweep.trials(sweep.variants([], variants), 1, folder)
+    names = {trial.folder.parent.name: label for trial, label in zip(trials, experiment.arms, strict=True)}
     labels = {group: names[Path(members["runs"][0]).parent.name] for group, members in found["groups"].items()}
     records.write_json(results(name), recorded(name, found, labels))
 
@@ -106,11 +101,12 @@ def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[s
     experiment, arms = EXPERIMENTS[name], {}
     for group, members in found["groups"].items():
         runs = [RunFolder(Path(path)) for path in members["runs"]]
+        evaluations = [records.read_json(run.evaluation) for run in runs]
         arms[labels[group]] = {
             "settings": experiment.arms[labels[group]],
             "measures": members["measures"],
-            "by_seed": [records.read_json(run.evaluation)["after"]["accuracy"]["value"] for run in runs],
-            "before": [records.read_json(run.evaluation)["before"]["accuracy"]["value"] for run in runs],
+            "by_seed": [one["after"]["accuracy"]["value"] for one in evaluations],
+            "before": [one["before"]["accuracy"]["value"] for one in evaluations],
             "curves": {
                 key: {step: round(point["value"], 4) for step, point in members["curves"][key].items()}
                 for key in CURVES
@@ -128,7 +124,7 @@ def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[s
         "baseline": labels[found["baseline"]],
         "arms": {label: arms[label] for label in experiment.arms},
         "differences": {labels[group]: tests[COMPARED] for group, tests in found["differences"].items()},
-        "claims": [test["claim"] for test in found.get("rewards", {}).get("beyond", {}).values()],
+        "claims": claimed(found),
     }
 
 

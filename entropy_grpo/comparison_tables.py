@@ -72,9 +72,14 @@ def tables(found: dict[str, Any]) -> dict[str, Rows]:
     return made
 
 
+def claimed(found: dict[str, Any]) -> list[str]:
+    """What may be claimed of rewards, a sentence for each control; none where no rewards are compared."""
+    return [test["claim"] for test in found.get("rewards", {}).get("beyond", {}).values()]
+
+
 def sentences(found: dict[str, Any]) -> list[str]:
     """What may be claimed of rewards, and what a reader has to know of the measures."""
-    return [test["claim"] for test in found.get("rewards", {}).get("beyond", {}).values()] + found["notes"]
+    return claimed(found) + found["notes"]
 
 
 def as_text(found: dict[str, Any]) -> str:
