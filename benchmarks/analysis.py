@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks import measure
-from entropy_grpo import records
-from entropy_grpo.analysis import by_category, distribution, position, report, training, words
-from entropy_grpo.analysis.collect import PART_TOKENS, token_table
-from entropy_grpo.analysis.collection import RESPONSES, Collection, write_parquet
-from entropy_grpo.ops.kernels import choose
+from entropy_grpo.analysis.collect.run import PART_TOKENS, token_table
+from entropy_grpo.analysis.collect.store import RESPONSES, Collection, write_parquet
+from entropy_grpo.analysis.report import run as report
+from entropy_grpo.analysis.views import categories, distribution, over_training, position, words
+from entropy_grpo.models.kernels import choose
+from entropy_grpo.runs import files
 
 RESULTS = measure.RESULTS / "analysis.json"
 PAGE = measure.ROOT / "docs" / "entropy.md"
@@ -81,7 +82,7 @@ def write_files(collection: Collection) -> None:
             # Half of the tokens are nearly certain, some are open, as in a text.
             scores = [list(sign * rng.random(tokens.shape, np.float32) ** 6 * 4) for sign in (1, -1)]
             write_parquet(collection.part(CHECKPOINTS[0], number), token_table(rows, scores, of_token, CHECKPOINTS[0]))
-    records.write_json(collection.settings, {"checkpoints": dict.fromkeys(CHECKPOINTS)})
+    files.write_json(collection.settings, {"checkpoints": dict.fromkeys(CHECKPOINTS)})
 
 
 def second_checkpoint(collection: Collection) -> None:
@@ -111,11 +112,11 @@ def views(collection: Collection) -> dict[str, Callable[[], Any]]:
         "distribution": lambda: distribution.summary(collection.column(first, "entropy")),
         "histogram": lambda: distribution.histogram(p["entropy"] for p in collection.parts(first, ENTROPY)),
         "words": extremes,
-        "overlap": lambda: training.overlaps(entropies()),
-        "change per bin": lambda: training.change_per_bin(*entropies().values()),
-        "percentiles": lambda: training.percentile_curves(entropies()),
+        "overlap": lambda: over_training.overlaps(entropies()),
+        "change per bin": lambda: over_training.change_per_bin(*entropies().values()),
+        "percentiles": lambda: over_training.percentile_curves(entropies()),
         "position": lambda: position.by_position(collection.parts(first, places)),
-        "categories": lambda: by_category.by_category(collection.parts(first, kinds), collection.texts()),
+        "categories": lambda: categories.by_category(collection.parts(first, kinds), collection.texts()),
         "whole report": lambda: report.write(collection.path),
     }
 

@@ -16,11 +16,11 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks import measure, walks
-from entropy_grpo.analysis.alternatives import score
-from entropy_grpo.analysis.decoding import ForkedTemperature, Temperatures
-from entropy_grpo.card_results import share_text
-from entropy_grpo.embedded import number_walk
-from entropy_grpo.evaluation.intervals import gain_interval, share_interval
+from entropy_grpo.analysis.text.alternatives import score
+from entropy_grpo.cards.results import share_text
+from entropy_grpo.evaluation.decoding.forked import ForkedTemperature, Temperatures
+from entropy_grpo.metrics.intervals import gain_interval, share_interval
+from entropy_grpo.tasks import number_walk
 
 RESULTS = measure.RESULTS / "decoding.json"
 PAGE = measure.ROOT / "docs" / "entropy.md"

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from entropy_grpo import launch, records, trainer
-from entropy_grpo.rollouts import RolloutGRPOTrainer
-from entropy_grpo.shaped import ShapedGRPOTrainer
-from entropy_grpo.watching import Watch
+from entropy_grpo import launch
+from entropy_grpo.monitoring.callbacks import Watch
+from entropy_grpo.runs import files
+from entropy_grpo.training import trainer
+from entropy_grpo.training.rollouts import RolloutGRPOTrainer
+from entropy_grpo.training.shaped import ShapedGRPOTrainer
 
 RECIPE = measure.ROOT / "recipes" / "demo_cpu.yaml"
 OUTPUT = Path("runs") / "diagnostics"
@@ -66,7 +68,7 @@ def main() -> None:
         "milliseconds_per_step": {name: round(1000 * value / STEPS, 3) for name, value in seconds.items()},
         "step_milliseconds": round(1000 * everything / STEPS, 1),
         "share": round(sum(seconds.values()) / everything, 4),
-        "warnings": len(list(records.read_jsonl(OUTPUT / "warnings.jsonl"))),
+        "warnings": len(list(files.read_jsonl(OUTPUT / "warnings.jsonl"))),
     }
     print(found)
     measure.write("diagnostics", "python -m benchmarks.diagnostics", found)

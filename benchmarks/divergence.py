@@ -9,9 +9,10 @@ import json
 from dataclasses import asdict
 
 from benchmarks import measure, walks
-from entropy_grpo import markdown
-from entropy_grpo.analysis import divergence_summary, figures
-from entropy_grpo.analysis.divergence import Settings, divergence
+from entropy_grpo.analysis.divergence import summary
+from entropy_grpo.analysis.divergence.forks import Settings, divergence
+from entropy_grpo.analysis.report import figures
+from entropy_grpo.metrics import tables
 
 RESULTS = measure.RESULTS / "divergence.json"
 PAGE = measure.ROOT / "docs" / "entropy.md"
@@ -34,13 +35,13 @@ def measured(name: str) -> dict:
         rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         if len(rows) % 100 == 0:
             print(f"{name}: {len(rows)} forks", flush=True)
-    return {"summary": divergence_summary.summarize(rows), "bins": divergence_summary.bins(rows), "forks": rows}
+    return {"summary": summary.summarize(rows), "bins": summary.bins(rows), "forks": rows}
 
 
 def table(results: dict) -> str:
     """The recorded means in Markdown."""
     summaries = {name: model["summary"] for name, model in results["models"].items()}
-    return markdown.table(divergence_summary.table(summaries))
+    return tables.table(summary.table(summaries))
 
 
 def main() -> None:

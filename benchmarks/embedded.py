@@ -20,10 +20,10 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import measure
-from entropy_grpo import records
-from entropy_grpo.card_results import share_text
-from entropy_grpo.embedded import cold_start
-from entropy_grpo.records import RunFolder
+from entropy_grpo.cards.results import share_text
+from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.tasks import cold_start
 
 RESULTS = measure.RESULTS / "embedded.json"
 RUNS = measure.ROOT / "runs" / "embedded"
@@ -60,7 +60,7 @@ def run(arm: str, settings: Sequence[str], rate: str, seed: int, answers: bool) 
 
 def dev_accuracy(folder: RunFolder) -> float:
     """Accuracy on the dev problems at the end of a run."""
-    return [row[DEV_METRIC] for row in records.read_jsonl(folder.metrics) if row.get(DEV_METRIC) is not None][-1]
+    return [row[DEV_METRIC] for row in files.read_jsonl(folder.metrics) if row.get(DEV_METRIC) is not None][-1]
 
 
 def mean_interval(values: list[float]) -> dict[str, float]:
@@ -88,7 +88,7 @@ def run_all(jobs: int) -> dict:
         runs = {arm: {seed: reported[arm, seed].result() for seed in SEEDS} for arm in ARMS}
     arms = {}
     for arm, folders in runs.items():
-        evaluations = {seed: records.read_json(folder.evaluation) for seed, folder in folders.items()}
+        evaluations = {seed: files.read_json(folder.evaluation) for seed, folder in folders.items()}
         arms[arm] = {"learning_rate": chosen[arm], "dev_accuracy": dev[arm], "seeds": {}}
         for seed, evaluation in evaluations.items():
             arms[arm]["seeds"][seed] = {
@@ -113,7 +113,7 @@ def run_all(jobs: int) -> dict:
         }
         for other in others
     }
-    environments = [records.read_json(folder.environment) for folders in runs.values() for folder in folders.values()]
+    environments = [files.read_json(folder.environment) for folders in runs.values() for folder in folders.values()]
     settings = environments[0]["arguments"]
     return {
         "command": "python -m benchmarks.embedded",
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the tables of the recorded results")
     options = parser.parse_args()
     if not options.table:
-        records.write_json(RESULTS, run_all(options.jobs))
+        files.write_json(RESULTS, run_all(options.jobs))
     text = table(json.loads(RESULTS.read_text()))
     measure.write_readme(TABLE, text)
     print(text)

@@ -18,14 +18,14 @@ from dataclasses import fields
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks import embedded, measure
-from entropy_grpo import recipe
-from entropy_grpo.config import CLASSES
-from entropy_grpo.data import load_problems
-from entropy_grpo.embedded import cold_start
-from entropy_grpo.grader import Grader
-from entropy_grpo.rewards import get_rewards
-from entropy_grpo.start import load_embedded, load_tokenizer
-from entropy_grpo.trainer import EntropyForkGRPOTrainer
+from entropy_grpo.config import recipe
+from entropy_grpo.config.run import CLASSES
+from entropy_grpo.data.problems import load_problems
+from entropy_grpo.grading.pool import Grader
+from entropy_grpo.models.load import load_embedded, load_tokenizer
+from entropy_grpo.rewards.registry import get_rewards
+from entropy_grpo.tasks import cold_start
+from entropy_grpo.training.trainer import EntropyForkGRPOTrainer
 
 RECIPE = measure.ROOT / "recipes" / "demo_cpu.yaml"
 SEEDS = (1, 2)
@@ -45,7 +45,10 @@ def history(trainer_class: type[GRPOTrainer], words: list[str], seed: int) -> li
     with tempfile.TemporaryDirectory() as output:
         settings = recipe.load(RECIPE) | recipe.overrides([*words, "--output_dir", output])
         run_config, args, model_config = recipe.build(recipe.checked(settings, CLASSES), CLASSES)
-        model, problems = load_embedded(model_config.model_name_or_path, seed), load_problems(run_config, seed)
+        model, problems = (
+            load_embedded(model_config.model_name_or_path, seed),
+            load_problems(run_config, seed, run_config.reference_grading),
+        )
         grader = Grader(1, run_config.grading_seconds, run_config.grading_total_seconds)
         trainer = trainer_class(
             model=model,

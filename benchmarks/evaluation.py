@@ -24,13 +24,14 @@ import torch
 from transformers import GenerationConfig
 
 from benchmarks import measure
-from entropy_grpo import plots, records
-from entropy_grpo.embedded import cold_start
-from entropy_grpo.evaluation import models, questions, results
-from entropy_grpo.evaluation.backends import Request, Sampling
-from entropy_grpo.evaluation.metrics import paired, summarize_samples
+from entropy_grpo.evaluation import questions, results
+from entropy_grpo.evaluation.backends.base import Request, Sampling
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend, load_model
 from entropy_grpo.evaluation.report import cell
-from entropy_grpo.evaluation.transformers_backend import TransformersBackend, load_model
+from entropy_grpo.metrics.answers import paired, summarize_samples
+from entropy_grpo.models import load
+from entropy_grpo.runs import files, plots
+from entropy_grpo.tasks import cold_start
 
 RESULTS = measure.RESULTS / "evaluation.json"
 PICTURE = measure.RESULTS / "evaluation_pass_at_k.png"
@@ -99,7 +100,7 @@ def compare_models(folders: dict[str, Path]) -> dict[str, Any]:
 def compare_killed(folder: Path) -> dict[str, Any]:
     """An evaluation that is killed again and again while it writes, against one that is left alone."""
     alone, killed = folder / "alone", folder / "killed"
-    model = models.local_path(f"embedded:{NAME}")
+    model = load.local_path(f"embedded:{NAME}")
     finish(evaluate(model, alone, FEW_SAMPLES, KILL_BATCH))
     moments: list[int] = []
     total = len(rows_in(alone))
@@ -122,13 +123,13 @@ def compare_killed(folder: Path) -> dict[str, Any]:
     }
 
 
-def rows_in(folder: Path) -> list[records.Row]:
-    return [row for path in sorted((folder / NAME).glob("samples-*.jsonl")) for row in records.read_jsonl(path)]
+def rows_in(folder: Path) -> list[files.Row]:
+    return [row for path in sorted((folder / NAME).glob("samples-*.jsonl")) for row in files.read_jsonl(path)]
 
 
 def compare_speed() -> dict[str, Any]:
     """Tokens per second of the backend and of plain loops around `generate`, taking turns on the same problems."""
-    model, tokenizer = load_model(models.local_path(f"embedded:{NAME}"), None, "auto")
+    model, tokenizer = load_model(load.local_path(f"embedded:{NAME}"), None, "auto")
     asked = questions.load(NAME)[1][:TIMED_QUESTIONS]
     prompts = [question.prompt for question in asked for _ in range(TIMED_SAMPLES)]
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
@@ -208,7 +209,7 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         paths = {
             "random weights": random_model(),
-            "cold start": models.local_path(f"embedded:{NAME}"),
+            "cold start": load.local_path(f"embedded:{NAME}"),
             "trained": options.run or trained_model(),
         }
         folders = {name: RUNS / "results" / name.replace(" ", "-") for name in paths}
@@ -218,7 +219,7 @@ def main() -> None:
             killed = compare_killed(Path(scratch))
         figures = compare_models(folders) | {"kill": killed, "speed": compare_speed()}
         measure.write("evaluation", "python -m benchmarks.evaluation", figures)
-    measure.write_readme(TABLE, table(records.read_json(RESULTS)))
+    measure.write_readme(TABLE, table(files.read_json(RESULTS)))
 
 
 if __name__ == "__main__":

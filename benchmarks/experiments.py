@@ -17,14 +17,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import measure
-from entropy_grpo import compare, records, sweep
-from entropy_grpo.comparison_tables import claimed
+from entropy_grpo.compare import compare, sweep
+from entropy_grpo.compare.runs import COMPARED
+from entropy_grpo.compare.tables import claimed
 from entropy_grpo.evaluation.report import cell
-from entropy_grpo.markdown import cell as markdown_cell
-from entropy_grpo.markdown import table as markdown_table
-from entropy_grpo.plots import COLOURS, DASHES, MARKERS
-from entropy_grpo.records import RunFolder
-from entropy_grpo.runs import COMPARED
+from entropy_grpo.metrics.tables import cell as markdown_cell
+from entropy_grpo.metrics.tables import table as markdown_table
+from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.runs.plots import COLOURS, DASHES, MARKERS
 
 DOCS = measure.ROOT / "docs"
 PAGE = DOCS / "experiments.md"
@@ -89,11 +90,11 @@ def run(name: str, jobs: int) -> None:
     sweep.main(
         experiment.recipe, [], variants, SEEDS, variants[0], str(folder), jobs, "accelerate launch --quiet", False
     )
-    found = records.read_json(folder / "comparison.json")
+    found = files.read_json(folder / "comparison.json")
     trials = sweep.trials(sweep.variants([], variants), 1, folder)
     names = {trial.folder.parent.name: label for trial, label in zip(trials, experiment.arms, strict=True)}
     labels = {group: names[Path(members["runs"][0]).parent.name] for group, members in found["groups"].items()}
-    records.write_json(results(name), recorded(name, found, labels))
+    files.write_json(results(name), recorded(name, found, labels))
 
 
 def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[s
     experiment, arms = EXPERIMENTS[name], {}
     for group, members in found["groups"].items():
         runs = [RunFolder(Path(path)) for path in members["runs"]]
-        evaluations = [records.read_json(run.evaluation) for run in runs]
+        evaluations = [files.read_json(run.evaluation) for run in runs]
         arms[labels[group]] = {
             "settings": experiment.arms[labels[group]],
             "measures": members["measures"],
@@ -112,9 +113,9 @@ def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[s
                 for key in CURVES
             },
             "cost": members["cost"],
-            "warnings": [sorted({row["watcher"] for row in records.read_steps(run.warnings)}) for run in runs],
+            "warnings": [sorted({row["watcher"] for row in files.read_steps(run.warnings)}) for run in runs],
         }
-        environment = records.read_json(runs[0].environment)
+        environment = files.read_json(runs[0].environment)
     return {
         "command": f"python -m benchmarks.experiments {name}",
         "recipe": experiment.recipe,

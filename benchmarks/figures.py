@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from entropy_grpo.analysis import figures, report
-from entropy_grpo.embedded import cold_start
-from entropy_grpo.names import EMBEDDED
-from entropy_grpo.records import RunFolder
+from entropy_grpo.analysis.report import figures, run
+from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.tasks import cold_start
+from entropy_grpo.tasks.task import EMBEDDED
 
 RESULTS = measure.RESULTS / "figures.json"
 RUN = RunFolder(measure.ROOT / "runs" / "figures")
@@ -167,7 +167,7 @@ def main() -> None:
         train()
         collect_all()
         for folder in (RUN.path, OWN[TRAINED], OWN[RANDOM]):
-            report.write(folder)
+            run.write(folder)
         measure.write("figures", "python -m benchmarks.figures", sum_up())
     text = table(json.loads(RESULTS.read_text()))
     measure.write_readme(COMMAND, text, PAGE)

@@ -80,7 +80,7 @@ def listing(results: dict[str, Any]) -> str:
 
 def main() -> None:
     from benchmarks import measure
-    from entropy_grpo import records
+    from entropy_grpo.runs import files
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--table", action="store_true", help="only write the table of the recorded results")
@@ -89,7 +89,7 @@ def main() -> None:
         right = sum(case[4] for case in found)
         figures = {"equal": right, "unequal": len(found) - right}
         measure.write("grading", COMMAND, figures | {name: wrong(grade, found) for name, grade in GRADERS.items()})
-    results = records.read_json(measure.RESULTS / "grading.json")
+    results = files.read_json(measure.RESULTS / "grading.json")
     measure.write_readme(COMMAND, table(results))
     print(listing(results), table(results), sep="\n\n")
 

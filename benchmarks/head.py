@@ -15,8 +15,8 @@ from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 from benchmarks import measure
-from entropy_grpo.ops.head import SparseLogProbs
-from entropy_grpo.ops.kernels import LIGER, TILES, hopper, tile_width
+from entropy_grpo.models.head import SparseLogProbs
+from entropy_grpo.models.kernels import LIGER, TILES, hopper, tile_width
 
 RHOS = (0.1, 0.2, 0.5, 1.0)
 UNITS = {

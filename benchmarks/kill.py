@@ -26,9 +26,9 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import measure
-from entropy_grpo import records
-from entropy_grpo.checkpoint import COMPLETE
-from entropy_grpo.records import RunFolder
+from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.runs.state import COMPLETE
 from tests.conftest import save_tiny_model
 
 STEPS = 14
@@ -135,18 +135,18 @@ def differences(run: Path, other: Path) -> list[str]:
     if weights.keys() != others.keys() or any(not torch.equal(weights[name], others[name]) for name in weights):
         found.append("weights")
 
-    def without_clock(rows: list[records.Row]) -> list[str]:
+    def without_clock(rows: list[files.Row]) -> list[str]:
         clock = ("time", "per_second", "peak_memory")
         return [str({k: v for k, v in row.items() if not any(word in k for word in clock)}) for row in rows]
 
     for name in ("metrics", "samples"):
-        mine, theirs = (without_clock(records.read_steps(getattr(RunFolder(path), name))) for path in (run, other))
+        mine, theirs = (without_clock(files.read_steps(getattr(RunFolder(path), name))) for path in (run, other))
         if mine != theirs or not mine:
             found.append(name)
     return found
 
 
-def compare(case: Case, model: str, folder: Path, kills: int, seed: int) -> list[records.Row]:
+def compare(case: Case, model: str, folder: Path, kills: int, seed: int) -> list[files.Row]:
     """Kill one victim after the other, each once or more; what was done to each, and what differs afterwards."""
     rng = random.Random(seed)
     alone = folder / "alone"
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="put the table of the recorded results into the README")
     options = parser.parse_args()
     if options.table:
-        measure.write_readme(TABLE, table(records.read_json(RESULTS)))
+        measure.write_readme(TABLE, table(files.read_json(RESULTS)))
         return
     figures = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -211,7 +211,7 @@ def main() -> None:
             )
             print(f"{name}: {len(moments)} kills, {figures[-1]['runs that differ']} runs differ", flush=True)
     measure.write("kill", "python -m benchmarks.kill", {"steps": STEPS, "cases": figures})
-    measure.write_readme(TABLE, table(records.read_json(RESULTS)))
+    measure.write_readme(TABLE, table(files.read_json(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from entropy_grpo import records
-from entropy_grpo.callbacks import git_revision, hardware, versions
+from entropy_grpo.runs import files
+from entropy_grpo.runs.environment import git_revision, hardware, versions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -82,7 +82,7 @@ def write(name: str, command: str, figures: dict[str, Any]) -> None:
         "versions": versions(),
         "git_revision": git_revision(),
     }
-    records.write_json(RESULTS / f"{name}.json", about | figures)
+    files.write_json(RESULTS / f"{name}.json", about | figures)
 
 
 def readme_block(command: str, page: Path = README) -> tuple[str, str, str]:
@@ -95,4 +95,4 @@ def readme_block(command: str, page: Path = README) -> tuple[str, str, str]:
 def write_readme(command: str, text: str, page: Path = README) -> None:
     """Put tables between their marks."""
     before, _, after = readme_block(command, page)
-    records.write_text(page, f"{before}\n\n{text}\n\n{after}")
+    files.write_text(page, f"{before}\n\n{text}\n\n{after}")

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks import measure
-from entropy_grpo.shaping import position_bonus
+from entropy_grpo.objective.advantages import position_bonus
 
 PLOT = measure.ROOT / "docs" / "position_bonus.png"
 GAMMA = 0.1

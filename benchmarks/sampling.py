@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from benchmarks import embedded, end_to_end, measure
-from entropy_grpo import records
-from entropy_grpo.embedded import cold_start
-from entropy_grpo.sampling import DynamicSampler, Group
-from entropy_grpo.trainer import EntropyForkGRPOTrainer
+from entropy_grpo.objective.sampling import DynamicSampler, Group
+from entropy_grpo.runs import files
+from entropy_grpo.tasks import cold_start
+from entropy_grpo.training.trainer import EntropyForkGRPOTrainer
 
 RATES = (0.05, 0.2, 0.8)
 PROMPTS, STEPS, ROUND, ROUNDS, ROLLOUTS = 512, 16, 3, 10, 100
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="put the table of the recorded results into the README")
     options = parser.parse_args()
     if options.table:
-        measure.write_readme(TABLE, table(records.read_json(RESULTS)))
+        measure.write_readme(TABLE, table(files.read_json(RESULTS)))
         return
     if options.arm is not None:
         print(json.dumps(run(options.arm, options.seed, options.steps)))
@@ -199,7 +199,7 @@ def main() -> None:
     figures = {"prompts": PROMPTS, "steps_per_rollout": STEPS, "simulated": simulated}
     figures |= {"accuracy": ACCURACY, "embedded": arms}
     measure.write("sampling", "python -m benchmarks.sampling", figures)
-    measure.write_readme(TABLE, table(records.read_json(RESULTS)))
+    measure.write_readme(TABLE, table(files.read_json(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,13 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks import embedded, measure
-from entropy_grpo import launch, records, train
-from entropy_grpo.embedded import cold_start
-from entropy_grpo.records import RunFolder
-from entropy_grpo.selection import SCOPES
-from entropy_grpo.trainer import EntropyForkGRPOTrainer
+from entropy_grpo import launch
+from entropy_grpo.objective.selection import SCOPES
+from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.tasks import cold_start
+from entropy_grpo.training import train
+from entropy_grpo.training.trainer import EntropyForkGRPOTrainer
 
 RECIPE = measure.ROOT / "recipes" / "demo_cpu.yaml"
 RUNS = Path("runs") / "scopes"
@@ -68,7 +70,7 @@ def watch(steps: int) -> None:
 
 def figures(steps: int) -> dict:
     """Agreement by the step's place in its rollout, and over the run."""
-    rows = [row for row in records.read_jsonl(RunFolder(RUNS / str(steps)).metrics) if row.get(METRICS[0]) is not None]
+    rows = [row for row in files.read_jsonl(RunFolder(RUNS / str(steps)).metrics) if row.get(METRICS[0]) is not None]
     found = {"steps_per_rollout": steps, "optimiser_steps": len(rows)}
     for name in METRICS:
         by_place = defaultdict(list)
@@ -88,7 +90,7 @@ def learned(scope: str) -> dict:
     settings = ["--entropy_scope", scope, "--steps_per_generation", str(4 * ACCUMULATION), *SPLIT]
     with ThreadPoolExecutor(embedded.JOBS) as pool:
         folders = list(pool.map(lambda seed: embedded.run(scope, settings, RATE, seed, True), embedded.SEEDS))
-    after = [records.read_json(folder.evaluation)["after"] for folder in folders]
+    after = [files.read_json(folder.evaluation)["after"] for folder in folders]
     return {
         "scope": scope,
         "learning_rate": RATE,

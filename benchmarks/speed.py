@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 from benchmarks import measure
-from entropy_grpo import records
-from entropy_grpo.card_results import share_text
+from entropy_grpo.cards.results import share_text
+from entropy_grpo.runs import files
 
 TABLE = "python -m benchmarks.speed --table"
 PARTS = ("head", "step", "end_to_end", "scopes")
@@ -119,7 +119,7 @@ TABLES = {"head": head_table, "step": step_table, "end_to_end": end_to_end_table
 def tables() -> str:
     """The tables of what has been recorded, in Markdown."""
     recorded = [(name, measure.RESULTS / f"{name}.json") for name in PARTS]
-    parts = [TABLES[name](records.read_json(path)) for name, path in recorded if path.exists()]
+    parts = [TABLES[name](files.read_json(path)) for name, path in recorded if path.exists()]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 

@@ -23,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks import measure
 from entropy_grpo import EntropyForkGRPOConfig, EntropyForkGRPOTrainer
-from entropy_grpo.embedded.cold_start import build_tokenizer
+from entropy_grpo.tasks.cold_start import build_tokenizer
 
 VOCABULARY, PROMPT, GENERATIONS, STEPS = 6144, 8, 8, 16
 MEANS = (0.35, 0.18)

@@ -16,7 +16,7 @@ from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
 
-from entropy_grpo.grader import FIRST_SECONDS, Grader, plain_verdict
+from entropy_grpo.grading.pool import FIRST_SECONDS, Grader, plain_verdict
 
 # `benchmarks.measure` is imported where it is used: every worker imports the main module again, and `measure` needs
 # torch.
@@ -427,7 +427,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     from benchmarks import measure
-    from entropy_grpo import records
+    from entropy_grpo.runs import files as records
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--table", action="store_true", help="only write the tables of the recorded results")

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 from benchmarks import embedded
-from entropy_grpo.embedded import cold_start, number_walk
 from entropy_grpo.grading import boxed
+from entropy_grpo.tasks import cold_start, number_walk
 
 MODELS = ("cold start", "trained")
 MAX_TOKENS = 48

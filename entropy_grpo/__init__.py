@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import EntropyForkGRPOConfig
-    from .trainer import EntropyForkGRPOTrainer
+    from .config.grpo import EntropyForkGRPOConfig
+    from .training.trainer import EntropyForkGRPOTrainer
 
 __all__ = ["EntropyForkGRPOConfig", "EntropyForkGRPOTrainer"]
 
-_MODULES = {"EntropyForkGRPOConfig": "config", "EntropyForkGRPOTrainer": "trainer"}
+_MODULES = {"EntropyForkGRPOConfig": "config.grpo", "EntropyForkGRPOTrainer": "training.trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -68,7 +68,7 @@ def _add_plan(commands: Any) -> None:
 
 
 def _plan(recipe: str, overrides: list[str], as_json: bool, **options: Any) -> None:
-    from . import plan
+    from .planning import plan
 
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of a job that this may run in: a plan is made by one process
         os.environ.pop(name, None)
@@ -108,10 +108,11 @@ def _add_eval(commands: Any) -> None:
 
 
 def _eval(model: str, benchmarks: str, output: str | None, compare: list[str], **options: Any) -> None:
-    from .evaluation import models, run
+    from .evaluation import run
+    from .models import load
 
     names = [name.strip() for name in benchmarks.split(",") if name.strip()]
-    folder = Path(output) if output else models.output_folder(model)
+    folder = Path(output) if output else load.output_folder(model)
     run.run(run.Options(model, names, folder, compare=[Path(other) for other in compare], **options))
 
 
@@ -131,7 +132,7 @@ def _add_card(commands: Any) -> None:
 
 
 def _card(**options: Any) -> None:
-    from .publish import main as publish
+    from .cards.push import main as publish
 
     publish(**options)
 
@@ -145,7 +146,7 @@ def _add_merge(commands: Any) -> None:
 
 
 def _merge(checkpoint: str, output: str, revision: str | None) -> None:
-    from .merge import merge
+    from .models.merge import merge
 
     print(merge(checkpoint, output, revision))
 
@@ -165,8 +166,8 @@ def _add_compare(commands: Any) -> None:
 def _compare(runs: list[str], baseline: str | None, group_by: str | None, as_json: bool, output: str | None) -> None:
     import json
 
-    from .compare import compare_folders, write
-    from .comparison_tables import as_text
+    from .compare.compare import compare_folders, write
+    from .compare.tables import as_text
 
     found = compare_folders(runs, baseline, group_by)
     print(json.dumps(found, indent=2) if as_json else as_text(found))
@@ -195,7 +196,7 @@ def _add_sweep(commands: Any) -> None:
 
 
 def _sweep(**options: Any) -> None:
-    from .sweep import main as sweep
+    from .compare.sweep import main as sweep
 
     if not sweep(**options):
         sys.exit(1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from entropy_grpo.embedded.cold_start import build_tokenizer
+from entropy_grpo.tasks.cold_start import build_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 ACCELERATE = Path(sys.executable).parent / "accelerate"

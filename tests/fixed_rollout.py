@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_grpo import EntropyForkGRPOConfig, EntropyForkGRPOTrainer
-from entropy_grpo.embedded.cold_start import build_tokenizer
-from entropy_grpo.start import finish
+from entropy_grpo.tasks.cold_start import build_tokenizer
+from entropy_grpo.training.setup import finish
 
 GENERATIONS = 4
 

@@ -14,7 +14,7 @@ from accelerate import DistributedType, PartialState
 from torch.distributed.tensor import DTensor
 
 from entropy_grpo import launch
-from entropy_grpo.launch import sharding_environment
+from entropy_grpo.config.sharding import sharding_environment
 
 from . import fixed_rollout
 
@@ -27,7 +27,7 @@ def check_sharded(model):
 
 
 def run_recipe(recipe_file, *arguments):
-    from entropy_grpo import train
+    from entropy_grpo.training import train
 
     finish = train.finish
 

@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise, product
 import pytest
 import torch
 
-from entropy_grpo.batching import by_length, cut, deal, merge, positions_are_relative, take, trimmed_passes
+from entropy_grpo.objective.batching import by_length, cut, deal, merge, positions_are_relative, take, trimmed_passes
 
 
 @pytest.mark.parametrize("seed", range(20))

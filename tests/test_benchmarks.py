@@ -10,15 +10,15 @@ import pandas
 import pytest
 from huggingface_hub.errors import GatedRepoError
 
-from entropy_grpo import hub
-from entropy_grpo.embedded.number_walk import VALUES, Problem
+from entropy_grpo.data import hub
+from entropy_grpo.data.benchmarks import BENCHMARKS, PUBLISHED
+from entropy_grpo.data.benchmarks.benchmark import CODE, MATHS, seed_of
+from entropy_grpo.data.prompts import TEMPLATES
 from entropy_grpo.evaluation import questions
-from entropy_grpo.evaluation.benchmark import CODE, MATHS, seed_of
-from entropy_grpo.evaluation.benchmarks import BENCHMARKS, PUBLISHED
 from entropy_grpo.evaluation.judging import judge
-from entropy_grpo.evaluation.sandbox import unavailable
 from entropy_grpo.grading import Verdict
-from entropy_grpo.prompts import TEMPLATES
+from entropy_grpo.grading.code.sandbox import unavailable
+from entropy_grpo.tasks.number_walk import VALUES, Problem
 
 BOXED = TEMPLATES["boxed"]
 needs_sandbox = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))

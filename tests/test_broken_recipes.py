@@ -2,7 +2,8 @@
 
 import pytest
 
-from entropy_grpo import launch, train
+from entropy_grpo import launch
+from entropy_grpo.training import train
 
 from .conftest import REPOSITORY
 
@@ -116,8 +117,8 @@ def test_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, name, line, i
 
     for loader in ("load_tokenizer", "EntropyForkGRPOTrainer"):
         monkeypatch.setattr(train, loader, loads)
-    monkeypatch.setattr("entropy_grpo.data.load_hub", loads)
-    monkeypatch.setattr("entropy_grpo.start.RUNS", tmp_path / "runs")
+    monkeypatch.setattr("entropy_grpo.data.problems.load_hub", loads)
+    monkeypatch.setattr("entropy_grpo.training.setup.RUNS", tmp_path / "runs")
     text = (REPOSITORY / "recipes" / f"{name}.yaml").read_text()
     body = text.split('r"""\n')[1].rsplit('# """;')[0]
     assert line == "" or body.count(f"{line}\n") == 1, line

@@ -10,9 +10,10 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from entropy_grpo import card, models, sources
-from entropy_grpo.config import EntropyForkGRPOConfig
-from entropy_grpo.records import write_json
+from entropy_grpo.cards import card, metadata
+from entropy_grpo.config.grpo import EntropyForkGRPOConfig
+from entropy_grpo.data import sources
+from entropy_grpo.runs.files import write_json
 
 from . import hub_rules
 
@@ -177,8 +178,8 @@ def test_a_result_without_what_the_hub_requires_is_seen(tmp_path, place):
 
 
 def test_licences_languages_and_ids_that_cards_may_name_are_the_hubs():
-    assert set(models.LICENCES.values()) <= set(hub_rules.LICENCES)
-    assert all(map(hub_rules.is_id, models.LICENCES))
+    assert set(metadata.LICENCES.values()) <= set(hub_rules.LICENCES)
+    assert all(map(hub_rules.is_id, metadata.LICENCES))
     assert all(hub_rules.is_id(source.hub_id) for source in sources.TRAINING.values())
     assert {code for source in sources.TRAINING.values() for code in source.languages} <= set(hub_rules.LANGUAGES)
 

@@ -10,9 +10,9 @@ import time
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
-from entropy_grpo import trained
-from entropy_grpo.card import build_card, write_card
-from entropy_grpo.records import read_json, read_steps
+from entropy_grpo.cards.card import build_card, write_card
+from entropy_grpo.runs import trained
+from entropy_grpo.runs.files import read_json, read_steps
 
 from . import hub, hub_rules
 from .conftest import DEMO, REPOSITORY

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from entropy_grpo import cli, comparison_tables, names, rewards
-from entropy_grpo.claims import Trial, pairs, report
-from entropy_grpo.compare import compare
-from entropy_grpo.config import RunConfig
-from entropy_grpo.differences import holm
+from entropy_grpo import cli
+from entropy_grpo.compare import tables
+from entropy_grpo.compare.claims import Trial, pairs, report
+from entropy_grpo.compare.compare import compare
+from entropy_grpo.config.run import RunConfig
+from entropy_grpo.metrics.seeds import holm
+from entropy_grpo.rewards import registry
 
 from .test_compare import plant
 
@@ -42,8 +44,8 @@ ENDS = {
 
 
 def test_controls_are_those_that_rewards_makes():
-    assert set(names.CONTROL_REWARDS) == {*rewards.CONTROLS, "inverted"}
-    assert set(names.CONTROL_REWARDS) <= {*rewards.CONTROLS, *rewards.GRADED}
+    assert set(registry.CONTROL_REWARDS) == {*registry.CONTROLS, "inverted"}
+    assert set(registry.CONTROL_REWARDS) <= {*registry.CONTROLS, *registry.GRADED}
     # What a recipe without rewards means.
     assert next(f.default_factory() for f in fields(RunConfig) if f.name == "rewards") == ["accuracy"]
 
@@ -77,7 +79,7 @@ def test_each_control_has_its_sentence(tmp_path):
         "loses accuracy (-0.154" in said["reward inverted"]
         and "at most its own gain, +0.500" in said["reward inverted"]
     )
-    text, markdown = comparison_tables.as_text(found), comparison_tables.as_markdown(found)
+    text, markdown = tables.as_text(found), tables.as_markdown(found)
     assert all(sentence in text for sentence in said.values())
     assert "| reward format_only |" in markdown
     json.dumps(found)
@@ -152,7 +154,7 @@ def trials(rng, effects, seeds=3, problems=20, spread=0.03):
 def test_false_claims_are_as_rare_as_they_should_be():
     """Four hundred draws of three controls: with no difference, one in twenty families claims one, or fewer."""
     rng = np.random.default_rng(0)
-    same = dict.fromkeys(("accuracy", *names.CONTROL_REWARDS), 0.0)
+    same = dict.fromkeys(("accuracy", *registry.CONTROL_REWARDS), 0.0)
     differing = gaining = found = 0
     for _ in range(400):
         told = report(trials(rng, same))

@@ -7,8 +7,9 @@ import zlib
 
 import pytest
 
-from entropy_grpo.evaluation import code, inside, livecodebench, sandbox
-from entropy_grpo.evaluation.code import Case, HumanEvalProblem, extract_code, same_output
+from entropy_grpo.data.benchmarks import contests
+from entropy_grpo.grading.code import inside, programs, sandbox
+from entropy_grpo.grading.code.programs import Case, HumanEvalProblem, extract_code, same_output
 
 sandboxed = pytest.mark.skipif(sandbox.unavailable() is not None, reason=str(sandbox.unavailable()))
 
@@ -47,7 +48,7 @@ def fenced(program, language="python"):
     ],
 )
 def test_humaneval_right(response):
-    assert code.humaneval_passes(response, PAIR)
+    assert programs.humaneval_passes(response, PAIR)
 
 
 CHEATS = {
@@ -93,12 +94,12 @@ CHEATS = {
 @sandboxed
 @pytest.mark.parametrize("name", CHEATS)
 def test_humaneval_wrong(name):
-    assert not code.humaneval_passes(CHEATS[name], PAIR)
+    assert not programs.humaneval_passes(CHEATS[name], PAIR)
 
 
 @sandboxed
 def test_the_search_for_the_test_would_find_it():
-    assert code.humaneval_passes(CHEATS["reads"] + "\nHINT = ['36598.5 of the test']\n", PAIR)
+    assert programs.humaneval_passes(CHEATS["reads"] + "\nHINT = ['36598.5 of the test']\n", PAIR)
 
 
 @pytest.mark.parametrize(
@@ -163,16 +164,16 @@ ROT_PROGRAM = (
     ],
 )  # fmt: skip
 def test_livecodebench(program, cases, passes):
-    assert code.livecodebench_passes(fenced(program), cases) is passes
+    assert programs.livecodebench_passes(fenced(program), cases) is passes
 
 
 @sandboxed
 def test_no_code_is_no_pass_and_the_first_failure_is_the_last_run():
-    assert not code.livecodebench_passes("print(3)", [])
+    assert not programs.livecodebench_passes("print(3)", [])
     unreadable = Case("not JSON", "", "rotate")
-    assert not code.livecodebench_passes(fenced("print(4)"), [SUM[0], unreadable])
+    assert not programs.livecodebench_passes(fenced("print(4)"), [SUM[0], unreadable])
     with pytest.raises(json.JSONDecodeError):
-        code.livecodebench_passes(fenced("print(3)"), [SUM[0], unreadable])
+        programs.livecodebench_passes(fenced("print(3)"), [SUM[0], unreadable])
 
 
 @pytest.mark.parametrize(
@@ -229,8 +230,8 @@ CASES = [{"input": "1\n5\n", "output": "5\n", "testtype": "stdin"}]
 
 
 def test_hidden_cases_are_decoded():
-    assert livecodebench.decoded(json.dumps(CASES)) == CASES
-    assert livecodebench.decoded(pack(json.dumps(CASES))) == CASES
+    assert contests.decoded(json.dumps(CASES)) == CASES
+    assert contests.decoded(pack(json.dumps(CASES))) == CASES
 
 
 class Payload:
@@ -244,16 +245,16 @@ class Payload:
 def test_hidden_cases_run_nothing(tmp_path, monkeypatch):
     pickle.loads(pickle.dumps(Payload(str(tmp_path / "control")))).close()
     with pytest.raises(ValueError, match=r"it names .*open"):
-        livecodebench.decoded(pack(Payload(str(tmp_path / "ran"))))
+        contests.decoded(pack(Payload(str(tmp_path / "ran"))))
     assert [path.name for path in tmp_path.iterdir()] == ["control"]
     with pytest.raises(ValueError, match="holds a list, not a string"):
-        livecodebench.decoded(pack([1]))
-    monkeypatch.setattr(livecodebench, "LARGEST", 1000)
+        contests.decoded(pack([1]))
+    monkeypatch.setattr(contests, "LARGEST", 1000)
     with pytest.raises(ValueError, match="more than 1000 bytes"):
-        livecodebench.decoded(pack("[" + " " * 1000 + "]"))
+        contests.decoded(pack("[" + " " * 1000 + "]"))
     for broken in ("%", pack("[]")[:-8], base64.b64encode(b"x").decode(), pack("[")):
         with pytest.raises(ValueError, match="cannot be decoded"):
-            livecodebench.decoded(broken)
+            contests.decoded(broken)
 
 
 def published(question_id, date, function=None):
@@ -282,31 +283,31 @@ def files(tmp_path):
 
 
 def test_livecodebench_files(files):
-    problems = livecodebench.read(files, expected=2)
+    problems = contests.read(files, expected=2)
     assert [problem.question_id for problem in problems] == ["abc_a", "1234"]
     assert [problem.starter_code for problem in problems] == ["", "class Solution:"]
     assert problems[0].cases() == [Case("1\n5\n", "5\n", None)] * 3
     assert problems[1].cases() == [Case("[1]\n1", "[[1], 1]", "rotate")] * 3
     with pytest.raises(ValueError, match=r"has 279 problems dated 2024-08-01 to 2025-02-01, but the files have 2:"):
-        livecodebench.read(files)
+        contests.read(files)
     with pytest.raises(ValueError, match="each once"):
-        livecodebench.read([*files, files[0]], expected=3)
+        contests.read([*files, files[0]], expected=3)
 
 
 @sandboxed
 def test_many_responses(files):
-    problems = [PAIR, *livecodebench.read(files, expected=2)]
+    problems = [PAIR, *contests.read(files, expected=2)]
     responses = [
         [BODY, CHEATS["nothing"]],
         [fenced(SUM_PROGRAM), "I do not know"],
         [fenced(SUM_PROGRAM), fenced(ROT_PROGRAM)],
     ]
-    assert code.passes(responses, problems, 2) == [[True, False], [True, False], [False, True]]
+    assert programs.passes(responses, problems, 2) == [[True, False], [True, False], [False, True]]
     with pytest.raises(ValueError, match="zip"):
-        code.passes(responses[:2], problems, 2)
+        programs.passes(responses[:2], problems, 2)
 
 
 def test_no_sandbox_no_verdict(monkeypatch):
     monkeypatch.setattr(sandbox, "unavailable", lambda: "Nothing runs here.")
     with pytest.raises(RuntimeError, match="Nothing runs here"):
-        code.passes([[BODY]], [PAIR], 1)
+        programs.passes([[BODY]], [PAIR], 1)

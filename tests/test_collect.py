@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from entropy_grpo import cli
-from entropy_grpo.analysis import collect, scoring
-from entropy_grpo.analysis.collection import Collection, find
+from entropy_grpo.analysis.collect import run, scoring
+from entropy_grpo.analysis.collect.store import Collection, find
 
 from .conftest import save_tiny_model
 
@@ -51,7 +51,7 @@ def collected(tmp_path_factory, tiny_model, other_model):
     folder = tmp_path_factory.mktemp("collected")
     rows = write_rows(folder / "rows.jsonl", 23)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collect, "PART_TOKENS", 31)
+        patch.setattr(run, "PART_TOKENS", 31)
         command = ["analyze", "collect", "--model", f"base={tiny_model}", "--against", f"a/b $x$={other_model}"]
         command += ["--responses", str(folder / "rows.jsonl"), "--output", str(folder / "out")]
         cli.main([*command, "--temperature", str(TEMPERATURE), "--batch-tokens", "53"])
@@ -124,15 +124,15 @@ def test_a_killed_collection_goes_on(tmp_path, tiny_model, other_model):
     before = {path: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
     assert 3 <= len(before) and collection.checkpoints != ["base", "other"]  # it was killed on its way
     for name in ("killed", "whole"):
-        options = collect.Options(
+        options = run.Options(
             model=f"base={tiny_model}",
             against=[f"other={other_model}"],
             responses=tmp_path / "rows.jsonl",
             output=tmp_path / name,
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(collect, "PART_TOKENS", 8)
-            collect.run(options)
+            patch.setattr(run, "PART_TOKENS", 8)
+            run.run(options)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     whole = Collection(tmp_path / "whole")
     assert collection.num_parts == whole.num_parts > len(before)
@@ -145,7 +145,7 @@ def test_a_killed_collection_goes_on(tmp_path, tiny_model, other_model):
 def test_generated_responses_are_those_of_eval(tmp_path, tiny_model):
     problems = [{"problem": f"go {i} to 9 need +2 with +3 -2 +1\n", "answer": "9"} for i in range(3)]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
-    options = collect.Options(
+    options = run.Options(
         model=f"base={tiny_model}",
         benchmarks=[str(tmp_path / "few.jsonl")],
         samples=2,
@@ -153,7 +153,7 @@ def test_generated_responses_are_those_of_eval(tmp_path, tiny_model):
         backend="transformers",
         output=tmp_path / "out",
     )
-    collection = collect.run(options)
+    collection = run.run(options)
     written = pq.read_table(tmp_path / "out" / "responses" / "few.parquet").to_pylist()
     kept = pq.read_table(collection.responses).to_pylist()
     assert [(row["prompt"], row["response"]) for row in kept] == [(r["prompt"], r["response"]) for r in written]
@@ -168,7 +168,7 @@ def test_a_folder_holds_one_collection(collected, tiny_model, other_model, tmp_p
     def refused(match, **changed):
         given = {"model": f"base={tiny_model}", "responses": rows, "temperature": TEMPERATURE} | changed
         with pytest.raises(ValueError, match=match):
-            collect.run(collect.Options(output=collection.path, **given))
+            run.run(run.Options(output=collection.path, **given))
 
     refused("temperature 0.7, where 1.0 is asked for", temperature=1.0)
     refused("checkpoint 'base' of other weights", model=f"base={other_model}")
@@ -183,7 +183,7 @@ def refuse(match, folder, rows=None, **given):
     if rows is not None:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=match):
-        collect.run(collect.Options(output=folder / "out", responses=path, **given))
+        run.run(run.Options(output=folder / "out", responses=path, **given))
 
 
 def test_what_cannot_be_collected_is_refused(tmp_path, tiny_model):
@@ -197,25 +197,25 @@ def test_what_cannot_be_collected_is_refused(tmp_path, tiny_model):
     refuse("call it something else", tmp_path, long, model=tiny_model, against=[tiny_model])
     refuse("above 0", tmp_path, long, model=tiny_model, temperature=0.0)
     with pytest.raises(ValueError, match="either responses"):
-        collect.Options(model=tiny_model, output=tmp_path)
+        run.Options(model=tiny_model, output=tmp_path)
 
 
 def test_ids_that_a_file_has_are_kept(tmp_path, tiny_model):
     rows = [{"prompt": "go", "response": " to", "prompt_ids": [7, 3], "completion_ids": [5, 300, 5]}]
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    options = collect.Options(model=f"m={tiny_model}", responses=tmp_path / "rows.jsonl", output=tmp_path / "out")
-    assert collect.run(options).column("m", "token").tolist() == [5, 300, 5]
+    options = run.Options(model=f"m={tiny_model}", responses=tmp_path / "rows.jsonl", output=tmp_path / "out")
+    assert run.run(options).column("m", "token").tolist() == [5, 300, 5]
     rows[0]["completion_ids"] = [99999]
     (tmp_path / "new").mkdir()
     refuse("but response 0 has others", tmp_path / "new", rows, model=tiny_model)
 
 
 def test_checkpoints_stand_in_the_order_of_their_steps():
-    shell = collect.named([f"run/checkpoint-{n}" for n in (120, 1000, 40)])
-    assert list(collect.by_step(shell)) == ["checkpoint-40", "checkpoint-120", "checkpoint-1000"]
+    shell = run.named([f"run/checkpoint-{n}" for n in (120, 1000, 40)])
+    assert list(run.by_step(shell)) == ["checkpoint-40", "checkpoint-120", "checkpoint-1000"]
     mixed = {"checkpoint-120": "a", "final": "b", "checkpoint-40": "c"}
-    assert list(collect.by_step(mixed)) == list(mixed)
-    assert collect.named(["hub/Name-8B", "x=hub/Name-8B", "embedded:number_walk"]) == {
+    assert list(run.by_step(mixed)) == list(mixed)
+    assert run.named(["hub/Name-8B", "x=hub/Name-8B", "embedded:number_walk"]) == {
         "Name-8B": "hub/Name-8B",
         "x": "hub/Name-8B",
         "number_walk": "embedded:number_walk",
@@ -232,13 +232,13 @@ def test_an_adapter_is_scored_as_its_merged_model(tmp_path, tiny_model):
     merged = model.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     write_rows(tmp_path / "rows.jsonl", 5)
-    options = collect.Options(
+    options = run.Options(
         model=f"base={tiny_model}",
         against=[str(tmp_path / "adapter"), str(tmp_path / "merged")],
         responses=tmp_path / "rows.jsonl",
         output=tmp_path / "out",
     )
-    entropies = [collect.run(options).column(name, "entropy") for name in ("base", "adapter", "merged")]
+    entropies = [run.run(options).column(name, "entropy") for name in ("base", "adapter", "merged")]
     np.testing.assert_allclose(entropies[1], entropies[2], atol=2e-5)
     assert np.abs(entropies[0] - entropies[1]).max() > 0.1
 

@@ -10,13 +10,16 @@ import yaml
 from matplotlib.image import imread
 from scipy import stats
 
-from entropy_grpo import cli, compare, comparison_tables, plots
-from entropy_grpo.compare import CURVES, grouped
-from entropy_grpo.differences import difference, holm
-from entropy_grpo.evaluation import metrics, results
-from entropy_grpo.evaluation.models import output_folder
+from entropy_grpo import cli
+from entropy_grpo.compare import compare, tables
+from entropy_grpo.compare.compare import CURVES, grouped
+from entropy_grpo.compare.runs import COMPARED, read_run
+from entropy_grpo.evaluation import results
 from entropy_grpo.grading import Verdict
-from entropy_grpo.runs import COMPARED, read_run
+from entropy_grpo.metrics import answers
+from entropy_grpo.metrics.seeds import difference, holm
+from entropy_grpo.models.load import output_folder
+from entropy_grpo.runs import plots
 
 
 def plant(path, accuracy=0.5, seed=0, problems=20, samples=4, before=None, **settings):
@@ -162,7 +165,7 @@ def test_report_has_every_group_and_its_corrected_test(tmp_path):
     better, odd = tests["rho 0.2"][COMPARED], tests["rho <b>|x`"][COMPARED]
     assert better["p_corrected"] == pytest.approx(min(1, 2 * better["p_value"]))
     assert better["p_corrected"] < 0.05 < odd["p_corrected"]
-    text, markdown = comparison_tables.as_text(found), comparison_tables.as_markdown(found)
+    text, markdown = tables.as_text(found), tables.as_markdown(found)
     assert "rho 0.2" in text and "3.00" in text
     widths = {line.replace("\\|", "").count("|") for line in markdown.split("\n\n")[0].splitlines()}
     assert len(widths) == 1 and "<b>" not in markdown
@@ -181,7 +184,7 @@ def plant_benchmark(run, correct, name="aime", **settings):
     ]
     samples = pa.Table.from_pylist(rows, schema=results.SCHEMA)
     found = {"settings": {"model": str(run.path), "temperature": 1.0} | settings}
-    found["metrics"] = metrics.summarize_samples(results.samples_of(samples))
+    found["metrics"] = answers.summarize_samples(results.samples_of(samples))
     results.write(output_folder(str(run.path)), name, samples, found)
     return read_run(run.path)
 
@@ -204,7 +207,7 @@ def test_benchmarks_of_the_runs_are_compared_in_pairs_and_in_one_family(tmp_path
     assert tests["aime Acc@3"]["p_value"] == pytest.approx(stats.ttest_rel(shares[0.2], shares[1.0]).pvalue)
     p_values = [tests[name]["p_value"] for name in tests]
     assert [tests[name]["p_corrected"] for name in tests] == pytest.approx(holm(p_values))
-    assert "aime Acc@3" in comparison_tables.as_text(found) and "aime Acc@3" in comparison_tables.as_markdown(found)
+    assert "aime Acc@3" in tables.as_text(found) and "aime Acc@3" in tables.as_markdown(found)
     assert json.loads(json.dumps(tests)) == tests
 
 
@@ -216,7 +219,7 @@ def test_a_benchmark_of_some_runs_or_under_other_settings_is_told(tmp_path):
     assert found["groups"]["rho 1.0"]["measures"]["amc Acc@2"]["over"] == "problems"
     # One seed in common, two questions.
     assert found["differences"]["rho 0.2"]["amc Acc@2"]["over"] == "2 problems"
-    assert found["notes"][0] in comparison_tables.as_text(found)
+    assert found["notes"][0] in tables.as_text(found)
     other = [plant_benchmark(run, [[True, False], [True, True]], "amc", temperature=0.6) for run in runs[2:]]
     found = compare.compare([*some[:2], *other], other[0])
     assert found["notes"] == ["amc Acc@2: evaluations differ in temperature, so it is not compared."]

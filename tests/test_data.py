@@ -11,13 +11,15 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import ModelConfig
 
-from entropy_grpo.config import RunConfig
-from entropy_grpo.data import check_size, load_problems
-from entropy_grpo.embedded import number_walk
-from entropy_grpo.embedded.number_walk import Problem
-from entropy_grpo.grader import Grader
-from entropy_grpo.rewards import get_rewards
-from entropy_grpo.train import prompt_lengths
+from entropy_grpo.config.run import RunConfig
+from entropy_grpo.data.problems import check_size
+from entropy_grpo.grading.pool import Grader
+from entropy_grpo.rewards.registry import get_rewards
+from entropy_grpo.tasks import number_walk
+from entropy_grpo.tasks.number_walk import Problem
+from entropy_grpo.training.train import prompt_lengths
+
+from .loading import load
 
 ROWS = [{"prompt": f"What is {i} + {i}?", "solution": str(2 * i), "level": i % 3} for i in range(11)]
 
@@ -46,7 +48,7 @@ def embedded(**changes):
 
 
 def test_embedded_problems_have_the_asked_sizes_and_their_own_targets():
-    problems = load_problems(embedded(), seed=0)
+    problems = load(embedded(), seed=0)
     assert [len(part) for part in (problems.train, problems.dev, problems.test)] == [40, 9, 13]
     rows = pairs(problems.train, problems.dev, problems.test)
     assert len(set(rows)) == 62
@@ -54,45 +56,45 @@ def test_embedded_problems_have_the_asked_sizes_and_their_own_targets():
 
 
 def test_embedded_held_out_problems_are_the_same_for_every_seed():
-    one, other = load_problems(embedded(), seed=0), load_problems(embedded(), seed=5)
+    one, other = load(embedded(), seed=0), load(embedded(), seed=5)
     assert one.dev.to_list() == other.dev.to_list()
     assert one.test.to_list() == other.test.to_list()
     assert one.train.to_list() != other.train.to_list()
-    assert one.train.to_list() == load_problems(embedded(), seed=0).train.to_list()
+    assert one.train.to_list() == load(embedded(), seed=0).train.to_list()
 
 
 def test_embedded_held_out_problems_are_none_unless_asked_for():
-    problems = load_problems(embedded(num_dev_problems=0, num_test_problems=0), seed=0)
+    problems = load(embedded(num_dev_problems=0, num_test_problems=0), seed=0)
     assert problems.dev is None and problems.test is None
 
 
 def test_embedded_without_problems_is_refused():
     with pytest.raises(ValueError, match="num_train_problems is 0"):
-        load_problems(embedded(num_train_problems=0), seed=0)
+        load(embedded(num_train_problems=0), seed=0)
 
 
 def test_an_unknown_embedded_data_set_is_refused():
     with pytest.raises(ValueError, match=r"embedded:number_wlak.*embedded:number_walk"):
-        load_problems(RunConfig(dataset_name="embedded:number_wlak"), seed=0)
+        load(RunConfig(dataset_name="embedded:number_wlak"), seed=0)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 def test_a_file_is_split_into_parts_that_are_disjoint_and_complete(tmp_path, suffix):
     config = RunConfig(dataset_name=write(tmp_path, suffix), num_dev_problems=2, num_test_problems=3)
-    problems = load_problems(config, seed=0)
+    problems = load(config, seed=0)
     assert [len(part) for part in (problems.train, problems.dev, problems.test)] == [6, 2, 3]
     assert pairs(problems.train, problems.dev, problems.test) == pairs(ROWS)  # the prompts differ: no row is twice
 
 
 def test_a_file_without_held_out_problems_is_all_for_training(tmp_path):
-    problems = load_problems(RunConfig(dataset_name=write(tmp_path, ".jsonl")), seed=0)
+    problems = load(RunConfig(dataset_name=write(tmp_path, ".jsonl")), seed=0)
     assert pairs(problems.train) == pairs(ROWS)
     assert problems.dev is None and problems.test is None
 
 
 def test_a_file_is_split_the_same_way_again(tmp_path):
     config = RunConfig(dataset_name=write(tmp_path, ".jsonl"), num_dev_problems=4, num_test_problems=4)
-    one, again = load_problems(config, seed=3), load_problems(config, seed=3)
+    one, again = load(config, seed=3), load(config, seed=3)
     for part in ("train", "dev", "test"):
         assert getattr(one, part).to_list() == getattr(again, part).to_list()
 
@@ -100,7 +102,7 @@ def test_a_file_is_split_the_same_way_again(tmp_path):
 def test_text_of_a_file_arrives_as_it_is(tmp_path):
     rows = [{"prompt": "Größe von π²\u2028 \\frac{1}{2}\n", "solution": "½ \U0001f600"}]
     config = RunConfig(dataset_name=write(tmp_path, ".jsonl", rows), rewards=["my_rewards:says_something"])
-    assert pairs(load_problems(config, seed=0).train) == pairs(rows)
+    assert pairs(load(config, seed=0).train) == pairs(rows)
 
 
 def test_solutions_that_are_numbers_can_be_graded_or_are_refused(tmp_path):
@@ -108,7 +110,7 @@ def test_solutions_that_are_numbers_can_be_graded_or_are_refused(tmp_path):
     rows = [{"prompt": f"What is {i} + {i}?", "solution": 2 * i} for i in range(3)]
     config = RunConfig(dataset_name=write(tmp_path, ".jsonl", rows))
     try:
-        train = load_problems(config, seed=0).train
+        train = load(config, seed=0).train
     except ValueError as refusal:
         assert "solution" in str(refusal)
     else:
@@ -120,7 +122,7 @@ def test_solutions_that_are_numbers_can_be_graded_or_are_refused(tmp_path):
 def test_missing_columns_are_named(tmp_path):
     path = write(tmp_path, ".jsonl", [{"question": "1 + 1?", "answer": "2"}])
     with pytest.raises(ValueError) as refusal:
-        load_problems(RunConfig(dataset_name=path), seed=0)
+        load(RunConfig(dataset_name=path), seed=0)
     message = str(refusal.value)
     assert path in message and "question, answer" in message and "prompt and solution" in message
 
@@ -128,24 +130,24 @@ def test_missing_columns_are_named(tmp_path):
 def test_one_missing_column_is_named_alone(tmp_path):
     path = write(tmp_path, ".parquet", [{"prompt": "1 + 1?", "answer": "2"}])
     with pytest.raises(ValueError, match="has solution"):
-        load_problems(RunConfig(dataset_name=path), seed=0)
+        load(RunConfig(dataset_name=path), seed=0)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 def test_a_missing_file_is_refused_by_name(tmp_path, suffix):
     path = str(tmp_path / f"absent{suffix}")
     with pytest.raises(ValueError, match="there is no such file") as refusal:
-        load_problems(RunConfig(dataset_name=path), seed=0)
+        load(RunConfig(dataset_name=path), seed=0)
     assert path in str(refusal.value)
 
 
 def test_something_must_be_left_to_train_on(tmp_path):
     path = write(tmp_path, ".jsonl")
     with pytest.raises(ValueError) as refusal:
-        load_problems(RunConfig(dataset_name=path, num_dev_problems=5, num_test_problems=6), seed=0)
+        load(RunConfig(dataset_name=path, num_dev_problems=5, num_test_problems=6), seed=0)
     assert "num_dev_problems + num_test_problems is 11" in str(refusal.value) and "11 problems" in str(refusal.value)
     config = RunConfig(dataset_name=path, num_dev_problems=5, num_test_problems=5)
-    assert len(load_problems(config, seed=0).train) == 1
+    assert len(load(config, seed=0).train) == 1
 
 
 @pytest.mark.parametrize("name", ["num_train_problems", "num_dev_problems", "num_test_problems"])
@@ -170,7 +172,7 @@ def test_a_data_set_smaller_than_one_rollout_is_refused():
 
 
 def test_embedded_problems_are_the_tasks_own_in_its_order():
-    problems = load_problems(embedded(), seed=3)
+    problems = load(embedded(), seed=3)
     for part, split, seed in ((problems.train, "train", 3), (problems.dev, "dev", 0), (problems.test, "test", 0)):
         own = itertools.islice(number_walk.problems(split, seed), len(part))
         assert part.to_list() == [{"prompt": p.prompt, "solution": str(p.target)} for p in own]
@@ -208,7 +210,7 @@ def words_of(prompts):
 
 def test_problems_are_left_out_for_their_reasons_and_counted(tmp_path, capsys):
     config = mixed_config(tmp_path)
-    problems = load_problems(config, seed=0, prompt_lengths=words_of)
+    problems = load(config, seed=0, prompt_lengths=words_of)
     reasons = [reason and reason.format(held=config.decontaminate_against[0]) for _, reason in MIXED]
     assert problems.origin["rows"] == len(MIXED)
     assert problems.origin["left_out"] == {r: reasons.count(r) for r in reasons if r is not None}
@@ -223,15 +225,15 @@ def test_problems_are_left_out_for_their_reasons_and_counted(tmp_path, capsys):
 
 def test_held_out_problems_come_from_those_that_are_kept(tmp_path):
     config = mixed_config(tmp_path, num_dev_problems=1, num_test_problems=1)
-    problems = load_problems(config, seed=0, prompt_lengths=words_of)
-    all_kept = load_problems(mixed_config(tmp_path), seed=0, prompt_lengths=words_of).train
+    problems = load(config, seed=0, prompt_lengths=words_of)
+    all_kept = load(mixed_config(tmp_path), seed=0, prompt_lengths=words_of).train
     assert pairs(problems.train, problems.dev, problems.test) == pairs(all_kept)
     assert [problems.origin[part] for part in ("train", "dev", "test")] == [1, 1, 1]
 
 
 def test_with_a_reward_of_the_users_own_references_may_be_anything(tmp_path):
     config = mixed_config(tmp_path, rewards=["mine:reward"])
-    problems = load_problems(config, seed=0, prompt_lengths=words_of)
+    problems = load(config, seed=0, prompt_lengths=words_of)
     assert {"\\frac{3", "???"} <= set(problems.train["solution"])
     assert problems.origin["unreadable_references"] == []
 
@@ -239,7 +241,7 @@ def test_with_a_reward_of_the_users_own_references_may_be_anything(tmp_path):
 def test_when_nothing_is_left_the_reasons_are_said(tmp_path):
     path = write(tmp_path, ".jsonl", [{"prompt": "1?", "solution": "1"}, {"prompt": "1?", "solution": "2"}])
     with pytest.raises(ValueError, match=r"all 2 problems are left out \(2 different answers\)"):
-        load_problems(RunConfig(dataset_name=path), seed=0)
+        load(RunConfig(dataset_name=path), seed=0)
 
 
 def test_other_columns_are_mapped(tmp_path):
@@ -250,7 +252,7 @@ def test_other_columns_are_mapped(tmp_path):
     config = RunConfig(
         dataset_name=write(tmp_path, ".parquet", rows), prompt_column="question", solution_column="answer"
     )
-    train = load_problems(config, seed=0).train
+    train = load(config, seed=0).train
     assert pairs(train) == [(f"{i}?", str(i)) for i in range(4)]
     assert all(int(row["solution"]) % 2 == row["level"] for row in train)  # a reward may ask for it
 
@@ -258,13 +260,13 @@ def test_other_columns_are_mapped(tmp_path):
 def test_mapped_columns_that_are_missing_are_named(tmp_path):
     path = write(tmp_path, ".jsonl")
     with pytest.raises(ValueError, match=r"columns are prompt, solution, level.*has question.*prompt_column"):
-        load_problems(RunConfig(dataset_name=path, prompt_column="question"), seed=0)
+        load(RunConfig(dataset_name=path, prompt_column="question"), seed=0)
 
 
 def test_references_that_are_no_text_are_refused(tmp_path):
     path = write(tmp_path, ".jsonl", [{"prompt": "1?", "solution": ["1", "2"]}])
     with pytest.raises(ValueError, match="whose solution is no text"):
-        load_problems(RunConfig(dataset_name=path), seed=0)
+        load(RunConfig(dataset_name=path), seed=0)
 
 
 def messages(text):
@@ -274,18 +276,18 @@ def messages(text):
 def test_conversations_pass_and_take_no_template(tmp_path):
     rows = [{"prompt": messages(text), "solution": "2"} for text in ("1 + 1?", "1+1?", "4 / 2?")]
     path = write(tmp_path, ".jsonl", rows)
-    problems = load_problems(RunConfig(dataset_name=path), seed=0)
+    problems = load(RunConfig(dataset_name=path), seed=0)
     assert problems.origin["left_out"] == {"repeated": 1}
     assert sorted(row["prompt"][1]["content"] for row in problems.train) == ["1 + 1?", "4 / 2?"]
     with pytest.raises(ValueError, match="prompt_template is 'boxed' but the prompts of"):
-        load_problems(RunConfig(dataset_name=path, prompt_template="boxed"), seed=0)
+        load(RunConfig(dataset_name=path, prompt_template="boxed"), seed=0)
 
 
 @pytest.mark.parametrize("prompt", [7, None, [], [{"role": "user", "content": None}], [{"role": "user"}]])
 def test_a_prompt_that_is_no_text_is_refused_with_its_row(tmp_path, prompt):
     path = write(tmp_path, ".jsonl", [{"prompt": prompt, "solution": "1"}])
     with pytest.raises(ValueError, match="row 0 has the prompt"):
-        load_problems(RunConfig(dataset_name=path), seed=0)
+        load(RunConfig(dataset_name=path), seed=0)
 
 
 @pytest.mark.parametrize("limit", [15, 30, 45])
@@ -296,7 +298,7 @@ def test_prompts_are_measured_by_the_models_tokenizer(tiny_model, tmp_path, limi
     lengths = partial(prompt_lengths, ModelConfig(model_name_or_path=tiny_model), 0)
     kept = [row["solution"] for row in rows if len(tokenizer.encode(row["prompt"])) <= limit]
     assert 0 < len(kept) < len(rows)
-    assert sorted(load_problems(config, seed=0, prompt_lengths=lengths).train["solution"]) == kept
+    assert sorted(load(config, seed=0, prompt_lengths=lengths).train["solution"]) == kept
 
 
 def test_messages_are_measured_as_the_chat_template_writes_them(tiny_model, tmp_path):
@@ -314,9 +316,9 @@ def test_an_evaluation_file_without_problems_is_refused(tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"text": "1?"}) + "\n")
     with pytest.raises(ValueError, match=r"other.jsonl', whose columns are text: rename the one"):
-        load_problems(RunConfig(dataset_name=path, decontaminate_against=[str(other)]), seed=0)
+        load(RunConfig(dataset_name=path, decontaminate_against=[str(other)]), seed=0)
     with pytest.raises(ValueError, match=r"decontaminate_against is '.*absent.jsonl': there is no such file"):
-        load_problems(RunConfig(dataset_name=path, decontaminate_against=[str(tmp_path / "absent.jsonl")]), seed=0)
+        load(RunConfig(dataset_name=path, decontaminate_against=[str(tmp_path / "absent.jsonl")]), seed=0)
 
 
 @pytest.mark.parametrize(

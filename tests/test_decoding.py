@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
-from entropy_grpo.analysis import decoding
-from entropy_grpo.analysis.decoding import ForkedTemperature, Temperatures, entropies, scale
+from entropy_grpo.evaluation.decoding import forked
+from entropy_grpo.evaluation.decoding.forked import ForkedTemperature, Temperatures, entropies, scale
 
 from . import tiny_vocabulary
 
@@ -37,7 +37,7 @@ def logits():
 
 @pytest.mark.parametrize(("t_high", "t_low"), [(1.7, 1.0), (1.0, 0.3), (0.0, 2.5), (0.6, 0.0)])
 def test_formula(logits, t_high, t_low, monkeypatch):
-    monkeypatch.setattr(decoding, "ELEMENTS", 4 * 11)  # tiles of four rows, the last one short
+    monkeypatch.setattr(forked, "ELEMENTS", 4 * 11)  # tiles of four rows, the last one short
     threshold = entropies(logits).median().item() + 0.01
     found = ForkedTemperature(Temperatures(t_high, t_low, threshold))(None, logits).softmax(-1)
     expected = [formula(row.tolist(), t_high, t_low, threshold) for row in logits.double()]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from entropy_grpo import diagnostics
-from entropy_grpo.categories import CATEGORIES, category
-from entropy_grpo.diagnostics import TokenCategories
-from entropy_grpo.selection import on_one_process
+from entropy_grpo.monitoring import diagnostics
+from entropy_grpo.monitoring.categories import CATEGORIES, category
+from entropy_grpo.monitoring.diagnostics import TokenCategories
+from entropy_grpo.objective.selection import on_one_process
 
 from . import fixed_rollout, reference
 from .test_shaping import in_order, residual_norms

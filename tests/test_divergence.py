@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from entropy_grpo.analysis.divergence import Settings, divergence, edit_distance, find_forks
-from entropy_grpo.analysis.divergence_summary import HIGH, LOW, summarize
+from entropy_grpo.analysis.divergence.forks import Settings, divergence, edit_distance, find_forks
+from entropy_grpo.analysis.divergence.summary import HIGH, LOW, summarize
 
 from . import tiny_vocabulary
 from .tiny_vocabulary import END

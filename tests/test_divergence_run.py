@@ -11,13 +11,15 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from entropy_grpo import cli, records
-from entropy_grpo.analysis import divergence_run, report
-from entropy_grpo.analysis.divergence import Settings
+from entropy_grpo import cli
+from entropy_grpo.analysis.divergence import run as divergence_run
+from entropy_grpo.analysis.divergence.forks import Settings
+from entropy_grpo.analysis.report import run as report
+from entropy_grpo.data.benchmarks import BENCHMARKS
+from entropy_grpo.data.benchmarks.benchmark import Question
 from entropy_grpo.evaluation import results
-from entropy_grpo.evaluation.benchmark import Question
-from entropy_grpo.evaluation.benchmarks import BENCHMARKS
-from entropy_grpo.evaluation.transformers_backend import TransformersBackend
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend
+from entropy_grpo.runs import files
 
 from . import tiny_vocabulary
 from .tiny_vocabulary import END
@@ -70,7 +72,7 @@ def found(tiny, tmp_path_factory):
 
 def test_rows_are_expectations_over_all_continuations(found):
     """Accuracy and changed answers, `3+4` being 7, against every continuation with its probability."""
-    model, rows = tiny_vocabulary.make_model(), list(records.read_jsonl(found / "forks.jsonl"))
+    model, rows = tiny_vocabulary.make_model(), list(files.read_jsonl(found / "forks.jsonl"))
     assert {(row["response"], row["question"]) for row in rows} == {(0, 0), (1, 0), (2, 2)}
     assert len(rows) > 8 and {row["kind"] for row in rows} == {"high", "low"}
     for row in rows:
@@ -102,7 +104,7 @@ def test_rows_are_expectations_over_all_continuations(found):
 
 
 def test_summary_picture_and_table(found, tiny, tmp_path, capsys):
-    figures, rows = records.read_json(found / "divergence.json"), list(records.read_jsonl(found / "forks.jsonl"))
+    figures, rows = files.read_json(found / "divergence.json"), list(files.read_jsonl(found / "forks.jsonl"))
     for kind in ("high", "low"):
         mine = [row["intervention"] for row in rows if row["kind"] == kind]
         assert figures["summary"][kind]["intervention"]["value"] == pytest.approx(np.mean(mine))
@@ -121,8 +123,8 @@ def test_a_killed_command_goes_on(found, tiny, tmp_path, monkeypatch):
     whole = (found / "forks.jsonl").read_bytes().splitlines(keepends=True)
     folder = tmp_path / "divergence" / "tiny"
     shutil.copytree(found, folder)
-    figures = records.read_json(folder / "divergence.json")
-    records.write_json(folder / "divergence.json", {"settings": figures["settings"]})
+    figures = files.read_json(folder / "divergence.json")
+    files.write_json(folder / "divergence.json", {"settings": figures["settings"]})
     (folder / "forks.jsonl").write_bytes(b"".join(whole[:4]) + whole[4][:50])  # killed in the middle of a line
     sampled, write = [], TransformersBackend.write
 
@@ -132,9 +134,9 @@ def test_a_killed_command_goes_on(found, tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(TransformersBackend, "write", spy)
     cli.main(["analyze", "divergence", *command(tiny, tmp_path, batch_size=7 * K)])
-    assert list(records.read_jsonl(folder / "forks.jsonl")) == [json.loads(line) for line in whole]
+    assert list(files.read_jsonl(folder / "forks.jsonl")) == [json.loads(line) for line in whole]
     assert (folder / "forks.jsonl").read_bytes().startswith(b"".join(whole[:4]))
-    assert records.read_json(folder / "divergence.json") == figures
+    assert files.read_json(folder / "divergence.json") == figures
     assert len(sampled) == len(set(sampled)) <= (len(whole) - 4) * 2 * K
 
 
@@ -160,7 +162,7 @@ def test_a_model_answers_benchmarks_itself(tmp_path, tiny_model):
     for name, source in {"asked": {"benchmarks": few}, "file": {"responses": tmp_path / "answers.parquet"}}.items():
         output = tmp_path / name
         cli.main(["analyze", "divergence", *command(tmp_path, output, **{"responses": None} | given | source)])
-        rows[name] = list(records.read_jsonl(output / "divergence" / "base" / "forks.jsonl"))
+        rows[name] = list(files.read_jsonl(output / "divergence" / "base" / "forks.jsonl"))
         if name == "asked":
             answers = output / "divergence" / "base" / "responses" / "few.parquet"
             shutil.copy(answers, tmp_path / "answers.parquet")
@@ -183,7 +185,7 @@ def test_forks_of_an_adapter_are_those_of_its_merged_model(tiny, tmp_path):
         max_tokens=MOST,
         settings=Settings(rho=0.3, forks=2, continuations=2),
     )
-    rows = list(records.read_jsonl(divergence_run.run(found) / "forks.jsonl"))
+    rows = list(files.read_jsonl(divergence_run.run(found) / "forks.jsonl"))
     assert len(rows) > 8
     for row in rows:
         prompt, ids = RESPONSES[row["response"]]
@@ -247,10 +249,10 @@ def test_a_report_shows_the_forks_of_every_model(found, tmp_path):
     for name in ("base", "</script>|$x$".replace("/", "-")):
         shutil.copytree(found, tmp_path / "run" / "analysis" / "divergence" / name)
     unfinished = tmp_path / "run" / "analysis" / "divergence" / "unfinished"
-    records.write_json(unfinished / "divergence.json", {"settings": {}})
+    files.write_json(unfinished / "divergence.json", {"settings": {}})
     report.write(tmp_path / "run")
     text = (tmp_path / "run" / "analysis" / "report.md").read_text()
-    summary = records.read_json(found / "divergence.json")["summary"]
+    summary = files.read_json(found / "divergence.json")["summary"]
     for kind, field in itertools.product(("high", "low"), ("intervention", "distance", "changed")):
         one = summary[kind][field]
         cell = f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]".replace("[", "\\[").replace("]", "\\]")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks import kill
-from entropy_grpo import checkpoint, records
+from entropy_grpo.runs import files
+from entropy_grpo.runs import state as checkpoint
 
 from . import fixed_rollout
 
@@ -33,7 +34,7 @@ def test_a_killed_run_ends_like_one_left_alone(tiny_model, tmp_path, name, momen
         assert not (victim / "model.safetensors").exists()
     kill.finish(kill.start(case, tiny_model, victim), victim)
     assert kill.differences(victim, tmp_path / "alone") == []
-    resumed = [row for row in records.read_jsonl(victim / "metrics.jsonl") if "resumed_from" in row]
+    resumed = [row for row in files.read_jsonl(victim / "metrics.jsonl") if "resumed_from" in row]
     assert len(resumed) == len(moments)
 
 
@@ -78,20 +79,20 @@ def test_rows_behind_the_checkpoint_are_void(tmp_path):
         {"step": s, "row": i} if isinstance(s, int) else {"step": s[1], "resumed_from": s[1]}
         for i, s in enumerate(steps)
     ]
-    records.append_jsonl(path, rows)
-    assert [(r["step"], r["row"]) for r in records.read_steps(path)] == [(1, 0), (2, 1), (3, 5), (4, 6), (5, 9)]
+    files.append_jsonl(path, rows)
+    assert [(r["step"], r["row"]) for r in files.read_steps(path)] == [(1, 0), (2, 1), (3, 5), (4, 6), (5, 9)]
 
 
 def test_old_checkpoints_go_only_when_the_new_one_is_complete(tiny_model, tmp_path, monkeypatch):
     seen = []
-    original = records.write_json
+    original = files.write_json
 
     def watch(path, value):
         if path.name == checkpoint.COMPLETE:
             seen.append(sorted(p.parent.name for p in tmp_path.glob(f"checkpoint-*/{checkpoint.COMPLETE}")))
         original(path, value)
 
-    monkeypatch.setattr(records, "write_json", watch)
+    monkeypatch.setattr(files, "write_json", watch)
     fixed_rollout.train(
         tiny_model, tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1, learning_rate=0.0
     )
@@ -132,7 +133,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tiny_model, tmp_path, mon
     for one, other in zip(states[0].values(), states[1].values(), strict=True):
         assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)
     assert [row["skipped_steps"] for row in poisoned.state.log_history[:3]] == [0, 1, 1]
-    rows = list(records.read_jsonl(tmp_path / "b" / "metrics.jsonl"))
+    rows = list(files.read_jsonl(tmp_path / "b" / "metrics.jsonl"))
     assert rows[1]["grad_norm"] is None and json.dumps(rows, allow_nan=False)
 
 

@@ -17,11 +17,13 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entropy_grpo import cli, records
-from entropy_grpo.evaluation import models, results
-from entropy_grpo.evaluation.backends import choose
-from entropy_grpo.evaluation.benchmark import seed_of
+from entropy_grpo import cli
+from entropy_grpo.data.benchmarks.benchmark import seed_of
+from entropy_grpo.evaluation import results
+from entropy_grpo.evaluation.backends.base import choose
 from entropy_grpo.evaluation.run import PRESETS, Options, run
+from entropy_grpo.models import load
+from entropy_grpo.runs import files
 
 from .conftest import REPOSITORY
 
@@ -62,7 +64,7 @@ def samples(output: Path, name: str = "sums") -> list[dict]:
 
 def figures(output: Path, name: str = "sums") -> dict:
     """What the samples amount to; how many threads a process has is its launcher's."""
-    found = records.read_json(output / f"{name}.json")
+    found = files.read_json(output / f"{name}.json")
     del found["hardware"]
     return found
 
@@ -80,7 +82,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY
 
 
 def lines(folder: Path) -> list[dict]:
-    return [row for path in sorted(folder.glob("sums/samples-*.jsonl")) for row in records.read_jsonl(path)]
+    return [row for path in sorted(folder.glob("sums/samples-*.jsonl")) for row in files.read_jsonl(path)]
 
 
 @pytest.mark.slow
@@ -119,7 +121,7 @@ def test_two_processes_give_what_one_gives(alone, tiny_model, tmp_path):
         timeout=240,
         capture_output=True,
     )
-    shares = [len(list(records.read_jsonl(path))) for path in sorted(tmp_path.glob("sums/samples-*.jsonl"))]
+    shares = [len(list(files.read_jsonl(path))) for path in sorted(tmp_path.glob("sums/samples-*.jsonl"))]
     assert shares == [12, 12]
     assert samples(tmp_path) == samples(undisturbed)
     assert figures(tmp_path) == figures(undisturbed)
@@ -146,10 +148,10 @@ def test_a_batch_that_is_half_there_is_completed_as_it_was(alone, tiny_model, tm
     random.Random(0).shuffle(rows)
     (tmp_path / "sums").mkdir()
     (tmp_path / "sums" / "settings.json").write_text((undisturbed / "sums" / "settings.json").read_text())
-    records.append_jsonl(tmp_path / "sums" / "samples-1.jsonl", rows[:13])
+    files.append_jsonl(tmp_path / "sums" / "samples-1.jsonl", rows[:13])
     cli.main(command(tiny_model, benchmark, tmp_path))
     assert samples(tmp_path) == samples(undisturbed)
-    assert len(list(records.read_jsonl(tmp_path / "sums" / "samples-0.jsonl"))) == 11
+    assert len(list(files.read_jsonl(tmp_path / "sums" / "samples-0.jsonl"))) == 11
 
 
 @pytest.mark.parametrize("option", ["--seed=1", "--temperature=0.5", "--samples=5", "--top-p=.9"])
@@ -168,8 +170,8 @@ def test_other_weights_are_refused_in_the_same_folder(alone, tiny_model, tmp_pat
     benchmark, output = alone
     shutil.copytree(tiny_model, tmp_path / "model")
     shutil.copytree(output, tmp_path / "out")
-    settings = records.read_json(tmp_path / "out" / "sums" / "settings.json")
-    records.write_json(tmp_path / "out" / "sums" / "settings.json", settings | {"model": str(tmp_path / "model")})
+    settings = files.read_json(tmp_path / "out" / "sums" / "settings.json")
+    files.write_json(tmp_path / "out" / "sums" / "settings.json", settings | {"model": str(tmp_path / "model")})
     words = command(str(tmp_path / "model"), benchmark, tmp_path / "out")
     cli.main(words)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -255,7 +257,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr("entropy_grpo.evaluation.server_backend.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("entropy_grpo.evaluation.backends.server.FIRST_PAUSE", 0.01)
     server = Server()
     yield server
     server.http.shutdown()
@@ -351,7 +353,7 @@ def test_two_models_are_compared(server, tmp_path, capsys):
         for side in "ab"
     ]
     differences = [b - a for a, b in zip(*shares, strict=True)]
-    gain = records.read_json(tmp_path / "b" / "comparison.json")[str(tmp_path / "a")]["sums"]["acc@N"]
+    gain = files.read_json(tmp_path / "b" / "comparison.json")[str(tmp_path / "a")]["sums"]["acc@N"]
     assert gain["value"] == pytest.approx(sum(differences) / 6)
     assert gain["low"] < gain["value"] < gain["high"]
     said = capsys.readouterr().out
@@ -374,7 +376,7 @@ def test_contamination_is_measured_by_greedy_completion(server, tmp_path):
 
 
 def test_an_absent_server_is_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("entropy_grpo.evaluation.server_backend.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("entropy_grpo.evaluation.backends.server.FIRST_PAUSE", 0.001)
     benchmark = questions_file(tmp_path)
     with pytest.raises(SystemExit) as exit:
         cli.main([*command("x", benchmark, tmp_path / "out"), "--backend", "http://127.0.0.1:9"])
@@ -415,7 +417,7 @@ def test_presets_are_the_papers():
 def test_results_of_a_run_go_into_its_folder(tmp_path):
     (tmp_path / "recipe.yaml").write_text("")
     (tmp_path / "checkpoint-40").mkdir()
-    assert models.output_folder(str(tmp_path)) == tmp_path / "benchmarks" / "final"
-    assert models.output_folder(str(tmp_path / "checkpoint-40")) == tmp_path / "benchmarks" / "checkpoint-40"
-    assert models.output_folder("Qwen/Qwen3-8B") == Path("evaluations/Qwen--Qwen3-8B")
-    assert models.output_folder("embedded:number_walk") == Path("evaluations/embedded--number_walk")
+    assert load.output_folder(str(tmp_path)) == tmp_path / "benchmarks" / "final"
+    assert load.output_folder(str(tmp_path / "checkpoint-40")) == tmp_path / "benchmarks" / "checkpoint-40"
+    assert load.output_folder("Qwen/Qwen3-8B") == Path("evaluations/Qwen--Qwen3-8B")
+    assert load.output_folder("embedded:number_walk") == Path("evaluations/embedded--number_walk")

@@ -7,8 +7,8 @@ import time
 import pytest
 from math_verify import LatexExtractionConfig, parse
 
-from entropy_grpo.filters import normalised, repeated, unreadable
-from entropy_grpo.prompts import TEMPLATES, render
+from entropy_grpo.data.filters import normalised, repeated, unreadable
+from entropy_grpo.data.prompts import TEMPLATES, render
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_unreadable_references_are_those_of_which_math_verify_makes_text_or_noth
 
 
 def test_numbers_need_no_process(monkeypatch):
-    monkeypatch.setattr("entropy_grpo.filters.ProcessPool", None)
+    monkeypatch.setattr("entropy_grpo.data.filters.ProcessPool", None)
     assert unreadable(["34", "-3", "+7", "40320", "2.50", " 12 "], workers=2, seconds=1) == []
 
 

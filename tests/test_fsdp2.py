@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from entropy_grpo.card import write_card
+from entropy_grpo.cards.card import write_card
 
 from .conftest import REPOSITORY
 

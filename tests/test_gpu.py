@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from entropy_grpo.selection import percentiles, select
+from entropy_grpo.objective.selection import percentiles, select
 
 from . import fixed_rollout
 
@@ -40,8 +40,8 @@ def test_head_is_as_exact_as_that_of_trl_in_bf16(name, outputs):
     """With Liger's Hopper kernel, where there is one: it rounds the weight gradient once per 1024 rows."""
     from trl.kernels import ChunkedLogProbFunction
 
-    from entropy_grpo.ops.head import SparseLogProbs
-    from entropy_grpo.ops.kernels import LIGER, check_installed, choose
+    from entropy_grpo.models.head import SparseLogProbs
+    from entropy_grpo.models.kernels import LIGER, check_installed, choose
 
     device = torch.device("cuda")
     try:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.verifier import hostile_answers
-from entropy_grpo.grader import LONGEST_ANSWER, Grader, plain_verdict
 from entropy_grpo.grading import Verdict, compare
-from entropy_grpo.rewards import get_rewards
+from entropy_grpo.grading.pool import LONGEST_ANSWER, Grader, plain_verdict
+from entropy_grpo.rewards.registry import get_rewards
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_what_was_begun_is_collected_and_forgotten(monkeypatch):
 
 
 def test_what_was_begun_and_never_asked_for_is_bounded(grader, monkeypatch):
-    monkeypatch.setattr("entropy_grpo.grader.MOST_BEGUN", 5)
+    monkeypatch.setattr("entropy_grpo.grading.pool.MOST_BEGUN", 5)
     answers = [f"{i}/7" for i in range(20)]
     grader.begin(answers, ["3/7 + 0"] * 20)
     assert [answer for answer, _ in grader._begun] == answers[15:]
@@ -166,7 +166,7 @@ def test_a_pool_whose_workers_die_is_replaced():
 
 
 def test_a_pool_that_cannot_work_is_no_verdict(monkeypatch):
-    monkeypatch.setattr("entropy_grpo.grader._prepare_worker", sys.exit)  # every worker ends as it begins
+    monkeypatch.setattr("entropy_grpo.grading.pool._prepare_worker", sys.exit)  # every worker ends as it begins
     with pytest.raises(RuntimeError, match="No worker process grades"):
         Grader(1, seconds=5, total_seconds=20)(["1/2"], ["0.5"])
 

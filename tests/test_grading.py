@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks import grading as benchmark
 from benchmarks import measure
-from entropy_grpo.grader import DEEPEST_ANSWER, LONGEST_ANSWER, Grader, nesting, plain_verdict
 from entropy_grpo.grading import Verdict, choice, compare, readable
 from entropy_grpo.grading.answers import read
 from entropy_grpo.grading.latex import simplified
+from entropy_grpo.grading.pool import DEEPEST_ANSWER, LONGEST_ANSWER, Grader, nesting, plain_verdict
 from tests import answer_pairs as pairs
 
 CASES = list(benchmark.cases())
@@ -271,7 +271,7 @@ def test_classes_are_what_comparing_every_pair_finds(grader):
 
 
 def test_identical_answers_need_no_worker(monkeypatch):
-    monkeypatch.setattr("entropy_grpo.grader.ProcessPool", None)
+    monkeypatch.setattr("entropy_grpo.grading.pool.ProcessPool", None)
     made = Grader(1, seconds=1, total_seconds=5)
     assert made.classes(["8", None, "9", "08", "8", "", "+9"]) == [0, -1, 1, 0, 0, -1, 1]
 

@@ -19,9 +19,9 @@ from transformers import (
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
-from entropy_grpo.ops import kernels
-from entropy_grpo.ops.head import SparseLogProbs, add_sparse_lm_head, residual_norms, why_not
-from entropy_grpo.ops.kernels import LIGER, TILES, Kernel, check_installed, choose
+from entropy_grpo.models import kernels
+from entropy_grpo.models.head import SparseLogProbs, add_sparse_lm_head, residual_norms, why_not
+from entropy_grpo.models.kernels import LIGER, TILES, Kernel, check_installed, choose
 
 from . import fixed_rollout
 

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from entropy_grpo import launch, records
-from entropy_grpo.config import RunConfig
-from entropy_grpo.evaluation import in_training, results
-from entropy_grpo.records import RunFolder
+from entropy_grpo import launch
+from entropy_grpo.config.run import RunConfig
+from entropy_grpo.evaluation import callback, results
+from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
 
 from .conftest import REPOSITORY
 
@@ -44,7 +45,7 @@ def test_a_benchmark_that_fails_does_not_stop_the_run(tiny_model, tmp_path):
     run = RunFolder(tmp_path / "run")
     names = f"[{benchmark}, {tmp_path / 'nowhere.jsonl'}]"
     train(tiny_model, run, eval_benchmarks=names, eval_benchmark_steps=2)
-    logged = list(records.read_jsonl(run.metrics))
+    logged = list(files.read_jsonl(run.metrics))
     assert [row["step"] for row in logged if "loss" in row] == [1, 2, 3]
     [evaluated] = [row for row in logged if "eval_failures" in row]
     assert (evaluated["step"], evaluated["eval_failures"]) == (2, 1)
@@ -60,7 +61,7 @@ def test_a_benchmark_that_fails_does_not_stop_the_run(tiny_model, tmp_path):
 
     without = RunFolder(tmp_path / "without")
     train(tiny_model, without)
-    assert list(records.read_jsonl(run.samples)) == list(records.read_jsonl(without.samples))
+    assert list(files.read_jsonl(run.samples)) == list(files.read_jsonl(without.samples))
 
 
 def test_answers_become_samples_of_their_questions():
@@ -68,7 +69,7 @@ def test_answers_become_samples_of_their_questions():
     answers = [
         {"prompt": p, "completion": c, "length": n} for p, c, n in [("2?", "x", 3), ("1?", "y", 5), ("2?", "z", 4)]
     ]
-    rows = in_training.sample_rows(asked, answers, 5, 0.25)
+    rows = callback.sample_rows(asked, answers, 5, 0.25)
     assert [(row["question"], row["sample"], row["text"], row["finish"]) for row in rows] == [
         ("a", 0, "y", "length"),
         ("b", 0, "x", "stop"),

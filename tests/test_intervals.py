@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from entropy_grpo.evaluation.intervals import gain_interval, mean_interval, share_interval
-from entropy_grpo.evaluation.metrics import majority, pass_curve
+from entropy_grpo.metrics.answers import majority, pass_curve
+from entropy_grpo.metrics.intervals import gain_interval, mean_interval, share_interval
 
 BENCHMARKS = 2000
 ACCURACIES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)

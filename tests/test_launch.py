@@ -10,7 +10,8 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entropy_grpo import launch, recipe
+from entropy_grpo import launch
+from entropy_grpo.config import recipe
 
 from .conftest import DEMO, REPOSITORY, TINY_DEMO, accelerate_launch
 

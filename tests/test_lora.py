@@ -16,10 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from trl.generation.vllm_generation import VLLMGeneration
 
 from benchmarks import kill
-from entropy_grpo import adapters, cli, launch, plan
-from entropy_grpo.adapters import CheckedModelConfig
-from entropy_grpo.checkpoint import COMPLETE
-from entropy_grpo.recipe import RecipeError
+from entropy_grpo import cli, launch
+from entropy_grpo.config.recipe import RecipeError
+from entropy_grpo.models import adapters
+from entropy_grpo.models.config import CheckedModelConfig
+from entropy_grpo.planning import plan
+from entropy_grpo.runs.state import COMPLETE
 
 from . import fixed_rollout
 from .conftest import REPOSITORY, save_tiny_model

@@ -7,8 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from entropy_grpo.evaluation.intervals import gain_interval, mean_interval, share_interval
-from entropy_grpo.evaluation.metrics import (
+from entropy_grpo.metrics.answers import (
     Samples,
     by_problem,
     gains,
@@ -19,6 +18,7 @@ from entropy_grpo.evaluation.metrics import (
     summarize,
     summarize_samples,
 )
+from entropy_grpo.metrics.intervals import gain_interval, mean_interval, share_interval
 
 
 @pytest.mark.parametrize("samples", range(1, 8))

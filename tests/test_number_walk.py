@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from entropy_grpo.embedded import number_walk
-from entropy_grpo.embedded.cold_start import build_tokenizer
-from entropy_grpo.embedded.number_walk import Problem
+from entropy_grpo.tasks import number_walk
+from entropy_grpo.tasks.cold_start import build_tokenizer
+from entropy_grpo.tasks.number_walk import Problem
 
 LOWEST, HIGHEST = 0, 60
 EXAMPLE = Problem(15, 8, (7, -4, -1))

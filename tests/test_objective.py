@@ -450,7 +450,7 @@ def test_adapters_are_trained_alike_with_everything_on(tiny_model, tmp_path, bet
 
 def test_only_tokens_with_a_gradient_are_projected(tiny_model, tmp_path, monkeypatch):
     """Under rollout scope: the kept ones of responses with an advantage, which are then differentiated."""
-    from entropy_grpo.ops import head, kernels
+    from entropy_grpo.models import head, kernels
 
     forward, backward = [], []
 
@@ -582,7 +582,7 @@ def test_two_processes_are_one(tiny_model, tmp_path, launcher, script, scope, rh
 
 def test_first_step_fails_if_the_share_is_wrong(tiny_model, tmp_path, monkeypatch):
     """A selection that keeps one token too many must not train."""
-    import entropy_grpo.trainer as module
+    import entropy_grpo.training.trainer as module
 
     honest = module.select
 

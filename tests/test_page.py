@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entropy_grpo import records
-from entropy_grpo.analysis import alternatives, page, terminal, text, tokens
-from entropy_grpo.analysis.tokens import Response, View
+from entropy_grpo.analysis.text import alternatives, page, run, terminal, tokens
+from entropy_grpo.analysis.text.tokens import Response, View
+from entropy_grpo.runs import files as records
 
 HOSTILE = [
     "</script><script>document.title='run'</script>",
@@ -63,7 +63,7 @@ class Elements(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.tags, self.texts, self.open = [], {}, None
-        self.feed(text)
+        self.feed(run)
         self.close()
 
     def handle_starttag(self, tag, attributes):
@@ -223,7 +223,7 @@ def test_text_of_a_run(tiny_model, tmp_path, capsys):
     records.append_jsonl(tmp_path / "samples.jsonl", rows)
 
     def data(**options):
-        path = text.run(text.Options(tmp_path, responses=2, **options))
+        path = run.run(run.Options(tmp_path, responses=2, **options))
         return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
 
     logged, scored = data(), data(checkpoints={"a": tiny_model, "b": tiny_model}, rho=0.5)
@@ -244,4 +244,4 @@ def test_text_of_a_run(tiny_model, tmp_path, capsys):
     assert len(first["a"][0]) == 2 * 5
     assert "⟦take⟧ +3" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"no samples.jsonl"):
-        text.Options(tmp_path / "none")
+        run.Options(tmp_path / "none")

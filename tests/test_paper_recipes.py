@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from entropy_grpo import plan, recipe
-from entropy_grpo.config import batch_shape
+from entropy_grpo.config import recipe
+from entropy_grpo.config.batches import batch_shape
+from entropy_grpo.planning import plan
 
 from .conftest import REPOSITORY, save_tiny_model
 

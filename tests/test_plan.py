@@ -12,9 +12,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from entropy_grpo import cli, costs, models, plan
-from entropy_grpo.embedded import cold_start
-from entropy_grpo.recipe import RecipeError
+from entropy_grpo import cli
+from entropy_grpo.config.recipe import RecipeError
+from entropy_grpo.planning import costs, models, plan
+from entropy_grpo.tasks import cold_start
 
 from .conftest import REPOSITORY
 

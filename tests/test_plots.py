@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from entropy_grpo import plots
-from entropy_grpo.records import RunFolder
+from entropy_grpo.runs import plots
+from entropy_grpo.runs.folder import RunFolder
 
 NAMES = ["entropy.png", "kept.png", "reward.png"]
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
-from entropy_grpo.start import raise_positions
+from entropy_grpo.models.load import raise_positions
 
 
 @pytest.fixture(autouse=True)

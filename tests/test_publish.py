@@ -7,7 +7,7 @@ import sys
 import pytest
 from huggingface_hub import ModelCard
 
-from entropy_grpo import publish
+from entropy_grpo.cards import push
 
 from .hub import TOKEN, address, environment, pushes, serving
 from .test_card import CONTENTS, make_run
@@ -83,7 +83,7 @@ def test_an_upload_holds_what_belongs_and_nothing_else(tmp_path, hub):
 def test_a_dry_run_shows_all_that_would_be_pushed_and_writes_nothing(tmp_path, capsys):
     run = make_model(tmp_path / "run")
     before = files_of(run)
-    publish.main(str(run), "me/walk", only_show=True)
+    push.main(str(run), "me/walk", only_show=True)
     listing, _, card = capsys.readouterr().out.partition("\n\n")
     head, *lines = listing.splitlines()
     assert head == "would push to me/walk:"
@@ -92,7 +92,7 @@ def test_a_dry_run_shows_all_that_would_be_pushed_and_writes_nothing(tmp_path, c
     assert {name: shown[name] for name in MODEL} == {name: len(content) for name, content in MODEL.items()}
     assert shown["README.md"] == len(card.removesuffix("\n").encode())
     assert "name = 'me/walk'" in ModelCard(card).text and "](plots/kept.png)" in card
-    publish.main(str(run), None, only_show=True)
+    push.main(str(run), None, only_show=True)
     assert "name = '.'" in capsys.readouterr().out
     assert files_of(run) == before
 
@@ -114,10 +114,10 @@ def test_what_cannot_be_pushed_is_one_sentence(tmp_path, change, repository, sai
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).unlink(missing_ok=True) if content is None else (run / name).write_bytes(content)
     with pytest.raises(ValueError, match=said) as error:
-        publish.main(str(run), repository, only_show=True)
+        push.main(str(run), repository, only_show=True)
     assert "\n" not in str(error.value) and "hf_secret" not in str(error.value)
 
 
 def test_without_a_network_a_push_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"--push me/walk: .*offline"):
-        publish.main(str(make_model(tmp_path / "run")), "me/walk", only_show=False)
+        push.main(str(make_model(tmp_path / "run")), "me/walk", only_show=False)

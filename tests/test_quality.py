@@ -9,8 +9,8 @@ import pytest
 
 from entropy_grpo.evaluation import contamination
 from entropy_grpo.evaluation.contamination import matches, partial_prompt, rouge_l
-from entropy_grpo.evaluation.intervals import share_interval
-from entropy_grpo.evaluation.quality import format_entropy, format_of, quality, repetition
+from entropy_grpo.metrics.intervals import share_interval
+from entropy_grpo.metrics.quality import format_entropy, format_of, quality, repetition
 
 SOLUTION = (
     "We look for the smallest n such that n^2 + n is divisible by 12. As n and n + 1 are coprime, one of them holds "

@@ -8,10 +8,12 @@ import pytest
 import yaml
 from trl import ModelConfig
 
-from entropy_grpo import recipe
-from entropy_grpo.config import EntropyForkGRPOConfig, RunConfig, batch_shape
-from entropy_grpo.recipe import RecipeError
-from entropy_grpo.sft_config import CLASSES as SFT_CLASSES
+from entropy_grpo.config import recipe
+from entropy_grpo.config.batches import batch_shape
+from entropy_grpo.config.grpo import EntropyForkGRPOConfig
+from entropy_grpo.config.recipe import RecipeError
+from entropy_grpo.config.run import RunConfig
+from entropy_grpo.config.sft import CLASSES as SFT_CLASSES
 
 from .conftest import REPOSITORY
 

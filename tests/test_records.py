@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from entropy_grpo import records
+from entropy_grpo.runs import files
 
 UNICODE = {
     "text": "Größe π² 中文 \U0001f600 e\u0301",
@@ -17,11 +17,11 @@ UNICODE = {
 
 def test_rows_are_appended_in_order(tmp_path):
     path = tmp_path / "deep" / "folder" / "rows.jsonl"
-    records.append_jsonl(path, [{"a": 1}, {"a": 2}])
-    records.append_jsonl(path, iter([{"a": 3}]))
-    records.append_jsonl(path, [])
+    files.append_jsonl(path, [{"a": 1}, {"a": 2}])
+    files.append_jsonl(path, iter([{"a": 3}]))
+    files.append_jsonl(path, [])
     assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n{"a": 3}\n'
-    assert list(records.read_jsonl(path)) == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert list(files.read_jsonl(path)) == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
 def test_appending_after_a_line_cut_anywhere_loses_no_complete_row(tmp_path):
@@ -32,27 +32,27 @@ def test_appending_after_a_line_cut_anywhere_loses_no_complete_row(tmp_path):
         path = tmp_path / f"{cut}.jsonl"
         path.write_bytes(complete + last[:cut])
         whole = [second] if cut >= len(last) - 1 else []
-        assert list(records.read_jsonl(path)) == [first, *whole]
-        records.append_jsonl(path, [third])
-        records.append_jsonl(path, [third])
-        assert list(records.read_jsonl(path)) == [first, *whole, third, third]
+        assert list(files.read_jsonl(path)) == [first, *whole]
+        files.append_jsonl(path, [third])
+        files.append_jsonl(path, [third])
+        assert list(files.read_jsonl(path)) == [first, *whole, third, third]
         assert path.read_bytes().startswith(complete + last[:cut])
 
 
 def test_a_row_that_cannot_be_written_leaves_those_before_it_whole(tmp_path):
     path = tmp_path / "rows.jsonl"
     with pytest.raises(TypeError):
-        records.append_jsonl(path, [{"a": 1}, {"a": object()}])
+        files.append_jsonl(path, [{"a": 1}, {"a": object()}])
     assert path.read_bytes() == b'{"a": 1}\n'
 
 
 def test_unicode_survives_appending_and_replacing(tmp_path):
     appended, replaced, written = tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "c.json"
-    records.append_jsonl(appended, [UNICODE, {"a": 1}])
-    records.replace_jsonl(replaced, [UNICODE, {"a": 1}])
-    records.write_json(written, UNICODE)
-    assert list(records.read_jsonl(appended)) == list(records.read_jsonl(replaced)) == [UNICODE, {"a": 1}]
-    assert records.read_json(written) == UNICODE
+    files.append_jsonl(appended, [UNICODE, {"a": 1}])
+    files.replace_jsonl(replaced, [UNICODE, {"a": 1}])
+    files.write_json(written, UNICODE)
+    assert list(files.read_jsonl(appended)) == list(files.read_jsonl(replaced)) == [UNICODE, {"a": 1}]
+    assert files.read_json(written) == UNICODE
     # Readable by eye and by any other reader of JSON lines, which end at \n alone.
     for path in (appended, replaced):
         assert "Größe π² 中文 \U0001f600" in path.read_text(encoding="utf-8")
@@ -62,49 +62,49 @@ def test_unicode_survives_appending_and_replacing(tmp_path):
 def test_replacing_leaves_the_old_file_to_those_who_have_it_open(tmp_path):
     # A file that were emptied and written again would show them a part, or nothing.
     path, other_name = tmp_path / "rows.jsonl", tmp_path / "old.jsonl"
-    records.replace_jsonl(path, [{"a": i} for i in range(3)])
+    files.replace_jsonl(path, [{"a": i} for i in range(3)])
     os.link(path, other_name)
     with path.open() as reader:
         assert reader.readline() == '{"a": 0}\n'
-        records.replace_jsonl(path, [{"b": 1}])
+        files.replace_jsonl(path, [{"b": 1}])
         assert reader.read() == '{"a": 1}\n{"a": 2}\n'
-    assert list(records.read_jsonl(other_name)) == [{"a": 0}, {"a": 1}, {"a": 2}]
+    assert list(files.read_jsonl(other_name)) == [{"a": 0}, {"a": 1}, {"a": 2}]
     assert path.read_bytes() == b'{"b": 1}\n'
     assert sorted(p.name for p in tmp_path.iterdir()) == ["old.jsonl", "rows.jsonl"]
 
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "rows.jsonl"
-    records.replace_jsonl(path, [{"a": 1}])
+    files.replace_jsonl(path, [{"a": 1}])
 
     def rows():
         yield {"b": 1}
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        records.replace_jsonl(path, rows())
+        files.replace_jsonl(path, rows())
     with pytest.raises(TypeError):
-        records.replace_jsonl(path, [{"b": 1}, {"b": object()}])
+        files.replace_jsonl(path, [{"b": 1}, {"b": object()}])
     assert path.read_bytes() == b'{"a": 1}\n'
 
 
 def test_replacing_passes_over_what_a_killed_writer_left_beside_the_file(tmp_path):
     path = tmp_path / "evaluation.json"
-    records.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     (tmp_path / ".evaluation.json.tmp").write_text('{"a": 2, "half')
-    assert records.read_json(path) == {"a": 1}
-    records.write_json(path, {"a": 3})
-    assert records.read_json(path) == {"a": 3}
+    assert files.read_json(path) == {"a": 1}
+    files.write_json(path, {"a": 3})
+    assert files.read_json(path) == {"a": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["evaluation.json"]
 
 
 def test_an_absent_file_reads_as_nothing(tmp_path):
-    assert list(records.read_jsonl(tmp_path / "absent.jsonl")) == []
-    assert records.read_json(tmp_path / "absent.json") == {}
+    assert list(files.read_jsonl(tmp_path / "absent.jsonl")) == []
+    assert files.read_json(tmp_path / "absent.json") == {}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_object_with_values_of_other_types_is_written_as_text(tmp_path):
     path = tmp_path / "new" / "environment.json"
-    records.write_json(path, {"output_dir": tmp_path, "seed": 1, "delta": None})
+    files.write_json(path, {"output_dir": tmp_path, "seed": 1, "delta": None})
     assert json.loads(path.read_text()) == {"output_dir": str(tmp_path), "seed": 1, "delta": None}

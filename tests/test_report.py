@@ -11,12 +11,16 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from entropy_grpo import card, cli, records
-from entropy_grpo.analysis import collect, distribution, report
-from entropy_grpo.analysis.collection import RESPONSES, Collection, write_parquet
-from entropy_grpo.analysis.pieces import piece, visible
-from entropy_grpo.analysis.render import Section, Table, markdown, page
-from entropy_grpo.records import RunFolder
+from entropy_grpo import cli
+from entropy_grpo.analysis.collect import run as collect
+from entropy_grpo.analysis.collect.store import RESPONSES, Collection, write_parquet
+from entropy_grpo.analysis.report import run as report
+from entropy_grpo.analysis.report.render import Section, Table, markdown, page
+from entropy_grpo.analysis.text.pieces import piece, visible
+from entropy_grpo.analysis.views import distribution
+from entropy_grpo.cards import card
+from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -107,7 +111,7 @@ def synthetic(path, texts, checkpoints=("base", "</script>$x$")):
             scores = ([rng.random(n).astype(np.float32)], [-rng.random(n).astype(np.float32)])
             table = collect.token_table([row], scores, dict(enumerate(texts)), name)
             write_parquet(collection.part(name, i), table)
-    records.write_json(collection.settings, {"checkpoints": dict.fromkeys(names)})
+    files.write_json(collection.settings, {"checkpoints": dict.fromkeys(names)})
     return collection
 
 
@@ -168,9 +172,9 @@ def make_run(path):
         {"step": i, "entropy/p50": 0.1, "entropy/p95": 1.0 - i / 10, "entropy/positive": 0.2, "entropy/negative": 0.3}
         for i in range(1, 5)
     ]
-    records.append_jsonl(run.metrics, [*rows, {"step": 4, "train_runtime": 3.0}])
+    files.append_jsonl(run.metrics, [*rows, {"step": 4, "train_runtime": 3.0}])
     empty = {"step": 2, "tokens": [], "token_ids": [], "entropies": []}
-    records.append_jsonl(run.samples, [row_of_samples(1)] * 25 + [empty])
+    files.append_jsonl(run.samples, [row_of_samples(1)] * 25 + [empty])
     return run
 
 
@@ -191,7 +195,7 @@ def test_a_run_reports_what_it_logged(tmp_path):
 def test_a_run_has_the_page_of_its_last_responses(tmp_path):
     """The page's data are the rows of the log; what somebody has made already stays."""
     run = make_run(tmp_path)
-    records.append_jsonl(run.samples, [{**row_of_samples(step), "entropies": [step, 0.25]} for step in range(3, 13)])
+    files.append_jsonl(run.samples, [{**row_of_samples(step), "entropies": [step, 0.25]} for step in range(3, 13)])
     report.write(tmp_path)
     written = (tmp_path / "analysis" / "text.html").read_text()
     data = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', written, re.S)[1])

@@ -20,7 +20,7 @@ from benchmarks import (
     speed,
     verifier,
 )
-from entropy_grpo import records
+from entropy_grpo.runs import files
 
 
 @pytest.fixture
@@ -96,11 +96,11 @@ def test_learning_rates_are_the_best_on_dev(results):
 
 
 def test_readme_holds_the_recorded_evaluation():
-    assert measure.readme_block(evaluation.TABLE)[1] == evaluation.table(records.read_json(evaluation.RESULTS))
+    assert measure.readme_block(evaluation.TABLE)[1] == evaluation.table(files.read_json(evaluation.RESULTS))
 
 
 def test_no_killed_evaluation_differs():
-    kill = records.read_json(evaluation.RESULTS)["kill"]
+    kill = files.read_json(evaluation.RESULTS)["kill"]
     assert kill["written_twice"] == kill["lost"] == kill["differing_rows"] == 0
     assert sum(0 < count < kill["responses"] for count in kill["finished_at_kills"]) >= 2
 

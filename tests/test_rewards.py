@@ -7,12 +7,12 @@ import sys
 import pytest
 from trl.trainer.utils import get_callable_name
 
-from entropy_grpo.config import RunConfig
-from entropy_grpo.embedded.number_walk import Problem
-from entropy_grpo.grader import Grader
+from entropy_grpo.config.recipe import build, checked, load
+from entropy_grpo.config.run import RunConfig
 from entropy_grpo.grading import Verdict, answer_line, boxed, compare
-from entropy_grpo.recipe import build, checked, load
-from entropy_grpo.rewards import get_rewards
+from entropy_grpo.grading.pool import Grader
+from entropy_grpo.rewards.registry import get_rewards
+from entropy_grpo.tasks.number_walk import Problem
 
 
 @pytest.mark.parametrize(

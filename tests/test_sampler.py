@@ -14,9 +14,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from entropy_grpo.evaluation.backends import Request, Sampling
-from entropy_grpo.evaluation.sampler import SeededSampler, distribution, draw, uniforms
-from entropy_grpo.evaluation.transformers_backend import TransformersBackend, load_model
+from entropy_grpo.evaluation.backends.base import Request, Sampling
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend, load_model
+from entropy_grpo.evaluation.decoding.seeded import SeededSampler, distribution, draw, uniforms
 
 VOCABULARY = 23
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from entropy_grpo import checkpoint
-from entropy_grpo.sampling import DynamicSampler, Group, Response, accuracies, informative
+from entropy_grpo.objective.sampling import DynamicSampler, Group, Response, accuracies, informative
+from entropy_grpo.runs import state as checkpoint
 
 from . import fixed_rollout, reference
 from .conftest import REPOSITORY

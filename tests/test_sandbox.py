@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from entropy_grpo.evaluation import sandbox
-from entropy_grpo.evaluation.sandbox import Limits
+from entropy_grpo.grading.code import sandbox
+from entropy_grpo.grading.code.sandbox import Limits
 
 pytestmark = pytest.mark.skipif(sandbox.unavailable() is not None, reason=str(sandbox.unavailable()))
 SMALL = Limits(seconds=2.0, memory=256 << 20, output=1 << 16, processes=8, disk=1 << 20, files=64)

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from entropy_grpo.selection import MAX_TOKENS, kept_count, percentiles, random_scores, select
+from entropy_grpo.objective.selection import MAX_TOKENS, kept_count, percentiles, random_scores, select
 
 from . import reference
 

@@ -10,17 +10,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from entropy_grpo import hub, recipe
-from entropy_grpo.embedded.cold_start import build_tokenizer
+from entropy_grpo.config import recipe
+from entropy_grpo.config.recipe import RecipeError, Setting
+from entropy_grpo.config.sft import CLASSES, SFTRunConfig
+from entropy_grpo.data import hub
+from entropy_grpo.data.benchmarks.benchmark import Benchmark
+from entropy_grpo.data.prompts import render
+from entropy_grpo.data.sources import TRAINING
 from entropy_grpo.evaluation import results
-from entropy_grpo.evaluation.benchmark import Benchmark
 from entropy_grpo.evaluation.judging import Judgement
 from entropy_grpo.grading import Verdict
-from entropy_grpo.prompts import render
-from entropy_grpo.recipe import RecipeError, Setting
-from entropy_grpo.sft import choose, load_rows
-from entropy_grpo.sft_config import CLASSES, SFTRunConfig
-from entropy_grpo.sources import TRAINING
+from entropy_grpo.tasks.cold_start import build_tokenizer
+from entropy_grpo.training.sft import choose, load_rows
 
 from .conftest import REPOSITORY, save_tiny_model
 

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from entropy_grpo import EntropyForkGRPOConfig, shaping
-from entropy_grpo.shaping import Schedule
-from entropy_grpo.stages import PLATEAU, RISING, StageDetector
+from entropy_grpo import EntropyForkGRPOConfig
+from entropy_grpo.objective import advantages as shaping
+from entropy_grpo.objective.advantages import Schedule
+from entropy_grpo.objective.stages import PLATEAU, RISING, StageDetector
 
 from . import fixed_rollout, reference
 from .conftest import REPOSITORY

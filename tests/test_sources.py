@@ -12,11 +12,12 @@ import pandas
 import pytest
 from datasets import Dataset
 
-from entropy_grpo import hub
-from entropy_grpo.config import RunConfig
-from entropy_grpo.data import load_problems
-from entropy_grpo.evaluation.benchmarks import PUBLISHED
-from entropy_grpo.sources import TRAINING, last_box
+from entropy_grpo.config.run import RunConfig
+from entropy_grpo.data import hub
+from entropy_grpo.data.benchmarks import PUBLISHED
+from entropy_grpo.data.sources import TRAINING, last_box
+
+from .loading import load
 
 STILL = (
     "A conversation between User and Assistant. The User asks, the Assistant thinks.\nUser: {}\nAssistant:\n<think>\n"
@@ -113,7 +114,7 @@ def pairs(problems):
 )
 def test_a_row_is_read_for_its_bare_question_and_its_answer(name, suffix, tmp_path):
     path = write(tmp_path / f"rows{suffix}", [row for row, _, _ in ROWS[name]])
-    problems = load_problems(RunConfig(dataset_name=name, dataset_file=path), seed=0)
+    problems = load(RunConfig(dataset_name=name, dataset_file=path), seed=0)
     assert pairs(problems) == sorted((question, answer) for _, question, answer in ROWS[name] if answer)
     assert sorted(problems.train.column_names) == ["prompt", "solution"]
     empty = sum(not answer for _, _, answer in ROWS[name])
@@ -153,7 +154,7 @@ BROKEN = {
 def test_a_row_of_another_form_is_named(name, row, said, tmp_path):
     path = write(tmp_path / "rows.jsonl", [row])
     with pytest.raises(ValueError) as refusal:
-        load_problems(RunConfig(dataset_name=name, dataset_file=path), seed=0)
+        load(RunConfig(dataset_name=name, dataset_file=path), seed=0)
     message = str(refusal.value)
     assert message.startswith(f"{name}: row 0 of {TRAINING[name].hub_id}") and said in message and "\n" not in message
 
@@ -163,7 +164,7 @@ def test_the_row_is_counted(tmp_path):
     rows[3]["problem"] = ""
     path = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ValueError, match="math: row 3 of DigitalLearningGmbH/MATH-lighteval"):
-        load_problems(RunConfig(dataset_name="math", dataset_file=path), seed=0)
+        load(RunConfig(dataset_name="math", dataset_file=path), seed=0)
 
 
 @pytest.mark.parametrize("inner", ["3", "\\frac{1}{\\sqrt{2}}", "\\{a, {b}\\}", "x = \\text{ {y} }z", ""])
@@ -218,11 +219,11 @@ def test_what_is_asked_of_the_hub_is_pinned(name, monkeypatch):
 
     fake_hub(monkeypatch, answer)
     with pytest.raises(ValueError) as refusal:
-        load_problems(RunConfig(dataset_name=name), seed=0)
+        load(RunConfig(dataset_name=name), seed=0)
     assert asked == [PINNED[name]]
     assert str(refusal.value) == f"dataset_name is {name!r}, which does not load: the Hub is away"
     with pytest.raises(ValueError):
-        load_problems(RunConfig(dataset_name=name, dataset_revision="abc"), seed=0)
+        load(RunConfig(dataset_name=name, dataset_revision="abc"), seed=0)
     assert asked[1] == (*PINNED[name][:2], "abc")
 
 
@@ -239,14 +240,14 @@ def test_another_number_of_rows_is_refused_where_the_number_is_known(name, monke
 
     fake_hub(monkeypatch, answer)
     if name not in EXPECTED_ROWS:
-        assert len(load_problems(RunConfig(dataset_name=name), seed=0).train) == len(rows)
+        assert len(load(RunConfig(dataset_name=name), seed=0).train) == len(rows)
     else:
         with pytest.raises(ValueError) as refusal:
-            load_problems(RunConfig(dataset_name=name), seed=0)
+            load(RunConfig(dataset_name=name), seed=0)
         message = str(refusal.value)
         assert f"{len(rows)} rows where {EXPECTED_ROWS[name]} were expected" in message and name in message
         # A commit of the user's own has a number of rows of its own.
-        problems = load_problems(RunConfig(dataset_name=name, dataset_revision="abc"), seed=0)
+        problems = load(RunConfig(dataset_name=name, dataset_revision="abc"), seed=0)
         assert problems.origin["revision"] == "abc" and problems.origin["rows"] == len(rows)
 
 
@@ -291,7 +292,7 @@ def test_problems_of_evaluation_sets_are_left_out(cached_evaluation_sets, tmp_pa
     rows = [{"prompt": question, "solution": str(i)} for i, question in enumerate(taken + free)]
     path = write(tmp_path / "train.jsonl", rows)
     config = RunConfig(dataset_name=path, decontaminate_against=list(PUBLISHED))
-    problems = load_problems(config, seed=0)
+    problems = load(config, seed=0)
     assert problems.origin["left_out"] == {
         "in aime24": 2,
         "in aime25": 1,
@@ -309,11 +310,11 @@ def test_an_evaluation_set_with_other_rows_is_refused(cached_evaluation_sets, tm
     write(folder / source.file, EVALUATION_ROWS["aime24"] * 32)
     path = write(tmp_path / "train.jsonl", [{"prompt": "1?", "solution": "1"}])
     with pytest.raises(ValueError, match=r"'aime24'.*has 960 rows where 30 were expected"):
-        load_problems(RunConfig(dataset_name=path, decontaminate_against=["aime24"]), seed=0)
+        load(RunConfig(dataset_name=path, decontaminate_against=["aime24"]), seed=0)
 
 
 def test_an_evaluation_set_that_does_not_load_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     path = write(tmp_path / "train.jsonl", [{"prompt": "1?", "solution": "1"}])
     with pytest.raises(ValueError, match="decontaminate_against names 'math500', which does not load"):
-        load_problems(RunConfig(dataset_name=path, decontaminate_against=["math500"]), seed=0)
+        load(RunConfig(dataset_name=path, decontaminate_against=["math500"]), seed=0)

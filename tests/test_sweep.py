@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from entropy_grpo import sweep
-from entropy_grpo.sweep import trials, variants
+from entropy_grpo.compare import sweep
+from entropy_grpo.compare.sweep import trials, variants
 
 # Stands for a launch: notes how it was called, fails where it is told to.
 SCRIPT = """

@@ -13,10 +13,11 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import CallbackHandler
 
-from entropy_grpo.callbacks import RunRecorder
-from entropy_grpo.records import RunFolder, read_steps
-from entropy_grpo.start import _tracked_name
-from entropy_grpo.trackers import send_plots
+from entropy_grpo.monitoring.callbacks import RunRecorder
+from entropy_grpo.monitoring.trackers import send_plots
+from entropy_grpo.runs.files import read_steps
+from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.training.setup import _tracked_name
 
 from .conftest import DEMO, TINY_DEMO, accelerate_launch
 

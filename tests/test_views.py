@@ -7,8 +7,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from entropy_grpo.analysis import by_category, distribution, position, training, words
-from entropy_grpo.categories import CATEGORIES, FORMAL, LOGICAL, METACOGNITIVE, SEMANTIC, category
+from entropy_grpo.analysis.views import categories, distribution, over_training, position, words
+from entropy_grpo.monitoring.categories import CATEGORIES, FORMAL, LOGICAL, METACOGNITIVE, SEMANTIC, category
 
 VOCABULARY = ["7", " so", "Wait", " the"]
 
@@ -64,7 +64,7 @@ def test_histogram_counts_every_token():
 
 def test_overlap_is_that_of_sorted_places():
     entropies = {name: make(501, seed) for seed, name in enumerate("abc")}
-    found = training.overlaps(entropies)
+    found = over_training.overlaps(entropies)
     tops = {
         name: set(sorted(range(501), key=lambda i: (-entropy[i], i))[:101])  # ceil(501 / 5)
         for name, entropy in entropies.items()
@@ -77,7 +77,7 @@ def test_overlap_is_that_of_sorted_places():
 
 def test_change_is_that_of_ranked_bins():
     base, trained = make(203, 0), make(203, 1)
-    found = training.change_per_bin(base, trained, bins=20)
+    found = over_training.change_per_bin(base, trained, bins=20)
     order = sorted(range(203), key=lambda i: (base[i], i))
     start = 0
     for i, row in enumerate(found):
@@ -93,12 +93,12 @@ def test_change_is_that_of_ranked_bins():
 def test_right_and_wrong_responses_are_apart():
     entropies = {"a": make(90, 0), "b": make(90, 1)}
     correct = np.array([1, 0, -1] * 30)
-    found = training.over_training(entropies, correct)
+    found = over_training.over_training(entropies, correct)
     assert list(found) == ["all", "right", "wrong"]
     own = {name: entropy[correct == 0] for name, entropy in entropies.items()}
-    assert found["wrong"]["overlaps"] == training.overlaps(own)
+    assert found["wrong"]["overlaps"] == over_training.overlaps(own)
     assert found["wrong"]["percentiles"]["b"][100] == own["b"].max()
-    assert list(training.over_training(entropies, np.full(90, -1))) == ["all"]
+    assert list(over_training.over_training(entropies, np.full(90, -1))) == ["all"]
 
 
 def test_words_are_those_of_a_loop():
@@ -141,7 +141,7 @@ def test_positions_are_those_of_a_loop():
 def test_categories_are_those_of_a_loop():
     rows, parts = responses()
     texts = dict(enumerate(VOCABULARY))
-    found = by_category.by_category(parts, texts)
+    found = categories.by_category(parts, texts)
     kinds = (FORMAL, LOGICAL, METACOGNITIVE, SEMANTIC)
     for token, kind in enumerate(kinds):
         own = [row for row in rows if row["token"] == token]
@@ -150,7 +150,7 @@ def test_categories_are_those_of_a_loop():
         assert found[kind]["entropy"] == pytest.approx(sum(row["entropy"] for row in own) / len(own))
         assert found[kind]["probability"] == pytest.approx(sum(math.exp(row["log_prob"]) for row in own) / len(own))
     later = {FORMAL: {"entropy": 0.25}, "new": {"entropy": 1.0}}
-    assert by_category.changes({FORMAL: {"entropy": 1.0}, LOGICAL: {"entropy": 2.0}}, later) == {
+    assert categories.changes({FORMAL: {"entropy": 1.0}, LOGICAL: {"entropy": 2.0}}, later) == {
         FORMAL: {"entropy": -0.75}
     }
 

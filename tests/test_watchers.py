@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from entropy_grpo import EntropyForkGRPOConfig, records
-from entropy_grpo.records import RunFolder
-from entropy_grpo.watchers import WATCHERS, Log
+from entropy_grpo import EntropyForkGRPOConfig
+from entropy_grpo.monitoring.watchers import WATCHERS, Log
+from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
 
 from . import fixed_rollout
 
@@ -118,7 +119,7 @@ SETTINGS = {"max_steps": 14, "learning_rate": 0.0, "reward": slow_verifier, "dat
 def test_what_a_watcher_does_to_a_run(tiny_model, tmp_path, action):
     watch = {"verifier_timeouts": action}
     trainer = fixed_rollout.train(tiny_model, tmp_path, watch=watch, **SETTINGS)
-    warnings = list(records.read_jsonl(RunFolder(tmp_path).warnings))
+    warnings = list(files.read_jsonl(RunFolder(tmp_path).warnings))
     if action == "off":
         assert warnings == [] and trainer.state.global_step == 14
         return
@@ -133,4 +134,4 @@ def test_what_a_watcher_does_to_a_run(tiny_model, tmp_path, action):
     again = fixed_rollout.make_trainer(tiny_model, tmp_path, watch=watch, **SETTINGS)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
     assert again.state.global_step == 14
-    assert len(records.read_steps(RunFolder(tmp_path).warnings)) == 1
+    assert len(files.read_steps(RunFolder(tmp_path).warnings)) == 1

@@ -10,8 +10,8 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entropy_grpo.card import write_card
-from entropy_grpo.records import replace_jsonl, write_json
+from entropy_grpo.cards.card import write_card
+from entropy_grpo.runs.files import replace_jsonl, write_json
 
 from .conftest import ENVIRONMENT
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from entropy_grpo.analysis import decoding, vllm_decoding
-from entropy_grpo.analysis.decoding import Temperatures
+from entropy_grpo.evaluation.decoding import forked, vllm
+from entropy_grpo.evaluation.decoding.forked import Temperatures
 
 from .conftest import ENVIRONMENT
 
@@ -28,7 +28,7 @@ def params(temperatures: Temperatures | None, **more) -> SamplingParams:
 def test_rows_of_a_batch_as_by_transformers():
     """Requests come, go and move; each row is what transformers' processor makes of it, others stay as they are."""
     asked = [Temperatures(1.5, 0.5, 1.0), None, Temperatures(0.0, 2.0, 0.3), Temperatures(0.7, 1.0, 1.6), None]
-    processor = vllm_decoding.ForkedTemperature(None, torch.device("cpu"), False)
+    processor = vllm.ForkedTemperature(None, torch.device("cpu"), False)
     assert processor.is_argmax_invariant()
 
     def update(removed=(), added=(), moved=()):
@@ -39,7 +39,7 @@ def test_rows_of_a_batch_as_by_transformers():
         processor.update_state(None)
         logits = torch.randn(len(rows), 13) * torch.tensor([[0.1], [3.0], [0.5], [1.0], [2.0]])[: len(rows)]
         expected = [
-            decoding.ForkedTemperature(temperatures)(None, row.unsqueeze(0))[0] if temperatures else row
+            forked.ForkedTemperature(temperatures)(None, row.unsqueeze(0))[0] if temperatures else row
             for temperatures, row in zip(rows, logits.clone(), strict=True)
         ]
         torch.testing.assert_close(processor.apply(logits.clone()), torch.stack(expected))
@@ -66,7 +66,7 @@ def test_rows_of_a_batch_as_by_transformers():
 )
 def test_requests_that_cannot_be_are_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        vllm_decoding.ForkedTemperature.validate_params(SamplingParams(**arguments))
+        vllm.ForkedTemperature.validate_params(SamplingParams(**arguments))
 
 
 def test_engine_samples_from_the_formula(model, monkeypatch):
@@ -78,7 +78,7 @@ def test_engine_samples_from_the_formula(model, monkeypatch):
         dtype="float32",
         max_model_len=64,
         enforce_eager=True,
-        logits_processors=["entropy_grpo.analysis.vllm_decoding:ForkedTemperature"],
+        logits_processors=["entropy_grpo.evaluation.decoding.vllm:ForkedTemperature"],
         logprobs_mode="processed_logprobs",
         max_logprobs=-1,
     )
@@ -95,8 +95,8 @@ def test_engine_samples_from_the_formula(model, monkeypatch):
         with torch.no_grad():
             logits = reference(torch.tensor([ids + written])).logits[0, len(ids) - 1 : -1]
         if temperatures:
-            sides += (decoding.entropies(logits) > temperatures.threshold).tolist()
-            logits = decoding.ForkedTemperature(temperatures)(None, logits)
+            sides += (forked.entropies(logits) > temperatures.threshold).tolist()
+            logits = forked.ForkedTemperature(temperatures)(None, logits)
         for row, found in zip(logits.log_softmax(-1), output.outputs[0].logprobs, strict=True):
             sampled = torch.tensor([found[token].logprob for token in range(len(row))])
             torch.testing.assert_close(sampled, row, atol=2e-3, rtol=1e-3)

@@ -13,9 +13,9 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from entropy_grpo.evaluation.backends import Request, Sampling
-from entropy_grpo.evaluation.server_backend import ServerBackend
-from entropy_grpo.evaluation.transformers_backend import TransformersBackend, load_model
+from entropy_grpo.evaluation.backends.base import Request, Sampling
+from entropy_grpo.evaluation.backends.server import ServerBackend
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend, load_model
 from tests.conftest import REPOSITORY
 
 from .conftest import ENVIRONMENT

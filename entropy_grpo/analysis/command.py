@@ -42,7 +42,7 @@ def _add_collect(subcommands: Any) -> None:
 
 
 def _collect(benchmarks: str | None, **given: Any) -> None:
-    from . import collect
+    from .collect import run as collect
 
     collection = collect.run(collect.Options(benchmarks=_names(benchmarks), **given))
     print(f"tokens  {collection.path}")
@@ -83,8 +83,8 @@ def _divergence(
     dtype: str,
     **sampling: Any,
 ) -> None:
-    from . import divergence_run
-    from .divergence import Settings
+    from .divergence import run as divergence_run
+    from .divergence.forks import Settings
 
     settings = Settings(**sampling)
     given = {"limit": limit, "max_tokens": max_tokens, "dtype": dtype, "settings": settings}
@@ -99,7 +99,7 @@ def _add_report(subcommands: Any) -> None:
 
 
 def _report(run: Path) -> None:
-    from . import report
+    from .report import run as report
 
     for path in report.write(run):
         print(path)
@@ -120,7 +120,7 @@ def _add_text(subcommands: Any) -> None:
 
 
 def _text(run: Path, checkpoints: list[str], **options: Any) -> None:
-    from . import text
-    from .collect import named
+    from .collect.run import named
+    from .text import run as text
 
     print(f"page  {text.run(text.Options(run, named(checkpoints), **options))}")

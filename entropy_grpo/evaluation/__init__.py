@@ -1,1 +1,1 @@
-"""Measuring answers. Reads rows and files; never imports the trainer."""
+"""Benchmarks answered by a model, graded and kept. It reads rows and files, and never imports the trainer."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .intervals import share_interval
+from ..metrics.intervals import share_interval
 
 SHARE = 0.6
 SHORTEST_REST = 5

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .. import records
-from .backends import Backend, Request, Sampling
-from .benchmark import Question, seed_of
+from ..data.benchmarks.benchmark import Question, seed_of
+from ..runs import files
+from .backends.base import Backend, Request, Sampling
 
 Key = tuple[str, int]
 
@@ -67,7 +67,7 @@ class Work:
     def claim(self) -> None:
         """Keep what the responses are drawn with; `ValueError` where some were drawn with something else."""
         path = self.folder / "settings.json"
-        before, wanted = records.read_json(path), self.settings
+        before, wanted = files.read_json(path), self.settings
         for name in before.keys() | wanted.keys() if before else ():
             if before.get(name) != wanted.get(name):
                 raise ValueError(
@@ -75,13 +75,13 @@ class Work:
                     "asked for: name another output folder, or delete that one."
                 )
         if process()[0] == 0 and not before:
-            records.write_json(path, wanted)
+            files.write_json(path, wanted)
 
-    def finished(self) -> dict[Key, records.Row]:
+    def finished(self) -> dict[Key, files.Row]:
         """The responses that any process has finished."""
-        found: dict[Key, records.Row] = {}
+        found: dict[Key, files.Row] = {}
         for path in sorted(self.folder.glob("samples-*.jsonl")):
-            for row in records.read_jsonl(path):
+            for row in files.read_jsonl(path):
                 found.setdefault((row["question"], row["sample"]), row)
         return found
 
@@ -107,10 +107,10 @@ class Work:
             for place, response in backend.generate([requests[i] for i in part], self.sampling):
                 question, number = key = keys[part[place]]
                 if key in missing:
-                    records.append_jsonl(path, [{"question": question, "sample": number, **vars(response)}])
+                    files.append_jsonl(path, [{"question": question, "sample": number, **vars(response)}])
                     progress(response.tokens)
 
-    def rows(self) -> list[records.Row]:
+    def rows(self) -> list[files.Row]:
         """The finished responses in the order of the questions, whoever wrote them."""
         finished = self.finished()
         return [finished[key] for key in self.keys]

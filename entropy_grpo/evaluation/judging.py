@@ -5,11 +5,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..grader import Grader, worker_count
+from ..data.benchmarks.benchmark import CHOICE, MATHS, Benchmark, Question
 from ..grading import Verdict
-from ..records import Row
-from .benchmark import CHOICE, MATHS, Benchmark, Question
-from .code import passes
+from ..grading.code.programs import passes
+from ..grading.pool import Grader, worker_count
+from ..runs.files import Row
 
 
 @dataclass(frozen=True)

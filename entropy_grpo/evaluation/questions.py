@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ..hub import download, load_file, load_hub
-from ..names import FILE_FORMATS
-from ..sources import TRAINING
-from .benchmark import Benchmark, Question, from_file
-from .benchmarks import BENCHMARKS
+from ..data.benchmarks import BENCHMARKS
+from ..data.benchmarks.benchmark import Benchmark, Question, from_file
+from ..data.hub import download, load_file, load_hub
+from ..data.sources import FILE_FORMATS, TRAINING
 
 
 def load(name: str) -> tuple[Benchmark, list[Question]]:

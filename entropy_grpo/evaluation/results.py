@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .. import records
+from ..data.benchmarks.benchmark import Benchmark, Question
 from ..grading import Verdict
-from .benchmark import Benchmark, Question
+from ..metrics.answers import Samples, paired, summarize_samples
+from ..metrics.quality import quality
+from ..runs import files
 from .judging import Judgement
-from .metrics import Samples, paired, summarize_samples
-from .quality import quality
 
 SCHEMA = pa.schema(
     [
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
 def table(
     benchmark: Benchmark,
     questions: Sequence[Question],
-    rows: Sequence[records.Row],
+    rows: Sequence[files.Row],
     judgements: Sequence[Judgement],
 ) -> pa.Table:
     """The samples of a benchmark, question by question; a set that is not open goes without its prompts."""
@@ -103,7 +103,7 @@ def write(folder: Path, name: str, samples: pa.Table, figures: dict[str, Any]) -
     scratch = folder / f".{name}.parquet.tmp"
     pq.write_table(samples, scratch)
     scratch.replace(folder / f"{name}.parquet")
-    records.write_json(folder / f"{name}.json", figures)
+    files.write_json(folder / f"{name}.json", figures)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -113,7 +113,7 @@ def names_in(folder: Path) -> list[str]:
 
 def read(folder: Path, name: str) -> tuple[pa.Table, dict[str, Any]]:
     """The samples and the figures of a benchmark."""
-    return pq.read_table(folder / f"{name}.parquet"), records.read_json(folder / f"{name}.json")
+    return pq.read_table(folder / f"{name}.parquet"), files.read_json(folder / f"{name}.json")
 
 
 def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:

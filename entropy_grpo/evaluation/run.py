@@ -13,15 +13,16 @@ from typing import Any
 import datasets
 from tqdm import tqdm
 
-from .. import plots, records
-from ..callbacks import git_revision, hardware, versions
-from ..hub import GatedError
-from . import contamination, models, questions, report, results
-from .backends import FORKED, TRANSFORMERS, VLLM, Backend, Sampling, choose
-from .benchmark import CODE, Benchmark
+from ..data.benchmarks.benchmark import CODE, Benchmark
+from ..data.hub import GatedError
+from ..grading.code.sandbox import unavailable
+from ..models import load
+from ..runs import files, plots
+from ..runs.environment import git_revision, hardware, versions
+from . import contamination, questions, report, results
+from .backends.base import FORKED, TRANSFORMERS, VLLM, Backend, Sampling, choose
 from .generation import Work, process
 from .judging import judge
-from .sandbox import unavailable
 
 # Section 5.2 of arXiv 2506.01939; arXiv 2508.02260, with the length that its models are trained to keep.
 PRESETS = {
@@ -87,7 +88,7 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
     told = {
         "model": options.model,
         "model_revision": options.revision,
-        "weights": models.fingerprint(path),
+        "weights": load.fingerprint(path),
         "backend": backend,
         "dtype": options.dtype,
     }
@@ -128,14 +129,14 @@ def completions_of(answers: Work) -> Work:
 def load_backend(options: Options, name: str, path: str) -> Backend:
     """The backend, with its model; this takes the time and the memory that a model takes."""
     if name == TRANSFORMERS:
-        from .transformers_backend import TransformersBackend, load_model
+        from .backends.transformers import TransformersBackend, load_model
 
         return TransformersBackend(*load_model(path, options.revision, options.dtype), options.batch_size)
     if name == VLLM:
-        from .vllm_backend import VllmBackend
+        from .backends.vllm import VllmBackend
 
         return VllmBackend(path, options.revision, options.dtype, options.tensor_parallel)
-    from .server_backend import ServerBackend
+    from .backends.server import ServerBackend
 
     return ServerBackend(name, options.batch_size)
 
@@ -199,7 +200,7 @@ def compare(output: Path, others: Sequence[Path], names: Sequence[str]) -> None:
         if common:
             print(report.gains_table(gains[str(other)], str(other)))
     if others:
-        records.write_json(output / "comparison.json", gains)
+        files.write_json(output / "comparison.json", gains)
 
 
 def draw(output: Path, others: Sequence[Path], name: str) -> Path:
@@ -221,8 +222,8 @@ def run(options: Options) -> None:
     datasets.disable_progress_bars()
     if len(options.compare) >= len(plots.COLOURS):
         raise ValueError(f"compare names {len(options.compare)} folders: at most {len(plots.COLOURS) - 1}.")
-    path = models.local_path(options.model)
-    backend = choose(options.backend, models.has_adapter(path))
+    path = load.local_path(options.model)
+    backend = choose(options.backend, load.has_adapter(path))
     jobs = jobs_of(options, backend, path)
     works = [work for job in jobs for work in job.works]
     for work in works:

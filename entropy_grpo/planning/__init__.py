@@ -1,1 +1,1 @@
-"""What `plan` works out, each part from a resolved recipe: the job itself, memory, operations, commands."""
+"""The cost of a recipe on given machines, before a GPU is touched."""

@@ -7,15 +7,19 @@ from typing import Any
 
 import yaml
 
-from .. import recipe
-from ..adapters import CheckedModelConfig, check_quantised
-from ..config import CLASSES, EntropyForkGRPOConfig, RunConfig, batch_shape
-from ..launch import find_config
-from ..models import Shape, linear_layers, shape_of
-from ..names import EMBEDDED, RUNS
-from ..recipe import RecipeError, Setting, Settings
-from ..sft_config import CLASSES as SFT_CLASSES
-from ..sft_config import SFTRunConfig, TeacherSFTConfig
+from ..config import recipe
+from ..config.batches import batch_shape
+from ..config.grpo import EntropyForkGRPOConfig
+from ..config.recipe import RecipeError, Setting, Settings
+from ..config.run import CLASSES, RunConfig
+from ..config.sft import CLASSES as SFT_CLASSES
+from ..config.sft import SFTRunConfig, TeacherSFTConfig
+from ..config.sharding import find_config
+from ..models.adapters import check_quantised
+from ..models.config import CheckedModelConfig
+from ..runs.folder import RUNS
+from ..tasks.task import EMBEDDED
+from .models import Shape, linear_layers, shape_of
 
 EMBEDDED_PROMPT, ASSUMED_PROMPT = 16, 2048  # tokens of the longest prompt, where no limit is set
 # PEFT's own choice for these models, where a recipe names no targets.

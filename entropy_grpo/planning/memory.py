@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from .. import costs
-from ..models import dora_tensors, linear_parameters, lora_tensors, parameters, tensors
+from . import costs
 from .job import Job, lora_targets, saved_modules
+from .models import dora_tensors, linear_parameters, lora_tensors, parameters, tensors
 
 GIB = 2**30
 # Bytes of an Adam moment of a parameter, by `optim`; the others are counted as AdamW in float32.

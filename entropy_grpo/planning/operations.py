@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from .. import costs
+from . import costs
 from .job import Job
 
 

@@ -1,0 +1,1 @@
+"""Entropies and log-probabilities of given responses, collected into files."""

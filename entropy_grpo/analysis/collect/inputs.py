@@ -1,0 +1,100 @@
+"""The responses that are looked at: of a file, or of what `entropy-grpo eval` writes for benchmarks.
+
+Each is turned into token ids once, by the tokenizer of the first checkpoint, so that every checkpoint reads the same
+ones. A file that has the ids that were sampled (`prompt_ids`, `completion_ids`) keeps them; text is tokenized anew,
+which may split a word in another way than the model once did.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...grading import Verdict
+from ...runs import files
+from ...runs.files import Row
+from .store import RESPONSES, Collection
+
+# Columns that a response may have in a file: TRL's name, and that of a run's `answers/`.
+TEXT_COLUMNS = ("response", "completion")
+READ_ROWS = 256
+
+
+def read(path: Path) -> Iterator[Row]:
+    """The rows of a `.jsonl` or `.parquet` file, as a stream.
+
+    Raises:
+        ValueError: there is no such file, or it is of another kind.
+    """
+    if not path.is_file():
+        raise ValueError(f"responses is {str(path)!r}: there is no such file.")
+    if path.suffix == ".jsonl":
+        yield from files.read_jsonl(path)
+    elif path.suffix == ".parquet":
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=READ_ROWS):
+            yield from batch.to_pylist()
+    else:
+        raise ValueError(f"responses is {str(path)!r}: its name must end in .jsonl or .parquet.")
+
+
+def correctness(row: Row) -> bool | None:
+    """Whether a response is right, of `correct` or `verdict`; None where the file does not tell."""
+    if row.get("correct") is not None:
+        return bool(row["correct"])
+    return row["verdict"] == Verdict.RIGHT if row.get("verdict") is not None else None
+
+
+def _strings(row: Row, number: int) -> tuple[str, str]:
+    name = next((name for name in TEXT_COLUMNS if name in row), None)
+    for column in ("prompt", name):
+        if not isinstance(row.get(column), str):
+            raise ValueError(
+                f"responses, row {number}: {column or 'response'} is {type(row.get(column)).__name__}, where text is "
+                "needed; a row has a prompt and a response."
+            )
+    return row["prompt"], row[name]
+
+
+def tokenized(rows: Iterable[Row], tokenizer: Any) -> Iterator[Row]:
+    """The rows of `RESPONSES`; a response that stopped by itself, says its `finish`, ends with the EOS token."""
+    for number, row in enumerate(rows):
+        prompt, response = _strings(row, number)
+        prompt_ids, completion_ids = row.get("prompt_ids"), row.get("completion_ids")
+        if prompt_ids is None:
+            prompt_ids = tokenizer(prompt)["input_ids"]
+        if completion_ids is None:
+            completion_ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+            if row.get("finish") == "stop" and tokenizer.eos_token_id is not None:
+                completion_ids.append(tokenizer.eos_token_id)
+        if not len(prompt_ids):
+            raise ValueError(f"responses, row {number}: the prompt has no tokens, and the first token needs one.")
+        yield {
+            "id": number,
+            "prompt": prompt,
+            "response": response,
+            "correct": correctness(row),
+            "prompt_ids": prompt_ids,
+            "completion_ids": completion_ids,
+        }
+
+
+def write(collection: Collection, rows: Iterable[Row], part_tokens: int) -> None:
+    """Write the responses in row groups of at least `part_tokens` tokens, all in one step; `ValueError` for none."""
+    collection.path.mkdir(parents=True, exist_ok=True)
+    scratch = collection.path / ".responses.tmp"
+    with pq.ParquetWriter(scratch, RESPONSES) as writer:
+        group: list[Row] = []
+        tokens = written = 0
+        for row in rows:
+            group.append(row)
+            tokens += len(row["completion_ids"])
+            if tokens >= part_tokens:
+                writer.write_table(pa.Table.from_pylist(group, schema=RESPONSES))
+                written, tokens, group = written + tokens, 0, []
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, schema=RESPONSES))
+    if not written + tokens:
+        raise ValueError("responses: there are none, or they have no tokens.")
+    scratch.replace(collection.responses)

@@ -1,0 +1,235 @@
+"""`entropy-grpo analyze collect`: responses once, then one forward pass per checkpoint over the same token ids."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ...models import load
+from ...runs import files
+from ..text.pieces import piece
+from . import inputs
+from .store import TOKENS, Collection, write_parquet
+
+# Tokens of a part: what a kill costs of one checkpoint's pass, and what a view holds at a time.
+PART_TOKENS = 65536
+GENERATED = "responses"
+_STEP = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to look at, and through which checkpoints.
+
+    Attributes:
+        model: writes the responses, if they are generated, and is what the others are compared with.
+        output: the collection's folder.
+        against: other checkpoints, which score the same responses. These and `model` may be `NAME=PATH`.
+        responses: a `.jsonl` or `.parquet` file with `prompt` and `response`; else `benchmarks` are answered.
+        benchmarks: as of `entropy-grpo eval`, which the next five settings go to, too.
+        temperature: of decoding; entropies are those at it.
+        batch_tokens: padded tokens of a forward pass.
+    """
+
+    model: str
+    output: Path
+    against: Sequence[str] = ()
+    responses: Path | None = None
+    benchmarks: Sequence[str] = ()
+    samples: int | None = None
+    max_tokens: int | None = None
+    seed: int = 0
+    backend: str = "auto"
+    temperature: float = 1.0
+    dtype: str = "auto"
+    batch_tokens: int = 16384
+
+    def __post_init__(self) -> None:
+        if (self.responses is None) == (not self.benchmarks):
+            raise ValueError("give either responses, a file, or benchmarks to answer.")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}: it must be above 0 to have entropies.")
+        if self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens is {self.batch_tokens}: it must be 1 or more.")
+
+
+def named(given: Sequence[str]) -> dict[str, str]:
+    """The checkpoints by name: what stands before `=`, else the end of the path or id; `ValueError` for twins."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            path = text
+            name = Path(text).name.rpartition(":")[2] if not Path(text).is_dir() else Path(text).resolve().name
+        name = name.replace("/", "-")
+        if name in found or not name.strip("."):
+            raise ValueError(f"against names {text!r}: call it something else, as in NAME={path}.")
+        found[name] = path
+    return found
+
+
+def by_step(paths: dict[str, str]) -> dict[str, str]:
+    """Checkpoints of a run in the order of their steps, in which a shell's `checkpoint-*` does not name them."""
+    steps = {name: _STEP.fullmatch(name) for name in paths}
+    if not all(steps.values()):
+        return paths
+    return {name: paths[name] for name in sorted(paths, key=lambda name: int(steps[name][1]))}
+
+
+def generate(model: str, benchmarks: Sequence[str], folder: Path, **sampling: Any) -> list[Path]:
+    """Answer benchmarks as `entropy-grpo eval` does, and return the files; what is finished is not done again."""
+    from ...evaluation import questions, run
+
+    names = [questions.load(name)[0] for name in benchmarks]
+    closed = [benchmark.name for benchmark in names if not benchmark.is_open]
+    if closed:
+        raise ValueError(f"benchmarks names {closed[0]}, whose questions must not be repeated: choose another.")
+    run.run(run.Options(model=model, benchmarks=benchmarks, output=folder, **sampling))
+    return [folder / f"{benchmark.name}.parquet" for benchmark in names]
+
+
+def responses_of(options: Options, model: str) -> list[Path]:
+    """The files of the responses: the one that is given, or those that the model writes."""
+    if options.responses is not None:
+        return [options.responses]
+    names = ("samples", "temperature", "max_tokens", "seed", "dtype", "backend")
+    sampling = {name: getattr(options, name) for name in names}
+    return generate(model, options.benchmarks, options.output / GENERATED, top_p=1.0, **sampling)
+
+
+def claim(collection: Collection, options: Options, paths: dict[str, str]) -> None:
+    """Keep what decides the figures; `ValueError` where the folder holds those of something else.
+
+    Checkpoints may come on top, and keep the order in which they first came.
+    """
+    source = str(options.responses) if options.responses else list(options.benchmarks)
+    before = files.read_json(collection.settings) if collection.responses.exists() else {}
+    generation = {"samples": options.samples, "max_tokens": options.max_tokens, "seed": options.seed}
+    wanted: dict[str, Any] = {
+        "responses": source,
+        "temperature": options.temperature,
+        "dtype": options.dtype,
+        **(generation if options.benchmarks else {"sha256": digest(options.responses)}),
+    }
+    checkpoints = {name: {"path": path, "weights": load.fingerprint(path)} for name, path in paths.items()}
+    known = before.get("checkpoints", {})
+    for name in wanted if before else ():
+        if before.get(name) != wanted[name]:
+            raise ValueError(
+                f"{collection.path} holds tokens with {name} {before.get(name)!r}, where {wanted[name]!r} is asked "
+                "for: name another output folder, or delete that one."
+            )
+    for name in known.keys() & checkpoints.keys():
+        if known[name] != checkpoints[name]:
+            raise ValueError(
+                f"{collection.path} holds a checkpoint {name!r} of other weights, {known[name]['path']}: call this "
+                f"one something else, as in NAME={paths[name]}."
+            )
+    if known and next(iter(known)) != next(iter(checkpoints)):
+        raise ValueError(
+            f"{collection.path} holds responses tokenized for {next(iter(known))!r}: give that as the model, and "
+            "others as --against."
+        )
+    files.write_json(collection.settings, wanted | {"checkpoints": known | checkpoints})
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def token_table(rows: Sequence[files.Row], scores: Any, texts: dict[int, str], checkpoint: str) -> pa.Table:
+    """The rows of `TOKENS` of some responses; `scores` are (entropies, log-probabilities) of each."""
+    lengths = [len(row["completion_ids"]) for row in rows]
+    tokens = [token for row in rows for token in row["completion_ids"]]
+    repeated = [(row["id"], row["correct"]) for row, n in zip(rows, lengths, strict=True) for _ in range(n)]
+    columns = [
+        pa.array([id for id, _ in repeated], pa.int32()),
+        pa.array([place for n in lengths for place in range(n)], pa.int32()),
+        pa.array(tokens, pa.int32()),
+        pa.array([texts[token] for token in tokens], pa.string()).dictionary_encode(),
+        *(pa.array([x for one in array for x in one.tolist()], pa.float32()) for array in scores),
+        pa.array([correct for _, correct in repeated], pa.bool_()),
+        pa.array([checkpoint] * len(tokens), pa.string()).dictionary_encode(),
+    ]
+    return pa.Table.from_arrays(columns, schema=TOKENS)
+
+
+def score_checkpoint(collection: Collection, name: str, path: str, options: Options) -> None:
+    """Write the missing parts of one checkpoint."""
+    missing = [i for i in range(collection.num_parts) if not collection.part(name, i).exists()]
+    if not missing:
+        return
+    from ...evaluation.backends.transformers import load_model
+    from .scoring import add_head, score
+
+    model, tokenizer = load_model(path, None, options.dtype)
+    rows_of_vocabulary = model.get_output_embeddings().weight.shape[0]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    add_head(model, options.temperature)
+    texts: dict[int, str] = {}
+    file = pq.ParquetFile(collection.responses)
+    for number in tqdm(missing, desc=name, unit="part"):
+        rows = file.read_row_group(number).to_pylist()
+        prompts, completions = ([row[column] for row in rows] for column in ("prompt_ids", "completion_ids"))
+        for row, prompt, completion in zip(rows, prompts, completions, strict=True):
+            if max([*prompt, *completion]) >= rows_of_vocabulary:
+                raise ValueError(f"{path} has {rows_of_vocabulary} tokens, but response {row['id']} has others.")
+            if positions is not None and len(prompt) + len(completion) > positions:
+                raise ValueError(
+                    f"{path} has {positions} positions, but response {row['id']} has {len(prompt) + len(completion)} "
+                    "tokens with its prompt: leave it out."
+                )
+        scores = score(model, prompts, completions, options.batch_tokens)
+        for token in {token for completion in completions for token in completion} - texts.keys():
+            texts[token] = piece(tokenizer, token)
+        write_parquet(collection.part(name, number), token_table(rows, scores, texts, name))
+
+
+def same_vocabulary(paths: dict[str, str]) -> Any:
+    """The tokenizer of the first checkpoint; `ValueError` where one that has its own gives ids another meaning."""
+    from transformers import AutoTokenizer
+
+    first, *others = paths.items()
+    tokenizer = _tokenizer(AutoTokenizer, *first)
+    for name, path in others:
+        if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").is_file():
+            continue
+        if _tokenizer(AutoTokenizer, name, path).get_vocab() != tokenizer.get_vocab():
+            raise ValueError(f"{name} has another vocabulary than {first[0]}: their tokens cannot be compared.")
+    return tokenizer
+
+
+def _tokenizer(auto: Any, name: str, path: str) -> Any:
+    try:
+        return auto.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(
+            f"{name} is {path!r}, which has no tokenizer: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def run(options: Options) -> Collection:
+    """Collect what is missing; `ValueError` in one sentence for what cannot be done."""
+    collection = Collection(options.output)
+    if options.responses is not None and not options.responses.is_file():
+        raise ValueError(f"responses is {str(options.responses)!r}: there is no such file.")
+    given = named([options.model, *options.against])
+    first = next(iter(given))
+    given = {first: given.pop(first), **by_step(given)}
+    paths = {name: load.local_path(path) for name, path in given.items()}
+    tokenizer = same_vocabulary(paths)
+    claim(collection, options, paths)
+    if not collection.responses.exists():
+        rows = (row for file in responses_of(options, given[first]) for row in inputs.read(file))
+        inputs.write(collection, inputs.tokenized(rows, tokenizer), PART_TOKENS)
+    for name, path in paths.items():
+        score_checkpoint(collection, name, path, options)
+    return collection

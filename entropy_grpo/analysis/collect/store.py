@@ -1,0 +1,127 @@
+"""A collection on disk: responses, and what each checkpoint says of every one of their tokens.
+
+    DIR/settings.json                   what decides the figures
+    DIR/responses.parquet               id, prompt, response, correct, prompt_ids, completion_ids
+    DIR/tokens/NAME/part-00000.parquet  one row a token, of checkpoint NAME; `TOKENS` are the columns
+
+Row group i of the responses and part i of every checkpoint hold the same responses, and a part appears when it is
+whole. So the tokens never have to fit in memory, and a killed run goes on with the first part that is missing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ...runs import files
+
+RESPONSES = pa.schema(
+    [
+        ("id", pa.int32()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("correct", pa.bool_()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("completion_ids", pa.list_(pa.int32())),
+    ]
+)
+TOKENS = pa.schema(
+    [
+        ("response", pa.int32()),
+        ("position", pa.int32()),
+        ("token", pa.int32()),
+        ("text", pa.dictionary(pa.int32(), pa.string())),
+        ("entropy", pa.float32()),
+        ("log_prob", pa.float32()),
+        ("correct", pa.bool_()),
+        ("checkpoint", pa.dictionary(pa.int32(), pa.string())),
+    ]
+)
+RIGHT, WRONG, UNKNOWN = 1, 0, -1
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The files of a collection, written by `collect` and read by every view."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.path / "settings.json"
+
+    @property
+    def responses(self) -> Path:
+        return self.path / "responses.parquet"
+
+    def part(self, checkpoint: str, number: int) -> Path:
+        return self.path / "tokens" / checkpoint / f"part-{number:05d}.parquet"
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The checkpoints that are whole, the one that the others are compared with first."""
+        named = files.read_json(self.settings).get("checkpoints", {})
+        return [name for name in named if all(self.part(name, i).exists() for i in range(self.num_parts))]
+
+    @property
+    def num_parts(self) -> int:
+        return pq.read_metadata(self.responses).num_row_groups
+
+    @property
+    def num_responses(self) -> int:
+        return pq.read_metadata(self.responses).num_rows
+
+    @property
+    def num_tokens(self) -> int:
+        first = self.checkpoints[0]
+        return sum(pq.read_metadata(self.part(first, i)).num_rows for i in range(self.num_parts))
+
+    def parts(self, checkpoint: str, names: Sequence[str]) -> Iterator[Columns]:
+        """Columns of a checkpoint's tokens, part by part, each (n,); `correct` as `RIGHT`, `WRONG` or `UNKNOWN`."""
+        for i in range(self.num_parts):
+            # A reader's own file: the schema is `TOKENS`, and no column is made of the folder's name.
+            table = pq.ParquetFile(self.part(checkpoint, i)).read(columns=list(names))
+            yield {name: _array(table[name]) for name in names}
+
+    def column(self, checkpoint: str, name: str) -> np.ndarray:
+        """A whole column, (N,): four bytes a token, for what has to be sorted."""
+        arrays = [part[name] for part in self.parts(checkpoint, [name])]
+        return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
+
+    def texts(self) -> dict[int, str]:
+        """The text of every token that occurs."""
+        found: dict[int, str] = {}
+        for checkpoint in self.checkpoints[:1]:
+            for part in self.parts(checkpoint, ["token", "text"]):
+                tokens, first = np.unique(part["token"], return_index=True)
+                found |= dict(zip(tokens.tolist(), part["text"][first].tolist(), strict=True))
+        return found
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_boolean(column.type):
+        return pc.fill_null(pc.cast(column, pa.int8()), UNKNOWN).to_numpy()
+    return column.to_numpy()
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, scratch)
+    scratch.replace(path)
+
+
+def find(path: str | Path) -> Collection:
+    """The collection of a folder, or of a run in `analysis/`; `ValueError` if there is none."""
+    for folder in (Path(path), Path(path) / "analysis"):
+        collection = Collection(folder)
+        if collection.responses.exists() and collection.checkpoints:
+            return collection
+    raise ValueError(f"{path}: it holds no tokens: entropy-grpo analyze collect ... --output {path} makes some.")

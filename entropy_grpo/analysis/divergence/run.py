@@ -1,0 +1,230 @@
+"""`entropy-grpo analyze divergence`: what the forks of responses decide, a row a fork, and what the rows amount to.
+
+    DIR/divergence/NAME/forks.jsonl      a row a fork, of model NAME, as soon as its continuations are graded
+    DIR/divergence/NAME/divergence.json  settings, means of each kind of fork, mean I_t by entropy
+    DIR/divergence/NAME/divergence.png   both as a picture
+    DIR/divergence/NAME/responses/       results of `entropy-grpo eval`, where the model answered benchmarks
+
+What can be refused is refused before a model is loaded. Continuations are graded as responses are: by the benchmark of
+a file that `entropy-grpo eval` wrote, else by what they box beside the row's reference.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ...data.benchmarks import BENCHMARKS
+from ...data.benchmarks.benchmark import CODE, Benchmark, Question, plain
+from ...evaluation import questions, results
+from ...evaluation.backends.base import TRANSFORMERS, check_length
+from ...evaluation.backends.transformers import load_config, load_model, load_tokenizer
+from ...evaluation.judging import judge
+from ...evaluation.report import aligned
+from ...evaluation.run import GRADING_SECONDS
+from ...grading import Verdict
+from ...models import load
+from ...runs import files
+from ...runs.files import Row
+from ..collect import inputs
+from ..collect.run import digest, generate, named
+from ..report import figures
+from .forks import Settings, divergence
+from .summary import FIGURES, ROWS, bins, folder_of, summarize, table
+
+# What a row may call its reference: the name in results of `entropy-grpo eval`, and in a run's `answers/`.
+REFERENCE_COLUMNS = ("reference", "solution")
+UNGRADED = (Verdict.TIMEOUT, Verdict.FAILURE)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Whose forks are looked at, in which responses.
+
+    Attributes:
+        model: `[NAME=]PATH`, of a model, checkpoint or adapter.
+        output: of a run, RUN/analysis.
+        responses: a `.jsonl` or `.parquet` file with `prompt`, `response` and `reference`; else `benchmarks` are
+            answered, once each question.
+        limit: at most so many of the responses, drawn at random.
+        max_tokens: of a whole response; None is the benchmark's own, else that of `Settings`.
+        settings: how forks are chosen and continued.
+        dtype: of the weights.
+    """
+
+    model: str
+    output: Path
+    responses: Path | None = None
+    benchmarks: Sequence[str] = ()
+    limit: int | None = None
+    max_tokens: int | None = None
+    settings: Settings = field(default_factory=Settings)
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.responses is None) == (not self.benchmarks):
+            raise ValueError("give either responses, a file, or benchmarks to answer.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}: it must be 1 or more.")
+        if self.responses is not None and not self.responses.is_file():
+            raise ValueError(f"responses is {str(self.responses)!r}: there is no such file.")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A response, (prompt ids, response ids), and how what is written in its place is graded."""
+
+    ids: tuple[list[int], list[int]]
+    benchmark: Benchmark
+    question: Question
+
+
+def benchmark_of(path: Path) -> Benchmark:
+    """The benchmark whose results a file holds; for another file, one whose answers are boxed."""
+    if path.suffix == ".parquet" and pq.read_schema(path).names == results.SCHEMA.names:
+        name = results.read(path.parent, path.stem)[1].get("settings", {}).get("benchmark", path.stem)
+        return BENCHMARKS.get(name, Benchmark(name))
+    return Benchmark(path.stem)
+
+
+def sources(options: Options, folder: Path) -> list[tuple[Benchmark, Path]]:
+    """The files of responses, which are there or will be, each with its benchmark."""
+    if options.responses is not None:
+        found = [(benchmark_of(options.responses), options.responses)]
+    else:
+        asked = [BENCHMARKS.get(name) or questions.load(name)[0] for name in options.benchmarks]
+        found = [(benchmark, folder / "responses" / f"{benchmark.name}.parquet") for benchmark in asked]
+    for benchmark, _ in found:
+        if benchmark.kind == CODE:
+            raise ValueError(f"{benchmark.name} is answered by programs, of which no two are compared: take another.")
+    return found
+
+
+def _question(row: Row, number: int) -> Question:
+    reference = next((row[name] for name in REFERENCE_COLUMNS if row.get(name) is not None), None)
+    if reference is None:
+        raise ValueError(
+            f"responses, row {number}: there is no {' or '.join(REFERENCE_COLUMNS)} to grade continuations by: add "
+            "the right answer, or give results of entropy-grpo eval."
+        )
+    text = row.get("problem") or row["prompt"]
+    return Question(row.get("question") or str(number), text, row["prompt"], str(plain(reference)))
+
+
+def read(found: Sequence[tuple[Benchmark, Path]], tokenizer: Any, options: Options) -> list[Given]:
+    """The responses that are looked at."""
+    given = []
+    for benchmark, path in found:
+        rows = list(inputs.read(path))
+        for number, (row, one) in enumerate(zip(rows, inputs.tokenized(rows, tokenizer), strict=True)):
+            ids = list(one["prompt_ids"]), list(one["completion_ids"])
+            given.append(Given(ids, benchmark, _question(row, number)))
+    if options.limit is not None and options.limit < len(given):
+        chosen = random.Random(options.settings.seed).sample(range(len(given)), options.limit)
+        given = [given[i] for i in sorted(chosen)]
+    return given
+
+
+def check(given: Sequence[Given], settings: Settings, config: Any) -> None:
+    """`ValueError` for responses that the model cannot have written, or cannot continue."""
+    if not given:
+        raise ValueError("responses: there are none.")
+    for number, (prompt, ids) in enumerate(one.ids for one in given):
+        if not ids:
+            raise ValueError(f"responses: response {number} has no tokens: leave it out.")
+        if len(ids) > settings.max_tokens:
+            raise ValueError(
+                f"max_tokens is {settings.max_tokens}, but response {number} has {len(ids)} tokens: allow as many."
+            )
+        if max(*prompt, *ids) >= config.vocab_size:
+            raise ValueError(f"model has {config.vocab_size} tokens, but response {number} has others: name its own.")
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None:
+        check_length(max(len(one.ids[0]) for one in given), settings.max_tokens, positions)
+
+
+def claim(path: Path, wanted: Row) -> None:
+    """Keep what decides the rows; `ValueError` where those that are there are of something else."""
+    before = files.read_json(path).get("settings", wanted)
+    for name, value in wanted.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{path.parent} holds forks with {name} {before.get(name)!r}, where {value!r} is asked for: name "
+                "another output folder, call the model something else, as in NAME=PATH, or delete that one."
+            )
+    files.write_json(path, files.read_json(path) | {"settings": wanted})
+
+
+class Grading:
+    """Grades continuations as responses to their questions, and counts those that could not be graded in time."""
+
+    def __init__(self, given: Sequence[Given]):
+        self.given, self.ungraded = given, 0
+
+    def __call__(self, i: int, texts: Sequence[str]) -> list[tuple[str | None, bool]]:
+        """(number of the class of equivalent answers, right) of each text."""
+        one = self.given[i]
+        judged = judge(one.benchmark, [one.question], [{"text": text} for text in texts], GRADING_SECONDS)
+        self.ungraded = sum(judgement.verdict in UNGRADED for judgement in judged)
+        return [(None if j.group < 0 else str(j.group), j.verdict is Verdict.RIGHT) for j in judged]
+
+
+def continue_forks(given: Sequence[Given], path: str, options: Options, rows_path: Path) -> list[Row]:
+    """The rows of all forks; those that are missing are written as they come."""
+    rows = list(files.read_jsonl(rows_path))
+    done = {(row["response"], row["position"]) for row in rows}
+    grading = Grading(given)
+    model, tokenizer = load_model(path, None, options.dtype)
+    ids = [one.ids for one in given]
+    found = divergence(model, tokenizer, ids, grading, options.settings, done)
+    most = 2 * len(given) * options.settings.forks
+    for row in tqdm(found, desc="forks", unit="fork", initial=len(rows), total=most):
+        rows.append(row | {"ungraded": grading.ungraded})
+        files.append_jsonl(rows_path, rows[-1:])
+    return rows
+
+
+def told(options: Options, path: str) -> Row:
+    """What decides the rows. Which forks are continued together decides their rounding alone."""
+    asked = {"responses": str(options.responses), "sha256": digest(options.responses)} if options.responses else {}
+    return {
+        **{key: value for key, value in asdict(options.settings).items() if key != "batch_size"},
+        "benchmarks": list(options.benchmarks),
+        **asked,
+        "limit": options.limit,
+        "dtype": options.dtype,
+        "path": path,
+        "weights": load.fingerprint(path),
+    }
+
+
+def run(options: Options) -> Path:
+    """Look at the forks that are missing, sum up, and print the table; `ValueError` for what cannot be done."""
+    (name, given_path), *_ = named([options.model]).items()
+    folder = folder_of(options.output, name)
+    found = sources(options, folder)
+    own = [benchmark.max_tokens for benchmark, _ in found if benchmark.max_tokens is not None]
+    most = max(own, default=options.settings.max_tokens) if options.max_tokens is None else options.max_tokens
+    options = replace(options, settings=replace(options.settings, max_tokens=most))
+    path = load.local_path(given_path)
+    tokenizer, config = load_tokenizer(path, None), load_config(path, None)
+    if options.benchmarks:
+        settings = options.settings
+        sampling = {"samples": 1, "temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": most}
+        how = {"seed": settings.seed, "batch_size": settings.batch_size, "dtype": options.dtype}
+        generate(given_path, options.benchmarks, folder / "responses", backend=TRANSFORMERS, **sampling, **how)
+    given = read(found, tokenizer, options)
+    check(given, options.settings, config)
+    about = told(options, path)
+    claim(folder / FIGURES, about)
+    rows = continue_forks(given, path, options, folder / ROWS)
+    summed = {"settings": about, "summary": summarize(rows), "bins": bins(rows)}
+    summed["ungraded"] = sum(row["ungraded"] for row in rows)
+    files.write_json(folder / FIGURES, summed)
+    figures.save(figures.divergence({name: summed | {"forks": rows}}), folder / "divergence.png")
+    print(aligned(list(zip(*table({name: summed["summary"]}), strict=True))))
+    return folder

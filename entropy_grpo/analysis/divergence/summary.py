@@ -1,0 +1,106 @@
+"""What the rows of `divergence` say together: means of each kind of fork, and I_t by entropy, with 95% intervals.
+
+The clusters of an interval are the questions: forks of one response, and of several responses to one question, are not
+independent of each other.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...evaluation.report import cell
+from ...metrics.intervals import gain_interval, share_interval
+from ...runs import files
+from ...runs.files import Row
+
+HIGH, LOW = "high", "low"
+FIGURES, ROWS = "divergence.json", "forks.jsonl"
+# Of entropy in nats. Half of a model's tokens lie below the first that is not 0.
+EDGES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, np.inf)
+LEAST_FORKS = 10
+COLUMNS = {
+    "accuracy": "accuracy after the sampled token",
+    "other_accuracy": "after the other",
+    "intervention": "I_t",
+    "distance": "edit distance beyond chance",
+    "changed": "answers changed beyond chance",
+}
+DIFFERENCES = ("intervention", "distance", "changed")
+
+
+def _clusters(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """The question of each row, numbered from 0, and the rows of each question."""
+    cluster = np.unique([row["question"] for row in rows], return_inverse=True)[1]
+    return cluster, np.bincount(cluster)
+
+
+def summarize(rows: Sequence[Row]) -> dict[str, Any]:
+    """Means over the forks of each kind, with intervals.
+
+    `intervention` is the mean of I_t. `distance` and `changed` are by how much two paths of the two tokens differ more
+    than two paths of one token do; both sides of the difference stand beside it.
+    """
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in (HIGH, LOW)}
+    return {kind: _summary(mine) for kind, mine in kinds.items() if mine}
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, Any]:
+    cluster, forks = _clusters(rows)
+
+    def sums(name: str) -> np.ndarray:
+        return np.bincount(cluster, [row[name] for row in rows])
+
+    def gain(before: str, after: str) -> dict[str, float]:
+        return gain_interval(sums(before), sums(after), forks, forks)
+
+    shares = ("accuracy", "other_accuracy", "distance_between", "distance_within", "changed_between", "changed_within")
+    return {
+        "forks": len(rows),
+        "questions": len(forks),
+        "entropy": float(np.mean([row["entropy"] for row in rows])),
+        "intervention": gain("other_accuracy", "accuracy"),
+        "distance": gain("distance_within", "distance_between"),
+        "changed": gain("changed_within", "changed_between"),
+    } | {name: share_interval(sums(name), forks) for name in shares}
+
+
+def bins(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Mean I_t by entropy, where there are enough forks."""
+    found = []
+    for low, high in itertools.pairwise(EDGES):
+        mine = [row for row in rows if low <= row["entropy"] < high]
+        if len(mine) < LEAST_FORKS:
+            continue
+        cluster, forks = _clusters(mine)
+        sides = (np.bincount(cluster, [row[side] for row in mine]) for side in ("other_accuracy", "accuracy"))
+        entropy = float(np.mean([row["entropy"] for row in mine]))
+        found.append({"entropy": entropy, "forks": len(mine), "intervention": gain_interval(*sides, forks, forks)})
+    return found
+
+
+def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A header, and a row for each kind of fork of each model, as text; `summaries` by the model's name."""
+    rows = [("model", "entropy", "mean (nats)", "forks", *COLUMNS.values())]
+    for name, kinds in summaries.items():
+        for kind, one in kinds.items():
+            cells = [cell(one[key], sign="+" if key in DIFFERENCES else "") for key in COLUMNS]
+            rows.append((name, kind, f"{one['entropy']:.3f}", str(one["forks"]), *cells))
+    return rows
+
+
+def folder_of(output: Path, name: str) -> Path:
+    """Where the forks of a model are."""
+    return output / "divergence" / name
+
+
+def read(output: Path) -> dict[str, dict[str, Any]]:
+    """What `entropy-grpo analyze divergence` found of each model whose forks are all done, its rows as `forks`."""
+    found = {}
+    for path in sorted(folder_of(output, "").glob(f"*/{FIGURES}")):
+        figures = files.read_json(path)
+        if "summary" in figures:
+            found[path.parent.name] = figures | {"forks": list(files.read_jsonl(path.with_name(ROWS)))}
+    return found

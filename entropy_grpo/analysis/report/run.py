@@ -1,0 +1,258 @@
+"""`entropy-grpo analyze report`: all that a run or a collection allows, as pictures, tables and two pages.
+
+    FOLDER/report.md, report.html  the pages
+    FOLDER/report.json             the figures in them
+    FOLDER/figures/*.png           the pictures
+
+FOLDER is RUN/analysis of a run, and the collection's own folder of a collection.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...runs import files
+from ...runs.folder import RunFolder
+from ..collect.store import Collection
+from ..divergence import summary
+from ..text.page import write_page
+from ..text.pieces import visible
+from ..text.tokens import from_samples
+from ..views import all as views
+from . import figures
+from .render import Section, Table, markdown, page
+
+# The responses of a run that its coloured page shows: the last ones, as `analyze text` does.
+RESPONSES = 8
+TEXT = "text.html"
+PAPER = ("Qwen3-8B on AIME (the paper)", "", "", "50.64%", "0.672", "")
+
+
+def folder_of(path: Path) -> Path:
+    """Where the report of a run or of what was collected goes; `ValueError` for a folder that is neither."""
+    run, inside = RunFolder(path), path / "analysis"
+    if holds_analyses(path):
+        return path
+    if run.metrics.exists() or run.recipe.exists() or holds_analyses(inside):
+        return inside
+    raise ValueError(f"{path}: this is neither a run folder nor a folder of entropy-grpo analyze collect.")
+
+
+def holds_analyses(folder: Path) -> bool:
+    """Whether tokens were collected into a folder, or forks continued there."""
+    return Collection(folder).settings.exists() or summary.folder_of(folder, "").is_dir()
+
+
+def measure(path: Path) -> dict[str, Any]:
+    """The figures of the tokens that were collected, or else of those that the run logged, and of the run's log."""
+    collection, run = Collection(folder_of(path)), RunFolder(path)
+    tokens = {}
+    if collection.responses.exists() and collection.checkpoints:
+        tokens = views.of_collection(collection)
+    else:
+        tokens = views.of_samples(run)
+    others = {"divergence": summary.read(collection.path), "logs": views.of_logs(run)}
+    found = tokens | {key: value for key, value in others.items() if value}
+    if not found:
+        raise ValueError(f"{path}: it holds neither tokens nor forks nor a log with entropies.")
+    return found
+
+
+def _share(value: float) -> str:
+    return f"{value:.2%}"
+
+
+def ends(found: dict[str, Any]) -> list[str]:
+    """The first and the last checkpoint, once if they are one: what is shown of each takes room."""
+    names = list(found["checkpoints"])
+    return list(dict.fromkeys([names[0], names[-1]]))
+
+
+def distribution_section(found: dict[str, Any], folder: Path) -> Section:
+    """Fig. 2a, with the paper's figures below ours."""
+    checkpoints = found["checkpoints"]
+    histograms = {
+        name: (np.array(one["histogram"]["edges"]), np.array(one["histogram"]["counts"]))
+        for name, one in checkpoints.items()
+    }
+    marks = {name: one["percentiles"][80] for name, one in checkpoints.items()}
+    picture = figures.save(figures.histogram(histograms, marks), folder / "histogram.png")
+    rows = [
+        (
+            name,
+            f"{one['tokens']:,}",
+            f"{one['mean']:.4f}",
+            _share(one["share_below_0.01"]),
+            f"{one['percentiles'][80]:.4f}",
+            _share(one["held_by_top_20"]),
+        )
+        for name, one in checkpoints.items()
+    ]
+    header = ("", "tokens", "mean (nats)", "below 0.01 nats", "80th percentile (nats)", "entropy held by the top 20%")
+    text = "A minority of tokens, the forks, holds most of the entropy (arXiv 2506.01939, Fig. 2a)."
+    return Section("Distribution", text, [(picture, "histogram of token entropy")], [Table(header, [*rows, PAPER])])
+
+
+def word_section(name: str, one: dict[str, Any], folder: Path, number: int) -> Section:
+    """Fig. 2b and 2c of one checkpoint."""
+    found, pictures, tables = one["words"], [], []
+    for side in ("highest", "lowest"):
+        path = folder / f"words-{number}-{side}.png"
+        if figures.cloud(found[side], path, side == "lowest"):
+            pictures.append((path, f"tokens of {side} mean entropy"))
+        rows = [(visible(r["text"]), str(r["token"]), f"{r['count']:,}", f"{r['entropy']:.4f}") for r in found[side]]
+        caption = f"{len(rows)} tokens of {side} mean entropy, {name}"
+        tables.append(Table(("token", "id", "seen", "mean entropy (nats)"), rows, caption))
+    text = (
+        f"Tokens seen more than {found['seen_more_than']} times, first those of highest, then those of lowest mean "
+        "entropy where they were written; the larger, the more extreme. ␣ is a space."
+    )
+    return Section(f"Words, {name}", text, pictures, tables)
+
+
+def training_sections(found: dict[str, Any], folder: Path) -> list[Section]:
+    """Table 1, Fig. 4 and Fig. 5, of all responses in pictures, of right and wrong ones apart in tables."""
+    groups, names = found["training"], list(found["checkpoints"])
+    whole, first, last = groups["all"], names[0], names[-1]
+    pictures = [(figures.save(figures.overlap(whole["overlaps"]), folder / "overlap.png"), "overlap")]
+    rows = [(name, *(_share(group["overlaps"][first][name]) for group in groups.values())) for name in names[1:]]
+    header = (f"top 20% shared with {first}", *(f"{group} responses" for group in groups))
+    overlap = Section(
+        "Overlap of forks",
+        "The share of the positions with the highest 20% of entropies that two checkpoints have in common, on the "
+        "same responses (Table 1; the paper finds above 86% between the base and every step up to 1360). Two "
+        "independent choices share 20%.",
+        pictures,
+        [Table(header, rows)],
+    )
+    changes = figures.save(figures.change(whole["changes"][last], first, last), folder / "change.png")
+    rows = [
+        (
+            f"{row['from']:.0f} to {row['to']:.0f}",
+            f"{row['entropy']:.4f}",
+            *(f"{group['changes'][last][i]['change']:+.4f}" for group in groups.values()),
+        )
+        for i, row in enumerate(whole["changes"][last])
+    ]
+    header = ("percentile", f"entropy in {first}", *(f"change, {group} responses" for group in groups))
+    change = Section(
+        "Change of entropy",
+        f"Mean change from {first} to {last} of the tokens in each 5% of {first}'s entropies (Fig. 4), in nats.",
+        [(changes, "mean change of entropy by percentile")],
+        [Table(header, rows, "the figures, right and wrong responses apart")],
+    )
+    curves = whole["percentiles"]
+    shown = {level: [curves[name][level] for name in names] for level in figures.PERCENTILES_SHOWN}
+    drawn = figures.save(figures.percentiles(shown, names, "checkpoint"), folder / "percentiles.png")
+    rows = [(f"{level}%", *(f"{curves[name][level]:.4f}" for name in names)) for level in curves[first]]
+    table = Table(("percentile", *names), rows, "every fifth percentile")
+    percentiles = Section(
+        "Percentiles over training", "Fig. 5, in nats.", [(drawn, "percentiles of entropy")], [table]
+    )
+    return [overlap, change, percentiles]
+
+
+def position_section(found: dict[str, Any], folder: Path) -> Section:
+    """Fig. 6 of arXiv 2508.02260, of the first and the last checkpoint."""
+    pictures = []
+    for i, name in enumerate(ends(found)):
+        figure = figures.position(found["checkpoints"][name]["position"], name)
+        pictures.append((figures.save(figure, folder / f"position-{i}.png"), f"entropy by position, {name}"))
+    return Section("Position", "Mean entropy along responses (arXiv 2508.02260, Fig. 6).", pictures)
+
+
+def category_section(found: dict[str, Any], folder: Path) -> Section:
+    """Appendix C of arXiv 2508.02260: every checkpoint, and its change from the first."""
+    kinds = {name: one["categories"] for name, one in found["checkpoints"].items()}
+    drawn = figures.categories({name: kinds[name] for name in ends(found)})
+    picture = figures.save(drawn, folder / "categories.png")
+    rows = []
+    for name, one in kinds.items():
+        changes = found.get("category_changes", {}).get(name, {})
+        for kind, row in one.items():
+            change = changes.get(kind)
+            moved = (f"{change['entropy']:+.4f}", f"{change['probability']:+.4f}") if change else ("", "")
+            figures_of = (f"{row['tokens']:,}", f"{row['entropy']:.4f}", f"{row['probability']:.4f}")
+            rows.append((kind, name, *figures_of, *moved))
+    header = (
+        "category",
+        "",
+        "tokens",
+        "mean entropy (nats)",
+        "mean probability",
+        "change of entropy",
+        "of probability",
+    )
+    text = "What tokens do (arXiv 2508.02260, appendix C), by word lists. Changes are from the first checkpoint."
+    return Section("Token categories", text, [(picture, "token categories")], [Table(header, rows)])
+
+
+def divergence_section(found: dict[str, Any], folder: Path) -> Section:
+    """Eq. 5 and 6 of arXiv 2508.02260, of every model whose forks were continued."""
+    picture = figures.save(figures.divergence(found), folder / "divergence.png")
+    header, *rows = summary.table({name: one["summary"] for name, one in found.items()})
+    text = (
+        "At tokens of high and of low entropy the token that was sampled, and in its place the most probable other "
+        "one, are followed by continuations. I_t is the accuracy after the first minus that after the other (arXiv "
+        "2508.02260, Eq. 5, 6); beyond chance is by how much two continuations of the two tokens differ more than two "
+        "of one. 95% intervals over questions."
+    )
+    return Section("Divergence at forks", text, [(picture, "intervention by entropy")], [Table(header, rows)])
+
+
+def log_section(logs: dict[str, Any], folder: Path) -> Section:
+    """What the run itself logged at every step."""
+    pictures = []
+    if "percentiles" in logs:
+        curves = {int(name[1:]): values for name, (_, values) in logs["percentiles"].items()}
+        steps = next(iter(logs["percentiles"].values()))[0]
+        figure = figures.percentiles(curves, steps, "optimiser step")
+        pictures.append((figures.save(figure, folder / "log-percentiles.png"), "logged percentiles of entropy"))
+    if "signs" in logs:
+        figure = figures.signs(logs["signs"])
+        pictures.append((figures.save(figure, folder / "log-signs.png"), "entropy by the sign of the advantage"))
+    text = "As the run logged it, each step of the responses of its time (Fig. 5), positive and negative ones apart."
+    return Section("During training", text, pictures)
+
+
+def sections(found: dict[str, Any], folder: Path) -> list[Section]:
+    """Everything that the figures allow; pictures go into `folder`."""
+    made = []
+    checkpoints = found.get("checkpoints", {})
+    if checkpoints:
+        made.append(distribution_section(found, folder))
+        for i, name in enumerate(ends(found)):
+            made.append(word_section(name, checkpoints[name], folder, i))
+    if "training" in found:
+        made += training_sections(found, folder)
+    if checkpoints and all("position" in one for one in checkpoints.values()):
+        made += [position_section(found, folder), category_section(found, folder)]
+    if "divergence" in found:
+        made.append(divergence_section(found["divergence"], folder))
+    if "logs" in found:
+        made.append(log_section(found["logs"], folder))
+    return made
+
+
+def write_text_page(run: RunFolder, path: Path) -> None:
+    """The page of the last responses that a run has kept, if it has any and nobody has made one yet."""
+    rows = [row for row in files.read_steps(run.samples) if row.get("entropies")][-RESPONSES:]
+    if rows and not path.exists():
+        write_page(path, f"Tokens of {run.path.resolve().name}", from_samples(rows))
+
+
+def write(path: Path) -> list[Path]:
+    """Write the report of a run or a collection; its pages' paths."""
+    folder = folder_of(path)
+    found = measure(path)
+    made = sections(found, folder / "figures")
+    write_text_page(RunFolder(path), folder / TEXT)
+    others = sorted(file.name for file in folder.glob("*.html") if file.name != "report.html")
+    if others:
+        made.append(Section("Responses, token by token", links=others))
+    title = f"Token entropy, {path.resolve().name}"
+    files.write_json(folder / "report.json", found)
+    files.write_text(folder / "report.md", markdown(title, made))
+    files.write_text(folder / "report.html", page(title, made))
+    return [folder / "report.md", folder / "report.html"]

@@ -1,0 +1,114 @@
+"""Coloured text (arXiv 2506.01939, Fig. 12-17) as one HTML page that needs nothing but itself.
+
+Each token has the colour of its entropy; the top rho are marked, and a slider sets rho; a token under the pointer or
+the keys shows its entropy, its probability and what else might have stood there; checkpoints stand side by side.
+
+Tokens are text of a model's making, so none of it ever becomes markup: it is JSON in a block that no browser runs,
+written without `<`, and the script puts it on the page as text alone, each token isolated in its direction. The page's
+policy lets its one script run, by its hash, and no request be made.
+"""
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from ...runs import files
+from .tokens import Response, View, shown
+
+RHO = 0.2
+# The share of the tokens that differ in colour; those above have the strongest.
+COLOURED = 0.99
+LEAST = -999.0
+
+
+def entropy_scale(responses: Sequence[Response]) -> float:
+    """The entropy in nats that has the strongest colour."""
+    entropies = [h for response in responses for view in response.views for h in view.entropies]
+    return max(float(np.quantile(entropies, COLOURED)), 0.1) if entropies else 0.1
+
+
+class _Texts:
+    """Texts by number: 20,000 tokens with five alternatives each have few different ones."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def __call__(self, text: str) -> int:
+        return self.numbers.setdefault(text, len(self.numbers))
+
+
+def _view(view: View, texts: _Texts) -> dict[str, Any]:
+    def short(logp: float) -> float:  # JSON has no -inf, the logarithm of a token that cannot be drawn
+        return round(max(logp, LEAST), 3)
+
+    alternatives = view.alternatives and [
+        [x for text, logp in options for x in (texts(text), short(logp))] for options in view.alternatives
+    ]
+    return {
+        "h": [float(f"{h:.6g}") for h in view.entropies],  # fewer digits would make ties
+        "p": view.logps and list(map(short, view.logps)),
+        "a": alternatives,
+        "kept": view.kept and list(map(int, view.kept)),
+    }
+
+
+def page_data(responses: Sequence[Response], rho: float) -> dict[str, Any]:
+    """What the page's script reads; `ValueError` where the responses have not the same checkpoints."""
+    names = [view.name for view in responses[0].views] if responses else []
+    texts, rows = _Texts(), []
+    for response in responses:
+        if [view.name for view in response.views] != names:
+            raise ValueError(
+                f"{response.title!r} has the checkpoints {[view.name for view in response.views]} where the first "
+                f"response has {names}: a page compares the same ones."
+            )
+        rows.append(
+            {
+                "title": shown(response.title),
+                "prompt": "".join(map(shown, response.prompt)),
+                "tokens": [texts(token) for token in response.tokens],
+                "views": [_view(view, texts) for view in response.views],
+            }
+        )
+    return {
+        "rho": rho,
+        "scale": round(entropy_scale(responses), 4),
+        "names": list(map(shown, names)),
+        "texts": list(map(shown, texts.numbers)),
+        "responses": rows,
+    }
+
+
+def _file(name: str) -> str:
+    return (resources.files("entropy_grpo.analysis") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def page(title: str, responses: Sequence[Response], rho: float = RHO) -> str:
+    """The page, HTML; its slider starts at rho."""
+    style, script = _file("tokens.css"), _file("tokens.js")
+    # Without `<` no text can end the block or begin another; json escapes all that is not ASCII.
+    data = json.dumps(page_data(responses, rho), separators=(",", ":")).replace("<", "\\u003c")
+    return Template(_file("tokens.html")).substitute(
+        title=html.escape(shown(title)),
+        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
+        style=style,
+        script=script,
+        data=data,
+    )
+
+
+def write_page(path: Path, title: str, responses: Sequence[Response], rho: float = RHO) -> None:
+    """Write the page to a file."""
+    files.write_text(path, page(title, responses, rho))

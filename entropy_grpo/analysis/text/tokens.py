@@ -1,0 +1,108 @@
+"""A response as the views of its tokens read it: its pieces, and what each of several checkpoints says of every token.
+
+All checkpoints score the same tokens, so their figures lie side by side.
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...objective.selection import kept_count
+from ...runs.files import Row
+from .alternatives import Scores
+from .pieces import piece
+
+LINE_END = "↵"
+Alternatives = Sequence[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class View:
+    """What one checkpoint says of the T tokens of a response.
+
+    Attributes:
+        name: of the checkpoint.
+        entropies: (T) nats.
+        logps: (T) log-probabilities of the tokens, or None.
+        alternatives: (T) the most probable tokens of each position with their log-probabilities, or None.
+        kept: (T) whether a run trained on the token, or None.
+    """
+
+    name: str
+    entropies: Sequence[float]
+    logps: Sequence[float] | None = None
+    alternatives: Sequence[Alternatives] | None = None
+    kept: Sequence[bool] | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response and its views; `ValueError` where one has another number of tokens, or an entropy is not finite."""
+
+    title: str
+    prompt: str
+    tokens: Sequence[str]
+    views: Sequence[View]
+
+    def __post_init__(self) -> None:
+        for view in self.views:
+            for name in ("entropies", "logps", "alternatives", "kept"):
+                values = getattr(view, name)
+                if values is not None and len(values) != len(self.tokens):
+                    raise ValueError(
+                        f"{name} of {view.name!r} has {len(values)} values for the {len(self.tokens)} tokens of "
+                        f"{self.title!r}: give one each."
+                    )
+            if not all(map(math.isfinite, view.entropies)):
+                raise ValueError(f"entropies of {view.name!r} are not all numbers in {self.title!r}.")
+
+
+def shown(text: str) -> str:
+    """A token's text as a page or a terminal shows it: nothing hides, controls anything or leaves its place.
+
+    Unlike `pieces.visible`, which is for tables, spaces stay, marks stay on their letters, and a new line begins one.
+    """
+    found = []
+    for i, character in enumerate(text):
+        category = unicodedata.category(character)
+        if character == "\n":
+            found.append(LINE_END + "\n")
+        elif category[0] in "CZ" and character != " ":  # controls, formats such as direction marks, surrogates, ...
+            found.append(f"⟨U+{ord(character):04X}⟩")
+        elif category[0] == "M" and i == 0:  # it would sit on the token before
+            found.append("◌" + character)
+        else:
+            found.append(character)
+    return "".join(found) or "⟨⟩"
+
+
+def view(name: str, scores: Scores, tokenizer: Any) -> View:
+    """What `alternatives.score` found, as a view."""
+    texts = {token: piece(tokenizer, token) for token in scores.top_ids.unique().tolist()}
+    rows = zip(scores.top_ids.tolist(), scores.top_logps.tolist(), strict=True)
+    alternatives = [[(texts[token], logp) for token, logp in zip(*row, strict=True)] for row in rows]
+    return View(name, scores.entropies.tolist(), scores.logps.tolist(), alternatives)
+
+
+def from_samples(rows: Iterable[Row], name: str = "policy") -> list[Response]:
+    """The responses of a run's `samples.jsonl`; each step's policy has scored its own."""
+    return [
+        Response(
+            title=f"step {row['step']}, advantage {row['advantage']:+.2f}, {len(row['tokens'])} tokens",
+            prompt=row["prompt"],
+            tokens=row["tokens"],
+            views=[View(name, row["entropies"], kept=[bool(kept) for kept in row["kept"]])],
+        )
+        for row in rows
+    ]
+
+
+def kept_tokens(responses: Sequence[Response], index: int, rho: float) -> list[list[bool]]:
+    """Which tokens the view at `index` keeps: ceil(n rho) of all n, by entropy, the earlier of equal ones."""
+    entropies = [h for response in responses for h in response.views[index].entropies]
+    order = sorted(range(len(entropies)), key=lambda i: -entropies[i])
+    kept = set(order[: kept_count(len(entropies), rho)])
+    places = iter(range(len(entropies)))
+    return [[next(places) in kept for _ in response.tokens] for response in responses]

@@ -1,0 +1,1 @@
+"""Tables over collected tokens, one view a module."""

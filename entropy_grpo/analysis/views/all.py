@@ -1,0 +1,76 @@
+"""Every view of a collection, or of what a run itself has logged, as plain figures that go into a JSON file."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ...runs import files
+from ...runs.files import Row
+from ...runs.folder import RunFolder
+from ..collect.store import Collection, Columns
+from . import categories, distribution, over_training, position, words
+
+LOGGED = ("p5", "p25", "p50", "p75", "p90", "p95", "p99")
+SIGNS = {"positive": "positive advantage", "negative": "negative advantage"}
+
+
+def _described(parts: Any, texts: dict[int, str]) -> dict[str, Any]:
+    """Distribution, histogram and words of parts with `token` and `entropy`; `parts()` gives them anew."""
+    entropy = np.concatenate([part["entropy"] for part in parts()])
+    edges, counts = distribution.histogram(part["entropy"] for part in parts())
+    seen, mean = words.means(parts())
+    least = words.least_count(len(entropy))
+    return {
+        **distribution.summary(entropy),
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "words": {"seen_more_than": least, **words.extremes(seen, mean, texts, least)},
+    }
+
+
+def of_collection(collection: Collection) -> dict[str, Any]:
+    """`checkpoints` (distribution, words, position, categories of each), and `training` where there are several."""
+    names, texts = collection.checkpoints, collection.texts()
+    bins = position.bins_for(collection.num_tokens / collection.num_responses)
+    found: dict[str, Any] = {"checkpoints": {}}
+    for name in names:
+        described = _described(lambda name=name: collection.parts(name, ["token", "entropy"]), texts)
+        places = collection.parts(name, ["response", "position", "entropy", "correct"])
+        kinds = collection.parts(name, ["token", "entropy", "log_prob"])
+        found["checkpoints"][name] = described | {
+            "position": position.by_position(places, bins),
+            "categories": categories.by_category(kinds, texts),
+        }
+    if len(names) > 1:
+        entropies = {name: collection.column(name, "entropy") for name in names}
+        found["training"] = over_training.over_training(entropies, collection.column(names[0], "correct"))
+        kinds = {name: found["checkpoints"][name]["categories"] for name in names}
+        found["category_changes"] = {name: categories.changes(kinds[names[0]], kinds[name]) for name in names[1:]}
+    return found
+
+
+def of_samples(run: RunFolder) -> dict[str, Any]:
+    """Distribution and words of the responses that a run logged token by token (entropies rounded to 1e-4)."""
+    rows = [row for row in files.read_steps(run.samples) if row.get("entropies")]
+    texts = {token: text for row in rows for token, text in zip(row["token_ids"], row["tokens"], strict=True)}
+
+    def parts() -> Iterator[Columns]:
+        for row in rows:
+            yield {"token": np.array(row["token_ids"]), "entropy": np.array(row["entropies"], np.float32)}
+
+    return {"checkpoints": {"samples of the run": _described(parts, texts)}} if rows else {}
+
+
+def of_logs(run: RunFolder) -> dict[str, Any]:
+    """A run's logged `percentiles` of the entropy, and its mean by the `signs` of the advantage: (steps, values)."""
+    rows = files.read_steps(run.metrics)
+    percentiles = {name: _series(rows, f"entropy/{name}") for name in LOGGED}
+    signs = {label: _series(rows, f"entropy/{sign}") for sign, label in SIGNS.items()}
+    found = {"percentiles": percentiles, "signs": signs}
+    logged = {key: {k: v for k, v in series.items() if v[0]} for key, series in found.items()}
+    return {key: series for key, series in logged.items() if series}
+
+
+def _series(rows: list[Row], key: str) -> tuple[list[int], list[float]]:
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    return [x for x, _ in points], [y for _, y in points]

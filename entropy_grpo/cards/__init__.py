@@ -1,0 +1,1 @@
+"""Model cards, from the files of a run."""

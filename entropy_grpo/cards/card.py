@@ -1,0 +1,226 @@
+"""The Hub model card of a trained model, written from the files of its folder alone, so that it works for an old one.
+
+What no file tells is left out, and the card says so. Texts from files go through `markdown.cell`, or into code as
+literals: a recipe or a response stays text.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from ..metrics.intervals import CONFIDENCE
+from ..metrics.tables import cell, table
+from ..runs import files, plots, trained
+from ..runs.files import Row
+from ..runs.folder import RunFolder
+from ..runs.trained import Trained, cost
+from . import snippets
+from .metadata import is_cold_start, metadata, papers
+from .results import benchmark_rows, dev_accuracy, entropy_text, results_table, sampling_text
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+PLOT_NAME = re.compile(r"[\w-]+\.png")
+UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
+
+TOKENS_TEXT = {
+    "top": "the {kept} of tokens with the highest entropy",
+    "bottom": "the {kept} of tokens with the lowest entropy, a control",
+    "random": "a random {kept} of tokens, a control",
+    "gradient_norm": "the {kept} of tokens with the largest gradient in the LM head, a control",
+}
+PLOTS_TEXT = {
+    "reward": "Reward of the rollouts, and accuracy on held-out problems, over optimiser steps",
+    "entropy": "Percentiles of token entropy over optimiser steps, with the threshold of selection",
+    "kept": "Share of tokens kept, and mean entropy of kept and dropped tokens, over optimiser steps",
+}
+
+
+def _tokens_text(arguments: Row) -> str:
+    """Which tokens were trained on, in words; empty where the folder does not tell."""
+    rho, chosen = arguments.get("top_entropy_quantile"), arguments.get("entropy_selection")
+    if not isinstance(rho, (int, float)) or (rho < 1 and chosen not in TOKENS_TEXT):
+        return ""
+    if rho == 1:
+        return "on all tokens"
+    return "on " + TOKENS_TEXT[chosen].format(kept=f"{1 - rho if chosen == 'bottom' else rho:.0%}")
+
+
+def _linked(name: str | None, hub_id: str | None, folder: str = "") -> str | None:
+    """A model or data set in a sentence: a link where it is on the Hub, else its name, of a path the last part."""
+    if hub_id is not None:
+        return f"[{hub_id}](https://huggingface.co/{folder}{hub_id})"
+    return cell(Path(name).name) if name else None
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _joined(settings: Row, *names: str) -> str:
+    """`name value` of the settings that are set, or the value alone of the only one that was asked for."""
+    set_ones = {name: settings.get(name) for name in names}
+    shown = {k: _value_text(v) for k, v in set_ones.items() if v is not None and v is not False and v not in ("", [])}
+    return ", ".join(shown.values() if len(names) == 1 else (f"{name} {value}" for name, value in shown.items()))
+
+
+def _batch_text(arguments: Row) -> str:
+    names = ("generation_batch_size", "num_generations", "steps_per_generation", "gradient_accumulation_steps")
+    size, group, passes, accumulated = (arguments.get(name) for name in names)
+    if not all(isinstance(value, int) and value > 0 for value in (size, group, passes, accumulated)):
+        return _joined(arguments, *names, "per_device_train_batch_size")
+    steps = max(passes * (arguments.get("num_iterations") or 1) // accumulated, 1)
+    return f"rollouts of {size // group} prompts with {group} responses each, {steps} optimiser steps per rollout"
+
+
+def _time_text(seconds: float) -> str:
+    unit, size = next((unit, size) for unit, size in UNITS.items() if seconds >= 2 * size or size == 1)
+    return f"{seconds / size:.1f} {unit}"
+
+
+def essentials(model: Trained) -> list[tuple[str, str]]:
+    """What a reader of a card asks for first, by name; nothing for what no file tells."""
+    arguments, environment, spent = model.arguments, model.environment, cost(model.rows)
+    processes, hardware = environment.get("num_processes"), str(environment.get("hardware", ""))
+    rows = {
+        "objective": _joined(arguments, "loss_type", "beta", "scale_rewards", "importance_sampling_level"),
+        "tokens trained on": _joined(arguments, "top_entropy_quantile", "entropy_selection"),
+        "scope of the selection": _joined(arguments, "entropy_scope"),
+        "denominator of the loss": _joined(arguments, "entropy_denominator"),
+        "clips": _joined(arguments, "epsilon", "epsilon_high", "delta", "max_grad_norm"),
+        "advantage shaping": _joined(arguments, "ppl_shaping_alpha", "position_shaping_gamma"),
+        "rewards": _joined(arguments, "rewards"),
+        "values of rewards": _joined(arguments, "reward_scale"),
+        "prompt template": _joined(arguments, "prompt_template"),
+        "lengths (tokens)": _joined(arguments, "max_prompt_length", "max_completion_length", "overlong_cache_length"),
+        "sampling": _joined(arguments, "temperature", "top_p", "dynamic_sampling"),
+        "batch": _batch_text(arguments),
+        "learning rate": _joined(arguments, "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+        "adapter": _joined(model.adapter, "peft_type", "r", "lora_alpha", "target_modules"),
+        "seed": _joined(arguments, "seed"),
+        "hardware": f"{hardware}; processes: {processes}" if hardware and processes else hardware,
+        "time of the steps": _time_text(spent["seconds"]) if "seconds" in spent else "",
+        "tokens of prompts and responses": f"{spent['tokens']:,.0f}" if "tokens" in spent else "",
+        "memory at the peak": f"{spent['peak_memory'] / 2**30:.1f} GiB" if "peak_memory" in spent else "",
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def _problems_text(data: Row) -> str:
+    """Where the problems were from, as `data.json` has it."""
+    if not data:
+        return ""
+    counts = [f"{data[part]:,} {part}" for part in ("train", "dev", "test") if isinstance(data.get(part), int)]
+    told = [f"{name} {data[name]}" for name in ("config", "file", "revision") if data.get(name)]
+    return cell("; ".join([str(data.get("dataset", "")), *told, *([", ".join(counts)] if counts else [])]))
+
+
+def _plots(folder: RunFolder) -> list[tuple[str, str]]:
+    """(file name, what it shows) of the pictures of a folder."""
+    names = [path.name for path in sorted(folder.plots.glob("*.png")) if PLOT_NAME.fullmatch(path.name)]
+    first = [f"{stem}.png" for stem in PLOTS_TEXT if f"{stem}.png" in names]
+    return [(name, PLOTS_TEXT.get(name[:-4], name[:-4].replace("_", " "))) for name in dict.fromkeys(first + names)]
+
+
+def _results(model: Trained) -> Row:
+    """What the template shows of results."""
+    evaluation, benchmarks = model.evaluation, model.benchmarks
+    rows = [tuple(row.values()) for row in results_table(evaluation)] if "after" in evaluation else []
+    header = ("benchmark", "questions", "metric", "base model", "this model", "gain")
+    return {
+        "confidence": f"{CONFIDENCE:.0%}",
+        "counts": evaluation.get("after", {}),
+        "results": table([("", "before", "after", "gain"), *rows]) if rows else "",
+        "dev_accuracy": None if rows else dev_accuracy(model),
+        "benchmarks": table([header, *benchmark_rows(benchmarks)]) if benchmarks else "",
+        "has_baseline": any(one.baseline for one in benchmarks),
+        "sampling": [cell(line) for line in sampling_text(benchmarks)],
+        "entropy": entropy_text(model),
+    }
+
+
+def _training(model: Trained) -> Row:
+    """What the template shows of the training."""
+    arguments, environment, shown = model.arguments, model.environment, essentials(model)
+    return {
+        "base": _linked(model.base, model.base_id),
+        "dataset": _linked(model.dataset, model.dataset_id, "datasets/"),
+        "imitates": is_cold_start(model),
+        "tokens": _tokens_text(arguments),
+        "rewards": cell(_joined(arguments, "rewards")),
+        "steps": model.step,
+        "embedded": model.is_embedded,
+        "parameters": environment.get("parameters"),
+        "essentials": table([("what", "value"), *shown]) if shown else "",
+        "problems": _problems_text(model.data),
+        "longest": arguments.get("max_completion_length"),
+        "decontaminated": cell(_joined(arguments, "decontaminate_against")),
+        "has_recipe": model.run.recipe.exists(),
+        "dirty": str(environment.get("git_revision")).endswith("-dirty"),
+        "versions": table([("package", "version"), *model.versions.items()]) if model.versions else "",
+        "papers": papers(model),
+        "lacks": model.lacks,
+    }
+
+
+def build_card(model: Trained, name: str, repository: str | None = None, output: Path | None = None) -> ModelCard:
+    """The card of a trained model.
+
+    Args:
+        name: what the card calls it.
+        repository: its id on the Hub, which the code of the card loads; without one that is the card's own folder.
+        output: the folder of the card and its pictures, by default the model's.
+    """
+    where = repository or "."
+    return ModelCard.from_template(
+        metadata(model, name),
+        template_path=str(TEMPLATE),
+        name=cell(name),
+        local=repository is None,
+        has_analysis=repository is None and (model.model / "analysis" / "report.md").exists(),
+        weights=model.weights,
+        plots=_plots(RunFolder(output or model.model)),
+        transformers_snippet=snippets.transformers_snippet(model, where),
+        vllm_snippet=snippets.vllm_snippet(model, where),
+        whole_model_snippet=snippets.whole_model_snippet(model),
+        reproduce_snippet=snippets.reproduce_snippet(model),
+        **_training(model),
+        **_results(model),
+    )
+
+
+def write_card(
+    folder: str | Path,
+    model_name: str | None = None,
+    repository: str | None = None,
+    expected_weights: str | None = None,
+    output: Path | None = None,
+    draws: bool = True,
+) -> Path:
+    """Write `README.md`, and the pictures in it, and return its path.
+
+    Args:
+        folder: of a run, of a checkpoint, or of a model by itself.
+        model_name: by default that of the repository, else of the folder.
+        repository: the model's id on the Hub.
+        expected_weights: as in `trained.read`.
+        output: where to write, by default the same folder.
+        draws: renew the pictures; they take longer than the rest.
+    """
+    model = trained.read(Path(folder), expected_weights)
+    output = output or model.model
+    if draws and not is_cold_start(model):
+        plots.draw(RunFolder(output), model.rows)
+    name = model_name or (repository or "").rpartition("/")[2] or _name(model)
+    path = RunFolder(output).card
+    files.write_text(path, str(build_card(model, name, repository, output)))
+    return path
+
+
+def _name(model: Trained) -> str:
+    """That of the run, with the step of a checkpoint."""
+    run, folder = model.run.path.resolve(), model.model.resolve()
+    return folder.name if run == folder else f"{run.name}-{folder.name}"

@@ -1,0 +1,69 @@
+"""The metadata of a model card, by the Hub's rules (hub-docs, modelcard.md): only what the run's files tell.
+
+What the Hub would read as a claim about one of its repositories (base model, data set) is left out for local and
+embedded ones, and so is a licence that is not known.
+"""
+
+import re
+
+from huggingface_hub import ModelCardData
+
+from ..data.sources import TRAINING
+from ..runs.trained import Trained
+from ..runs.weights import ADAPTER
+from .results import TASK, eval_results
+
+TAGS = ("trl", "grpo", "rlvr", "reinforcement-learning", "entropy-grpo")
+FORKING, SHAPING, DAPO = "2506.01939", "2508.02260", "2503.14476"
+# Licences by the Hub's identifiers, of the models that recipes train; nothing is said of any other model.
+_QWEN3 = ("0.6B", "1.7B", "4B", "8B", "14B")
+LICENCES = {
+    **{f"Qwen/Qwen3-{size}{kind}": "apache-2.0" for size in _QWEN3 for kind in ("", "-Base")},
+    **{f"Qwen/{name}": "apache-2.0" for name in ("Qwen3-32B", "Qwen2.5-7B", "Qwen2.5-Math-7B")},
+    "meta-llama/Llama-3.1-8B": "llama3.1",
+}
+COMMIT = re.compile(r"[0-9a-f]{7,40}")
+
+
+def is_cold_start(trained: Trained) -> bool:
+    """Whether the training imitated responses, so that nothing of reinforcement learning applies."""
+    return trained.recipe.get("trainer") == "sft"
+
+
+def is_shaped(trained: Trained) -> bool:
+    """Whether anything of arXiv 2508.02260 was used: a shaped advantage, or gradients in the LM head."""
+    arguments = trained.arguments
+    strengths = (arguments.get(name) for name in ("ppl_shaping_alpha", "position_shaping_gamma"))
+    return any(strengths) or arguments.get("entropy_selection") == "gradient_norm"
+
+
+def papers(trained: Trained) -> list[str]:
+    """arXiv ids of what was used; the forking-token paper is also where the objective and its baseline are from."""
+    if is_cold_start(trained):
+        return [FORKING]
+    return [FORKING, *[SHAPING] * is_shaped(trained), DAPO]
+
+
+def metadata(trained: Trained, name: str) -> ModelCardData:
+    """The front matter of the card of a model by this name."""
+    tags = ("trl", "sft", "entropy-grpo") if is_cold_start(trained) else TAGS
+    if trained.arguments.get("loss_type") == "dapo":
+        tags += ("dapo",)
+    source = TRAINING.get(trained.dataset)
+    is_adapter = trained.weights == ADAPTER
+    results = eval_results(trained)
+    given = {
+        "license": LICENCES.get(trained.base_id),
+        "language": list(source.languages) if source and source.languages else None,
+        "base_model": trained.base_id,
+        "base_model_relation": ("adapter" if is_adapter else "finetune") if trained.base_id else None,
+        "datasets": [trained.dataset_id] if trained.dataset_id else None,
+        "eval_results": results or None,
+        "model_name": name if results else None,  # of `model-index`; alone it is no field of the Hub's
+    }
+    return ModelCardData(
+        **{key: value for key, value in given.items() if value is not None},
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=TASK,
+        tags=[*tags, *["lora"] * is_adapter, *(f"arxiv:{paper}" for paper in papers(trained))],
+    )

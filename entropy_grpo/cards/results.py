@@ -1,0 +1,153 @@
+"""What a model card says about how well a model does: rows of text for a reader, `EvalResult`s for the Hub."""
+
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from ..evaluation.report import cell
+from ..metrics.intervals import CONFIDENCE
+from ..runs.files import Row
+from ..runs.trained import Benchmark, Trained
+
+LABELS = {
+    "accuracy": "accuracy",
+    "good_choices": "share of good choices",
+    "mean_length": "mean length (tokens)",
+    "mean_entropy": "mean entropy (nats)",
+}
+TASK = "text-generation"
+SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "seed")
+
+
+def share_text(measured: dict[str, float] | float | None, sign: str = "") -> str:
+    """A measured share with its interval, or a plain number, as text; empty for None."""
+    if measured is None:
+        return ""
+    if isinstance(measured, (int, float)):
+        return f"{measured:{sign}.3g}"
+    return cell(measured, sign=sign)
+
+
+def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows `name`, `before`, `after`, `gain` of what an evaluation measured, as text."""
+    before, after, gain = (evaluation.get(side, {}) for side in ("before", "after", "gain"))
+    names = [name for name in after or before if not name.startswith("num_")]
+    return [
+        {
+            "name": LABELS.get(name, name),
+            "before": share_text(before.get(name)),
+            "after": share_text(after.get(name)),
+            "gain": share_text(gain.get(name), "+"),
+        }
+        for name in sorted(names, key=lambda name: list(LABELS).index(name) if name in LABELS else 1)
+    ]
+
+
+def _metrics(figures: Row) -> dict[str, tuple[str, Row]]:
+    """By the Hub's type of a metric, its usual name and its interval."""
+    found = figures.get("metrics", {})
+    count = found.get("num_samples")
+    measured = {
+        "accuracy": (f"Acc@{count}", found.get("acc@N")),
+        f"maj@{count}": (f"Maj@{count}", found.get("maj@N")),
+        f"pass@{count}": (f"Pass@{count}", found.get("pass@k", {}).get(str(count))),
+    }
+    return {key: (name, interval) for key, (name, interval) in measured.items() if interval is not None}
+
+
+def benchmark_rows(benchmarks: list[Benchmark]) -> list[tuple[str, ...]]:
+    """(benchmark, questions, metric, base model, this model, gain) as text; a gain is of Acc@N and Maj@N alone."""
+    gains = {"Acc": "acc@N", "Maj": "maj@N"}
+    rows = []
+    for one in benchmarks:
+        base = _metrics(one.baseline)
+        for key, (name, interval) in _metrics(one.figures).items():
+            gain = one.gains.get(gains.get(name.partition("@")[0], ""))
+            before = share_text(base[key][1]) if key in base else ""
+            questions = str(one.figures["metrics"].get("num_questions", ""))
+            rows.append((one.name, questions, name, before, share_text(interval), share_text(gain, "+")))
+    return rows
+
+
+def sampling_text(benchmarks: list[Benchmark]) -> list[str]:
+    """How the responses of each benchmark were drawn, one line for those that share it."""
+    by_settings: dict[str, list[str]] = {}
+    for one in benchmarks:
+        settings = one.figures.get("settings", {})
+        told = [f"{name} {settings[name]}" for name in SAMPLING if settings.get(name) is not None]
+        told += [f"prompt {settings['template']}"] if settings.get("template") else []
+        by_settings.setdefault(", ".join(told), []).append(one.name)
+    return [f"{', '.join(names)}: {told}" for told, names in by_settings.items() if told]
+
+
+def _interval(interval: Row) -> Row:
+    return {"confidence": CONFIDENCE, "low": round(interval["low"], 4), "high": round(interval["high"], 4)}
+
+
+def _held_out(trained: Trained) -> list[EvalResult]:
+    """Of the problems that the run kept back from its training set."""
+    after, arguments = trained.evaluation.get("after", {}), trained.arguments
+    told = {"problems": after.get("num_problems"), "samples": after.get("num_samples")}
+    told |= {"temperature": arguments.get("temperature"), "max_tokens": arguments.get("max_completion_length")}
+    settings = {name: value for name, value in told.items() if value is not None}
+    name = trained.dataset_id or (trained.dataset or "").rpartition(":")[2].rpartition("/")[2] or "unnamed"
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=trained.dataset_id or "local",
+            dataset_name=f"{name}, held-out problems",
+            dataset_split=str(trained.recipe.get("dataset_train_split", "train")),
+            dataset_revision=trained.data.get("revision"),
+            metric_type=metric,
+            metric_value=round(after[metric]["value"], 4),
+            metric_args=settings | _interval(after[metric]),
+        )
+        for metric in after
+        if metric == "accuracy" or metric.startswith("pass@")
+    ]
+
+
+def _of_benchmark(one: Benchmark) -> list[EvalResult]:
+    settings, found = one.figures.get("settings", {}), one.figures["metrics"]
+    told = {"questions": found.get("num_questions"), "samples": found.get("num_samples")}
+    told |= {name: settings.get(name) for name in (*SAMPLING, "template")}
+    shared = {name: value for name, value in told.items() if value is not None}
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=settings.get("data_set") or one.name,
+            dataset_name=one.name,
+            dataset_revision=settings.get("revision"),
+            metric_type=key,
+            metric_name=name,
+            metric_value=round(interval["value"], 4),
+            metric_args=shared | _interval(interval),
+        )
+        for key, (name, interval) in _metrics(one.figures).items()
+    ]
+
+
+def eval_results(trained: Trained) -> list[EvalResult]:
+    """Every measured share of this model with its interval and settings, as in the Hub's `model-index`."""
+    return _held_out(trained) + [result for one in trained.benchmarks for result in _of_benchmark(one)]
+
+
+def entropy_text(trained: Trained) -> str:
+    """The policy's mean token entropy before and after, in nats, from whatever file tells it; empty if none does."""
+    parts = []
+    before, after = (trained.evaluation.get(side, {}).get("mean_entropy") for side in ("before", "after"))
+    if before is not None and after is not None:
+        parts.append(f"{before:.3g} nats before and {after:.3g} after the training on held-out problems")
+    logged = [row for row in trained.rows if isinstance(row.get("entropy"), float)]
+    if len(logged) > 1:
+        (first, start), (last, end) = ((row["step"], row["entropy"]) for row in (logged[0], logged[-1]))
+        parts.append(f"{start:.3g} nats in the rollouts of step {first} and {end:.3g} in those of step {last}")
+    return "Mean entropy of the policy's tokens: " + "; ".join(parts) + "." if parts else ""
+
+
+def dev_accuracy(trained: Trained) -> float | None:
+    """Accuracy on the problems that are held out for use during training, at this very step."""
+    found = [
+        row["eval_accuracy"] for row in trained.rows if row.get("step") == trained.step and "eval_accuracy" in row
+    ]
+    return found[-1] if found else None

@@ -1,0 +1,126 @@
+"""Code of a model card that a reader runs: the model asked as in training, and its training launched again.
+
+Whatever comes from a file stands in it as a Python literal on one line, or is left out, so that it is never code.
+"""
+
+import re
+from typing import Any
+
+from ..data.prompts import TEMPLATES
+from ..runs.trained import Trained
+from ..runs.weights import ADAPTER
+
+LONGEST_PROMPT = 600
+# What vLLM takes for the largest rank of an adapter.
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+VERSION = re.compile(r"[\w.]+(?=\+|$)")
+REVISION = re.compile(r"[0-9a-f]{7,40}")
+
+
+def _number(value: Any, default: float) -> str:
+    """A number as code; a file may hold anything in its place."""
+    return repr(value if isinstance(value, (int, float)) and not isinstance(value, bool) else default)
+
+
+def _prompt(trained: Trained) -> list[str]:
+    """Lines that set `prompt` as the model knows it, and `inputs`, its tokens."""
+    template = trained.arguments.get("prompt_template")
+    tokens = 'inputs = tokenizer(prompt, return_tensors="pt")'
+    if template in TEMPLATES:
+        lines = ['question = "What is the sum of the first ten primes?"']
+        return [*lines, f'prompt = {TEMPLATES[template]!r}.replace("{{question}}", question)', tokens]
+    if trained.prompt is not None and len(trained.prompt) <= LONGEST_PROMPT:
+        # With its special tokens in the text, as it was logged.
+        return [
+            f"prompt = {trained.prompt!r}  # a problem of the training set",
+            tokens.replace("prompt,", "prompt, add_special_tokens=False,"),
+        ]
+    return ['prompt = "..."  # in the form of the training data', tokens]
+
+
+def transformers_snippet(trained: Trained, model: str) -> str:
+    """Sample one response as in training; `model` is an id on the Hub or a folder."""
+    package, loader = ("transformers", "AutoModelForCausalLM")
+    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    if trained.weights == ADAPTER:
+        package, loader = ("peft", "AutoPeftModelForCausalLM")
+        imports = [f"from {package} import {loader}", "from transformers import AutoTokenizer"]
+    arguments = trained.arguments
+    temperature = _number(arguments.get("temperature"), 1.0)
+    length = _number(arguments.get("max_completion_length"), 512)
+    return "\n".join(
+        [
+            *imports,
+            "",
+            f"name = {model!r}",
+            f'model = {loader}.from_pretrained(name, dtype="auto", device_map="auto")',
+            "tokenizer = AutoTokenizer.from_pretrained(name)",
+            *_prompt(trained),
+            f"sampling = dict(do_sample=True, temperature={temperature}, top_p=1.0, top_k=0, max_new_tokens={length})",
+            "output = model.generate(**inputs.to(model.device), eos_token_id=tokenizer.eos_token_id, **sampling)",
+            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+        ]
+    )
+
+
+def vllm_snippet(trained: Trained, model: str) -> str:
+    """The same with vLLM, whose processes read the file again that they are started from."""
+    arguments = trained.arguments
+    temperature = _number(arguments.get("temperature"), 1.0)
+    length = _number(arguments.get("max_completion_length"), 512)
+    imports, base, load, request = [], [], "model=name", ""
+    if trained.weights == ADAPTER:
+        imports = ["from peft import PeftConfig", "from vllm.lora.request import LoRARequest"]
+        base = ["base = PeftConfig.from_pretrained(name).base_model_name_or_path"]
+        rank = trained.adapter.get("r")
+        rank = next((r for r in VLLM_RANKS if isinstance(rank, int) and r >= rank), VLLM_RANKS[-1])
+        load = f"model=base, enable_lora=True, max_lora_rank={rank}"
+        request = ', lora_request=LoRARequest("adapter", 1, name)'
+    imports += ["from transformers import AutoTokenizer", "from vllm import LLM, SamplingParams"]
+    return "\n".join(
+        [
+            *sorted(imports),
+            "",
+            f"name = {model!r}",
+            *base,
+            "tokenizer = AutoTokenizer.from_pretrained(name)",
+            *(line.replace(', return_tensors="pt"', "") for line in _prompt(trained)),
+            "",
+            'if __name__ == "__main__":  # vLLM starts processes that read this file again',
+            f"    llm = LLM({load})",
+            f"    sampling = SamplingParams(temperature={temperature}, max_tokens={length}, "
+            "stop_token_ids=[tokenizer.eos_token_id])",
+            '    tokens = {"prompt_token_ids": inputs["input_ids"]}',
+            f"    print(llm.generate([tokens], sampling{request})[0].outputs[0].text)",
+        ]
+    )
+
+
+def reproduce_snippet(trained: Trained) -> str:
+    """Shell commands that launch the training again with what it ran with, as far as files tell."""
+    environment, versions, lines = trained.environment, trained.versions, []
+    revision = REVISION.match(str(environment.get("git_revision", "")))
+    if revision:
+        lines.append(f"git checkout {revision[0]}  # in a clone of entropy-grpo")
+    wanted = []
+    for name in ("trl", "transformers", "torch", "accelerate", "peft", "vllm"):
+        found = VERSION.match(str(versions.get(name, "")))
+        wanted += [f"{name}=={found[0]}"] if found else []
+    if wanted:
+        lines.append(f"pip install -e . {' '.join(wanted)}")
+    processes = environment.get("num_processes")
+    launcher = f"accelerate launch --num_processes {processes}" if isinstance(processes, int) and processes > 1 else ""
+    return "\n".join([*lines, f"{launcher or 'accelerate launch'} recipe.yaml"])
+
+
+def whole_model_snippet(trained: Trained) -> str:
+    """Shell commands, in the checkpoint's folder, that make one model of a sharded checkpoint's pieces."""
+    lines = ["accelerate merge-weights pytorch_model_fsdp_0 whole"]
+    if (trained.run.path / "config.json").exists() and trained.run.path != trained.model:
+        return "\n".join([*lines, "cp ../*config.json ../tokenizer* whole"])
+    base = trained.base_id or "BASE_MODEL"
+    code = (
+        f"from transformers import AutoConfig, AutoTokenizer; [c.from_pretrained('{base}').save_pretrained('whole') "
+        "for c in (AutoConfig, AutoTokenizer)]"
+    )
+    return "\n".join([*lines, f'python -c "{code}"'])

@@ -1,0 +1,211 @@
+"""Runs side by side: what differs in their recipes, what came of it over seeds, whether that is chance, and its cost.
+
+Runs whose recipes differ in the seed alone are one group. A group's value is the mean over its seeds with Student's t
+interval; where it has one run, it is that run's with its interval over problems, which says nothing about seeds.
+Differences from the baseline are those of `differences`: in accuracy on held-out problems and in Acc@N of every
+benchmark. Their p-values are corrected by Holm's method (1979) as one family, all groups and all measures, since who
+reads the table looks at all of it. `notes` say what only some runs were measured by, or with other settings.
+
+Where true and spurious rewards are among the runs, `claims` says what that shows.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..metrics.seeds import Side, correct, difference, over_seeds
+from ..rewards.registry import OVERLONG
+from ..runs import files, plots
+from ..runs.trained import cost
+from . import claims, tables
+from .runs import COMPARED, NOT_THE_EXPERIMENT, REWARDS, Run, read_run, unlike
+
+# What is drawn of a series at most, and the series, by the name that a run logs them under.
+POINTS = 24
+CURVES = {
+    "eval_accuracy": "accuracy on held-out problems",
+    "reward": "reward of the rollouts",
+    "entropy": "mean token entropy (nats)",
+    "completions/mean_length": "mean response length (tokens)",
+}
+
+Groups = dict[str, list[Run]]
+
+
+# Groups
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The settings of the experiment that are not the same in all runs."""
+    names = sorted(set().union(*(run.settings for run in runs)) - NOT_THE_EXPERIMENT)
+    return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+
+
+def _label(run: Run, names: Sequence[str], tells_judge: bool) -> str:
+    """A run by the values of settings; of its rewards, by those that it was trained on."""
+    parts = [f"{name} {run.settings.get(name, 'default')}" for name in names if name not in REWARDS]
+    if REWARDS & set(names):
+        parts.append(f"reward {run.reward_text}" + (f", judged by {run.judged_by}" if tells_judge else ""))
+    return ", ".join(parts) or "all"
+
+
+def grouped(runs: Sequence[Run], by: str | None = None) -> Groups:
+    """Runs by what they try: by all settings that differ, or by one; labels name them.
+
+    Raises:
+        ValueError: `by` is set in no run; two runs of a group have one seed.
+    """
+    if by is not None and all(by not in run.settings for run in runs):
+        raise ValueError(f"--group-by is {by}, which none of the runs' recipes sets.")
+    names = differing(runs) if by is None else [by]
+    groups: Groups = {}
+    for run in runs:
+        groups.setdefault(_label(run, names, len({run.judged_by for run in runs}) > 1), []).append(run)
+    for members in groups.values():
+        seed, count = Counter(run.seed for run in members).most_common(1)[0]
+        if count > 1 and by is None:
+            twice = ", ".join(str(run.path) for run in members if run.seed == seed)
+            raise ValueError(f"{twice} have one recipe and one seed ({seed}): name one of them.")
+    return groups
+
+
+def curve(runs: Sequence[Run], key: str) -> dict[int, dict[str, float]]:
+    """Mean of a series over runs, from the lowest to the highest run, by step.
+
+    A series with more than POINTS values is averaged within each run over so many stretches of steps first, each named
+    by its last: what differs between runs shows, and not what differs between batches.
+    """
+    series = [[(row["step"], row[key]) for row in run.steps if row.get(key) is not None] for run in runs]
+    last = max((step for points in series for step, _ in points), default=0)
+    width = math.ceil(last / POINTS) if any(len(points) > POINTS for points in series) else 1
+    stretches: dict[int, dict[int, list[float]]] = {}
+    for number, points in enumerate(series):
+        for step, value in points:
+            end = min(math.ceil(step / width) * width, last)
+            stretches.setdefault(end, {}).setdefault(number, []).append(value)
+    means = {end: [float(np.mean(values)) for values in of.values()] for end, of in sorted(stretches.items())}
+    return {
+        end: {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
+        for end, values in means.items()
+        if len(values) == len(runs)
+    }
+
+
+def _measure(members: Sequence[Run], name: str) -> dict[str, Any]:
+    """A measure over those runs of a group that have it."""
+    values = [run.measures[name] for run in members if name in run.measures]
+    if len(values) > 1:
+        return over_seeds([value["value"] if isinstance(value, dict) else value for value in values])
+    return values[0] | {"over": "problems"} if isinstance(values[0], dict) else {"value": values[0]}
+
+
+def _group(members: Sequence[Run]) -> dict[str, Any]:
+    names = dict.fromkeys(name for run in members for name in run.measures)
+    costs = [cost(run.steps) for run in members]
+    return {
+        "runs": [str(run.path) for run in members],
+        "seeds": sorted(run.seed for run in members),
+        "measures": {name: _measure(members, name) for name in names},
+        "cost": {name: float(np.mean([c[name] for c in costs])) for name in costs[0] if all(name in c for c in costs)},
+        "curves": {key: curve(members, key) for key in CURVES},
+        "hardware": sorted({run.environment.get("hardware", "unknown") for run in members}),
+    }
+
+
+# The comparison
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+    """What of the measures a reader has to know: which runs lack them, and which cannot be compared."""
+    lacking: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for run in runs for name in run.measures):
+        without = ", ".join(str(run.path) for run in runs if name not in run.measures)
+        lacking.setdefault(without, []).append(name)
+    found = [f"{', '.join(names)}: not known of {without}." for without, names in lacking.items() if without]
+    told = {name: unlike(runs, name) for name in _compared(runs)}
+    return found + [f"{name}: {why}, so it is not compared." for name, why in told.items() if why]
+
+
+def _compared(runs: Sequence[Run]) -> list[str]:
+    """The measures that have an answer to each problem or question."""
+    return list(dict.fromkeys(name for run in runs for name in run.answers))
+
+
+def _side(members: Sequence[Run], name: str) -> Side:
+    """Accuracy by seed and problem, where a group has several runs of a seed their mean."""
+    found: dict[int, dict[str, list[float]]] = {}
+    for run in members:
+        for problem, value in run.answers.get(name, {}).items():
+            found.setdefault(run.seed, {}).setdefault(problem, []).append(value)
+    return {seed: {problem: float(np.mean(v)) for problem, v in of.items()} for seed, of in found.items()}
+
+
+def _differences(groups: Groups, reference: str) -> dict[str, dict[str, Any]]:
+    """Paired differences from a group, by label and measure."""
+    runs = [run for members in groups.values() for run in members]
+    found: dict[str, dict[str, Any]] = {}
+    for name in _compared(runs):
+        if unlike(runs, name):
+            continue
+        sides = {label: _side(members, name) for label, members in groups.items()}
+        for label, side in sides.items():
+            if label != reference and (test := difference(sides[reference], side)) is not None:
+                found.setdefault(label, {})[name] = test
+    correct(test for tests in found.values() for test in tests.values())
+    return found
+
+
+def _trial(label: str, members: Sequence[Run]) -> claims.Trial | None:
+    """A group for `claims`; None where its runs differ in more than the seed."""
+    first = members[0]
+    if any((run.rest, run.reward, run.judged_by) != (first.rest, first.reward, first.judged_by) for run in members):
+        return None
+    before = {run.seed: answers for run in members if (answers := run.held_out("before"))}
+    names = tuple(name for name in first.reward if name != OVERLONG)
+    after = _side(members, COMPARED)
+    return claims.Trial(label, first.reward_text, names, first.judged_by, first.rest, before, after)
+
+
+def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = None) -> dict[str, Any]:
+    """Groups of runs with their values, differences from the baseline's group, curves and costs, of JSON's types.
+
+    The baseline is one of the runs, by default one of a true reward where spurious ones are among them; see `grouped`
+    for errors.
+    """
+    groups = grouped(runs, by)
+    result: dict[str, Any] = {
+        "differing": differing(runs) if by is None else [by],
+        "groups": {label: _group(members) for label, members in groups.items()},
+        "notes": _notes(runs),
+    }
+    trials = [trial for label, members in groups.items() if (trial := _trial(label, members)) is not None]
+    rewards = claims.report(trials)
+    if rewards is not None:
+        result["rewards"] = rewards
+    reference = next((label for label, members in groups.items() if any(run is baseline for run in members)), None)
+    if reference is None and rewards is not None:
+        reference = next(label for label, gain in rewards["gains"].items() if not gain["control"])
+    if reference is None:
+        return result
+    return result | {"baseline": reference, "differences": _differences(groups, reference)}
+
+
+def compare_folders(paths: Sequence[str | Path], baseline: str | Path | None, by: str | None) -> dict[str, Any]:
+    """`compare` for run folders; `ValueError` also where the baseline is none of them."""
+    runs = {Path(path).resolve(): read_run(path) for path in paths}
+    if baseline is not None and Path(baseline).resolve() not in runs:
+        raise ValueError(f"--baseline is {baseline}, which is none of the runs: name one of them.")
+    return compare(list(runs.values()), runs[Path(baseline).resolve()] if baseline is not None else None, by)
+
+
+def write(found: dict[str, Any], folder: Path) -> list[Path]:
+    """Write `comparison.md`, `.json` and `.png`; their paths."""
+    paths = [folder / f"comparison.{suffix}" for suffix in ("md", "json", "png")]
+    plots.comparison({name: group["curves"] for name, group in found["groups"].items()}, CURVES, paths[2])
+    files.write_text(paths[0], f"{tables.as_markdown(found)}\n\n![curves](comparison.png)\n")
+    files.write_json(paths[1], found)
+    return paths

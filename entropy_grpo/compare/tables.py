@@ -1,0 +1,93 @@
+"""A comparison of runs (`compare.compare`) as tables and sentences, for a terminal and in Markdown."""
+
+import math
+from typing import Any
+
+from ..evaluation.report import aligned, cell
+from ..metrics.tables import cell as marked
+from ..metrics.tables import table
+from . import claims
+
+UNITS = {
+    "seconds": (1, ".0f", "s of steps"),
+    "tokens": (1e6, ".2f", "M tokens"),
+    "peak_memory": (2**30, ".2f", "GiB at the peak"),
+}
+Rows = list[list[str]]
+
+
+def _shown(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return ""
+    if "low" in measured and not math.isnan(measured["low"]):
+        return cell(measured)
+    return f"{measured['value']:.3f}"
+
+
+def _results(groups: dict[str, Any]) -> Rows:
+    names = list(dict.fromkeys(name for group in groups.values() for name in group["measures"]))
+    return [["runs", "seeds", *names]] + [
+        [label, ", ".join(map(str, group["seeds"])), *(_shown(group["measures"].get(name)) for name in names)]
+        for label, group in groups.items()
+    ]
+
+
+def _differences(found: dict[str, Any]) -> Rows:
+    header = [f"above {found['baseline']}", "in", "difference", "over", "p", "p, corrected"]
+    return [header] + [
+        [
+            label,
+            name,
+            cell(test, sign="+"),
+            test["over"],
+            f"{test['p_value']:.3f}",
+            f"{test['p_corrected']:.3f}",
+        ]
+        for label, tests in found["differences"].items()
+        for name, test in tests.items()
+    ]
+
+
+def _cost(groups: dict[str, Any]) -> Rows:
+    kept = [name for name in UNITS if any(name in group["cost"] for group in groups.values())]
+
+    def shown(spent: dict[str, float], name: str) -> str:
+        unit, form, _ = UNITS[name]
+        return f"{spent[name] / unit:{form}}" if name in spent else ""
+
+    return [["runs", *(UNITS[name][2] for name in kept), "hardware"]] + [
+        [label, *(shown(group["cost"], name) for name in kept), ", ".join(group["hardware"])]
+        for label, group in groups.items()
+    ]
+
+
+def tables(found: dict[str, Any]) -> dict[str, Rows]:
+    """Rows of the tables `results`, `differences`, `gains`, `beyond` and `cost`, as there are, headers first."""
+    made = {"results": _results(found["groups"])}
+    if found.get("differences"):
+        made["differences"] = _differences(found)
+    if "rewards" in found:
+        made["gains"], made["beyond"] = claims.tables(found["rewards"])
+    made["cost"] = _cost(found["groups"])
+    return made
+
+
+def claimed(found: dict[str, Any]) -> list[str]:
+    """What may be claimed of rewards, a sentence for each control; none where no rewards are compared."""
+    return [test["claim"] for test in found.get("rewards", {}).get("beyond", {}).values()]
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """What may be claimed of rewards, and what a reader has to know of the measures."""
+    return claimed(found) + found["notes"]
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The comparison for a terminal."""
+    return "\n\n".join([*map(aligned, tables(found).values()), *sentences(found)])
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """The comparison in Markdown."""
+    told = "\n".join(f"- {marked(sentence)}" for sentence in sentences(found))
+    return "\n\n".join([*map(table, tables(found).values()), *([told] if told else [])])

@@ -1,0 +1,1 @@
+"""Recipes and the settings that they may hold."""

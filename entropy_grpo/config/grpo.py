@@ -1,0 +1,243 @@
+"""What a recipe may set: TRL's fields plus the few of the method, with the method's defaults and its refusals.
+
+Nothing here describes hardware (that is `accelerate_configs/`) or repeats a paper's numbers (those are `recipes/`).
+"""
+
+import os
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+from ..models.kernels import check_installed
+from ..monitoring.watchers import ACTIONS, WATCHERS
+from ..objective.sampling import LIMITS, informative
+from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
+from ..registry import one_of
+from .batches import batch_shape
+from .shaping import ShapingConfig
+
+# Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
+TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
+DENOMINATORS = ("kept", "all")
+HEADS = ("auto", "liger", "trl")
+# Losses whose gradient at a token is advantage * ratio unless the ratio is clipped.
+CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
+# Settings that change the distribution that is sampled from, and the values with which they do not. The loss takes the
+# log-probabilities of the whole distribution for the sampler's, whether vLLM or transformers samples.
+NEUTRAL_SAMPLING = {
+    "top_p": (1.0,),
+    "top_k": (0, -1),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (1.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+}
+
+
+@dataclass
+class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
+    """`trl.GRPOConfig` with the objective of arXiv 2506.01939 (Eq. 6) as its default.
+
+    Parameters:
+        top_entropy_quantile: rho, the share of tokens that `top` and `random` keep; `bottom` keeps 1 - rho. With 1.0
+            the loss is stock TRL's.
+        entropy_selection: which tokens are kept: `top` (highest entropy), `bottom` (all that `top` drops), `random`,
+            or `gradient_norm` (those whose gradient in the LM head's weight has the largest norm).
+        entropy_scope: among which tokens the threshold is taken, always over all ranks: `micro_batch` (those of one
+            forward pass), `global` (those of one optimiser step; with gradient accumulation this costs one more
+            forward pass without gradient per micro-batch) or `rollout` (those of a whole rollout, by the policy that
+            wrote it: the entropies come from the pass that scores the old log-probabilities). Where the kept tokens
+            are known before the forward pass, the LM head projects no others; entropies that are logged are then
+            those of the pass that ranked the tokens.
+        entropy_denominator: the loss is divided by the `kept` tokens of the optimiser step (Eq. 6), or, as in stock
+            TRL, by `all` completion tokens, which makes it rho times too small.
+        fused_lm_head: `auto` differentiates only the rows that have a gradient, on the fastest kernel for the device;
+            `liger` does so on Liger's; `trl` is TRL's own head. Models that the sparse head cannot serve keep TRL's.
+        batch_by_length: group the sequences of an optimiser step by length, run every pass without the padding that
+            its sequences share, and leave out sequences that have no gradient. Losses and gradients stay the same up
+            to rounding, except that with `micro_batch` scope other tokens share a threshold; where a loss is a mean
+            over a micro-batch (bnpo, an entropy bonus, load balancing), those stay together that TRL puts together.
+            `false` batches like TRL.
+        prompts_per_rollout, steps_per_rollout: the prompts of a rollout and the optimiser steps that share it, on
+            however many processes: `steps_per_generation` and `gradient_accumulation_steps` follow from them,
+            `num_generations` and `per_device_train_batch_size`.
+        dynamic_sampling: draw groups until a rollout is full of informative ones (DAPO). Informative is a group whose
+            share of right responses, those whose first reward is above 0, is neither 0 nor 1. Groups beyond the need
+            open the next rollout. The training problems are drawn in an order of its own; `num_train_epochs` counts
+            rollouts as without.
+        min_accuracy, max_accuracy: the lowest and the highest share of right responses of an informative group.
+        max_sampling_rounds: rounds of generation for one rollout.
+        sampling_round_size: prompts that a round may draw, in rollouts. With the former this is DAPO's limit.
+        at_sampling_limit: what to do when the rounds are over and groups are missing: `raise`, `top_up` (fill up with
+            other groups, whose tokens count in the denominator) or `partial` (a smaller rollout).
+        max_group_age: rollouts that an informative group may wait for its turn; 0 throws away what is beyond the need.
+        max_skipped_steps: optimiser steps in a row that may be skipped because their gradient is not finite.
+        num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
+    """
+
+    # The method's defaults where they differ from TRL's (arXiv 2506.01939, section 5.2).
+    top_entropy_quantile: float = field(
+        default=0.2, metadata={"help": "rho: share of highest-entropy tokens that carry gradient, in (0, 1]."}
+    )
+    epsilon_high: float | None = field(
+        default=0.28, metadata={"help": "Upper clip range (clip-higher); the lower one is `epsilon`."}
+    )
+    # TRL's default drops the responses whose product of ratios is above a cap, which it grows past with their length.
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate",
+        metadata={
+            "help": "Correction for the gap between vLLM and the policy: per token and capped, or one of TRL's."
+        },
+    )
+    entropy_selection: str = field(
+        default="top", metadata={"help": "Which tokens are kept: top, bottom (the others), random or gradient_norm."}
+    )
+    entropy_scope: str = field(
+        default="rollout",
+        metadata={"help": "Tokens that share a threshold: micro_batch, global (optimiser step) or rollout."},
+    )
+    entropy_denominator: str = field(
+        default="kept", metadata={"help": "Divide the loss by the kept tokens (Eq. 6) or by all completion tokens."}
+    )
+    fused_lm_head: str = field(
+        default="auto", metadata={"help": "LM head: auto or liger (rows without gradient cost nothing), or trl."}
+    )
+    batch_by_length: bool = field(
+        default=True, metadata={"help": "Group sequences by length, trim shared padding, skip those without gradient."}
+    )
+    prompts_per_rollout: int | None = field(
+        default=None, metadata={"help": "Prompts of a rollout, over all processes; accumulation follows from it."}
+    )
+    steps_per_rollout: int | None = field(
+        default=None, metadata={"help": "Optimiser steps that share a rollout; with prompts_per_rollout."}
+    )
+    dynamic_sampling: bool = field(
+        default=False, metadata={"help": "Draw groups until a rollout is full of informative ones."}
+    )
+    min_accuracy: float | None = field(
+        default=None, metadata={"help": "Lowest share of right responses of an informative group; above 0 by default."}
+    )
+    max_accuracy: float | None = field(
+        default=None, metadata={"help": "Highest share of right responses; below 1 by default."}
+    )
+    max_sampling_rounds: int = field(default=10, metadata={"help": "Rounds of generation for one rollout."})
+    sampling_round_size: int = field(default=3, metadata={"help": "Prompts that a round may draw, in rollouts."})
+    at_sampling_limit: str = field(
+        default="top_up", metadata={"help": "When the rounds are over: raise, top_up or partial."}
+    )
+    max_group_age: int = field(
+        default=1, metadata={"help": "Rollouts that an informative group may wait for its turn; 0 for none."}
+    )
+    max_skipped_steps: int = field(
+        default=10, metadata={"help": "Steps in a row that may be skipped for want of a finite gradient."}
+    )
+    log_diagnostics: bool = field(
+        default=True, metadata={"help": "Log what tells how a run is doing: quality, token categories, changes."}
+    )
+    watch: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "What a watcher does, by name: off, warn (the default) or stop."}
+    )
+    num_logged_samples: int = field(
+        default=2, metadata={"help": "Responses per log written to samples.jsonl with their token entropies."}
+    )
+
+    def __post_init__(self) -> None:
+        one_of("entropy_selection", self.entropy_selection, SELECTIONS)
+        one_of("entropy_scope", self.entropy_scope, SCOPES)
+        one_of("entropy_denominator", self.entropy_denominator, DENOMINATORS)
+        one_of("fused_lm_head", self.fused_lm_head, HEADS)
+        if self.entropy_selection == "gradient_norm":
+            if self.fused_lm_head == "trl":
+                raise ValueError("entropy_selection 'gradient_norm' needs fused_lm_head 'auto' or 'liger', not 'trl'.")
+            if self.loss_type not in CLIPPED_LOSSES or self.importance_sampling_level != "token":
+                raise ValueError(
+                    f"entropy_selection is 'gradient_norm' but loss_type is {self.loss_type!r} with "
+                    f"importance_sampling_level {self.importance_sampling_level!r}: use loss_type "
+                    f"{' or '.join(CLIPPED_LOSSES)} with importance_sampling_level 'token'."
+                )
+        rho = self.top_entropy_quantile
+        if not 0 < rho <= 1:
+            raise ValueError(f"top_entropy_quantile is {rho}: the kept share rho must lie in (0, 1].")
+        if rho == 1 and self.entropy_selection == "bottom":
+            raise ValueError("entropy_selection 'bottom' keeps 1 - top_entropy_quantile = 0 tokens: set it below 1.")
+        if rho < 1 and self.entropy_denominator == "kept" and self.loss_type not in TOKEN_LEVEL_LOSSES:
+            raise ValueError(
+                f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which is not divided by a number "
+                f"of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
+            )
+        self._check_sampling()
+        self.check_shaping(self.num_generations)
+        for name, action in self.watch.items():
+            one_of("a name in watch", name, tuple(WATCHERS))
+            one_of(f"watch: {name}", action, ACTIONS)
+        self._shape_batches()
+        for name in ("num_logged_samples", "max_skipped_steps", "max_group_age"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
+        super().__post_init__()
+        self._refuse_biased_sampling()
+        check_installed(self.fused_lm_head, self.device)
+        if rho < 1 and self.steps_per_generation % self.gradient_accumulation_steps != 0:
+            raise ValueError(
+                f"steps_per_generation is {self.steps_per_generation}, gradient_accumulation_steps is "
+                f"{self.gradient_accumulation_steps}: the first must be a multiple of the second, so that an "
+                "optimiser step does not reach into a rollout that does not exist yet."
+            )
+        if self.generation_batch_size * self.max_completion_length >= MAX_TOKENS:
+            raise ValueError(
+                f"generation_batch_size ({self.generation_batch_size}) times max_completion_length "
+                f"({self.max_completion_length}) must stay below {MAX_TOKENS} tokens: generate in smaller batches."
+            )
+
+    def _shape_batches(self) -> None:
+        """Set TRL's numbers from those of the rollout, where those are given."""
+        given = (self.prompts_per_rollout, self.steps_per_rollout)
+        if given == (None, None):
+            return
+        for name, value in zip(("prompts_per_rollout", "steps_per_rollout"), given, strict=True):
+            if value is None or value < 1:
+                raise ValueError(
+                    f"{name} is {value}: set prompts_per_rollout and steps_per_rollout, both to 1 or more."
+                )
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        steps, accumulation = batch_shape(*given, self.num_generations, self.per_device_train_batch_size, processes)
+        derived = {"steps_per_generation": (None, steps), "gradient_accumulation_steps": (1, accumulation)}
+        for name, (default, value) in derived.items():
+            if getattr(self, name) not in (default, value):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but it follows from prompts_per_rollout and steps_per_rollout, "
+                    f"which make it {value}: leave it out."
+                )
+            setattr(self, name, value)
+
+    def _check_sampling(self) -> None:
+        one_of("at_sampling_limit", self.at_sampling_limit, LIMITS)
+        for name in ("max_sampling_rounds", "sampling_round_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more.")
+        for name in ("min_accuracy", "max_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not self.dynamic_sampling:
+                raise ValueError(f"{name} is {value}, which only dynamic sampling reads: set dynamic_sampling: true.")
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}: a share of right responses lies in [0, 1].")
+        if self.dynamic_sampling:
+            group = self.num_generations
+            shares = [right / group for right in range(group + 1)]
+            if not any(informative(share, self.min_accuracy, self.max_accuracy) for share in shares):
+                raise ValueError(
+                    f"min_accuracy is {self.min_accuracy} and max_accuracy is {self.max_accuracy}: no number of right "
+                    f"responses out of num_generations ({group}) lies between them."
+                )
+
+    def _refuse_biased_sampling(self) -> None:
+        """Training rollouts are drawn from the very distribution that the loss scores them by."""
+        fields = {name: getattr(self, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+        neutral = NEUTRAL_SAMPLING | {"temperature": (self.temperature,)}
+        for where, sampling in (("", fields), ("generation_kwargs: ", self.generation_kwargs or {})):
+            for name in sampling.keys() & neutral.keys():
+                if sampling[name] not in neutral[name]:
+                    raise ValueError(
+                        f"{where}{name} is {sampling[name]}: rollouts would not be drawn from the distribution that "
+                        f"scores them, which biases every ratio; set {name} to {neutral[name][0]} for training."
+                    )

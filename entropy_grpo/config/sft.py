@@ -1,0 +1,74 @@
+"""What a recipe with `trainer: sft` may set: TRL's fields plus where a teacher's responses come from."""
+
+import os
+from dataclasses import dataclass, field
+
+from trl import SFTConfig
+
+from ..data.config import SourceConfig
+from ..grading.config import GradingConfig
+from ..models.config import CheckedModelConfig
+
+
+@dataclass
+class SFTRunConfig(SourceConfig, GradingConfig):
+    """Which responses a cold start imitates.
+
+    Parameters, beside those of `SourceConfig` and `GradingConfig`:
+        trainer: `sft`.
+        accelerate_config: as in `RunConfig`.
+        dataset_name: a `.jsonl` / `.parquet` file or a Hub id with a row per response of the teacher, such as the
+            `BENCHMARK.parquet` of `entropy-grpo eval`.
+        response_column: the column with the response; it is right if what it boxes is.
+        prompt_template: the same as in the training that follows.
+        num_responses: imitate so many right responses, one per problem; null for all that there are.
+    """
+
+    trainer: str = "sft"
+    accelerate_config: str = "none"
+    response_column: str = "response"
+    num_responses: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.dataset_name:
+            raise ValueError("dataset_name is missing: name a file or a Hub id with a teacher's responses.")
+        if self.num_responses is not None and self.num_responses < 1:
+            raise ValueError(f"num_responses is {self.num_responses}: it must be 1 or more, or null for all.")
+        self.check_source()
+        self.check_grading()
+
+
+@dataclass
+class TeacherSFTConfig(SFTConfig):
+    """`trl.SFTConfig` whose batch is stated by what it holds.
+
+    Parameters:
+        responses_per_step: responses of an optimiser step, on however many processes: `gradient_accumulation_steps`
+            follows from it and `per_device_train_batch_size`.
+    """
+
+    responses_per_step: int | None = field(
+        default=None, metadata={"help": "Responses of an optimiser step, over all processes; accumulation follows."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.responses_per_step is not None:
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            micro = self.per_device_train_batch_size * processes
+            accumulation, rest = divmod(self.responses_per_step, micro)
+            if rest or not accumulation:
+                raise ValueError(
+                    f"responses_per_step is {self.responses_per_step}, but per_device_train_batch_size is "
+                    f"{self.per_device_train_batch_size} on {processes} processes: choose a multiple of {micro}."
+                )
+            if self.gradient_accumulation_steps not in (1, accumulation):
+                raise ValueError(
+                    f"gradient_accumulation_steps is {self.gradient_accumulation_steps}, but it follows from "
+                    f"responses_per_step, which makes it {accumulation}: leave it out."
+                )
+            self.gradient_accumulation_steps = accumulation
+        super().__post_init__()
+
+
+# All that a recipe may set.
+CLASSES = (SFTRunConfig, TeacherSFTConfig, CheckedModelConfig)

@@ -1,0 +1,113 @@
+"""What a recipe may set of advantage shaping and of the detection of the plateau, and what it may not combine."""
+
+from dataclasses import dataclass, field, fields
+
+from ..objective.advantages import Schedule, largest_weight
+
+
+@dataclass
+class ShapingConfig:
+    """The fields of arXiv 2508.02260 in `EntropyForkGRPOConfig`; nothing is shaped by default.
+
+    Optimiser steps are counted from 0. The step decides, not the rollout: where several steps share a rollout, the
+    same responses may be shaped in some of them and not in the others.
+
+    Parameters:
+        ppl_shaping_alpha: advantages become A * (1 - alpha * w), w the standardised log-perplexity of the response
+            within its group (Eq. 7, 9), under the policy that wrote it, at the sampling temperature.
+        position_shaping_gamma: advantages become A + sign(A) * b, b = gamma * sigmoid(d * m * (l - n)), l the relative
+            position of the token in [0, 1] (Eq. 8, 10).
+        position_shaping_d, position_shaping_m, position_shaping_n: its shape; the paper prints n = -0.5, with which
+            every token has the same bonus (see `shaping`).
+        position_shaping_cap: the bonus is at most this share of |A|; 0.5 in the released code.
+        ppl_shaping_start, position_shaping_start: the first optimiser step that is shaped.
+        ppl_shaping_end, position_shaping_end: the first that is not any more; null for the end of the run.
+        ppl_shaping_plateau_steps, position_shaping_plateau_steps: instead of start and end, so many optimiser steps
+            from the detection of the plateau on.
+        plateau_window: optimiser steps over which the change of entropy and accuracy is measured (see `stages`).
+        plateau_share: the plateau begins when both change by at most this share of their fastest change so far.
+    """
+
+    ppl_shaping_alpha: float | None = field(
+        default=None, metadata={"help": "PPL shaping: the weight of a response's perplexity; none by default."}
+    )
+    ppl_shaping_start: int = field(default=0, metadata={"help": "First optimiser step with PPL shaping."})
+    ppl_shaping_end: int | None = field(default=None, metadata={"help": "First optimiser step without it again."})
+    ppl_shaping_plateau_steps: int | None = field(
+        default=None, metadata={"help": "Instead: optimiser steps with it, from the detected plateau on."}
+    )
+    position_shaping_gamma: float | None = field(
+        default=None, metadata={"help": "Position shaping: the largest bonus of a token; none by default."}
+    )
+    position_shaping_d: float = field(default=1.0, metadata={"help": "Factor in the bonus's sigmoid."})
+    position_shaping_m: float = field(default=15.0, metadata={"help": "How steeply the bonus grows."})
+    position_shaping_n: float = field(default=0.5, metadata={"help": "Relative position with half the bonus."})
+    position_shaping_cap: float | None = field(
+        default=None, metadata={"help": "Largest bonus as a share of the advantage; none by default."}
+    )
+    position_shaping_start: int = field(default=0, metadata={"help": "First optimiser step with position shaping."})
+    position_shaping_end: int | None = field(default=None, metadata={"help": "First optimiser step without it again."})
+    position_shaping_plateau_steps: int | None = field(
+        default=None, metadata={"help": "Instead: optimiser steps with it, from the detected plateau on."}
+    )
+    plateau_window: int = field(
+        default=80, metadata={"help": "Optimiser steps over which entropy's and accuracy's change is measured."}
+    )
+    plateau_share: float = field(
+        default=0.2, metadata={"help": "Plateau: both change by at most this share of their fastest change."}
+    )
+
+    @property
+    def ppl_schedule(self) -> Schedule:
+        return Schedule(self.ppl_shaping_start, self.ppl_shaping_end, self.ppl_shaping_plateau_steps)
+
+    @property
+    def position_schedule(self) -> Schedule:
+        return Schedule(self.position_shaping_start, self.position_shaping_end, self.position_shaping_plateau_steps)
+
+    def check_shaping(self, group_size: int) -> None:
+        """Refuse what cannot work, of groups of so many responses."""
+        for method, strength in (("ppl_shaping", "alpha"), ("position_shaping", "gamma")):
+            self._check_method(method, f"{method}_{strength}")
+        alpha, limit = self.ppl_shaping_alpha, 1 / largest_weight(group_size)
+        if alpha is not None and alpha >= limit:
+            raise ValueError(
+                f"ppl_shaping_alpha is {alpha}: with num_generations {group_size} it must be below {limit:.4g}, or an "
+                "advantage could change its sign."
+            )
+        for name in ("position_shaping_d", "position_shaping_m"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0, or the bonus does not grow.")
+        if self.position_shaping_cap is not None and self.position_shaping_cap <= 0:
+            raise ValueError(f"position_shaping_cap is {self.position_shaping_cap}: it must be above 0, or null.")
+        if self.plateau_window < 2:
+            raise ValueError(f"plateau_window is {self.plateau_window}: it must be 2 or more optimiser steps.")
+        if not 0 < self.plateau_share < 1:
+            raise ValueError(f"plateau_share is {self.plateau_share}: it must lie between 0 and 1.")
+
+    def _check_method(self, method: str, strength: str) -> None:
+        """Refuse a schedule that is none, and settings of a method that is off."""
+        if getattr(self, strength) is None:
+            for setting in fields(ShapingConfig):
+                value = getattr(self, setting.name)
+                if setting.name.startswith(method) and value != setting.default:
+                    raise ValueError(
+                        f"{setting.name} is {value}, which nothing reads while {strength} is null: set {strength}."
+                    )
+            return
+        if getattr(self, strength) <= 0:
+            raise ValueError(f"{strength} is {getattr(self, strength)}: it must be above 0, or null for no shaping.")
+        start, end, plateau_steps = (getattr(self, f"{method}_{name}") for name in ("start", "end", "plateau_steps"))
+        if plateau_steps is not None and (start, end) != (0, None):
+            raise ValueError(
+                f"{method}_plateau_steps is {plateau_steps}, which takes the place of {method}_start ({start}) and "
+                f"{method}_end ({end}): leave those out."
+            )
+        if plateau_steps is not None and plateau_steps < 1:
+            raise ValueError(f"{method}_plateau_steps is {plateau_steps}: it must be 1 or more optimiser steps.")
+        if start < 0:
+            raise ValueError(f"{method}_start is {start}: it must be 0 or more.")
+        if end is not None and end <= start:
+            raise ValueError(
+                f"{method}_start is {start} and {method}_end is {end}: the end must come after the start."
+            )

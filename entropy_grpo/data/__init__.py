@@ -1,0 +1,1 @@
+"""Data sets and prompts: problems to train on and problems to hold out."""

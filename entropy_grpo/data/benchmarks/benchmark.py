@@ -1,0 +1,127 @@
+"""What a benchmark is: its questions, the prompt around each, and what is taken of a response to be graded.
+
+The prompt and the answer that is taken are those of training: `prompts.TEMPLATES`, `grading.boxed`.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...grading import boxed
+from ..prompts import render
+from ..sources import Row, Source, columns, read_rows
+
+# Where a file of the user's own may have its problems and its references.
+PROBLEM_COLUMNS = ("problem", "question", "prompt")
+ANSWER_COLUMNS = ("answer", "solution")
+
+MATHS, CHOICE, CODE = "maths", "choice", "code"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of a benchmark.
+
+    Attributes:
+        id: its name in the benchmark, the same in every run.
+        text: as published.
+        prompt: what the model sees.
+        reference: the right answer; empty where tests decide.
+        problem: what those tests are, for `code.passes`; else None.
+    """
+
+    id: str
+    text: str
+    prompt: str
+    reference: str
+    problem: Any = field(default=None, repr=False)
+
+
+def boxed_answer(question: Question, response: str) -> str | None:
+    """What a response boxes last."""
+    return boxed(response)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of a data set on the Hub that only `read` understands: paths of them -> questions."""
+
+    hub_id: str
+    revision: str
+    names: tuple[str, ...]
+    read: Callable[[list[Path]], Iterator[Question]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark.
+
+    Attributes:
+        name: on the command line, and of its files.
+        source: where its rows are on the Hub, and how they are read.
+        template: one of `prompts.TEMPLATES`; None where the question is the prompt.
+        take: (question, response) -> the answer to grade, or None.
+        kind: `maths` (answers are compared with references), `choice` (they are letters) or `code` (tests are run).
+        relative_tolerance: of numbers; 0 where they have to be equal.
+        id_column: where the published rows have names; else they are numbered from 0.
+        make: the questions, where they are made here.
+        files: where they are, if it takes more than reading rows.
+        problem: row -> what its tests are, for `code.passes`.
+        max_tokens: of a response, where less than the command's default is enough.
+        is_open: whether results may repeat the questions.
+    """
+
+    name: str
+    source: Source | None = None
+    template: str | None = "boxed"
+    take: Callable[[Question, str], str | None] = boxed_answer
+    kind: str = MATHS
+    relative_tolerance: float = 0.0
+    id_column: str | None = None
+    make: Callable[[], Iterator[Question]] | None = None
+    files: Files | None = None
+    problem: Callable[[Row], Any] | None = None
+    max_tokens: int | None = None
+    is_open: bool = True
+
+    def read(self, rows: Iterable[Row]) -> list[Question]:
+        """The questions of published rows; `ValueError` naming a row of another form, or a name that two have."""
+        rows = list(rows)
+        problems = read_rows(self.name, self.source, rows)
+        ids = [str(row[self.id_column]) if self.id_column else str(i) for i, row in enumerate(rows)]
+        if len(set(ids)) < len(ids):
+            twice = next(id for id in ids if ids.count(id) > 1)
+            raise ValueError(f"{self.name}: two rows have the {self.id_column} {twice!r}: names must differ.")
+        return [
+            Question(id, text, render(self.template, text), reference, self.problem and self.problem(row))
+            for id, (text, reference), row in zip(ids, problems, rows, strict=True)
+        ]
+
+
+def from_file(path: str, column_names: list[str]) -> Benchmark:
+    """A file of the user's own as a benchmark, with boxed answers; `ValueError` for want of the columns."""
+    found = [next((c for c in wanted if c in column_names), None) for wanted in (PROBLEM_COLUMNS, ANSWER_COLUMNS)]
+    if None in found:
+        raise ValueError(
+            f"{path} has the columns {', '.join(column_names)}: a benchmark needs one of {', '.join(PROBLEM_COLUMNS)} "
+            f"and one of {', '.join(ANSWER_COLUMNS)}."
+        )
+    problem, answer = found
+
+    def read(row: Row) -> tuple[str, str]:
+        return columns(problem, answer)({**row, answer: plain(row[answer])})
+
+    return Benchmark(Path(path).stem, Source(path, read))
+
+
+def plain(answer: Any) -> Any:
+    """A reference that a file has as a number, as text."""
+    return str(answer) if isinstance(answer, (int, float)) and not isinstance(answer, bool) else answer
+
+
+def seed_of(*parts: Any) -> int:
+    """A number below 2^31 that the parts alone decide, the same on every machine."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

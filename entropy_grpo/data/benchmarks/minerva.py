@@ -1,0 +1,21 @@
+"""Minerva's 272 undergraduate science questions (OCW), as Qwen2.5-Math's evaluation has them.
+
+Traps: answers are numbers rounded to two or three digits ("4.5e33"), without their units; some are formulas, equations
+or code ("np.arcsin(10/13)"). Hence the relative tolerance of 1%: a choice, the published evaluations differ in it
+(Qwen2.5-Math's allows 0.01% and counts fewer answers as right). lm-eval's "minerva_math" is another set.
+"""
+
+from ..sources import Source, columns
+from .benchmark import Benchmark
+
+BENCHMARK = Benchmark(
+    "minerva",
+    Source(
+        "math-ai/minervamath",
+        columns("question", "answer"),
+        file="test.jsonl",
+        revision="ee46ddc498933b1977577953250ca5c66be64f96",
+        rows=272,
+    ),
+    relative_tolerance=0.01,
+)

@@ -1,0 +1,105 @@
+"""The settings of a run's problems."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from ..tasks.task import EMBEDDED
+from .benchmarks import PUBLISHED
+from .prompts import TEMPLATES
+from .sources import FILE_FORMATS, TRAINING
+
+
+@dataclass
+class SourceConfig:
+    """Where the rows of a file or of a Hub id are, and which of their columns are read.
+
+    Parameters:
+        dataset_name: what the rows are read from.
+        dataset_config, dataset_revision: configuration and commit of the data set on the Hub.
+        dataset_train_split: split to train on.
+        prompt_column, solution_column: the columns of a file or a Hub id that hold the problem and its reference.
+        prompt_template: what to put around a problem, one of `prompts.TEMPLATES`; null for nothing.
+        decontaminate_against: leave out problems that occur in these evaluation sets, each one of
+            `benchmarks.PUBLISHED` or a file with a column `problem`, `question` or `prompt`.
+    """
+
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    dataset_train_split: str = "train"
+    prompt_column: str = "prompt"
+    solution_column: str = "solution"
+    prompt_template: str | None = None
+    decontaminate_against: list[str] = field(default_factory=list)
+
+    def check_source(self) -> None:
+        """Refuse a template, or a set to decontaminate against, that does not exist: `ValueError`."""
+        if self.prompt_template is not None and self.prompt_template not in TEMPLATES:
+            raise ValueError(
+                f"prompt_template is {self.prompt_template!r}: choose one of {', '.join(TEMPLATES)}, or null for "
+                "prompts as they are."
+            )
+        for name in self.decontaminate_against:
+            if name not in PUBLISHED and Path(name).suffix not in FILE_FORMATS:
+                raise ValueError(
+                    f"decontaminate_against names {name!r}: choose among {', '.join(PUBLISHED)} and files that end "
+                    f"in {' or '.join(FILE_FORMATS)}."
+                )
+
+
+@dataclass
+class DataConfig(SourceConfig):
+    """Problems to train on and problems to hold out.
+
+    Parameters:
+        dataset_name: `embedded:number_walk`, one of `sources.TRAINING`, a `.jsonl` / `.parquet` file, or a Hub id.
+        dataset_file: for one of `sources.TRAINING`, a local copy of its rows instead of those on the Hub.
+        max_prompt_length: leave out problems whose prompt has more tokens; null for no limit.
+        num_train_problems: for an embedded data set, how many problems to make.
+        num_dev_problems: held-out problems for evaluation during training (0 for none).
+        num_test_problems: held-out problems for the evaluation before and after training (0 for none).
+    """
+
+    dataset_file: str | None = None
+    max_prompt_length: int | None = None
+    num_train_problems: int = 4096
+    num_dev_problems: int = 0
+    num_test_problems: int = 0
+
+    def check_data(self) -> None:
+        """Refuse settings that name no data, that contradict each other or that nothing reads: `ValueError`."""
+        if not self.dataset_name:
+            raise ValueError(
+                f"dataset_name is missing: name an embedded data set, {', '.join(TRAINING)}, a Hub id or a "
+                ".jsonl/.parquet file."
+            )
+        self.check_source()
+        if self.max_prompt_length is not None and self.max_prompt_length < 1:
+            raise ValueError(f"max_prompt_length is {self.max_prompt_length}: it must be 1 or more, or null.")
+        self._check_file()
+        unread = []
+        if self.dataset_name.startswith(EMBEDDED):
+            unread = "prompt_column solution_column prompt_template max_prompt_length decontaminate_against".split()
+        elif self.dataset_name in TRAINING:
+            unread = "dataset_config dataset_train_split prompt_column solution_column".split()
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name in unread and value not in (setting.default, []):
+                raise ValueError(
+                    f"{setting.name} is {value!r} but dataset_name {self.dataset_name!r} does not read it: leave it "
+                    "out."
+                )
+        for name in ("num_train_problems", "num_dev_problems", "num_test_problems"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
+
+    def _check_file(self) -> None:
+        if self.dataset_file is None:
+            return
+        if self.dataset_name not in TRAINING:
+            raise ValueError(
+                f"dataset_file is {self.dataset_file!r} but dataset_name is {self.dataset_name!r}: it is a copy "
+                f"of one of {', '.join(TRAINING)}; name any other file as dataset_name."
+            )
+        if Path(self.dataset_file).suffix not in FILE_FORMATS:
+            raise ValueError(f"dataset_file is {self.dataset_file!r}: it must end in {' or '.join(FILE_FORMATS)}.")

@@ -1,0 +1,71 @@
+"""Which problems of a data set are left out: text in, positions or texts out; no data set, no model."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from concurrent.futures import TimeoutError
+from multiprocessing import get_context
+
+from pebble import ProcessExpired, ProcessPool
+
+from ..grading import readable
+from ..grading.pool import LONGEST_ANSWER
+
+# References that no parser needs to look at; almost all of DAPO's are of this kind.
+PLAIN_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")
+# How LaTeX writes the same formula in several ways: delimiters, sizes of brackets and fractions, spaces.
+_SAME = [
+    (re.compile(r"\\[dt]frac(?![a-z])"), r"\\frac"),
+    (re.compile(r"\\(?:left|right)(?![a-z])|\\[()\[\],;!\s]|[$\s]"), ""),
+]
+
+
+def normalised(question: str) -> str:
+    """A question up to case, white space, delimiters of formulas and sizes of brackets and fractions."""
+    question = unicodedata.normalize("NFC", question).casefold()
+    for pattern, replacement in _SAME:
+        question = pattern.sub(replacement, question)
+    return question
+
+
+def repeated(questions: Sequence[str], answers: Sequence[str]) -> tuple[set[int], set[int]]:
+    """(positions whose question and answer came before, all positions of questions with different answers).
+
+    Questions are the same if their text is, answers if theirs is without white space.
+    """
+    seen: dict[str, list[int]] = {}
+    for position, question in enumerate(questions):
+        seen.setdefault(question, []).append(position)
+    again, conflicting = set(), set()
+    for positions in seen.values():
+        if len({"".join(answers[position].split()) for position in positions}) > 1:
+            conflicting.update(positions)
+        else:
+            again.update(positions[1:])
+    return again, conflicting
+
+
+def unreadable(references: Iterable[str], workers: int, seconds: float) -> list[str]:
+    """The references, each once and in order, that the grader makes nothing of within `seconds` of wall clock.
+
+    At most `workers` processes parse them, which are killed if they pass the limit; numbers in digits are not parsed.
+    """
+    doubtful = [text for text in dict.fromkeys(references) if not PLAIN_NUMBER.fullmatch(text.strip())]
+    short = [text for text in doubtful if len(text) <= LONGEST_ANSWER]
+    read = set()
+    if short:
+        # A worker imports sympy and the parser before its first task, so that the limit is for parsing alone.
+        with ProcessPool(
+            min(workers, len(short)),
+            initializer=readable,
+            initargs=("\\frac{1}{2}",),
+            context=get_context("forkserver"),
+        ) as pool:
+            futures = [pool.schedule(readable, args=(text,), timeout=seconds) for text in short]
+            for text, future in zip(short, futures, strict=True):
+                try:
+                    if future.result():
+                        read.add(text)
+                except (TimeoutError, ProcessExpired):
+                    continue
+    return [text for text in doubtful if text not in read]

@@ -1,0 +1,260 @@
+"""Problems to train on and problems held out, as data sets with the columns `prompt` and `solution`.
+
+A source is `embedded:number_walk`, one of `sources.TRAINING`, a local `.jsonl` or `.parquet` file, or a data set's id
+on the Hub. From all but the first, problems are left out that cannot teach or would flatter: see `_filtered`.
+"""
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, Value
+
+from ..grading.config import GradingConfig
+from ..tasks import number_walk
+from ..tasks.task import EMBEDDED
+from .benchmarks import PUBLISHED
+from .benchmarks.benchmark import PROBLEM_COLUMNS
+from .config import DataConfig, SourceConfig
+from .filters import normalised, repeated, unreadable
+from .hub import load_file, load_hub
+from .prompts import render
+from .sources import FILE_FORMATS, TRAINING, Source, columns, read_rows
+
+COLUMNS = ("prompt", "solution")
+NUM_SHOWN = 3
+
+# Tokens of each prompt.
+PromptLengths = Callable[[list], list[int]]
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Disjoint sets of problems; `dev` and `test` are None where none were asked for.
+
+    `origin` says where they come from, how many there were, and how many of them were left out, for which reason.
+    """
+
+    train: Dataset
+    dev: Dataset | None
+    test: Dataset | None
+    origin: dict[str, Any]
+
+
+def load_problems(
+    config: DataConfig, seed: int, grading: GradingConfig | None = None, prompt_lengths: PromptLengths | None = None
+) -> Problems:
+    """Load, check, filter and split. All processes of a run call this together.
+
+    Args:
+        grading: the limits of the grader that has to read the references; None where a function of the user's own
+            grades.
+        prompt_lengths: needed, and called, with `max_prompt_length` alone.
+
+    Raises:
+        ValueError: it names the data set, what is wrong with it and what to do.
+    """
+    if config.dataset_name.startswith(EMBEDDED):
+        return _embedded(config, seed)
+    source = _source(config)
+    rows = _known(config, source) if config.dataset_name in TRAINING else load_columns(config, source)
+    rows, left_out = _filtered(config, rows, grading, prompt_lengths)
+    held_out = config.num_dev_problems + config.num_test_problems
+    if held_out >= len(rows):
+        raise ValueError(
+            f"num_dev_problems + num_test_problems is {held_out} but {config.dataset_name} has {len(rows)} problems: "
+            "hold out fewer."
+        )
+    # Held-out problems are the same for every seed, so that runs can be compared.
+    rows = rows.shuffle(seed=0)
+    dev, test = rows.select(range(config.num_dev_problems)), rows.select(range(config.num_dev_problems, held_out))
+    train = rows.select(range(held_out, len(rows)))
+    origin = {
+        "dataset": source.hub_id,
+        "config": source.config,
+        "file": source.file,
+        "revision": source.revision,
+        **left_out,
+        "train": len(train),
+        "dev": len(dev),
+        "test": len(test),
+    }
+    return Problems(train, dev if len(dev) else None, test if len(test) else None, origin)
+
+
+def _source(config: DataConfig) -> Source:
+    """Where the problems are; of a local copy, and of a commit of the user's own, the number of rows is not known."""
+    if config.dataset_name in TRAINING:
+        source = TRAINING[config.dataset_name]
+        if config.dataset_file is not None:
+            return replace(source, file=config.dataset_file, revision=None, rows=None)
+        if config.dataset_revision not in (None, source.revision):
+            return replace(source, revision=config.dataset_revision, rows=None)
+        return source
+    return named_source(config)
+
+
+def named_source(config: SourceConfig) -> Source:
+    """What the settings say of a Hub id, or of a file, of which only the columns are read."""
+    return Source(
+        config.dataset_name,
+        columns(config.prompt_column, config.solution_column),
+        config=config.dataset_config,
+        split=config.dataset_train_split,
+        revision=config.dataset_revision,
+    )
+
+
+def _known(config: DataConfig, source: Source) -> Dataset:
+    """The rows of one of `TRAINING`, read into the columns `prompt` and `solution`."""
+    if config.dataset_file is not None:
+        rows = load_file("dataset_file", config.dataset_file)
+    else:
+        rows = load_hub(f"dataset_name is {config.dataset_name!r}", source)
+    problems = read_rows(config.dataset_name, source, rows)
+    return Dataset.from_dict({"prompt": [question for question, _ in problems], "solution": [a for _, a in problems]})
+
+
+def load_columns(config: SourceConfig, source: Source) -> Dataset:
+    """The rows of a file or a Hub id, their problems and references in the columns `prompt` and `solution`."""
+    if Path(config.dataset_name).suffix in FILE_FORMATS:
+        rows = load_file("dataset_name", config.dataset_name)
+    else:
+        rows = load_hub(f"dataset_name is {config.dataset_name!r}", source)
+    wanted = {config.prompt_column: "prompt", config.solution_column: "solution"}
+    missing = [column for column in wanted if column not in rows.column_names]
+    if missing:
+        raise ValueError(
+            f"dataset_name is {config.dataset_name!r}, whose columns are {', '.join(rows.column_names)}: "
+            f"rename its columns so that it has {' and '.join(missing)}, or name them with prompt_column and "
+            "solution_column."
+        )
+    in_the_way = [column for column in COLUMNS if column in rows.column_names and column not in wanted]
+    rows = rows.remove_columns(in_the_way).rename_columns(wanted)
+    solution = rows.features["solution"]
+    if not isinstance(solution, Value):
+        raise ValueError(
+            f"dataset_name is {config.dataset_name!r}, whose {config.solution_column} is no text: make a file with "
+            "plain references, or name their column with solution_column."
+        )
+    # Answers that are plain numbers are read as such by JSON and parquet; graders compare text.
+    return rows if solution.dtype.endswith("string") else rows.cast_column("solution", Value("string"))
+
+
+def evaluation_questions(name: str) -> set[str]:
+    """The problems of one of `PUBLISHED` or of a file, normalised."""
+    if name in PUBLISHED:
+        source = PUBLISHED[name].source
+        problems = read_rows(name, source, load_hub(f"decontaminate_against names {name!r}", source))
+        return {normalised(question) for question, _ in problems}
+    rows = load_file("decontaminate_against", name)
+    column = next((column for column in PROBLEM_COLUMNS if column in rows.column_names), None)
+    if column is None:
+        raise ValueError(
+            f"decontaminate_against names {name!r}, whose columns are {', '.join(rows.column_names)}: rename the one "
+            f"with the problems to {PROBLEM_COLUMNS[0]}."
+        )
+    return {normalised(question_text(name, i, prompt)) for i, prompt in enumerate(rows[column])}
+
+
+def question_text(name: str, row: int, prompt: Any) -> str:
+    """The text of a prompt that is text or a list of messages."""
+    parts = [message.get("content") for message in prompt] if isinstance(prompt, list) else [prompt]
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"{name}: row {row} has the prompt {prompt!r:.60}, where text or messages belong.")
+    return "\n".join(parts)
+
+
+def _unreadable(grading: GradingConfig | None, references: list[str]) -> list[str]:
+    """`filters.unreadable`, found on the first process for all; none where a function of the user's own grades."""
+    found: list[list[str]] = [[]]
+    if grading is not None:
+        if PartialState().is_main_process:
+            found = [unreadable(references, os.cpu_count() or 1, grading.grading_seconds)]
+        broadcast_object_list(found)
+    return found[0]
+
+
+def _rendered(config: DataConfig, rows: Dataset) -> Dataset:
+    """The rows with their prompts in the template."""
+    if config.prompt_template is None:
+        return rows
+    prompts = list(rows["prompt"])
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(
+            f"prompt_template is {config.prompt_template!r} but the prompts of {config.dataset_name} are messages, "
+            "which the tokenizer's chat template writes: leave it out."
+        )
+    return rows.remove_columns("prompt").add_column("prompt", [render(config.prompt_template, p) for p in prompts])
+
+
+def _filtered(
+    config: DataConfig, rows: Dataset, grading: GradingConfig | None, prompt_lengths: PromptLengths | None
+) -> tuple[Dataset, dict[str, Any]]:
+    """The problems to keep, in the template, and how many were left out, each by the first reason that held.
+
+    Left out are problems without an answer; repetitions; questions with different answers; those whose reference
+    the grader cannot read, unless a function of the user's own grades; those of evaluation sets; long prompts.
+    """
+    answers = [(answer or "").strip() for answer in rows["solution"]]
+    questions = [normalised(question_text(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
+    reasons = {i: "no answer" for i, answer in enumerate(answers) if not answer}
+
+    def left() -> list[int]:
+        return [i for i in range(len(rows)) if i not in reasons]
+
+    kept = left()
+    again, conflicting = repeated([questions[i] for i in kept], [answers[i] for i in kept])
+    reasons |= {kept[i]: "repeated" for i in again} | {kept[i]: "different answers" for i in conflicting}
+    unread = _unreadable(grading, [answers[i] for i in left()])
+    reasons |= {i: "unreadable reference" for i in left() if answers[i] in set(unread)}
+    for name in config.decontaminate_against:
+        found = evaluation_questions(name)
+        reasons |= {i: f"in {name}" for i in left() if questions[i] in found}
+    rows, kept = _rendered(config, rows), left()
+    if config.max_prompt_length is not None and kept:
+        lengths = zip(kept, prompt_lengths(rows.select(kept)["prompt"][:]), strict=True)
+        reasons |= {i: f"over {config.max_prompt_length} tokens" for i, n in lengths if n > config.max_prompt_length}
+
+    kept, counts = left(), dict(Counter(reasons.values()))
+    told = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+    if not kept:
+        raise ValueError(f"dataset_name is {config.dataset_name!r}: all {len(rows)} problems are left out ({told}).")
+    if PartialState().is_main_process:
+        print(f"{config.dataset_name}: {len(kept)} problems of {len(rows)}; left out: {told}", flush=True)
+        for reference in unread[:NUM_SHOWN]:
+            print(f"  the grader cannot read the reference {reference!r:.200}", flush=True)
+    return rows.select(kept), {"rows": len(rows), "left_out": counts, "unreadable_references": unread}
+
+
+def _embedded(config: DataConfig, seed: int) -> Problems:
+    if config.dataset_name != EMBEDDED + number_walk.NAME:
+        raise ValueError(f"dataset_name is {config.dataset_name!r}: choose {EMBEDDED}{number_walk.NAME}.")
+
+    def make(split: str, count: int) -> Dataset | None:
+        problems = number_walk.problems(split, seed if split == "train" else 0)
+        rows = [{"prompt": p.prompt, "solution": str(p.target)} for p in itertools.islice(problems, count)]
+        return Dataset.from_list(rows) if rows else None
+
+    train = make("train", config.num_train_problems)
+    if train is None:
+        raise ValueError("num_train_problems is 0: make at least one generation batch of problems.")
+    dev, test = make("dev", config.num_dev_problems), make("test", config.num_test_problems)
+    sizes = {name: len(part) if part else 0 for name, part in (("train", train), ("dev", dev), ("test", test))}
+    return Problems(train, dev, test, {"dataset": config.dataset_name, **sizes})
+
+
+def check_size(train: Dataset, problems_per_rollout: int) -> None:
+    """Refuse a data set too small for one rollout: TRL would train for zero steps, without an error."""
+    if len(train) < problems_per_rollout:
+        raise ValueError(
+            f"the training set has {len(train)} problems but one rollout takes {problems_per_rollout} "
+            "(generation_batch_size / num_generations): lower generation_batch_size, per_device_train_batch_size or "
+            "gradient_accumulation_steps, or bring more problems."
+        )

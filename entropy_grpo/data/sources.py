@@ -1,0 +1,201 @@
+"""Training sets by name: where each lies on the Hub, at which commit, how many rows it has, and what one row says.
+
+`read` turns a row into (question, answer), both plain text: the question without what its publisher put around it, the
+answer as a reference for the rewards, empty where the row has none. A row of another form is a `ValueError` that says
+what was expected. Nothing here loads anything.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..grading import boxed
+
+Row = Mapping[str, Any]
+Problem = tuple[str, str]
+
+GURU_INSTRUCTION = "Please output the final answer within \\boxed{}."
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set on the Hub.
+
+    Parameters:
+        hub_id: its id.
+        read: (question, answer) of a row.
+        config, split: what to load of it, where `file` does not say.
+        file: path in the repository of the one file to load.
+        revision: commit; None where none is known, so that the newest is loaded.
+        rows: how many rows that commit has; None where no reliable figure is known.
+        languages: ISO 639-1 codes of its problems; none where nobody says.
+    """
+
+    hub_id: str
+    read: Callable[[Row], Problem]
+    config: str | None = None
+    split: str = "train"
+    file: str | None = None
+    revision: str | None = None
+    rows: int | None = None
+    languages: tuple[str, ...] = ()
+
+
+def text_at(row: Row, *path: str | int) -> str:
+    """The text at a place in a row; `ValueError` if there is none."""
+    value: Any = row
+    shown = ".".join(map(str, path))
+    for step in path:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{shown} was expected and is missing") from error
+    if not isinstance(value, str):
+        raise ValueError(f"{shown} is {value!r:.60} where text was expected")
+    return value
+
+
+def columns(question: str, answer: str) -> Callable[[Row], Problem]:
+    """A reader of rows that have the question and the answer in a column each."""
+    return lambda row: (text_at(row, question), text_at(row, answer))
+
+
+def last_box(text: str) -> str:
+    """The content of the last `\\boxed` or `\\fbox` of a text, in MATH also without braces; empty if none."""
+    text = re.sub(r"\\(?:boxed|fbox)\s*", r"\\boxed", text)
+    start = text.rfind("\\boxed")
+    if start < 0:
+        return ""
+    if text.startswith("\\boxed{", start):
+        return (boxed(text[start:]) or "").strip()
+    return text[start + len("\\boxed") :].split("$")[0].strip()
+
+
+def read_rows(name: str, source: Source, rows: Iterable[Row]) -> list[Problem]:
+    """(question, answer) of every row; `ValueError` naming set and row, counted from 0, for one of another form."""
+    problems = []
+    for number, row in enumerate(rows):
+        try:
+            question, answer = source.read(row)
+            if not question.strip():
+                raise ValueError("the question is empty")
+        except ValueError as error:
+            raise ValueError(f"{name}: row {number} of {source.hub_id} has another form: {error}.") from error
+        problems.append((question, answer))
+    return problems
+
+
+def read_math(row: Row) -> Problem:
+    """MATH: the answer is what the worked solution boxes last."""
+    return text_at(row, "problem"), last_box(text_at(row, "solution"))
+
+
+def read_gsm8k(row: Row) -> Problem:
+    """GSM8K: the answer follows the last `####`, with commas in large numbers."""
+    _, mark, answer = text_at(row, "answer").rpartition("####")
+    if not mark:
+        raise ValueError(f"answer is {answer!r:.60} where a text with '####' was expected")
+    return text_at(row, "question"), answer.replace(",", "").strip()
+
+
+def _only_message(row: Row) -> str:
+    prompt = row.get("prompt")
+    if not isinstance(prompt, list) or len(prompt) != 1:
+        raise ValueError(f"prompt is {prompt!r:.60} where a list of one message was expected")
+    return text_at(row, "prompt", 0, "content")
+
+
+def read_guru(row: Row) -> Problem:
+    """guru: one message, which ends in an instruction that is not part of the question."""
+    content = _only_message(row).rstrip()
+    if not content.endswith(GURU_INSTRUCTION):
+        raise ValueError(f"prompt ends in {content[-60:]!r} where {GURU_INSTRUCTION!r} was expected")
+    return content.removesuffix(GURU_INSTRUCTION).rstrip(), text_at(row, "reward_model", "ground_truth")
+
+
+def read_still_3(row: Row) -> Problem:
+    """STILL-3: one message, a whole prompt for a base model, with the question between `User:` and `Assistant:`."""
+    content = _only_message(row)
+    _, user, rest = content.partition("User:")
+    question, assistant, _ = rest.rpartition("Assistant:")
+    if not user or not assistant or content.count("User:") != 1:
+        raise ValueError(f"prompt is {content!r:.60} where one 'User:' and an 'Assistant:' after it were expected")
+    return question.strip(), text_at(row, "reward_model", "ground_truth")
+
+
+_DAPO = "open-r1/DAPO-Math-17k-Processed"
+_DAPO_REVISION = "31dd309567e3da778038cc87d868b6097a3ccf68"
+
+TRAINING = {
+    # The processed form of what arXiv 2506.01939 trains on, with its 3,282 Chinese problems: 10,000 + 7,398 rows are
+    # what the paper's Llama runs share out. `solution` is the bare answer.
+    "dapo_math": Source(
+        _DAPO,
+        columns("prompt", "solution"),
+        config="all",
+        revision=_DAPO_REVISION,
+        rows=17_398,
+        languages=("en", "zh"),
+    ),
+    "dapo_math_en": Source(
+        _DAPO,
+        columns("prompt", "solution"),
+        config="en",
+        revision=_DAPO_REVISION,
+        rows=14_116,
+        languages=("en",),
+    ),
+    # What the released scripts of arXiv 2506.01939 train on. By its file: the schemas of the set's files differ.
+    "guru_math": Source(
+        "LLM360/guru-RL-92k",
+        read_guru,
+        file="train/math__combined_54.4k.parquet",
+        revision="2e2790a962a3c099bfb5ea61389cbf98a5ea439b",
+        rows=54_404,
+    ),
+    # arXiv 2508.02260. No commit is known that anybody pins, and about 90,000 rows is all that is said of its size.
+    "still_3": Source("RUC-AIBOX/STILL-3-RL-90K", read_still_3),
+    "math": Source(
+        "DigitalLearningGmbH/MATH-lighteval",
+        read_math,
+        config="default",
+        revision="0530c78699ea5e8eb5530600900e1f328b48acad",
+        rows=7_500,
+        languages=("en",),
+    ),
+    "deepscaler": Source(
+        "agentica-org/DeepScaleR-Preview-Dataset",
+        columns("problem", "answer"),
+        file="deepscaler.json",
+        revision="b6ae8c60f5c1f2b594e2140b91c49c9ad0949e29",
+        rows=40_315,
+        languages=("en",),
+    ),
+    "gsm8k": Source(
+        "openai/gsm8k",
+        read_gsm8k,
+        config="main",
+        revision="740312add88f781978c0658806c59bc2815b9866",
+        rows=7_473,
+        languages=("en",),
+    ),
+}
+
+
+# Suffixes that make a `dataset_name` a local file, with the loader that reads it.
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def hub_id(name: str | None) -> str | None:
+    """The Hub id of a data set or model; None for a local or an embedded one."""
+    if not name or Path(name).suffix in FILE_FORMATS:
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return None if Path(name).exists() else name

@@ -1,0 +1,102 @@
+"""Responses from a running server with OpenAI's completions API (`vllm serve`, SGLang, llama.cpp), by its URL.
+
+The server decides which tokens end a response. `vllm serve` also adds what the model's generation configuration says
+of sampling (top_k, penalties) to what a request asks for, unless it was started with `--generation-config vllm`.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Any
+
+import httpx
+
+from .base import Request, Response, Sampling
+
+TRIES = 6
+FIRST_PAUSE = 0.5
+# Of one response: the longest take hours on a busy server.
+SECONDS = 6 * 3600.0
+
+
+class ServerBackend:
+    """A server.
+
+    Parameters:
+        url: with or without `/v1`.
+        concurrency: requests that are under way at once.
+    """
+
+    in_batches = False
+
+    def __init__(self, url: str, concurrency: int):
+        self.name = url.rstrip("/").removesuffix("/v1")
+        self.concurrency = concurrency
+        limits = httpx.Limits(max_connections=concurrency)
+        self.client = httpx.Client(
+            base_url=f"{self.name}/v1", timeout=httpx.Timeout(SECONDS, connect=10), limits=limits
+        )
+        try:
+            self.model = self._ask("GET", "/models")["data"][0]["id"]
+        except (ValueError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"backend is {url!r}, where no server says which model it has: {error!r:.200}."
+            ) from error
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A reply; a server that is busy, restarting or away is asked again, with growing pauses."""
+        said = ""
+        for attempt in range(TRIES):
+            try:
+                reply = self.client.request(method, path, json=body)
+            except httpx.TransportError as error:
+                said = str(error)
+            else:
+                if reply.is_success:
+                    return reply.json()
+                said = f"{reply.status_code} {reply.text:.200}"
+                if reply.status_code != 429 and reply.status_code < 500:
+                    raise ValueError(f"{self.name} refuses a request: {said}")
+            time.sleep(FIRST_PAUSE * 2**attempt)
+        raise ValueError(f"{self.name} did not answer {TRIES} times ({said}): the same command goes on once it does.")
+
+    def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        """The server refuses what it cannot take."""
+
+    def parts(self, requests: Sequence[Request]) -> list[list[int]]:
+        """One request each: the server itself decides what it runs together."""
+        return [[i] for i in range(len(requests))]
+
+    def _response(self, request: Request, sampling: Sampling) -> Response:
+        body = {
+            "model": self.model,
+            "prompt": request.prompt,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed,
+        }
+        if sampling.top_k:  # no parameter of OpenAI's own
+            body["top_k"] = sampling.top_k
+        if sampling.forked:  # of a server with the logits processor `analysis.vllm_decoding:ForkedTemperature`
+            body["vllm_xargs"] = sampling.forked
+        start = time.perf_counter()
+        reply = self._ask("POST", "/completions", body)
+        choice = reply["choices"][0]
+        return Response(
+            choice["text"],
+            reply["usage"]["completion_tokens"],
+            choice["finish_reason"],
+            time.perf_counter() - start,
+        )
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
+        """Responses as they arrive."""
+        waiting = iter(enumerate(requests))
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            running = {pool.submit(self._response, r, sampling): i for i, r in islice(waiting, self.concurrency)}
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+                    running |= {pool.submit(self._response, r, sampling): i for i, r in islice(waiting, 1)}

@@ -1,0 +1,1 @@
+"""Programs as answers: their cases, and the sandbox in which they run."""

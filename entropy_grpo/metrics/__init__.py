@@ -1,0 +1,1 @@
+"""Figures about answers, as numbers and as text."""

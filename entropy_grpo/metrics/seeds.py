@@ -1,0 +1,57 @@
+"""Means over seeds, paired differences and the correction of their p-values, for runs that are compared.
+
+A side of a comparison is {seed: {problem: value}}. Two runs of one seed share problems, order and, with the embedded
+task, the cold start: so sides are compared over the seeds that both have, in pairs, or, where they have one in common,
+over its problems, which says nothing about other seeds.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from .intervals import CONFIDENCE, gain_interval
+
+Side = dict[int, dict[str, float]]
+SIGNIFICANT = 1 - CONFIDENCE
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and Student's t interval over at least two seeds."""
+    mean, error = float(np.mean(values)), float(stats.sem(values))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    return {"value": mean, "low": mean - half, "high": mean + half, "over": f"{len(values)} seeds"}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, so that one of them being below 0.05 by chance has probability 0.05."""
+    order = np.argsort(p_values)
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        adjusted[i] = largest
+    return adjusted
+
+
+def correct(tests: Iterable[dict[str, Any]]) -> None:
+    """Add Holm's `p_corrected` to tests that are one family."""
+    family = list(tests)
+    for test, p_value in zip(family, holm([test["p_value"] for test in family]), strict=True):
+        test["p_corrected"] = p_value
+
+
+def difference(baseline: Side, other: Side) -> dict[str, Any] | None:
+    """How far `other` is above `baseline`, in pairs, by `gain_interval`; None without a seed or problem in common."""
+    common = [seed for seed in sorted(baseline.keys() & other.keys()) if baseline[seed].keys() & other[seed].keys()]
+    if not common:
+        return None
+    problems = [sorted(baseline[seed].keys() & other[seed].keys()) for seed in common]
+    sides = [
+        [[side[seed][problem] for problem in shared] for seed, shared in zip(common, problems, strict=True)]
+        for side in (baseline, other)
+    ]
+    if len(common) == 1:
+        return gain_interval(sides[0][0], sides[1][0]) | {"over": f"{len(problems[0])} problems"}
+    means = [[float(np.mean(row)) for row in side] for side in sides]
+    return gain_interval(*means, bounded=False) | {"over": f"{len(common)} seeds"}

@@ -1,0 +1,124 @@
+"""LoRA and QLoRA: what a recipe may ask of PEFT, and a base model that stays as it is.
+
+TRL makes and trains the adapters. Here is what it passes over in silence: settings that nothing reads, names that no
+layer has, and a base whose weights change. For vLLM, TRL merges the adapters into the base, sends it, and takes them
+out again, in the base's own precision: in bfloat16 what comes back is another base after every rollout.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+import transformers
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor
+from transformers import AutoConfig
+from trl import get_peft_config
+from trl.generation.vllm_generation import VLLMGeneration
+
+from .config import CheckedModelConfig
+
+
+def lora_config(config: CheckedModelConfig) -> PeftConfig | None:
+    """TRL's, with the commit of the base that the adapters belong to; None without `use_peft`."""
+    made = get_peft_config(config)
+    if made is not None:
+        made.revision = config.model_revision
+    return made
+
+
+def check_quantised(config: CheckedModelConfig, use_vllm: bool, shards: bool) -> None:
+    """Refuse what a quantised base cannot be combined with.
+
+    Args:
+        shards: whether the launch divides the model over processes, by FSDP or DeepSpeed.
+    """
+    if not config.is_quantised:
+        return
+    name = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
+    if use_vllm:
+        raise ValueError(
+            f"{name} and use_vllm are both true: TRL would merge adapters into quantised weights, which ruins them, "
+            "and send them without their scales; set use_vllm: false, or train LoRA on a base that is not quantised."
+        )
+    if shards:
+        raise ValueError(
+            f"{name} is true, but accelerate_config shards the model, and quantised weights are not sharded here: "
+            "use accelerate_configs/ddp.yaml or single_gpu.yaml."
+        )
+
+
+def check_installed(config: CheckedModelConfig) -> None:
+    """Refuse a quantised base where bitsandbytes is not installed."""
+    if config.is_quantised and importlib.util.find_spec("bitsandbytes") is None:
+        name = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
+        raise ValueError(f'{name} is true, which needs bitsandbytes: pip install -e ".[qlora]".')
+
+
+def check_targets(model: str, config: CheckedModelConfig) -> None:
+    """Refuse adapters that a model has no place for, by adapting a model of its shape that holds no weights.
+
+    Args:
+        model: a local folder or Hub id; only its `config.json` is read.
+    """
+    if not config.use_peft:
+        return
+    shape = AutoConfig.from_pretrained(model, revision=config.model_revision)
+    with torch.device("meta"):
+        bare = getattr(transformers, shape.architectures[0])(shape)
+        names = [name for name, _ in bare.named_modules()]
+        try:
+            adapted = get_peft_model(bare, lora_config(config))
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"lora_target_modules is {config.lora_target_modules!r}: {reason}") from error
+    targets = config.lora_target_modules
+    for setting, wanted in (
+        ("lora_target_modules", targets if isinstance(targets, list) else []),
+        ("lora_modules_to_save", config.lora_modules_to_save or []),
+    ):
+        for part in wanted:
+            if not any(f".{name}".endswith(f".{part}") for name in names):
+                layers = sorted({n.rsplit(".", 1)[-1] for n in adapted.base_model.targeted_module_names})
+                raise ValueError(f"{setting} has {part!r}, and the model has no such module (adapted: {layers}).")
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            f"lora_target_modules is {targets!r}, which adapts the LM head, whose weight the loss reads directly: "
+            "leave it out, or train a copy of it with lora_modules_to_save: [lm_head]."
+        )
+    refuse_tied(adapted)
+
+
+def refuse_tied(model: PeftModel) -> None:
+    """Refuse an adapted or copied embedding whose weight is the LM head's, too: merged, it would change both."""
+    ends = {"embedding": model.get_input_embeddings(), "LM head": model.get_output_embeddings()}
+    for name, module in ends.items():
+        if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)) and model.config.tie_word_embeddings:
+            raise ValueError(
+                f"lora_target_modules or lora_modules_to_save names the {name}, but in this model embedding and LM "
+                "head share one weight, and would no longer: leave both out."
+            )
+
+
+def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
+    """Have TRL send merged weights as they are, and put the base's very weights back after every sync.
+
+    TRL hands out the weights themselves, and takes the adapters out of them when the last is fetched; its client packs
+    what it was handed after that, which without copies would send the end of the model unmerged.
+    """
+    merged = [m.get_base_layer().weight for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    synchronise, iterate = generation.sync_weights, generation._iter_named_params
+
+    def copies() -> Iterator[tuple[str, Tensor]]:
+        for name, weight in iterate():
+            yield name, weight.clone()
+
+    def synchronise_and_restore() -> None:
+        base = [weight.detach().to("cpu", copy=True) for weight in merged]
+        synchronise()
+        for weight, kept in zip(merged, base, strict=True):
+            weight.data.copy_(kept)
+
+    generation._iter_named_params, generation.sync_weights = copies, synchronise_and_restore

@@ -1,0 +1,70 @@
+"""Merge a LoRA checkpoint into its base: a plain model, which needs no PEFT.
+
+W + (alpha / r) B A, rounded once to the dtype that the run loaded the base in. Adapters of a quantised base (QLoRA)
+are merged into the base as published, which differs from the one that they were trained on by its quantisation error.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..runs.folder import RunFolder
+from .adapters import refuse_tied
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def read_adapter(checkpoint: Path) -> dict[str, Any]:
+    """The adapter's configuration; `ValueError` for a folder that holds no adapter to merge."""
+    for name in (CONFIG, WEIGHTS):
+        if not (checkpoint / name).is_file():
+            raise ValueError(f"{checkpoint} has no {name}: name a checkpoint or run folder of a run with use_peft.")
+    try:
+        config = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{checkpoint / CONFIG}: this is not JSON: {error}.") from error
+    if not isinstance(config, dict) or not config.get("base_model_name_or_path"):
+        raise ValueError(f"{checkpoint / CONFIG} names no base_model_name_or_path: the base is not known.")
+    return config
+
+
+def recipe_dtype(checkpoint: Path) -> str:
+    """The dtype that the run loaded its base in; `auto`, the base's own, where no recipe lies beside it."""
+    for folder in (checkpoint, checkpoint.resolve().parent):
+        recipe = RunFolder(folder).recipe
+        if recipe.is_file():
+            return yaml.safe_load(recipe.read_text(encoding="utf-8")).get("dtype", "float32")
+    return "auto"
+
+
+def merge(checkpoint: str | Path, output: str | Path, revision: str | None = None) -> Path:
+    """Write base plus adapter as safetensors, with tokenizer and generation configuration; returns the folder.
+
+    Args:
+        checkpoint: folder with an adapter: `runs/NAME` or `runs/NAME/checkpoint-N`.
+        output: new or empty folder.
+        revision: of the base on the Hub; else the one that the adapter was trained on.
+
+    Raises:
+        ValueError: no adapter, an output folder that is not empty, a base that does not load.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    config = read_adapter(checkpoint)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output is {str(output)!r}, which is not empty: name another folder.")
+    name, revision = config["base_model_name_or_path"], revision or config.get("revision")
+    try:
+        base = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=recipe_dtype(checkpoint))
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the base {name!r} (revision {revision}) does not load: {reason}") from error
+    adapted = PeftModel.from_pretrained(base, checkpoint, autocast_adapter_dtype=False)
+    refuse_tied(adapted)
+    merged = adapted.merge_and_unload(safe_merge=True)
+    merged.save_pretrained(output)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(output)
+    return output

@@ -1,0 +1,1 @@
+"""The logs of a run, and the watchers that read them."""

@@ -1,0 +1,117 @@
+"""What happens beside the training steps: the run folder is written, and a progress bar shows what matters."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+from transformers import ProgressCallback, TrainerCallback
+
+from ..runs import files
+from ..runs.environment import git_revision, hardware, peak_memory, versions
+from ..runs.folder import RunFolder
+from .watchers import WATCHERS, Log
+
+
+class RunRecorder(TrainerCallback):
+    """Writes `environment.json`, `metrics.jsonl` and `samples.jsonl` of the run folder, on the first rank.
+
+    `samples` makes the rows that go out with the next log: decoding every token is work that no other step, and no
+    other rank, should do. While `paused`, logs are not the training's and are passed over.
+    """
+
+    def __init__(self):
+        self.samples: Callable[[], list[dict[str, Any]]] = list
+        self.paused = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any):
+        if not state.is_world_process_zero:
+            return
+        environment = {
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "hardware": hardware(),
+            "num_processes": args.world_size,
+            "distributed": str(args.parallel_mode.value),
+            "base_model": model.config._name_or_path,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "arguments": args.to_dict(),
+        }
+        folder = RunFolder(Path(args.output_dir))
+        files.write_json(folder.environment, environment)
+        for path in (folder.metrics, folder.samples, folder.warnings):
+            if path.exists():
+                files.append_jsonl(path, [{"step": state.global_step, "resumed_from": state.global_step}])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any):
+        if not state.is_world_process_zero or self.paused:
+            return
+        folder = RunFolder(Path(args.output_dir))
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in logs.items()}
+        files.append_jsonl(folder.metrics, [{"step": state.global_step, **finite}])
+        samples, self.samples = self.samples(), list
+        files.append_jsonl(folder.samples, [{"step": state.global_step, **sample} for sample in samples])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any):
+        if state.is_world_process_zero:
+            row = {"step": state.global_step, "peak_memory": peak_memory()}
+            files.append_jsonl(RunFolder(Path(args.output_dir)).metrics, [row])
+
+
+class RewardProgress(ProgressCallback):
+    """A progress bar with reward, accuracy and entropy instead of a printed dictionary per log."""
+
+    SHOWN = ("reward", "accuracy", "entropy")
+
+    def __init__(self):
+        super().__init__()
+        self.latest: dict[str, str] = {}
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any):
+        if self.training_bar is None:
+            super().on_prediction_step(*args, **kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any):
+        if self.training_bar is None:
+            return
+        # Rewards are logged where a rollout begins, entropy at every step: show the latest of each.
+        self.latest |= {name: f"{logs[name]:.3f}" for name in self.SHOWN if logs.get(name) is not None}
+        self.training_bar.set_postfix(self.latest)
+        held_out = logs.get("eval_accuracy")
+        if held_out is not None:
+            self.training_bar.write(f"step {state.global_step}: held-out accuracy {held_out:.3f}")
+
+
+class Watch(TrainerCallback):
+    """Each watcher speaks once in a run, in the log and in `warnings.jsonl`.
+
+    What it reads is the trainer's own log history, which every rank has, and which a checkpoint holds: so all ranks
+    decide alike, and a run that goes on from a checkpoint knows its start.
+    """
+
+    def __init__(self, actions: dict[str, str], kept_share: float):
+        self.actions = {name: actions.get(name, "warn") for name in WATCHERS}
+        self.kept_share = kept_share
+        self.seen: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any):
+        rows = files.read_steps(RunFolder(Path(args.output_dir)).warnings)
+        self.seen = {row["watcher"] for row in rows if row["step"] <= state.global_step}
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any):
+        log = Log(state.log_history, self.kept_share)
+        for name, action in self.actions.items():
+            if action == "off" or name in self.seen:
+                continue
+            sentence = WATCHERS[name](log)
+            if sentence is None:
+                continue
+            self.seen.add(name)
+            get_logger(__name__).warning(f"Step {state.global_step}, {name}: {sentence}")
+            if state.is_world_process_zero:
+                row = {"step": state.global_step, "watcher": name, "action": action, "sentence": sentence}
+                files.append_jsonl(RunFolder(Path(args.output_dir)).warnings, [row])
+            if action == "stop":
+                control.should_save = control.should_training_stop = True
+        return control

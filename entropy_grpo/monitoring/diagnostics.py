@@ -1,0 +1,153 @@
+"""What tells how a run is doing, beside the objective's own metrics (after the analyses of arXiv 2508.02260).
+
+Everything here is a sum over what a training step holds in any case: no pass is made for it. What differs from the
+paper: the change of probabilities is that of the tokens that are trained on, since their rollout was written (one to
+`steps_per_rollout` - 1 optimiser steps), not that of a fixed set of responses between two checkpoints.
+
+`reduce` sums a tensor over ranks. Shapes: B sequences of a micro-batch, T completion tokens including padding.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..objective.selection import Reduce
+from ..objective.window import Scored, flatten, row_advantages
+from .categories import CATEGORIES, category
+
+# The share of tokens whose part in the change of probabilities is logged.
+TOP = 0.2
+# A mean change below it is none: at the first step of a rollout the policy is still the one that wrote it.
+ROUNDING = 1e-6
+
+
+class TokenCategories:
+    """Categories by token id, each looked up once.
+
+    Args:
+        decode: from a list of one id to its text.
+        size: of the vocabulary.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], size: int):
+        self.decode, self.size = decode, size
+        self.known = torch.full((size,), -1, dtype=torch.int8)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """int64 places in CATEGORIES, of the shape and on the device of the ids."""
+        found = self.known[ids.cpu()]
+        if (found < 0).any():
+            for token in ids.cpu()[found < 0].unique().tolist():
+                self.known[token] = CATEGORIES.index(category(self.decode([token])))
+            found = self.known[ids.cpu()]
+        return found.long().to(ids.device)
+
+
+def share(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def answer_metrics(right: Tensor, lengths: Tensor, group_size: int) -> dict[str, float]:
+    """Of all responses that were drawn: the mean length of right and of wrong ones, in tokens, and shares of groups.
+
+    Args:
+        right: (N,) bool, groups in a row.
+        lengths: (N,) tokens.
+    """
+    number = right.view(-1, group_size).sum(dim=1)
+    lengths = lengths.double()
+    return {
+        "completions/right_length": share((lengths * right).sum().item(), right.sum().item()),
+        "completions/wrong_length": share((lengths * ~right).sum().item(), (~right).sum().item()),
+        "groups/all_right": (number == group_size).double().mean().item(),
+        "groups/all_wrong": (number == 0).double().mean().item(),
+        "groups/one_right": (number == 1).double().mean().item(),
+    }
+
+
+def negative_only_entropy(
+    ids: Tensor, entropies: Tensor, positive: Tensor, negative: Tensor, size: int, reduce: Reduce
+) -> dict[str, float]:
+    """Of the tokens of negative responses whose id no positive one of the step has: mean entropy, and their share.
+
+    Args:
+        ids, entropies: (n,) tokens; positive, negative: (n,) bool, by the sign of the advantage.
+        size: of the vocabulary.
+    """
+    in_positive = reduce(torch.bincount(ids[positive], minlength=size)) > 0
+    only = negative & ~in_positive[ids]
+    totals = torch.stack([(entropies * only).sum().double(), only.sum().double(), negative.sum().double()])
+    entropy, count, negatives = reduce(totals).tolist()
+    return {"entropy/negative_only": share(entropy, count), "tokens/negative_only": share(count, negatives)}
+
+
+def category_metrics(categories: Tensor, kept: Tensor, entropies: Tensor, reduce: Reduce) -> dict[str, float]:
+    """By the first word of a category: its share of the tokens, the share of its own that is kept, their mean entropy.
+
+    (n,) tokens on each rank; entropies in nats.
+    """
+    columns = (torch.ones_like(entropies), kept, entropies)
+    sums = [torch.bincount(categories, weights=c.double(), minlength=len(CATEGORIES)) for c in columns]
+    counts, kept_counts, entropy_sums = reduce(torch.stack(sums)).tolist()
+    found = {}
+    for i, name in enumerate(full.split()[0] for full in CATEGORIES):
+        found[f"tokens/{name}"] = share(counts[i], sum(counts))
+        found[f"tokens/{name}_kept"] = share(kept_counts[i], counts[i])
+        found[f"tokens/{name}_entropy"] = share(entropy_sums[i], counts[i])
+    return found
+
+
+def change_metrics(logps: Tensor, old_logps: Tensor, reduce: Reduce) -> dict[str, float]:
+    """The mean change |p - p_old| of tokens' probabilities, and the part in it of the fifth that changed most.
+
+    The fifth of each rank's tokens; NaN where nothing has changed. (n,) log-probabilities on each rank.
+    """
+    change = (logps.double().exp() - old_logps.double().exp()).abs()
+    top = change.topk(math.ceil(TOP * len(change))).values.sum()
+    top, total, count = reduce(torch.stack([top, change.sum(), torch.tensor(len(change)).to(change)])).tolist()
+    moved = total > ROUNDING * count
+    return {"probability/change": share(total, count), "probability/top20_share": top / total if moved else math.nan}
+
+
+def gradient_metrics(norms: Tensor, entropies: Tensor, reduce: Reduce) -> dict[str, float]:
+    """Median and upper percentiles of G_t (Eq. 4), and its rank correlation with the entropy; means over ranks.
+
+    (n,) values of one rank's tokens. Equal values are ranked in an arbitrary order.
+    """
+    if len(norms) < 2:
+        values = torch.zeros(5, dtype=torch.float64, device=norms.device)
+    else:
+        places = [x.argsort().argsort().double() for x in (norms, entropies)]
+        correlation = torch.corrcoef(torch.stack(places))[0, 1]
+        ordered = norms.sort().values.double()
+        levels = [ordered[math.floor(level * (len(ordered) - 1))] for level in (0.5, 0.9, 0.99)]
+        values = torch.stack([*levels, correlation, torch.ones_like(correlation)])
+    *sums, ranks = reduce(values).tolist()
+    names = ("gradient/p50", "gradient/p90", "gradient/p99", "gradient/entropy_correlation")
+    return {name: share(value, ranks) for name, value in zip(names, sums, strict=True)}
+
+
+def step_metrics(
+    scored: Sequence[Scored], everything: Sequence[Scored], categories: TokenCategories, reduce: Reduce
+) -> dict[str, float]:
+    """What an optimiser step logs of its tokens; see `window.window_metrics` for the arguments."""
+    mask = flatten([s.mask for s in everything])
+    ids, entropies, kept, advantages = (
+        flatten(parts)[mask]
+        for parts in (
+            [s.inputs["completion_ids"] for s in everything],
+            [s.entropies for s in everything],
+            [s.kept for s in everything],
+            [row_advantages(s.inputs).expand_as(s.mask) for s in everything],
+        )
+    )
+    found = negative_only_entropy(ids, entropies, advantages > 0, advantages < 0, categories.size, reduce)
+    found |= category_metrics(categories(ids), kept, entropies, reduce)
+    if "old_per_token_logps" in scored[0].inputs:
+        # Others are not projected where the kept tokens are known beforehand.
+        trained = flatten([s.kept & (row_advantages(s.inputs) != 0) for s in scored])
+        logps = flatten([s.logps for s in scored])[trained]
+        found |= change_metrics(logps, flatten([s.inputs["old_per_token_logps"] for s in scored])[trained], reduce)
+    return found

@@ -1,0 +1,171 @@
+"""Reward functions by name, in TRL's signature: (prompts, completions, **columns of the data set) -> floats.
+
+The first reward of a run says whether a response is right, which it is where that reward is above 0; evaluation reads
+that one. `random`, `inverted` and `format_only` are controls: models exist that gain as much from them, and a gain
+over them is one that can be believed.
+
+Two steps make such a reward. What is graded: a text out of each response, or None. And what the verdict is worth: 1
+and 0, or 1 and -1, the recipe's `reward_scale`. Rewards that grade can `begin` as soon as the responses are written.
+"""
+
+import hashlib
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ..grading import answer_line, boxed
+from ..grading.pool import Grader, LogMetric
+from ..tasks.task import walk
+
+Reward = Callable[..., list[float]]
+
+# DAPO's punishment of length, and the rewards that teach nothing.
+OVERLONG = "overlong"
+CONTROL_REWARDS = ("random", "inverted", "format_only")
+# What a right and a wrong answer are worth.
+REWARD_SCALES = {"0/1": (1.0, 0.0), "+-1": (1.0, -1.0)}
+
+
+def text_of(completion: str | list[dict[str, str]]) -> str:
+    """The response's text, for plain and for conversational data."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+# What is graded: (prompts, completions) -> answers.
+
+
+def boxed_answers(completions: list, **kwargs: Any) -> list[str | None]:
+    """What the responses box (arXiv 2506.01939, section 5.2)."""
+    return [boxed(text_of(c)) for c in completions]
+
+
+def answer_lines(completions: list, **kwargs: Any) -> list[str | None]:
+    """The last `Answer: ...` lines, which DAPO's prompt asks for."""
+    return [answer_line(text_of(c)) for c in completions]
+
+
+def walks(prompts: list[str], completions: list[str], **kwargs: Any) -> list[str | None]:
+    """The boxed expressions that walk from the given start by the given moves."""
+    return [walk(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+# Controls that grade nothing: (prompts, completions) -> 1.0 or 0.0.
+
+
+def format_only(completions: list, **kwargs: Any) -> list[float]:
+    """1.0 for one boxed answer that closes, whatever it says, else 0.0."""
+    texts = [text_of(c) for c in completions]
+    return [float(text.count("\\boxed{") == 1 and boxed(text) is not None) for text in texts]
+
+
+def random(prompts: list, completions: list, **kwargs: Any) -> list[float]:
+    """1.0 or 0.0, a coin that falls alike for the same response to the same prompt."""
+
+    def coin(prompt: Any, completion: Any) -> float:
+        return float(hashlib.sha256(f"{prompt}\0{text_of(completion)}".encode()).digest()[0] % 2)
+
+    return [coin(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+class Control:
+    """A control on the run's scale: `right` for 1.0, `wrong` for 0.0."""
+
+    def __init__(self, name: str, judge: Reward, right: float, wrong: float):
+        self.__name__ = name  # TRL names its metrics after it
+        self.judge, self.right, self.wrong = judge, right, wrong
+
+    def __call__(self, **columns: Any) -> list[float]:
+        return [self.right if judged else self.wrong for judged in self.judge(**columns)]
+
+
+class Graded:
+    """`right` for an answer that is equivalent to the column `solution`, else `wrong`."""
+
+    def __init__(self, name: str, answers: Callable[..., list[str | None]], grade: Grader, right: float, wrong: float):
+        self.__name__ = name
+        self.answers, self.grade, self.right, self.wrong = answers, grade, right, wrong
+
+    def begin(self, solution: list[str], **columns: Any) -> None:
+        """Start to grade; a later call with the same columns waits for what is left."""
+        self.grade.begin(self.answers(**columns), solution)
+
+    def __call__(self, solution: list[str], log_metric: LogMetric | None = None, **columns: Any) -> list[float]:
+        graded = self.grade(self.answers(**columns), solution, log_metric)
+        return [self.right if equal else self.wrong for equal in graded]
+
+
+GRADED = {
+    "accuracy": boxed_answers,
+    "dapo_accuracy": answer_lines,
+    "walk_accuracy": walks,
+    "inverted": boxed_answers,
+}
+CONTROLS = {"format_only": format_only, "random": random}
+
+
+def imported(name: str) -> Reward:
+    """A reward function of the user's own, `module:function`, found from the working directory, too."""
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"rewards names {name!r}, which does not import: {error}.") from error
+    if not callable(found):
+        raise ValueError(f"rewards names {name!r}, which is no function.")
+    return found
+
+
+def overlong(max_completion_length: int, cache_length: int | None) -> Reward:
+    """DAPO's soft overlong punishment: min(-(length - (max - cache)) / cache, 0), in tokens.
+
+    Its factor is its weight among `reward_weights`.
+    """
+    if cache_length is None or not 0 < cache_length < max_completion_length:
+        raise ValueError(
+            f"overlong_cache_length is {cache_length}: the reward 'overlong' needs it, above 0 and below "
+            f"max_completion_length ({max_completion_length})."
+        )
+    from trl.rewards import get_soft_overlong_punishment
+
+    punish = get_soft_overlong_punishment(max_completion_length, cache_length)
+    punish.__name__ = OVERLONG  # TRL names its metrics after it
+    return punish
+
+
+def get_rewards(
+    names: list[str],
+    grade: Grader,
+    max_completion_length: int,
+    overlong_cache_length: int | None = None,
+    scale: str = "0/1",
+) -> list[Reward]:
+    """The named reward functions, with a grader for those that need one; `ValueError` naming the known ones.
+
+    `scale` is one of `REWARD_SCALES`, for all but `overlong` and the user's own.
+    """
+    known = [*GRADED, *CONTROLS, OVERLONG]
+    if not names or any(name not in known and ":" not in name for name in names):
+        raise ValueError(f"rewards is {names!r}: name one or more of {', '.join(sorted(known))}, or module:function.")
+    if names[0] == OVERLONG:
+        raise ValueError(f"rewards is {names!r}: begin with the one that says whether a response is right.")
+    if OVERLONG not in names and overlong_cache_length is not None:
+        raise ValueError(
+            f"overlong_cache_length is {overlong_cache_length}, but rewards does not name 'overlong': add it, or "
+            "leave the length out."
+        )
+    right, wrong = REWARD_SCALES[scale]
+
+    def made(name: str) -> Reward:
+        if name == OVERLONG:
+            return overlong(max_completion_length, overlong_cache_length)
+        if name == "inverted":
+            return Graded(name, GRADED[name], grade, wrong, right)
+        if name in GRADED:
+            return Graded(name, GRADED[name], grade, right, wrong)
+        return Control(name, CONTROLS[name], right, wrong) if name in CONTROLS else imported(name)
+
+    return [made(name) for name in names]

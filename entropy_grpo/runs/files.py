@@ -1,0 +1,73 @@
+"""Rows and objects in files that are replaced in one step, or only ever appended to: a killed run loses nothing
+that it has written.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def append_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """Append rows, each flushed as a whole line; a line that a killed run left unfinished is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """Rows of a file, none if it is absent. An unfinished line, which only a killed run leaves, is passed over."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def read_steps(path: Path) -> list[Row]:
+    """The rows of `metrics.jsonl` or `samples.jsonl` that led to where the run is.
+
+    A run that was killed has rows that lie behind the checkpoint it went on from: a row with `resumed_from` says that
+    those after that step are void.
+    """
+    rows: list[Row] = []
+    for row in read_jsonl(path):
+        if "resumed_from" in row:
+            rows = [earlier for earlier in rows if earlier["step"] <= row["resumed_from"]]
+        else:
+            rows.append(row)
+    return rows
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def replace_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """Replace a file by rows."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Row:
+    """The object in a file, empty if the file is absent."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_json(path: Path, value: Row) -> None:
+    """Replace a file by an object."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -1,0 +1,81 @@
+"""A run's folder: where runs go, and the paths inside one.
+
+runs/NAME/
+    recipe.yaml       the resolved recipe; launches again to the same run
+    environment.json  versions, git revision, hardware, every training argument
+    data.json         where the problems come from, how many there are and which were left out
+    problems.jsonl    after a cold start, the problems that it took
+    metrics.jsonl     one row per log
+    warnings.jsonl    what the watchers saw, if they saw anything
+    samples.jsonl     responses with the entropy of every token and whether it was kept
+    answers/*.jsonl   the answers of the evaluations before and after training, one row each
+    evaluation.json   what they amount to
+    benchmarks/*/     results of benchmarks, a folder for each step or checkpoint that was evaluated
+    plots/*.png       drawn from the files above
+    README.md         the model card, written from the files above
+    checkpoint-N/, model.safetensors, ...
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# Where runs go that are not told another place, each by its name, which is its recipe's.
+RUNS = Path("runs")
+
+
+# Settings that no file of a run may hold.
+SECRETS = ("hub_token", "push_to_hub_token")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def problems(self) -> Path:
+        return self.path / "problems.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def warnings(self) -> Path:
+        return self.path / "warnings.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "README.md"
+
+    @property
+    def benchmarks(self) -> Path:
+        return self.path / "benchmarks"
+
+    def answers(self, name: str) -> Path:
+        return self.path / "answers" / f"{name}.jsonl"

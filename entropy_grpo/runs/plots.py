@@ -1,0 +1,152 @@
+"""The plots of a run, drawn from the files of its folder, and the Pass@k curves of several models."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from ..metrics.intervals import CONFIDENCE, Interval
+from ..objective.stages import PLATEAU
+from . import files
+from .files import Row
+from .folder import RunFolder
+
+# Okabe and Ito's colours (2008), told apart with every kind of colour vision; the markers tell them apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":")
+
+PERCENTILE_KEYS = ("p5", "p25", "p50", "p75", "p90", "p95", "p99")
+
+
+def _series(rows: list[Row], key: str) -> tuple[list[int], list[float]]:
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _axes(title: str, ylabel: str):
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel="optimiser step", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _mark_plateau(axes, rows: list[Row]) -> None:
+    """A line at the step that found the plateau."""
+    steps, stages = _series(rows, "stage")
+    found = [step for step, stage in zip(steps, stages, strict=True) if stage == PLATEAU]
+    if found:
+        axes.axvline(found[0], color="tab:gray", linestyle="-.", label="plateau found")
+
+
+def _reward(rows: list[Row]) -> Figure:
+    figure, axes = _axes("Reward and held-out accuracy", "reward, accuracy")
+    axes.plot(*_series(rows, "reward"), alpha=0.6, label="reward of the rollouts")
+    held_out = _series(rows, "eval_accuracy")
+    if held_out[0]:
+        axes.plot(*held_out, "o-", label="accuracy on held-out problems")
+    _mark_plateau(axes, rows)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def _entropy(rows: list[Row]) -> Figure:
+    figure, axes = _axes("Token entropy over training", "entropy (nats)")
+    shades = colormaps["viridis_r"].resampled(len(PERCENTILE_KEYS) + 1)
+    for i, key in enumerate(PERCENTILE_KEYS, start=1):
+        axes.plot(*_series(rows, f"entropy/{key}"), color=shades(i), label=key)
+    axes.plot(*_series(rows, "selection/threshold"), "--", color="tab:red", label="threshold")
+    axes.plot(*_series(rows, "entropy"), color="black", label="mean")
+    _mark_plateau(axes, rows)
+    axes.set_ylim(bottom=0)
+    axes.legend(ncols=3, fontsize="small")
+    return figure
+
+
+def _kept(rows: list[Row]) -> Figure:
+    figure, axes = _axes("Kept tokens", "share of tokens")
+    axes.plot(*_series(rows, "selection/kept_fraction"), color="tab:red", label="kept")
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("kept share of tokens")
+    other = axes.twinx()
+    for key, style in (("kept", "-"), ("dropped", ":")):
+        other.plot(*_series(rows, f"entropy/{key}"), style, color="tab:blue", label=f"entropy of {key} tokens")
+    other.set(ylabel="mean entropy (nats)")
+    other.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def comparison(groups: dict[str, dict[int, dict[str, Any]]], labels: dict[str, str], path: Path) -> None:
+    """Curves of several groups of runs, a panel for each series of `labels` that any of them has.
+
+    Args:
+        groups: by group and series, {step: {"value", "low", "high"}}; the band is from low to high.
+        labels: what each series is, with its unit.
+    """
+    series = [key for key in labels if any(group.get(key) for group in groups.values())]
+    rows = max(math.ceil(len(series) / 2), 1)
+    figure = Figure(figsize=(10, 3.4 * rows + 0.3 * len(groups)), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).flat
+    for panel, key in zip(panels, series, strict=False):
+        for number, (name, group) in enumerate(groups.items()):
+            points = group.get(key, {})
+            values, low, high = ([point[side] for point in points.values()] for side in ("value", "low", "high"))
+            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+            panel.plot(list(points), values, label=name, marker=MARKERS[number % len(MARKERS)], markersize=4, **style)
+            panel.fill_between(list(points), low, high, color=style["color"], alpha=0.15, linewidth=0)
+        panel.set(xlabel="optimiser step", ylabel=labels[key])
+        panel.grid(alpha=0.3)
+    for panel in list(figure.axes)[len(series) :]:
+        panel.remove()
+    handles, names = figure.axes[0].get_legend_handles_labels() if series else ([], [])
+    figure.legend(handles, names, loc="outside lower center", ncols=1 if len(groups) > 3 else len(groups) or 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def draw(run: RunFolder, rows: list[Row] | None = None) -> list[Path]:
+    """Draw the metrics of a run, or these rows of it, into its folder and return the paths."""
+    rows = files.read_steps(run.metrics) if rows is None else rows
+    if not rows:
+        return []
+    run.plots.mkdir(parents=True, exist_ok=True)
+    figures = {"reward": _reward(rows), "entropy": _entropy(rows), "kept": _kept(rows)}
+    paths = []
+    for name, figure in figures.items():
+        paths.append(run.plots / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120)
+    return paths
+
+
+def pass_at_k(curves: Mapping[str, Mapping[int | str, Interval]], path: str | Path) -> Path:
+    """Draw Pass@k over k, doubling from mark to mark, with its intervals: one curve per model, as many as COLOURS.
+
+    Keys that a JSON file made strings are read as numbers. Models whose bands overlap may still differ: that is for
+    the paired test to say.
+    """
+    if not 0 < len(curves) <= len(COLOURS):
+        raise ValueError(f"pass_at_k draws 1 to {len(COLOURS)} models on one picture; got {len(curves)}.")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, curve), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
+        by_k = {int(k): interval for k, interval in curve.items()}
+        ks = sorted(by_k)
+        value, low, high = ([by_k[k][side] for k in ks] for side in ("value", "low", "high"))
+        marks = [i for i, k in enumerate(ks) if k & (k - 1) == 0 or k == ks[-1]]
+        axes.plot(ks, value, color=colour, marker=marker, markevery=marks, markersize=5, label=name)
+        axes.fill_between(ks, low, high, color=colour, alpha=0.12, linewidth=0)
+        for bound in (low, high):
+            axes.plot(ks, bound, color=colour, marker="_", markevery=marks, linewidth=0.8, alpha=0.5)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(title=f"Pass@k with {CONFIDENCE:.0%} intervals over questions", xlabel="k (samples)", ylabel="Pass@k")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best")
+    figure.savefig(path, dpi=120)
+    return Path(path)

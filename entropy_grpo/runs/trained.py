@@ -1,0 +1,231 @@
+"""A trained model and what its run left of it, read from files alone: what a model card may say.
+
+The model is a run folder's, that of a checkpoint in one, or that of a folder which has been taken out of its run. Of a
+checkpoint only what was known at its step is read: later rows and the evaluation after training are of other weights.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..data.sources import TRAINING, hub_id
+from ..tasks.task import EMBEDDED
+from . import files, weights
+from .files import Row
+from .folder import RunFolder
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+STATE = "trainer_state.json"
+# Where `entropy-grpo eval` leaves the results of a run's models.
+BENCHMARKS = "benchmarks"
+
+
+def _object(path: Path, read: Callable[[Path], Any]) -> Row:
+    """The mapping in a file, empty if the file is absent; `ValueError` naming a file that holds none."""
+    try:
+        found = read(path) if path.exists() else {}
+    except (ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read ({reason}): restore it, or move it out of the folder.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no mapping: restore it, or move it out of the folder.")
+    return found
+
+
+def _recipe(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def _is_run(folder: RunFolder) -> bool:
+    return any(path.exists() for path in (folder.recipe, folder.environment, folder.metrics))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Results of `entropy-grpo eval` on one benchmark, with the base model's where they lie beside them.
+
+    `path` is that of the file with the figures; every sample is in the parquet file beside it.
+    """
+
+    name: str
+    path: Path
+    figures: Row
+    baseline: Row
+    gains: Row
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a trained model.
+
+    Attributes:
+        model: folder of the weights.
+        run: folder of the run; the same unless the model is a checkpoint inside it.
+        weights: WHOLE, ADAPTER, SHARDED or NONE, of `weights`.
+        step: optimiser steps that the model has taken; None where no file tells.
+        rows: the logs up to that step.
+        is_last: the run went no further.
+        lacks: what the folder does not hold, and what that means for a reader.
+    """
+
+    model: Path
+    run: RunFolder
+    weights: str
+    recipe: Row
+    environment: Row
+    data: Row
+    evaluation: Row
+    rows: list[Row]
+    step: int | None
+    is_last: bool
+    lacks: list[str]
+
+    @cached_property
+    def arguments(self) -> Row:
+        """Settings of the recipe and, over them, the arguments that the run was made with."""
+        return self.recipe | self.environment.get("arguments", {})
+
+    @property
+    def versions(self) -> Row:
+        """Of the packages that the run was made with."""
+        return self.environment.get("versions", {})
+
+    @cached_property
+    def adapter(self) -> Row:
+        """PEFT's configuration of an adapter."""
+        return _object(self.model / "adapter_config.json", files.read_json)
+
+    @property
+    def base(self) -> str | None:
+        """The base model, as the recipe names it, or the run, or the adapter."""
+        given = (self.recipe, "model_name_or_path"), (self.environment, "base_model")
+        names = [source.get(key) for source, key in (*given, (self.adapter, "base_model_name_or_path"))]
+        return next((str(name) for name in names if name), None)
+
+    @property
+    def base_id(self) -> str | None:
+        """The base model's id on the Hub; None for a local or an embedded one."""
+        return hub_id(self.base)
+
+    @property
+    def dataset(self) -> str | None:
+        name = self.recipe.get("dataset_name") or self.data.get("dataset")
+        return str(name) if name else None
+
+    @property
+    def dataset_id(self) -> str | None:
+        """The data set's id on the Hub; None for a local or an embedded one."""
+        if self.dataset in TRAINING:
+            return TRAINING[self.dataset].hub_id
+        return hub_id(self.dataset)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the base model is one that this package makes."""
+        return (self.base or "").startswith(EMBEDDED)
+
+    @cached_property
+    def prompt(self) -> str | None:
+        """A problem as the model was asked it, special tokens included."""
+        sample = next(files.read_jsonl(self.run.samples), {})
+        return sample.get("prompt")
+
+    @cached_property
+    def benchmarks(self) -> list[Benchmark]:
+        """Results for this model, by the name of the benchmark."""
+        folders = {path.name: path for path in (self.run.path / BENCHMARKS).glob("*") if path.is_dir()}
+        baseline = next((path for path in folders.values() if self._is_of_base(path)), None)
+        own = ["final"] * self.is_last + [f"checkpoint-{self.step}", f"step-{self.step}"]
+        found: dict[str, Benchmark] = {}
+        for folder in (folders[name] for name in own if name in folders):
+            gains = _object(folder / "comparison.json", files.read_json)
+            beside = next((gains[key] for key in gains if baseline and Path(key).name == baseline.name), {})
+            for path, figures in _results(folder):
+                base = _object(baseline / path.name, files.read_json) if baseline else {}
+                one = Benchmark(path.stem, path, figures, base, beside.get(path.stem, {}))
+                found.setdefault(path.stem, one)
+        return [found[name] for name in sorted(found)]
+
+    def _is_of_base(self, folder: Path) -> bool:
+        models = {figures.get("settings", {}).get("model") for _, figures in _results(folder)}
+        return folder.name == "step-0" or bool(models & ({self.base} - {None}))
+
+
+def _results(folder: Path) -> list[tuple[Path, Row]]:
+    """The files of a folder that hold results of a benchmark, with what is in them."""
+    read = [(path, _object(path, files.read_json)) for path in sorted(folder.glob("*.json"))]
+    return [(path, figures) for path, figures in read if "acc@N" in figures.get("metrics", {})]
+
+
+def read(path: Path, expected_weights: str | None = None) -> Trained:
+    """What the files of a run folder, of a checkpoint in one or of a model by itself tell.
+
+    Args:
+        expected_weights: what the folder is about to hold, where a trainer asks before it has saved.
+
+    Raises:
+        ValueError: there is no such folder, or a file in it cannot be read.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path}: there is no such run folder.")
+    named = CHECKPOINT.fullmatch(path.resolve().name)
+    run = RunFolder(path)
+    if named and not _is_run(run) and _is_run(RunFolder(path.resolve().parent)):
+        run = RunFolder(path.parent if path.name == path.resolve().name else path.resolve().parent)
+    state = _object(path / STATE, files.read_json)
+    rows = files.read_steps(run.metrics) or state.get("log_history", [])
+    last = max((row.get("step", 0) for row in rows), default=None)
+    step = state.get("global_step", int(named[1]) if named else last)
+    is_last = last is None or step is None or step >= last
+    evaluation = _object(run.evaluation, files.read_json)
+    found = Trained(
+        model=path,
+        run=run,
+        weights=expected_weights or weights.kind(path),
+        recipe=_object(run.recipe, _recipe),
+        environment=_object(run.environment, files.read_json),
+        data=_object(run.data, files.read_json),
+        evaluation=evaluation if is_last else {},
+        rows=[row for row in rows if row.get("step", 0) <= (math.inf if step is None else step)],
+        step=step,
+        is_last=is_last,
+        lacks=[] if expected_weights else weights.missing(path),
+    )
+    found.lacks.extend(_lacking(found, evaluation))
+    return found
+
+
+def _lacking(found: Trained, evaluation: Row) -> list[str]:
+    run = found.run
+    lacks = []
+    for path, would in (
+        (run.recipe, "its settings are those that other files tell, and the run cannot be launched again from here"),
+        (run.environment, "versions, hardware and most settings are not known"),
+        (run.data, "which problems it was trained on, at which revision, is not known in full"),
+    ):
+        if not path.exists():
+            lacks.append(f"{path.name}: {would}")
+    if not found.rows:
+        lacks.append(f"{run.metrics.name}: the course of the training is not known")
+    if evaluation and not found.is_last:
+        lacks.append(f"an evaluation of this checkpoint: {run.evaluation.name} is about the end of the run")
+    elif "after" not in evaluation:
+        lacks.append("an evaluation after training: how well the model does is not known")
+    return lacks
+
+
+def cost(steps: Sequence[Row]) -> dict[str, float]:
+    """Seconds of a run's optimiser steps, tokens of its prompts and responses, bytes of memory at the peak."""
+    seconds = [row["step_time"] for row in steps if row.get("step_time") is not None]
+    found = {"seconds": float(sum(seconds))} if seconds else {}
+    for name, key in (("tokens", "num_tokens"), ("peak_memory", "peak_memory")):
+        values = [row[key] for row in steps if row.get(key) is not None]
+        if values:
+            found[name] = float(max(values))
+    return found

@@ -1,0 +1,1 @@
+"""The trainer, and the jobs that it and the cold start run."""

@@ -1,0 +1,125 @@
+"""What every run does around its training, whatever it trains: where it writes, what it goes on from, how it ends."""
+
+import gc
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer, TrainingArguments
+
+from ..config import recipe
+from ..config.recipe import FILE_NAME, Settings
+from ..runs import files
+from ..runs.folder import RUNS, SECRETS, RunFolder
+from ..runs.state import newest_checkpoint
+
+
+def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
+    """The checkpoint to continue from: the named one, or the newest complete one of `output_dir`.
+
+    `true` demands that there is one; `auto`, for a run that is started again whenever it dies, begins without.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is None:
+        return None
+    if wanted.lower() not in ("true", "auto"):
+        if not (Path(wanted) / "trainer_state.json").is_file():
+            raise ValueError(
+                f"resume_from_checkpoint is {wanted!r}: it has no trainer_state.json, so it is no checkpoint."
+            )
+        return wanted
+    if "output_dir" not in settings:
+        raise ValueError(f"resume_from_checkpoint is {wanted}: name the run to continue with --output_dir runs/NAME.")
+    newest = newest_checkpoint(Path(args.output_dir))
+    if newest is None and wanted.lower() == "true":
+        raise ValueError(
+            f"resume_from_checkpoint is true, but {args.output_dir} has no complete checkpoint: auto begins anew then."
+        )
+    return None if newest is None else str(newest)
+
+
+def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> RunFolder:
+    """Make the run folder and see that it can be written; the same folder on every rank.
+
+    A folder that was named must be free, unless a run in it is resumed; one that was not is `runs/NAME`, or the first
+    free `runs/NAME-2`, `runs/NAME-3`, ...
+    """
+    chosen: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            path = _free_folder(args, settings, resumes)
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                chosen[0] = str(path)
+        except ValueError as error:
+            chosen[1] = str(error)
+        except OSError as error:
+            where = str(args.output_dir if "output_dir" in settings else RUNS)
+            chosen[1] = f"output_dir is {where!r}: cannot write there ({error.strerror}): name another."
+    broadcast_object_list(chosen)
+    if chosen[1] is not None:
+        raise ValueError(chosen[1])
+    args.output_dir = chosen[0]
+    if settings["run_name"].source == FILE_NAME:
+        args.run_name = _tracked_name(Path(chosen[0]))
+    return RunFolder(Path(chosen[0]))
+
+
+def _tracked_name(folder: Path) -> str:
+    """What trackers call a run that its recipe does not name, after its folder: Trackio joins runs of one name."""
+    parts = folder.relative_to(RUNS).parts if folder.is_relative_to(RUNS) else folder.resolve().parts[-2:]
+    return "-".join(parts).lstrip("/-")
+
+
+def _free_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> Path:
+    def taken(path: Path) -> bool:
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+    if "output_dir" in settings:
+        path = Path(args.output_dir)
+        if taken(path) and not (resumes and RunFolder(path).recipe.exists()):
+            raise ValueError(
+                f"output_dir is {args.output_dir!r}, which is not empty: name another, or continue that run with "
+                "--resume_from_checkpoint true."
+            )
+        return path
+    path, number = RUNS / args.run_name, 2
+    while taken(path):
+        path, number = RUNS / f"{args.run_name}-{number}", number + 1
+    return path
+
+
+def write_recipe(settings: Settings, folder: RunFolder) -> None:
+    """Write the resolved recipe: every setting but where the run lies, where it goes on from, and secrets."""
+    kept = {key: s for key, s in settings.items() if key not in ("output_dir", "resume_from_checkpoint", *SECRETS)}
+    files.write_text(folder.recipe, recipe.dump(kept))
+
+
+def shards() -> bool:
+    """Whether this launch divides the model over processes, by FSDP or DeepSpeed."""
+    chosen = os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED")
+    return "true" in chosen and PartialState().num_processes > 1
+
+
+def save_whole(trainer: Trainer) -> None:
+    """Save the model as transformers loads it, also where it is sharded: checkpoints may be in pieces."""
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model()
+
+
+def finish(trainer: Trainer) -> None:
+    """Leave the process group in an orderly way: together, and with nothing of it still referenced.
+
+    A rank that leaves early makes gloo abort or hang on the others, and a DDP model that outlives its group aborts the
+    interpreter at its end.
+    """
+    accelerator = trainer.accelerator
+    accelerator.wait_for_everyone()
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    gc.collect()
+    accelerator.end_training()

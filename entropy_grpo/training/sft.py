@@ -1,0 +1,149 @@
+"""A cold start: supervised fine-tuning on a teacher's right responses, for models that solve too little to learn from.
+
+arXiv 2506.01939 gives one to Llama-3.1-8B. The problems that it takes are written to the run folder, so that the
+training that follows can leave them out (`decontaminate_against`). Loss, batches and checkpoints are TRL's.
+"""
+
+from collections import Counter
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+from trl import SFTTrainer, get_quantization_config
+
+from ..config import recipe
+from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
+from ..config.sft import CLASSES, SFTRunConfig
+from ..data.filters import normalised
+from ..data.problems import COLUMNS, evaluation_questions, load_columns, named_source, question_text
+from ..data.prompts import render
+from ..grading import boxed
+from ..grading.pool import Grader, worker_count
+from ..models.adapters import check_installed, check_quantised, check_targets, lora_config
+from ..models.load import load_embedded, load_tokenizer, model_init_kwargs
+from ..monitoring.callbacks import RunRecorder
+from ..runs import files
+from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
+
+GRADED_AT_ONCE = 1024
+
+
+def main(settings: Settings, name: str) -> None:
+    """Fine-tune as the settings say; `name` is the run's unless they name one."""
+    settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
+    run_config, args, model_config = recipe.build(settings, CLASSES)
+    resumes = args.resume_from_checkpoint is not None
+    try:
+        check_quantised(model_config, False, shards())
+        check_installed(model_config)
+        args.resume_from_checkpoint = find_checkpoint(args, settings)
+        rows = load_rows(run_config)
+        model_path = load_embedded(model_config.model_name_or_path, args.seed)
+        tokenizer = load_tokenizer(model_path, model_config)
+        check_targets(model_path, model_config)
+        taken, origin = choose(run_config, rows, tokenizer, args.max_length)
+        folder = claim_folder(args, settings, resumes)
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
+        trainer = SFTTrainer(
+            model=model_path,
+            args=args,
+            train_dataset=imitated(run_config, rows.select(taken)),
+            processing_class=tokenizer,
+            peft_config=lora_config(model_config),
+            quantization_config=get_quantization_config(model_config),
+            callbacks=[RunRecorder()],
+        )
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if trainer.is_world_process_zero() and args.resume_from_checkpoint is None:
+        write_recipe(settings, folder)
+        files.write_json(folder.data, origin)
+        files.replace_jsonl(folder.problems, ({"problem": rows[i]["prompt"]} for i in taken))
+    logging.disable_progress_bar()  # of the files that every checkpoint writes
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    save_whole(trainer)
+    if trainer.is_world_process_zero():
+        print(f"\nrun folder  {folder.path}\nproblems    {folder.problems}")
+    finish(trainer)
+
+
+def load_rows(config: SFTRunConfig) -> Dataset:
+    """The teacher's rows, their columns named `prompt`, `response` and `solution`."""
+    rows = load_columns(config, named_source(config))
+    column = config.response_column
+    if column not in rows.column_names:
+        others = ", ".join(name for name in rows.column_names if name not in COLUMNS)
+        raise ValueError(
+            f"response_column is {column!r} but {config.dataset_name} has none: name the one with the teacher's "
+            f"responses, of its other columns ({others})."
+        )
+    return rows if column == "response" else rows.rename_column(column, "response")
+
+
+def imitated(config: SFTRunConfig, rows: Dataset) -> Dataset:
+    """TRL's columns `prompt` and `completion`; TRL ends each completion with EOS, and the loss is on it alone."""
+    return Dataset.from_dict(
+        {
+            "prompt": [render(config.prompt_template, prompt) for prompt in rows["prompt"]],
+            "completion": list(rows["response"]),
+        }
+    )
+
+
+def choose(
+    config: SFTRunConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[list[int], dict[str, Any]]:
+    """(rows to imitate, what is said of the others): the first right response to each problem that is not too long.
+
+    `max_length` is TRL's, in tokens of prompt, response and EOS: a response that it cut off would teach never to end.
+
+    Raises:
+        ValueError: there are fewer than `num_responses`.
+    """
+    questions = [normalised(question_text(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
+    reasons = {i: "wrong" for i, right in enumerate(_graded(config, rows)) if not right}
+
+    def left() -> list[int]:
+        return [i for i in range(len(rows)) if i not in reasons]
+
+    for name in config.decontaminate_against:
+        found = evaluation_questions(name)
+        reasons |= {i: f"in {name}" for i in left() if questions[i] in found}
+    if max_length is not None and (kept := left()):
+        texts = imitated(config, rows.select(kept))
+        whole = tokenizer([p + c for p, c in zip(texts["prompt"], texts["completion"], strict=True)])["input_ids"]
+        too_long = {i for i, ids in zip(kept, whole, strict=True) if len(ids) + 1 > max_length}
+        reasons |= dict.fromkeys(too_long, f"over {max_length} tokens")
+    first: dict[str, int] = {}
+    for i in left():
+        first.setdefault(questions[i], i)
+    reasons |= {i: "another response to the problem is taken" for i in left() if first[questions[i]] != i}
+    taken, counts = left(), dict(Counter(reasons.values()))
+    told = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+    wanted = len(taken) if config.num_responses is None else config.num_responses
+    if not taken or len(taken) < wanted:
+        raise ValueError(
+            f"num_responses is {config.num_responses} but {config.dataset_name} has {len(taken)} to take (left out: "
+            f"{told}): lower it, or sample more of the teacher."
+        )
+    if PartialState().is_main_process:
+        print(f"{config.dataset_name}: {wanted} responses of {len(rows)}; left out: {told}", flush=True)
+    origin = {"dataset": config.dataset_name, "rows": len(rows), "left_out": counts, "train": wanted}
+    return taken[:wanted], origin
+
+
+def _graded(config: SFTRunConfig, rows: Dataset) -> list[bool]:
+    """Whether what a response boxes is right, found on the first process for all."""
+    found: list[list[bool]] = [[]]
+    if PartialState().is_main_process:
+        grade = Grader(worker_count(), config.grading_seconds, config.grading_total_seconds)
+        for start in range(0, len(rows), GRADED_AT_ONCE):
+            part = rows[start : start + GRADED_AT_ONCE]
+            answers = [boxed(response) for response in part["response"]]
+            found[0] += [right == 1.0 for right in grade(answers, [str(s or "") for s in part["solution"]])]
+        grade.close()
+    broadcast_object_list(found)
+    return found[0]

@@ -1,0 +1,147 @@
+"""One run, from settings to model card, top to bottom. The only module that imports the whole row."""
+
+from functools import partial
+from pathlib import Path
+
+from transformers import ProgressCallback
+from transformers.utils import logging
+from trl import get_quantization_config
+
+from ..cards.card import write_card
+from ..cards.results import results_table
+from ..config import recipe
+from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
+from ..config.run import CLASSES, RunConfig
+from ..data.problems import Problems, check_size, load_problems
+from ..evaluation.callback import BenchmarkCallback
+from ..evaluation.report import aligned
+from ..grading.pool import Grader, worker_count
+from ..metrics import answers as metrics
+from ..models.adapters import check_installed, check_quantised, check_targets, lora_config
+from ..models.config import CheckedModelConfig
+from ..models.load import load_embedded, load_tokenizer, model_init_kwargs, raise_positions
+from ..monitoring.callbacks import RewardProgress
+from ..monitoring.trackers import open_trackio, send_plots
+from ..rewards.registry import get_rewards
+from ..runs import files, plots
+from ..runs.folder import RunFolder
+from ..tasks import number_walk
+from ..tasks.task import EMBEDDED
+from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
+from .trainer import EntropyForkGRPOTrainer
+
+
+def main(settings: Settings, name: str) -> None:
+    """Train as the settings say; `name` is the run's unless they name one."""
+    settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
+    run_config, args, model_config = recipe.build(settings, CLASSES)
+    resumes = args.resume_from_checkpoint is not None
+    try:
+        check_quantised(model_config, args.use_vllm, shards())
+        check_installed(model_config)
+        grader = Grader(worker_count(), run_config.grading_seconds, run_config.grading_total_seconds)
+        reward_funcs = get_rewards(
+            run_config.rewards,
+            grader,
+            args.max_completion_length,
+            run_config.overlong_cache_length,
+            run_config.reward_scale,
+        )
+        args.resume_from_checkpoint = find_checkpoint(args, settings)
+        lengths = partial(prompt_lengths, model_config, args.seed)
+        problems = load_problems(run_config, args.seed, run_config.reference_grading, lengths)
+        check_size(problems.train, args.generation_batch_size // args.num_generations)
+        folder = claim_folder(args, settings, resumes)
+        model_path = load_embedded(model_config.model_name_or_path, args.seed)
+        if run_config.max_position_embeddings is not None:
+            model_path = raise_positions(model_path, model_config, run_config.max_position_embeddings)
+        tokenizer = load_tokenizer(model_path, model_config)
+        check_targets(model_path, model_config)
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
+        trainer = EntropyForkGRPOTrainer(
+            model=model_path,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=problems.train,
+            eval_dataset=problems.dev,
+            processing_class=tokenizer,
+            peft_config=lora_config(model_config),
+            quantization_config=get_quantization_config(model_config),
+        )
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if trainer.is_world_process_zero() and args.resume_from_checkpoint is None:
+        write_recipe(settings, folder)
+        files.write_json(folder.data, problems.origin)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(RewardProgress())
+    send_plots(trainer)
+
+    if run_config.eval_benchmarks:
+        names, steps = run_config.eval_benchmarks, run_config.eval_benchmark_steps
+        trainer.add_callback(BenchmarkCallback(trainer, names, steps, folder, run_config.grading_seconds))
+
+    logging.disable_progress_bar()  # of the files that every checkpoint writes
+
+    if args.resume_from_checkpoint is None:
+        evaluate(trainer, problems, run_config, folder, "before")
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    evaluate(trainer, problems, run_config, folder, "after")
+    save_whole(trainer)
+    if trainer.is_world_process_zero():
+        drawn = plots.draw(folder)
+        card = write_card(folder.path, repository=trainer.hub_model_id, draws=False)
+        print(report(folder, [*drawn, card]))
+    finish(trainer)
+
+
+def prompt_lengths(model_config: CheckedModelConfig, seed: int, prompts: list) -> list[int]:
+    """Tokens of prompts, texts or lists of messages, as the trainer will write them."""
+    tokenizer = load_tokenizer(load_embedded(model_config.model_name_or_path, seed), model_config)
+    if isinstance(prompts[0], str):
+        return [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+    rendered = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return [len(ids) for ids in rendered["input_ids"]]
+
+
+def walk_choices(row: files.Row) -> tuple[int, int]:
+    """(good moves, moves) of an answer to the number walk."""
+    return number_walk.count_good_moves(number_walk.Problem.from_prompt(row["prompt"]), row["completion"])
+
+
+def evaluate(
+    trainer: EntropyForkGRPOTrainer, problems: Problems, run_config: RunConfig, folder: RunFolder, when: str
+) -> None:
+    """Answer the test problems, keep the answers, and renew the summary."""
+    if problems.test is None:
+        return
+    open_trackio(trainer)
+    answers = trainer.answer(problems.test, metric_key_prefix=f"test_{when}")
+    if not trainer.is_world_process_zero():
+        return
+    files.replace_jsonl(folder.answers(when), answers)
+    choices = walk_choices if run_config.dataset_name == EMBEDDED + number_walk.NAME else None
+    reward = trainer.reward_func_names[0]
+    entropy = {"mean_entropy": trainer.state.log_history[-1]["eval_entropy"]}
+    summary = files.read_json(folder.evaluation) | {when: metrics.summarize(answers, reward, choices) | entropy}
+    before = list(files.read_jsonl(folder.answers("before")))
+    if when == "after" and before:
+        summary["gain"] = metrics.gains(before, answers, reward, choices)
+    files.write_json(folder.evaluation, summary)
+
+
+def report(folder: RunFolder, made: list[Path]) -> str:
+    """What a run ends with: the measured change, and where its files are."""
+    lines = [""]
+    evaluation = files.read_json(folder.evaluation)
+    if evaluation:
+        rows = [("held-out problems", "before", "after", "gain")]
+        rows += [tuple(row.values()) for row in results_table(evaluation)]
+        lines += [aligned(rows), ""]
+    checkpoints = sorted(folder.path.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    lines.append(f"run folder  {folder.path}")
+    lines += [
+        f"{path.suffix[1:].ljust(10)}  {path}" for path in [folder.recipe, folder.metrics, folder.samples, *made]
+    ]
+    lines += [f"checkpoint  {path}" for path in checkpoints[-1:]]
+    return "\n".join(lines)
