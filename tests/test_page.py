@@ -63,7 +63,7 @@ class Elements(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.tags, self.texts, self.open = [], {}, None
-        self.feed(run)
+        self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attributes):

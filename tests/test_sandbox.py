@@ -448,7 +448,7 @@ def test_niceness_stays_inside():
 
 
 def test_killed_together_with_the_caller():
-    script = "from entropy_grpo.evaluation.sandbox import *; run('import time; time.sleep(60)', '', Limits(60))"
+    script = "from entropy_grpo.grading.code.sandbox import *; run('import time; time.sleep(60)', '', Limits(60))"
     caller = psutil.Popen([sys.executable, "-c", script], cwd=Path(__file__).parent.parent)
     inside, deadline = [], time.monotonic() + 20
     try:
@@ -483,7 +483,7 @@ def test_without_namespaces_nothing_runs(tmp_path):
     # A machine that refuses them: a user namespace that may not hold another one.
     script = f"""
         import sys
-        from entropy_grpo.evaluation import sandbox
+        from entropy_grpo.grading.code import sandbox
         print(sandbox.unavailable())
         try: sandbox.run("open({str(tmp_path / "ran")!r}, 'w')")
         except RuntimeError as error: print(error)
