@@ -6,7 +6,8 @@ import threading
 import pytest
 import torch
 
-from entropy_grpo.objective.selection import MAX_TOKENS, kept_count, percentiles, random_scores, select
+from entropy_grpo.objective.selection import MAX_TOKENS, percentiles, random_scores, select
+from entropy_grpo.objective.share import kept_count
 
 from . import reference
 

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from ..metrics.intervals import CONFIDENCE
 from ..metrics.tables import cell, table
+from ..objective.share import kept_share
 from ..runs import files, plots, trained
 from ..runs.files import Row
 from ..runs.folder import RunFolder
@@ -44,7 +45,7 @@ def _tokens_text(arguments: Row) -> str:
         return ""
     if rho == 1:
         return "on all tokens"
-    return "on " + TOKENS_TEXT[chosen].format(kept=f"{1 - rho if chosen == 'bottom' else rho:.0%}")
+    return "on " + TOKENS_TEXT[chosen].format(kept=f"{kept_share(rho, chosen):.0%}")
 
 
 def _linked(name: str | None, hub_id: str | None, folder: str = "") -> str | None:

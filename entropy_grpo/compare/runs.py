@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import results
+from ..metrics.correctness import is_right
 from ..rewards.registry import OVERLONG
 from ..runs import files, trained
 from ..runs.files import Row
@@ -79,10 +80,10 @@ class Run:
         return repr([(name, self.settings[name]) for name in kept] + [(OVERLONG, self.reward.get(OVERLONG))])
 
     def held_out(self, when: str) -> Answers:
-        """Accuracy by problem `before` or `after` training; an answer is right where the first reward is above 0."""
+        """Accuracy by problem `before` or `after` training."""
         found: dict[str, list[float]] = {}
         for row in files.read_jsonl(RunFolder(self.path).answers(when)):
-            found.setdefault(str(row["prompt"]), []).append(float(next(iter(row["rewards"].values())) > 0))
+            found.setdefault(str(row["prompt"]), []).append(float(is_right(next(iter(row["rewards"].values())))))
         return {problem: sum(values) / len(values) for problem, values in found.items()}
 
     @cached_property

@@ -99,10 +99,8 @@ def summary(samples: pa.Table, questions: Sequence[Question]) -> dict[str, Any]:
 
 def write(folder: Path, name: str, samples: pa.Table, figures: dict[str, Any]) -> None:
     """Write both files, each in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".{name}.parquet.tmp"
-    pq.write_table(samples, scratch)
-    scratch.replace(folder / f"{name}.parquet")
+    with files.replacing(folder / f"{name}.parquet") as scratch:
+        pq.write_table(samples, scratch)
     files.write_json(folder / f"{name}.json", figures)
 
 

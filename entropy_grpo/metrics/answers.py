@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .correctness import is_right
 from .intervals import Interval, gain_interval, mean_interval, share_interval
 
 Row = dict[str, Any]
@@ -123,7 +124,7 @@ def by_problem(rows: Sequence[Row], value: Callable[[Row], Any]) -> dict[str, li
 
 def counts(rows: Sequence[Row], reward: str, choices: Choices | None) -> dict[str, tuple[dict, dict]]:
     """(numerator, denominator) by problem of every share that is measured."""
-    correct = by_problem(rows, lambda row: float(row["rewards"][reward] > 0))
+    correct = by_problem(rows, lambda row: float(is_right(row["rewards"][reward])))
     samples = min(map(len, correct.values()))
     passed = {p: pass_at_k(len(v), int(sum(v)), samples) for p, v in correct.items()}
     shares = {

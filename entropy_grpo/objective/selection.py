@@ -17,6 +17,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from .share import kept_count
+
 Reduce = Callable[[Tensor], Tensor]
 
 SELECTIONS = ("top", "bottom", "random", "gradient_norm")
@@ -31,15 +33,6 @@ DIGIT_BITS = 16
 def on_one_process(counts: Tensor) -> Tensor:
     """The `reduce` of a single process."""
     return counts
-
-
-def kept_count(n: int, rho: float, kind: str = "top") -> int:
-    """How many of `n` tokens a selection keeps: ceil(n * rho), or what that leaves over for `bottom`.
-
-    `rho` counts as the decimal that was written: in floating point ceil(100 * 0.07) is 8.
-    """
-    top = math.ceil(n * Fraction(repr(rho)))
-    return n - top if kind == "bottom" else top
 
 
 def order_bits(scores: Tensor) -> Tensor:

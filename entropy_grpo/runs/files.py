@@ -5,6 +5,7 @@ that it has written.
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,22 @@ def read_steps(path: Path) -> list[Row]:
     return rows
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, and replace the file by what was written there, in one step.
+
+    An exception leaves the file as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
+    yield scratch
     scratch.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def replace_jsonl(path: Path, rows: Iterable[Row]) -> None:

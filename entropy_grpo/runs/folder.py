@@ -16,6 +16,7 @@ runs/NAME/
     checkpoint-N/, model.safetensors, ...
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,20 @@ RUNS = Path("runs")
 
 # Settings that no file of a run may hold.
 SECRETS = ("hub_token", "push_to_hub_token")
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def step_of(name: str) -> int | None:
+    """The optimiser step of a checkpoint folder's name; None for any other name."""
+    found = _CHECKPOINT.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoint folders of a run in the order of their steps."""
+    found = [path for path in run.glob("checkpoint-*") if step_of(path.name) is not None]
+    return sorted(found, key=lambda path: step_of(path.name))
 
 
 @dataclass(frozen=True)

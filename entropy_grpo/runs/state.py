@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .folder import checkpoints
+
 COMPLETE = "complete.json"
 SHARED_STATE = "run_state.safetensors"
 RANK_STATE = "run_state_{}.safetensors"
@@ -64,5 +66,5 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> State:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of a run with the most steps; None if it has none."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    complete = [path for path in checkpoints(folder) if (path / COMPLETE).exists()]
+    return complete[-1] if complete else None

@@ -5,7 +5,6 @@ checkpoint only what was known at its step is read: later rows and the evaluatio
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +17,8 @@ from ..data.sources import TRAINING, hub_id
 from ..tasks.task import EMBEDDED
 from . import files, weights
 from .files import Row
-from .folder import RunFolder
+from .folder import RunFolder, step_of
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
 # Where `entropy-grpo eval` leaves the results of a run's models.
 BENCHMARKS = "benchmarks"
@@ -174,14 +172,14 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
     """
     if not path.is_dir():
         raise ValueError(f"{path}: there is no such run folder.")
-    named = CHECKPOINT.fullmatch(path.resolve().name)
+    named = step_of(path.resolve().name)
     run = RunFolder(path)
-    if named and not _is_run(run) and _is_run(RunFolder(path.resolve().parent)):
+    if named is not None and not _is_run(run) and _is_run(RunFolder(path.resolve().parent)):
         run = RunFolder(path.parent if path.name == path.resolve().name else path.resolve().parent)
     state = _object(path / STATE, files.read_json)
     rows = files.read_steps(run.metrics) or state.get("log_history", [])
     last = max((row.get("step", 0) for row in rows), default=None)
-    step = state.get("global_step", int(named[1]) if named else last)
+    step = state.get("global_step", last if named is None else named)
     is_last = last is None or step is None or step >= last
     evaluation = _object(run.evaluation, files.read_json)
     found = Trained(

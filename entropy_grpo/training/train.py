@@ -24,7 +24,7 @@ from ..monitoring.callbacks import RewardProgress
 from ..monitoring.trackers import open_trackio, send_plots
 from ..rewards.registry import get_rewards
 from ..runs import files, plots
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, checkpoints
 from ..tasks import number_walk
 from ..tasks.task import EMBEDDED
 from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
@@ -138,10 +138,9 @@ def report(folder: RunFolder, made: list[Path]) -> str:
         rows = [("held-out problems", "before", "after", "gain")]
         rows += [tuple(row.values()) for row in results_table(evaluation)]
         lines += [aligned(rows), ""]
-    checkpoints = sorted(folder.path.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
     lines.append(f"run folder  {folder.path}")
     lines += [
         f"{path.suffix[1:].ljust(10)}  {path}" for path in [folder.recipe, folder.metrics, folder.samples, *made]
     ]
-    lines += [f"checkpoint  {path}" for path in checkpoints[-1:]]
+    lines += [f"checkpoint  {path}" for path in checkpoints(folder.path)[-1:]]
     return "\n".join(lines)

@@ -37,7 +37,8 @@ from ..models.head import add_sparse_lm_head, why_not
 from ..monitoring.callbacks import RunRecorder, Watch
 from ..monitoring.diagnostics import TokenCategories, gradient_metrics, step_metrics
 from ..objective.batching import by_length, cut, deal, merge, positions_are_relative, take, trimmed_passes
-from ..objective.selection import gradient_norms, kept_count, select
+from ..objective.selection import gradient_norms, select
+from ..objective.share import kept_count, kept_share
 from ..objective.window import (
     Inputs,
     Scored,
@@ -486,8 +487,7 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
     @property
     def _kept_share(self) -> float:
         """The share of tokens that is asked for."""
-        rho = self.top_entropy_quantile
-        return 1 - rho if self.args.entropy_selection == "bottom" else rho
+        return kept_share(self.top_entropy_quantile, self.args.entropy_selection)
 
     def _check_selection(self, kept: float, total: float, expected: int) -> None:
         """Fail at the first selection whose kept tokens are not the share that was asked for."""

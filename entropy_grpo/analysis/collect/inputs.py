@@ -82,9 +82,7 @@ def tokenized(rows: Iterable[Row], tokenizer: Any) -> Iterator[Row]:
 
 def write(collection: Collection, rows: Iterable[Row], part_tokens: int) -> None:
     """Write the responses in row groups of at least `part_tokens` tokens, all in one step; `ValueError` for none."""
-    collection.path.mkdir(parents=True, exist_ok=True)
-    scratch = collection.path / ".responses.tmp"
-    with pq.ParquetWriter(scratch, RESPONSES) as writer:
+    with files.replacing(collection.responses) as scratch, pq.ParquetWriter(scratch, RESPONSES) as writer:
         group: list[Row] = []
         tokens = written = 0
         for row in rows:
@@ -95,6 +93,5 @@ def write(collection: Collection, rows: Iterable[Row], part_tokens: int) -> None
                 written, tokens, group = written + tokens, 0, []
         if group:
             writer.write_table(pa.Table.from_pylist(group, schema=RESPONSES))
-    if not written + tokens:
-        raise ValueError("responses: there are none, or they have no tokens.")
-    scratch.replace(collection.responses)
+        if not written + tokens:
+            raise ValueError("responses: there are none, or they have no tokens.")

@@ -1,7 +1,6 @@
 """`entropy-grpo analyze collect`: responses once, then one forward pass per checkpoint over the same token ids."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from ...models import load
 from ...runs import files
+from ...runs.folder import step_of
 from ..text.pieces import piece
 from . import inputs
 from .store import TOKENS, Collection, write_parquet
@@ -20,7 +20,6 @@ from .store import TOKENS, Collection, write_parquet
 # Tokens of a part: what a kill costs of one checkpoint's pass, and what a view holds at a time.
 PART_TOKENS = 65536
 GENERATED = "responses"
-_STEP = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,9 @@ def named(given: Sequence[str]) -> dict[str, str]:
 
 def by_step(paths: dict[str, str]) -> dict[str, str]:
     """Checkpoints of a run in the order of their steps, in which a shell's `checkpoint-*` does not name them."""
-    steps = {name: _STEP.fullmatch(name) for name in paths}
-    if not all(steps.values()):
+    if any(step_of(name) is None for name in paths):
         return paths
-    return {name: paths[name] for name in sorted(paths, key=lambda name: int(steps[name][1]))}
+    return {name: paths[name] for name in sorted(paths, key=step_of)}
 
 
 def generate(model: str, benchmarks: Sequence[str], folder: Path, **sampling: Any) -> list[Path]:

@@ -112,10 +112,8 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, scratch)
-    scratch.replace(path)
+    with files.replacing(path) as scratch:
+        pq.write_table(table, scratch)
 
 
 def find(path: str | Path) -> Collection:

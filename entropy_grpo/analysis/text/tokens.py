@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...objective.selection import kept_count
+from ...objective.share import kept_count
 from ...runs.files import Row
 from .alternatives import Scores
 from .pieces import piece

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...objective.selection import kept_count, percentiles, select
+from ...objective.selection import percentiles, select
+from ...objective.share import kept_count
 
 LOW = 1e-2  # the paper calls tokens below it nearly certain
 RHO = 0.2
