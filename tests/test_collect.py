@@ -101,7 +101,7 @@ def test_rows_carry_text_correctness_and_checkpoint(collected):
 SCRIPT = """
 import sys
 from pathlib import Path
-from entropy_grpo.analysis import collect, scoring
+from entropy_grpo.analysis.collect import run as collect
 collect.PART_TOKENS = 8
 model, other, rows, output = sys.argv[1:]
 collect.run(collect.Options(model=f"base={model}", against=[f"other={other}"], responses=Path(rows),

@@ -11,7 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entropy_grpo import launch
-from entropy_grpo.config import recipe
+from entropy_grpo.config import recipe, sharding
 
 from .conftest import DEMO, REPOSITORY, TINY_DEMO, accelerate_launch
 
@@ -134,9 +134,9 @@ def test_sharding_is_what_a_real_launch_sets(tmp_path):
     result = accelerate_launch("--config_file", config, "--num_processes", "2", "--main_process_port", "0", script)
     assert result.returncode == 0, result.stderr[-3000:]
     line = next(line for line in result.stdout.splitlines() if line.startswith("ENV"))
-    real = {k: v for k, v in json.loads(line[3:]).items() if k.startswith(launch.SHARDING_VARIABLES)}
+    real = {k: v for k, v in json.loads(line[3:]).items() if k.startswith(sharding.SHARDING_VARIABLES)}
     assert real["ACCELERATE_USE_FSDP"] == "true" and real["FSDP_VERSION"] == "2"
-    assert launch.sharding_environment(config) == real
+    assert sharding.sharding_environment(config) == real
 
 
 @pytest.mark.parametrize(
@@ -158,10 +158,10 @@ def test_sharding_is_what_a_real_launch_sets(tmp_path):
 def test_sharding_is_the_recipes_unless_the_launcher_chose(environment, value, sharded, said, tmp_path, monkeypatch):
     """From another working directory; the recipe that names the file lies in the repository."""
     monkeypatch.chdir(tmp_path)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith((*launch.SHARDING_VARIABLES, "WORLD_SIZE"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith((*sharding.SHARDING_VARIABLES, "WORLD_SIZE"))}
     monkeypatch.setattr(os, "environ", kept | environment)
     setting = recipe.Setting(value, "here", REPOSITORY / "recipes")
-    assert said in launch.choose_sharding({"accelerate_config": setting})
+    assert said in sharding.choose_sharding({"accelerate_config": setting})
     assert (os.environ.get("ACCELERATE_USE_FSDP") == "true") is sharded
 
 

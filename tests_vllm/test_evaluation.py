@@ -29,8 +29,8 @@ MANY = 2000
 
 ENGINE = """
 import json, sys
-from entropy_grpo.evaluation.backends import Request, Sampling
-from entropy_grpo.evaluation.vllm_backend import VllmBackend
+from entropy_grpo.evaluation.backends.base import Request, Sampling
+from entropy_grpo.evaluation.backends.vllm import VllmBackend
 
 if __name__ == "__main__":
     backend = VllmBackend(sys.argv[1], None, "float32", 1, enforce_eager=True, max_model_len=128)
