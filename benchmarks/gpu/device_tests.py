@@ -1,0 +1,54 @@
+"""Part A: what the device is, and tests/test_gpu.py on it."""
+
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import ROOT
+
+from .report import Report
+from .sizes import Sizes
+
+
+def run(report: Report, sizes: Sizes) -> None:
+    """Record the device, then run the tests in a process of their own."""
+    with report.measure("device") as row:
+        if torch.cuda.is_available():
+            properties = torch.cuda.get_device_properties(0)
+            row |= {
+                "name of the GPU": properties.name,
+                "bytes": properties.total_memory,
+                "bytes free": torch.cuda.mem_get_info()[0],
+                "multiprocessors": properties.multi_processor_count,
+                "capability": torch.cuda.get_device_capability(),
+                "matrix product, TFLOP/s": _product(),
+            }
+    with report.measure("tests/test_gpu.py") as row, tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder) / "tests.xml"
+        command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-q", "-p", "no:cacheprovider"]
+        result = subprocess.run([*command, f"--junitxml={xml}"], cwd=ROOT, capture_output=True, text=True)
+        print(result.stdout, result.stderr, flush=True)
+        row["exit status"] = result.returncode
+        for case in ElementTree.parse(xml).iter("testcase"):
+            ended = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+            row[case.get("name")] = "passed" if ended is None else f"{ended.tag}: {ended.get('message')}"
+        if result.returncode != 0:
+            raise RuntimeError(f"pytest's exit status is {result.returncode}")
+
+
+def _product(size: int = 8192, repeats: int = 10) -> float:
+    """TFLOP/s of a bfloat16 matrix product of random data, to hold other figures against."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        a @ b
+    end.record()
+    torch.cuda.synchronize()
+    return 2 * size**3 * repeats / start.elapsed_time(end) / 1e9

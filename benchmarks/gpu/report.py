@@ -1,0 +1,73 @@
+"""The JSON file of a part, renewed after every measurement, so that a part that is killed keeps its figures."""
+
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from entropy_grpo.runs import files
+from entropy_grpo.runs.environment import git_revision, hardware, versions
+
+RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
+CONSOLE_WIDTH = 400  # characters of a measurement that the console shows; the file has all of it
+
+
+class Report:
+    """The figures of one part.
+
+    Args:
+        path: the JSON file.
+        part: its letter.
+        revision: commit of the source tree; by default what git says of it.
+    """
+
+    def __init__(self, path: Path, part: str, revision: str | None = None):
+        self.path, self.start = path, time.perf_counter()
+        self.content: dict[str, Any] = {
+            "command": f"python -m benchmarks.gpu --part {part}",
+            "status": RUNNING,
+            "hardware": hardware(),
+            "versions": versions() | {"cuda": torch.version.cuda},
+            "git_revision": revision or git_revision(),
+            "measurements": [],
+        }
+        self._write()
+
+    def _write(self) -> None:
+        files.write_json(self.path, self.content)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts that hold for the whole part."""
+        self.content |= facts
+        self._write()
+
+    @contextmanager
+    def measure(self, name: str, **facts: Any) -> Iterator[dict[str, Any]]:
+        """A measurement; what the block puts into its row is written when the block ends.
+
+        An error is written into the row, fails the part and lets the next measurement run.
+        """
+        row = {"name": name, **facts}
+        start = time.perf_counter()
+        try:
+            yield row
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {error}"
+            row["traceback"] = traceback.format_exc().splitlines()[-12:]
+        row["seconds_taken"] = round(time.perf_counter() - start, 3)
+        self.content["measurements"].append(row)
+        self._write()
+        print(str(row)[:CONSOLE_WIDTH], flush=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def finish(self) -> int:
+        """Close the file; returns the part's exit status."""
+        failed = [row["name"] for row in self.content["measurements"] if "error" in row]
+        status = FAILED if failed else COMPLETE
+        self.note(status=status, failed=failed, seconds=round(time.perf_counter() - self.start, 1))
+        return 1 if failed else 0

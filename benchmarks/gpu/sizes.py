@@ -1,0 +1,113 @@
+"""Sizes of the kit on a GPU and on a processor, and everything that it changes of a shipped setting, with reasons.
+
+`FULL` is what the figures are made with. `TINY` runs the same code in the test suite, where nothing is measured.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from entropy_grpo.planning.models import SHAPES, Shape
+
+# What part C changes of recipes/qwen3_1_7b.yaml, for ours and for TRL alike.
+STEP_CHANGES = {
+    "model_name_or_path": "random weights of the same shape: no weights can be downloaded",
+    "use_vllm": "false: responses are given, so that no time is spent on sampling",
+    "dynamic_sampling": "false: it would ask for up to three rollouts of given responses to fill one",
+    "prompts_per_rollout": "4 instead of 64, so that a rollout has 32 responses and the part ends within its limit",
+    "steps_per_rollout": "2 instead of 4: 16 responses per step in micro-batches of 8, as in the recipe",
+    "rewards": "right and wrong by turns, so that every group has both and no response can be left out",
+    "save_strategy": "no: checkpoints are not what is measured",
+    "lengths": "log-normal with a mean of 0.35 of the longest, which one response reaches; prompts are 256 tokens",
+}
+# What part G changes of recipes/demo_cpu.yaml.
+DEMO_CHANGES = {"use_cpu": "false: to train on the GPU"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of every part.
+
+    Attributes:
+        device: torch's name of it.
+        repeats: timed runs of each variant of the head, after one that is not counted.
+        head_vocabulary, head_hidden: of the LM head alone.
+        head_rows: rows n; the first is also the size at which errors are taken.
+        exact_rows: rows of which log-probabilities, entropies and gradients are compared with float64.
+        tiles: widths of our tiles, in vocabulary entries.
+        step_shape: model of the optimiser steps.
+        step_prompt, step_longest: tokens of every prompt and of the longest response.
+        step_batch: responses of a micro-batch.
+        step_turns: how often ours and TRL's take turns.
+        probe_longest: longest response of the short run that counts synchronisations and names kernels.
+        memory_shape: model whose layers are replaced by `memory_layers`; memory_tokens is one sequence.
+        tokens: rollout of the selection, (responses, tokens).
+        fsdp_shape, fsdp_batch: model and (sequences, tokens) under FSDP2.
+        demo: further words of the demo's launch.
+    """
+
+    device: str
+    repeats: int
+    head_vocabulary: int
+    head_hidden: int
+    head_rows: tuple[int, ...]
+    exact_rows: int
+    tiles: tuple[int, ...]
+    step_shape: Shape
+    step_prompt: int
+    step_longest: int
+    step_batch: int
+    step_turns: int
+    probe_longest: int
+    memory_shape: Shape
+    memory_layers: tuple[int, int]
+    memory_tokens: int
+    tokens: tuple[int, int]
+    fsdp_shape: Shape
+    fsdp_batch: tuple[int, int]
+    demo: list[str] = field(default_factory=list)
+
+
+FULL = Sizes(
+    device="cuda",
+    repeats=5,
+    head_vocabulary=151_936,
+    head_hidden=5120,
+    head_rows=(4096, 20_480),
+    exact_rows=512,
+    tiles=(8192, 16_384, 32_768, 65_536),
+    step_shape=SHAPES["Qwen/Qwen3-1.7B-Base"],
+    step_prompt=256,
+    step_longest=8192,
+    step_batch=8,
+    step_turns=2,
+    probe_longest=1024,
+    memory_shape=SHAPES["Qwen/Qwen3-14B-Base"],
+    memory_layers=(2, 4),
+    memory_tokens=22_528,
+    tokens=(8192, 2560),
+    fsdp_shape=replace(SHAPES["Qwen/Qwen3-0.6B-Base"], layers=8),
+    fsdp_batch=(4, 2048),
+)
+
+_TINY_SHAPE = Shape(32, 2, 4, 2, 8, 64, 377, True, 256, qk_norm=True)
+TINY = Sizes(
+    device="cpu",
+    repeats=1,
+    head_vocabulary=400,
+    head_hidden=32,
+    head_rows=(64, 96),
+    exact_rows=16,
+    tiles=(128, 256),
+    step_shape=_TINY_SHAPE,
+    step_prompt=4,
+    step_longest=24,
+    step_batch=8,
+    step_turns=1,
+    probe_longest=8,
+    memory_shape=replace(_TINY_SHAPE, tied=False),
+    memory_layers=(2, 4),
+    memory_tokens=96,
+    tokens=(64, 96),
+    fsdp_shape=_TINY_SHAPE,
+    fsdp_batch=(2, 24),
+    demo="--max_steps 2 --num_dev_problems 4 --num_test_problems 8 --eval_steps 2".split(),
+)

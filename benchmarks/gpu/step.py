@@ -1,0 +1,214 @@
+"""Part C: optimiser steps of a random Qwen3-1.7B as its recipe trains it, against stock TRL.
+
+Both get the same rollout of given responses. A short run of each comes first: it compiles what has to be compiled,
+counts the synchronisations of the host and names the kernels that ran. `sizes.STEP_CHANGES` says what is changed of
+the recipe.
+"""
+
+import gc
+import json
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from benchmarks.end_to_end import stock_config
+from benchmarks.measure import ROOT
+from benchmarks.step import lengths, reward
+from entropy_grpo import EntropyForkGRPOTrainer
+from entropy_grpo.config import recipe
+from entropy_grpo.config.run import CLASSES
+from entropy_grpo.planning.job import resolve
+from entropy_grpo.planning.memory import memory
+from entropy_grpo.tasks.cold_start import build_tokenizer
+
+from .models import H100_PEAK, config_of, model_operations, random_model
+from .report import Report
+from .sizes import STEP_CHANGES, Sizes
+
+RECIPE = ROOT / "recipes" / "qwen3_1_7b.yaml"
+GENERATIONS, PROMPTS, STEPS, MEAN = 8, 4, 2, 0.35
+ATTENTION = ("attention", "attn", "flash", "fmha", "sdpa")
+
+
+def words(sizes: Sizes, longest: int) -> list[str]:
+    """What is changed of the recipe, as a command line says it."""
+    said = (
+        f"--use_vllm false --dynamic_sampling false --prompts_per_rollout {PROMPTS} --num_generations {GENERATIONS} "
+        f"--steps_per_rollout {STEPS} --max_steps {STEPS} --save_strategy no --disable_tqdm true "
+        f"--per_device_train_batch_size {sizes.step_batch} --max_completion_length {longest} "
+        f"--overlong_cache_length {longest // 4} --max_prompt_length {sizes.step_prompt}"
+    )
+    return [*said.split(), *(["--use_cpu", "true"] if sizes.device == "cpu" else [])]
+
+
+class Clock(TrainerCallback):
+    """Seconds of each optimiser step; that of a rollout's first one has its preparation in it."""
+
+    def __init__(self):
+        self.steps: list[float] = []
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start."""
+        self.last = self._now()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """A step is over."""
+        now = self._now()
+        self.steps.append(now - self.last)
+        self.last = now
+
+
+def given_rollout(sizes: Sizes, responses: list[int]) -> Callable[[list, GRPOTrainer], dict]:
+    """TRL's `rollout_func` that returns random tokens of these lengths."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(size: int) -> list[int]:
+        return torch.randint(3, sizes.step_shape.vocab, (size,), generator=generator).tolist()
+
+    prompts = [draw(sizes.step_prompt) for _ in range(PROMPTS)]
+    completions = [draw(size) for size in responses]
+
+    def write(texts: list, trainer: GRPOTrainer) -> dict:
+        return {
+            "prompt_ids": [prompts[i // GENERATIONS] for i in range(len(texts))],
+            "completion_ids": completions[: len(texts)],
+            "logprobs": [[0.0] * len(ids) for ids in completions[: len(texts)]],
+        }
+
+    return write
+
+
+def make_trainer(sizes: Sizes, longest: int, stock: bool, output: str) -> tuple[GRPOTrainer, Clock, list[int]]:
+    """The trainer of the recipe on a random model, its clock, and the lengths of the responses."""
+    settings = recipe.load(RECIPE) | recipe.overrides([*words(sizes, longest), "--output_dir", output])
+    _, args, _ = recipe.build(recipe.checked(settings, CLASSES), CLASSES)
+    responses = lengths(PROMPTS * GENERATIONS, MEAN, longest)
+    clock = Clock()
+    trainer_class = GRPOTrainer if stock else EntropyForkGRPOTrainer
+    trainer = trainer_class(
+        model=random_model(sizes.step_shape, sizes.device),
+        reward_funcs=reward,
+        args=stock_config(args) if stock else args,
+        train_dataset=Dataset.from_dict({"prompt": [f"go {i}" for i in range(PROMPTS * STEPS)]}),
+        processing_class=build_tokenizer(),
+        rollout_func=given_rollout(sizes, responses),
+        callbacks=[clock],
+    )
+    return trainer, clock, responses
+
+
+def planned(sizes: Sizes) -> dict[str, Any]:
+    """Memory that the plan of the same job predicts."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.json"
+        config.write_text(json.dumps(config_of(sizes.step_shape).to_dict()))
+        job = resolve(
+            str(RECIPE),
+            words(sizes, sizes.step_longest),
+            gpus=1,
+            nodes=1,
+            prompt_length=sizes.step_prompt,
+            model_config=str(config),
+        )
+    return memory(job)
+
+
+def timed(sizes: Sizes, stock: bool) -> dict[str, Any]:
+    """Seconds, tokens, MFU and peak memory of the steps of one rollout."""
+    with tempfile.TemporaryDirectory() as output:
+        trainer, clock, responses = make_trainer(sizes, sizes.step_longest, stock, output)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        trainer.train()
+        taken, tokens = sum(clock.steps), sum(responses)
+        operations = model_operations(sizes.step_shape, sizes.step_prompt, responses)
+        found = {
+            "seconds_per_step": taken / STEPS,
+            "seconds_of_steps": clock.steps,
+            "response_tokens_per_second": tokens / taken,
+            "tokens_per_second": (tokens + sizes.step_prompt * len(responses)) / taken,
+            "model_operations": operations,
+            "mfu": operations / taken / H100_PEAK if torch.cuda.is_available() else None,
+            "padded_over_real": max(responses) * len(responses) / tokens,
+            "log": trainer.state.log_history[:STEPS],
+        }
+        if torch.cuda.is_available():
+            found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            found["reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
+    return found
+
+
+def probe(sizes: Sizes, stock: bool) -> dict[str, Any]:
+    """Synchronisations per micro-batch, where they come from, and the kernels of one micro-batch."""
+    counts, micro_batches, kernels = Counter(), [], []
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+
+    with tempfile.TemporaryDirectory() as output, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer, _, _ = make_trainer(sizes, sizes.probe_longest, stock, output)
+        inner = trainer.training_step
+
+        def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+            before = len(caught)
+            if len(micro_batches) != 1:
+                loss = inner(*args, **kwargs)
+            else:  # the second micro-batch has no rollout to prepare
+                with torch.profiler.profile(activities=activities) as profiler:
+                    loss = inner(*args, **kwargs)
+                kernels.extend(profiler.key_averages())
+            found = [w for w in caught[before:] if "synchroniz" in str(w.message)]
+            counts.update(f"{w.filename.rsplit('site-packages/', 1)[-1]}:{w.lineno}" for w in found)
+            micro_batches.append(len(found))
+            return loss
+
+        trainer.training_step = training_step
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            trainer.train()
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.set_sync_debug_mode("default")
+    on = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    rows = sorted(((k.key[:160], getattr(k, on) / 1e3, k.count) for k in kernels), key=lambda row: -row[1])
+    named = [{"name": name, "ms": round(ms, 3), "calls": calls} for name, ms, calls in rows]
+    return {
+        "synchronisations of each micro-batch": micro_batches,
+        "synchronisations by place": dict(counts.most_common(25)),
+        "attention kernels": [row for row in named if any(word in row["name"].lower() for word in ATTENTION)],
+        "longest kernels": named[:15],
+    }
+
+
+def run(report: Report, sizes: Sizes) -> None:
+    """Probe, then take turns."""
+    report.note(
+        changed_of_the_recipe=STEP_CHANGES, prompt=sizes.step_prompt, longest=sizes.step_longest, mean_share=MEAN
+    )
+    with report.measure("plan") as row:
+        row |= planned(sizes)
+    variants = {"ours": False, "TRL": True}
+    for name, stock in variants.items():
+        with report.measure(f"probe: {name}") as row:
+            row |= probe(sizes, stock)
+        gc.collect()
+    for turn in range(sizes.step_turns):
+        for name, stock in variants.items():
+            with report.measure(name, turn=turn) as row:
+                row |= timed(sizes, stock)
+            gc.collect()

@@ -1,0 +1,155 @@
+"""The kit for a GPU at tiny sizes on a processor: every part runs to its end, and a part that cannot says so."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.gpu import head, memory, select, step
+from benchmarks.gpu.__main__ import DEFAULT, PARTS, run_part
+from benchmarks.gpu.report import COMPLETE, FAILED, Report
+from benchmarks.gpu.sizes import TINY
+from entropy_grpo.runs import files
+
+from .conftest import REPOSITORY
+from .reference import top
+
+
+def measured(module, tmp_path, sizes=TINY):
+    """The measurements of a part that runs in this process, by name; the last of each name."""
+    path = tmp_path / "part.json"
+    report = Report(path, "X", "abc")
+    module.run(report, sizes)
+    assert report.finish() == 0, files.read_json(path)
+    content = files.read_json(path)
+    assert (content["status"], content["git_revision"]) == (COMPLETE, "abc")
+    return {row["name"]: row for row in content["measurements"]}
+
+
+def kit(tmp_path, *words):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--output", str(tmp_path), *words]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+
+
+def test_default_limits_leave_time():
+    assert sorted(PARTS) == list("ABCDEFG")
+    assert sum(PARTS[part][1] for part in DEFAULT) < 540
+    assert set(PARTS) - set(DEFAULT) == {"G"}
+
+
+def test_head(tmp_path):
+    rows = measured(head, tmp_path)
+    names = {"TRL", "ours, ranking", "ours, known", "Liger, scaled, fallback"}
+    assert names | {f"errors: {name}" for name in names} <= set(rows)
+    for name in names:
+        assert rows[name]["forward_ms"]["median"] > 0 and rows[name]["peak_gib"] >= 0
+        errors = rows[f"errors: {name}"]
+        # bfloat16 rounds by 2^-9 at most.
+        assert all(errors[key] < 0.02 for key in ("log_probs", "grad_hidden", "grad_weight")), errors
+    assert rows["ours, ranking, tiles of 128"]["rho"] == 1.0
+
+
+def test_truth_is_autograds_in_float64():
+    given = head.problem(20, 8, 50, 0.5, "cpu")
+    hidden, weight = (x.double().requires_grad_() for x in given[:2])
+    logps = (hidden @ weight.t()).log_softmax(-1)
+    chosen = logps.gather(1, given[2].unsqueeze(1)).squeeze(1)
+    chosen.backward(given[3].double())
+    exact = (chosen, -(logps.exp() * logps).sum(-1), hidden.grad, weight.grad)
+    assert (given[3] == 0).sum() == 10
+    for x, y in zip(head.truth(given, 8), exact, strict=True):
+        torch.testing.assert_close(x, y.detach())
+
+
+def test_step(tmp_path):
+    rows = measured(step, tmp_path)
+    for name in ("ours", "TRL"):
+        assert len(rows[name]["seconds_of_steps"]) == step.STEPS and rows[name]["tokens_per_second"] > 0
+        kernels = [row["name"] for row in rows[f"probe: {name}"]["attention kernels"]]
+        assert any("scaled_dot_product" in kernel for kernel in kernels)
+        # A rollout of four micro-batches in two steps.
+        assert len(rows[f"probe: {name}"]["synchronisations of each micro-batch"]) == 4
+    assert "selection/kept_fraction" in rows["ours"]["log"][0]
+    assert "selection/kept_fraction" not in rows["TRL"]["log"][0]
+    parts = rows["plan"]["parts"]
+    assert parts["weights"]["bytes"] == 4 * sum(
+        p.numel() for p in step.random_model(TINY.step_shape, "cpu").parameters()
+    )
+
+
+def test_memory(tmp_path):
+    rows = measured(memory, tmp_path)
+    tokens, shape = TINY.memory_tokens, TINY.memory_shape
+    layer = sum(p.numel() for p in step.random_model(shape, "cpu").model.layers[0].parameters())
+    # A checkpointed layer keeps its input; weights and gradients are bfloat16.
+    slope = rows["slope: bfloat16, padded"]["planned"]["bytes_per_layer"]
+    assert slope == pytest.approx(2 * 2 * layer + 2 * tokens * shape.hidden)
+
+
+def test_select(tmp_path):
+    rows = measured(select, tmp_path)
+    assert rows["selection"]["equal_to_a_sort"]
+    assert rows["checkpoint and resume"]["resumed at step 2 of 4"] == {"equal": True, "largest_difference": 0.0}
+    scores, mask, places = select.tokens(replace(TINY, tokens=(6, 12)))
+    assert torch.equal(select.by_sorting(scores, mask, 0.2), top(scores, mask, 0.2, places))
+
+
+def test_a_measurement_that_fails_is_recorded_and_the_others_run(tmp_path):
+    report = Report(tmp_path / "part.json", "X")
+    with report.measure("first") as row:
+        row["seen"] = 1
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with report.measure("second") as row:
+        row["seen"] = 2
+    assert files.read_json(tmp_path / "part.json")["status"] == "running"
+    assert report.finish() == 1
+    content = files.read_json(tmp_path / "part.json")
+    first, second = content["measurements"]
+    assert (content["status"], content["failed"]) == (FAILED, ["first"])
+    assert first["seen"] == 1 and first["error"] == "OutOfMemoryError: CUDA out of memory" and first["traceback"]
+    assert second["seen"] == 2 and "error" not in second
+
+
+@pytest.mark.slow
+def test_parts_in_processes_of_their_own(tmp_path):
+    """FSDP2 needs a process of its own; the tests of the GPU skip here, and say so."""
+    result = kit(tmp_path, "--part", "A", "F", "--revision", "abc")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.log", "gpu_device_tests.json", "gpu_fsdp.json"]
+    tests = files.read_json(tmp_path / "gpu_device_tests.json")["measurements"][1]
+    assert tests["test_selection_is_the_processors[top]"].startswith("skipped: needs a CUDA device")
+    content = files.read_json(tmp_path / "gpu_fsdp.json")
+    rows = {row["name"]: row for row in content["measurements"]}
+    shipped, whole = rows["as shipped"], rows["float32 outputs and gradients"]
+    assert content["git_revision"] == "abc" and content["status"] == "complete"
+    assert (shipped["log_probs"]["dtype"], shipped["log_probs"]["share on the bfloat16 grid"]) == ("torch.bfloat16", 1)
+    assert whole["log_probs"]["dtype"] == "torch.float32" and whole["log_probs"]["share on the bfloat16 grid"] < 0.1
+    assert shipped["unsharded after a pass without gradient"] and not shipped["unsharded after reshard()"]
+
+
+@pytest.mark.slow
+def test_a_part_is_killed_at_its_limit_and_one_that_dies_is_seen(tmp_path):
+    with (tmp_path / "gpu.log").open("ab") as log:
+        killed = run_part("E", tmp_path, log, 0.5, ["--tiny"])
+        died = run_part("E", tmp_path, log, 60, ["--no-such-option"])
+    assert killed == {"measurements": [], "status": "killed at its limit of 0.5 s"}
+    assert died["status"] == "failed: exit status 2"
+    assert files.read_json(tmp_path / "gpu_select.json") == died
+    assert b"unrecognized arguments" in (tmp_path / "gpu.log").read_bytes()
+
+
+@pytest.mark.slow
+def test_demo(tiny_model, tmp_path, monkeypatch):
+    """From a cold start that is there to a card, by the launch; the model is a smaller one."""
+    from benchmarks.gpu import demo
+
+    monkeypatch.setenv("ENTROPY_GRPO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    os.symlink(tiny_model, demo.cold_start.checkpoint_path(demo.SEED))
+    rows = measured(demo, tmp_path)
+    assert rows["cold start"]["cached before"]
+    assert any("held-out problems" in line for line in rows["demo"]["console"])
+    assert rows["demo"]["evaluation"]["gain"] and rows["demo"]["card"][0] == "---"
