@@ -20,6 +20,8 @@ from benchmarks import (
     speed,
     verifier,
 )
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import page
 from entropy_grpo.runs import files
 
 
@@ -34,6 +36,12 @@ def test_readme_holds_the_recorded_table(results):
 
 def test_readme_holds_the_recorded_speed():
     assert measure.readme_block(speed.TABLE)[1] == speed.tables().strip()
+
+
+def test_the_page_of_the_gpu_holds_the_recorded_figures():
+    assert measure.readme_block(page.TABLE, page.PAGE)[1] == page.tables()
+    for part, _ in gpu.PARTS.values():
+        assert page.recorded(part)["status"] == "complete" and not page.recorded(part)["failed"]
 
 
 @pytest.mark.parametrize("part", [kill, sampling], ids=["kill", "sampling"])

@@ -30,7 +30,7 @@ PARTS = {
     "E": ("select", 45),
     "G": ("demo", 150),
 }
-DEFAULT = "ABCFDE"
+DEFAULT = "ABCFDEG"
 # Nothing is asked of a hub, and TRL does not repeat that rollout functions may change.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 

@@ -11,7 +11,7 @@ from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks import cold_start
 
-from .report import Report
+from .report import CONSOLE_WIDTH, Report
 from .sizes import DEMO_CHANGES, Sizes
 
 SEED = 0  # the recipe's
@@ -38,7 +38,7 @@ def run(report: Report, sizes: Sizes) -> None:
         for line in process.stdout:
             print(line, end="", flush=True)
             console.append(line.rstrip())
-        row["console"] = console[-120:]
+        row["console"] = [line[:CONSOLE_WIDTH] for line in console[-20:]]
         row["exit status"] = process.wait()
         row["metrics"] = list(files.read_jsonl(folder.metrics))[-3:]
         row["logged_rows"] = len(list(files.read_jsonl(folder.metrics)))

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 
-# Vocabulary entries per tile of logits. On a GPU a tile should fill the matmul; on a processor it should stay in the
-# cache between the matmul and the half dozen elementwise passes over it (see benchmarks/results/head.json).
+# Vocabulary entries per tile of logits. On an H100 widths from 8,192 to 65,536 differ by less than 5% (docs/gpu.md).
+# On a processor a tile should stay in the cache between the matmul and the half dozen elementwise passes over it (see
+# benchmarks/results/head.json).
 GPU_TILE, CPU_TILE = 32768, 2048
 # Rows whose weight gradient Liger's Hopper kernel sums before it rounds to bfloat16.
 HOPPER_WAVE = 1024
@@ -183,8 +184,10 @@ def check_installed(name: str, device: torch.device) -> None:
 def choose(name: str, device: torch.device, outputs: Collection[str]) -> Kernel:
     """The kernel for a pass.
 
-    `auto` is TRL's tiles wherever it has been measured. So are, under `liger`, the passes that Liger cannot serve in
-    float32: sums of squared probabilities anywhere, and entropies on Hopper.
+    `auto` is TRL's tiles: no kernel of Liger's has been faster, on processors (benchmarks/results/head.json) or on an
+    H100 (docs/gpu.md), where Liger's Hopper kernel is the more exact and needs less memory. Tiles also serve, under
+    `liger`, the passes that Liger cannot serve in float32: sums of squared probabilities anywhere, and entropies on
+    Hopper.
     """
     native = name == "liger" and "log_sum_sq_probs" not in outputs
     if native and not (hopper(device) and "entropy" in outputs):

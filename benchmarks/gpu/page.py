@@ -1,0 +1,135 @@
+"""The tables of docs/gpu.md, from the recorded results.
+
+python -m benchmarks.gpu.page
+"""
+
+from typing import Any
+
+from benchmarks import measure
+from entropy_grpo.runs import files
+
+TABLE = "python -m benchmarks.gpu"
+PAGE = measure.ROOT / "docs" / "gpu.md"
+GIB = 2**30
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """The recorded file of a part."""
+    return files.read_json(measure.RESULTS / f"gpu_{name}.json")
+
+
+def rows_of(name: str, prefix: str = "") -> list[dict[str, Any]]:
+    """The measurements of a part whose names begin alike."""
+    return [row for row in recorded(name)["measurements"] if row["name"].startswith(prefix)]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def head() -> str:
+    """Milliseconds, memory and errors of the head's variants; tiles of other widths are in the file alone."""
+    errors = {row["name"].removeprefix("errors: "): row for row in rows_of("head", "errors: ")}
+    timed: dict[str, dict[tuple[int, float], dict[str, Any]]] = {}
+    for row in rows_of("head"):
+        if "forward_ms" in row and "tiles of" not in row["name"]:
+            timed.setdefault(row["name"], {})[row["rows"], row["rho"]] = row
+    sizes = sorted({size for runs in timed.values() for size in runs})
+    header = ["head, ms forward + backward", *(f"n {n:,}, rho {rho:g}" for n, rho in sizes)]
+    header += ["peak GiB", "error of log-probabilities", "of entropies", "of the weight's gradient"]
+    lines = []
+    for name, runs in timed.items():
+        times = [f"{runs[s]['forward_ms']['median']:.1f} + {runs[s]['backward_ms']['median']:.1f}" for s in sizes]
+        found = [errors[name][key] for key in ("log_probs", "entropies", "grad_weight")]
+        told = ["-" if value is None else f"{value:.1e}" for value in found]
+        lines.append([name, *times, f"{max(run['peak_gib'] for run in runs.values()):.1f}", *told])
+    return table(header, lines)
+
+
+def step() -> str:
+    """Two optimiser steps of ours and of TRL's, each turn."""
+    (plan,) = rows_of("step", "plan")
+    lines = []
+    for row in rows_of("step"):
+        if "seconds_per_step" in row:
+            lines.append(
+                [
+                    f"{row['name']}, turn {row['turn'] + 1}",
+                    f"{row['seconds_per_step']:.2f}",
+                    f"{row['tokens_per_second']:,.0f}",
+                    f"{row['mfu']:.1%}",
+                    f"{row['peak_gib']:.1f}",
+                ]
+            )
+    lines.append(["plan", "", "", "", f"{plan['training'] / GIB:.1f}"])
+    syncs = {row["name"][7:]: row["synchronisations of each micro-batch"] for row in rows_of("step", "probe: ")}
+    said = "; ".join(f"{name} {', '.join(map(str, counts))}" for name, counts in syncs.items())
+    return (
+        table(["optimiser steps, Qwen3-1.7B", "s a step", "tokens/s", "MFU", "peak GiB"], lines)
+        + f"\n\nSynchronisations of the host in each of the four micro-batches of a rollout: {said}."
+    )
+
+
+def memory() -> str:
+    """Measured and planned bytes that grow with the layers of a 14B-shaped model."""
+    lines = []
+    for row in rows_of("memory", "slope: "):
+        measured, planned = row["measured"], row["planned"]
+        lines.append(
+            [
+                row["name"].removeprefix("slope: "),
+                *(f"{x['bytes_per_layer'] / 1e9:.2f}" for x in (measured, planned)),
+                *(f"{x['bytes_once'] / 1e9:.1f}" for x in (measured, planned)),
+            ]
+        )
+    return table(["14B-shaped, one sequence", "GB a layer", "planned", "GB once", "planned"], lines)
+
+
+def numerics() -> str:
+    """Dtypes and errors under FSDP2 with one process."""
+    lines = []
+    for row in rows_of("fsdp"):
+        if "policy" in row:
+            for output in ("log_probs", "entropies"):
+                found = row[output]
+                lines.append(
+                    [
+                        row["name"],
+                        output,
+                        found["dtype"].removeprefix("torch."),
+                        f"{found['share on the bfloat16 grid']:.0%}",
+                        f"{found['relative error']:.1e}",
+                    ]
+                )
+    return table(["FSDP2", "output", "dtype", "on the bfloat16 grid", "relative error"], lines)
+
+
+def select() -> str:
+    """Selection on a rollout's tokens, and the demo."""
+    (row,) = rows_of("select", "selection")
+    (resume,) = rows_of("select", "checkpoint and resume")
+    (demo,) = rows_of("demo", "demo")
+    before, after = (demo["evaluation"][when]["accuracy"]["value"] for when in ("before", "after"))
+    equal = all(resume[run]["equal"] for run in ("run again", "resumed at step 2 of 4"))
+    return (
+        f"- Selection of {row['kept']:,} among {row['tokens']:,} tokens: {row['select, ms']['median']:.1f} ms, "
+        f"{row['select, peak bytes'] / GIB:.2f} GiB beyond the scores, "
+        f"{'equal' if row['equal_to_a_sort'] else 'NOT equal'} to a sort ({row['sort, ms']['median']:.1f} ms).\n"
+        f"- A run that is repeated, and one that goes on from a checkpoint, are bit for bit the same: "
+        f"{'yes' if equal else 'no'}.\n"
+        f"- The demo on the GPU: held-out accuracy {before:.3f} before and {after:.3f} after 240 steps, "
+        f"{demo['seconds_taken']:.0f} s from launch to card, its cold start apart."
+    )
+
+
+def tables() -> str:
+    """All that the page shows."""
+    about = recorded("head")
+    said = f"{about['hardware']}, torch {about['versions']['torch']}, at commit `{about['git_revision'][:12]}`."
+    return "\n\n".join([said, head(), step(), memory(), numerics(), select()])
+
+
+if __name__ == "__main__":
+    measure.write_readme(TABLE, tables(), PAGE)
