@@ -16,11 +16,11 @@ from typing import Any
 
 from benchmarks import measure
 from entropy_grpo import launch
+from entropy_grpo.monitoring import steps
 from entropy_grpo.monitoring.callbacks import Watch
+from entropy_grpo.objective.stages import StageDetector
 from entropy_grpo.runs import files
-from entropy_grpo.training import trainer
-from entropy_grpo.training.rollouts import RolloutGRPOTrainer
-from entropy_grpo.training.shaped import ShapedGRPOTrainer
+from entropy_grpo.training.trainer import EntropyForkGRPOTrainer
 
 RECIPE = measure.ROOT / "recipes" / "demo_cpu.yaml"
 OUTPUT = Path("runs") / "diagnostics"
@@ -35,11 +35,11 @@ SETTINGS = {
     "disable_tqdm": "true",
 }
 TIMED = {
-    "tokens of a step": (trainer, "step_metrics"),
-    "responses of a rollout": (RolloutGRPOTrainer, "_log_responses"),
-    "stage": (ShapedGRPOTrainer, "_close_stage"),
+    "tokens of a step": (steps, "step_metrics"),
+    "responses of a rollout": (steps.StepMonitor, "rewards"),
+    "stage": (StageDetector, "update"),
     "watchers": (Watch, "on_log"),
-    "everything": (trainer.EntropyForkGRPOTrainer, "_inner_training_loop"),
+    "everything": (EntropyForkGRPOTrainer, "_inner_training_loop"),
 }
 
 

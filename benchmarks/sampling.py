@@ -45,10 +45,9 @@ class ReleasedSampler(DynamicSampler):
 class ReleasedTrainer(EntropyForkGRPOTrainer):
     """Ours with the released logic."""
 
-    def _make_sampler(self) -> DynamicSampler:
-        sampler = super()._make_sampler()
-        sampler.__class__ = ReleasedSampler
-        return sampler
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rollouts.sampler.__class__ = ReleasedSampler
 
 
 COSTS = ("step", "rounds", "groups", "seconds")

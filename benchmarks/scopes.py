@@ -15,12 +15,14 @@ import subprocess
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 from benchmarks import embedded, measure
 from entropy_grpo import launch
 from entropy_grpo.objective.selection import SCOPES
+from entropy_grpo.objective.window import regroup, select_tokens
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks import cold_start
@@ -39,19 +41,18 @@ RATE = "1.0e-4"
 class Watching(EntropyForkGRPOTrainer):
     """Logs how far the scopes agree; trains as ever."""
 
-    def _open_window(self, batches):
-        window = super()._open_window(batches)
-        if self.model.training:
-            thresholds, batches = self._thresholds, self._regroup(batches)
-            passes = [self._score(b) for b in batches]
-            together = self._select(passes, batches)
-            alone = [self._select([p], [b])[0] for p, b in zip(passes, batches, strict=True)]
-            self._thresholds = thresholds
-            count = sum(int(mask.sum()) for mask in together)
-            for name, masks in zip(METRICS, ([b["kept_mask"] for b in batches], alone), strict=True):
-                common = sum(int((a & b).sum()) for a, b in zip(together, masks, strict=True))
-                self._metrics["train"][name].append(common / count)
-        return window
+    def _plan(self, batches):
+        settings = (self.spec, self.ranks)
+        # Micro-batches as `micro_batch` scope makes them: by length, with every sequence.
+        whole = regroup(batches, replace(self.spec, scope="micro_batch"), self.ranks, BATCH)
+        passes = [self._score(b, entropies=True) for b in whole]
+        together, _ = select_tokens(passes, whole, *settings, seed=0)
+        alone = [select_tokens([p], [b], *settings, seed=0)[0][0] for p, b in zip(passes, whole, strict=True)]
+        count = sum(int(mask.sum()) for mask in together)
+        for name, masks in zip(METRICS, ([b["kept_mask"] for b in whole], alone), strict=True):
+            common = sum(int((a & b).sum()) for a, b in zip(together, masks, strict=True))
+            self.monitor.log({name: common / count})
+        return super()._plan(batches)
 
 
 def watch(steps: int) -> None:

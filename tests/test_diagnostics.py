@@ -6,11 +6,12 @@ import statistics
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from entropy_grpo.monitoring import diagnostics
 from entropy_grpo.monitoring.categories import CATEGORIES, category
 from entropy_grpo.monitoring.diagnostics import TokenCategories
+from entropy_grpo.monitoring.steps import StepMonitor
 from entropy_grpo.objective.selection import on_one_process
 
 from . import fixed_rollout, reference
@@ -165,3 +166,50 @@ def test_gradients_are_logged_where_tokens_are_ranked_by_them(tiny_model, tmp_pa
     assert on_policy.state.log_history[0]["gradient/p50"] > 0
     plain = fixed_rollout.train(tiny_model, tmp_path / "c", **settings)
     assert "gradient/p50" not in plain.state.log_history[0]
+
+
+def test_an_evaluation_leaves_nothing_in_the_training_log(tiny_model, tmp_path):
+    """In the middle of a rollout, whose threshold both of its steps log."""
+    settings = {"entropy_scope": "rollout", "top_entropy_quantile": 0.3, "steps_per_generation": 2, "max_steps": 2}
+    settings |= {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "learning_rate": 0.1}
+    logs = []
+    for evaluates in (False, True):
+        trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / str(evaluates), **settings)
+        if evaluates:
+            step = trainer.training_step
+
+            def interrupted(*args, trainer=trainer, step=step):
+                if trainer.state.global_step == 1:
+                    trainer.answer(fixed_rollout.prompts(2))
+                return step(*args)
+
+            trainer.training_step = interrupted
+        trainer.train()
+        logs.append([row for row in trainer.state.log_history if "loss" in row])
+    first, second = logs[0]
+    assert first["selection/threshold"] == second["selection/threshold"]
+    for row, other in zip(*logs, strict=True):
+        same = {key for key in row if "time" not in key}
+        assert {key: row[key] for key in same} == {key: other[key] for key in same}
+
+
+def test_a_step_that_reaches_into_the_next_rollout_logs_its_own_tokens(tiny_model, tmp_path, monkeypatch):
+    """Four micro-batches of two rollouts, with an evaluation after the first step."""
+    settings = {"top_entropy_quantile": 1.0, "gradient_accumulation_steps": 4, "steps_per_generation": 2}
+    settings |= {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_steps": 3}
+    trainer, counts = fixed_rollout.make_trainer(tiny_model, tmp_path, **settings), []
+    log_step = StepMonitor.step
+
+    def counted(self, window, size):
+        counts.append(len(window.scored))
+        return log_step(self, window, size)
+
+    class Evaluate(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                trainer.answer(fixed_rollout.prompts(2))
+
+    monkeypatch.setattr(StepMonitor, "step", counted)
+    trainer.add_callback(Evaluate())
+    trainer.train()
+    assert counts == [4, 4, 4]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from benchmarks import kill
 from entropy_grpo.runs import files
@@ -142,3 +143,71 @@ def test_too_many_of_them_in_a_row_end_the_run(tiny_model, tmp_path, monkeypatch
     monkeypatch.setattr(fixed_rollout, "EntropyForkGRPOTrainer", poisoned)
     with pytest.raises(RuntimeError, match=r"3 optimiser steps in a row.*max_skipped_steps allows 2"):
         fixed_rollout.train(tiny_model, tmp_path, max_steps=9, max_skipped_steps=2)
+
+
+RESUMED = {
+    "entropy_scope": "rollout",
+    "top_entropy_quantile": 0.3,
+    "per_device_train_batch_size": 4,
+    "steps_per_generation": 4,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 0.05,
+    "shuffle_dataset": True,
+    "save_strategy": "steps",
+}
+
+
+def assert_goes_on(tiny_model, tmp_path, whole, folder, **settings):
+    """A run that is resumed from a checkpoint ends, to the last bit, like the whole one."""
+    resumed = fixed_rollout.make_trainer(tiny_model, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(folder))
+    for name, weight in fixed_rollout.weights(whole).items():
+        assert torch.equal(weight, fixed_rollout.weights(resumed)[name]), name
+    keys = ("loss", "selection/threshold", "entropy/kept", "tokens/formal")
+    rows = [[row for row in t.state.log_history if "loss" in row] for t in (whole, resumed)]
+    for row, other in zip(*rows, strict=True):
+        assert [row[key] for key in keys] == [other[key] for key in keys]
+
+
+@pytest.mark.parametrize("saved", [3, 4, 5])
+def test_a_run_goes_on_in_its_second_epoch(tiny_model, tmp_path, saved):
+    """An epoch is two rollouts of two problems, four optimiser steps; their order is drawn anew in each."""
+    settings = RESUMED | {"data": fixed_rollout.prompts(8), "max_steps": 7, "save_steps": saved}
+    whole = fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
+    assert whole.state.num_train_epochs == 2
+    assert_goes_on(tiny_model, tmp_path / "b", whole, tmp_path / "a" / f"checkpoint-{saved}", **settings)
+
+
+def test_a_checkpoint_with_its_threshold_beside_the_rollout_is_read(tiny_model, tmp_path):
+    """Older versions wrote the thresholds of a step into the rank's state, and none into micro-batches."""
+    settings = RESUMED | {"data": fixed_rollout.prompts(8), "max_steps": 5, "save_steps": 3}
+    whole = fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
+    path = tmp_path / "a" / "checkpoint-3" / checkpoint.RANK_STATE.format(0)
+    saved = checkpoint.load_state(path)
+    thresholds = [float(batch.pop("threshold")) for batch in saved["buffered_inputs"]]
+    checkpoint.save_state(path, saved | {"thresholds": thresholds[:1]})
+    assert_goes_on(tiny_model, tmp_path / "b", whole, tmp_path / "a" / "checkpoint-3", **settings)
+
+
+def test_adapters_come_back_in_their_dtype(tiny_model, tmp_path):
+    adapters = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, peft_config=adapters)
+    for name, parameter in trainer.model.named_parameters():
+        parameter.data = parameter.data.bfloat16() if "lora" in name else parameter.data
+    saved = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.save_model(tmp_path / "checkpoint")
+    for name, parameter in trainer.model.named_parameters():
+        parameter.data.zero_() if "lora" in name else None
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint"))
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.dtype == saved[name].dtype and torch.equal(parameter, saved[name]), name
+
+
+def test_a_finished_run_takes_no_further_step(tiny_model, tmp_path):
+    settings = RESUMED | {"max_steps": 2, "save_steps": 2}
+    whole = fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
+    again = fixed_rollout.make_trainer(tiny_model, tmp_path / "b", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert again.state.global_step == 2
+    for name, weight in fixed_rollout.weights(whole).items():
+        assert torch.equal(weight, fixed_rollout.weights(again)[name]), name

@@ -1,6 +1,7 @@
 """The loss and its gradient against the float64 formula, stock TRL, and themselves under another batching."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
+from entropy_grpo.objective.window import select_tokens, token_places
 
 from . import fixed_rollout, reference
 from .conftest import REPOSITORY
@@ -47,7 +50,7 @@ def make_trainer(tiny_model, tmp_path, accumulation, **overrides):
     settings = {"max_steps": 1, "temperature": TEMPERATURE, "gradient_accumulation_steps": accumulation} | overrides
     trainer = fixed_rollout.train(tiny_model, tmp_path, learning_rate=0.0, **settings)
     trainer.model.train()
-    trainer._step, trainer._selection_checked = 0, False
+    trainer._step = 0
     trainer.current_gradient_accumulation_steps = accumulation
     return trainer
 
@@ -55,9 +58,9 @@ def make_trainer(tiny_model, tmp_path, accumulation, **overrides):
 def run_window(trainer, batches):
     """Sum of the micro-batches' losses, and its gradient, the way the training loop gets them."""
     trainer.model.zero_grad()
-    trainer._window = trainer._open_window(batches)
+    window = trainer._window = trainer._plan(batches)
     total = 0.0
-    for step, batch in enumerate(trainer._window.batches):
+    for step, batch in enumerate(window.batches):
         trainer._step = step
         trainer.accelerator.gradient_state._set_sync_gradients(step == len(batches) - 1)
         loss = trainer.compute_loss(trainer.model, batch)
@@ -140,7 +143,7 @@ def test_loss_and_gradient_are_the_formulas(tiny_model, tmp_path, rho, kind, sco
     set_old_logps(trainer.model, batches, clip=rho > 0.01)
     loss, gradients = run_window(trainer, batches)
     if scope == "micro_batch":  # whose tokens are those that the trainer has put together
-        batches = trainer._window.batches
+        batches = trainer._plan(batches).batches
     expected_loss, expected_gradients, kept = expected(tiny_model, batches, rho, kind, scope)
     assert loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
     assert_close(gradients, expected_gradients, 2e-5)
@@ -175,6 +178,7 @@ def test_rollout_scope_divides_each_step_by_its_own_kept_tokens(tiny_model, tmp_
     for b, (logps, _), mask in zip(batches, scores, masks, strict=True):
         b["kept_mask"] = whole[first : first + mask.size(0), : mask.size(1)]
         b["entropies"] = scores[len(shares)][1].detach().float()
+        b["threshold"] = torch.tensor(math.nan)
         first += mask.size(0)
         loss, _ = run_window(trainer, [b])
         expected_loss = reference.objective(
@@ -511,21 +515,23 @@ def test_gradient_norm_keeps_the_tokens_of_largest_gradient_in_the_head(tiny_mod
         b["norms"] = norms
     assert any((b["norms"] == 0)[b["completion_mask"].bool()].any() for b in batches), "some tokens should be clipped"
     if scope == "rollout":
-        scored, trainer._thresholds = [trainer._score(b) for b in batches], []
-        masks = trainer._select(scored, batches)
+        scored = [trainer._score(b, entropies=True) for b in batches]
+        masks, threshold = select_tokens(scored, batches, trainer.spec, trainer.ranks, seed=0)
         batches = [
-            b | {"kept_mask": m, "entropies": s.entropies} for b, m, s in zip(batches, masks, scored, strict=True)
+            b | {"kept_mask": m, "entropies": s.entropies, "threshold": torch.tensor(threshold)}
+            for b, m, s in zip(batches, masks, scored, strict=True)
         ]
     run_window(trainer, batches)
-    seen = trainer._window.everything or trainer._window.batches
+    window = trainer._plan(batches)
+    seen = window.everything or window.batches
     if scope == "micro_batch" or (accumulation == 1 and scope == "global"):
-        kept = [reference.top(b["norms"], b["completion_mask"].bool(), 0.2, trainer._places(b)) for b in seen]
+        kept = [reference.top(b["norms"], b["completion_mask"].bool(), 0.2, token_places(b)) for b in seen]
         fraction = sum(k.sum() for k in kept) / sum(b["completion_mask"].sum() for b in seen)
         assert trainer._metrics["train"]["selection/kept_fraction"][-1] == pytest.approx(fraction.item())
         lowest = sum(b["norms"][k].min().item() for b, k in zip(seen, kept, strict=True)) / len(seen)
     else:
         norms, mask, kept = (torch.cat([b[key] for b in seen]) for key in ("norms", "completion_mask", "kept_mask"))
-        places = torch.cat([trainer._places(b) for b in seen])
+        places = torch.cat([token_places(b) for b in seen])
         assert torch.equal(kept, reference.top(norms, mask.bool(), 0.2, places))
         lowest = norms[kept].min().item()
     assert trainer._metrics["train"]["selection/threshold"][-1] == pytest.approx(lowest * TEMPERATURE, rel=1e-4)
@@ -582,7 +588,7 @@ def test_two_processes_are_one(tiny_model, tmp_path, launcher, script, scope, rh
 
 def test_first_step_fails_if_the_share_is_wrong(tiny_model, tmp_path, monkeypatch):
     """A selection that keeps one token too many must not train."""
-    import entropy_grpo.training.trainer as module
+    import entropy_grpo.objective.window as module
 
     honest = module.select
 

@@ -218,7 +218,7 @@ def test_training_is_that_on_the_informative_problems_alone(tiny_model, tmp_path
     )
     rows = [trainer.state.log_history[0] for trainer in (mixed, alone)]
     assert rows[0]["loss"] == rows[1]["loss"] and rows[0]["grad_norm"] == rows[1]["grad_norm"] > 0
-    assert mixed._sampler.cursor > 4
+    assert mixed.rollouts.sampler.cursor > 4
 
 
 def test_dropped_groups_are_generated_and_graded_and_nothing_else(tiny_model, tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_groups_that_waited_have_the_log_probabilities_of_their_policy(tiny_mode
             self.add_callback(Watch())
 
         def _generate_and_score_completions(self, inputs):
-            waiting = [(g.born, r.completion_ids.tolist()) for g in self._sampler.waiting for r in g.responses]
+            waiting = [(g.born, r.completion_ids.tolist()) for g in self.rollouts.sampler.waiting for r in g.responses]
             output = super()._generate_and_score_completions(inputs)
             rollouts.append((self.state.global_step, waiting, output))
             return output

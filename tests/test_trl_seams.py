@@ -3,11 +3,14 @@
 import inspect
 
 import pytest
+from peft import PeftModel
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_tensor_dict
+
+from entropy_grpo import EntropyForkGRPOTrainer
 
 SEAMS = {
     "get_high_entropy_mask": (
@@ -37,11 +40,18 @@ SEAMS = {
         "Read which arguments of a micro-batch scoring takes: EntropyForkGRPOTrainer._score passes them by name, and "
         "trims the pass if all that come after compute_aux_loss are None.",
     ),
-    "_generate": (["self", "prompts"], "Read what it returns: RolloutGRPOTrainer hands out its eight parts."),
+    "_generate": (["self", "prompts"], "Read what it returns: DynamicSampling hands out its eight parts."),
     "_get_train_sampler": (["self", "dataset"], "Read how the order of an epoch is drawn."),
     "_save_checkpoint": (["self", "model", "trial"], "Read what is written, and in which order."),
-    "_load_from_checkpoint": (["self", "resume_from_checkpoint", "model"], "Read in which dtype adapters come back."),
     "_load_rng_state": (["self", "checkpoint"], "Read when the training loop calls it."),
+    "_run_epoch": (
+        [
+            *("self", "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+            *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+            "steps_trained_in_current_epoch",
+        ],
+        "Read whether it takes a step before it looks at max_steps, and draws the order of problems only here.",
+    ),
     "_get_grad_norm": (["self", "model", "grad_norm"], "Read whether it is called before every optimiser step."),
     "create_model_card": (["self", "model_name", "dataset_name", "tags"], "Read when the model card is written."),
 }
@@ -51,6 +61,20 @@ SEAMS = {
 def test_signature(name):
     parameters, advice = SEAMS[name]
     assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters, advice
+
+
+def test_every_override_is_pinned():
+    """And there are no more of them than the trainer's page names."""
+    methods = {name for name, value in vars(EntropyForkGRPOTrainer).items() if inspect.isroutine(value)}
+    assert {name for name in methods - {"__init__"} if hasattr(GRPOTrainer, name)} == set(SEAMS)
+    assert EntropyForkGRPOTrainer.__bases__ == (GRPOTrainer,) and len(SEAMS) == 13
+
+
+def test_adapters_are_read_by_name():
+    advice = "Read EntropyForkGRPOTrainer._prepare_adapters, which fixes an argument of the model's load_adapter."
+    assert "autocast_adapter_dtype" in inspect.signature(PeftModel.load_adapter).parameters, advice
+    source = inspect.getsource(Trainer._load_from_checkpoint)
+    assert "model.load_adapter(resume_from_checkpoint, active_adapter, is_trainable=True)" in source, advice
 
 
 @pytest.mark.parametrize("name", ["sync_weights", "_iter_named_params"])
@@ -147,7 +171,7 @@ def test_fields_that_are_set_or_read_exist():
 
 
 def test_a_rollout_is_scored_beforehand_where_the_policy_moves_on():
-    """`RolloutGRPOTrainer._scores_rollouts` says the same."""
+    """`Objective.scores_rollout` says the same."""
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     for code in (
         "generate_every = self.args.steps_per_generation * self.num_iterations",
@@ -164,12 +188,13 @@ def test_a_rollout_is_scored_beforehand_where_the_policy_moves_on():
 
 
 def test_the_training_loop_restores_the_random_state_last():
-    """`DurableGRPOTrainer` restores the rest there."""
+    """`EntropyForkGRPOTrainer` restores the rest there."""
     loop = inspect.getsource(GRPOTrainer._inner_training_loop)
     assert loop.index("self._init_training_state(") < loop.index("self._tr_loss =") < loop.index("self._run_epoch(")
     for name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged"):
         assert f"self.{name} = " in loop, f"Read Trainer._inner_training_loop: what has become of {name}?"
     epoch = inspect.getsource(GRPOTrainer._run_epoch)
+    assert "epochs_trained=epochs_trained" in loop, "Read Resume.draw_orders: who knows how many epochs are over?"
     assert epoch.count("self._load_rng_state(resume_from_checkpoint)") == 2, "Read Trainer._run_epoch."
     norm, step = epoch.index("self._get_grad_norm(model"), epoch.index("self.optimizer.step()")
     assert norm < step, "a gradient that is not finite is no longer dropped before the optimiser's step"

@@ -132,7 +132,7 @@ def gradient_metrics(norms: Tensor, entropies: Tensor, reduce: Reduce) -> dict[s
 def step_metrics(
     scored: Sequence[Scored], everything: Sequence[Scored], categories: TokenCategories, reduce: Reduce
 ) -> dict[str, float]:
-    """What an optimiser step logs of its tokens; see `window.window_metrics` for the arguments."""
+    """What an optimiser step logs of its tokens; see `steps.window_metrics` for the arguments."""
     mask = flatten([s.mask for s in everything])
     ids, entropies, kept, advantages = (
         flatten(parts)[mask]

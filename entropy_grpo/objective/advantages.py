@@ -15,10 +15,14 @@ Pure functions. Shapes: B responses, groups of G in a row, T completion tokens i
 for the tokens that the policy wrote.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from .ranks import Ranks
+from .window import Inputs, loss_mask
 
 # Log-perplexities that differ by less carry no information: their weights would be rounding errors, blown up.
 MIN_SIGMA = 1e-6
@@ -121,3 +125,80 @@ def position_advantages(
     if cap is not None:
         bonus = torch.minimum(bonus, cap * advantages.abs())
     return (advantages + advantages.sign() * bonus) * mask.bool()
+
+
+class AdvantageTransform(Protocol):
+    """A method that changes the advantages of an optimiser step.
+
+    Attributes:
+        name: in the log.
+        schedule: the optimiser steps in which it is active.
+        needs_logps: whether `prepare` reads the log-probabilities of the rollout.
+    """
+
+    name: ClassVar[str]
+    needs_logps: ClassVar[bool]
+    schedule: Schedule
+
+    def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
+        """Return columns that travel with a rollout, once, while its groups are in order on all ranks.
+
+        Args:
+            logps: (B, T) under the policy that wrote the responses, if `needs_logps`.
+        """
+
+    def apply(self, inputs: Inputs) -> Tensor:
+        """Return a micro-batch's advantages, (B,) or (B, T), from those in `inputs`."""
+
+
+@dataclass(frozen=True)
+class PerplexityShaping:
+    """Eq. 7 and 9; see `ppl_advantages`."""
+
+    name: ClassVar[str] = "ppl"
+    needs_logps: ClassVar[bool] = True
+    schedule: Schedule
+    group_size: int
+    alpha: float
+
+    def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
+        """Return `perplexity_weights`, (B,) of this rank's responses; a group may span ranks."""
+        perplexities = ranks.gather(log_perplexities(logps, loss_mask(rollout)), False)
+        weights = perplexity_weights(perplexities, self.group_size)
+        return {"perplexity_weights": weights[ranks.index * logps.size(0) :][: logps.size(0)]}
+
+    def apply(self, inputs: Inputs) -> Tensor:
+        return ppl_advantages(inputs["advantages"], inputs["perplexity_weights"], self.alpha)
+
+
+@dataclass(frozen=True)
+class PositionShaping:
+    """Eq. 8 and 10; see `position_advantages`."""
+
+    name: ClassVar[str] = "position"
+    needs_logps: ClassVar[bool] = False
+    schedule: Schedule
+    gamma: float
+    d: float
+    m: float
+    n: float
+    cap: float | None
+
+    def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
+        return {}
+
+    def apply(self, inputs: Inputs) -> Tensor:
+        return position_advantages(
+            inputs["advantages"], loss_mask(inputs), self.gamma, self.d, self.m, self.n, self.cap
+        )
+
+
+def transforms_of(args: Any) -> list[AdvantageTransform]:
+    """The methods that a run's settings (`config.shaping.ShapingConfig`) name, in the order in which they apply."""
+    transforms: list[AdvantageTransform] = []
+    if args.ppl_shaping_alpha is not None:
+        transforms.append(PerplexityShaping(args.ppl_schedule, args.num_generations, args.ppl_shaping_alpha))
+    if args.position_shaping_gamma is not None:
+        settings = [getattr(args, f"position_shaping_{name}") for name in ("gamma", "d", "m", "n", "cap")]
+        transforms.append(PositionShaping(args.position_schedule, *settings))
+    return transforms

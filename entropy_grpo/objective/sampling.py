@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..metrics.correctness import is_right
+
 # How much the outcome of a rollout weighs when the next but n is drawn: DECAY ** n.
 DECAY = 0.8
 LIMITS = ("raise", "top_up", "partial")
@@ -66,7 +68,7 @@ def accuracies(rewards: Tensor, size: int, column: int = 0) -> Tensor:
 
     Raw correctness: a penalty among the other rewards does not make a group of wrong responses informative.
     """
-    return (rewards[:, column] > 0).view(-1, size).float().mean(dim=1)
+    return is_right(rewards[:, column]).view(-1, size).float().mean(dim=1)
 
 
 def informative(accuracy: float, lowest: float | None, highest: float | None) -> bool:

@@ -1,21 +1,91 @@
-"""The tokens of one optimiser step: what its micro-batches hold of them, and what is logged of them.
+"""The optimiser step as the method sees it: its tokens, which of them are kept, and which sequences are run together.
 
-Shapes: B sequences of a micro-batch, T completion tokens including padding.
+What the kept set depends on: with `micro_batch` scope, on which sequences share a forward pass (on all ranks
+together); with `global` scope, only on the sequences of the optimiser step, however they are split; with `rollout`
+scope, on the whole rollout and the policy that wrote it, so that it is the same for every pass over that rollout.
+
+No function here changes its arguments or knows a trainer. Shapes: B sequences of a micro-batch, T completion tokens
+including padding.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .selection import Reduce, percentiles
+from .batching import by_length, cut, deal, merge, take
+from .objective import Objective
+from .ranks import Ranks
+from .selection import gradient_norms, select
 
-PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
-
+# A micro-batch, or a rollout: TRL's tensors by name.
 Inputs = dict[str, Any]
+
+
+@dataclass
+class Pass:
+    """What scoring says of the completion tokens, (B, T) float32 with zeros in the padding.
+
+    Attributes:
+        logps: log-probabilities at the temperature.
+        entropies: nats, or None.
+        residual_norms: see `models.head.SparseHeadOutput`, or None.
+        aux_loss: load-balancing loss of a mixture of experts, a scalar, or None.
+    """
+
+    logps: Tensor
+    entropies: Tensor | None = None
+    residual_norms: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+    def detach(self) -> "Pass":
+        """Return the pass without its graph."""
+        return Pass(*(x if x is None else x.detach() for x in vars(self).values()))
+
+
+@dataclass
+class Scored:
+    """The tokens of one micro-batch, detached; tensors are (B, T). `logps` are those of its loss, if it was run."""
+
+    inputs: Inputs
+    mask: Tensor
+    kept: Tensor
+    entropies: Tensor
+    logps: Tensor | None = None
+
+
+@dataclass
+class Window:
+    """One optimiser step.
+
+    Attributes:
+        batches: the local micro-batches to run. If the kept tokens are known beforehand, they carry `kept_mask` and
+            `entropies`, (B, T).
+        kept: number of tokens kept over all micro-batches and ranks.
+        everything: if the kept tokens are known beforehand, micro-batches that also hold the local sequences that are
+            not run; None otherwise.
+        thresholds: the lowest score that was kept, in each selection so far.
+        ranking: the passes of the window that ranked its tokens, and their micro-batches.
+        scored: the micro-batches that have been run so far.
+    """
+
+    batches: list[Inputs]
+    kept: int
+    everything: list[Inputs] | None = None
+    thresholds: list[float] = field(default_factory=list)
+    ranking: tuple[list[Pass], list[Inputs]] | None = None
+    scored: list[Scored] = field(default_factory=list)
+
+    def all_tokens(self) -> list[Scored]:
+        """Return all tokens whose entropies are known."""
+        if self.everything is None:
+            return self.scored
+        return [Scored(b, loss_mask(b).bool(), b["kept_mask"], b["entropies"]) for b in self.everything]
+
+
+# Tokens of a micro-batch
 
 
 def loss_mask(inputs: Inputs) -> Tensor:
@@ -30,7 +100,7 @@ def flatten(tensors: list[Tensor]) -> Tensor:
 
 
 def probability_ratio(logps: Tensor, inputs: Inputs) -> Tensor:
-    """(B, T): current over old probability; TRL leaves the old ones out where the policy is the rollout's."""
+    """(B, T): current over old probability; TRL leaves the old ones out if the policy is still the rollout's."""
     old = inputs.get("old_per_token_logps")
     return torch.ones_like(logps) if old is None else torch.exp(logps - old)
 
@@ -41,99 +111,162 @@ def row_advantages(inputs: Inputs) -> Tensor:
     return advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
 
 
-@dataclass
-class Window:
-    """The tokens of one optimiser step.
-
-    Attributes:
-        kept: tokens kept over all micro-batches and ranks.
-        batches: the local micro-batches to run. Where the kept tokens are known before the first of them, they carry
-            `kept_mask` and `entropies`, (B, T).
-        everything: then also the local sequences that are not run.
-    """
-
-    kept: int
-    batches: list[Inputs]
-    everything: list[Inputs] | None = None
+def with_gradient(inputs: Inputs) -> Tensor:
+    """(B, T) bool: the tokens whose loss is not constant, clipping aside."""
+    tokens = loss_mask(inputs).bool() & (row_advantages(inputs) != 0)
+    return tokens & inputs["kept_mask"] if "kept_mask" in inputs else tokens
 
 
-@dataclass
-class Scored:
-    """The tokens of one micro-batch, detached; tensors are (B, T). `logps` are those of its loss, if it was run."""
-
-    inputs: Inputs
-    mask: Tensor
-    kept: Tensor
-    entropies: Tensor
-    logps: Tensor | None = None
+def token_places(inputs: Inputs) -> Tensor:
+    """(B, T) int64: each token's place in the rollout, whatever the batching, the ranks and the padding."""
+    sequences = inputs["sequence_index"].unsqueeze(1)
+    positions = torch.arange(inputs["completion_ids"].size(1), device=sequences.device)
+    return positions * inputs["sequence_count"] + sequences
 
 
-def window_metrics(
-    scored: Sequence[Scored], everything: Sequence[Scored], epsilon_low: float, epsilon_high: float, reduce: Reduce
-) -> dict[str, float]:
-    """What a finished window logs, over all ranks; NaN where there is nothing to take a mean of.
+# Selection
 
-    Args:
-        scored: the micro-batches that were run, of which clip rates are known.
-        everything: all sequences whose entropies are known.
-        epsilon_low, epsilon_high: the surrogate's clip range.
-        reduce: sums a tensor over ranks.
+
+def token_gradient_norms(scored: Pass, inputs: Inputs, objective: Objective) -> Tensor:
+    """(B, T) G_t (see `selection.gradient_norms`) of the tokens of a micro-batch."""
+    norms = gradient_norms(
+        scored.residual_norms,
+        row_advantages(inputs),
+        probability_ratio(scored.logps, inputs),
+        objective.epsilon_low,
+        objective.epsilon_high,
+        objective.delta,
+    )
+    return norms * inputs.get("importance_sampling_ratio", 1.0)
+
+
+def select_tokens(
+    passes: Sequence[Pass], batches: Sequence[Inputs], objective: Objective, ranks: Ranks, seed: int
+) -> tuple[list[Tensor], float]:
+    """Keep tokens under one threshold for all of these micro-batches on all ranks.
 
     Returns:
-        Means of the entropy over `kept`, `dropped`, `positive` and `negative` advantage, its percentiles, the kept
-        fraction, clip rates of kept tokens; and `kept` and `all`, the numbers of tokens, and their `mean_entropy`.
+        One (B, T) bool mask per micro-batch, and the threshold: the lowest score that `top` keeps, NaN for `random`.
     """
-    mask, kept = flatten([s.mask for s in everything]), flatten([s.kept for s in everything])
-    entropies = flatten([s.entropies for s in everything])
-    advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in everything])
-    groups = {
-        "all": mask,
-        "kept": kept,
-        "dropped": mask & ~kept,
-        "positive": mask & (advantages > 0),
-        "negative": mask & (advantages < 0),
-    }
-    run = flatten([s.kept for s in scored])
-    run_advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in scored])
-    ratios = flatten([probability_ratio(s.logps, s.inputs) for s in scored])
-    clipped = {
-        "low": run & (run_advantages < 0) & (ratios < 1 - epsilon_low),
-        "high": run & (run_advantages > 0) & (ratios > 1 + epsilon_high),
-    }
-    counts = [group.sum() for group in (*groups.values(), *clipped.values())]
-    sums = [(entropies * group).sum() for group in groups.values()]
-    totals = reduce(torch.stack([x.double() for x in (*counts, *sums)])).tolist()
-    count = dict(zip((*groups, *clipped), totals, strict=False))
-    total_entropy = dict(zip(groups, totals[len(count) :], strict=True))
-
-    def share(part: float, whole: float) -> float:
-        return part / whole if whole else math.nan
-
-    found = {f"entropy/{name}": share(total_entropy[name], count[name]) for name in groups if name != "all"}
-    levels = percentiles(entropies, mask, PERCENTILES, reduce)
-    found |= {f"entropy/p{level}": value for level, value in zip(PERCENTILES, levels, strict=True)}
-    found["selection/kept_fraction"] = share(count["kept"], count["all"])
-    found |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
-    mean_entropy = share(total_entropy["all"], count["all"])
-    return found | {"kept": count["kept"], "all": count["all"], "mean_entropy": mean_entropy}
+    by_norm = objective.selection == "gradient_norm"
+    scores = [
+        token_gradient_norms(p, b, objective) if by_norm else p.entropies for p, b in zip(passes, batches, strict=True)
+    ]
+    kept, threshold = select(
+        flatten(scores),
+        flatten([loss_mask(b) for b in batches]),
+        objective.rho,
+        flatten([token_places(b) for b in batches]),
+        kind=objective.selection,
+        seed=seed,
+        reduce=ranks.sum,
+    )
+    return [k.view_as(s) for k, s in zip(kept.split([s.numel() for s in scores]), scores, strict=True)], threshold
 
 
-def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str, Any]]:
-    """The first responses of a micro-batch, token by token."""
-    samples = []
-    for i in range(min(number, scored.mask.size(0))):
-        mask = scored.mask[i]
-        ids = scored.inputs["completion_ids"][i][mask].tolist()
-        advantages = row_advantages(scored.inputs)[i].expand_as(mask)[mask]
-        prompt = scored.inputs["prompt_ids"][i][scored.inputs["prompt_mask"][i].bool()]
-        samples.append(
-            {
-                "prompt": tokenizer.decode(prompt),
-                "tokens": [tokenizer.decode([token]) for token in ids],
-                "token_ids": ids,
-                "entropies": [round(h, 4) for h in scored.entropies[i][mask].tolist()],
-                "kept": scored.kept[i][mask].int().tolist(),
-                "advantage": round(advantages.mean().item(), 4) if ids else 0.0,
-            }
+def check_kept(kept: float, total: float, expected: int, objective: Objective, selections: int = 1) -> None:
+    """Refuse kept tokens that are not the share that was asked for.
+
+    Args:
+        kept, total: kept and all tokens, over all ranks.
+        expected: what the loss is divided by.
+        selections: number of thresholds; each rounds by less than one token.
+
+    Raises:
+        RuntimeError: the share is wrong.
+    """
+    share = objective.kept_share
+    if total and (kept != expected or abs(kept - share * total) >= selections):
+        raise RuntimeError(
+            f"A selection kept {kept:.0f} of {total:.0f} tokens where {share:g} of them, {expected}, should be kept: "
+            "the loss would not be the one that was asked for."
         )
-    return samples
+
+
+# Sequences
+
+
+def gather_sequences(sequences: Inputs, ranks: Ranks) -> Inputs:
+    """The sequences of all ranks, those of rank 0 first, padded to one width."""
+    return {
+        key: ranks.gather(value, key.startswith("prompt_")) if isinstance(value, Tensor) and value.dim() else value
+        for key, value in sequences.items()
+    }
+
+
+def can_regroup(batches: Sequence[Inputs], objective: Objective) -> bool:
+    """Whether the sequences of a window may change their micro-batches; images, lists by sequence, cannot move."""
+    return objective.regroups and not any(isinstance(value, list) for value in batches[0].values())
+
+
+def regroup(batches: list[Inputs], objective: Objective, ranks: Ranks, size: int) -> list[Inputs]:
+    """Group the sequences of a window by length, without those that have no gradient if they may be dropped.
+
+    Sequences are dealt out anew over all ranks, because the ranks wait for each other in every micro-batch.
+
+    Args:
+        size: sequences of a micro-batch on one rank, before any is dropped.
+
+    Returns:
+        As many micro-batches as an optimiser step has.
+    """
+    if not can_regroup(batches, objective):
+        return batches
+    number = objective.accumulation
+    sequences = gather_sequences(merge(batches), ranks)
+    lengths = sequences["prompt_mask"].sum(1) + sequences["completion_mask"].sum(1)
+    live, count = None, None
+    if objective.drops_sequences:
+        live = with_gradient(sequences).any(dim=1)
+        # Every rank runs as many, and every micro-batch has one: TRL and FSDP meet in each of them.
+        count = max(-(-int(live.sum()) // ranks.count), number) * ranks.count
+    order = by_length(lengths, live, count)
+    sizes = [size] * number  # a loss that is a mean over sequences takes it within micro-batches
+    if objective.token_level:
+        sizes = cut(lengths[order][:: ranks.count], number, size * int(lengths.max()))
+    return [take(sequences, hands[ranks.index]) for hands in deal(order, sizes, ranks.count)]
+
+
+def plan_window(
+    batches: list[Inputs],
+    objective: Objective,
+    ranks: Ranks,
+    score: Callable[[Inputs], Pass],
+    size: int,
+    seed: int,
+) -> Window:
+    """Fix how many tokens an optimiser step keeps over all ranks, which ones if they can be known, and its batches.
+
+    Args:
+        batches: the step's micro-batches on this rank, with the advantages of the step.
+        score: scores a micro-batch under the current policy, without a graph; called if the window ranks its tokens.
+        size: sequences of a micro-batch on one rank.
+        seed: of this step, for `random`.
+    """
+    if objective.ranked_in is None:
+        return Window(regroup(batches, objective, ranks, size), 0)
+    if objective.ranked_in == "rollout":
+        kept = ranks.sum(torch.stack([b["kept_mask"].sum() for b in batches]).sum())
+        thresholds = [float(batches[0]["threshold"])]
+        return Window(regroup(batches, objective, ranks, size), int(kept), batches, thresholds)
+    if objective.ranked_in == "loss":
+        batches = regroup(batches, objective, ranks, size)
+        return Window(batches, sum(objective.kept_count(n) for n in count_tokens(batches, ranks)))
+    kept = objective.kept_count(sum(count_tokens(batches, ranks)))
+    whole = [merge(batches)] if can_regroup(batches, objective) else batches
+    passes = [score(b) for b in whole]
+    masks, threshold = select_tokens(passes, whole, objective, ranks, seed)
+    ranked = [
+        b | {"kept_mask": mask, "entropies": p.entropies} for b, mask, p in zip(whole, masks, passes, strict=True)
+    ]
+    return Window(regroup(ranked, objective, ranks, size), kept, ranked, [threshold], (passes, whole))
+
+
+def count_tokens(batches: Sequence[Inputs], ranks: Ranks) -> list[int]:
+    """Number of tokens of each micro-batch, over all ranks."""
+    return ranks.sum(torch.stack([loss_mask(b).sum() for b in batches])).tolist()
+
+
+def evaluation_window(inputs: Inputs, objective: Objective, ranks: Ranks) -> Window:
+    """An evaluation's micro-batch is a window of its own, whose kept tokens are chosen among its own."""
+    return Window([inputs], sum(objective.kept_count(n) for n in count_tokens([inputs], ranks)))

@@ -1,31 +1,29 @@
-"""A trainer that puts its rollouts together itself: dynamic sampling, and grading beside other work.
+"""Where rollouts come from: TRL's own generation, or dynamic sampling.
 
-TRL generates one batch of responses per rollout, scores it and rewards it. Here the batch is generated and rewarded
-beforehand, in rounds, and TRL is handed what it would have generated: so everything that follows is TRL's, and a group
-that is dropped has cost its generation and its grading only.
+TRL generates one batch of responses per rollout, scores it and rewards it. Dynamic sampling generates and rewards
+beforehand, in rounds, and hands TRL what it would have generated: everything that follows is TRL's, and a group that
+is dropped has cost its generation and its grading only.
 
 Every rank knows all groups of a rollout (see `sampling`), and takes its share of the responses in their order.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from trl.trainer.utils import pad
 
-from ..metrics.quality import quality
-from ..monitoring.diagnostics import answer_metrics
+from ..config.grpo import EntropyForkGRPOConfig
+from ..objective.ranks import Ranks
 from ..objective.sampling import DynamicSampler, Group, Response, accuracies, informative
 from ..objective.window import Inputs, loss_mask
-from ..rewards.registry import text_of
 from ..runs.state import State
-from .resume import DurableGRPOTrainer
 
 Row = dict[str, Any]
 # What TRL's `_generate` returns: prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images,
@@ -41,10 +39,12 @@ class Supply:
         rows: the problem of every response.
         generated: what TRL would have generated.
         rewards: (responses of all ranks, F) what TRL would have computed.
-        old_logps: of every response, (T,) or None where the current policy wrote it.
+        old_logps: of every response, (T,) or None if the current policy wrote it.
         is_carried: whether any response of the rollout, on any rank, has some.
         filling: (responses,) bool, those of groups that only fill up the rollout.
         num_filling: such groups on all ranks.
+        accuracy: share of right responses among all that were drawn, NaN if none were.
+        metrics: what is logged of the sampling.
     """
 
     rows: list[Row]
@@ -54,6 +54,55 @@ class Supply:
     is_carried: bool
     filling: Tensor
     num_filling: int
+    accuracy: float = math.nan
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The trainer, as a source of rollouts sees it.
+
+    Attributes:
+        generate: writes a response to each problem.
+        reward: (problems, what was generated) -> (responses of all ranks, F).
+        log_probs: (B, T) of the completions of a micro-batch under the current weights.
+    """
+
+    generate: Callable[[list[Row]], Generated]
+    reward: Callable[[list[Row], Generated], Tensor]
+    log_probs: Callable[[Inputs], Tensor]
+
+
+class RolloutSource(Protocol):
+    """Supplies the rollouts of a run."""
+
+    def next(self, problems: list[Row]) -> Supply | None:
+        """Return the next rollout, or None if TRL shall generate for these problems."""
+
+    def finish(self, output: Inputs, supply: Supply | None) -> Inputs:
+        """Return the scored and rewarded rollout as it is to be trained on."""
+
+    def state(self) -> State:
+        """Return what the rollouts that follow depend on, the same on every rank."""
+
+    def restore(self, state: State) -> None:
+        """Go on from a state; keys of other owners are passed over."""
+
+
+class Direct:
+    """TRL generates every rollout itself."""
+
+    def next(self, problems: list[Row]) -> Supply | None:
+        return None
+
+    def finish(self, output: Inputs, supply: Supply | None) -> Inputs:
+        return output
+
+    def state(self) -> State:
+        return {}
+
+    def restore(self, state: State) -> None:
+        pass
 
 
 def with_extra(rows: Sequence[Row], extra: dict[str, Any]) -> list[Row]:
@@ -88,7 +137,7 @@ def responses_of(generated: Generated, which: Sequence[int]) -> list[Response]:
 
 
 def generated_of(responses: Sequence[Response]) -> Generated:
-    """The other way round; what generation added is in the problems then."""
+    """The inverse of `responses_of`; what generation added is in the problems then."""
 
     def whole(name: str) -> list | None:
         values = [getattr(r, name) for r in responses]
@@ -107,92 +156,51 @@ def with_old_logps(logps: Tensor, old_logps: Sequence[Tensor | None]) -> Tensor:
     return logps
 
 
-class RolloutGRPOTrainer(DurableGRPOTrainer):
-    """`DurableGRPOTrainer` with dynamic sampling."""
+class DynamicSampling:
+    """Draws groups until a rollout is full of informative ones (see `objective.sampling`).
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._sampler = self._make_sampler() if self.args.dynamic_sampling else None
-        self._rows: list[Row] = []  # of the generation under way
-        self._supply: Supply | None = None
-        self._corrects_next = False  # whether the next pass is TRL's over a rollout with older responses
-        self._rollout_accuracy = math.nan  # of all that was drawn for the latest rollout
+    Args:
+        policy: generates, rewards and scores.
+        data: training problems; drawn in an order of their own.
+        args: the run's settings.
+        reward_weights: (F,); the first reward of a weight other than 0 says which groups teach something.
+        pad_token: id.
+        device: of the tensors that are handed to TRL.
+    """
 
-    def _make_sampler(self) -> DynamicSampler:
-        data, args = self.train_dataset, self.args
-        if isinstance(data, IterableDataset):
-            raise ValueError(
-                "dynamic_sampling is true but the training data is a stream: use a data set with a length."
-            )
-        if self.tools or self.environment_factories is not None:
-            raise ValueError("dynamic_sampling is true but the policy has tools: set dynamic_sampling: false.")
-        if {"image", "images"} & set(data.column_names):
-            raise ValueError("dynamic_sampling is true but the problems have images: set dynamic_sampling: false.")
-        size, ranks = args.generation_batch_size // self.num_generations, self.accelerator.num_processes
-        return DynamicSampler(
+    def __init__(
+        self,
+        policy: Policy,
+        data: Dataset,
+        args: EntropyForkGRPOConfig,
+        ranks: Ranks,
+        reward_weights: Tensor,
+        pad_token: int,
+        device: torch.device,
+    ):
+        self.policy, self.data, self.args, self.ranks = policy, data, args, ranks
+        self.reward_weights, self.pad_token, self.device = reward_weights.tolist(), pad_token, device
+        size = args.generation_batch_size // args.num_generations
+        self.sampler = DynamicSampler(
             size=size,
             problems=len(data),
             round_size=size * args.sampling_round_size,
-            multiple=ranks // math.gcd(ranks, self.num_generations),
+            multiple=ranks.count // math.gcd(ranks.count, args.num_generations),
             max_age=args.max_group_age,
-            shuffle=self.shuffle_dataset,
+            shuffle=args.shuffle_dataset,
             seed=args.seed,
         )
 
     def _share(self, values: Sequence[Any]) -> Sequence[Any]:
         """This rank's part of what is the same on all ranks."""
-        size = len(values) // self.accelerator.num_processes
-        return values[self.accelerator.process_index * size :][:size]
+        size = len(values) // self.ranks.count
+        return values[self.ranks.index * size :][:size]
 
     # Drawing
 
-    def _draw(self, rows: list[int], spare: int) -> tuple[list[Group], list[Group], Tensor]:
-        """Draw a round: its informative groups, so many of the others, and the accuracy of all, on every rank."""
-        size = self.num_generations
-        places = self._share(range(len(rows) * size))
-        problems = [self.train_dataset[rows[place // size]] for place in places]
-        generated = self._generate_in_parts(problems)
-        problems = with_extra(problems, generated[5])
-        prompts = [problem["prompt"] for problem in problems]
-        rewards = self._calculate_rewards(problems, prompts, generated[3], generated[1])
-        # A control's groups teach what the control pays for, while the first reward, of weight 0, judges the answers.
-        taught = next((i for i, weight in enumerate(self.reward_weights.tolist()) if weight), 0)
-        paid = accuracies(rewards, size, taught).tolist()
-        good = [informative(share, self.args.min_accuracy, self.args.max_accuracy) for share in paid]
-        kept = [i for i, is_good in enumerate(good) if is_good]
-        others = [i for i, is_good in enumerate(good) if not is_good][: max(spare - len(kept), 0)]
-        wanted = set(kept + others)
-        # Only what is wanted travels.
-        which = [i for i, place in enumerate(places) if place // size in wanted]
-        mine = zip([places[i] for i in which], responses_of(generated, which), strict=True)
-        found = dict(gather_object(list(mine)))
-
-        def group(i: int) -> Group:
-            responses = [found[place] for place in range(i * size, (i + 1) * size)]
-            own = rewards[i * size : (i + 1) * size].float().cpu()
-            return Group(rows[i], responses, own, self._sampler.rollout)
-
-        return [group(i) for i in kept], [group(i) for i in others], accuracies(rewards, size)
-
-    def _generate_in_parts(self, problems: list[Row]) -> Generated:
-        """Generate for as many problems at a time as a rollout has: TRL's own generation holds all of them in memory,
-        and what is written is graded while the next part is."""
-        own = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        part = len(problems) if self.use_vllm else own
-        parts = []
-        for start in range(0, len(problems), part):
-            self._rows = problems[start : start + part]
-            parts.append(self._generate([problem["prompt"] for problem in self._rows]))
-        columns = list(zip(*parts, strict=True))
-        joined = [None if column[0] is None else [x for part in column for x in part] for column in columns]
-        joined[5] = {
-            key: [row[key] for p in parts for row in with_extra([{}] * len(p[0]), p[5])] for key in parts[0][5]
-        }
-        return tuple(joined)
-
-    def _fill(self) -> Supply:
+    def next(self, problems: list[Row]) -> Supply:
         """Draw until the rollout is full of informative groups, or the limit of rounds is reached."""
-        sampler, args = self._sampler, self.args
+        sampler, args = self.sampler, self.args
         discarded, filling, shares, informative_drawn = sampler.begin(), [], [], 0
         carried = min(len(sampler.waiting), sampler.size)
         while sampler.missing and len(shares) < args.max_sampling_rounds:
@@ -207,19 +215,58 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
         filling = filling[: sampler.missing]
         groups = sampler.take() + filling
         discarded += sampler.drop_waiting()
+        supply = self._supply_of(groups, len(filling))
         drawn = torch.cat(shares) if shares else torch.zeros(0)
         found = {"rounds": len(shares), "drawn": len(drawn), "kept": informative_drawn, "carried": carried}
         found |= {"discarded": discarded, "filling": len(filling), "waiting": len(sampler.waiting)}
         if len(drawn):
             found |= {"all_right": (drawn == 1).float().mean().item(), "all_wrong": (drawn == 0).float().mean().item()}
-            self._rollout_accuracy = drawn.mean().item()
+            supply.accuracy = drawn.mean().item()
         found["pass_rate"] = sampler.pass_rate
-        for name, value in found.items():
-            self._metrics["train"][f"dynamic_sampling/{name}"].append(value)
-        return self._supply_of(groups, len(filling))
+        supply.metrics = {f"dynamic_sampling/{name}": value for name, value in found.items()}
+        return supply
+
+    def _draw(self, rows: list[int], spare: int) -> tuple[list[Group], list[Group], Tensor]:
+        """Draw a round: its informative groups, so many of the others, and the accuracy of all, on every rank."""
+        size = self.args.num_generations
+        places = self._share(range(len(rows) * size))
+        problems = [self.data[rows[place // size]] for place in places]
+        generated = self._generate_in_parts(problems)
+        rewards = self.policy.reward(with_extra(problems, generated[5]), generated)
+        # A control's groups teach what the control pays for, while the first reward, of weight 0, judges the answers.
+        taught = next((i for i, weight in enumerate(self.reward_weights) if weight), 0)
+        paid = accuracies(rewards, size, taught).tolist()
+        good = [informative(share, self.args.min_accuracy, self.args.max_accuracy) for share in paid]
+        kept = [i for i, is_good in enumerate(good) if is_good]
+        others = [i for i, is_good in enumerate(good) if not is_good][: max(spare - len(kept), 0)]
+        wanted = set(kept + others)
+        # Only what is wanted travels.
+        which = [i for i, place in enumerate(places) if place // size in wanted]
+        mine = zip([places[i] for i in which], responses_of(generated, which), strict=True)
+        found = dict(gather_object(list(mine)))
+
+        def group(i: int) -> Group:
+            responses = [found[place] for place in range(i * size, (i + 1) * size)]
+            own = rewards[i * size : (i + 1) * size].float().cpu()
+            return Group(rows[i], responses, own, self.sampler.rollout)
+
+        return [group(i) for i in kept], [group(i) for i in others], accuracies(rewards, size)
+
+    def _generate_in_parts(self, problems: list[Row]) -> Generated:
+        """Generate for as many problems at a time as a rollout has: TRL's own generation holds all of them in memory,
+        and what is written is graded while the next part is."""
+        own = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        part = len(problems) if self.args.use_vllm else own
+        parts = [self.policy.generate(problems[start : start + part]) for start in range(0, len(problems), part)]
+        columns = list(zip(*parts, strict=True))
+        joined = [None if column[0] is None else [x for part in column for x in part] for column in columns]
+        joined[5] = {
+            key: [row[key] for p in parts for row in with_extra([{}] * len(p[0]), p[5])] for key in parts[0][5]
+        }
+        return tuple(joined)
 
     def _at_limit(self, missing: int, drawn: int) -> None:
-        args, size = self.args, self._sampler.size
+        args, size = self.args, self.sampler.size
         fact = (
             f"{drawn} groups drawn in {args.max_sampling_rounds} rounds, {missing} of {size} informative ones missing"
         )
@@ -232,119 +279,44 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
         get_logger(__name__).warning(f"Dynamic sampling: {fact}: {what[args.at_sampling_limit]}.")
 
     def _supply_of(self, groups: list[Group], filling: int) -> Supply:
-        members = [(group, i) for group in groups for i in range(self.num_generations)]
+        members = [(group, i) for group in groups for i in range(self.args.num_generations)]
         mine = self._share(members)
         responses = [group.responses[i] for group, i in mine]
         last = len(groups) - filling
-        is_filling = torch.arange(len(members)) >= last * self.num_generations
+        is_filling = torch.arange(len(members)) >= last * self.args.num_generations
         return Supply(
-            rows=[self.train_dataset[group.row] | group.responses[i].extra for group, i in mine],
+            rows=[self.data[group.row] | group.responses[i].extra for group, i in mine],
             generated=generated_of(responses),
-            rewards=torch.cat([group.rewards for group in groups]).to(self.accelerator.device),
+            rewards=torch.cat([group.rewards for group in groups]).to(self.device),
             old_logps=[group.old_logps and group.old_logps[i] for group, i in mine],
             is_carried=any(group.old_logps is not None for group in groups),
-            filling=self._share(is_filling).to(self.accelerator.device),
+            filling=self._share(is_filling).to(self.device),
             num_filling=filling,
         )
 
-    # What TRL asks for
+    # What follows the scoring
 
-    def _generate(self, prompts: list) -> Generated:
-        if self._supply is not None:
-            return self._supply.generated
-        generated = super()._generate(prompts)
-        rows = with_extra(self._rows, generated[5])
-        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
-        for reward in self.reward_funcs:
-            if hasattr(reward, "begin"):  # grades in other processes, while this one goes on
-                reward.begin(prompts=prompts, completions=generated[3], **columns)
-        return generated
-
-    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
-        if self._supply is not None:
-            return self._supply.rewards
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        mode, accuracy = "train" if self.model.training else "eval", (rewards[:, 0] > 0).float().mean().item()
-        self._metrics[mode]["accuracy"].append(accuracy)
-        if mode == "train":
-            self._rollout_accuracy = accuracy
-            if self.args.log_diagnostics:
-                self._log_responses(rewards, prompts, completions, completion_ids_list)
-        return rewards
-
-    def _log_responses(self, rewards: Tensor, prompts: list, completions: list, completion_ids_list: list) -> None:
-        """Log how the responses of all ranks are written, and how right and wrong ones differ."""
-        device = self.accelerator.device
-        lengths = self.accelerator.gather(torch.tensor([len(ids) for ids in completion_ids_list], device=device))
-        found = answer_metrics(rewards[:, 0] > 0, lengths, self.num_generations)
-        written = quality([text_of(c) for c in completions], [text_of(p) for p in prompts])
-        values = torch.tensor(list(written.values()), device=device, dtype=torch.float32)
-        means = self.accelerator.reduce(values, reduction="mean").tolist()
-        found |= {f"quality/{name}": value for name, value in zip(written, means, strict=True)}
-        for name, value in found.items():
-            self._metrics["train"][name].append(value)
-
-    @property
-    def _scores_rollouts(self) -> bool:
-        """Whether TRL itself scores the rollout, as it does where the policy moves on before its last step."""
-        per_rollout = self.args.steps_per_generation * self.num_iterations
-        corrects = self.use_vllm and self.vllm_importance_sampling_correction
-        return self.args.gradient_accumulation_steps % per_rollout != 0 or corrects
-
-    def _generate_and_score_completions(self, inputs: list[Row]) -> Inputs:
-        self._rows = inputs
-        if self._sampler is None or not self.model.training:
-            return super()._generate_and_score_completions(inputs)
-        supply = self._fill()
-        self._supply, self._corrects_next = supply, supply.is_carried and self._scores_rollouts
-        try:
-            output = super()._generate_and_score_completions(supply.rows)
-        finally:
-            self._supply = None
-        if supply.is_carried and not self._scores_rollouts:
-            output["old_per_token_logps"] = with_old_logps(self._score_logps(output), supply.old_logps)
+    def finish(self, output: Inputs, supply: Supply | None) -> Inputs:
+        """Take the gradient from groups that only fill up, and score the groups that wait for the next rollout."""
+        output = dict(output)
         if supply.num_filling:
-            filling = supply.filling
-            output["advantages"] = output["advantages"].masked_fill(filling, 0.0)
+            output["advantages"] = output["advantages"].masked_fill(supply.filling, 0.0)
             if self.args.at_sampling_limit == "partial":
-                output["completion_mask"] = output["completion_mask"] * (~filling).unsqueeze(1)
-                output["num_items_in_batch"] = self.accelerator.gather(loss_mask(output).sum()).sum()
+                output["completion_mask"] = output["completion_mask"] * (~supply.filling).unsqueeze(1)
+                output["num_items_in_batch"] = self.ranks.sum(loss_mask(output).sum())
         self._score_waiting()
         return output
 
-    def _as_generated(self, logps: Tensor) -> Tensor:
-        """Log-probabilities under the current policy, (B, T), as those under the policies that wrote the responses.
-
-        For the first pass that TRL makes over a rollout; those of all others pass through.
-        """
-        if not self._corrects_next:
-            return logps
-        self._corrects_next = False
-        return with_old_logps(logps, self._supply.old_logps)
-
-    @torch.no_grad()
-    def _score_logps(self, inputs: Inputs, **more: Any) -> Tensor:
-        """(B, T) log-probabilities under the current policy."""
-        logps, _, _ = self._get_per_token_logps_and_entropies(
-            self.model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-            inputs["completion_ids"].size(1),
-            batch_size=self.args.per_device_train_batch_size,
-            **more,
-        )
-        return logps
-
     def _score_waiting(self) -> None:
         """Keep the log-probabilities of groups that wait for the next rollout, as long as the policy is theirs."""
-        groups = [group for group in self._sampler.waiting if group.old_logps is None]
+        groups = [group for group in self.sampler.waiting if group.old_logps is None]
         if not groups:
             return
         members = [response for group in groups for response in group.responses]
-        ranks = self.accelerator.num_processes
+        ranks = self.ranks.count
         places = [min(i, len(members) - 1) for i in range(-(-len(members) // ranks) * ranks)]
         mine = self._share(places)
-        logps = self._score_logps(self._inputs_of([members[i] for i in mine])).float().cpu()
+        logps = self.policy.log_probs(self._inputs_of([members[i] for i in mine])).float().cpu()
         lengths = [len(members[i].completion_ids) for i in mine]
         scored = dict(gather_object([(i, x[:n].clone()) for i, x, n in zip(mine, logps, lengths, strict=True)]))
         for number, group in enumerate(groups):
@@ -353,23 +325,46 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
 
     def _inputs_of(self, responses: Sequence[Response]) -> Inputs:
         def padded(tensors: list[Tensor], side: str, value: int) -> Tensor:
-            return pad(tensors, padding_value=value, padding_side=side).to(self.accelerator.device)
+            return pad(tensors, padding_value=value, padding_side=side).to(self.device)
 
         inputs = {}
         for name, side in (("prompt", "left"), ("completion", "right")):
             ids = [getattr(response, f"{name}_ids").long() for response in responses]
-            inputs[f"{name}_ids"] = padded(ids, side, self._tokenizer.pad_token_id)
+            inputs[f"{name}_ids"] = padded(ids, side, self.pad_token)
             inputs[f"{name}_mask"] = padded([torch.ones_like(x) for x in ids], side, 0)
         return inputs
 
-    # Records
+    # Resuming
 
-    def _shared_state(self) -> State:
-        sampler = {} if self._sampler is None else {"sampler": self._sampler.state()}
-        return super()._shared_state() | {"rollout_accuracy": self._rollout_accuracy} | sampler
+    def state(self) -> State:
+        return {"sampler": self.sampler.state()}
 
-    def _restore_shared_state(self, state: State) -> None:
-        super()._restore_shared_state(state)
-        self._rollout_accuracy = state["rollout_accuracy"]
-        if self._sampler is not None and "sampler" in state:
-            self._sampler.restore(state["sampler"])
+    def restore(self, state: State) -> None:
+        if "sampler" in state:
+            self.sampler.restore(state["sampler"])
+
+
+def make_source(
+    policy: Policy,
+    data: Dataset | IterableDataset,
+    args: EntropyForkGRPOConfig,
+    ranks: Ranks,
+    reward_weights: Tensor,
+    pad_token: int,
+    device: torch.device,
+    uses_tools: bool,
+) -> RolloutSource:
+    """Choose the source that the settings name.
+
+    Raises:
+        ValueError: dynamic sampling cannot draw from these data, or for a policy with tools.
+    """
+    if not args.dynamic_sampling:
+        return Direct()
+    if isinstance(data, IterableDataset):
+        raise ValueError("dynamic_sampling is true but the training data is a stream: use a data set with a length.")
+    if uses_tools:
+        raise ValueError("dynamic_sampling is true but the policy has tools: set dynamic_sampling: false.")
+    if {"image", "images"} & set(data.column_names):
+        raise ValueError("dynamic_sampling is true but the problems have images: set dynamic_sampling: false.")
+    return DynamicSampling(policy, data, args, ranks, reward_weights, pad_token, device)

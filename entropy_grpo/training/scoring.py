@@ -6,11 +6,15 @@ more than the pass is for. B sequences, P prompt columns, T completion columns.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from ..objective.batching import trimmed_passes
+from ..objective.window import Pass
 
 
 @dataclass
@@ -41,29 +45,55 @@ class Request:
         return output
 
 
-@dataclass
-class Pass:
-    """What scoring says of the completion tokens, (B, T) float32 with zeros in the padding.
+# TRL's function of (model, input_ids, attention_mask, logits_to_keep), which returns log-probabilities, entropies and
+# the load-balancing loss.
+Score = Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
 
-    Attributes:
-        logps: log-probabilities at the temperature.
-        entropies: nats, or None.
-        residual_norms: see `ops.head.SparseHeadOutput`, or None.
-        aux_loss: load-balancing loss of a mixture of experts, a scalar, or None.
+
+class Scorer:
+    """Runs passes without the padding that their sequences share.
+
+    Args:
+        trims: whether padding is trimmed and sequences are packed by length; else a pass is one call of TRL's.
+        largest: the largest of the ranks' integers, since FSDP demands as many passes of every rank.
     """
 
-    logps: Tensor
-    entropies: Tensor | None
-    residual_norms: Tensor | None
-    aux_loss: Tensor | None
+    def __init__(self, trims: bool, largest: Callable[[int], int]):
+        self.trims, self.largest = trims, largest
 
-    def detach(self) -> "Pass":
-        """The same without a graph."""
-        return Pass(*(x if x is None else x.detach() for x in vars(self).values()))
+    def run(
+        self,
+        score: Score,
+        model: Any,
+        outputs: Sequence[str] | bool,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        completion_width: int,
+        batch_size: int | None,
+        kept: Tensor | None = None,
+        has_images: bool = False,
+    ) -> Pass:
+        """Score sequences in as many passes as needed and put the results back in their places.
+
+        Args:
+            score: also takes `batch_size`.
+            model, outputs, kept: see `Request`.
+            input_ids, attention_mask: (B, P + T).
+            completion_width: T.
+            batch_size: sequences of a pass at their full width; all by default.
+            has_images: sequences with images are neither moved nor trimmed.
+        """
+        if self.trims and not has_images:
+            plan = trimmed_passes(attention_mask, completion_width, batch_size, self.largest)
+            batch_size = None
+        else:
+            plan = [(torch.arange(input_ids.size(0), device=input_ids.device), 0, input_ids.size(1))]
+        score = partial(score, batch_size=batch_size)
+        return run_passes(score, model, outputs, plan, input_ids, attention_mask, completion_width, kept)
 
 
 def run_passes(
-    score: Callable[[Request, Tensor, Tensor, int], tuple[Tensor, Tensor | None, Tensor | None]],
+    score: Score,
     model: Any,
     outputs: Sequence[str] | bool,
     plan: list[tuple[Tensor, int, int]],
@@ -75,8 +105,7 @@ def run_passes(
     """Score sequences as planned (see `batching.trimmed_passes`) and put the results back in their places.
 
     Args:
-        score: TRL's function of (model, input_ids, attention_mask, logits_to_keep), which returns log-probabilities,
-            entropies and the load-balancing loss.
+        score: see `Score`.
         model, outputs, kept: see `Request`.
         input_ids, attention_mask: (B, P + T).
         completion_width: T.

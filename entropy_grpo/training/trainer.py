@@ -1,26 +1,26 @@
 """`EntropyForkGRPOTrainer`: TRL's `GRPOTrainer` with the kept-token objective of arXiv 2506.01939 (Eq. 6).
 
-TRL computes the loss; this class only decides which tokens are in it and what it is divided by, at these seams:
+TRL computes the loss. This class decides which tokens are in it, what it is divided by, which sequences are run
+together and where rollouts come from. Its methods are TRL's seams, and delegate to objects that the trainer owns:
 
-- `_prepare_inputs`: before the first forward pass of an optimiser step (a *window* of `gradient_accumulation_steps`
-  micro-batches on every rank), shape its advantages, fix how many of its tokens are kept, and group its sequences by
-  length;
-- `get_high_entropy_mask`: return a weight instead of a 0/1 mask, since TRL multiplies the per-token loss by it:
-  indicator * (TRL's denominator / the window's kept tokens), so that what is left is the mean over kept tokens;
-- `_generate_and_score_completions`: rank the tokens of a rollout, and weigh its responses by their perplexity;
-- `_get_per_token_logps_and_entropies`: run each pass without shared padding, and ask the LM head for no more than the
-  pass is for;
-- `_compute_loss`, `_calculate_rewards`: watch what goes by, for the records.
+- `spec` decides what the run computes (`objective.objective`), and `objective.window` plans each optimiser step;
+- `transforms` and `stages` shape the advantages of a step (`objective.advantages`, `objective.stages`);
+- `rollouts` supplies rollouts (`rollouts`), and `scorer` runs passes without shared padding (`scoring`);
+- `monitor` logs (`monitoring.steps`), and `resume` completes checkpoints (`resume`).
 
-What the kept set depends on: with `micro_batch` scope, on which sequences share a forward pass (on all ranks
-together); with `global` scope only on the sequences of the optimiser step, however they are split; with `rollout`
-scope on the whole rollout and the policy that wrote it, so that it is the same for every pass over that rollout.
+What passes from one seam to another during a call into TRL is in `Call`; what belongs to an optimiser step is in
+`objective.window.Window`.
 
 Shapes: B sequences of the local micro-batch, T completion tokens including padding.
 """
 
 import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,87 +28,131 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from ..cards.card import write_card
-from ..config.grpo import TOKEN_LEVEL_LOSSES
+from ..config.grpo import EntropyForkGRPOConfig
 from ..models.adapters import sync_exactly
 from ..models.head import add_sparse_lm_head, why_not
 from ..monitoring.callbacks import RunRecorder, Watch
-from ..monitoring.diagnostics import TokenCategories, gradient_metrics, step_metrics
-from ..objective.batching import by_length, cut, deal, merge, positions_are_relative, take, trimmed_passes
-from ..objective.selection import gradient_norms, select
-from ..objective.share import kept_count, kept_share
+from ..monitoring.steps import StepMonitor
+from ..objective.advantages import AdvantageTransform, transforms_of
+from ..objective.batching import positions_are_relative
+from ..objective.objective import Objective
+from ..objective.stages import StageDetector
 from ..objective.window import (
     Inputs,
+    Pass,
     Scored,
     Window,
-    flatten,
+    check_kept,
+    count_tokens,
+    evaluation_window,
     loss_mask,
-    probability_ratio,
-    row_advantages,
-    token_samples,
-    window_metrics,
+    plan_window,
+    select_tokens,
+    with_gradient,
 )
-from ..runs.state import State
 from ..runs.weights import ADAPTER, WHOLE
-from .scoring import Pass, run_passes
-from .shaped import ShapedGRPOTrainer
+from .ranks import ranks_of
+from .resume import Resume
+from .rollouts import Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
+from .scoring import Scorer
 
 # The parts of a micro-batch that scoring takes by name (images and the like).
 SCORING_ARGUMENTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
 
 
-class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
+@dataclass
+class Call:
+    """A call into TRL that is under way: what its seams need to know of it, and what they found.
+
+    Attributes:
+        inputs: the micro-batch whose loss is computed; empty in every other call.
+        rows: the problems that are being answered.
+        supply: what TRL is handed instead of generating and grading.
+        scores_rollout: whether entropies are wanted of every pass of the policy, to rank a rollout.
+        carried: old log-probabilities of older policies, one entry per response, which replace those of the next pass.
+        passes: the passes that were made, without graphs.
+        weight: (B, T) float32, what each token's loss was multiplied by.
+    """
+
+    inputs: Inputs = field(default_factory=dict)
+    rows: list[Row] | None = None
+    supply: Supply | None = None
+    scores_rollout: bool = False
+    carried: list[Tensor | None] | None = None
+    passes: list[Pass] = field(default_factory=list)
+    weight: Tensor | None = None
+
+
+class EntropyForkGRPOTrainer(GRPOTrainer):
     """GRPO/DAPO on the top rho share of tokens by entropy.
 
-    Takes `GRPOTrainer`'s arguments; `args.output_dir` becomes a run folder (see `records`).
+    Takes `GRPOTrainer`'s arguments; `args.output_dir` becomes a run folder (see `runs.folder`).
     """
 
     _tag_names = ("trl", "grpo", "rlvr", "entropy-grpo")
     _name = "EntropyForkGRPO"
+    args: EntropyForkGRPOConfig
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if self.use_vllm and is_peft_model(self.model):
-            sync_exactly(self.model, self.vllm_generation)
-        self._sparse_head = self._add_head()
-        self._trims = self.args.batch_by_length and self._padding_is_inert()
+        self._call: Call | None = None
         self._window: Window | None = None
-        self._scored: list[Scored] = []  # the current window's micro-batches
-        self._thresholds: list[float] = []  # the current window's
-        self._running: Inputs | None = None  # the micro-batch whose loss is being computed
-        self._weight: Tensor | None = None  # what that loss was weighted by
-        self._last_pass: Pass | None = None
-        self._rollout_passes: list[Pass] | None = None  # over the rollout that is being scored
-        self._selection_checked = False
-        size = max(self.model.config.get_text_config().vocab_size, len(self._tokenizer))
-        self._categories = TokenCategories(self._tokenizer.decode, size)
-        self._answers: list[dict[str, Any]] | None = None  # the running evaluation's
-        self._recorder = RunRecorder()
-        self.add_callback(self._recorder)
-        self.add_callback(Watch(self.args.watch, self._kept_share))
+        self._answers: list[Row] | None = None  # of the evaluation under way
+        self.ranks = ranks_of(self.accelerator)
+        self.spec = self._decide()
+        self._prepare_adapters()
+        self.scorer = Scorer(self.args.batch_by_length and self._padding_is_inert(), self.ranks.largest)
+        self.transforms = transforms_of(self.args)
+        self.stages = StageDetector(self.args.plateau_window, self.args.plateau_share)
+        self.rollouts = make_source(
+            Policy(self._answer_problems, self._reward_answers, lambda inputs: self._score(inputs, False).logps),
+            self.train_dataset,
+            self.args,
+            self.ranks,
+            self.reward_weights,
+            self._tokenizer.pad_token_id,
+            self.accelerator.device,
+            uses_tools=bool(self.tools) or self.environment_factories is not None,
+        )
+        self.resume = Resume(self)
+        recorder = RunRecorder()
+        vocabulary = max(self.model.config.get_text_config().vocab_size, len(self._tokenizer))
+        self.monitor = StepMonitor(
+            self._metrics,
+            self.spec,
+            self.ranks,
+            self._tokenizer,
+            vocabulary,
+            self.num_generations,
+            self.args.num_logged_samples,
+            recorder,
+        )
+        self.add_callback(recorder)
+        self.add_callback(Watch(self.args.watch, self.spec.kept_share))
 
-    def _add_head(self) -> bool:
-        """Put the sparse LM head before TRL's where it can serve the model; whether it does."""
-        name = self.args.fused_lm_head
-        if name == "trl":
-            return False
+    def _decide(self) -> Objective:
+        """Decide what the run computes, and put the sparse LM head before TRL's if it serves."""
         model = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        reason = why_not(model)
-        if self._entropy_bonus_enabled:
-            reason = "the loss has an entropy bonus"
-        elif self.aux_loss_enabled:
-            reason = "the loss has a load-balancing term (router_aux_loss_coef)"
-        if reason is None:
-            add_sparse_lm_head(model, self.temperature, name)
-            return True
-        if name == "liger":
-            raise ValueError(f"fused_lm_head is 'liger', but {reason}: choose auto or trl.")
-        if self.args.entropy_selection == "gradient_norm":
-            raise ValueError(f"entropy_selection is 'gradient_norm', but {reason}: choose another selection.")
-        get_logger(__name__).warning(f"LM head: TRL's, for all rows, because {reason}.")
-        return False
+        spec = Objective.from_args(self.args, why_not(model), self.aux_loss_enabled)
+        if spec.sparse_head:
+            add_sparse_lm_head(model, self.temperature, self.args.fused_lm_head)
+        elif spec.head_refusal is not None:
+            get_logger(__name__).warning(f"LM head: TRL's, for all rows, because {spec.head_refusal}.")
+        return spec
+
+    def _prepare_adapters(self) -> None:
+        """Keep the base and the dtype of adapters as they are, in what goes to vLLM and comes from a checkpoint."""
+        if not is_peft_model(self.model):
+            return
+        if self.use_vllm:
+            sync_exactly(self.model, self.vllm_generation)
+        # PEFT reads adapters as float32, also if TRL trains them in bfloat16, as on a quantised base.
+        self.model.load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
 
     def _padding_is_inert(self) -> bool:
         """Whether a sequence is scored alike however wide its micro-batch is."""
@@ -120,212 +164,198 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         )
         return False
 
-    @property
-    def _loss_is_per_token(self) -> bool:
-        """Whether a token's loss depends on no other token's log-probability."""
-        return (
-            self.importance_sampling_level == "token"
-            and self.loss_type != "vespo"
-            and self.off_policy_mask_threshold is None
-        )
+    # What is under way
 
-    @property
-    def _loss_has_means(self) -> bool:
-        """Whether a term of the loss is a mean over a micro-batch, beside the surrogate."""
-        return self._entropy_bonus_enabled or self.aux_loss_enabled
-
-    @property
-    def _loss_is_surrogate(self) -> bool:
-        """Whether tokens without advantage, or without weight, have no part in the loss."""
-        return self.beta == 0 and not self._loss_has_means
-
-    # Selection
-
-    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.reduce(tensor, reduction="sum")
-
-    def _places(self, inputs: Inputs) -> Tensor:
-        """(B, T) int64: each token's place in the rollout, whatever the batching, the ranks and the padding."""
-        sequences = inputs["sequence_index"].unsqueeze(1)
-        positions = torch.arange(inputs["completion_ids"].size(1), device=sequences.device)
-        return positions * inputs["sequence_count"] + sequences
-
-    def _gradient_norms(self, scored: Pass, inputs: Inputs) -> Tensor:
-        """(B, T) G_t of the tokens of a micro-batch."""
-        norms = gradient_norms(
-            scored.residual_norms,
-            row_advantages(inputs),
-            probability_ratio(scored.logps, inputs),
-            self.epsilon_low,
-            self.epsilon_high,
-            self.args.delta,
-        )
-        return norms * inputs.get("importance_sampling_ratio", 1.0)
-
-    def _log_gradients(self, passes: list[Pass], batches: list[Inputs]) -> None:
-        """Log what is known of the gradients of the tokens that have one, and how it goes with their entropies."""
-        norms = flatten([self._gradient_norms(p, b) for p, b in zip(passes, batches, strict=True)])
-        trained = flatten([loss_mask(b) for b in batches]).bool() & (norms > 0)
-        entropies = flatten([p.entropies for p in passes])
-        mode = "train" if self.model.training else "eval"
-        for name, value in gradient_metrics(norms[trained], entropies[trained], self._sum_over_ranks).items():
-            self._metrics[mode][name].append(value)
-
-    def _select(self, passes: list[Pass], batches: list[Inputs]) -> list[Tensor]:
-        """One kept mask per micro-batch, under one threshold for all of them on all ranks."""
-        by_norm = self.args.entropy_selection == "gradient_norm"
-        scores = [self._gradient_norms(p, b) if by_norm else p.entropies for p, b in zip(passes, batches, strict=True)]
-        kept, threshold = select(
-            flatten(scores),
-            flatten([loss_mask(b) for b in batches]),
-            self.top_entropy_quantile,
-            flatten([self._places(b) for b in batches]),
-            kind=self.args.entropy_selection,
-            seed=self.args.seed + self.state.global_step,
-            reduce=self._sum_over_ranks,
-        )
-        self._thresholds.append(threshold)
-        if self.args.log_diagnostics and all(p.residual_norms is not None for p in passes):
-            self._log_gradients(passes, batches)
-        return [k.view_as(s) for k, s in zip(kept.split([s.numel() for s in scores]), scores, strict=True)]
-
-    def _kept_count(self, n: int) -> int:
-        return kept_count(n, self.top_entropy_quantile, self.args.entropy_selection)
-
-    def _with_gradient(self, inputs: Inputs) -> Tensor:
-        """(B, T) bool: the tokens whose loss is not constant, clipping aside."""
-        tokens = loss_mask(inputs).bool() & (row_advantages(inputs) != 0)
-        return tokens & inputs["kept_mask"] if "kept_mask" in inputs else tokens
-
-    # Batching
-
-    def _max_over_ranks(self, number: int) -> int:
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
-
-    def _can_regroup(self, batches: list[Inputs]) -> bool:
-        images = any(isinstance(value, list) for value in batches[0].values())
-        # A mean over the tokens of a micro-batch depends on which sequences it has.
-        means = self.loss_type == "bnpo" or self._loss_has_means
-        return self.args.batch_by_length and not images and not means
-
-    def _of_all_ranks(self, sequences: Inputs) -> Inputs:
-        """The same with the sequences of the other ranks, first those of the first."""
-        if self.accelerator.num_processes == 1:
-            return sequences
-        everything = {}
-        for key, value in sequences.items():
-            if isinstance(value, Tensor) and value.dim():
-                left, kind = key.startswith("prompt_"), value.dtype
-                value = value.byte() if kind == torch.bool else value  # padding would make them integers on one rank
-                value = self.accelerator.pad_across_processes(value, dim=1, pad_first=left)
-                value = self.accelerator.gather(value).to(kind)
-            everything[key] = value
-        return everything
-
-    def _regroup(self, batches: list[Inputs], drop: bool = False) -> list[Inputs]:
-        """As many micro-batches of the window by length; with `drop`, of the sequences that have a gradient.
-
-        Sequences are dealt out anew over all ranks: in every micro-batch the ranks wait for each other.
-        """
-        if not self._can_regroup(batches):
-            return batches
-        number, ranks = self.args.gradient_accumulation_steps, self.accelerator.num_processes
-        sequences = self._of_all_ranks(merge(batches))
-        lengths = sequences["prompt_mask"].sum(1) + sequences["completion_mask"].sum(1)
-        live, count = None, None
-        by_token = self.loss_type in TOKEN_LEVEL_LOSSES
-        if drop and by_token and self._loss_is_surrogate:
-            live = self._with_gradient(sequences).any(dim=1)
-            # Every rank runs as many, and every micro-batch has one: TRL and FSDP meet in each of them.
-            count = max(-(-int(live.sum()) // ranks), number) * ranks
-        order = by_length(lengths, live, count)
-        size = self.args.per_device_train_batch_size
-        sizes = [size] * number  # a loss that is a mean over sequences takes it within micro-batches
-        if by_token:
-            sizes = cut(lengths[order][::ranks], number, size * int(lengths.max()))
-        return [take(sequences, hands[self.accelerator.process_index]) for hands in deal(order, sizes, ranks)]
-
-    def _open_window(self, batches: list[Inputs]) -> Window:
-        """Fix how many tokens the window keeps over all ranks, and which, where they can be known beforehand."""
-        if not self.model.training:
-            return self._open_evaluation(batches[0])
-        batches = [self._shaped(b) for b in batches]
-        selects, scope = self.top_entropy_quantile < 1, self.args.entropy_scope
-        if selects and scope == "rollout":
-            kept = self._sum_over_ranks(torch.stack([b["kept_mask"].sum() for b in batches]).sum())
-            return Window(int(kept), self._regroup(batches, drop=True), batches)
-        self._thresholds = []
-        if not selects:
-            return Window(0, self._regroup(batches, drop=True))
-        if scope == "micro_batch" or len(batches) == 1:
-            batches = self._regroup(batches)
-        counts = self._sum_over_ranks(torch.stack([loss_mask(b).sum() for b in batches])).tolist()
-        if scope == "micro_batch":
-            return Window(sum(self._kept_count(n) for n in counts), batches)
-        if len(batches) == 1:
-            return Window(self._kept_count(sum(counts)), batches)
-        whole = [merge(batches)] if self._can_regroup(batches) else batches
-        passes = [self._score(b) for b in whole]
-        masks = self._select(passes, whole)
-        whole = [
-            b | {"kept_mask": mask, "entropies": p.entropies} for b, mask, p in zip(whole, masks, passes, strict=True)
-        ]
-        return Window(self._kept_count(sum(counts)), self._regroup(whole, drop=True), whole)
-
-    def _open_evaluation(self, inputs: Inputs) -> Window:
-        """A micro-batch of an evaluation is a window of its own, with the tokens of its own highest entropies."""
-        self._thresholds = []
-        return Window(self._kept_count(int(self._sum_over_ranks(loss_mask(inputs).sum()))), [inputs])
-
-    def _score(self, inputs: Inputs) -> Pass:
-        """A pass under the current policy, without a graph."""
-        images = {name: value for name, value in inputs.items() if name in SCORING_ARGUMENTS}
-        self._score_logps(inputs, compute_entropy=True, **images)
-        return self._last_pass
-
-    # TRL's seams
-
-    def _generate_and_score_completions(self, inputs: list[Inputs]) -> Inputs:
-        ranked = self.args.entropy_scope == "rollout" and self.top_entropy_quantile < 1 and self.model.training
-        self._rollout_passes = [] if ranked else None
+    @contextmanager
+    def _during(self, call: Call) -> Iterator[Call]:
+        """Make this the call under way; the outer one is restored afterwards."""
+        outer, self._call = self._call, call
         try:
-            output = super()._generate_and_score_completions(inputs)
-            scored, weighs = None, self._needs_weights(output)
-            if "old_per_token_logps" not in output and (ranked or weighs):
-                scored = self._score(output)
-            elif ranked:
-                # TRL scores old log-probabilities first, if at all, and then perhaps those of a reference model.
-                scored = self._rollout_passes[0]
+            yield call
         finally:
-            self._rollout_passes = None
+            self._call = outer
+
+    @property
+    def _mode(self) -> str:
+        """TRL's name for metrics of the pass under way."""
+        return "train" if self.model.training else "eval"
+
+    @property
+    def _step_seed(self) -> int:
+        """Seed of what is drawn in the optimiser step under way."""
+        return self.args.seed + self.state.global_step
+
+    def _is_active(self, transform: AdvantageTransform) -> bool:
+        """Whether a method shapes the optimiser step under way."""
+        return transform.schedule.active(self.state.global_step, self.stages.plateau_step)
+
+    def _shape(self, inputs: Inputs) -> Inputs:
+        """Return a micro-batch with the advantages that it has in the optimiser step under way."""
+        for transform in self.transforms:
+            if self._is_active(transform):
+                inputs = inputs | {"advantages": transform.apply(inputs)}
+        return inputs
+
+    # The policy, as a source of rollouts sees it
+
+    def _answer_problems(self, problems: list[Row]) -> Generated:
+        with self._during(Call(rows=problems)):
+            return self._generate([problem["prompt"] for problem in problems])
+
+    def _reward_answers(self, problems: list[Row], generated: Generated) -> Tensor:
+        prompts = [problem["prompt"] for problem in problems]
+        with self._during(Call(rows=problems)):
+            return self._calculate_rewards(problems, prompts, generated[3], generated[1])
+
+    @torch.no_grad()
+    def _score(self, inputs: Inputs, entropies: bool, in_rollout: bool = False) -> Pass:
+        """Run a pass over a micro-batch, or a rollout, under the current policy."""
+        images = {name: value for name, value in inputs.items() if name in SCORING_ARGUMENTS}
+        with self._during(Call(scores_rollout=in_rollout)) as call:
+            self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                inputs["completion_ids"].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+                compute_entropy=entropies,
+                **images,
+            )
+        return call.passes[-1]
+
+    # TRL's seams: the rollout
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> Inputs:
+        if not self.model.training:
+            with self._during(Call(rows=inputs)):
+                return self._placed(super()._generate_and_score_completions(inputs))
+        supply = self.rollouts.next(inputs)
+        if supply is not None:
+            self.monitor.log(supply.metrics)
+            self.monitor.accuracy = self.monitor.accuracy if math.isnan(supply.accuracy) else supply.accuracy
+        rows = inputs if supply is None else supply.rows
+        old_logps = supply.old_logps if supply is not None and supply.is_carried else None
+        carried = old_logps if self.spec.scores_rollout else None
+        ranked = self.spec.ranked_in == "rollout"
+        with self._during(Call(rows=rows, supply=supply, scores_rollout=ranked, carried=carried)) as call:
+            output = super()._generate_and_score_completions(rows)
+        output = self._placed(self.rollouts.finish(output, supply))
+        # TRL scores the old log-probabilities first, if at all, and then perhaps those of a reference policy.
+        return self._prepare_rollout(output, call.passes[0] if self.spec.scores_rollout else None, old_logps)
+
+    def _placed(self, output: Inputs) -> Inputs:
+        """Return a rollout in which every sequence knows its place among those of all ranks."""
         device, local = self.accelerator.device, output["completion_ids"].size(0)
-        output["sequence_index"] = self.accelerator.process_index * local + torch.arange(local, device=device)
-        output["sequence_count"] = torch.tensor(self.accelerator.num_processes * local, device=device)
-        if weighs:
-            logps = output["old_per_token_logps"] if "old_per_token_logps" in output else scored.logps
-            output["perplexity_weights"] = self._perplexity_weights(logps, output)
-        if ranked:
-            self._thresholds = []
-            (output["kept_mask"],) = self._select([scored], [self._shaped(output)])
-            output["entropies"] = scored.entropies
-            counts = torch.stack([output["kept_mask"].sum(), loss_mask(output).sum()])
-            kept, total = self._sum_over_ranks(counts).tolist()
-            self._check_selection(kept, total, self._kept_count(total))
-        return output
+        return output | {
+            "sequence_index": self.ranks.index * local + torch.arange(local, device=device),
+            "sequence_count": torch.tensor(self.ranks.count * local, device=device),
+        }
+
+    def _prepare_rollout(self, output: Inputs, scored: Pass | None, old_logps: list[Tensor | None] | None) -> Inputs:
+        """Add what the optimiser steps of a rollout read of its scoring, while its groups are in order.
+
+        Args:
+            scored: TRL's pass over it, if TRL made one.
+            old_logps: log-probabilities of the policies that wrote its older responses, if it has any.
+        """
+        ranked, has_steps = self.spec.ranked_in == "rollout", scored is not None or old_logps is not None
+        # TRL skips old log-probabilities only if the rollout serves one step, whose methods are known.
+        transforms = [t for t in self.transforms if has_steps or self._is_active(t)]
+        needed = ranked or old_logps is not None or any(t.needs_logps for t in transforms)
+        if scored is None and needed:
+            scored = self._score(output, entropies=ranked, in_rollout=ranked)
+            if old_logps is not None:
+                output["old_per_token_logps"] = with_old_logps(scored.logps, old_logps)
+        logps = output.get("old_per_token_logps", None if scored is None else scored.logps)
+        for transform in transforms:
+            output |= transform.prepare(output, logps, self.ranks)
+        return self._ranked(output, scored) if ranked else output
+
+    def _ranked(self, output: Inputs, scored: Pass) -> Inputs:
+        """Return a rollout with its kept tokens, under one threshold."""
+        shaped = self._shape(output)
+        (kept,), threshold = select_tokens([scored], [shaped], self.spec, self.ranks, self._step_seed)
+        self.monitor.gradients([scored], [shaped])
+        (total,) = count_tokens([output], self.ranks)
+        check_kept(int(self.ranks.sum(kept.sum())), total, self.spec.kept_count(total), self.spec)
+        return output | {"kept_mask": kept, "entropies": scored.entropies, "threshold": torch.tensor(threshold)}
+
+    def _generate(self, prompts: list) -> Generated:
+        call = self._call
+        if call.supply is not None:
+            return call.supply.generated
+        generated = super()._generate(prompts)
+        rows = with_extra(call.rows, generated[5])
+        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
+        for reward in self.reward_funcs:
+            if hasattr(reward, "begin"):  # grades in other processes, while this one goes on
+                reward.begin(prompts=prompts, completions=generated[3], **columns)
+        return generated
+
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
+        if self._call.supply is not None:
+            return self._call.supply.rewards
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        lengths = [len(ids) for ids in completion_ids_list]
+        self.monitor.rewards(rewards, prompts, completions, lengths, self._mode)
+        if self._answers is not None:
+            columns = gather_object(inputs), gather_object(completions), gather_object(lengths), rewards.tolist()
+            for row, completion, length, values in zip(*columns, strict=True):
+                scores = dict(zip(self.reward_func_names, values, strict=True))
+                self._answers.append({**row, "completion": completion, "length": length, "rewards": scores})
+        return rewards
+
+    # TRL's seams: the optimiser step
 
     def _prepare_inputs(self, generation_batch: Inputs) -> Inputs:
         inputs = super()._prepare_inputs(generation_batch)
-        accumulation, per_rollout = self.args.gradient_accumulation_steps, self.args.steps_per_generation
+        accumulation = self.spec.accumulation
         if not self.model.training:
-            self._window = self._open_window([inputs])
+            self._window = evaluation_window(inputs, self.spec, self.ranks)
             return inputs
-        if per_rollout % accumulation != 0:  # a step reaches into the next rollout; only rho = 1 is allowed to
-            self._window = Window(0, [self._shaped(inputs)])
-            return self._window.batches[0]
-        if self._step % accumulation == 0:
-            first = self._step % per_rollout
-            self._window = self._open_window(self._buffered_inputs[first : first + accumulation])
-        return self._window.batches[self._step % accumulation]
+        if not self.spec.whole_steps:  # a step reaches into the next rollout; only rho = 1 is allowed to
+            self._window = self._window or Window([], 0)
+            return self._shape(inputs)
+        place = self._step % accumulation
+        if place == 0:
+            first = self._step % self.spec.micro_batches
+            self._window = self._plan(self._buffered_inputs[first : first + accumulation])
+        return self._window.batches[place]
+
+    def _plan(self, batches: list[Inputs]) -> Window:
+        """Plan an optimiser step of training."""
+        window = plan_window(
+            [self._shape(b) for b in batches],
+            self.spec,
+            self.ranks,
+            partial(self._score, entropies=True),
+            self.args.per_device_train_batch_size,
+            self._step_seed,
+        )
+        if window.ranking is not None:
+            self.monitor.gradients(*window.ranking)
+        return window
+
+    def _compute_loss(self, model: Any, inputs: Inputs) -> Tensor:
+        with self._during(Call(inputs=inputs)) as call:
+            loss = super()._compute_loss(model, inputs)
+        window = self._window
+        if self.model.training:
+            (scored,), mask = call.passes, loss_mask(inputs).bool()
+            kept = mask if call.weight is None else call.weight > 0
+            window.scored.append(Scored(inputs, mask, kept, scored.entropies, scored.logps))
+            if self.accelerator.sync_gradients:
+                self._close(window)
+        if not self.model.training or self.accelerator.sync_gradients:
+            self._window = None
+        return loss
+
+    def _close(self, window: Window) -> None:
+        """Log a finished optimiser step."""
+        mean_entropy = self.monitor.step(window, self.args.per_device_train_batch_size)
+        active = {f"shaping/{transform.name}": float(self._is_active(transform)) for transform in self.transforms}
+        self.stages.update(self.state.global_step + 1, mean_entropy, self.monitor.accuracy)
+        self.monitor.log(active | {"stage": float(self.stages.stage)})
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -338,85 +368,87 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         compute_aux_loss: bool = False,
         **images: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        policy, running = model is not self.ref_model, self._running or {}
-        if policy and self._rollout_passes is not None:
-            compute_entropy = True
-        known = "kept_mask" in running
+        call, is_policy = self._call or Call(), model is not self.ref_model
+        compute_entropy |= is_policy and call.scores_rollout
+        known = "kept_mask" in call.inputs
         outputs: tuple[str, ...] | bool = True
-        if policy and self._sparse_head:
-            ranks = compute_entropy and not known
-            # In the pass over a rollout they cost one more sum over the vocabulary: it has them for the log.
-            logs = self.args.log_diagnostics and self._rollout_passes is not None
-            by_norm = ranks and (self.args.entropy_selection == "gradient_norm" or logs)
-            outputs = ("log_probs", *(["entropy"] if ranks else []), *(["residual_norm"] if by_norm else []))
-        kept = None
-        if known and self._sparse_head and self._loss_is_per_token and self._loss_is_surrogate:
-            kept = self._with_gradient(running)
-        if self._trims and all(value is None for value in images.values()):
-            plan = trimmed_passes(attention_mask, logits_to_keep, batch_size, self._max_over_ranks)
-            batch_size = None
-        else:
-            plan = [(torch.arange(input_ids.size(0), device=input_ids.device), 0, input_ids.size(1))]
+        if is_policy and self.spec.sparse_head:
+            outputs = self.spec.outputs(compute_entropy and not known, call.scores_rollout)
+        kept = with_gradient(call.inputs) if known and self.spec.projects_kept else None
         score = partial(
             super()._get_per_token_logps_and_entropies,
-            batch_size=batch_size,
             compute_entropy=compute_entropy,
             compute_aux_loss=compute_aux_loss,
             **images,
         )
-        scored = run_passes(score, model, outputs, plan, input_ids, attention_mask, logits_to_keep, kept)
+        has_images = any(value is not None for value in images.values())
+        sequences = (input_ids, attention_mask, logits_to_keep)
+        scored = self.scorer.run(score, model, outputs, *sequences, batch_size, kept, has_images)
         if known:
-            scored.entropies = running["entropies"]
-        if kept is not None:  # a ratio of 1 where nothing was projected
-            old = running.get("old_per_token_logps", torch.zeros_like(scored.logps))
+            scored.entropies = call.inputs["entropies"]
+        if kept is not None:  # a ratio of 1 for tokens that were not projected
+            old = call.inputs.get("old_per_token_logps", torch.zeros_like(scored.logps))
             scored.logps = torch.where(kept, scored.logps, old)
-        if compute_entropy:
-            self._last_pass = scored.detach()
-            if policy and self._rollout_passes is not None:
-                self._rollout_passes.append(self._last_pass)
-        return self._as_generated(scored.logps), scored.entropies, scored.aux_loss
+        call.passes.append(scored.detach())
+        if call.carried is not None:
+            scored.logps, call.carried = with_old_logps(scored.logps, call.carried), None
+        return scored.logps, scored.entropies, scored.aux_loss
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """(B, T) float32 weight of every token's loss; 0 for tokens that are not kept.
 
-        `threshold` is TRL's quantile level, 1 - rho, which the count replaces.
+        TRL multiplies the loss of a token by it. With the denominator `kept` it is indicator * (TRL's denominator /
+        the window's kept tokens), so that what is left is the mean over kept tokens. `threshold` is TRL's quantile
+        level, 1 - rho, which the count replaces.
         """
-        inputs = self._running
-        kept = inputs.get("kept_mask")
+        call = self._call
+        kept = call.inputs.get("kept_mask")
         if kept is None:
-            (kept,) = self._select([self._last_pass], [inputs])
-        self._weight = kept.float()
-        if self.args.entropy_denominator == "kept":
+            (kept,), lowest = select_tokens(call.passes, [call.inputs], self.spec, self.ranks, self._step_seed)
+            self._window.thresholds.append(lowest)
+            self.monitor.gradients(call.passes, [call.inputs], self._mode)
+        call.weight = kept.float()
+        if self.spec.denominator == "kept":
             # TRL is about to divide by the rollout's tokens, scaled to one window in training.
-            tokens = inputs["num_items_in_batch"].clamp(min=1.0)
+            tokens = call.inputs["num_items_in_batch"].clamp(min=1.0)
             if self.model.training:
-                tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-            self._weight *= tokens / max(self._window.kept, 1)
-        return self._weight
+                tokens = tokens * self.current_gradient_accumulation_steps / self.spec.micro_batches
+            call.weight *= tokens / max(self._window.kept, 1)
+        return call.weight
 
-    def _compute_loss(self, model: Any, inputs: Inputs) -> Tensor:
-        self._running, self._weight = inputs, None
-        try:
-            loss = super()._compute_loss(model, inputs)
-        finally:
-            self._running = None
-        if self.model.training:
-            mask = loss_mask(inputs).bool()
-            kept = mask if self._weight is None else self._weight > 0
-            self._scored.append(Scored(inputs, mask, kept, self._last_pass.entropies, self._last_pass.logps))
-            if self.accelerator.sync_gradients:
-                self._close_window()
-        return loss
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not self.is_deepspeed_enabled:  # it has taken its step by now, and looks after overflows itself
+            self.resume.check_gradient(model, float(norm))
+            self._metrics["train"]["skipped_steps"] = [self.resume.skipped_steps]
+        return norm
 
-    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self._answers is not None:
-            lengths = gather_object([len(ids) for ids in completion_ids_list])
-            everything = zip(gather_object(inputs), gather_object(completions), lengths, rewards.tolist(), strict=True)
-            for row, completion, length, values in everything:
-                scores = dict(zip(self.reward_func_names, values, strict=True))
-                self._answers.append({**row, "completion": completion, "length": length, "rewards": scores})
-        return rewards
+    # TRL's seams: checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with self.resume.saving(folder):
+            super()._save_checkpoint(model, trial)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The last thing that the training loop restores before it goes on; and then the rest."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            self.resume.load(Path(checkpoint))
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+        self.resume.sampler = super()._get_train_sampler(dataset)
+        return self.resume.sampler
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """An epoch; the training loop would take one more step with a checkpoint of the last one."""
+        if kwargs["epoch"] == kwargs["epochs_trained"]:
+            self.resume.draw_orders(kwargs["epochs_trained"])
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+            return
+        self._load_rng_state(kwargs["resume_from_checkpoint"])
+        self.control.should_training_stop = True
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None):
         """Write `README.md` from the files of the run folder; with new pictures only where it is about to be pushed.
@@ -430,19 +462,19 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
 
     # Evaluation
 
-    def answer(self, problems: Dataset, metric_key_prefix: str = "eval") -> list[dict[str, Any]]:
+    def answer(self, problems: Dataset, metric_key_prefix: str = "eval") -> list[Row]:
         """Answer every problem `num_generations_eval` times with the current policy, through TRL's evaluation loop.
 
         Returns:
             On every rank, a row per answer: the problem's columns, `completion`, its `length` in tokens, and `rewards`
             by name. The copies that fill up an uneven last batch are left out.
         """
-        self._answers, self._recorder.paused = [], True
+        self._answers, self.monitor.recorder.paused = [], True
         try:
             self.evaluate(problems, metric_key_prefix=metric_key_prefix)
             rows = self._answers
         finally:
-            self._answers, self._recorder.paused = None, False
+            self._answers, self.monitor.recorder.paused = None, False
         seen: dict[str, int] = {}
         first = []
         for row in rows:
@@ -451,53 +483,3 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
             if seen[key] <= self.num_generations_eval:
                 first.append(row)
         return first
-
-    # Records
-
-    def _rank_state(self) -> State:
-        return super()._rank_state() | {"thresholds": self._thresholds}
-
-    def _restore_rank_state(self, state: State) -> None:
-        super()._restore_rank_state(state)
-        self._thresholds = state["thresholds"]
-
-    def _close_window(self) -> None:
-        """Log the finished window over all ranks, and check it once."""
-        scored, self._scored = self._scored, []
-        window, metrics = self._window, self._metrics["train"]
-        everything = scored
-        if window.everything is not None:
-            everything = [Scored(b, loss_mask(b).bool(), b["kept_mask"], b["entropies"]) for b in window.everything]
-        found = window_metrics(scored, everything, self.epsilon_low, self.epsilon_high, self._sum_over_ranks)
-        kept, total = found.pop("kept"), found.pop("all")
-        found |= self._close_stage(found.pop("mean_entropy"))
-        if self.args.log_diagnostics:
-            found |= step_metrics(scored, everything, self._categories, self._sum_over_ranks)
-        if self.top_entropy_quantile < 1 and self.args.entropy_scope != "rollout":  # that is checked when it is made
-            self._check_selection(kept, total, window.kept)
-        if self._thresholds:
-            found["selection/threshold"] = sum(self._thresholds) / len(self._thresholds)
-        sequences = self.args.per_device_train_batch_size * len(scored)
-        found["batching/run_fraction"] = sum(s.mask.size(0) for s in scored) / sequences
-        for name, value in found.items():
-            metrics[name].append(value)
-        shown = everything[len(everything) // 2]
-        self._recorder.samples = partial(token_samples, shown, self.args.num_logged_samples, self._tokenizer)
-
-    @property
-    def _kept_share(self) -> float:
-        """The share of tokens that is asked for."""
-        return kept_share(self.top_entropy_quantile, self.args.entropy_selection)
-
-    def _check_selection(self, kept: float, total: float, expected: int) -> None:
-        """Fail at the first selection whose kept tokens are not the share that was asked for."""
-        if self._selection_checked or total == 0:
-            return
-        share = self._kept_share
-        # Each selection rounds by less than one token.
-        if kept != expected or abs(kept - share * total) >= max(len(self._thresholds), 1):
-            raise RuntimeError(
-                f"The first optimiser step kept {kept:.0f} of {total:.0f} tokens where {share:g} of them, "
-                f"{expected}, should be kept: the loss would not be the one that was asked for."
-            )
-        self._selection_checked = True

@@ -1,0 +1,193 @@
+"""Logs of rollouts and optimiser steps: entropies, kept tokens, clips, and how responses are written."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..metrics.correctness import is_right
+from ..metrics.quality import quality
+from ..objective.objective import Objective
+from ..objective.ranks import Ranks
+from ..objective.selection import Reduce, percentiles
+from ..objective.window import (
+    Inputs,
+    Pass,
+    Scored,
+    Window,
+    check_kept,
+    flatten,
+    loss_mask,
+    probability_ratio,
+    row_advantages,
+    token_gradient_norms,
+)
+from ..rewards.registry import text_of
+from .callbacks import RunRecorder
+from .diagnostics import TokenCategories, answer_metrics, gradient_metrics, share, step_metrics
+
+PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
+
+
+def window_metrics(
+    scored: Sequence[Scored], everything: Sequence[Scored], epsilon_low: float, epsilon_high: float, reduce: Reduce
+) -> dict[str, float]:
+    """What a finished window logs, over all ranks; NaN where there is nothing to take a mean of.
+
+    Args:
+        scored: the micro-batches that were run, of which clip rates are known.
+        everything: all sequences whose entropies are known.
+        epsilon_low, epsilon_high: the surrogate's clip range.
+        reduce: sums a tensor over ranks.
+
+    Returns:
+        Means of the entropy over `kept`, `dropped`, `positive` and `negative` advantage, its percentiles, the kept
+        fraction, clip rates of kept tokens; and `kept` and `all`, the numbers of tokens, and their `mean_entropy`.
+    """
+    mask, kept = flatten([s.mask for s in everything]), flatten([s.kept for s in everything])
+    entropies = flatten([s.entropies for s in everything])
+    advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in everything])
+    groups = {
+        "all": mask,
+        "kept": kept,
+        "dropped": mask & ~kept,
+        "positive": mask & (advantages > 0),
+        "negative": mask & (advantages < 0),
+    }
+    run = flatten([s.kept for s in scored])
+    run_advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in scored])
+    ratios = flatten([probability_ratio(s.logps, s.inputs) for s in scored])
+    clipped = {
+        "low": run & (run_advantages < 0) & (ratios < 1 - epsilon_low),
+        "high": run & (run_advantages > 0) & (ratios > 1 + epsilon_high),
+    }
+    counts = [group.sum() for group in (*groups.values(), *clipped.values())]
+    sums = [(entropies * group).sum() for group in groups.values()]
+    totals = reduce(torch.stack([x.double() for x in (*counts, *sums)])).tolist()
+    count = dict(zip((*groups, *clipped), totals, strict=False))
+    total_entropy = dict(zip(groups, totals[len(count) :], strict=True))
+
+    found = {f"entropy/{name}": share(total_entropy[name], count[name]) for name in groups if name != "all"}
+    levels = percentiles(entropies, mask, PERCENTILES, reduce)
+    found |= {f"entropy/p{level}": value for level, value in zip(PERCENTILES, levels, strict=True)}
+    found["selection/kept_fraction"] = share(count["kept"], count["all"])
+    found |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
+    mean_entropy = share(total_entropy["all"], count["all"])
+    return found | {"kept": count["kept"], "all": count["all"], "mean_entropy": mean_entropy}
+
+
+def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str, Any]]:
+    """The first responses of a micro-batch, token by token."""
+    samples = []
+    for i in range(min(number, scored.mask.size(0))):
+        mask = scored.mask[i]
+        ids = scored.inputs["completion_ids"][i][mask].tolist()
+        advantages = row_advantages(scored.inputs)[i].expand_as(mask)[mask]
+        prompt = scored.inputs["prompt_ids"][i][scored.inputs["prompt_mask"][i].bool()]
+        samples.append(
+            {
+                "prompt": tokenizer.decode(prompt),
+                "tokens": [tokenizer.decode([token]) for token in ids],
+                "token_ids": ids,
+                "entropies": [round(h, 4) for h in scored.entropies[i][mask].tolist()],
+                "kept": scored.kept[i][mask].int().tolist(),
+                "advantage": round(advantages.mean().item(), 4) if ids else 0.0,
+            }
+        )
+    return samples
+
+
+class StepMonitor:
+    """Logs rollouts and optimiser steps among TRL's own metrics, and knows the accuracy of the latest rollout.
+
+    Args:
+        metrics: TRL's, by `train` and `eval`: a list of values by name, averaged when they are logged.
+        objective: what the run computes.
+        ranks: the processes that share a step.
+        tokenizer: decodes tokens for their categories and for samples.
+        vocabulary: number of token ids.
+        group_size: responses to a problem in training.
+        num_samples: responses per log whose tokens go to the recorder.
+        recorder: gets the samples of the latest step.
+    """
+
+    def __init__(
+        self,
+        metrics: dict[str, dict[str, list[float]]],
+        objective: Objective,
+        ranks: Ranks,
+        tokenizer: Any,
+        vocabulary: int,
+        group_size: int,
+        num_samples: int,
+        recorder: RunRecorder,
+    ):
+        self.metrics, self.objective, self.ranks = metrics, objective, ranks
+        self.tokenizer, self.group_size, self.num_samples, self.recorder = tokenizer, group_size, num_samples, recorder
+        self.categories = TokenCategories(tokenizer.decode, vocabulary)
+        self.accuracy = math.nan
+
+    def log(self, values: dict[str, float], mode: str = "train") -> None:
+        """Add values to the next log."""
+        for name, value in values.items():
+            self.metrics[mode][name].append(value)
+
+    def rewards(self, rewards: Tensor, prompts: list, completions: list, lengths: list[int], mode: str) -> None:
+        """Log how many responses are right and, in training, how this rank's are written.
+
+        Args:
+            rewards: (responses of all ranks, F), groups in a row; the first column says what is right.
+            prompts, completions, lengths: of this rank's responses; lengths in tokens.
+        """
+        right = is_right(rewards[:, 0])
+        accuracy = right.float().mean().item()
+        self.log({"accuracy": accuracy}, mode)
+        if mode != "train":
+            return
+        self.accuracy = accuracy
+        if self.objective.diagnostics:
+            everywhere = self.ranks.gather(torch.tensor(lengths, device=rewards.device), False)
+            self.log(answer_metrics(right, everywhere, self.group_size) | self._quality(prompts, completions, rewards))
+
+    def _quality(self, prompts: list, completions: list, rewards: Tensor) -> dict[str, float]:
+        """Figures of `metrics.quality`, as means over ranks."""
+        written = quality([text_of(c) for c in completions], [text_of(p) for p in prompts])
+        values = torch.tensor(list(written.values()), device=rewards.device, dtype=torch.float32)
+        means = (self.ranks.sum(values) / self.ranks.count).tolist()
+        return {f"quality/{name}": value for name, value in zip(written, means, strict=True)}
+
+    def gradients(self, passes: Sequence[Pass], batches: Sequence[Inputs], mode: str = "train") -> None:
+        """Log the norms of token gradients, and how they go with entropies, if the passes have both."""
+        if not self.objective.diagnostics or any(p.residual_norms is None for p in passes):
+            return
+        norms = flatten([token_gradient_norms(p, b, self.objective) for p, b in zip(passes, batches, strict=True)])
+        trained = flatten([loss_mask(b) for b in batches]).bool() & (norms > 0)
+        entropies = flatten([p.entropies for p in passes])
+        self.log(gradient_metrics(norms[trained], entropies[trained], self.ranks.sum), mode)
+
+    def step(self, window: Window, size: int) -> float:
+        """Log a finished optimiser step over all ranks, and check that it kept the tokens that it should.
+
+        Args:
+            size: sequences of a micro-batch on one rank, before any is dropped.
+
+        Returns:
+            The mean entropy of its tokens, NaN if there are none.
+        """
+        scored, everything, objective = window.scored, window.all_tokens(), self.objective
+        found = window_metrics(scored, everything, objective.epsilon_low, objective.epsilon_high, self.ranks.sum)
+        kept, total, mean_entropy = found.pop("kept"), found.pop("all"), found.pop("mean_entropy")
+        if objective.ranked_in in ("window", "loss"):  # the kept tokens of a rollout are checked when it is ranked
+            check_kept(kept, total, window.kept, objective, len(window.thresholds))
+        if objective.diagnostics:
+            found |= step_metrics(scored, everything, self.categories, self.ranks.sum)
+        if window.thresholds:
+            found["selection/threshold"] = sum(window.thresholds) / len(window.thresholds)
+        found["batching/run_fraction"] = sum(s.mask.size(0) for s in scored) / (size * len(scored))
+        self.log(found)
+        shown = everything[len(everything) // 2]
+        self.recorder.samples = partial(token_samples, shown, self.num_samples, self.tokenizer)
+        return mean_entropy

@@ -1,0 +1,27 @@
+"""The processes that share an optimiser step, as the method sees them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Ranks(NamedTuple):
+    """Collectives over the processes of a run; every rank must call them in the same order.
+
+    Attributes:
+        index, count: this process's place, from 0, and the number of processes.
+        sum: the sum of a tensor over all ranks.
+        largest: the largest of the ranks' integers.
+        gather: the rows of all ranks, those of rank 0 first. Tensors (B, T) are padded with zeros to one width, on the
+            left if `pad_left`.
+    """
+
+    index: int
+    count: int
+    sum: Callable[[Tensor], Tensor]
+    largest: Callable[[int], int]
+    gather: Callable[[Tensor, bool], Tensor]
+
+
+ALONE = Ranks(0, 1, sum=lambda tensor: tensor, largest=lambda number: number, gather=lambda tensor, pad_left: tensor)
