@@ -147,7 +147,7 @@ def test_fields_that_are_set_or_read_exist():
 
 
 def test_a_rollout_is_scored_beforehand_where_the_policy_moves_on():
-    """`RolloutGRPOTrainer._scores_rollouts` says the same."""
+    """`Objective.scores_rollout` says the same."""
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     for code in (
         "generate_every = self.args.steps_per_generation * self.num_iterations",

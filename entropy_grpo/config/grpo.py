@@ -10,18 +10,14 @@ from trl import GRPOConfig
 
 from ..models.kernels import check_installed
 from ..monitoring.watchers import ACTIONS, WATCHERS
+from ..objective.objective import CLIPPED_LOSSES, DENOMINATORS, TOKEN_LEVEL_LOSSES
 from ..objective.sampling import LIMITS, informative
 from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
 from ..registry import one_of
 from .batches import batch_shape
 from .shaping import ShapingConfig
 
-# Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
-TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
-DENOMINATORS = ("kept", "all")
 HEADS = ("auto", "liger", "trl")
-# Losses whose gradient at a token is advantage * ratio unless the ratio is clipped.
-CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
 # Settings that change the distribution that is sampled from, and the values with which they do not. The loss takes the
 # log-probabilities of the whole distribution for the sampler's, whether vLLM or transformers samples.
 NEUTRAL_SAMPLING = {

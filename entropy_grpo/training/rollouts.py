@@ -284,24 +284,17 @@ class RolloutGRPOTrainer(DurableGRPOTrainer):
         for name, value in found.items():
             self._metrics["train"][name].append(value)
 
-    @property
-    def _scores_rollouts(self) -> bool:
-        """Whether TRL itself scores the rollout, as it does where the policy moves on before its last step."""
-        per_rollout = self.args.steps_per_generation * self.num_iterations
-        corrects = self.use_vllm and self.vllm_importance_sampling_correction
-        return self.args.gradient_accumulation_steps % per_rollout != 0 or corrects
-
     def _generate_and_score_completions(self, inputs: list[Row]) -> Inputs:
         self._rows = inputs
         if self._sampler is None or not self.model.training:
             return super()._generate_and_score_completions(inputs)
         supply = self._fill()
-        self._supply, self._corrects_next = supply, supply.is_carried and self._scores_rollouts
+        self._supply, self._corrects_next = supply, supply.is_carried and self.spec.scores_rollout
         try:
             output = super()._generate_and_score_completions(supply.rows)
         finally:
             self._supply = None
-        if supply.is_carried and not self._scores_rollouts:
+        if supply.is_carried and not self.spec.scores_rollout:
             output["old_per_token_logps"] = with_old_logps(self._score_logps(output), supply.old_logps)
         if supply.num_filling:
             filling = supply.filling

@@ -31,14 +31,13 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from ..cards.card import write_card
-from ..config.grpo import TOKEN_LEVEL_LOSSES
 from ..models.adapters import sync_exactly
 from ..models.head import add_sparse_lm_head, why_not
 from ..monitoring.callbacks import RunRecorder, Watch
 from ..monitoring.diagnostics import TokenCategories, gradient_metrics, step_metrics
 from ..objective.batching import by_length, cut, deal, merge, positions_are_relative, take, trimmed_passes
+from ..objective.objective import Objective
 from ..objective.selection import gradient_norms, select
-from ..objective.share import kept_count, kept_share
 from ..objective.window import (
     Inputs,
     Scored,
@@ -72,7 +71,7 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         super().__init__(*args, **kwargs)
         if self.use_vllm and is_peft_model(self.model):
             sync_exactly(self.model, self.vllm_generation)
-        self._sparse_head = self._add_head()
+        self._add_head()
         self._trims = self.args.batch_by_length and self._padding_is_inert()
         self._window: Window | None = None
         self._scored: list[Scored] = []  # the current window's micro-batches
@@ -87,28 +86,16 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         self._answers: list[dict[str, Any]] | None = None  # the running evaluation's
         self._recorder = RunRecorder()
         self.add_callback(self._recorder)
-        self.add_callback(Watch(self.args.watch, self._kept_share))
+        self.add_callback(Watch(self.args.watch, self.spec.kept_share))
 
-    def _add_head(self) -> bool:
-        """Put the sparse LM head before TRL's where it can serve the model; whether it does."""
-        name = self.args.fused_lm_head
-        if name == "trl":
-            return False
+    def _add_head(self) -> None:
+        """Decide what the run does, and put the sparse LM head before TRL's if it serves."""
         model = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        reason = why_not(model)
-        if self._entropy_bonus_enabled:
-            reason = "the loss has an entropy bonus"
-        elif self.aux_loss_enabled:
-            reason = "the loss has a load-balancing term (router_aux_loss_coef)"
-        if reason is None:
-            add_sparse_lm_head(model, self.temperature, name)
-            return True
-        if name == "liger":
-            raise ValueError(f"fused_lm_head is 'liger', but {reason}: choose auto or trl.")
-        if self.args.entropy_selection == "gradient_norm":
-            raise ValueError(f"entropy_selection is 'gradient_norm', but {reason}: choose another selection.")
-        get_logger(__name__).warning(f"LM head: TRL's, for all rows, because {reason}.")
-        return False
+        self.spec = Objective.from_args(self.args, why_not(model), self.aux_loss_enabled)
+        if self.spec.sparse_head:
+            add_sparse_lm_head(model, self.temperature, self.args.fused_lm_head)
+        elif self.spec.head_refusal is not None:
+            get_logger(__name__).warning(f"LM head: TRL's, for all rows, because {self.spec.head_refusal}.")
 
     def _padding_is_inert(self) -> bool:
         """Whether a sequence is scored alike however wide its micro-batch is."""
@@ -119,25 +106,6 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
             "batch_by_length: padding is not trimmed, because this model's positions depend on the width of its batch."
         )
         return False
-
-    @property
-    def _loss_is_per_token(self) -> bool:
-        """Whether a token's loss depends on no other token's log-probability."""
-        return (
-            self.importance_sampling_level == "token"
-            and self.loss_type != "vespo"
-            and self.off_policy_mask_threshold is None
-        )
-
-    @property
-    def _loss_has_means(self) -> bool:
-        """Whether a term of the loss is a mean over a micro-batch, beside the surrogate."""
-        return self._entropy_bonus_enabled or self.aux_loss_enabled
-
-    @property
-    def _loss_is_surrogate(self) -> bool:
-        """Whether tokens without advantage, or without weight, have no part in the loss."""
-        return self.beta == 0 and not self._loss_has_means
 
     # Selection
 
@@ -189,9 +157,6 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
             self._log_gradients(passes, batches)
         return [k.view_as(s) for k, s in zip(kept.split([s.numel() for s in scores]), scores, strict=True)]
 
-    def _kept_count(self, n: int) -> int:
-        return kept_count(n, self.top_entropy_quantile, self.args.entropy_selection)
-
     def _with_gradient(self, inputs: Inputs) -> Tensor:
         """(B, T) bool: the tokens whose loss is not constant, clipping aside."""
         tokens = loss_mask(inputs).bool() & (row_advantages(inputs) != 0)
@@ -204,9 +169,7 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
 
     def _can_regroup(self, batches: list[Inputs]) -> bool:
         images = any(isinstance(value, list) for value in batches[0].values())
-        # A mean over the tokens of a micro-batch depends on which sequences it has.
-        means = self.loss_type == "bnpo" or self._loss_has_means
-        return self.args.batch_by_length and not images and not means
+        return self.spec.regroups and not images
 
     def _of_all_ranks(self, sequences: Inputs) -> Inputs:
         """The same with the sequences of the other ranks, first those of the first."""
@@ -233,15 +196,14 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         sequences = self._of_all_ranks(merge(batches))
         lengths = sequences["prompt_mask"].sum(1) + sequences["completion_mask"].sum(1)
         live, count = None, None
-        by_token = self.loss_type in TOKEN_LEVEL_LOSSES
-        if drop and by_token and self._loss_is_surrogate:
+        if drop and self.spec.drops_sequences:
             live = self._with_gradient(sequences).any(dim=1)
             # Every rank runs as many, and every micro-batch has one: TRL and FSDP meet in each of them.
             count = max(-(-int(live.sum()) // ranks), number) * ranks
         order = by_length(lengths, live, count)
         size = self.args.per_device_train_batch_size
         sizes = [size] * number  # a loss that is a mean over sequences takes it within micro-batches
-        if by_token:
+        if self.spec.token_level:
             sizes = cut(lengths[order][::ranks], number, size * int(lengths.max()))
         return [take(sequences, hands[self.accelerator.process_index]) for hands in deal(order, sizes, ranks)]
 
@@ -250,32 +212,32 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         if not self.model.training:
             return self._open_evaluation(batches[0])
         batches = [self._shaped(b) for b in batches]
-        selects, scope = self.top_entropy_quantile < 1, self.args.entropy_scope
-        if selects and scope == "rollout":
+        ranked_in = self.spec.ranked_in
+        if ranked_in == "rollout":
             kept = self._sum_over_ranks(torch.stack([b["kept_mask"].sum() for b in batches]).sum())
             return Window(int(kept), self._regroup(batches, drop=True), batches)
         self._thresholds = []
-        if not selects:
+        if ranked_in is None:
             return Window(0, self._regroup(batches, drop=True))
-        if scope == "micro_batch" or len(batches) == 1:
+        if ranked_in == "loss":
             batches = self._regroup(batches)
         counts = self._sum_over_ranks(torch.stack([loss_mask(b).sum() for b in batches])).tolist()
-        if scope == "micro_batch":
-            return Window(sum(self._kept_count(n) for n in counts), batches)
-        if len(batches) == 1:
-            return Window(self._kept_count(sum(counts)), batches)
+        if self.spec.scope == "micro_batch":
+            return Window(sum(self.spec.kept_count(n) for n in counts), batches)
+        if ranked_in == "loss":
+            return Window(self.spec.kept_count(sum(counts)), batches)
         whole = [merge(batches)] if self._can_regroup(batches) else batches
         passes = [self._score(b) for b in whole]
         masks = self._select(passes, whole)
         whole = [
             b | {"kept_mask": mask, "entropies": p.entropies} for b, mask, p in zip(whole, masks, passes, strict=True)
         ]
-        return Window(self._kept_count(sum(counts)), self._regroup(whole, drop=True), whole)
+        return Window(self.spec.kept_count(sum(counts)), self._regroup(whole, drop=True), whole)
 
     def _open_evaluation(self, inputs: Inputs) -> Window:
         """A micro-batch of an evaluation is a window of its own, with the tokens of its own highest entropies."""
         self._thresholds = []
-        return Window(self._kept_count(int(self._sum_over_ranks(loss_mask(inputs).sum()))), [inputs])
+        return Window(self.spec.kept_count(int(self._sum_over_ranks(loss_mask(inputs).sum()))), [inputs])
 
     def _score(self, inputs: Inputs) -> Pass:
         """A pass under the current policy, without a graph."""
@@ -286,7 +248,7 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
     # TRL's seams
 
     def _generate_and_score_completions(self, inputs: list[Inputs]) -> Inputs:
-        ranked = self.args.entropy_scope == "rollout" and self.top_entropy_quantile < 1 and self.model.training
+        ranked = self.spec.ranked_in == "rollout" and self.model.training
         self._rollout_passes = [] if ranked else None
         try:
             output = super()._generate_and_score_completions(inputs)
@@ -310,16 +272,16 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
             output["entropies"] = scored.entropies
             counts = torch.stack([output["kept_mask"].sum(), loss_mask(output).sum()])
             kept, total = self._sum_over_ranks(counts).tolist()
-            self._check_selection(kept, total, self._kept_count(total))
+            self._check_selection(kept, total, self.spec.kept_count(total))
         return output
 
     def _prepare_inputs(self, generation_batch: Inputs) -> Inputs:
         inputs = super()._prepare_inputs(generation_batch)
-        accumulation, per_rollout = self.args.gradient_accumulation_steps, self.args.steps_per_generation
+        accumulation, per_rollout = self.spec.accumulation, self.spec.micro_batches
         if not self.model.training:
             self._window = self._open_window([inputs])
             return inputs
-        if per_rollout % accumulation != 0:  # a step reaches into the next rollout; only rho = 1 is allowed to
+        if not self.spec.whole_steps:  # a step reaches into the next rollout; only rho = 1 is allowed to
             self._window = Window(0, [self._shaped(inputs)])
             return self._window.batches[0]
         if self._step % accumulation == 0:
@@ -343,15 +305,9 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
             compute_entropy = True
         known = "kept_mask" in running
         outputs: tuple[str, ...] | bool = True
-        if policy and self._sparse_head:
-            ranks = compute_entropy and not known
-            # In the pass over a rollout they cost one more sum over the vocabulary: it has them for the log.
-            logs = self.args.log_diagnostics and self._rollout_passes is not None
-            by_norm = ranks and (self.args.entropy_selection == "gradient_norm" or logs)
-            outputs = ("log_probs", *(["entropy"] if ranks else []), *(["residual_norm"] if by_norm else []))
-        kept = None
-        if known and self._sparse_head and self._loss_is_per_token and self._loss_is_surrogate:
-            kept = self._with_gradient(running)
+        if policy and self.spec.sparse_head:
+            outputs = self.spec.outputs(compute_entropy and not known, self._rollout_passes is not None)
+        kept = self._with_gradient(running) if known and self.spec.projects_kept else None
         if self._trims and all(value is None for value in images.values()):
             plan = trimmed_passes(attention_mask, logits_to_keep, batch_size, self._max_over_ranks)
             batch_size = None
@@ -473,7 +429,7 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         found |= self._close_stage(found.pop("mean_entropy"))
         if self.args.log_diagnostics:
             found |= step_metrics(scored, everything, self._categories, self._sum_over_ranks)
-        if self.top_entropy_quantile < 1 and self.args.entropy_scope != "rollout":  # that is checked when it is made
+        if self.spec.ranked_in in ("window", "loss"):  # that of a rollout is checked when it is made
             self._check_selection(kept, total, window.kept)
         if self._thresholds:
             found["selection/threshold"] = sum(self._thresholds) / len(self._thresholds)
@@ -484,16 +440,11 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         shown = everything[len(everything) // 2]
         self._recorder.samples = partial(token_samples, shown, self.args.num_logged_samples, self._tokenizer)
 
-    @property
-    def _kept_share(self) -> float:
-        """The share of tokens that is asked for."""
-        return kept_share(self.top_entropy_quantile, self.args.entropy_selection)
-
     def _check_selection(self, kept: float, total: float, expected: int) -> None:
         """Fail at the first selection whose kept tokens are not the share that was asked for."""
         if self._selection_checked or total == 0:
             return
-        share = self._kept_share
+        share = self.spec.kept_share
         # Each selection rounds by less than one token.
         if kept != expected or abs(kept - share * total) >= max(len(self._thresholds), 1):
             raise RuntimeError(

@@ -1,0 +1,228 @@
+"""The object that decides what a run does: which tokens count, which passes are made, what the LM head is asked for.
+
+Every answer follows from the arguments and three facts about the model. The trainer acts on the answers, and the
+planner counts them; neither has rules of its own.
+
+Costs are shares of the response tokens of an optimiser step. What depends on the data is left out: sequences without
+an advantage, clipped tokens, and the groups that dynamic sampling carries over. A recipe costs at most what is said
+here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from .share import kept_count, kept_share
+
+# Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
+TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
+# Losses whose gradient at a token is advantage * ratio unless the ratio is clipped.
+CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
+DENOMINATORS = ("kept", "all")
+
+# The LM head's backward pass makes three matmuls: the logits once more, and the gradients of hidden states and weight.
+BACKWARD_MATMULS = 3
+
+
+def _check_head(args: Any, why_not: str | None, has_bonus: bool, aux_loss_enabled: bool) -> str | None:
+    """Return the reason why the sparse LM head cannot serve the run, or None; refuse settings that need it."""
+    reason = why_not
+    if has_bonus:
+        reason = "the loss has an entropy bonus"
+    elif aux_loss_enabled:
+        reason = "the loss has a load-balancing term (router_aux_loss_coef)"
+    if reason is not None and args.fused_lm_head == "liger":
+        raise ValueError(f"fused_lm_head is 'liger', but {reason}: choose auto or trl.")
+    if reason is not None and args.entropy_selection == "gradient_norm":
+        raise ValueError(f"entropy_selection is 'gradient_norm', but {reason}: choose another selection.")
+    return reason
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run computes, decided once from its arguments and its model.
+
+    Attributes:
+        rho: `top_entropy_quantile`.
+        selection, scope, denominator: `entropy_selection`, `entropy_scope` and `entropy_denominator`.
+        loss_type: TRL's name of the loss.
+        epsilon_low, epsilon_high, delta: clips of the surrogate; `delta` may be None.
+        accumulation: micro-batches of an optimiser step on one process.
+        micro_batches: micro-batches of a rollout on one process.
+        iterations: optimiser steps that see each response.
+        by_length: `batch_by_length`.
+        diagnostics: `log_diagnostics`.
+        scores_rollout: whether TRL itself scores the rollout, because the policy moves on before its last step, or
+            because vLLM's importance correction needs the log-probabilities.
+        has_reference: whether the loss has a KL term, for which a reference policy scores the rollout.
+        weighs_perplexity: whether perplexity shaping needs the log-probabilities of the rollout.
+        sparse_head: whether the sparse LM head serves the policy instead of TRL's.
+        head_refusal: why TRL's head serves although it was not asked for; None otherwise.
+        token_ratio: whether importance ratios are per token, so that a token's loss has no gradient in other tokens.
+        per_token: whether a token's loss needs no other token's log-probability.
+        surrogate: whether the loss has no term but the surrogate (no KL, entropy bonus or load balancing), so that a
+            token without advantage or without weight has no gradient.
+        batch_means: whether a term of the loss is a mean within a micro-batch (bnpo, entropy bonus, load balancing),
+            so that TRL's micro-batches must stay together.
+    """
+
+    rho: float
+    selection: str
+    scope: str
+    denominator: str
+    loss_type: str
+    epsilon_low: float
+    epsilon_high: float
+    delta: float | None
+    accumulation: int
+    micro_batches: int
+    iterations: int
+    by_length: bool
+    diagnostics: bool
+    scores_rollout: bool
+    has_reference: bool
+    weighs_perplexity: bool
+    sparse_head: bool
+    head_refusal: str | None
+    token_ratio: bool
+    per_token: bool
+    surrogate: bool
+    batch_means: bool
+
+    @classmethod
+    def from_args(cls, args: Any, why_not: str | None = None, aux_loss_enabled: bool = False) -> "Objective":
+        """Decide from a run's arguments and its model.
+
+        Args:
+            args: an `EntropyForkGRPOConfig`; the number of processes plays no part.
+            why_not: why the sparse LM head cannot serve the model (see `models.head.why_not`), or None.
+            aux_loss_enabled: whether the loss has the load-balancing term of a mixture of experts.
+
+        Raises:
+            ValueError: `fused_lm_head` or `entropy_selection` needs the sparse head, which cannot serve.
+        """
+        has_bonus = args.entropy_coef != 0 or args.use_adaptive_entropy
+        uses_trl_head = args.fused_lm_head == "trl"
+        refusal = None if uses_trl_head else _check_head(args, why_not, has_bonus, aux_loss_enabled)
+        token_ratio = args.importance_sampling_level == "token"
+        per_rollout = args.steps_per_generation * args.num_iterations
+        return cls(
+            rho=args.top_entropy_quantile,
+            selection=args.entropy_selection,
+            scope=args.entropy_scope,
+            denominator=args.entropy_denominator,
+            loss_type=args.loss_type,
+            epsilon_low=args.epsilon,
+            epsilon_high=args.epsilon if args.epsilon_high is None else args.epsilon_high,
+            delta=args.delta,
+            accumulation=args.gradient_accumulation_steps,
+            micro_batches=args.steps_per_generation,
+            iterations=args.num_iterations,
+            by_length=args.batch_by_length,
+            diagnostics=args.log_diagnostics,
+            scores_rollout=args.gradient_accumulation_steps % per_rollout != 0
+            or (args.use_vllm and args.vllm_importance_sampling_correction),
+            has_reference=args.beta != 0,
+            weighs_perplexity=args.ppl_shaping_alpha is not None,
+            sparse_head=not uses_trl_head and refusal is None,
+            head_refusal=refusal,
+            token_ratio=token_ratio,
+            per_token=token_ratio and args.loss_type != "vespo" and args.off_policy_mask_threshold is None,
+            surrogate=args.beta == 0 and not has_bonus and not aux_loss_enabled,
+            batch_means=args.loss_type == "bnpo" or has_bonus or aux_loss_enabled,
+        )
+
+    # Tokens
+
+    @property
+    def kept_share(self) -> float:
+        """Share of the tokens that are kept."""
+        return kept_share(self.rho, self.selection)
+
+    def kept_count(self, n: int) -> int:
+        """Number of kept tokens among `n` that share a threshold."""
+        return kept_count(n, self.rho, self.selection)
+
+    @property
+    def ranked_in(self) -> str | None:
+        """The pass that ranks the tokens: `rollout`, `window` (a pass of its own), `loss`, or None if all are kept."""
+        if self.rho == 1:
+            return None
+        if self.scope == "global":
+            return "window" if self.accumulation > 1 else "loss"
+        return "rollout" if self.scope == "rollout" else "loss"
+
+    @property
+    def kept_known(self) -> bool:
+        """Whether the kept tokens are known before the loss is computed."""
+        return self.ranked_in in ("rollout", "window")
+
+    # Sequences
+
+    @property
+    def token_level(self) -> bool:
+        """Whether the loss is a sum over tokens, whatever sequences they belong to, over a number of tokens."""
+        return self.loss_type in TOKEN_LEVEL_LOSSES
+
+    @property
+    def whole_steps(self) -> bool:
+        """Whether a rollout is a whole number of optimiser steps, so that a step begins with all its sequences."""
+        return self.micro_batches % self.accumulation == 0
+
+    @property
+    def regroups(self) -> bool:
+        """Whether the sequences of an optimiser step are grouped by length (sequences with images never are)."""
+        return self.by_length and not self.batch_means and self.whole_steps
+
+    @property
+    def drops_sequences(self) -> bool:
+        """Whether sequences without a gradient are left out of the forward pass."""
+        return self.regroups and self.surrogate and self.token_level and self.ranked_in != "loss"
+
+    # The LM head
+
+    @property
+    def projects_kept(self) -> bool:
+        """Whether the head projects the kept tokens alone."""
+        return self.sparse_head and self.kept_known and self.per_token and self.surrogate
+
+    @property
+    def projected_share(self) -> float:
+        """Share of the response tokens that the head projects to compute the loss."""
+        return self.kept_share if self.projects_kept else 1.0
+
+    @property
+    def differentiated_share(self) -> float:
+        """Share of the response tokens that the head differentiates."""
+        return self.kept_share if self.sparse_head and self.surrogate and self.token_ratio else 1.0
+
+    @property
+    def head_units(self) -> float:
+        """Cost of the head in a training pass, in matmuls of all response tokens with a trained LM head."""
+        return self.projected_share + BACKWARD_MATMULS * self.differentiated_share
+
+    def outputs(self, ranks: bool, in_rollout: bool) -> tuple[str, ...]:
+        """Name what the sparse head computes in a pass.
+
+        Args:
+            ranks: whether entropies are wanted of this pass: its tokens are ranked or logged by it.
+            in_rollout: whether the pass scores a rollout. There the norms cost one more sum over the vocabulary, and
+                are logged.
+        """
+        wants_norms = self.selection == "gradient_norm" or (self.diagnostics and in_rollout)
+        return ("log_probs", *(["entropy"] if ranks else []), *(["residual_norm"] if ranks and wants_norms else []))
+
+    # Passes
+
+    @property
+    def scoring_passes(self) -> dict[str, float]:
+        """Passes without gradient over the responses of an optimiser step, by purpose.
+
+        A pass over a rollout counts for each of the `iterations` steps that see its responses. Where perplexity
+        shaping has a schedule, its pass is made only while the schedule is active.
+        """
+        scored = self.scores_rollout or self.ranked_in == "rollout" or self.weighs_perplexity
+        return {
+            "rollout": scored / self.iterations,
+            "reference": self.has_reference / self.iterations,
+            "ranking": float(self.ranked_in == "window"),
+        }

@@ -1,0 +1,177 @@
+"""What `Objective` says of a run, against rows and passes that are counted in the LM head's kernel while it trains."""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+from transformers import TrainerCallback
+from trl.kernels import ChunkedLogProbFunction
+
+from entropy_grpo import EntropyForkGRPOConfig
+from entropy_grpo.objective.objective import Objective
+
+from . import fixed_rollout
+
+RESPONSES, TOKENS = 8, 10  # of an optimiser step, and of each response
+# A whole number of 80 tokens and of the 40 of a micro-batch, and so many that every response has kept tokens.
+RHO = 0.75
+
+
+def equal_lengths(prompts, trainer, ragged=fixed_rollout.fixed_completions):
+    """TRL's `rollout_func`: the completions of `fixed_rollout`, repeated up to one length."""
+    rollout = ragged(prompts, trainer)
+    ids = [(row * TOKENS)[:TOKENS] for row in rollout["completion_ids"]]
+    return rollout | {"completion_ids": ids, "logprobs": [[0.0] * TOKENS for _ in ids]}
+
+
+def by_turn(completion_ids, **kwargs):
+    """No response has the mean reward of its group, so that every advantage differs from zero."""
+    return [float(i % fixed_rollout.GENERATIONS) for i in range(len(completion_ids))]
+
+
+class CountedRows(TrainerCallback):
+    """Rows that the kernel under both heads has seen, and their number at every optimiser step's end."""
+
+    def __init__(self, monkeypatch):
+        self.rows, self.by_step = Counter(), []
+        forward, backward = ChunkedLogProbFunction.forward, ChunkedLogProbFunction.backward
+
+        def counted_forward(ctx, hidden, *args):
+            self.rows["projected" if hidden.requires_grad else "scored"] += hidden.size(0)
+            return forward(ctx, hidden, *args)
+
+        def counted_backward(ctx, *gradients):
+            self.rows["differentiated"] += ctx.saved_tensors[0].size(0)
+            return backward(ctx, *gradients)
+
+        monkeypatch.setattr(ChunkedLogProbFunction, "forward", staticmethod(counted_forward))
+        monkeypatch.setattr(ChunkedLogProbFunction, "backward", staticmethod(counted_backward))
+        # On a GPU, TRL's head leaves out prompts and padding.
+        monkeypatch.setattr("trl.trainer.utils._use_triton", lambda device: True)
+
+    def on_step_end(self, *args, **kwargs):
+        self.by_step.append(Counter(self.rows))
+
+
+VARIANTS = {
+    "top": {},
+    "bottom": {"entropy_selection": "bottom"},
+    "gradient norm": {"entropy_selection": "gradient_norm"},
+    "all tokens": {"top_entropy_quantile": 1.0},
+    "TRL's head": {"fused_lm_head": "trl"},
+    "entropy bonus": {"entropy_coef": 0.01},
+    "KL": {"beta": 0.1},
+    "KL, two iterations": {"beta": 0.1, "num_iterations": 2},
+    "sequence ratios": {"importance_sampling_level": "sequence"},
+    "vespo": {"loss_type": "vespo"},
+    "off-policy mask": {"off_policy_mask_threshold": 100.0},
+    "bnpo": {"loss_type": "bnpo", "entropy_denominator": "all"},
+    "perplexity": {"ppl_shaping_alpha": 0.3},
+    "position": {"position_shaping_gamma": 0.1},
+}
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    ("scope", "accumulation", "steps"),
+    [("micro_batch", 2, 1), ("global", 1, 1), ("global", 2, 2), ("rollout", 1, 1), ("rollout", 2, 2)],
+)
+def test_rows_and_passes_are_those_that_are_made(
+    tiny_model, tmp_path, monkeypatch, settings, scope, accumulation, steps
+):
+    """Counted in the second rollout, whose policy is no longer the reference."""
+    monkeypatch.setattr(fixed_rollout, "fixed_completions", equal_lengths)
+    counted = CountedRows(monkeypatch)
+    steps *= settings.get("num_iterations", 1)
+    trainer = fixed_rollout.make_trainer(
+        tiny_model,
+        tmp_path,
+        reward=by_turn,
+        **{
+            "top_entropy_quantile": RHO,
+            "entropy_scope": scope,
+            "per_device_train_batch_size": RESPONSES // accumulation,
+            "gradient_accumulation_steps": accumulation,
+            "steps_per_generation": accumulation * steps // settings.get("num_iterations", 1),
+            "max_steps": 2 * steps,
+            "learning_rate": 0.01,
+            "epsilon": 0.9,  # so that no token is clipped
+            "epsilon_high": 9.0,
+        }
+        | settings,
+    )
+    trainer.add_callback(counted)
+    trainer.train()
+    before, after = counted.by_step[steps - 1], counted.by_step[-1]
+    made = {name: (after[name] - before[name]) / (steps * RESPONSES * TOKENS) for name in after}
+    spec = trainer.spec
+    assert made["projected"] == spec.projected_share
+    assert made["differentiated"] == spec.differentiated_share
+    assert made["projected"] + 3 * made["differentiated"] == pytest.approx(spec.head_units)
+    assert made.get("scored", 0) == sum(spec.scoring_passes.values())
+
+
+def decided(tmp_path, **settings):
+    """The decisions of a recipe, without a model."""
+    args = EntropyForkGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, num_generations=4, **settings)
+    return Objective.from_args(args)
+
+
+ROLLOUT = {"entropy_scope": "rollout", "gradient_accumulation_steps": 2, "steps_per_generation": 4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "units"),
+    [
+        ({}, 4 * 0.2),
+        ({"entropy_coef": 0.01}, 4),
+        ({"use_adaptive_entropy": True}, 4),
+        ({"beta": 0.04}, 4),
+        ({"importance_sampling_level": "sequence"}, 4),
+        ({"loss_type": "vespo"}, 1 + 3 * 0.2),
+        ({"entropy_selection": "bottom"}, 4 * 0.8),
+        ({"entropy_scope": "micro_batch"}, 1 + 3 * 0.2),
+        ({"top_entropy_quantile": 1.0}, 4),
+    ],
+    ids=str,
+)
+def test_units_of_the_head(tmp_path, settings, units):
+    assert decided(tmp_path, **ROLLOUT | settings).head_units == pytest.approx(units)
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({"entropy_scope": "global"}, (0, 0, 0)),
+        ({"entropy_scope": "global", "ppl_shaping_alpha": 0.3}, (1, 0, 0)),
+        ({"entropy_scope": "global", "beta": 0.04, "num_iterations": 4}, (1 / 4, 1 / 4, 0)),
+        ({"entropy_scope": "global", "gradient_accumulation_steps": 2, "ppl_shaping_alpha": 0.3}, (1, 0, 1)),
+        ({"entropy_scope": "rollout", "ppl_shaping_alpha": 0.3}, (1, 0, 0)),
+        ({"entropy_scope": "micro_batch", "use_vllm": True}, (1, 0, 0)),
+    ],
+    ids=str,
+)
+def test_passes_beside_the_loss(tmp_path, settings, passes):
+    assert tuple(decided(tmp_path, **settings).scoring_passes.values()) == passes
+
+
+def test_a_head_that_cannot_serve_is_refused_or_replaced(tmp_path):
+    def decide(why_not=None, aux_loss_enabled=False, **settings):
+        args = EntropyForkGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, num_generations=4, **settings)
+        return Objective.from_args(args, why_not, aux_loss_enabled)
+
+    replaced = decide("the LM head has a bias", **ROLLOUT)
+    assert (replaced.sparse_head, replaced.head_refusal) == (False, "the LM head has a bias")
+    assert (replaced.projects_kept, replaced.head_units) == (False, 4)
+    assert decide(aux_loss_enabled=True).head_refusal == "the loss has a load-balancing term (router_aux_loss_coef)"
+    chosen = decide("the LM head has a bias", fused_lm_head="trl")
+    assert (chosen.sparse_head, chosen.head_refusal) == (False, None)
+    with pytest.raises(ValueError, match="fused_lm_head is 'liger', but the loss has an entropy bonus: choose auto"):
+        decide(fused_lm_head="liger", entropy_coef=0.01)
+    with pytest.raises(ValueError, match="'gradient_norm', but the LM head has a bias: choose another selection"):
+        decide("the LM head has a bias", entropy_selection="gradient_norm")
+
+
+def test_decisions_cannot_be_changed(tmp_path):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        decided(tmp_path).rho = 0.5
