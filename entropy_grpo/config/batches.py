@@ -32,3 +32,8 @@ def batch_shape(
             f"responses (prompts_per_rollout times num_generations over steps_per_rollout): {sizes}."
         )
     return accumulation * steps_per_rollout, accumulation
+
+
+def longest_sequence(max_prompt_length: int | None, max_completion_length: int) -> int | None:
+    """Tokens of the longest prompt and response, which vLLM needs room for; `None` if prompts have no limit."""
+    return None if max_prompt_length is None else max_prompt_length + max_completion_length
