@@ -395,6 +395,8 @@ def test_generation_is_what_decoding_counts():
         (["--entropy_selection", "bottom"], 3.2),
         (["--beta", "0.01"], 4),  # every token has a gradient
         (["--entropy_coef", "0.01"], 4),  # TRL's head
+        (["--use_peft", "--lora_target_modules", "all-linear"], 0.6),  # 3 rho: no gradient of the weight
+        (["--use_peft", "--lora_modules_to_save", "[lm_head]"], 0.8),
         (["--importance_sampling_level", "sequence"], 4),  # a kept token's ratio has a gradient in every token
         (["--off_policy_mask_threshold", "0.5"], 1.6),  # the mask needs all log-probabilities
     ],
@@ -406,6 +408,17 @@ def test_head_costs_what_its_rows_cost(recipe_file, words, units):
     assert found["parts"]["head"] == pytest.approx(units * 2 * rows * 4096 * 151_936)
     assert (found["parts"]["ranking pass"] > 0) == ("global" in words)
     assert found["total"] == pytest.approx(sum(found["parts"].values()))
+
+
+@pytest.mark.parametrize(
+    "words, projected, differentiated",
+    [([], 0.2, 0.2), (["--entropy_scope", "micro_batch"], 1, 0.2), (["--entropy_coef", "0.01"], 1, 1)],
+)
+def test_the_head_keeps_the_rows_that_it_projects(recipe_file, words, projected, differentiated):
+    """A tile of logits, hidden states in bfloat16, their gradients in float32, and the weight's, cast once."""
+    rows, weight = 2 * 20_480, 151_936 * 4096
+    expected = 4096 * 32_768 * 2 + rows * 4096 * (2 * projected + 4 * differentiated) + weight * (4 + 2)
+    assert memory.memory(plan.resolve(recipe_file, words))["parts"]["head"]["bytes"] == pytest.approx(expected)
 
 
 def test_an_entropy_bonus_leaves_nothing_to_save(capsys):
@@ -648,6 +661,20 @@ def test_the_cache_of_a_served_model(recipe_file):
     }
     assert vllm.holds_a_sequence(found | {"cached_tokens": 22_528})
     assert not vllm.holds_a_sequence(found | {"cached_tokens": 22_527})
+
+
+@pytest.mark.parametrize(
+    "words, limit",
+    [
+        ([], 2048 + 20_480),
+        (["--vllm_max_model_length", "30000"], 30_000),
+        (["--max_prompt_length", "null"], None),
+        (["--use_vllm", "false", "--vllm_enable_sleep_mode", "false"], None),
+    ],
+)
+def test_vllm_is_told_the_longest_sequence(words, limit):
+    job = plan.resolve(str(REPOSITORY / "recipes/qwen3_14b.yaml"), words)
+    assert job.args.vllm_max_model_length == limit
 
 
 def test_a_checkpoint_of_14b_is_what_fsdp2_writes():

@@ -1,4 +1,6 @@
-"""The shape of batches on a number of processes."""
+"""The shape of batches on a number of processes, and the longest sequence in them."""
+
+from trl import GRPOConfig
 
 
 def batch_shape(
@@ -34,6 +36,10 @@ def batch_shape(
     return accumulation * steps_per_rollout, accumulation
 
 
-def longest_sequence(max_prompt_length: int | None, max_completion_length: int) -> int | None:
-    """Tokens of the longest prompt and response, which vLLM needs room for; `None` if prompts have no limit."""
-    return None if max_prompt_length is None else max_prompt_length + max_completion_length
+def limit_vllm(args: GRPOConfig, max_prompt_length: int | None) -> None:
+    """Tell vLLM the longest prompt and response of a run, unless the recipe does or prompts have no limit.
+
+    Otherwise vLLM wants room for a sequence of all positions that the model has, and refuses to start without.
+    """
+    if args.use_vllm and args.vllm_max_model_length is None and max_prompt_length is not None:
+        args.vllm_max_model_length = max_prompt_length + args.max_completion_length

@@ -189,8 +189,8 @@ def commands(job: Job) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if server:
         serve = ["vllm", "serve", job.model.model_name_or_path, *SERVE, "--port", str(args.vllm_server_port)]
-        if job.run.max_prompt_length is not None:
-            serve += ["--max-model-len", str(job.lengths.prompt + job.lengths.completion)]
+        if args.vllm_max_model_length is not None:
+            serve += ["--max-model-len", str(args.vllm_max_model_length)]
         found["server"] = [f"VLLM_SERVER_DEV_MODE=1 {shlex.join(serve)}"]
     several = beside(job, "fsdp2_multinode.yaml")
     if machines.nodes > 1 and job.sharding.kind == "fsdp2" and several.is_file():

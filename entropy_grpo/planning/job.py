@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..config import recipe
-from ..config.batches import batch_shape
+from ..config.batches import batch_shape, limit_vllm
 from ..config.grpo import EntropyForkGRPOConfig
 from ..config.recipe import RecipeError, Setting, Settings
 from ..config.run import CLASSES, RunConfig
@@ -186,6 +186,8 @@ def resolve(
         gpus, nodes = gpus or written_for.gpus, nodes or written_for.nodes
     machines = Machines(gpus, nodes, memory)
     run, args, model = recipe.build(_on_one_process(settings, machines.processes, classes[1]), classes)
+    if not supervised:
+        limit_vllm(args, run.max_prompt_length)
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is missing: name a Hub id or a local folder.")
     try:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from ..config.batches import longest_sequence
 from .job import Job
 from .memory import GIB
 
@@ -33,7 +32,6 @@ def sampler(job: Job) -> dict[str, Any] | None:
     profiled = min(sequences, BATCHED_TOKENS) * policy.vocabulary * SAMPLED_LOGIT
     share = args.vllm_gpu_memory_utilization if colocated else SERVER_SHARE
     room = max(share * job.machines.memory * GIB - weights - profiled, 0)
-    longest = args.vllm_max_model_length or longest_sequence(job.run.max_prompt_length, args.max_completion_length)
     expected = job.lengths.prompt + (job.lengths.mean or job.lengths.completion)
     return {
         "mode": args.vllm_mode,
@@ -42,7 +40,7 @@ def sampler(job: Job) -> dict[str, Any] | None:
         "weights": round(weights),
         "profiled": round(profiled),
         "max_num_seqs": sequences,
-        "max_model_len": longest or policy.positions,
+        "max_model_len": args.vllm_max_model_length or policy.positions,
         "bytes_per_token": round(token),
         "cached_tokens": int(room / token),
         "concurrent_sequences": min(int(room / token / expected), sequences),
