@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.verifier import hostile_answers
 from entropy_grpo.grading import Verdict, compare
-from entropy_grpo.grading.pool import LONGEST_ANSWER, Grader, plain_verdict
+from entropy_grpo.grading.pool import LONGEST_ANSWER, Grader, core_count, plain_verdict, worker_count
 from entropy_grpo.rewards.registry import get_rewards
 
 
@@ -191,3 +191,15 @@ def test_under_attack(tmp_path):
     assert grader(honest, [f"\\frac{{{i}}}{{7}}" for i in range(100)]) == [1.0] * 100
     assert len(workers_of(grader)) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone ties a process to cores")
+def test_workers_are_those_of_the_cores_that_the_process_has(monkeypatch):
+    given = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(given)})
+        assert core_count() == 1 and worker_count() == 1
+    finally:
+        os.sched_setaffinity(0, given)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert worker_count() == max(1, len(given) // 2)

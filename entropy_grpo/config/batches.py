@@ -1,4 +1,6 @@
-"""The shape of batches on a number of processes."""
+"""The shape of batches on a number of processes, and the longest sequence in them."""
+
+from trl import GRPOConfig
 
 
 def batch_shape(
@@ -32,3 +34,12 @@ def batch_shape(
             f"responses (prompts_per_rollout times num_generations over steps_per_rollout): {sizes}."
         )
     return accumulation * steps_per_rollout, accumulation
+
+
+def limit_vllm(args: GRPOConfig, max_prompt_length: int | None) -> None:
+    """Tell vLLM the longest prompt and response of a run, unless the recipe does or prompts have no limit.
+
+    Otherwise vLLM wants room for a sequence of all positions that the model has, and refuses to start without.
+    """
+    if args.use_vllm and args.vllm_max_model_length is None and max_prompt_length is not None:
+        args.vllm_max_model_length = max_prompt_length + args.max_completion_length

@@ -5,7 +5,6 @@ on the Hub. From all but the first, problems are left out that cannot teach or w
 """
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Value
 
 from ..grading.config import GradingConfig
+from ..grading.pool import core_count
 from ..tasks import number_walk
 from ..tasks.task import EMBEDDED
 from .benchmarks import PUBLISHED
@@ -176,7 +176,7 @@ def _unreadable(grading: GradingConfig | None, references: list[str]) -> list[st
     found: list[list[str]] = [[]]
     if grading is not None:
         if PartialState().is_main_process:
-            found = [unreadable(references, os.cpu_count() or 1, grading.grading_seconds)]
+            found = [unreadable(references, core_count(), grading.grading_seconds)]
         broadcast_object_list(found)
     return found[0]
 

@@ -1,14 +1,13 @@
 """Which responses are right, and which give the same answer: by the rewards' grader, or by running their code."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data.benchmarks.benchmark import CHOICE, MATHS, Benchmark, Question
 from ..grading import Verdict
 from ..grading.code.programs import passes
-from ..grading.pool import Grader, worker_count
+from ..grading.pool import Grader, core_count, worker_count
 from ..runs.files import Row
 
 
@@ -58,7 +57,7 @@ def passing(
     for question, row in zip(asked, rows, strict=True):
         responses.setdefault(question.id, []).append(row["text"])
     problems = {question.id: question.problem for question in asked}
-    passed = passes(list(responses.values()), list(problems.values()), os.cpu_count() or 1)
+    passed = passes(list(responses.values()), list(problems.values()), core_count())
     return [one for of_question in passed for one in of_question]
 
 

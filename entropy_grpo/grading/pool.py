@@ -249,6 +249,11 @@ class Grader:
         return [float(verdict is Verdict.RIGHT) for verdict in verdicts]
 
 
+def core_count() -> int:
+    """Cores that this process may run on: a batch system may give it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def worker_count() -> int:
     """Workers for this one of the machine's training processes, so that together they fill it."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -14,7 +14,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 from trl import get_peft_config
 from trl.generation.vllm_generation import VLLMGeneration
 
@@ -67,13 +67,17 @@ def check_targets(model: str, config: CheckedModelConfig) -> None:
         return
     shape = AutoConfig.from_pretrained(model, revision=config.model_revision)
     with torch.device("meta"):
-        bare = getattr(transformers, shape.architectures[0])(shape)
-        names = [name for name, _ in bare.named_modules()]
-        try:
-            adapted = get_peft_model(bare, lora_config(config))
-        except ValueError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"lora_target_modules is {config.lora_target_modules!r}: {reason}") from error
+        adapt(getattr(transformers, shape.architectures[0])(shape), config)
+
+
+def adapt(bare: PreTrainedModel, config: CheckedModelConfig) -> PeftModel:
+    """The model with the adapters of a recipe; `ValueError` names the setting for which it has no place."""
+    names = [name for name, _ in bare.named_modules()]
+    try:
+        adapted = get_peft_model(bare, lora_config(config))
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"lora_target_modules is {config.lora_target_modules!r}: {reason}") from error
     targets = config.lora_target_modules
     for setting, wanted in (
         ("lora_target_modules", targets if isinstance(targets, list) else []),
@@ -89,6 +93,7 @@ def check_targets(model: str, config: CheckedModelConfig) -> None:
             "leave it out, or train a copy of it with lora_modules_to_save: [lm_head]."
         )
     refuse_tied(adapted)
+    return adapted
 
 
 def refuse_tied(model: PeftModel) -> None:

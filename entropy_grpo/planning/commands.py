@@ -1,4 +1,4 @@
-"""What may go wrong with a job on its machines, and the commands that run it."""
+"""Warnings about a job on its machines, and the commands that run it."""
 
 import shlex
 import socket
@@ -8,6 +8,7 @@ from typing import Any
 
 from .job import Job
 from .memory import EIGHT_BIT, GIB, keeps_whole_gradients
+from .vllm import holds_a_sequence
 
 PORT = 29500  # of the launcher, where it is not told another
 SERVE = (
@@ -35,21 +36,81 @@ def ports(job: Job) -> dict[str, int]:
     return needed
 
 
-def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> list[str]:
-    """What may go wrong, each in a sentence that says what to change."""
-    args, lengths, found = job.args, job.lengths, []
+def _smaller_training(job: Job) -> list[str]:
+    """Changes that take less memory while training, of those that this job can make."""
+    args, found = job.args, []
+    if not args.gradient_checkpointing:
+        found.append("set gradient_checkpointing: true")
+    if job.per_device > 1:
+        found.append("lower per_device_train_batch_size")
+    if job.uses_vllm and args.vllm_mode == "colocate" and not args.vllm_enable_sleep_mode:
+        found.append("set vllm_enable_sleep_mode: true")
+    if job.sharding.shards:
+        found.append("shard over more GPUs")
+    elif not job.model.is_quantised:
+        found.append("shard over several GPUs with accelerate_configs/fsdp2.yaml")
+    if not job.model.use_peft:
+        found.append("train with LoRA")
+    return [*found, "lower max_completion_length"]
+
+
+def _smaller_sampling(job: Job) -> list[str]:
+    """Changes that take less memory while sampling, of those that this job can make."""
+    if job.uses_vllm:
+        found = ["lower vllm_gpu_memory_utilization", "serve the model on a GPU of its own with vllm_mode: server"]
+    else:
+        found = ["make rollouts smaller"]
+    return [*found, *(["shard over more GPUs"] if job.sharding.shards else [])]
+
+
+def _memory_warnings(job: Job, needed: dict[str, Any]) -> list[str]:
     room = job.machines.memory * GIB
-    if needed["peak"] > room and not job.use_cpu:
-        when = "training" if needed["training"] >= needed["sampling"] else "sampling"
-        found.append(
-            f"{when} takes {needed['peak'] / GIB:.1f} GiB of a GPU, which has {job.machines.memory:g}: lower "
-            "per_device_train_batch_size or vllm_gpu_memory_utilization, shard over more GPUs, or train with LoRA."
-        )
-    elif needed["peak"] > 0.9 * room and not job.use_cpu:
-        found.append(
+    if job.use_cpu or needed["peak"] <= 0.9 * room:
+        return []
+    if needed["peak"] <= room:
+        return [
             f"{needed['peak'] / GIB:.1f} of {job.machines.memory:g} GiB are tensors, more than nine tenths: the CUDA "
             "context and the allocator may not find the room that they need."
+        ]
+    advice = {"training": _smaller_training(job), "sampling": _smaller_sampling(job)}
+    return [
+        f"{when} takes {needed[when] / GIB:.1f} GiB of a GPU, which has {job.machines.memory:g}: "
+        f"{', '.join(changes[:-1])}{' or ' if changes[:-1] else ''}{changes[-1]}."
+        for when, changes in advice.items()
+        if needed[when] > room
+    ]
+
+
+def _vllm_warnings(job: Job, cache: dict[str, Any]) -> list[str]:
+    found, args, longest = [], job.args, cache["max_model_len"]
+    width = job.lengths.prompt + job.lengths.completion
+    if not holds_a_sequence(cache):
+        if longest > width:
+            change = f"set vllm_max_model_length to {width}, the longest prompt and response"
+        elif cache["mode"] == "colocate":
+            change = "raise vllm_gpu_memory_utilization or vllm_tensor_parallel_size"
+        else:
+            change = "serve the model on more GPUs with --tensor-parallel-size"
+        found.append(
+            f"vLLM refuses to start: beside its weights and its first pass, {cache['share']:g} of "
+            f"{job.machines.memory:g} GiB hold {cache['cached_tokens']:,} tokens, fewer than the {longest:,} of one "
+            f"sequence: {change}."
         )
+    if longest < width:
+        found.append(
+            f"vllm_max_model_length is {args.vllm_max_model_length}, but a prompt and its response have up to {width} "
+            f"tokens: set it to {width}."
+        )
+    if cache["mode"] == "colocate" and job.machines.processes % cache["gpus"]:
+        found.append(
+            f"vllm_tensor_parallel_size is {cache['gpus']} on {job.machines.processes} GPUs: choose a divisor of them."
+        )
+    return found
+
+
+def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> list[str]:
+    """What may go wrong, each in a sentence that says what to change."""
+    args, lengths, found = job.args, job.lengths, _memory_warnings(job, needed)
     if keeps_whole_gradients(job):
         size = needed["parts"]["gradients"]["bytes"] / GIB
         found.append(
@@ -64,17 +125,13 @@ def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> 
             "--config_file the former wins; make them the same."
         )
     width = lengths.prompt + lengths.completion
-    if width > job.shape.positions:
+    if width > job.policy.positions:
         found.append(
             f"max_completion_length is {lengths.completion} behind prompts of {lengths.prompt}: {width} tokens, but "
-            f"the model has {job.shape.positions} positions; lower it, or raise them with max_position_embeddings."
+            f"the model has {job.policy.positions} positions; lower it, or raise them with max_position_embeddings."
         )
-    if cache is not None and cache["whole_responses"] < 1:
-        found.append(
-            f"vLLM has {cache['share']:g} of {job.machines.memory:g} GiB, of which {cache['cached_tokens']:,} tokens "
-            f"remain beside its weights, fewer than one response of {width:,}: raise vllm_gpu_memory_utilization or "
-            "vllm_tensor_parallel_size."
-        )
+    if cache is not None:
+        found += _vllm_warnings(job, cache)
     if job.prompt_assumed:
         found.append(
             f"no max_prompt_length is set: prompts of up to {lengths.prompt} tokens are assumed; --prompt-length says "
@@ -132,6 +189,8 @@ def commands(job: Job) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if server:
         serve = ["vllm", "serve", job.model.model_name_or_path, *SERVE, "--port", str(args.vllm_server_port)]
+        if args.vllm_max_model_length is not None:
+            serve += ["--max-model-len", str(args.vllm_max_model_length)]
         found["server"] = [f"VLLM_SERVER_DEV_MODE=1 {shlex.join(serve)}"]
     several = beside(job, "fsdp2_multinode.yaml")
     if machines.nodes > 1 and job.sharding.kind == "fsdp2" and several.is_file():

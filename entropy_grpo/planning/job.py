@@ -1,14 +1,14 @@
 """A recipe resolved for given machines, checked as a launch checks it, without a GPU or a download."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..config import recipe
-from ..config.batches import batch_shape
+from ..config.batches import batch_shape, limit_vllm
 from ..config.grpo import EntropyForkGRPOConfig
 from ..config.recipe import RecipeError, Setting, Settings
 from ..config.run import CLASSES, RunConfig
@@ -17,14 +17,13 @@ from ..config.sft import SFTRunConfig, TeacherSFTConfig
 from ..config.sharding import find_config
 from ..models.adapters import check_quantised
 from ..models.config import CheckedModelConfig
+from ..objective.objective import Objective
 from ..runs.folder import RUNS
 from ..tasks.task import EMBEDDED
-from .models import Shape, linear_layers, shape_of
+from .measure import Model
+from .models import read_config
 
 EMBEDDED_PROMPT, ASSUMED_PROMPT = 16, 2048  # tokens of the longest prompt, where no limit is set
-# PEFT's own choice for these models, where a recipe names no targets.
-LORA_TARGETS = ("q_proj", "v_proj")
-SAVED_MODULES = ("embed_tokens", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,19 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How an accelerate configuration spreads a model: `none`, `ddp`, `fsdp2` or `zero3`, and its precision."""
+    """How an accelerate configuration spreads a model, and how it saves it.
+
+    Attributes:
+        kind: `none`, `ddp`, `fsdp2` or `zero3`.
+        file: the configuration.
+        mixed_precision: its precision.
+        in_pieces: every process writes its own part of a checkpoint.
+    """
 
     kind: str
     file: str | None = None
     mixed_precision: str | None = None
+    in_pieces: bool = False
 
     @property
     def shards(self) -> bool:
@@ -68,7 +75,7 @@ class Sharding:
 class Job:
     """A resolved recipe on its machines. `args` has the whole batch on one process (see `resolve`).
 
-    Of a cold start, whose `trainer` is `sft`, the response is all of a sequence.
+    Of a cold start, whose `trainer` is `sft`, the response is all of a sequence, and there is no `objective`.
     """
 
     recipe: str
@@ -76,7 +83,8 @@ class Job:
     run: RunConfig | SFTRunConfig
     args: EntropyForkGRPOConfig | TeacherSFTConfig
     model: CheckedModelConfig
-    shape: Shape
+    policy: Model
+    objective: Objective | None
     machines: Machines
     sharding: Sharding
     lengths: Lengths
@@ -120,18 +128,14 @@ class Job:
         return 4 if self.model.dtype == "float32" else 2
 
     @property
-    def attention(self) -> str:
-        """The implementation of attention, of those that `costs` knows."""
-        name = self.model.attn_implementation or "sdpa"
-        return "flash_attention_2" if "flash" in name else name
+    def autocasts(self) -> bool:
+        """Whether torch's autocast makes the arithmetic what the weights are not; FSDP and DeepSpeed cast weights."""
+        return self.compute != self.loaded and not self.sharding.shards
 
     @property
-    def share(self) -> float:
-        """The kept share of the tokens."""
-        if not self.samples:
-            return 1.0
-        rho = self.args.top_entropy_quantile
-        return 1 - rho if self.args.entropy_selection == "bottom" else rho
+    def trains_head(self) -> bool:
+        """Whether the LM head's weight has a gradient."""
+        return not self.model.use_peft or "lm_head" in (self.model.lora_modules_to_save or [])
 
 
 def read_sharding(settings: Settings, processes: int) -> tuple[Sharding, Machines]:
@@ -143,7 +147,9 @@ def read_sharding(settings: Settings, processes: int) -> tuple[Sharding, Machine
     kind = {"FSDP": "fsdp2", "DEEPSPEED": "zero3"}.get(config["distributed_type"], "ddp")
     nodes = config.get("num_machines", 1)
     written_for = Machines(config.get("num_processes", 1) // nodes, nodes)
-    return Sharding("none" if processes == 1 else kind, str(file), config.get("mixed_precision")), written_for
+    in_pieces = config.get("fsdp_config", {}).get("fsdp_state_dict_type") == "SHARDED_STATE_DICT"
+    kind = "none" if processes == 1 else kind
+    return Sharding(kind, str(file), config.get("mixed_precision"), in_pieces), written_for
 
 
 def resolve(
@@ -166,7 +172,7 @@ def resolve(
         mean_length: tokens of a response on average.
         prompt_length: tokens of the longest prompt; else the recipe's `max_prompt_length`, else 2048.
         problems: of the training set; else those of an embedded one.
-        model_config: a local `config.json` to take the shape from.
+        model_config: a local `config.json` to take instead of the model's own.
     """
     settings = recipe.load(Path(recipe_file)) | recipe.overrides(words)
     for name, value in (("gpus", gpus), ("nodes", nodes), ("gpu-memory", memory), ("prompt-length", prompt_length)):
@@ -180,20 +186,20 @@ def resolve(
         gpus, nodes = gpus or written_for.gpus, nodes or written_for.nodes
     machines = Machines(gpus, nodes, memory)
     run, args, model = recipe.build(_on_one_process(settings, machines.processes, classes[1]), classes)
+    if not supervised:
+        limit_vllm(args, run.max_prompt_length)
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is missing: name a Hub id or a local folder.")
     try:
-        shape = shape_of(_origin(model.model_name_or_path, Path(recipe_file)), model_config)
+        policy, objective = _decide(run, args, model, _origin(model, Path(recipe_file)), model_config)
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    if not supervised and run.max_position_embeddings is not None:
-        shape = replace(shape, positions=run.max_position_embeddings)
     if prompt_length is None and "max_prompt_length" in settings:
         prompt_length = settings["max_prompt_length"].value
     embedded = run.dataset_name.startswith(EMBEDDED)
     assumed = prompt_length is None and not embedded and not supervised
     if supervised:
-        prompt_length, longest, limit = 0, args.max_length or shape.positions, "max_length"
+        prompt_length, longest, limit = 0, args.max_length or policy.positions, "max_length"
     else:
         longest, limit = args.max_completion_length, "max_completion_length"
     if prompt_length is None:
@@ -208,7 +214,8 @@ def resolve(
         run=run,
         args=args,
         model=model,
-        shape=shape,
+        policy=policy,
+        objective=objective,
         machines=machines,
         sharding=read_sharding(settings, machines.processes)[0],
         lengths=Lengths(prompt_length, longest, mean_length),
@@ -216,8 +223,6 @@ def resolve(
         use_cpu="use_cpu" in settings and settings["use_cpu"].value,
         problems=problems,
     )
-    lora_targets(job)
-    saved_modules(job)
     try:
         check_quantised(model, job.uses_vllm, job.sharding.shards)
     except ValueError as error:
@@ -225,12 +230,37 @@ def resolve(
     return job
 
 
-def _origin(model: str, recipe_file: Path) -> str:
-    """The model, or, where it is what another recipe has yet to make, the one that that recipe begins with."""
-    maker = recipe_file.parent / f"{Path(model).name}.yaml"
-    if Path(model).parent != RUNS or Path(model).is_dir() or not maker.is_file():
-        return model
-    return _origin(recipe.load(maker)["model_name_or_path"].value, maker)
+def _decide(
+    run: RunConfig | SFTRunConfig,
+    args: EntropyForkGRPOConfig | TeacherSFTConfig,
+    model: CheckedModelConfig,
+    origin: tuple[str, str | None],
+    config_path: str | None,
+) -> tuple[Model, Objective | None]:
+    """The model of a recipe, and what the trainer would decide for it; `ValueError` says what cannot be."""
+    config = read_config(*origin, config_path)
+    text = config.get_text_config()
+    supervised = isinstance(run, SFTRunConfig)
+    if not supervised and run.max_position_embeddings is not None:
+        text.max_position_embeddings = run.max_position_embeddings
+    policy = Model(config, model)
+    if supervised:
+        return policy, None
+    coefficient = args.router_aux_loss_coef
+    coefficient = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
+    balances = hasattr(text, "output_router_logits") and coefficient != 0  # as TRL decides
+    return policy, Objective.from_args(args, policy.head_refusal, balances)
+
+
+def _origin(model: CheckedModelConfig, recipe_file: Path) -> tuple[str, str | None]:
+    """Name and commit of the model, or, if another recipe has yet to make it, of the one that recipe begins with."""
+    name, revision = model.model_name_or_path, model.model_revision
+    maker = recipe_file.parent / f"{Path(name).name}.yaml"
+    while Path(name).parent == RUNS and not Path(name).is_dir() and maker.is_file():
+        settings = recipe.load(maker)
+        name, revision = settings["model_name_or_path"].value, settings["model_revision"].value
+        maker = maker.parent / f"{Path(name).name}.yaml"
+    return name, revision
 
 
 def _on_one_process(settings: Settings, processes: int, args_class: type) -> Settings:
@@ -258,27 +288,3 @@ def _on_one_process(settings: Settings, processes: int, args_class: type) -> Set
     }
     sources = {name: settings[name].source if name in settings else "default" for name in changed}
     return settings | {name: Setting(new, sources[name]) for name, new in changed.items()}
-
-
-def lora_targets(job: Job) -> tuple[str, ...]:
-    """The linear layers that LoRA adapts; none without LoRA."""
-    if not job.model.use_peft:
-        return ()
-    named = job.model.lora_target_modules or list(LORA_TARGETS)
-    named = [named] if isinstance(named, str) else named  # TRL makes one of a list of one
-    layers = tuple(linear_layers(job.shape))
-    if named == ["all-linear"]:
-        return layers
-    for name in named:
-        if name not in layers:
-            raise RecipeError(f"lora_target_modules has {name!r}: choose from all-linear, {', '.join(layers)}.")
-    return tuple(named)
-
-
-def saved_modules(job: Job) -> tuple[str, ...]:
-    """The whole modules that PEFT trains copies of."""
-    named = tuple(job.model.lora_modules_to_save or ())
-    for name in named:
-        if name not in SAVED_MODULES:
-            raise RecipeError(f"lora_modules_to_save has {name!r}: a plan knows {', '.join(SAVED_MODULES)}.")
-    return named

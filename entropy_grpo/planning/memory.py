@@ -1,14 +1,32 @@
-"""Bytes of one GPU by part: what is resident, what a pass works with, what sampling takes."""
+"""Bytes of one GPU by part: resident states, what a pass works with, and sampling.
 
+The decoder's activations are measured (`measure`); the rest is arithmetic. Sources: states, Rajbhandari et al., ZeRO
+(arXiv 1910.02054), section 3.1: per parameter a weight, a gradient and Adam's two moments, each divided by the GPUs
+that share them; quantised weights, Dettmers et al., QLoRA (arXiv 2305.14314), section 3.
+"""
+
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from . import costs
-from .job import Job, lora_targets, saved_modules
-from .models import dora_tensors, linear_parameters, lora_tensors, parameters, tensors
+import torch
+
+from .job import Job
 
 GIB = 2**30
+FLOAT32 = 4
 # Bytes of an Adam moment of a parameter, by `optim`; the others are counted as AdamW in float32.
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit", "adamw_8bit")
+ADAMW_STEP = 4  # torch keeps the number of steps of every tensor, a float32
+# Rows and columns of a tile of logits.
+TILE_ROWS, TILE_COLUMNS = 4096, 32768
+# Bytes that a token of the rollout takes: ids and masks are int64; old log-probabilities, the sampler's, their ratio
+# and entropies float32; the kept mask 1 byte.
+PROMPT_TOKEN, COMPLETION_TOKEN = 8 + 8, 8 + 8 + 3 * 4 + 4 + 1
+# bitsandbytes: 4-bit weights that share a scale, scales that share one where they are quantised themselves, and the
+# float32 entries of the tables that a tensor keeps for each.
+BLOCK, NESTED_BLOCK = 64, 256
+TABLE, NESTED_TABLE = 16, 256 + 1
 
 
 def scaled_bytes(size: float) -> str:
@@ -20,68 +38,44 @@ def _part(size: float, formula: str) -> dict[str, Any]:
     return {"bytes": round(size), "formula": formula}
 
 
+# States
+
+
+def adamw_states(tensors: Sequence[int], bytes_per_moment: float = FLOAT32) -> float:
+    """Bytes of two moments per parameter and a step counter per tensor, whose sizes are given."""
+    return 2 * bytes_per_moment * sum(tensors) + ADAMW_STEP * len(tensors)
+
+
+def quantised_weight(outputs: int, inputs: int, bits: int, nested: bool) -> int:
+    """Bytes of a linear layer as bitsandbytes keeps it: 4 bits with scales, or 8 with a scale per output.
+
+    Args:
+        nested: the scales of 4-bit weights are quantised to 8 bits (double quantisation).
+    """
+    if bits == 8:
+        return outputs * inputs + FLOAT32 * outputs
+    blocks = math.ceil(outputs * inputs / BLOCK)
+    scales = blocks + FLOAT32 * (math.ceil(blocks / NESTED_BLOCK) + NESTED_TABLE) if nested else FLOAT32 * blocks
+    return math.ceil(outputs * inputs / 2) + scales + FLOAT32 * TABLE
+
+
 def trained_tensors(job: Job) -> list[tuple[int, int]]:
     """(size, bytes of an element) of every tensor that is trained."""
-    shape, model = job.shape, job.model
-    # DeepSpeed trains in bfloat16. FSDP2 keeps trained weights in float32 under mixed precision, and so does PEFT its
-    # adapters, which TRL casts to bfloat16 where the base is quantised; copies of modules have the base's dtype.
-    element = 4 if job.sharding.kind == "fsdp2" and job.compute == 2 else job.loaded
-    if job.sharding.kind == "zero3" and job.compute == 2:
-        element = 2
-    if not model.use_peft:
-        return [(size, element) for size in tensors(shape)]
-    fixed = job.sharding.shards and job.compute == 2
-    adapter = element if fixed else 2 if model.is_quantised else 4
-    copy = element if fixed else 2 if model.is_quantised else job.loaded
-    sizes = [(size, adapter) for size in lora_tensors(shape, model.lora_r, lora_targets(job))]
-    if model.use_dora:
-        sizes += [(size, element if fixed else 4) for size in dora_tensors(shape, lora_targets(job))]
-    return sizes + [(shape.vocab * shape.hidden, copy)] * len(saved_modules(job))
+    # Under mixed precision FSDP2 keeps trained weights in float32, and DeepSpeed in bfloat16 beside float32 masters.
+    fixed = {"fsdp2": 4, "zero3": 2}.get(job.sharding.kind) if job.compute == 2 else None
+    return [(p.numel(), fixed or p.element_size()) for p in job.policy.whole.parameters() if p.requires_grad]
 
 
 def frozen_weights(job: Job) -> float:
     """Bytes of the base that adapters leave as it is, on one GPU."""
-    shape, model = job.shape, job.model
+    policy, model = job.policy, job.model
     if not model.use_peft:
         return 0.0
     if not model.is_quantised:
-        return parameters(shape) * job.loaded / (job.machines.processes if job.sharding.shards else 1)
-    quantised = costs.quantised_weights(shape, 4 if model.load_in_4bit else 8, model.use_bnb_nested_quant)
-    return (parameters(shape) - linear_parameters(shape)) * job.loaded + quantised
-
-
-def _states(job: Job) -> dict[str, Any]:
-    """Weights, gradients, optimiser states: ZeRO (arXiv 1910.02054), section 3.1."""
-    shape, sharding = job.shape, job.sharding
-    group = job.machines.processes if sharding.shards else 1
-    divided = f" / {group} GPUs" if group > 1 else ""
-    whole, frozen, trained = parameters(shape), frozen_weights(job), trained_tensors(job)
-    number, size = sum(n for n, _ in trained), sum(n * element for n, element in trained)
-    elements = sorted({element for _, element in trained})
-    said = " + ".join(f"{e} bytes x {sum(n for n, b in trained if b == e):,} trained" for e in elements) + divided
-    masters = 4 * number if sharding.kind == "zero3" and job.compute == 2 else 0  # kept with its states
-    # AdamW's moments have the dtype of their parameter.
-    moments = {e: 1 if job.args.optim in EIGHT_BIT else 4 if masters else e for e in elements}
-    states = sum(costs.adamw_states([n for n, b in trained if b == e], moments[e]) for e in elements)
-    gradients, gradient_formula = size / group, said
-    if keeps_whole_gradients(job):
-        gradients = number * job.compute
-        gradient_formula = f"{job.compute} bytes x {number:,}: not divided while micro-batches add up"
-    elif sharding.kind == "ddp":
-        gradients, gradient_formula = 2 * gradients, f"{gradient_formula}, and DDP's buckets of the same size"
-    moment_formula = " + ".join(
-        f"{2 * moments[e]} bytes x {sum(n for n, b in trained if b == e):,} trained" for e in elements
-    )
-    parts = {
-        "weights": _part(frozen + size / group, said + (f" + {scaled_bytes(frozen)} frozen" if frozen else "")),
-        "gradients": _part(gradients, gradient_formula),
-        "optimizer": _part(
-            (states + masters) / group, f"AdamW: {moment_formula}{' + 4 for masters' if masters else ''}{divided}"
-        ),
-    }
-    if job.samples and job.args.beta != 0 and not job.model.use_peft:
-        parts["reference model"] = _part(whole * job.loaded / group, f"{job.loaded} bytes x {whole:,}{divided}")
-    return parts
+        return policy.parameters * job.loaded / (job.machines.processes if job.sharding.shards else 1)
+    bits = 4 if model.load_in_4bit else 8
+    quantised = sum(quantised_weight(*size, bits, model.use_bnb_nested_quant) for size in policy.linear)
+    return (policy.parameters - sum(a * b for a, b in policy.linear)) * job.loaded + quantised
 
 
 def keeps_whole_gradients(job: Job) -> bool:
@@ -91,37 +85,154 @@ def keeps_whole_gradients(job: Job) -> bool:
     return job.sharding.kind == "fsdp2" and accumulates
 
 
-def _working_weights(job: Job) -> tuple[str, dict[str, Any]] | None:
-    """Copies of weights that exist while the model runs."""
-    shape, compute = job.shape, job.compute
-    if job.sharding.shards:
-        layer = linear_parameters(shape) // shape.layers
-        head = shape.vocab * shape.hidden
-        return "gathered weights", _part(
-            compute * (2 * layer + head), f"{compute} bytes x (2 layers x {layer:,} + LM head {head:,})"
-        )
-    if compute < job.loaded and not job.model.is_quantised:
-        # Trained weights are cast once for a whole pass, frozen ones at each use, which keeps them for its backward.
-        recomputed = job.model.use_peft and job.args.gradient_checkpointing
-        number = linear_parameters(shape) // (shape.layers if recomputed else 1)
-        return "cast weights", _part(compute * number, f"{compute} bytes x {number:,}: autocast's copies in a forward")
-    return None
+def _by_element(trained: list[tuple[int, int]], factor: dict[int, int] | None = None) -> str:
+    """`4 bytes x 8,190,735,360 trained`, for every size of an element."""
+    return " + ".join(
+        f"{factor[e] if factor else e} bytes x {sum(n for n, b in trained if b == e):,} trained"
+        for e in sorted({e for _, e in trained})
+    )
+
+
+def _gradients(job: Job, trained: list[tuple[int, int]], group: int, divided: str) -> dict[str, Any]:
+    number, size = sum(n for n, _ in trained), sum(n * element for n, element in trained)
+    if keeps_whole_gradients(job):
+        formula = f"{job.compute} bytes x {number:,}: not divided while micro-batches add up"
+        return _part(number * job.compute, formula)
+    if job.sharding.kind == "ddp":
+        return _part(2 * size, f"{_by_element(trained)}, and DDP's buckets of the same size")
+    return _part(size / group, _by_element(trained) + divided)
+
+
+def optimizer_states(job: Job) -> float:
+    """Bytes of AdamW's states, and of DeepSpeed's masters beside them, over all GPUs."""
+    return _optimizer(job, trained_tensors(job), 1, "")["bytes"]
+
+
+def _optimizer(job: Job, trained: list[tuple[int, int]], group: int, divided: str) -> dict[str, Any]:
+    has_masters = job.sharding.kind == "zero3" and job.compute == 2
+    elements = {element for _, element in trained}
+    # AdamW's moments have the dtype of their parameter.
+    moments = {e: 1 if job.args.optim in EIGHT_BIT else 4 if has_masters else e for e in elements}
+    size = sum(adamw_states([n for n, b in trained if b == e], moments[e]) for e in elements)
+    masters = FLOAT32 * sum(n for n, _ in trained) if has_masters else 0
+    formula = _by_element(trained, {e: 2 * moment for e, moment in moments.items()})
+    return _part((size + masters) / group, f"AdamW: {formula}{' + 4 for masters' if masters else ''}{divided}")
+
+
+def _states(job: Job) -> dict[str, Any]:
+    """Weights, gradients, optimiser states, and the reference model of a KL term."""
+    group = job.machines.processes if job.sharding.shards else 1
+    divided = f" / {group} GPUs" if group > 1 else ""
+    frozen, trained = frozen_weights(job), trained_tensors(job)
+    size = sum(n * element for n, element in trained)
+    also = f" + {scaled_bytes(frozen)} frozen" if frozen else ""
+    parts = {
+        "weights": _part(frozen + size / group, _by_element(trained) + divided + also),
+        "gradients": _gradients(job, trained, group, divided),
+        "optimizer": _optimizer(job, trained, group, divided),
+    }
+    if job.objective is not None and job.objective.has_reference and not job.model.use_peft:
+        whole = job.policy.parameters
+        parts["reference model"] = _part(whole * job.loaded / group, f"{job.loaded} bytes x {whole:,}{divided}")
+    return parts
+
+
+# What a pass works with
+
+
+def _gathered_weights(job: Job) -> dict[str, Any]:
+    """FSDP2 and ZeRO-3 gather a layer while they compute the one before it, and the LM head for the whole pass."""
+    policy = job.policy
+    layer, head = max(policy.layer_sizes), policy.vocabulary * policy.hidden
+    formula = f"{job.compute} bytes x (2 layers x {layer:,} + LM head {head:,})"
+    return _part(job.compute * (2 * layer + head), formula)
+
+
+def _cast_weights(job: Job) -> int:
+    """Bytes of autocast's copies of trained weights, which it keeps until the end of a forward pass."""
+    if not job.autocasts or job.model.use_peft:
+        return 0
+    return job.compute * sum(outputs * inputs for outputs, inputs in job.policy.linear)
+
+
+def _activations(job: Job, checkpointing: bool) -> dict[str, Any]:
+    """What the decoder keeps of a micro-batch, and, with checkpointing, the layer that is computed again."""
+    width = job.lengths.prompt + job.lengths.completion
+    found = job.policy.activations(
+        job.per_device,
+        width,
+        torch.float32 if job.compute == FLOAT32 else torch.bfloat16,
+        job.autocasts,
+        job.model.attn_implementation,
+        checkpointing,
+    )
+    size = found.kept
+    if checkpointing:
+        size += max(found.layer, _cast_weights(job))
+    said = "with" if checkpointing else "without"
+    tokens = job.per_device * width
+    formula = f"{size / tokens:,.0f} bytes a token ({said} gradient checkpointing) x {job.per_device} x {width:,}"
+    return _part(size, formula)
+
+
+def head_memory(
+    vocabulary: int, hidden: int, projected: float, differentiated: float, compute: int, weight: int, trained: bool
+) -> float:
+    """Bytes of the fused head: a tile of logits, the rows that it projects, float32 sums of their gradients.
+
+    Args:
+        projected, differentiated: numbers of rows.
+        weight: bytes of an element of the weight: where it is not float32, the sum is cast once.
+        trained: the weight has a gradient.
+    """
+    tile = min(projected, TILE_ROWS) * min(vocabulary, TILE_COLUMNS) * compute
+    weight_gradient = vocabulary * hidden * (FLOAT32 + (weight if weight != FLOAT32 else 0))
+    rows = projected * hidden * compute + differentiated * hidden * FLOAT32
+    return tile + rows + (weight_gradient if trained else 0)
+
+
+def full_logits(vocabulary: int, rows: float, compute: int) -> float:
+    """Bytes of whole logits and of their log-softmax in float32, which a head without tiles makes."""
+    return rows * vocabulary * (compute + FLOAT32)
+
+
+def _head(job: Job) -> dict[str, Any]:
+    policy, rows = job.policy, job.per_device * job.lengths.completion
+    projected = rows * (job.objective.projected_share if job.objective else 1)
+    differentiated = rows * (job.objective.differentiated_share if job.objective else 1)
+    element = job.compute if job.sharding.shards else job.loaded
+    sizes = (policy.vocabulary, policy.hidden)
+    size = head_memory(*sizes, projected, differentiated, job.compute, element, job.trains_head)
+    formula = f"a tile of logits, {projected:,.0f} rows of {policy.hidden}, {differentiated:,.0f} with a gradient"
+    if job.trains_head:
+        formula += f", float32 gradient of {policy.vocabulary} x {policy.hidden}"
+    return _part(size, formula)
+
+
+# Sampling
+
+
+def rollout_buffer(prompt: int, completion: int, sequences: int) -> int:
+    """Bytes of a process's part of the rollout, padded to its longest prompt and response."""
+    return sequences * (prompt * PROMPT_TOKEN + completion * COMPLETION_TOKEN)
+
+
+def _rollout(job: Job) -> dict[str, Any]:
+    local, lengths = job.per_device * job.args.steps_per_generation, job.lengths
+    return _part(
+        rollout_buffer(lengths.prompt, lengths.completion, local),
+        f"{local} responses x ({lengths.prompt} x {PROMPT_TOKEN} + {lengths.completion} x {COMPLETION_TOKEN} bytes)",
+    )
 
 
 def _sampler(job: Job) -> tuple[str, dict[str, Any]] | None:
-    """What sampling takes on a training GPU."""
-    args, shape = job.args, job.shape
-    if not job.samples:
-        return None
+    """What sampling takes on a training GPU, by name."""
+    args = job.args
     if not args.use_vllm:
-        sequences = job.per_device * args.steps_per_generation
-        width = job.lengths.prompt + job.lengths.completion
-        token = costs.kv_cache_token(shape, job.compute)
-        return "KV cache", _part(
-            sequences * width * token,
-            f"{token:,} bytes a token (2 x {shape.layers} layers x {shape.keys} x {job.compute}) x {sequences} "
-            f"responses x {width:,}",
-        )
+        sequences, width = job.per_device * args.steps_per_generation, job.lengths.prompt + job.lengths.completion
+        token = job.policy.cache_token() * job.compute
+        formula = f"{token:,.0f} bytes a token x {sequences} responses x {width:,}"
+        return "KV cache", _part(sequences * width * token, formula)
     if args.vllm_mode == "server":
         return None
     share = args.vllm_gpu_memory_utilization
@@ -131,78 +242,32 @@ def _sampler(job: Job) -> tuple[str, dict[str, Any]] | None:
 
 def memory(job: Job) -> dict[str, Any]:
     """Bytes of one GPU by part, and the peaks of training and of sampling, which take turns."""
-    args, shape, lengths = job.args, job.shape, job.lengths
-    width = lengths.prompt + lengths.completion
-    tokens = job.per_device * width
-    autocast = job.compute < job.loaded and not job.sharding.shards
-    per_token = {on: costs.activations(shape, width, job.compute, autocast, job.attention, on) for on in (True, False)}
-    checkpointing = args.gradient_checkpointing
     parts = _states(job)
-    resident = [name for name in parts if name != "gradients"]
-    working = _working_weights(job)
-    parts |= dict([working] if working else [])
-    said = "with" if checkpointing else "without"
-    parts["activations"] = _part(
-        tokens * per_token[checkpointing],
-        f"{per_token[checkpointing]:,.0f} bytes a token ({said} gradient checkpointing) x "
-        f"{job.per_device} x {width:,}",
-    )
-    rows = job.per_device * lengths.completion * job.share
-    element = job.compute if job.sharding.shards else job.loaded
-    head_trains = not job.model.use_peft or "lm_head" in saved_modules(job)
-    parts["head"] = _part(
-        costs.head_memory(shape, rows, job.compute, element, head_trains),
-        f"a tile of logits, {rows:,.0f} kept rows of {shape.hidden}"
-        + ("" if not head_trains else f", float32 gradient of {shape.vocab} x {shape.hidden}"),
-    )
+    resident = [name for name in parts if name != "gradients"]  # between optimiser steps there are none
+    if job.sharding.shards:
+        parts["gathered weights"] = _gathered_weights(job)
+    activations = {on: _activations(job, on) for on in (True, False)}
+    parts["activations"] = activations[job.args.gradient_checkpointing]
+    parts["head"] = _head(job)
+    training, sampling = sum(part["bytes"] for part in parts.values()), 0
     if job.samples:
-        local = job.per_device * args.steps_per_generation
-        parts["rollout"] = _part(
-            costs.rollout_buffer(lengths.prompt, lengths.completion, local),
-            f"{local} responses x ({lengths.prompt} x {costs.PROMPT_TOKEN} + {lengths.completion} x "
-            f"{costs.COMPLETION_TOKEN} bytes)",
-        )
-    sampling_part = _sampler(job)
-    training = sum(part["bytes"] for part in parts.values())
-    # Between optimiser steps there are no gradients.
-    between = [*resident, "rollout"] if job.samples else []
-    if job.sharding.shards and job.samples and not args.use_vllm:
-        between.append("gathered weights")
-    sampling = sum(parts[name]["bytes"] for name in between)
-    if sampling_part is not None:
-        name, part = sampling_part
-        parts[name] = part
-        sampling += part["bytes"]
-        if name == "vLLM" and not args.vllm_enable_sleep_mode:
-            training += part["bytes"]
+        parts["rollout"] = _rollout(job)
+        training += parts["rollout"]["bytes"]
+        gathers = ["gathered weights"] if job.sharding.shards and not job.args.use_vllm else []
+        sampling = sum(parts[name]["bytes"] for name in (*resident, "rollout", *gathers))
+        found = _sampler(job)
+        if found is not None:
+            name, parts[name] = found
+            sampling += parts[name]["bytes"]
+            asleep = name == "KV cache" or job.args.vllm_enable_sleep_mode
+            training += 0 if asleep else parts[name]["bytes"]
+    responses = job.per_device * job.lengths.completion
     return {
         "parts": parts,
         "training": training,
         "sampling": sampling,
         "peak": max(training, sampling),
-        "activations_without_checkpointing": round(tokens * per_token[False]),
-        "activations_with_checkpointing": round(tokens * per_token[True]),
-        "full_logits_avoided": round(costs.full_logits(shape, job.per_device * lengths.completion, job.compute)),
-    }
-
-
-def sampler(job: Job) -> dict[str, Any] | None:
-    """vLLM's own share: weights, bytes of a token, and how many tokens and whole responses its cache holds."""
-    args = job.args
-    if not job.uses_vllm:
-        return None
-    colocated = args.vllm_mode == "colocate"
-    ranks = args.vllm_tensor_parallel_size if colocated else 1
-    weights = costs.inference_weights(job.shape) / ranks
-    token = costs.kv_cache_token(job.shape) / ranks
-    # On a server of its own vLLM takes 0.92 of a GPU, its default.
-    share = args.vllm_gpu_memory_utilization if colocated else 0.92
-    room = max(share * job.machines.memory * GIB - weights, 0)
-    return {
-        "mode": args.vllm_mode,
-        "share": share,
-        "weights": round(weights),
-        "bytes_per_token": round(token),
-        "cached_tokens": int(room / token),
-        "whole_responses": int(room / token / (job.lengths.prompt + job.lengths.completion)),
+        "activations_without_checkpointing": activations[False]["bytes"],
+        "activations_with_checkpointing": activations[True]["bytes"],
+        "full_logits_avoided": round(full_logits(job.policy.vocabulary, responses, job.compute)),
     }

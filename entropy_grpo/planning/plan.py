@@ -1,27 +1,28 @@
-"""What a recipe will do on given machines, worked out before a GPU is touched.
+"""The plan of a recipe for given machines, before a GPU is touched: batches, memory, operations, warnings, commands.
 
-Batches, memory, operations, warnings and commands.
-
-Nothing is downloaded and no GPU is needed: the recipe is resolved and refused as a launch would, the shape of its
-model is known (`models`), and the rest is arithmetic (`costs`). Memory is what tensors take: the CUDA context, NCCL's
-buffers and what the allocator cannot use come on top, so a plan that fills a GPU to the brim will not fit.
+Nothing is downloaded and no GPU is needed: the recipe is resolved and refused as a launch would, its model is measured
+without weights (`measure`), the trainer's own `Objective` says which passes a run makes, and the rest is arithmetic.
+Memory is what tensors take: the CUDA context, NCCL's buffers and what the allocator cannot use come on top, so a plan
+that fills a GPU to the brim will not fit.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from .commands import commands, warnings
+from .disk import disk
+from .flops import batches, operations
 from .job import Job, resolve
-from .memory import memory, sampler, scaled_bytes, trained_tensors
-from .models import parameters
-from .operations import batches, operations
+from .memory import GIB, memory, scaled_bytes, trained_tensors
+from .vllm import holds_a_sequence, sampler
 
 
 def _essentials(job: Job) -> dict[str, Any]:
-    """What the recipe trains on, and how long it may be."""
+    """The objective of the recipe, and the lengths of its sequences."""
     args = job.args
-    if not job.samples:
+    if job.objective is None:
         return {"objective": "cross-entropy on right responses", "max_length": job.lengths.completion}
     return {
         "rewards": job.run.rewards,
@@ -29,10 +30,29 @@ def _essentials(job: Job) -> dict[str, Any]:
         "rho": args.top_entropy_quantile,
         "selection": args.entropy_selection,
         "scope": args.entropy_scope,
+        "lm_head": "sparse" if job.objective.sparse_head else "TRL's" + _because(job.objective.head_refusal),
         "max_prompt_length": job.lengths.prompt,
         "max_completion_length": job.lengths.completion,
         "sampler": f"vLLM, {args.vllm_mode}" if args.use_vllm else "transformers",
     }
+
+
+def _because(reason: str | None) -> str:
+    return "" if reason is None else f", because {reason}"
+
+
+def verdict(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, Any]:
+    """Whether the run fits its GPUs (`None` on a processor), and the sentence that says so."""
+    if job.use_cpu:
+        return {"fits": None, "sentence": f"runs on the processor: {scaled_bytes(needed['peak'])}"}
+    sizes = f"{needed['peak'] / GIB:.0f} of {job.machines.memory:g} GiB"
+    if needed["peak"] > job.machines.memory * GIB:
+        return {"fits": False, "sentence": f"does not fit: {sizes}"}
+    if cache is not None and not holds_a_sequence(cache):
+        tokens, longest = cache["cached_tokens"], cache["max_model_len"]
+        sentence = f"does not fit: vLLM's cache holds {tokens:,} tokens of the {longest:,} of a sequence"
+        return {"fits": False, "sentence": sentence}
+    return {"fits": True, "sentence": f"fits: {sizes}"}
 
 
 def make(job: Job) -> dict[str, Any]:
@@ -42,7 +62,7 @@ def make(job: Job) -> dict[str, Any]:
         "recipe": {
             "file": job.recipe,
             "model": job.model.model_name_or_path,
-            "parameters": parameters(job.shape),
+            "parameters": job.policy.parameters,
             "trained": sum(size for size, _ in trained_tensors(job)),
             "data": job.run.dataset_name,
             **_essentials(job),
@@ -52,9 +72,11 @@ def make(job: Job) -> dict[str, Any]:
             "sharding": job.sharding.kind,
         },
         "machines": {"nodes": job.machines.nodes, "gpus": job.machines.gpus, "gpu_memory_gib": job.machines.memory},
+        "verdict": verdict(job, needed, cache),
         "batches": batches(job),
         "memory": needed,
         "vllm": cache,
+        "disk": disk(job),
         "operations": operations(job),
         "warnings": warnings(job, needed, cache),
         "commands": commands(job),
@@ -77,55 +99,80 @@ def _table(rows: list[tuple[str, str, str]]) -> list[str]:
     return [f"  {name:{names}}  {size:>{sizes}}  {note}".rstrip() for name, size, note in rows]
 
 
-def render(plan: dict[str, Any]) -> str:
-    """The plan as text."""
-
-    shape, needed, flops = plan["batches"], plan["memory"], plan["operations"]
-    lines = ["recipe"]
-    shown = {
-        **plan["recipe"],
-        "parameters": f"{plan['recipe']['parameters']:,} ({plan['recipe']['trained']:,} trained)",
-    }
+def _recipe_lines(plan: dict[str, Any]) -> list[str]:
+    shown = dict(plan["recipe"])
+    shown["parameters"] = f"{shown['parameters']:,} ({shown.pop('trained'):,} trained)"
     if "rewards" in shown:
-        shown |= {"rewards": ", ".join(shown["rewards"])}
-    shown.pop("trained")
-    lines += _table([(name.replace("_", " "), "", f"{value}") for name, value in shown.items()])
-    lines += ["", f"batches: {plan['machines']['nodes']} x {plan['machines']['gpus']} GPUs"]
-    names = {name: value for name, value in shape.items() if name == "steps" or value is not None}
-    lines += _table([(name.replace("_", " "), _count(value), "") for name, value in names.items()])
-    lines += ["", "memory of one GPU"]
+        shown["rewards"] = ", ".join(shown["rewards"])
+    return ["recipe", *_table([(name.replace("_", " "), "", f"{value}") for name, value in shown.items()])]
+
+
+def _batch_lines(plan: dict[str, Any]) -> list[str]:
+    named = {name: value for name, value in plan["batches"].items() if name == "steps" or value is not None}
+    rows = [(name.replace("_", " "), _count(value), "") for name, value in named.items()]
+    return [f"batches: {plan['machines']['nodes']} x {plan['machines']['gpus']} GPUs", *_table(rows)]
+
+
+def _memory_lines(plan: dict[str, Any]) -> list[str]:
+    needed = plan["memory"]
     rows = [(name, scaled_bytes(part["bytes"]), part["formula"]) for name, part in needed["parts"].items()]
     rows += [(f"peak, {name}", scaled_bytes(needed[name]), "") for name in ("training", "sampling") if needed[name]]
     others = ("activations_without_checkpointing", "activations_with_checkpointing", "full_logits_avoided")
     rows += [(f"({name.replace('_', ' ')})", scaled_bytes(needed[name]), "") for name in others]
-    lines += _table(rows)
-    if plan["vllm"]:
-        cache = plan["vllm"]
-        lines.append(
-            f"  vLLM ({cache['mode']}): {scaled_bytes(cache['weights'])} of weights, {cache['bytes_per_token']:,} "
-            f"bytes a token, room for {cache['cached_tokens']:,} tokens, {cache['whole_responses']:,} whole responses"
-        )
-    lines += ["", f"operations of an optimiser step, responses of {flops['length']:g} tokens"]
-    lines += _table(
-        [
-            (name, _scaled_operations(value), f"{value / flops['total']:.1%}")
-            for name, value in {**flops["parts"], "total": flops["total"]}.items()
-            if value
-        ]
-    )
-    if flops["saved_by_selection"]:
+    return ["memory of one GPU", *_table(rows)]
+
+
+def _vllm_lines(cache: dict[str, Any]) -> list[str]:
+    sizes = [(name, scaled_bytes(cache[name]), "") for name in ("weights", "profiled")]
+    sizes[1] = (*sizes[1][:2], f"set aside for max_num_seqs = {cache['max_num_seqs']:,} sequences at once")
+    sizes.append(("cache", f"{cache['cached_tokens']:,} tokens", f"{cache['bytes_per_token']:,} bytes each"))
+    sizes.append(("at once", f"{cache['concurrent_sequences']:,} sequences", f"on {cache['gpus']} GPU(s)"))
+    sizes.append(("longest", f"{cache['max_model_len']:,} tokens", "max_model_len, which the cache has to hold"))
+    return [f"vLLM ({cache['mode']}), {cache['share']:g} of a GPU", *_table(sizes)]
+
+
+def _disk_lines(files: dict[str, Any]) -> list[str]:
+    copies = "the model twice" if files["copies_of_weights"] == 2 else "the model"
+    rollout = scaled_bytes(files["rollout_at_most"])
+    note = f"{copies}, the optimizer, at most {rollout} of rollout"
+    rows = [("checkpoint", scaled_bytes(files["checkpoint"]), note)]
+    if files["run"] is not None:
+        rows.append(("run", scaled_bytes(files["run"]), f"{files['kept']} checkpoints, one being written, the model"))
+    if files["gathered_on_rank_0"]:
+        rows.append(("rank 0", scaled_bytes(files["gathered_on_rank_0"]), "gathered in its memory for a checkpoint"))
+    return ["disk", *_table(rows)]
+
+
+def _operation_lines(flops: dict[str, Any]) -> list[str]:
+    parts = {name: value for name, value in {**flops["parts"], "total": flops["total"]}.items() if value}
+    rows = [(name, _scaled_operations(value), f"{value / flops['total']:.1%}") for name, value in parts.items()]
+    lines = [f"operations of an optimiser step, responses of {flops['length']:g} tokens", *_table(rows)]
+    if flops["saved_by_selection"] > 0:
         lines.append(
             f"  the head on all tokens takes {_scaled_operations(flops['head_on_all_tokens'])}: selection saves "
             f"{flops['share_of_head_saved']:.1%} of that, {flops['share_of_step_saved']:.1%} of the step"
         )
-    if plan["warnings"]:
-        lines += ["", "warnings", *(f"  {warning}" for warning in plan["warnings"])]
-    for where, found in plan["commands"].items():
-        lines += ["", where, *(f"  {command}" for command in found)]
-    return "\n".join(lines)
+    return lines
+
+
+def render(plan: dict[str, Any]) -> str:
+    """The plan as text, the verdict last."""
+    blocks = [_recipe_lines(plan), _batch_lines(plan), _memory_lines(plan)]
+    blocks += [_vllm_lines(plan["vllm"])] if plan["vllm"] else []
+    blocks += [_disk_lines(plan["disk"]), _operation_lines(plan["operations"])]
+    blocks += [["warnings", *(f"  {warning}" for warning in plan["warnings"])]] if plan["warnings"] else []
+    blocks += [[where, *(f"  {command}" for command in found)] for where, found in plan["commands"].items()]
+    blocks.append([plan["verdict"]["sentence"]])
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def run(recipe_file: str, words: Sequence[str], as_json: bool, **options: Any) -> None:
-    """Print the plan of a recipe; `RecipeError` says what is wrong with it."""
+    """Print the plan of a recipe, and exit with status 1 if it does not fit.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+    """
     plan = make(resolve(recipe_file, words, **options))
     print(json.dumps(plan, indent=2) if as_json else render(plan))
+    if plan["verdict"]["fits"] is False:
+        sys.exit(1)

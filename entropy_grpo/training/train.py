@@ -10,6 +10,7 @@ from trl import get_quantization_config
 from ..cards.card import write_card
 from ..cards.results import results_table
 from ..config import recipe
+from ..config.batches import limit_vllm
 from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
 from ..config.run import CLASSES, RunConfig
 from ..data.problems import Problems, check_size, load_problems
@@ -57,6 +58,7 @@ def main(settings: Settings, name: str) -> None:
             model_path = raise_positions(model_path, model_config, run_config.max_position_embeddings)
         tokenizer = load_tokenizer(model_path, model_config)
         check_targets(model_path, model_config)
+        limit_vllm(args, run_config.max_prompt_length)
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
         trainer = EntropyForkGRPOTrainer(
             model=model_path,

@@ -1,0 +1,51 @@
+"""Bytes that checkpoints take, on disk and, where one process gathers them, in its memory."""
+
+import math
+from typing import Any
+
+from .flops import batches
+from .job import Job
+from .memory import optimizer_states, rollout_buffer, trained_tensors
+
+
+def disk(job: Job) -> dict[str, Any]:
+    """Sizes of a run's files.
+
+    transformers saves the model once to be loaded and, under FSDP, once more to go on from: unless every process
+    writes its own piece, which nothing loads, so that only the second is there. Adapters are saved without their base.
+    """
+    args, kind = job.args, job.sharding.kind
+    weights = sum(n * element for n, element in trained_tensors(job))
+    states = optimizer_states(job)
+    copies = 2 if kind == "fsdp2" and not job.sharding.in_pieces else 1
+    lengths = job.lengths
+    rollout = rollout_buffer(lengths.prompt, lengths.completion, args.generation_batch_size) if job.samples else 0
+    checkpoint = copies * weights + states + rollout
+    kept = _kept(job)
+    return {
+        "checkpoint": round(checkpoint),
+        "weights": round(copies * weights),
+        "optimizer": round(states),
+        "rollout_at_most": round(rollout),
+        "copies_of_weights": copies,
+        "kept": kept,
+        # The oldest checkpoint goes when the newest is complete.
+        "run": None if kept is None else round((kept + 1 if args.save_total_limit else kept) * checkpoint + weights),
+        "gathered_on_rank_0": round(weights + states) if copies == 2 else 0,
+    }
+
+
+def _kept(job: Job) -> int | None:
+    """Checkpoints that a run leaves; `None` where its number of steps is not known."""
+    args = job.args
+    steps = batches(job)["steps"]
+    every = {"no": None, "steps": args.save_steps, "epoch": None}[args.save_strategy.value]
+    if args.save_strategy == "no":
+        return 0
+    if args.save_strategy == "epoch":
+        made = math.ceil(args.num_train_epochs)
+    elif steps is None:
+        return args.save_total_limit
+    else:
+        made = math.ceil(steps / (every if every >= 1 else max(1, steps * every)))
+    return made if args.save_total_limit is None else min(made, args.save_total_limit)

@@ -1,0 +1,291 @@
+"""A model measured without weights, for any architecture that transformers builds from a configuration.
+
+Parameters are those of the model on the meta device. Operations are counted, and the tensors kept for the backward
+pass are summed, over copies with one and two decoder layers: equal layers cost the same, so two copies give the whole.
+A model whose layers differ is measured whole.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+from trl.trainer.utils import add_fused_lm_head
+
+from ..models.adapters import adapt
+from ..models.config import CheckedModelConfig
+from ..models.head import why_not
+
+# Two lengths of a sequence tell operations per token from operations per pair of tokens.
+SHORT, LONG = 64, 128
+MASKED = ("sdpa", "eager")
+_Trained = PreTrainedModel | PeftModel
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Operations of the decoder layers on a sequence of n tokens: `token * n + pair * n**2`; a multiply-add is 2.
+
+    Attention is the whole square of scores, as kernels with a padding mask compute it.
+    """
+
+    token: float
+    pair: float
+
+    def __call__(self, tokens: float) -> float:
+        return self.token * tokens + self.pair * tokens**2
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that the decoder keeps for its backward pass.
+
+    Attributes:
+        kept: after the forward pass.
+        layer: of them, or, with gradient checkpointing, beside them, those of the layer that keeps most.
+    """
+
+    kept: float
+    layer: float
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of transformers about a model that nobody runs."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _decoder_layers(model: nn.Module, number: int) -> nn.ModuleList:
+    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no list of {number} decoder layers, and cannot be planned.")
+    return found[0]
+
+
+def _signature(layer: nn.Module) -> tuple:
+    """Equal for layers of one make: the classes of its modules, and the shapes of its tensors."""
+    modules = tuple((name, type(m).__name__) for name, m in layer.named_modules())
+    return modules, tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
+
+
+def _explicit_mask(batch: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """(B, 1, width, width): transformers takes it as it is, without reading values, which there are none to read."""
+    return torch.ones(batch, 1, width, width, dtype=dtype)
+
+
+class Model:
+    """A causal language model on the meta device, with the adapters that a recipe asks for.
+
+    Attributes:
+        parameters: of the model without adapters, a tied LM head counted once.
+        tensors: the sizes of its parameter tensors.
+        layer_sizes: parameters of each decoder layer.
+        linear: (outputs, inputs) of its linear layers, LM head apart.
+        vocabulary, hidden: sizes of the LM head.
+        positions: `max_position_embeddings`.
+        whole: the model with its adapters.
+
+    Raises:
+        ValueError: transformers has no causal language model for the configuration, or PEFT cannot adapt it.
+    """
+
+    def __init__(self, config: PreTrainedConfig, settings: CheckedModelConfig):
+        self.config, self.settings = config, settings
+        # Published weights are bfloat16.
+        self._loaded = torch.float32 if settings.dtype == "float32" else torch.bfloat16
+        with torch.device("meta"):
+            base = self._bare(config, dtype=self._loaded)
+            head = base.get_output_embeddings()
+            self.vocabulary, self.hidden = head.weight.shape
+            self.tensors = [p.numel() for p in base.parameters()]
+            self.linear = [tuple(m.weight.shape) for m in base.modules() if isinstance(m, nn.Linear) and m is not head]
+            layers = _decoder_layers(base, self._depth)
+            self.layer_sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+            self._uniform = len({_signature(layer) for layer in layers}) == 1
+            add_fused_lm_head(base)
+            self.head_refusal = why_not(base)
+            self.whole = self._adapted(base)
+
+    @property
+    def parameters(self) -> int:
+        """A tied head counted once."""
+        return sum(self.tensors)
+
+    @property
+    def _depth(self) -> int:
+        return self.config.get_text_config().num_hidden_layers
+
+    @property
+    def positions(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.config.get_text_config().max_position_embeddings
+
+    def _bare(self, config: PreTrainedConfig, **options: object) -> PreTrainedModel:
+        try:
+            with _quiet():
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        except (ValueError, KeyError, AttributeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"transformers builds no causal model of {config.model_type!r}: {reason}") from error
+
+    def _adapted(self, base: PreTrainedModel) -> _Trained:
+        if not self.settings.use_peft:
+            return base
+        model = adapt(base, self.settings)
+        if self.settings.is_quantised:  # TRL trains bfloat16 adapters on a quantised base
+            for parameter in model.parameters():
+                parameter.data = parameter.data.bfloat16() if parameter.requires_grad else parameter.data
+        return model
+
+    def _copy(self, depth: int, checkpointing: bool, attention: str | None, dtype: torch.dtype) -> _Trained:
+        """The model with its first layers alone, as it is trained, on the meta device."""
+        config = copy.deepcopy(self.config)
+        text = config.get_text_config()
+        text.num_hidden_layers = depth
+        if getattr(text, "layer_types", None) is not None:
+            text.layer_types = text.layer_types[:depth]
+        with torch.device("meta"):
+            model = self._adapted(self._bare(config, attn_implementation=attention, dtype=dtype)).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if self.settings.use_peft:
+                model.enable_input_require_grads()  # as TRL does
+        return model
+
+    def _over_depth(self, measure: Callable[[int], list[float]]) -> list[float]:
+        """What `measure` gives for all layers, from copies with one and two of them where they are equal."""
+        if not self._uniform or self._depth < 2:
+            return measure(self._depth)
+        return [a + (b - a) * (self._depth - 1) for a, b in zip(measure(1), measure(2), strict=True)]
+
+    def operations(self, checkpointing: bool) -> tuple[Operations, Operations]:
+        """Operations of a forward pass and of its backward pass, the LM head apart.
+
+        With gradient checkpointing the backward pass includes what is computed again.
+        """
+
+        def measure(depth: int) -> list[float]:
+            model = self._copy(depth, checkpointing, "eager", torch.bfloat16)
+            # The experts of a mixture run as grouped products, of which torch counts no operations; these it counts.
+            _decoder(model).config.get_text_config()._experts_implementation = "batched_mm"
+            return [count for width in (SHORT, LONG) for count in _counted(model, width)]
+
+        short_forward, short_backward, long_forward, long_backward = self._over_depth(measure)
+        return _operations(short_forward, long_forward), _operations(short_backward, long_backward)
+
+    def activations(
+        self, batch: int, width: int, compute: torch.dtype, autocast: bool, attention: str | None, checkpointing: bool
+    ) -> Activations:
+        """Bytes kept of `batch` sequences of `width` tokens, padding included.
+
+        Args:
+            compute: dtype of the linear layers' arithmetic.
+            autocast: torch's autocast makes it so of weights as they are loaded; else the weights have that dtype.
+            attention: `sdpa` or `eager`, with a padding mask; `None` for transformers' choice of them; any other
+                name is one that needs no mask.
+        """
+        weights = self._loaded if autocast else compute
+
+        def measure(depth: int, checkpointed: bool) -> list[float]:
+            model = self._copy(depth, checkpointed, None if attention not in MASKED else attention, weights)
+            name = _decoder(model).config.get_text_config()._attn_implementation
+            with FakeTensorMode(), torch.autocast("cpu", compute) if autocast else nullcontext():
+                _materialise(model, None if autocast else compute)
+                mask = None
+                if attention is None or attention in MASKED:
+                    mask = _explicit_mask(batch, width, compute if name == "eager" else torch.bool)
+                return _saved(model, batch, width, mask)
+
+        _, layer = measure(min(self._depth, 2) if self._uniform else self._depth, False)
+        kept, _ = self._over_depth(lambda depth: measure(depth, checkpointing))
+        return Activations(kept, layer)
+
+    def cache_token(self) -> float:
+        """Elements that a token's keys and values have in all layers."""
+
+        def measure(depth: int) -> list[float]:
+            model = self._copy(depth, False, "eager", torch.bfloat16).eval()
+            with torch.device("meta"), torch.no_grad():
+                ids, mask = torch.zeros(1, SHORT, dtype=torch.long), _explicit_mask(1, SHORT, torch.bfloat16)
+                cache = _decoder(model)(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+            kept = [t for layer in cache.layers for t in vars(layer).values() if isinstance(t, torch.Tensor)]
+            return [sum(t.numel() for t in kept if t.ndim > 2) / SHORT]
+
+        return self._over_depth(measure)[0]
+
+
+def _materialise(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Give every tensor of a model on the meta device a place on the processor, which under FakeTensorMode is none.
+
+    Args:
+        dtype: of the parameters; `None` for their own.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is not None and old not in made:
+                made[old] = nn.Parameter(torch.empty(old.shape, dtype=dtype or old.dtype), old.requires_grad)
+            module._parameters[name] = made.get(old)
+        for name, old in module._buffers.items():
+            module._buffers[name] = None if old is None else torch.empty(old.shape, dtype=old.dtype)
+
+
+def _decoder(model: _Trained) -> nn.Module:
+    """The model without its LM head, as the fused heads call it."""
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+
+
+def _counted(model: _Trained, width: int) -> tuple[int, int]:
+    """Operations of a forward and of a backward pass over one sequence, as torch counts them."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        ids, mask = torch.zeros(1, width, dtype=torch.long), _explicit_mask(1, width, torch.bfloat16)
+        hidden = _decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        forward = counter.get_total_flops()
+        hidden.sum().backward()
+    return forward, counter.get_total_flops() - forward
+
+
+def _operations(short: float, long: float) -> Operations:
+    """From the operations of the two lengths."""
+    pair = (long / LONG - short / SHORT) / (LONG - SHORT)
+    return Operations(short / SHORT - pair * SHORT, pair)
+
+
+def _saved(model: _Trained, batch: int, width: int, mask: torch.Tensor | None) -> list[float]:
+    """Bytes kept for a backward pass, parameters apart: of the decoder, and of its largest layer.
+
+    Every storage counts once, in the layer that is the first to keep it.
+    """
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # with the tensor, so that no other storage gets its place
+    entered: list[int] = []
+    layers: list[int] = []
+
+    def size() -> int:
+        return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage()._cdata
+        if place not in own:
+            kept.setdefault(place, tensor)
+        return tensor
+
+    decoder = _decoder(model)
+    for layer in _decoder_layers(decoder, decoder.config.get_text_config().num_hidden_layers):
+        layer.register_forward_pre_hook(lambda *_: entered.append(size()))
+        layer.register_forward_hook(lambda *_: layers.append(size() - entered[-1]))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        decoder(input_ids=torch.zeros(batch, width, dtype=torch.long), attention_mask=mask, use_cache=False)
+    return [size(), max(layers)]

@@ -1,0 +1,52 @@
+"""vLLM's share of a GPU: its weights, what its first pass sets aside, and the sequences that its cache holds."""
+
+from typing import Any
+
+from .job import Job
+from .memory import GIB
+
+ELEMENT = 2  # bytes of a weight, a key and a value: vLLM serves bfloat16
+SERVER_SHARE, SERVER_SEQUENCES = 0.92, 1024  # vLLM's own defaults, on a server
+# TRL's choice of `max_num_batched_tokens`, of which no more can ask for a logit at once.
+BATCHED_TOKENS = 4096
+# Bytes that the sampler takes for a logit: in bfloat16, and in float32 raw, processed and as a probability.
+SAMPLED_LOGIT = 2 + 3 * 4
+
+
+def sampler(job: Job) -> dict[str, Any] | None:
+    """What vLLM does with its memory; `None` for a run that samples without it.
+
+    vLLM first makes a pass with as many sequences as it may ever run at once. What its weights and that pass leave of
+    its share becomes the cache, which has to hold one sequence of `max_model_len`, or vLLM refuses to start.
+    """
+    args, policy = job.args, job.policy
+    if not job.uses_vllm:
+        return None
+    colocated = args.vllm_mode == "colocate"
+    ranks = args.vllm_tensor_parallel_size if colocated else 1
+    weights = policy.parameters * ELEMENT / ranks
+    keys = getattr(policy.config.get_text_config(), "num_key_value_heads", None) or ranks
+    token = policy.cache_token() * ELEMENT / min(ranks, keys)  # heads are divided, but never one head
+    # TRL sets it to the responses of a rollout on the GPUs that share a model.
+    sequences = job.per_device * ranks * args.steps_per_generation if colocated else SERVER_SEQUENCES
+    profiled = min(sequences, BATCHED_TOKENS) * policy.vocabulary * SAMPLED_LOGIT
+    share = args.vllm_gpu_memory_utilization if colocated else SERVER_SHARE
+    room = max(share * job.machines.memory * GIB - weights - profiled, 0)
+    expected = job.lengths.prompt + (job.lengths.mean or job.lengths.completion)
+    return {
+        "mode": args.vllm_mode,
+        "gpus": ranks,
+        "share": share,
+        "weights": round(weights),
+        "profiled": round(profiled),
+        "max_num_seqs": sequences,
+        "max_model_len": args.vllm_max_model_length or policy.positions,
+        "bytes_per_token": round(token),
+        "cached_tokens": int(room / token),
+        "concurrent_sequences": min(int(room / token / expected), sequences),
+    }
+
+
+def holds_a_sequence(cache: dict[str, Any]) -> bool:
+    """vLLM's own rule."""
+    return cache["cached_tokens"] >= cache["max_model_len"]
