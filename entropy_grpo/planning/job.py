@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import recipe
 from ..config.batches import batch_shape
 from ..config.grpo import EntropyForkGRPOConfig
@@ -17,6 +15,7 @@ from ..config.sft import SFTRunConfig, TeacherSFTConfig
 from ..config.sharding import find_config
 from ..models.adapters import check_quantised
 from ..models.config import CheckedModelConfig
+from ..runs import yaml12
 from ..runs.folder import RUNS
 from ..tasks.task import EMBEDDED
 from .models import Shape, linear_layers, shape_of
@@ -139,7 +138,7 @@ def read_sharding(settings: Settings, processes: int) -> tuple[Sharding, Machine
     file = find_config(settings.get("accelerate_config"))
     if file is None:
         return Sharding("none" if processes == 1 else "ddp"), Machines(1, 1)
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = yaml12.parse(file.read_text(encoding="utf-8"))
     kind = {"FSDP": "fsdp2", "DEEPSPEED": "zero3"}.get(config["distributed_type"], "ddp")
     nodes = config.get("num_machines", 1)
     written_for = Machines(config.get("num_processes", 1) // nodes, nodes)
