@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rapidfuzz.distance import Levenshtein
 
 from ...data.benchmarks.benchmark import seed_of
 from ...evaluation.backends.base import Sampling
@@ -82,19 +83,6 @@ class Fork:
     other_logp: float
 
 
-def edit_distance(a: Sequence[int], b: Sequence[int]) -> float:
-    """Levenshtein distance over the longer length, in [0, 1]; 0 for two empty sequences. O(len(a)) steps of numpy."""
-    if not len(a) or not len(b):
-        return float(len(a) != len(b))
-    other, columns = np.asarray(b), np.arange(len(b) + 1)
-    row = columns.copy()
-    for i, x in enumerate(a, 1):
-        best = np.minimum(row[1:] + 1, row[:-1] + (other != x))  # deletions and substitutions
-        # Insertions: the best of all cells to the left, each a step dearer by column.
-        row = np.minimum.accumulate(np.concatenate([[i], best]) - columns) + columns
-    return float(row[-1]) / max(len(a), len(b))
-
-
 def find_forks(model: Any, responses: Sequence[tuple[list[int], list[int]]], settings: Settings) -> list[Fork]:
     """The forks of responses, each (prompt ids, response ids): one forward pass of each response."""
     found = [score(model, prompt, ids, 2, settings.temperature) for prompt, ids in responses]
@@ -149,7 +137,9 @@ def paths_row(paths: Sequence[Sequence[list[int]]], graded: Sequence[Sequence[tu
     within = [(side, i, side, (i + 1) % k) for side in (0, 1) for i in range(k)]
     row: Row = {"accuracy": accuracy[0], "other_accuracy": accuracy[1], "intervention": accuracy[0] - accuracy[1]}
     for name, pairs in (("between", between), ("within", within)):
-        row[f"distance_{name}"] = float(np.mean([edit_distance(paths[a][i], paths[b][j]) for a, i, b, j in pairs]))
+        # Edits over the longer length, in [0, 1].
+        distances = [Levenshtein.normalized_distance(paths[a][i], paths[b][j]) for a, i, b, j in pairs]
+        row[f"distance_{name}"] = float(np.mean(distances))
         row[f"changed_{name}"] = float(np.mean([graded[a][i][0] != graded[b][j][0] for a, i, b, j in pairs]))
     return row
 
