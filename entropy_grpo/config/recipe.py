@@ -168,7 +168,7 @@ def _checked(key: str, setting: Setting, hint: Any) -> Any:
 
 
 def _also_meant(setting: Setting) -> list[Any]:
-    """Other readings of a value of the wrong type: a list of one; on the command line also text, such as a name `7`."""
+    """Other readings of a value of the wrong type: a list of one and, on the command line, text (a name `7`)."""
     value = setting.value
     if isinstance(value, (list, dict)):
         return []

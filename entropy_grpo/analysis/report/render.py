@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
+from .. import pages
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
 # What Markdown, and GitHub's in particular, reads as more than text within a line.
 _MARKUP = {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {c: f"\\{c}" for c in "\\`*_{}[]|#~$@!:"}
 
@@ -72,7 +71,4 @@ def _markdown_table(table: Table) -> list[str]:
 
 def page(title: str, sections: Sequence[Section]) -> str:
     """The report in HTML, with its pictures inside."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html").render(title=title, sections=sections, data_url=_data_url)
+    return pages.render("report.html", title=title, sections=sections, data_url=_data_url)
