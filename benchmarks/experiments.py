@@ -20,8 +20,7 @@ from benchmarks import measure
 from entropy_grpo.compare import compare, sweep
 from entropy_grpo.compare.runs import COMPARED
 from entropy_grpo.compare.tables import claimed
-from entropy_grpo.evaluation.report import cell
-from entropy_grpo.metrics.tables import cell as markdown_cell
+from entropy_grpo.metrics.tables import cell, interval_text
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
@@ -139,14 +138,14 @@ def table(recorded: dict[str, Any]) -> str:
         rows.append(
             [
                 label,
-                cell(arm["measures"]["accuracy"]),
+                interval_text(arm["measures"]["accuracy"]),
                 ", ".join(f"{value:.3f}" for value in arm["by_seed"]),
-                cell(arm["measures"]["mean_entropy"]),
-                cell(test, sign="+") if test else "",
+                interval_text(arm["measures"]["mean_entropy"]),
+                interval_text(test, sign="+") if test else "",
                 f"{test['p_corrected']:.2f}" if test else "",
             ]
         )
-    claims = "\n".join(f"- {markdown_cell(claim)}" for claim in recorded["claims"])
+    claims = "\n".join(f"- {cell(claim)}" for claim in recorded["claims"])
     return f"{markdown_table(rows)}\n\n{claims}".strip()
 
 

@@ -24,9 +24,9 @@ from ...evaluation import questions, results
 from ...evaluation.backends.base import TRANSFORMERS, check_length
 from ...evaluation.backends.transformers import load_config, load_model, load_tokenizer
 from ...evaluation.judging import judge
-from ...evaluation.report import aligned
 from ...evaluation.run import GRADING_SECONDS
 from ...grading import Verdict
+from ...metrics.tables import aligned
 from ...models import load
 from ...runs import files
 from ...runs.files import Row
