@@ -227,7 +227,7 @@ def test_text_of_a_run(tiny_model, tmp_path, capsys):
         path = run.run(run.Options(tmp_path, responses=2, **options))
         return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
 
-    logged, scored = data(), data(checkpoints={"a": tiny_model, "b": tiny_model}, rho=0.5)
+    logged, scored = data(), data(checkpoints=[f"a={tiny_model}", f"b={tiny_model}"], rho=0.5)
     assert (
         [r["title"][:6] for r in logged["responses"]]
         == [r["title"][:6] for r in scored["responses"]]

@@ -142,7 +142,8 @@ def _beyond_text(true: Trial, control: Trial, gain: Test, spurious: Test, beyond
         )
     return (
         f"the control's gain cannot be told from zero ({interval_text(spurious, sign='+')}), though it may be as "
-        f"large as that interval allows. The difference, {difference_text}, can be put down to what {true.reward} says."
+        f"large as that interval allows. The difference, {difference_text}, can be put down to what {true.reward} "
+        f"says."
     )
 
 

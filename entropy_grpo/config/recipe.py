@@ -87,6 +87,12 @@ def _read(path: Path) -> tuple[Any, dict[str, int]]:
         raise RecipeError(f"{where}: this is not YAML: {error}.") from error
 
 
+def launch_words(path: str | Path) -> list[str]:
+    """What a launcher is told before a recipe's name: plain YAML is no Python and needs the module that reads it."""
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n") if Path(path).is_file() else []
+    return [] if lines[:1] == [FIRST_LINE] and LAST_LINE in lines[-2:] else ["-m", "entropy_grpo.launch"]
+
+
 def overrides(arguments: Sequence[str]) -> Settings:
     """Settings from `--key value`, `--key=value`, `--key a b c` (a list) and `--flag` (true); values are YAML."""
     settings: dict[str, list[str]] = {}

@@ -224,6 +224,15 @@ def resolve(
     return job
 
 
+def check(recipe_file: str, words: Sequence[str]) -> None:
+    """Refuse a recipe with overrides that a launch on its own machines would refuse; its model is not looked at."""
+    settings = recipe.load(Path(recipe_file)) | recipe.overrides(words)
+    classes = SFT_CLASSES if "trainer" in settings and settings["trainer"].value == "sft" else CLASSES
+    settings = recipe.checked(settings, classes)
+    processes = read_sharding(settings, 1)[1].processes
+    recipe.build(_on_one_process(settings, processes, classes[1]), classes)
+
+
 def _origin(model: str, recipe_file: Path) -> str:
     """The model, or, where it is what another recipe has yet to make, the one that that recipe begins with."""
     maker = recipe_file.parent / f"{Path(model).name}.yaml"

@@ -19,9 +19,9 @@ import numpy as np
 
 from ...runs import files
 from .. import pages
+from .options import RHO
 from .tokens import Response, View, shown
 
-RHO = 0.2
 # The share of the tokens that differ in colour; those above have the strongest.
 COLOURED = 0.99
 LEAST = -999.0
@@ -58,7 +58,7 @@ def _view(view: View, texts: _Texts) -> dict[str, Any]:
     }
 
 
-def page_data(responses: Sequence[Response], rho: float) -> dict[str, Any]:
+def page_data(responses: Sequence[Response], rho: float = RHO) -> dict[str, Any]:
     """What the page's script reads; `ValueError` where the responses have not the same checkpoints."""
     names = [view.name for view in responses[0].views] if responses else []
     texts, rows = _Texts(), []
