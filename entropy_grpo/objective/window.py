@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..metrics.logged import ENTROPY_PERCENTILES
 from .selection import Reduce, percentiles
-
-PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 
 Inputs = dict[str, Any]
 
@@ -110,8 +109,8 @@ def window_metrics(
         return part / whole if whole else math.nan
 
     found = {f"entropy/{name}": share(total_entropy[name], count[name]) for name in groups if name != "all"}
-    levels = percentiles(entropies, mask, PERCENTILES, reduce)
-    found |= {f"entropy/p{level}": value for level, value in zip(PERCENTILES, levels, strict=True)}
+    levels = percentiles(entropies, mask, tuple(ENTROPY_PERCENTILES), reduce)
+    found |= {f"entropy/{name}": value for name, value in zip(ENTROPY_PERCENTILES.values(), levels, strict=True)}
     found["selection/kept_fraction"] = share(count["kept"], count["all"])
     found |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
     mean_entropy = share(total_entropy["all"], count["all"])
