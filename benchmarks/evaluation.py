@@ -27,8 +27,8 @@ from benchmarks import measure
 from entropy_grpo.evaluation import questions, results
 from entropy_grpo.evaluation.backends.base import Request, Sampling
 from entropy_grpo.evaluation.backends.transformers import TransformersBackend, load_model
-from entropy_grpo.evaluation.report import cell
 from entropy_grpo.metrics.answers import paired, summarize_samples
+from entropy_grpo.metrics.tables import interval_text
 from entropy_grpo.models import load
 from entropy_grpo.runs import files, plots
 from entropy_grpo.tasks import cold_start
@@ -174,15 +174,16 @@ def table(found: dict[str, Any]) -> str:
     lines = [f"| | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
     rows = {"Acc@16": "acc@N", "Maj@16": "maj@N", "no answer": "no_answer", "cut off": "truncated"}
     for name, key in rows.items():
-        lines.append(f"| {name} | {' | '.join(cell(one[key]) for one in found['models'].values())} |")
-    lines.append(f"| Len@16 | {' | '.join(cell(one['len@N'], 1) for one in found['models'].values())} |")
+        lines.append(f"| {name} | {' | '.join(interval_text(one[key]) for one in found['models'].values())} |")
+    lines.append(f"| Len@16 | {' | '.join(interval_text(one['len@N'], 1) for one in found['models'].values())} |")
     for k in map(str, SHOWN_K):
-        lines.append(f"| Pass@{k} | {' | '.join(cell(one['pass@k'][k]) for one in found['models'].values())} |")
+        shares = (interval_text(one["pass@k"][k]) for one in found["models"].values())
+        lines.append(f"| Pass@{k} | {' | '.join(shares)} |")
     gain, kill, speed = found["gain"]["acc@N"], found["kill"], found["speed"]
     rate = speed["tokens_per_second"]["backend"]
     lines += [
         "",
-        f"{names[-1]} minus {names[-2]}, question by question: Acc@16 {cell(gain, sign='+')}, p = "
+        f"{names[-1]} minus {names[-2]}, question by question: Acc@16 {interval_text(gain, sign='+')}, p = "
         f"{gain['p_value']:.1g}; a difference of {gain['minimum_detectable']:.3f} would have been found four times "
         "in five.",
         "",

@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 
 from benchmarks import measure
 from entropy_grpo.compare import compare, sweep
+from entropy_grpo.compare.options import SweepOptions
 from entropy_grpo.compare.runs import COMPARED
 from entropy_grpo.compare.tables import claimed
-from entropy_grpo.evaluation.report import cell
-from entropy_grpo.metrics.tables import cell as markdown_cell
+from entropy_grpo.metrics.tables import cell, interval_text
 from entropy_grpo.metrics.tables import table as markdown_table
+from entropy_grpo.planning.job import check
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.plots import COLOURS, DASHES, MARKERS
@@ -87,9 +88,9 @@ def run(name: str, jobs: int) -> None:
     """Sweep what is missing and record the comparison."""
     experiment, folder = EXPERIMENTS[name], measure.ROOT / "runs" / name
     variants = list(experiment.arms.values())
-    sweep.main(
-        experiment.recipe, [], variants, SEEDS, variants[0], str(folder), jobs, "accelerate launch --quiet", False
-    )
+    launcher = "accelerate launch --quiet"
+    options = SweepOptions(experiment.recipe, (), variants, SEEDS, variants[0], folder, jobs, launcher)
+    sweep.main(options, [], check)
     found = files.read_json(folder / "comparison.json")
     trials = sweep.trials(sweep.variants([], variants), 1, folder)
     names = {trial.folder.parent.name: label for trial, label in zip(trials, experiment.arms, strict=True)}
@@ -139,14 +140,14 @@ def table(recorded: dict[str, Any]) -> str:
         rows.append(
             [
                 label,
-                cell(arm["measures"]["accuracy"]),
+                interval_text(arm["measures"]["accuracy"]),
                 ", ".join(f"{value:.3f}" for value in arm["by_seed"]),
-                cell(arm["measures"]["mean_entropy"]),
-                cell(test, sign="+") if test else "",
+                interval_text(arm["measures"]["mean_entropy"]),
+                interval_text(test, sign="+") if test else "",
                 f"{test['p_corrected']:.2f}" if test else "",
             ]
         )
-    claims = "\n".join(f"- {markdown_cell(claim)}" for claim in recorded["claims"])
+    claims = "\n".join(f"- {cell(claim)}" for claim in recorded["claims"])
     return f"{markdown_table(rows)}\n\n{claims}".strip()
 
 

@@ -26,10 +26,10 @@ BROKEN = [
     ("qwen3_14b", "num_generations: 16", "num_generations: 16.5", ["num_generations", "16.5"]),
     ("qwen3_14b", "dynamic_sampling: true", "dynamic_sampling: 3", ["dynamic_sampling", "3"]),
     ("qwen3_14b", "bf16: true", "bf16: maybe", ["bf16", "maybe"]),
-    ("qwen3_14b", "rewards: [accuracy, overlong]", "rewards: accuracy", ["rewards", "list"]),
+    ("qwen3_14b", "rewards: [accuracy, overlong]", "rewards: {accuracy: 1}", ["rewards", "list"]),
     ("qwen3_14b", "delta: 10.0", "delta: [10.0]", ["delta"]),
     ("qwen3_14b", "max_steps: 1360", "max_steps: many", ["max_steps", "many"]),
-    ("qwen3_8b_lora", "lora_target_modules: [all-linear]", "lora_target_modules: all-linear", ["lora_target_modules"]),
+    ("qwen3_8b_lora", "lora_target_modules: [all-linear]", "lora_target_modules: 7", ["lora_target_modules is 7"]),
     # Settings of adapters that nothing would read, or that cannot be had together.
     ("qwen3_8b_lora", "use_peft: true", "use_peft: false", ["lora_r is 32", "use_peft: true"]),
     ("qwen3_8b", "", "use_dora: true", ["use_dora is True", "use_peft: true"]),

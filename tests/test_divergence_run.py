@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from entropy_grpo import cli
 from entropy_grpo.analysis.divergence import run as divergence_run
-from entropy_grpo.analysis.divergence.forks import Settings
 from entropy_grpo.analysis.report import run as report
 from entropy_grpo.data.benchmarks import BENCHMARKS
 from entropy_grpo.data.benchmarks.benchmark import Question
@@ -179,11 +178,13 @@ def test_forks_of_an_adapter_are_those_of_its_merged_model(tiny, tmp_path):
     model.save_pretrained(tmp_path / "adapter")  # without a tokenizer: its base has one
     merged = model.merge_and_unload()
     found = divergence_run.Options(
-        str(tmp_path / "adapter"),
-        tmp_path,
-        tiny / "rows.jsonl",
+        model=str(tmp_path / "adapter"),
+        output=tmp_path,
+        responses=tiny / "rows.jsonl",
         max_tokens=MOST,
-        settings=Settings(rho=0.3, forks=2, continuations=2),
+        rho=0.3,
+        forks=2,
+        continuations=2,
     )
     rows = list(files.read_jsonl(divergence_run.run(found) / "forks.jsonl"))
     assert len(rows) > 8
@@ -198,7 +199,7 @@ def test_some_of_the_responses_are_drawn(tiny, tmp_path):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny)
     drawn = []
     for seed in range(4):
-        options = divergence_run.Options("m", tmp_path, rows, limit=9, settings=Settings(seed=seed))
+        options = divergence_run.Options(model="m", output=tmp_path, responses=rows, limit=9, seed=seed)
         given = divergence_run.read([(divergence_run.benchmark_of(rows), rows)], tokenizer, options)
         numbers = [int(one.question.reference) for one in given]
         assert numbers == sorted(set(numbers)) and len(numbers) == 9
@@ -255,7 +256,7 @@ def test_a_report_shows_the_forks_of_every_model(found, tmp_path):
     summary = files.read_json(found / "divergence.json")["summary"]
     for kind, field in itertools.product(("high", "low"), ("intervention", "distance", "changed")):
         one = summary[kind][field]
-        cell = f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]".replace("[", "\\[").replace("]", "\\]")
+        cell = f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
         assert text.count(cell) >= 2
     assert "| base | high |" in text and "unfinished" not in text
     assert "](figures/divergence.png)" in text

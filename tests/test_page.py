@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from entropy_grpo.analysis import pages
 from entropy_grpo.analysis.text import alternatives, page, run, terminal, tokens
 from entropy_grpo.analysis.text.tokens import Response, View
 from entropy_grpo.runs import files as records
@@ -156,9 +157,9 @@ document.body.replaceChildren(document.createTextNode(JSON.stringify(found)));
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_page_in_a_browser(responses, tmp_path, monkeypatch):
     """What is marked, shown and said there, against Python's own marks."""
-    files = page._file
+    source = pages.source
     # The check is part of the page's script, since its policy lets no other run.
-    monkeypatch.setattr(page, "_file", lambda name: files(name) + (CHECK if name.endswith(".js") else ""))
+    monkeypatch.setattr(pages, "source", lambda name: source(name) + (CHECK if name.endswith(".js") else ""))
     page.write_page(tmp_path / "page.html", "title", responses)
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
     result = subprocess.run(
@@ -226,7 +227,7 @@ def test_text_of_a_run(tiny_model, tmp_path, capsys):
         path = run.run(run.Options(tmp_path, responses=2, **options))
         return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
 
-    logged, scored = data(), data(checkpoints={"a": tiny_model, "b": tiny_model}, rho=0.5)
+    logged, scored = data(), data(checkpoints=[f"a={tiny_model}", f"b={tiny_model}"], rho=0.5)
     assert (
         [r["title"][:6] for r in logged["responses"]]
         == [r["title"][:6] for r in scored["responses"]]

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from entropy_grpo import cli
+from entropy_grpo.config import recipe
 from entropy_grpo.config.recipe import RecipeError
 from entropy_grpo.models.config import CheckedModelConfig
 from entropy_grpo.planning import commands, disk, flops, memory, models, plan, vllm
@@ -55,7 +56,7 @@ FAMILIES = {
 }
 BATCH, WIDTH = 2, 48
 
-RECIPE = f"""
+RECIPE = f"""{recipe.FIRST_LINE}
 base: {REPOSITORY / "recipes/base.yaml"}
 accelerate_config: {REPOSITORY / "accelerate_configs/fsdp2.yaml"}
 model_name_or_path: Qwen/Qwen3-8B-Base
@@ -68,6 +69,7 @@ max_completion_length: 20480
 learning_rate: 1.0e-6
 use_vllm: true
 vllm_enable_sleep_mode: true
+{recipe.LAST_LINE}
 """
 
 
@@ -749,6 +751,18 @@ def test_commands_name_files_and_can_be_read_back(recipe_file, nodes, words):
         # What the launch would be given resolves to the same batch.
         again = plan.resolve(recipe_file, settings, gpus=8, nodes=2)
         assert flops.batches(again) == flops.batches(job) and again.sharding.file.endswith("fsdp2_multinode.yaml")
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_plain_yaml_is_launched_through_the_module(tmp_path, nodes):
+    """Python cannot run it; the batch script takes files that Python can run."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE.removeprefix(f"{recipe.FIRST_LINE}\n").replace(recipe.LAST_LINE, ""))
+    found = plan.commands(plan.resolve(str(path), [], nodes=nodes))
+    assert "SLURM" not in found
+    for command in chain.from_iterable(found.values()):
+        read = shlex.split(command)
+        assert read[read.index("-m") :][:3] == ["-m", "entropy_grpo.launch", str(path)]
 
 
 def test_launchers_take_the_printed_options(recipe_file):

@@ -14,6 +14,7 @@ from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.config.recipe import RecipeError
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.config.sft import CLASSES as SFT_CLASSES
+from entropy_grpo.runs import yaml12
 
 from .conftest import REPOSITORY
 
@@ -133,9 +134,17 @@ def test_overrides(tmp_path, words, expected):
     assert recipe.build(settings_of(tmp_path, "steps: 1\n", *words), [Small]) == [expected]
 
 
-def test_no_is_text_as_in_yaml_1_2(tmp_path):
+@pytest.mark.parametrize("text", ["no", "y", "off", "1:30", "2026-01-01"])
+def test_words_are_text_as_in_yaml_1_2(tmp_path, text):
     """`save_strategy: no` is a strategy; YAML 1.1 would make it false."""
-    assert recipe.build(settings_of(tmp_path, "name: no\non: true\n"), [Small]) == [Small(name="no", on=True)]
+    assert recipe.build(settings_of(tmp_path, f"name: {text}\non: true\n"), [Small]) == [Small(name=text, on=True)]
+
+
+def test_a_scalar_is_a_list_of_one_where_a_list_belongs(tmp_path):
+    """In a file as on the command line, and in the resolved recipe it is a list."""
+    settings = recipe.checked(settings_of(tmp_path, "rewards: a\n"), [Small])
+    assert settings["rewards"].value == ["a"]
+    assert recipe.build(settings_of(tmp_path, "steps: 1\n", "--rewards", "a"), [Small])[0].rewards == ["a"]
 
 
 # Refusing
@@ -144,14 +153,15 @@ def test_no_is_text_as_in_yaml_1_2(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words", "parts"),
     [
-        ("stepz: 1\n", [], ["r.yaml", "stepz", "1", "Did you mean steps?"]),
+        ("name: x\n\nstepz: 1\n", [], ["r.yaml:3: ", "stepz", "1", "Did you mean steps?"]),
         ("steps: '5'\n", [], ["r.yaml", "steps is '5'", "a string", "int", "write 5 without quotes"]),
         ("rate: '1e-6'\n", [], ["r.yaml", "rate is '1e-6'", "a string", "float", "write 1e-6 without quotes"]),
         ("steps: 1.5\n", [], ["r.yaml", "steps is 1.5", "a number", "int"]),
         ("steps: true\n", [], ["r.yaml", "steps is True", "a boolean", "int"]),
         ("steps:\n", [], ["r.yaml", "steps is None", "empty"]),
         ("on: 'true'\n", [], ["r.yaml", "on is 'true'", "bool"]),
-        ("rewards: a\n", [], ["r.yaml", "rewards is 'a'", "list[str]"]),
+        ("rewards: {a: 1}\n", [], ["r.yaml", "rewards is {'a': 1}", "a mapping", "list[str]"]),
+        ("rewards: 3\n", [], ["r.yaml", "rewards is 3", "list[str]"]),
         ("name: 3\n", [], ["r.yaml", "name is 3", "str"]),
         ("steps: -1\n", [], ["r.yaml", "steps is -1: it must be 0 or more"]),
         ("steps: 1\n", ["--steps", "-1"], ["command line", "steps is -1: it must be 0 or more"]),
@@ -159,9 +169,13 @@ def test_no_is_text_as_in_yaml_1_2(tmp_path):
         ("steps: 1\n", ["--steps", "two"], ["command line", "steps is 'two'", "int"]),
         ("steps: 1\n", ["--steps", "1", "--steps", "2"], ["command line", "--steps is given twice"]),
         ("steps: 1\n", ["4"], ["command line", "'4' follows no --key"]),
-        ("steps: 1\nsteps: 2\n", [], ["r.yaml", "steps is given twice"]),
+        ("steps: 1\n# two\nsteps: 2\n", [], ["r.yaml:3: steps is given twice: remove one of them."]),
+        ("rewards: [{a: 1, b: 2,\n  a: 3}]\n", [], ["r.yaml:2: a is given twice"]),
+        ("1: 2\n", [], ["r.yaml:1: there is no setting 1 (value 2)."]),
         ("- 1\n", [], ["r.yaml", "a mapping of keys to values", "a list"]),
-        ("a: [1\n", [], ["r.yaml", "not YAML"]),
+        ("a: [1\n", [], ["r.yaml:2: this is not YAML: expected ',' or ']'"]),
+        ("steps: 1\n---\nsteps: 2\n", [], ["r.yaml:2: this is not YAML", "another document"]),
+        ("name: \0\n", [], ["r.yaml: this is not YAML: unacceptable character"]),
         ("base: other.yaml\n", [], ["other.yaml", "base of", "r.yaml", "no such recipe file"]),
         ("base: 3\n", [], ["r.yaml", "base is 3"]),
     ],
@@ -199,6 +213,18 @@ def test_dump_is_the_same_recipe(tmp_path):
     compile(copy.read_text(), "copy", "exec")
     assert copy.read_text().splitlines()[0] == recipe.FIRST_LINE
     assert copy.read_text().splitlines()[-1] == recipe.LAST_LINE
+
+
+TEXTS = "no y On NULL ~ 7 1e-6 0o17 0x1f 1_000 1:30 2026-01-01 .inf .5 = << true null -".split()
+
+
+@pytest.mark.parametrize("value", [*TEXTS, "", " a", "a: b", "- a", "\ud7ff", "a\tb", 1e-6, -2.5e300, 3, True, None])
+def test_dump_means_the_same_to_readers_of_yaml_1_1(value):
+    """Other tools read a run's recipe with PyYAML."""
+    text = recipe.dump({"name": recipe.Setting(value, "here"), "list": recipe.Setting([value], "here")})
+    for values in (yaml.safe_load(text), yaml12.parse(text)):
+        assert (values["name"], values["list"]) == (value, [value])
+        assert type(values["name"]) is type(value)
 
 
 def test_dump_of_checked_settings_needs_no_second_guess(tmp_path):

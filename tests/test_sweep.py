@@ -1,12 +1,16 @@
 """Sweeps: which runs there are, that each runs once, and that a sweep which was cut short goes on."""
 
 import json
+import shlex
 import sys
 
 import pytest
 
+from entropy_grpo import cli
 from entropy_grpo.compare import sweep
 from entropy_grpo.compare.sweep import trials, variants
+
+from .conftest import DEMO, REPOSITORY
 
 # Stands for a launch: notes how it was called, fails where it is told to.
 SCRIPT = """
@@ -52,7 +56,7 @@ def test_what_is_done_is_not_repeated_and_what_failed_is(tmp_path, capsys, jobs)
     script, folder = tmp_path / "launch.py", tmp_path / "sweep"
     script.write_text(SCRIPT)
     planned = trials(variants(["rate=bad,good"], []), 2, folder)
-    failed = sweep.run(str(script), planned, folder, [sys.executable], jobs)
+    failed = sweep.run(str(script), planned, folder, [sys.executable, str(script)], jobs)
     assert [trial.words[1] for trial in failed] == ["bad", "bad"]
     assert len(calls(tmp_path)) == 4 and "exit status 3" in capsys.readouterr().err
     for trial, call in zip(sorted(planned, key=str), sorted(calls(tmp_path)), strict=True):
@@ -60,7 +64,46 @@ def test_what_is_done_is_not_repeated_and_what_failed_is(tmp_path, capsys, jobs)
             f"--rate {trial.words[1]} --seed {trial.seed} --output_dir {trial.folder} --resume_from_checkpoint auto"
         )
     assert len(json.loads((folder / "sweep.json").read_text())["done"]) == 2
-    sweep.run(str(script), planned, folder, [sys.executable], jobs)
+    sweep.run(str(script), planned, folder, [sys.executable, str(script)], jobs)
     assert len(calls(tmp_path)) == 6  # the two that failed
     with pytest.raises(ValueError, match=r"has a sweep of .*launch\.py"):
-        sweep.run("other.yaml", planned, folder, [sys.executable], jobs)
+        sweep.run("other.yaml", planned, folder, [sys.executable, str(script)], jobs)
+
+
+def printed(capsys, *words):
+    cli.main(["sweep", *words, "--print"])
+    return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_commands_are_those_that_a_shell_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    words = ["--set", "top_entropy_quantile=0.1,0.2", "--variant", "beta=0.1", "--seeds", "2", "--max_steps", "4"]
+    found = printed(capsys, DEMO, *words, "--output", str(tmp_path))
+    assert len(found) == 6 and len(set(map(tuple, found))) == 6
+    for command in found:
+        assert command[:5] == ["accelerate", "launch", DEMO, "--max_steps", "4"]
+    plain = tmp_path / "mine.yaml"
+    plain.write_text(f"base: {REPOSITORY / DEMO}\n")
+    (command,) = printed(capsys, str(plain), "--seeds", "1")
+    assert command[:5] == ["accelerate", "launch", "-m", "entropy_grpo.launch", str(plain)]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "learning_rat=1,2"], "there is no setting learning_rat (value 1). Did you mean learning_rate?"),
+        (["--set", "top_entropy_quantile=0.2,2.0"], "top_entropy_quantile is 2.0: the kept share"),
+        (["--variant", "loss_type=grpo"], "entropy_denominator is 'kept'"),
+        (["--max_steps", "many"], "max_steps is 'many'"),
+        (["--seed", "3"], "--seed is given twice"),
+        (["--set", "beta=0.1", "--baseline", "beta=0.2"], "--baseline is beta=0.2, which is none"),
+        (["--jobs", "0"], "--jobs is 0"),
+    ],
+)
+def test_every_variant_is_checked_before_any_runs(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["sweep", DEMO, *words, "--output", str(tmp_path / "sweep"), "--launcher", "false"])
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
+    assert said in message and not (tmp_path / "sweep").exists()

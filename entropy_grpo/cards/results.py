@@ -4,8 +4,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from ..evaluation.report import cell
 from ..metrics.intervals import CONFIDENCE
+from ..metrics.tables import interval_text
 from ..runs.files import Row
 from ..runs.trained import Benchmark, Trained
 
@@ -25,7 +25,7 @@ def share_text(measured: dict[str, float] | float | None, sign: str = "") -> str
         return ""
     if isinstance(measured, (int, float)):
         return f"{measured:{sign}.3g}"
-    return cell(measured, sign=sign)
+    return interval_text(measured, sign=sign)
 
 
 def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:

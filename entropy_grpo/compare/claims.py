@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.report import cell
 from ..metrics.seeds import SIGNIFICANT, Side, correct, difference
+from ..metrics.tables import interval_text
 from ..rewards.registry import CONTROL_REWARDS
 
 Test = dict[str, Any]
@@ -110,7 +110,7 @@ def claim(true: Trial, control: Trial, gain: Test | None, spurious: Test | None,
 
 
 def _beyond_text(true: Trial, control: Trial, gain: Test, spurious: Test, beyond: Test) -> str:
-    difference_text, own = cell(beyond, sign="+"), cell(gain, sign="+")
+    difference_text, own = interval_text(beyond, sign="+"), interval_text(gain, sign="+")
     if _sign(beyond) == 0:
         return (
             f"nothing can be claimed: the gains' difference, {difference_text}, cannot be told from zero (p "
@@ -120,8 +120,8 @@ def _beyond_text(true: Trial, control: Trial, gain: Test, spurious: Test, beyond
         )
     if _sign(beyond) < 0:
         return (
-            f"the control gains more, by {cell(_negative(beyond), sign='+')}: no gain of {true.reward} can be put "
-            f"down to what it says."
+            f"the control gains more, by {interval_text(_negative(beyond), sign='+')}: no gain of {true.reward} can "
+            f"be put down to what it says."
         )
     if _sign(gain) <= 0:
         return (
@@ -136,12 +136,14 @@ def _beyond_text(true: Trial, control: Trial, gain: Test, spurious: Test, beyond
         )
     if _sign(spurious) < 0:
         return (
-            f"the control loses accuracy ({cell(spurious, sign='+')}), so the gains' difference, {difference_text}, "
-            f"is partly its loss. What can be put down to what {true.reward} says is at most its own gain, {own}."
+            f"the control loses accuracy ({interval_text(spurious, sign='+')}), so the gains' difference, "
+            f"{difference_text}, is partly its loss. What can be put down to what {true.reward} says is at most its "
+            f"own gain, {own}."
         )
     return (
-        f"the control's gain cannot be told from zero ({cell(spurious, sign='+')}), though it may be as large as that "
-        f"interval allows. The difference, {difference_text}, can be put down to what {true.reward} says."
+        f"the control's gain cannot be told from zero ({interval_text(spurious, sign='+')}), though it may be as "
+        f"large as that interval allows. The difference, {difference_text}, can be put down to what {true.reward} "
+        f"says."
     )
 
 
@@ -153,7 +155,8 @@ def _control_gains(control: Trial, spurious: Test) -> str:
     """A further sentence where the control gains by itself."""
     if _sign(spurious) <= 0:
         return ""
-    return f" {control.reward}, which does not pay for what is right, gains {cell(spurious, sign='+')} by itself."
+    gained = interval_text(spurious, sign="+")
+    return f" {control.reward}, which does not pay for what is right, gains {gained} by itself."
 
 
 def tables(found: dict[str, Any]) -> list[list[list[str]]]:
@@ -173,4 +176,4 @@ def tables(found: dict[str, Any]) -> list[list[list[str]]]:
 def _cells(test: Test) -> list[str]:
     if "value" not in test:
         return ["", "", "", ""]
-    return [cell(test, sign="+"), test["over"], f"{test['p_value']:.3f}", f"{test['p_corrected']:.3f}"]
+    return [interval_text(test, sign="+"), test["over"], f"{test['p_value']:.3f}", f"{test['p_corrected']:.3f}"]

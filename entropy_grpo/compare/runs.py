@@ -113,7 +113,7 @@ def read_run(path: str | Path) -> Run:
     found = trained.read(folder.path)
     return Run(
         path=folder.path,
-        settings={name: value for name, value in found.recipe.items() if name != "recipe"},
+        settings=found.recipe,
         environment=found.environment,
         steps=files.read_steps(folder.metrics),
         after=found.evaluation.get("after", {}),

@@ -10,15 +10,17 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+from ..config.recipe import launch_words
 from ..runs import files
 from ..runs.folder import RUNS
 from .compare import compare_folders, write
+from .options import SweepOptions
 from .tables import as_text
 
 LIST = "sweep.json"
@@ -32,10 +34,11 @@ class Trial:
     seed: int
     folder: Path
 
-    def command(self, recipe: str, launcher: Sequence[str]) -> list[str]:
-        """What runs it, from the start or from its newest checkpoint."""
+    @property
+    def settings(self) -> list[str]:
+        """All words that it adds: it runs in its folder, from the start or from its newest checkpoint."""
         ours = ["--seed", str(self.seed), "--output_dir", str(self.folder), "--resume_from_checkpoint", "auto"]
-        return [*launcher, recipe, *self.words, *ours]
+        return [*self.words, *ours]
 
 
 def _pairs(text: str) -> tuple[str, str]:
@@ -76,11 +79,18 @@ def trials(words: Sequence[tuple[str, ...]], seeds: int, folder: Path) -> list[T
     ]
 
 
-def run(recipe: str, planned: Sequence[Trial], folder: Path, launcher: Sequence[str], jobs: int) -> list[Trial]:
-    """Run what is not done, `jobs` at a time; the trials that failed.
+def run(recipe: str, planned: Sequence[Trial], folder: Path, launch: Sequence[str], jobs: int) -> list[Trial]:
+    """Run what is not done, `jobs` at a time.
+
+    Args:
+        recipe: its file, and the settings that all runs share; a folder holds the sweep of one.
+        launch: the command that runs it, to which a trial adds its settings.
+
+    Returns:
+        The trials that failed.
 
     Raises:
-        ValueError: the folder has a sweep of another recipe.
+        ValueError: the folder has a sweep of another recipe, or with other shared settings.
     """
     state = files.read_json(folder / LIST) or {"recipe": recipe, "done": []}
     if state["recipe"] != recipe:
@@ -94,7 +104,7 @@ def run(recipe: str, planned: Sequence[Trial], folder: Path, launcher: Sequence[
             return
         trial.folder.mkdir(parents=True, exist_ok=True)
         with (trial.folder.parent / f"{trial.folder.name}.log").open("ab") as log:
-            command = trial.command(recipe, launcher)
+            command = [*launch, *trial.settings]
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
         with lock:
             if code:
@@ -110,41 +120,36 @@ def run(recipe: str, planned: Sequence[Trial], folder: Path, launcher: Sequence[
     return failed
 
 
-def commands(recipe: str, planned: Sequence[Trial], launcher: Sequence[str]) -> list[str]:
-    """The shell commands of a sweep, to be run elsewhere."""
-    return [shlex.join(trial.command(recipe, launcher)) for trial in planned]
+def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Sequence[str]], None]) -> bool:
+    """Run or print a sweep and compare its runs.
 
+    Args:
+        shared: words that override settings of every run.
+        check: refuses a recipe with overriding words that a launch would refuse.
 
-def main(
-    recipe: str,
-    products: Sequence[str],
-    others: Sequence[Sequence[str]],
-    seeds: int,
-    baseline: Sequence[str] | None,
-    output: str | None,
-    jobs: int,
-    launcher: str,
-    only_print: bool,
-) -> bool:
-    """Run or print a sweep and compare its runs; whether all of them ended well.
+    Returns:
+        Whether all runs ended well.
 
     Raises:
-        ValueError: a variant says nothing, the baseline is none of them, or the folder has another sweep.
+        ValueError: a variant sets nothing or is refused, the baseline is no variant, or the folder has another sweep.
     """
-    words = variants(products, others)
-    folder = Path(output) if output else RUNS / "sweeps" / Path(recipe).stem
-    planned, start = trials(words, seeds, folder), shlex.split(launcher)
-    reference = words[0] if baseline is None else variants([], [baseline])[0]
+    recipe, words = options.recipe, variants(options.products, options.others)
+    folder = options.output or RUNS / "sweeps" / Path(recipe).stem
+    planned = trials(words, options.seeds, folder)
+    launch = [*shlex.split(options.launcher), *launch_words(recipe), recipe, *shared]
+    reference = variants([], [options.baseline])[0] if options.baseline else words[0]
     if reference not in words:
-        raise ValueError(f"--baseline is {' '.join(baseline or ())}, which is none of the variants: name one of them.")
-    if not Path(recipe).is_file():
-        raise ValueError(f"{recipe}: there is no such recipe file.")
-    if jobs < 1:
-        raise ValueError(f"--jobs is {jobs}: it must be 1 or more.")
-    if only_print:
-        print("\n".join(commands(recipe, planned, start)))
+        raise ValueError(
+            f"--baseline is {' '.join(options.baseline)}, which is none of the variants: name one of them."
+        )
+    if options.jobs < 1:
+        raise ValueError(f"--jobs is {options.jobs}: it must be 1 or more.")
+    for trial in planned[: len(words)]:  # the first seed's
+        check(recipe, [*shared, *trial.settings])
+    if options.only_print:
+        print("\n".join(shlex.join([*launch, *trial.settings]) for trial in planned))
         return True
-    failed = run(recipe, planned, folder, start, jobs)
+    failed = run(shlex.join([recipe, *shared]), planned, folder, launch, options.jobs)
     ended = [trial for trial in planned if trial not in failed]
     if ended:
         first = next((trial.folder for trial in ended if trial.words == reference), None)

@@ -3,9 +3,7 @@
 import math
 from typing import Any
 
-from ..evaluation.report import aligned, cell
-from ..metrics.tables import cell as marked
-from ..metrics.tables import table
+from ..metrics.tables import aligned, cell, interval_text, table
 from . import claims
 
 UNITS = {
@@ -20,7 +18,7 @@ def _shown(measured: dict[str, Any] | None) -> str:
     if measured is None:
         return ""
     if "low" in measured and not math.isnan(measured["low"]):
-        return cell(measured)
+        return interval_text(measured)
     return f"{measured['value']:.3f}"
 
 
@@ -38,7 +36,7 @@ def _differences(found: dict[str, Any]) -> Rows:
         [
             label,
             name,
-            cell(test, sign="+"),
+            interval_text(test, sign="+"),
             test["over"],
             f"{test['p_value']:.3f}",
             f"{test['p_corrected']:.3f}",
@@ -89,5 +87,5 @@ def as_text(found: dict[str, Any]) -> str:
 
 def as_markdown(found: dict[str, Any]) -> str:
     """The comparison in Markdown."""
-    told = "\n".join(f"- {marked(sentence)}" for sentence in sentences(found))
+    told = "\n".join(f"- {cell(sentence)}" for sentence in sentences(found))
     return "\n\n".join([*map(table, tables(found).values()), *([told] if told else [])])

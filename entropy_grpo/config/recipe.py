@@ -9,8 +9,8 @@ A recipe file is YAML and Python at once, because `accelerate launch FILE` can o
 To YAML the first line is one more key and the last a comment; to Python what lies between is a string. Plain YAML
 without the two lines is a recipe too, for `accelerate launch -m entropy_grpo.launch FILE`.
 
-A value is checked against the type of the dataclass field that it sets, before any data or model is loaded. What is
-wrong is said in one sentence: file, key, value, and the nearest valid key or the expected type.
+A value is checked against the type of the dataclass field that it sets, before any data or model is loaded. A refusal
+is one sentence with file and line, key, value, and the nearest valid key or the expected type.
 """
 
 import dataclasses
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
+
+from ..runs import yaml12
 
 FIRST_LINE = 'recipe: r"""'
 LAST_LINE = '# """; from entropy_grpo.launch import main; __name__ == "__main__" and main(__file__)'
@@ -35,34 +36,9 @@ class RecipeError(ValueError):
     """A recipe that cannot be run, in one sentence for its author."""
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's YAML 1.1, but as in YAML 1.2 `1e-6` is a number and `no` is text; a repeated key is an error."""
-
-    yaml_implicit_resolvers: typing.ClassVar[dict] = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 @dataclass(frozen=True)
 class Setting:
-    """A value, the file (or command line) that it comes from, and the folder of that file."""
+    """A value, its place (`FILE:LINE`, or the command line), and the folder of the file."""
 
     value: Any
     source: str
@@ -85,10 +61,7 @@ def _load(path: Path, children: tuple[Path, ...]) -> Settings:
     if path.resolve() in [child.resolve() for child in children]:
         chain = " -> ".join(_shown(p) for p in (*children, path))
         raise RecipeError(f"{_shown(path)}: {PARENT_KEY} leads back to itself ({chain}): remove one of them.")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{_shown(path)}: this is not YAML: {' '.join(str(error).split())}.") from error
+    values, lines = _read(path)
     if not isinstance(values, dict):
         raise RecipeError(f"{_shown(path)}: a recipe is a mapping of keys to values, this is {_kind(values)}.")
     values.pop("recipe", None)
@@ -96,8 +69,28 @@ def _load(path: Path, children: tuple[Path, ...]) -> Settings:
     if parent is not None and not isinstance(parent, str):
         raise RecipeError(f"{_shown(path)}: {PARENT_KEY} is {parent!r}: name one recipe file.")
     inherited = _load(path.parent / parent, (*children, path)) if parent is not None else {}
-    own = {key: Setting(value, _shown(path), path.resolve().parent) for key, value in values.items()}
+    folder = path.resolve().parent
+    own = {str(k): Setting(v, f"{_shown(path)}:{lines.get(str(k), 1)}", folder) for k, v in values.items()}
     return inherited | own
+
+
+def _read(path: Path) -> tuple[Any, dict[str, int]]:
+    """The value of a recipe file, and the lines of its keys."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return yaml12.parse(text), yaml12.key_lines(text)
+    except yaml12.RepeatedKey as error:
+        raise RecipeError(f"{_shown(path)}:{error.line}: {error}: remove one of them.") from error
+    except (yaml12.NotYAML, UnicodeDecodeError) as error:
+        line = getattr(error, "line", None)
+        where = _shown(path) if line is None else f"{_shown(path)}:{line}"
+        raise RecipeError(f"{where}: this is not YAML: {error}.") from error
+
+
+def launch_words(path: str | Path) -> list[str]:
+    """What a launcher is told before a recipe's name: plain YAML is no Python and needs the module that reads it."""
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n") if Path(path).is_file() else []
+    return [] if lines[:1] == [FIRST_LINE] and LAST_LINE in lines[-2:] else ["-m", "entropy_grpo.launch"]
 
 
 def overrides(arguments: Sequence[str]) -> Settings:
@@ -122,8 +115,8 @@ def _from_words(words: list[str]) -> Any:
     if not words:
         return True
     try:
-        values = [yaml.load(word, Loader=_Loader) for word in words]
-    except yaml.YAMLError:
+        values = [yaml12.parse(word) for word in words]
+    except yaml12.NotYAML:
         values = words
     return values[0] if len(values) == 1 else values
 
@@ -166,26 +159,40 @@ def _checked(key: str, setting: Setting, hint: Any) -> Any:
         return adapter.validate_python(setting.value)
     except pydantic.ValidationError as error:
         value = setting.value
-        if setting.source == COMMAND_LINE and not isinstance(value, (list, dict)):
-            # A word such as `7` may have been meant as text, and a single word as a list of one.
-            for meant in ("none" if value is None else str(value), [value]):
-                try:
-                    return adapter.validate_python(meant)
-                except pydantic.ValidationError:
-                    continue
+        for meant in _also_meant(setting):
+            try:
+                return adapter.validate_python(meant)
+            except pydantic.ValidationError:
+                continue
         wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
         advice = ""
-        if isinstance(value, str) and isinstance(yaml.load(value, Loader=_Loader), (int, float)):
+        if isinstance(value, str) and _is_number(value):
             advice = f": write {value} without quotes"
         raise RecipeError(
             f"{setting.source}: {key} is {value!r}, {_kind(value)}, where {wanted} belongs{advice}."
         ) from error
 
 
+def _also_meant(setting: Setting) -> list[Any]:
+    """Other readings of a value of the wrong type: a list of one and, on the command line, text (a name `7`)."""
+    value = setting.value
+    if isinstance(value, (list, dict)):
+        return []
+    text = ["none" if value is None else str(value)] if setting.source == COMMAND_LINE else []
+    return text if value is None else [*text, [value]]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isinstance(yaml12.parse(text), (int, float))
+    except yaml12.NotYAML:
+        return False
+
+
 def dump(settings: Settings) -> str:
     """The text of a recipe without a parent, runnable as YAML and as Python."""
     values = {key: setting.value for key, setting in sorted(settings.items())}
-    body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    body = yaml12.dump(values)
     if '"""' in body or any(line.startswith("---") for line in body.splitlines()):
         raise RecipeError('a value contains """ or a line that starts with ---, which a recipe file cannot hold.')
     return (

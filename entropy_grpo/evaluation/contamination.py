@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from rapidfuzz.distance import LCSseq
+
 from ..metrics.intervals import share_interval
 
 SHARE = 0.6
@@ -37,12 +39,7 @@ def partial_prompt(problem: str, share: float = SHARE) -> tuple[str, str] | None
 
 def rouge_l(candidate: Sequence[str], reference: Sequence[str]) -> float:
     """F1 of the longest common subsequence (Lin 2004), 0 where both are empty."""
-    longest = [0] * (len(reference) + 1)
-    for word in candidate:
-        diagonal = 0
-        for j, other in enumerate(reference, 1):
-            diagonal, longest[j] = longest[j], diagonal + 1 if word == other else max(longest[j], longest[j - 1])
-    return 2 * longest[-1] / max(len(candidate) + len(reference), 1)
+    return 2 * LCSseq.similarity(candidate, reference) / max(len(candidate) + len(reference), 1)
 
 
 def matches(completion: str, rest: str) -> tuple[bool, bool]:

@@ -1,20 +1,8 @@
 """What an evaluation prints: a table of metrics with their intervals, and one of differences between two models."""
 
-from collections.abc import Sequence
 from typing import Any
 
-
-def cell(interval: dict[str, float], digits: int = 3, sign: str = "") -> str:
-    """A value with its interval."""
-    form = f"{sign}.{digits}f"
-    return f"{interval['value']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+from ..metrics.tables import aligned, interval_text
 
 
 def metrics_table(results: dict[str, dict[str, Any]]) -> str:
@@ -28,10 +16,10 @@ def metrics_table(results: dict[str, dict[str, Any]]) -> str:
                 name,
                 str(found["num_questions"]),
                 str(samples),
-                cell(found["acc@N"]),
-                cell(found["maj@N"]),
-                cell(found["pass@k"][str(samples)]),
-                cell(found["len@N"], 0),
+                interval_text(found["acc@N"]),
+                interval_text(found["maj@N"]),
+                interval_text(found["pass@k"][str(samples)]),
+                interval_text(found["len@N"], 0),
                 f"{found['truncated']['value']:.1%}",
                 f"{found['no_answer']['value']:.1%}",
             )
@@ -47,11 +35,11 @@ def gains_table(gains: dict[str, dict[str, Any]], other: str) -> str:
         rows.append(
             (
                 name,
-                cell(gain, sign="+"),
+                interval_text(gain, sign="+"),
                 f"{gain['p_value']:.3f}",
                 f"{gain['minimum_detectable']:.3f}",
-                cell(found["maj@N"], sign="+") if "maj@N" in found else "",
-                cell(found["len@N"], 0, "+"),
+                interval_text(found["maj@N"], sign="+") if "maj@N" in found else "",
+                interval_text(found["len@N"], 0, "+"),
             )
         )
     return aligned(rows)

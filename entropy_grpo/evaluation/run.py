@@ -23,51 +23,22 @@ from . import contamination, questions, report, results
 from .backends.base import FORKED, TRANSFORMERS, VLLM, Backend, Sampling, choose
 from .generation import Work, process
 from .judging import judge
+from .options import PRESETS, Options
 
-# Section 5.2 of arXiv 2506.01939; arXiv 2508.02260, with the length that its models are trained to keep.
-PRESETS = {
-    "forking": {"samples": 16, "temperature": 1.0, "top_p": 1.0, "max_tokens": 20480},
-    "shaping": {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 8192},
-}
 # How long the first process waits at first, and at most, before it looks for what the others wrote.
 WAIT_SECONDS = (0.5, 60.0)
 # Wall-clock limit for grading one answer.
 GRADING_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to evaluate and how; `max_tokens` None is the benchmark's own or the preset's."""
-
-    model: str
-    benchmarks: Sequence[str]
-    output: Path
-    preset: str = "forking"
-    samples: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int = 0
-    t_high: float | None = None
-    t_low: float | None = None
-    entropy_threshold: float | None = None
-    max_tokens: int | None = None
-    seed: int = 0
-    revision: str | None = None
-    dtype: str = "auto"
-    backend: str = "auto"
-    batch_size: int = 64
-    tensor_parallel: int = 1
-    contamination: bool = False
-    compare: Sequence[Path] = ()
-
-    def of(self, benchmark: Benchmark) -> tuple[int, Sampling]:
-        """(samples per question, how they are drawn) for a benchmark: what was said, else the preset."""
-        preset = PRESETS[self.preset]
-        chosen = {name: value if (value := getattr(self, name)) is not None else preset[name] for name in preset}
-        if self.max_tokens is None and benchmark.max_tokens is not None:
-            chosen["max_tokens"] = benchmark.max_tokens
-        chosen |= {name: getattr(self, name) for name in ("top_k", *FORKED)}
-        return chosen.pop("samples"), Sampling(**chosen)
+def sampling_of(options: Options, benchmark: Benchmark) -> tuple[int, Sampling]:
+    """(samples per question, how they are drawn) for a benchmark: what was asked for, else the preset's."""
+    preset = PRESETS[options.preset]
+    chosen = {name: value if (value := getattr(options, name)) is not None else preset[name] for name in preset}
+    if options.max_tokens is None and benchmark.max_tokens is not None:
+        chosen["max_tokens"] = benchmark.max_tokens
+    chosen |= {name: getattr(options, name) for name in ("top_k", *FORKED)}
+    return chosen.pop("samples"), Sampling(**chosen)
 
 
 @dataclass(frozen=True)
@@ -107,7 +78,7 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
             raise ValueError(
                 f"benchmarks is {', '.join(options.benchmarks)}: two are {benchmark.name}, rename a file."
             )
-        samples, sampling = options.of(benchmark)
+        samples, sampling = sampling_of(options, benchmark)
         about = questions.origin(benchmark, len(asked)) | told
         answers = Work(options.output / benchmark.name, asked, samples, options.seed, sampling, about)
         found[benchmark.name] = Job(benchmark, answers, completions_of(answers) if options.contamination else None)
@@ -222,6 +193,7 @@ def run(options: Options) -> None:
     datasets.disable_progress_bars()
     if len(options.compare) >= len(plots.COLOURS):
         raise ValueError(f"compare names {len(options.compare)} folders: at most {len(plots.COLOURS) - 1}.")
+    options = replace(options, output=options.output or load.output_folder(options.model))
     path = load.local_path(options.model)
     backend = choose(options.backend, load.has_adapter(path))
     jobs = jobs_of(options, backend, path)

@@ -1,21 +1,37 @@
-"""Text from a run's files in Markdown: what a model or a stranger wrote stays text."""
+"""Tables and intervals as text: columns for a terminal, and Markdown in which text from files stays text."""
 
 import html
 import re
 from collections.abc import Sequence
 from typing import Any
 
-# Emphasis, strikethrough, formulas, the second half of links and pictures; underscores inside words are none of these.
-MARKUP = re.compile(r"[\\*~$|]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
+# Emphasis, strikethrough, formulas, code, the second half of links and pictures, GitHub's references, mentions and
+# emoji, and addresses; underscores inside words are none of these.
+MARKUP = re.compile(
+    r"[\\`*~$|]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|(?<!\w)[#@]|:(?=//|[\w+-]+:)",
+)
+
+
+def interval_text(interval: dict[str, float], digits: int = 3, sign: str = "") -> str:
+    """A value with its interval; `sign` is `+` for a difference."""
+    form = f"{sign}.{digits}f"
+    return f"{interval['value']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as columns for a terminal."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def cell(value: Any) -> str:
-    """Any value as the text of a table's cell, on one line, that neither ends the cell nor is read as markup."""
-    line = html.escape(" ".join(str(value).split()), quote=False).replace("`", "'")
+    """Any value as Markdown on one line, which neither ends a table's cell nor is read as markup."""
+    line = html.escape(" ".join(str(value).split()), quote=False)
     return MARKUP.sub(r"\\\g<0>", line)
 
 
 def table(rows: Sequence[Sequence[Any]]) -> str:
-    """A table of rows, the first being the header."""
+    """A table in Markdown; the first row is the header."""
     lines = ["| " + " | ".join(map(cell, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..runs.folder import RunFolder
+from ..runs.trained import read_recipe
 from .adapters import refuse_tied
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,9 +35,8 @@ def read_adapter(checkpoint: Path) -> dict[str, Any]:
 def recipe_dtype(checkpoint: Path) -> str:
     """The dtype that the run loaded its base in; `auto`, the base's own, where no recipe lies beside it."""
     for folder in (checkpoint, checkpoint.resolve().parent):
-        recipe = RunFolder(folder).recipe
-        if recipe.is_file():
-            return yaml.safe_load(recipe.read_text(encoding="utf-8")).get("dtype", "float32")
+        if RunFolder(folder).recipe.is_file():
+            return read_recipe(RunFolder(folder)).get("dtype", "float32")
     return "auto"
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..metrics.correctness import is_right
+from ..metrics.logged import ENTROPY_PERCENTILES
 from ..metrics.quality import quality
 from ..objective.objective import Objective
 from ..objective.ranks import Ranks
@@ -28,8 +29,6 @@ from ..objective.window import (
 from ..rewards.registry import text_of
 from .callbacks import RunRecorder
 from .diagnostics import TokenCategories, answer_metrics, gradient_metrics, share, step_metrics
-
-PERCENTILES = (5, 25, 50, 75, 90, 95, 99)
 
 
 def window_metrics(
@@ -71,8 +70,8 @@ def window_metrics(
     total_entropy = dict(zip(groups, totals[len(count) :], strict=True))
 
     found = {f"entropy/{name}": share(total_entropy[name], count[name]) for name in groups if name != "all"}
-    levels = percentiles(entropies, mask, PERCENTILES, reduce)
-    found |= {f"entropy/p{level}": value for level, value in zip(PERCENTILES, levels, strict=True)}
+    levels = percentiles(entropies, mask, tuple(ENTROPY_PERCENTILES), reduce)
+    found |= {f"entropy/{name}": value for name, value in zip(ENTROPY_PERCENTILES.values(), levels, strict=True)}
     found["selection/kept_fraction"] = share(count["kept"], count["all"])
     found |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
     mean_entropy = share(total_entropy["all"], count["all"])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config.recipe import launch_words
 from .job import Job
 from .memory import EIGHT_BIT, GIB, keeps_whole_gradients
 from .vllm import holds_a_sequence
@@ -185,7 +186,7 @@ def commands(job: Job) -> dict[str, list[str]]:
     """Shell commands by where they run."""
     machines, args = job.machines, job.args
     server = job.uses_vllm and args.vllm_mode == "server"
-    words, options = list(job.words), launcher_options(job)
+    words, options, module = list(job.words), launcher_options(job), launch_words(job.recipe)
     found: dict[str, list[str]] = {}
     if server:
         serve = ["vllm", "serve", job.model.model_name_or_path, *SERVE, "--port", str(args.vllm_server_port)]
@@ -196,17 +197,18 @@ def commands(job: Job) -> dict[str, list[str]]:
     if machines.nodes > 1 and job.sharding.kind == "fsdp2" and several.is_file():
         words = [*without(words, ["accelerate_config"]), "--accelerate_config", str(several)]
     if machines.nodes == 1:
-        found["one machine"] = [shlex.join(["accelerate", "launch", *options, job.recipe, *words])]
+        found["one machine"] = [shlex.join(["accelerate", "launch", *options, *module, job.recipe, *words])]
     else:
         named = [] if without(words, ["output_dir"]) != words else ["--output_dir", "SHARED_FOLDER"]
         options += ["--num_machines", str(machines.nodes), "--rdzv_backend", "static"]
         options += ["--main_process_ip", "ADDRESS_OF_RANK_0", "--main_process_port", str(PORT)]
+        start = ["accelerate", "launch", *options]
         found["each machine"] = [
-            shlex.join(["accelerate", "launch", *options, "--machine_rank", str(rank), job.recipe, *words, *named])
+            shlex.join([*start, "--machine_rank", str(rank), *module, job.recipe, *words, *named])
             for rank in range(machines.nodes)
         ]
     script = beside(job, "slurm.sh")
-    if script.is_file() and not job.use_cpu and job.sharding.kind != "zero3":
+    if script.is_file() and not module and not job.use_cpu and job.sharding.kind != "zero3":
         exported = [f"VLLM_MODEL={job.model.model_name_or_path}"] if server else []
         if without(words, ["output_dir"]) != words:
             exported.append(f"RUN_FOLDER={args.output_dir}")

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import recipe
 from ..config.batches import batch_shape, limit_vllm
 from ..config.grpo import EntropyForkGRPOConfig
@@ -18,6 +16,7 @@ from ..config.sharding import find_config
 from ..models.adapters import check_quantised
 from ..models.config import CheckedModelConfig
 from ..objective.objective import Objective
+from ..runs import yaml12
 from ..runs.folder import RUNS
 from ..tasks.task import EMBEDDED
 from .measure import Model
@@ -143,7 +142,7 @@ def read_sharding(settings: Settings, processes: int) -> tuple[Sharding, Machine
     file = find_config(settings.get("accelerate_config"))
     if file is None:
         return Sharding("none" if processes == 1 else "ddp"), Machines(1, 1)
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = yaml12.parse(file.read_text(encoding="utf-8"))
     kind = {"FSDP": "fsdp2", "DEEPSPEED": "zero3"}.get(config["distributed_type"], "ddp")
     nodes = config.get("num_machines", 1)
     written_for = Machines(config.get("num_processes", 1) // nodes, nodes)
@@ -228,6 +227,15 @@ def resolve(
     except ValueError as error:
         raise RecipeError(str(error)) from error
     return job
+
+
+def check(recipe_file: str, words: Sequence[str]) -> None:
+    """Refuse a recipe with overrides that a launch on its own machines would refuse; its model is not looked at."""
+    settings = recipe.load(Path(recipe_file)) | recipe.overrides(words)
+    classes = SFT_CLASSES if "trainer" in settings and settings["trainer"].value == "sft" else CLASSES
+    settings = recipe.checked(settings, classes)
+    processes = read_sharding(settings, 1)[1].processes
+    recipe.build(_on_one_process(settings, processes, classes[1]), classes)
 
 
 def _decide(

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ..metrics.intervals import CONFIDENCE, Interval
+from ..metrics.logged import ENTROPY_PERCENTILES
 from ..objective.stages import PLATEAU
 from . import files
 from .files import Row
@@ -18,8 +19,6 @@ from .folder import RunFolder
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
-
-PERCENTILE_KEYS = ("p5", "p25", "p50", "p75", "p90", "p95", "p99")
 
 
 def _series(rows: list[Row], key: str) -> tuple[list[int], list[float]]:
@@ -57,8 +56,8 @@ def _reward(rows: list[Row]) -> Figure:
 
 def _entropy(rows: list[Row]) -> Figure:
     figure, axes = _axes("Token entropy over training", "entropy (nats)")
-    shades = colormaps["viridis_r"].resampled(len(PERCENTILE_KEYS) + 1)
-    for i, key in enumerate(PERCENTILE_KEYS, start=1):
+    shades = colormaps["viridis_r"].resampled(len(ENTROPY_PERCENTILES) + 1)
+    for i, key in enumerate(ENTROPY_PERCENTILES.values(), start=1):
         axes.plot(*_series(rows, f"entropy/{key}"), color=shades(i), label=key)
     axes.plot(*_series(rows, "selection/threshold"), "--", color="tab:red", label="threshold")
     axes.plot(*_series(rows, "entropy"), color="black", label="mean")

@@ -11,11 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..data.sources import TRAINING, hub_id
 from ..tasks.task import EMBEDDED
-from . import files, weights
+from . import files, weights, yaml12
 from .files import Row
 from .folder import RunFolder, step_of
 
@@ -28,7 +26,7 @@ def _object(path: Path, read: Callable[[Path], Any]) -> Row:
     """The mapping in a file, empty if the file is absent; `ValueError` naming a file that holds none."""
     try:
         found = read(path) if path.exists() else {}
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} cannot be read ({reason}): restore it, or move it out of the folder.") from error
     if not isinstance(found, dict):
@@ -36,8 +34,10 @@ def _object(path: Path, read: Callable[[Path], Any]) -> Row:
     return found
 
 
-def _recipe(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+def read_recipe(folder: RunFolder) -> Row:
+    """The settings in a run's `recipe.yaml`, empty if there is none; `ValueError` names a file that is broken."""
+    settings = _object(folder.recipe, lambda path: yaml12.parse(path.read_text(encoding="utf-8")) or {})
+    return {key: value for key, value in settings.items() if key != "recipe"}
 
 
 def _is_run(folder: RunFolder) -> bool:
@@ -186,7 +186,7 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
         model=path,
         run=run,
         weights=expected_weights or weights.kind(path),
-        recipe=_object(run.recipe, _recipe),
+        recipe=read_recipe(run),
         environment=_object(run.environment, files.read_json),
         data=_object(run.data, files.read_json),
         evaluation=evaluation if is_last else {},

@@ -15,9 +15,9 @@ from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
 from ..config.run import CLASSES, RunConfig
 from ..data.problems import Problems, check_size, load_problems
 from ..evaluation.callback import BenchmarkCallback
-from ..evaluation.report import aligned
 from ..grading.pool import Grader, worker_count
 from ..metrics import answers as metrics
+from ..metrics.tables import aligned
 from ..models.adapters import check_installed, check_quantised, check_targets, lora_config
 from ..models.config import CheckedModelConfig
 from ..models.load import load_embedded, load_tokenizer, model_init_kwargs, raise_positions

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +14,12 @@ from ...runs import files
 from ...runs.folder import step_of
 from ..text.pieces import piece
 from . import inputs
+from .options import Options
 from .store import TOKENS, Collection, write_parquet
 
 # Tokens of a part: what a kill costs of one checkpoint's pass, and what a view holds at a time.
 PART_TOKENS = 65536
 GENERATED = "responses"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to look at, and through which checkpoints.
-
-    Attributes:
-        model: writes the responses, if they are generated, and is what the others are compared with.
-        output: the collection's folder.
-        against: other checkpoints, which score the same responses. These and `model` may be `NAME=PATH`.
-        responses: a `.jsonl` or `.parquet` file with `prompt` and `response`; else `benchmarks` are answered.
-        benchmarks: as of `entropy-grpo eval`, which the next five settings go to, too.
-        temperature: of decoding; entropies are those at it.
-        batch_tokens: padded tokens of a forward pass.
-    """
-
-    model: str
-    output: Path
-    against: Sequence[str] = ()
-    responses: Path | None = None
-    benchmarks: Sequence[str] = ()
-    samples: int | None = None
-    max_tokens: int | None = None
-    seed: int = 0
-    backend: str = "auto"
-    temperature: float = 1.0
-    dtype: str = "auto"
-    batch_tokens: int = 16384
-
-    def __post_init__(self) -> None:
-        if (self.responses is None) == (not self.benchmarks):
-            raise ValueError("give either responses, a file, or benchmarks to answer.")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}: it must be above 0 to have entropies.")
-        if self.batch_tokens < 1:
-            raise ValueError(f"batch_tokens is {self.batch_tokens}: it must be 1 or more.")
 
 
 def named(given: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rapidfuzz.distance import Levenshtein
 
 from ...data.benchmarks.benchmark import seed_of
 from ...evaluation.backends.base import Sampling
@@ -24,44 +25,11 @@ from ...evaluation.backends.transformers import TransformersBackend
 from ...objective.selection import select
 from ...runs.files import Row
 from ..text.alternatives import score
+from .options import Settings
 from .summary import HIGH, LOW
 
 # (position among the responses, texts of whole responses to its prompt) -> (answer or None, right) of each text
 Grade = Callable[[int, Sequence[str]], Sequence[tuple[str | None, bool]]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How forks are chosen and continued.
-
-    Attributes:
-        rho: share of the tokens that are of high entropy.
-        forks: of each kind, from each response that has as many.
-        continuations: k, after each of the two tokens.
-        temperature, top_p: of sampling; entropies are at this temperature.
-        max_tokens: of a whole response.
-        batch_size: continuations that are sampled together.
-        seed: decides forks and continuations.
-    """
-
-    rho: float = 0.2
-    forks: int = 1
-    continuations: int = 32
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 20480
-    batch_size: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("forks", 1), ("continuations", 2), ("max_tokens", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more.")
-        for name in ("rho", "top_p"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in (0, 1].")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}: continuations are sampled, it must be above 0.")
 
 
 @dataclass(frozen=True)
@@ -80,19 +48,6 @@ class Fork:
     other: int
     logp: float
     other_logp: float
-
-
-def edit_distance(a: Sequence[int], b: Sequence[int]) -> float:
-    """Levenshtein distance over the longer length, in [0, 1]; 0 for two empty sequences. O(len(a)) steps of numpy."""
-    if not len(a) or not len(b):
-        return float(len(a) != len(b))
-    other, columns = np.asarray(b), np.arange(len(b) + 1)
-    row = columns.copy()
-    for i, x in enumerate(a, 1):
-        best = np.minimum(row[1:] + 1, row[:-1] + (other != x))  # deletions and substitutions
-        # Insertions: the best of all cells to the left, each a step dearer by column.
-        row = np.minimum.accumulate(np.concatenate([[i], best]) - columns) + columns
-    return float(row[-1]) / max(len(a), len(b))
 
 
 def find_forks(model: Any, responses: Sequence[tuple[list[int], list[int]]], settings: Settings) -> list[Fork]:
@@ -149,7 +104,9 @@ def paths_row(paths: Sequence[Sequence[list[int]]], graded: Sequence[Sequence[tu
     within = [(side, i, side, (i + 1) % k) for side in (0, 1) for i in range(k)]
     row: Row = {"accuracy": accuracy[0], "other_accuracy": accuracy[1], "intervention": accuracy[0] - accuracy[1]}
     for name, pairs in (("between", between), ("within", within)):
-        row[f"distance_{name}"] = float(np.mean([edit_distance(paths[a][i], paths[b][j]) for a, i, b, j in pairs]))
+        # Edits over the longer length, in [0, 1].
+        distances = [Levenshtein.normalized_distance(paths[a][i], paths[b][j]) for a, i, b, j in pairs]
+        row[f"distance_{name}"] = float(np.mean(distances))
         row[f"changed_{name}"] = float(np.mean([graded[a][i][0] != graded[b][j][0] for a, i, b, j in pairs]))
     return row
 
@@ -183,7 +140,7 @@ def divergence(
         written = continuations(
             backend,
             [prefix for prefix in prefixes for _ in range(k)],
-            [settings.max_tokens - len(ids) for ids in begun for _ in range(k)],
+            [settings.longest - len(ids) for ids in begun for _ in range(k)],
             [seed_of(settings.seed, f.response, f.position, side, i) for f, side in sides for i in range(k)],
             settings,
         )

@@ -11,7 +11,7 @@ a file that `entropy-grpo eval` wrote, else by what they box beside the row's re
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +24,22 @@ from ...evaluation import questions, results
 from ...evaluation.backends.base import TRANSFORMERS, check_length
 from ...evaluation.backends.transformers import load_config, load_model, load_tokenizer
 from ...evaluation.judging import judge
-from ...evaluation.report import aligned
 from ...evaluation.run import GRADING_SECONDS
 from ...grading import Verdict
+from ...metrics.tables import aligned
 from ...models import load
 from ...runs import files
 from ...runs.files import Row
 from ..collect import inputs
 from ..collect.run import digest, generate, named
 from ..report import figures
-from .forks import Settings, divergence
+from .forks import divergence
+from .options import Options, Settings
 from .summary import FIGURES, ROWS, bins, folder_of, summarize, table
 
 # What a row may call its reference: the name in results of `entropy-grpo eval`, and in a run's `answers/`.
 REFERENCE_COLUMNS = ("reference", "solution")
 UNGRADED = (Verdict.TIMEOUT, Verdict.FAILURE)
-
-
-@dataclass(frozen=True)
-class Options:
-    """Whose forks are looked at, in which responses.
-
-    Attributes:
-        model: `[NAME=]PATH`, of a model, checkpoint or adapter.
-        output: of a run, RUN/analysis.
-        responses: a `.jsonl` or `.parquet` file with `prompt`, `response` and `reference`; else `benchmarks` are
-            answered, once each question.
-        limit: at most so many of the responses, drawn at random.
-        max_tokens: of a whole response; None is the benchmark's own, else that of `Settings`.
-        settings: how forks are chosen and continued.
-        dtype: of the weights.
-    """
-
-    model: str
-    output: Path
-    responses: Path | None = None
-    benchmarks: Sequence[str] = ()
-    limit: int | None = None
-    max_tokens: int | None = None
-    settings: Settings = field(default_factory=Settings)
-    dtype: str = "auto"
-
-    def __post_init__(self) -> None:
-        if (self.responses is None) == (not self.benchmarks):
-            raise ValueError("give either responses, a file, or benchmarks to answer.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}: it must be 1 or more.")
-        if self.responses is not None and not self.responses.is_file():
-            raise ValueError(f"responses is {str(self.responses)!r}: there is no such file.")
 
 
 @dataclass(frozen=True)
@@ -124,7 +92,7 @@ def read(found: Sequence[tuple[Benchmark, Path]], tokenizer: Any, options: Optio
             ids = list(one["prompt_ids"]), list(one["completion_ids"])
             given.append(Given(ids, benchmark, _question(row, number)))
     if options.limit is not None and options.limit < len(given):
-        chosen = random.Random(options.settings.seed).sample(range(len(given)), options.limit)
+        chosen = random.Random(options.seed).sample(range(len(given)), options.limit)
         given = [given[i] for i in sorted(chosen)]
     return given
 
@@ -136,15 +104,15 @@ def check(given: Sequence[Given], settings: Settings, config: Any) -> None:
     for number, (prompt, ids) in enumerate(one.ids for one in given):
         if not ids:
             raise ValueError(f"responses: response {number} has no tokens: leave it out.")
-        if len(ids) > settings.max_tokens:
+        if len(ids) > settings.longest:
             raise ValueError(
-                f"max_tokens is {settings.max_tokens}, but response {number} has {len(ids)} tokens: allow as many."
+                f"max_tokens is {settings.longest}, but response {number} has {len(ids)} tokens: allow as many."
             )
         if max(*prompt, *ids) >= config.vocab_size:
             raise ValueError(f"model has {config.vocab_size} tokens, but response {number} has others: name its own.")
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
-        check_length(max(len(one.ids[0]) for one in given), settings.max_tokens, positions)
+        check_length(max(len(one.ids[0]) for one in given), settings.longest, positions)
 
 
 def claim(path: Path, wanted: Row) -> None:
@@ -180,8 +148,8 @@ def continue_forks(given: Sequence[Given], path: str, options: Options, rows_pat
     grading = Grading(given)
     model, tokenizer = load_model(path, None, options.dtype)
     ids = [one.ids for one in given]
-    found = divergence(model, tokenizer, ids, grading, options.settings, done)
-    most = 2 * len(given) * options.settings.forks
+    found = divergence(model, tokenizer, ids, grading, options, done)
+    most = 2 * len(given) * options.forks
     for row in tqdm(found, desc="forks", unit="fork", initial=len(rows), total=most):
         rows.append(row | {"ungraded": grading.ungraded})
         files.append_jsonl(rows_path, rows[-1:])
@@ -192,7 +160,7 @@ def told(options: Options, path: str) -> Row:
     """What decides the rows. Which forks are continued together decides their rounding alone."""
     asked = {"responses": str(options.responses), "sha256": digest(options.responses)} if options.responses else {}
     return {
-        **{key: value for key, value in asdict(options.settings).items() if key != "batch_size"},
+        **{field.name: getattr(options, field.name) for field in fields(Settings) if field.name != "batch_size"},
         "benchmarks": list(options.benchmarks),
         **asked,
         "limit": options.limit,
@@ -208,17 +176,16 @@ def run(options: Options) -> Path:
     folder = folder_of(options.output, name)
     found = sources(options, folder)
     own = [benchmark.max_tokens for benchmark, _ in found if benchmark.max_tokens is not None]
-    most = max(own, default=options.settings.max_tokens) if options.max_tokens is None else options.max_tokens
-    options = replace(options, settings=replace(options.settings, max_tokens=most))
+    most = max(own, default=options.longest) if options.max_tokens is None else options.max_tokens
+    options = replace(options, max_tokens=most)
     path = load.local_path(given_path)
     tokenizer, config = load_tokenizer(path, None), load_config(path, None)
     if options.benchmarks:
-        settings = options.settings
-        sampling = {"samples": 1, "temperature": settings.temperature, "top_p": settings.top_p, "max_tokens": most}
-        how = {"seed": settings.seed, "batch_size": settings.batch_size, "dtype": options.dtype}
+        sampling = {"samples": 1, "temperature": options.temperature, "top_p": options.top_p, "max_tokens": most}
+        how = {"seed": options.seed, "batch_size": options.batch_size, "dtype": options.dtype}
         generate(given_path, options.benchmarks, folder / "responses", backend=TRANSFORMERS, **sampling, **how)
     given = read(found, tokenizer, options)
-    check(given, options.settings, config)
+    check(given, options, config)
     about = told(options, path)
     claim(folder / FIGURES, about)
     rows = continue_forks(given, path, options, folder / ROWS)

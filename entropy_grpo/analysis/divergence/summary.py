@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ...evaluation.report import cell
 from ...metrics.intervals import gain_interval, share_interval
+from ...metrics.tables import interval_text
 from ...runs import files
 from ...runs.files import Row
 
@@ -86,7 +86,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows = [("model", "entropy", "mean (nats)", "forks", *COLUMNS.values())]
     for name, kinds in summaries.items():
         for kind, one in kinds.items():
-            cells = [cell(one[key], sign="+" if key in DIFFERENCES else "") for key in COLUMNS]
+            cells = [interval_text(one[key], sign="+" if key in DIFFERENCES else "") for key in COLUMNS]
             rows.append((name, kind, f"{one['entropy']:.3f}", str(one["forks"]), *cells))
     return rows
 

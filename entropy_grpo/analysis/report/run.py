@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...metrics.logged import ENTROPY_PERCENTILES
 from ...runs import files
 from ...runs.folder import RunFolder
 from ..collect.store import Collection
@@ -205,7 +206,8 @@ def log_section(logs: dict[str, Any], folder: Path) -> Section:
     """What the run itself logged at every step."""
     pictures = []
     if "percentiles" in logs:
-        curves = {int(name[1:]): values for name, (_, values) in logs["percentiles"].items()}
+        logged = logs["percentiles"]
+        curves = {level: logged[name][1] for level, name in ENTROPY_PERCENTILES.items() if name in logged}
         steps = next(iter(logs["percentiles"].values()))[0]
         figure = figures.percentiles(curves, steps, "optimiser step")
         pictures.append((figures.save(figure, folder / "log-percentiles.png"), "logged percentiles of entropy"))

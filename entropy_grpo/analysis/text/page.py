@@ -10,20 +10,18 @@ policy lets its one script run, by its hash, and no request be made.
 
 import base64
 import hashlib
-import html
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 
 from ...runs import files
+from .. import pages
+from .options import RHO
 from .tokens import Response, View, shown
 
-RHO = 0.2
 # The share of the tokens that differ in colour; those above have the strongest.
 COLOURED = 0.99
 LEAST = -999.0
@@ -60,7 +58,7 @@ def _view(view: View, texts: _Texts) -> dict[str, Any]:
     }
 
 
-def page_data(responses: Sequence[Response], rho: float) -> dict[str, Any]:
+def page_data(responses: Sequence[Response], rho: float = RHO) -> dict[str, Any]:
     """What the page's script reads; `ValueError` where the responses have not the same checkpoints."""
     names = [view.name for view in responses[0].views] if responses else []
     texts, rows = _Texts(), []
@@ -87,21 +85,18 @@ def page_data(responses: Sequence[Response], rho: float) -> dict[str, Any]:
     }
 
 
-def _file(name: str) -> str:
-    return (resources.files("entropy_grpo.analysis") / "templates" / name).read_text(encoding="utf-8")
-
-
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def page(title: str, responses: Sequence[Response], rho: float = RHO) -> str:
     """The page, HTML; its slider starts at rho."""
-    style, script = _file("tokens.css"), _file("tokens.js")
+    style, script = pages.source("tokens.css"), pages.source("tokens.js")
     # Without `<` no text can end the block or begin another; json escapes all that is not ASCII.
     data = json.dumps(page_data(responses, rho), separators=(",", ":")).replace("<", "\\u003c")
-    return Template(_file("tokens.html")).substitute(
-        title=html.escape(shown(title)),
+    return pages.render(
+        "tokens.html",
+        title=shown(title),
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
         style=style,
         script=script,

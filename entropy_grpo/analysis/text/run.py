@@ -5,56 +5,26 @@ tokens, side by side, with probabilities and alternatives.
 """
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...evaluation.backends.transformers import load_model
 from ...models import load
 from ...runs import files
 from ...runs.folder import RunFolder
+from ..collect.run import named
 from . import alternatives, terminal
-from .page import RHO, write_page
+from .options import Options
+from .page import write_page
 from .pieces import piece
 from .tokens import Response, View, from_samples, view
 
 COUNT = 5
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to show.
-
-    Attributes:
-        run: the run folder.
-        checkpoints: paths or Hub ids by name; they share the run's tokenizer.
-        responses: how many of the last ones.
-        rho: share of the tokens that are marked; the page has a slider for it.
-        temperature: of decoding; entropies are those at it.
-        dtype: of the checkpoints' weights.
-    """
-
-    run: Path
-    checkpoints: Mapping[str, str] = field(default_factory=dict)
-    responses: int = 8
-    rho: float = RHO
-    temperature: float = 1.0
-    dtype: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not RunFolder(self.run).samples.exists():
-            raise ValueError(f"run is {str(self.run)!r}, where there is no samples.jsonl: name a run folder.")
-        if self.responses < 1:
-            raise ValueError(f"responses is {self.responses}: it must be 1 or more.")
-        for name, value, most in (("rho", self.rho, 1), ("temperature", self.temperature, float("inf"))):
-            if not 0 < value <= most:
-                raise ValueError(f"{name} is {value}: it must be above 0" + (" and at most 1." if most == 1 else "."))
-
-
 def score(rows: list[files.Row], options: Options) -> list[Response]:
     """The responses under every checkpoint, which are loaded one after the other."""
     views: list[list[View]] = [[] for _ in rows]
-    for name, path in options.checkpoints.items():
+    for name, path in named(options.checkpoints).items():
         model, tokenizer = load_model(load.local_path(path), None, options.dtype)
         for row, found in zip(rows, views, strict=True):
             prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]

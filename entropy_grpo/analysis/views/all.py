@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from ...metrics.logged import ENTROPY_PERCENTILES
 from ...runs import files
 from ...runs.files import Row
 from ...runs.folder import RunFolder
 from ..collect.store import Collection, Columns
 from . import categories, distribution, over_training, position, words
 
-LOGGED = ("p5", "p25", "p50", "p75", "p90", "p95", "p99")
 SIGNS = {"positive": "positive advantage", "negative": "negative advantage"}
 
 
@@ -64,7 +64,7 @@ def of_samples(run: RunFolder) -> dict[str, Any]:
 def of_logs(run: RunFolder) -> dict[str, Any]:
     """A run's logged `percentiles` of the entropy, and its mean by the `signs` of the advantage: (steps, values)."""
     rows = files.read_steps(run.metrics)
-    percentiles = {name: _series(rows, f"entropy/{name}") for name in LOGGED}
+    percentiles = {name: _series(rows, f"entropy/{name}") for name in ENTROPY_PERCENTILES.values()}
     signs = {label: _series(rows, f"entropy/{sign}") for sign, label in SIGNS.items()}
     found = {"percentiles": percentiles, "signs": signs}
     logged = {key: {k: v for k, v in series.items() if v[0]} for key, series in found.items()}

@@ -6,6 +6,10 @@ process but its own; no privilege; limits on time, memory, processes, files and 
 is gone when `run` returns. It takes Linux 5.14 and a kernel that lets this user make user namespaces; where that is
 not so, `run` refuses and `unavailable` says why: a program is never run with less.
 
+bubblewrap 0.8 does not take `jail`'s place: its tmpfs has no limit on the number of files, and under root, as in most
+containers, the program keeps root's kernel uid, which no limit on processes binds; memory, time, output and system
+calls would stay ours to bound.
+
 What remains open: the system calls that `jail` does not refuse, so a hole in the kernel is a hole here; what the
 machine keeps below /usr and among the interpreter's libraries can be read; and the sum of memory is looked at every
 30 ms, so until then `processes` times `memory` is the bound.

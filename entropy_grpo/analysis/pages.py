@@ -1,0 +1,29 @@
+"""HTML pages from the package's templates: every value is escaped unless its template says `safe`."""
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("entropy_grpo.analysis", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def source(name: str) -> str:
+    """The text of a file among the templates, such as a style sheet."""
+    environment = _environment()
+    return environment.loader.get_source(environment, name)[0]
+
+
+def render(name: str, **values: Any) -> str:
+    """A page from the template `name`; a value that the template needs and lacks is an error."""
+    return _environment().get_template(name).render(values)

@@ -1,0 +1,36 @@
+"""What `entropy-grpo analyze text` is asked for; light, since the command line reads it for its help."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...runs.folder import RunFolder
+
+RHO = 0.2
+
+
+@dataclass(frozen=True)
+class Options:
+    """A run's responses, and what colours their tokens."""
+
+    run: Path
+    """a run folder"""
+    checkpoints: Sequence[str] = ()
+    """[NAME=]a Hub id or a folder, to score the tokens side by side; they share the run's tokenizer"""
+    responses: int = 8
+    """how many of the last ones"""
+    rho: float = RHO
+    """share of the tokens that are marked; the page has a slider for it"""
+    temperature: float = 1.0
+    """with checkpoints, of the entropies"""
+    dtype: str = "auto"
+    """with checkpoints, of the weights: auto, bfloat16, float32, ..."""
+
+    def __post_init__(self) -> None:
+        if not RunFolder(self.run).samples.exists():
+            raise ValueError(f"run is {str(self.run)!r}, where there is no samples.jsonl: name a run folder.")
+        if self.responses < 1:
+            raise ValueError(f"responses is {self.responses}: it must be 1 or more.")
+        for name, value, most in (("rho", self.rho, 1), ("temperature", self.temperature, float("inf"))):
+            if not 0 < value <= most:
+                raise ValueError(f"{name} is {value}: it must be above 0" + (" and at most 1." if most == 1 else "."))
