@@ -26,7 +26,7 @@ from transformers import GenerationConfig
 from benchmarks import measure
 from entropy_grpo.evaluation import questions, results
 from entropy_grpo.evaluation.backends.base import Request, Sampling
-from entropy_grpo.evaluation.backends.transformers import TransformersBackend, load_model
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend
 from entropy_grpo.evaluation.report import cell
 from entropy_grpo.metrics.answers import paired, summarize_samples
 from entropy_grpo.models import load
@@ -100,7 +100,7 @@ def compare_models(folders: dict[str, Path]) -> dict[str, Any]:
 def compare_killed(folder: Path) -> dict[str, Any]:
     """An evaluation that is killed again and again while it writes, against one that is left alone."""
     alone, killed = folder / "alone", folder / "killed"
-    model = load.local_path(f"embedded:{NAME}")
+    model = load.resolve(f"embedded:{NAME}")
     finish(evaluate(model, alone, FEW_SAMPLES, KILL_BATCH))
     moments: list[int] = []
     total = len(rows_in(alone))
@@ -129,7 +129,7 @@ def rows_in(folder: Path) -> list[files.Row]:
 
 def compare_speed() -> dict[str, Any]:
     """Tokens per second of the backend and of plain loops around `generate`, taking turns on the same problems."""
-    model, tokenizer = load_model(load.local_path(f"embedded:{NAME}"), None, "auto")
+    model, tokenizer = load.load_model(load.resolve(f"embedded:{NAME}"), None, "auto")
     asked = questions.load(NAME)[1][:TIMED_QUESTIONS]
     prompts = [question.prompt for question in asked for _ in range(TIMED_SAMPLES)]
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
@@ -209,7 +209,7 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         paths = {
             "random weights": random_model(),
-            "cold start": load.local_path(f"embedded:{NAME}"),
+            "cold start": load.resolve(f"embedded:{NAME}"),
             "trained": options.run or trained_model(),
         }
         folders = {name: RUNS / "results" / name.replace(" ", "-") for name in paths}

@@ -84,7 +84,7 @@ def _add_eval(commands: Any) -> None:
         allow_abbrev=False,
     )
     add = evaluate.add_argument
-    add("--model", required=True, help="a Hub id, a model or adapter folder, a checkpoint of a run, an embedded model")
+    add("--model", required=True, help="a Hub id, a model, checkpoint or adapter folder, a task's own model")
     add("--revision", help="commit of the model on the Hub")
     add("--benchmarks", required=True, help="names or .jsonl/.json/.parquet files, separated by commas")
     add("--preset", choices=("forking", "shaping"), default="forking", help="settings of a paper (forking)")

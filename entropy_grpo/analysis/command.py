@@ -27,7 +27,7 @@ def _add_collect(subcommands: Any) -> None:
     )
     collect.set_defaults(run_command=_collect)
     add = collect.add_argument
-    add("--model", required=True, help="[NAME=]a Hub id, a model, checkpoint or adapter folder, an embedded model")
+    add("--model", required=True, help="[NAME=]a Hub id, a model, checkpoint or adapter folder, a task's own model")
     add("--against", nargs="+", default=[], metavar="MODEL", help="others, to score the same responses")
     add("--output", type=Path, required=True, help="folder of the tokens; a run's is RUN/analysis")
     add("--responses", type=Path, help=".jsonl or .parquet with prompt and response, and correct if it is known")
@@ -57,7 +57,7 @@ def _add_divergence(subcommands: Any) -> None:
     )
     divergence.set_defaults(run_command=_divergence)
     add = divergence.add_argument
-    add("--model", required=True, help="[NAME=]a Hub id, a model, checkpoint or adapter folder, an embedded model")
+    add("--model", required=True, help="[NAME=]a Hub id, a model, checkpoint or adapter folder, a task's own model")
     add("--output", type=Path, required=True, help="folder of the forks, in divergence/NAME; a run's is RUN/analysis")
     add("--responses", type=Path, help=".jsonl or .parquet with prompt, response and reference, as results of eval")
     add("--benchmarks", help="instead: let the model answer each question of these once, as in entropy-grpo eval")
