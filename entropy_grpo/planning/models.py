@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..tasks.registry import find
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -120,8 +122,6 @@ SHAPES = {
     "Qwen/Qwen2.5-7B": _QWEN25_7B,
     "Qwen/Qwen2.5-Math-7B": replace(_QWEN25_7B, positions=4096),
     "meta-llama/Llama-3.1-8B": Shape(4096, 32, 32, 8, 128, 14336, 128256, False, 131072),
-    # The cold start of `embedded.cold_start`.
-    "embedded:number_walk": Shape(128, 3, 4, 4, 32, 384, 377, True, 256, qk_norm=True),
 }
 
 
@@ -166,6 +166,9 @@ def shape_of(name: str, config_path: str | None = None) -> Shape:
     if config_path is None and not path.is_dir():
         if name in SHAPES:
             return SHAPES[name]
+        task = find(name, "model_name_or_path")
+        if task is not None and task.model_config is not None:
+            return shape_from_config(task.model_config().to_dict(), name)
         raise ValueError(
             f"model_name_or_path is {name!r}, neither a local folder nor a model whose shape is known: give its "
             "config.json, or a folder that holds it, with --model-config PATH."
