@@ -24,7 +24,6 @@ from entropy_grpo.data.problems import load_problems
 from entropy_grpo.grading.pool import Grader
 from entropy_grpo.models.load import load_tokenizer, resolve
 from entropy_grpo.rewards.registry import get_rewards
-from entropy_grpo.tasks import cold_start
 from entropy_grpo.training.trainer import EntropyForkGRPOTrainer
 
 RECIPE = measure.ROOT / "recipes" / "demo_cpu.yaml"
@@ -89,7 +88,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     curves: dict[str, dict[int, list]] = {name: {} for name in VARIANTS}
     for seed in SEEDS:
-        cold_start.ensure(seed)
+        embedded.TASK.model(seed)
         command = [sys.executable, "-m", "benchmarks.end_to_end", "--seed", str(seed), "--variant"]
         running = {n: subprocess.Popen([*command, n], stdout=subprocess.PIPE, text=True) for n in VARIANTS}
         for name, process in running.items():
