@@ -53,7 +53,7 @@ def passing(
 ) -> list[bool]:
     """Whether a letter is the right one, a task scores an answer as right, or a program passes its tests."""
     if benchmark.kind == SCORED:
-        return [a is not None and benchmark.is_right(question, a) for a, question in zip(answers, asked, strict=True)]
+        return [benchmark.is_right(question, answer) for answer, question in zip(answers, asked, strict=True)]
     if benchmark.kind == CHOICE:
         return [answer == question.reference for answer, question in zip(answers, asked, strict=True)]
     responses: dict[str, list[str]] = {}

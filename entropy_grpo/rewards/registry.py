@@ -112,7 +112,7 @@ class Scored:
         answers = task_answers(self.task)(prompts, **columns)
         problems = [Problem(text_of(prompt), s) for prompt, s in zip(prompts, solution, strict=True)]
         graded = zip(problems, answers, strict=True)
-        return [self.right if a is not None and self.task.score(p, a) == 1.0 else self.wrong for p, a in graded]
+        return [self.right if self.task.scores_right(p, a) else self.wrong for p, a in graded]
 
 
 GRADED = {

@@ -43,3 +43,7 @@ class Task:
     choices: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
     model: Callable[[int], Path] | None = None
     model_config: Callable[[], Any] | None = None
+
+    def scores_right(self, problem: Problem, answer: str | None) -> bool:
+        """Whether an answer is right by the task's own `score`."""
+        return answer is not None and self.score(problem, answer) == 1.0

@@ -87,7 +87,7 @@ class Benchmark:
     problem: Callable[[Row], Any] | None = None
     max_tokens: int | None = None
     is_open: bool = True
-    is_right: Callable[[Question, str], bool] | None = None
+    is_right: Callable[[Question, str | None], bool] | None = None
 
     def read(self, rows: Iterable[Row]) -> list[Question]:
         """The questions of published rows; `ValueError` naming a row of another form, or a name that two have."""

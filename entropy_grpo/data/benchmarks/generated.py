@@ -19,8 +19,8 @@ def of_task(task: Task) -> Benchmark:
     def take(question: Question, response: str) -> str | None:
         return task.answer(question.prompt, response)
 
-    def is_right(question: Question, answer: str) -> bool:
-        return task.score(Problem(question.prompt, question.reference), answer) == 1.0
+    def is_right(question: Question, answer: str | None) -> bool:
+        return task.scores_right(Problem(question.prompt, question.reference), answer)
 
     how = {"kind": MATHS} if task.score is None else {"kind": SCORED, "is_right": is_right}
     return Benchmark(task.name, template=None, take=take, make=make, max_tokens=task.max_tokens, **how)
