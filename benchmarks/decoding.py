@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks import measure, walks
+from benchmarks import embedded, measure, walks
 from entropy_grpo.analysis.text.alternatives import score
 from entropy_grpo.cards.results import share_text
 from entropy_grpo.evaluation.decoding.forked import ForkedTemperature, Temperatures
 from entropy_grpo.metrics.intervals import gain_interval, share_interval
-from entropy_grpo.tasks import number_walk
 
 RESULTS = measure.RESULTS / "decoding.json"
 PAGE = measure.ROOT / "docs" / "entropy.md"
@@ -39,7 +38,7 @@ def sample(model, tokenizer, problems, temperatures: Temperatures) -> tuple[np.n
         for i, (problem, (_, ids)) in enumerate(zip(problems, paths, strict=True)):
             text = tokenizer.decode(ids, skip_special_tokens=True)
             right[i, seed] = walks.answer(problem, text)[1]
-            moves[i] += number_walk.count_good_moves(problem, text)
+            moves[i] += embedded.TASK.choices({"prompt": problem.prompt, "completion": text})
     return right, moves
 
 

@@ -23,8 +23,10 @@ from benchmarks import measure
 from entropy_grpo.cards.results import share_text
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
-from entropy_grpo.tasks import cold_start
+from entropy_grpo.tasks import registry
 
+NAME = "embedded:number_walk"
+TASK = registry.load(NAME)
 RESULTS = measure.RESULTS / "embedded.json"
 RUNS = measure.ROOT / "runs" / "embedded"
 TABLE = "python -m benchmarks.embedded --table"
@@ -74,7 +76,7 @@ def run_all(jobs: int) -> dict:
     """Run everything that is missing and sum it up."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(cold_start.ensure, (DEV_SEED, *SEEDS)))
+        list(pool.map(TASK.model, (DEV_SEED, *SEEDS)))
         tried = {
             (arm, rate): pool.submit(run, arm, ARMS[arm], rate, DEV_SEED, False)
             for arm in ARMS

@@ -22,9 +22,8 @@ from entropy_grpo.config import recipe
 from entropy_grpo.config.run import CLASSES
 from entropy_grpo.data.problems import load_problems
 from entropy_grpo.grading.pool import Grader
-from entropy_grpo.models.load import load_embedded, load_tokenizer
+from entropy_grpo.models.load import load_tokenizer, resolve
 from entropy_grpo.rewards.registry import get_rewards
-from entropy_grpo.tasks import cold_start
 from entropy_grpo.training.trainer import EntropyForkGRPOTrainer
 
 RECIPE = measure.ROOT / "recipes" / "demo_cpu.yaml"
@@ -46,7 +45,7 @@ def history(trainer_class: type[GRPOTrainer], words: list[str], seed: int) -> li
         settings = recipe.load(RECIPE) | recipe.overrides([*words, "--output_dir", output])
         run_config, args, model_config = recipe.build(recipe.checked(settings, CLASSES), CLASSES)
         model, problems = (
-            load_embedded(model_config.model_name_or_path, seed),
+            resolve(model_config.model_name_or_path, seed),
             load_problems(run_config, seed, run_config.reference_grading),
         )
         grader = Grader(1, run_config.grading_seconds, run_config.grading_total_seconds)
@@ -56,7 +55,7 @@ def history(trainer_class: type[GRPOTrainer], words: list[str], seed: int) -> li
             args=args if issubclass(trainer_class, EntropyForkGRPOTrainer) else stock_config(args),
             train_dataset=problems.train,
             eval_dataset=problems.dev,
-            processing_class=load_tokenizer(model, model_config),
+            processing_class=load_tokenizer(model, model_config.model_revision),
         )
         trainer.train()
         return trainer.state.log_history
@@ -89,7 +88,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     curves: dict[str, dict[int, list]] = {name: {} for name in VARIANTS}
     for seed in SEEDS:
-        cold_start.ensure(seed)
+        embedded.TASK.model(seed)
         command = [sys.executable, "-m", "benchmarks.end_to_end", "--seed", str(seed), "--variant"]
         running = {n: subprocess.Popen([*command, n], stdout=subprocess.PIPE, text=True) for n in VARIANTS}
         for name, process in running.items():

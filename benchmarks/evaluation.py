@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 import torch
 from transformers import GenerationConfig
 
-from benchmarks import measure
+from benchmarks import embedded, measure
 from entropy_grpo.evaluation import questions, results
 from entropy_grpo.evaluation.backends.base import Request, Sampling
-from entropy_grpo.evaluation.backends.transformers import TransformersBackend, load_model
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend
 from entropy_grpo.metrics.answers import paired, summarize_samples
 from entropy_grpo.metrics.tables import interval_text
 from entropy_grpo.models import load
@@ -38,7 +38,7 @@ PICTURE = measure.RESULTS / "evaluation_pass_at_k.png"
 RUNS = measure.ROOT / "runs" / "evaluation"
 TABLE = "python -m benchmarks.evaluation --table"
 
-NAME = "number_walk"
+NAME = embedded.TASK.name
 SAMPLES, FIRST = 64, 16
 SHOWN_K = (1, 4, 16, 64)
 BATCH_SIZE = 256
@@ -100,7 +100,7 @@ def compare_models(folders: dict[str, Path]) -> dict[str, Any]:
 def compare_killed(folder: Path) -> dict[str, Any]:
     """An evaluation that is killed again and again while it writes, against one that is left alone."""
     alone, killed = folder / "alone", folder / "killed"
-    model = load.local_path(f"embedded:{NAME}")
+    model = load.resolve(embedded.NAME)
     finish(evaluate(model, alone, FEW_SAMPLES, KILL_BATCH))
     moments: list[int] = []
     total = len(rows_in(alone))
@@ -129,7 +129,7 @@ def rows_in(folder: Path) -> list[files.Row]:
 
 def compare_speed() -> dict[str, Any]:
     """Tokens per second of the backend and of plain loops around `generate`, taking turns on the same problems."""
-    model, tokenizer = load_model(load.local_path(f"embedded:{NAME}"), None, "auto")
+    model, tokenizer = load.load_model(load.resolve(embedded.NAME), None, "auto")
     asked = questions.load(NAME)[1][:TIMED_QUESTIONS]
     prompts = [question.prompt for question in asked for _ in range(TIMED_SAMPLES)]
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
@@ -210,7 +210,7 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         paths = {
             "random weights": random_model(),
-            "cold start": load.local_path(f"embedded:{NAME}"),
+            "cold start": load.resolve(embedded.NAME),
             "trained": options.run or trained_model(),
         }
         folders = {name: RUNS / "results" / name.replace(" ", "-") for name in paths}

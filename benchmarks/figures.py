@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import measure
+from benchmarks import embedded, measure
 from entropy_grpo.analysis.report import figures, run
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks import cold_start
-from entropy_grpo.tasks.task import EMBEDDED
 
 RESULTS = measure.RESULTS / "figures.json"
 RUN = RunFolder(measure.ROOT / "runs" / "figures")
@@ -59,14 +58,14 @@ def random_model() -> Path:
 def collect(output: Path, model: str, *against: str) -> None:
     """`entropy-grpo analyze collect` on the test problems."""
     command = [sys.executable, "-m", "entropy_grpo.cli", "analyze", "collect", "--output", str(output)]
-    command += ["--model", model, "--benchmarks", "number_walk", "--samples", str(SAMPLES)]
+    command += ["--model", model, "--benchmarks", embedded.TASK.name, "--samples", str(SAMPLES)]
     command += ["--backend", "transformers", *(["--against", *against] if against else [])]
     subprocess.run(command, cwd=measure.ROOT, check=True)
 
 
 def collect_all() -> None:
     steps = [f"step {n}={RUN.path}/checkpoint-{n}" for n in range(SAVE_STEPS, STEPS + 1, SAVE_STEPS)]
-    collect(OWN[COLD], f"{COLD}={EMBEDDED}number_walk", *steps)
+    collect(OWN[COLD], f"{COLD}={embedded.NAME}", *steps)
     collect(OWN[TRAINED], f"{TRAINED}={RUN.path}")
     collect(OWN[RANDOM], f"{RANDOM}={random_model()}")
 

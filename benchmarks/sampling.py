@@ -24,7 +24,6 @@ import torch
 from benchmarks import embedded, end_to_end, measure
 from entropy_grpo.objective.sampling import DynamicSampler, Group
 from entropy_grpo.runs import files
-from entropy_grpo.tasks import cold_start
 from entropy_grpo.training.trainer import EntropyForkGRPOTrainer
 
 RATES = (0.05, 0.2, 0.8)
@@ -191,7 +190,7 @@ def main() -> None:
         return found
 
     with ThreadPoolExecutor(embedded.JOBS) as pool:
-        list(pool.map(cold_start.ensure, embedded.SEEDS))
+        list(pool.map(embedded.TASK.model, embedded.SEEDS))
         jobs = [(arm, seed) for seed in embedded.SEEDS for arm in ARMS]
         runs = dict(zip(jobs, pool.map(curve, jobs), strict=True))
     arms = [summary(arm, {seed: runs[arm, seed] for seed in embedded.SEEDS}) for arm in ARMS]

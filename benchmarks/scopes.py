@@ -25,7 +25,6 @@ from entropy_grpo.objective.selection import SCOPES
 from entropy_grpo.objective.window import regroup, select_tokens
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
-from entropy_grpo.tasks import cold_start
 from entropy_grpo.training import train
 from entropy_grpo.training.trainer import EntropyForkGRPOTrainer
 
@@ -109,7 +108,7 @@ def main() -> None:
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(embedded.JOBS) as pool:
-        list(pool.map(cold_start.ensure, embedded.SEEDS))
+        list(pool.map(embedded.TASK.model, embedded.SEEDS))
     scopes = [learned(scope) for scope in SCOPES]
     command = [sys.executable, "-m", "benchmarks.scopes", "--steps"]
     with ThreadPoolExecutor(embedded.JOBS) as pool:

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from entropy_grpo.data.benchmarks import contests
+from entropy_grpo.data.benchmarks import livecodebench
 from entropy_grpo.grading.code import inside, programs, sandbox
 from entropy_grpo.grading.code.programs import Case, HumanEvalProblem, extract_code, same_output
 
@@ -230,8 +230,8 @@ CASES = [{"input": "1\n5\n", "output": "5\n", "testtype": "stdin"}]
 
 
 def test_hidden_cases_are_decoded():
-    assert contests.decoded(json.dumps(CASES)) == CASES
-    assert contests.decoded(pack(json.dumps(CASES))) == CASES
+    assert livecodebench.decoded(json.dumps(CASES)) == CASES
+    assert livecodebench.decoded(pack(json.dumps(CASES))) == CASES
 
 
 class Payload:
@@ -245,16 +245,16 @@ class Payload:
 def test_hidden_cases_run_nothing(tmp_path, monkeypatch):
     pickle.loads(pickle.dumps(Payload(str(tmp_path / "control")))).close()
     with pytest.raises(ValueError, match=r"it names .*open"):
-        contests.decoded(pack(Payload(str(tmp_path / "ran"))))
+        livecodebench.decoded(pack(Payload(str(tmp_path / "ran"))))
     assert [path.name for path in tmp_path.iterdir()] == ["control"]
     with pytest.raises(ValueError, match="holds a list, not a string"):
-        contests.decoded(pack([1]))
-    monkeypatch.setattr(contests, "LARGEST", 1000)
+        livecodebench.decoded(pack([1]))
+    monkeypatch.setattr(livecodebench, "LARGEST", 1000)
     with pytest.raises(ValueError, match="more than 1000 bytes"):
-        contests.decoded(pack("[" + " " * 1000 + "]"))
+        livecodebench.decoded(pack("[" + " " * 1000 + "]"))
     for broken in ("%", pack("[]")[:-8], base64.b64encode(b"x").decode(), pack("[")):
         with pytest.raises(ValueError, match="cannot be decoded"):
-            contests.decoded(broken)
+            livecodebench.decoded(broken)
 
 
 def published(question_id, date, function=None):
@@ -283,20 +283,20 @@ def files(tmp_path):
 
 
 def test_livecodebench_files(files):
-    problems = contests.read(files, expected=2)
+    problems = livecodebench.problems(files, expected=2)
     assert [problem.question_id for problem in problems] == ["abc_a", "1234"]
     assert [problem.starter_code for problem in problems] == ["", "class Solution:"]
     assert problems[0].cases() == [Case("1\n5\n", "5\n", None)] * 3
     assert problems[1].cases() == [Case("[1]\n1", "[[1], 1]", "rotate")] * 3
     with pytest.raises(ValueError, match=r"has 279 problems dated 2024-08-01 to 2025-02-01, but the files have 2:"):
-        contests.read(files)
+        livecodebench.problems(files)
     with pytest.raises(ValueError, match="each once"):
-        contests.read([*files, files[0]], expected=3)
+        livecodebench.problems([*files, files[0]], expected=3)
 
 
 @sandboxed
 def test_many_responses(files):
-    problems = [PAIR, *contests.read(files, expected=2)]
+    problems = [PAIR, *livecodebench.problems(files, expected=2)]
     responses = [
         [BODY, CHEATS["nothing"]],
         [fenced(SUM_PROGRAM), "I do not know"],

@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from entropy_grpo.evaluation.backends.base import Request, Sampling
-from entropy_grpo.evaluation.backends.transformers import TransformersBackend, load_model
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend
 from entropy_grpo.evaluation.decoding.seeded import SeededSampler, distribution, draw, uniforms
+from entropy_grpo.models.load import load_model
 
 VOCABULARY = 23
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entropy_grpo.evaluation.backends.base import Request, Sampling
 from entropy_grpo.evaluation.backends.server import ServerBackend
-from entropy_grpo.evaluation.backends.transformers import TransformersBackend, load_model
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend
+from entropy_grpo.models.load import load_model
 from tests.conftest import REPOSITORY
 
 from .conftest import ENVIRONMENT

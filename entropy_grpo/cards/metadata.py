@@ -1,7 +1,7 @@
 """The metadata of a model card, by the Hub's rules (hub-docs, modelcard.md): only what the run's files tell.
 
-What the Hub would read as a claim about one of its repositories (base model, data set) is left out for local and
-embedded ones, and so is a licence that is not known.
+What the Hub would read as a claim about one of its repositories (base model, data set) is left out for local ones
+and those of a task, and so is a licence that is not known.
 """
 
 import re

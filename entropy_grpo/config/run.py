@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.benchmarks import BENCHMARKS
+from ..data.benchmarks import BENCHMARKS, find
 from ..data.benchmarks.benchmark import CODE
 from ..data.config import DataConfig
 from ..data.sources import FILE_FORMATS
@@ -64,9 +64,10 @@ class RunConfig(DataConfig, GradingConfig):
 
     def _check_benchmarks(self) -> None:
         for name in self.eval_benchmarks:
-            if name in BENCHMARKS and BENCHMARKS[name].kind == CODE:
+            benchmark = find(name)
+            if benchmark is not None and benchmark.kind == CODE:
                 raise ValueError(f"eval_benchmarks names {name!r}, whose programs only entropy-grpo eval runs.")
-            if name not in BENCHMARKS and Path(name).suffix not in FILE_FORMATS:
+            if benchmark is None and Path(name).suffix not in FILE_FORMATS:
                 raise ValueError(
                     f"eval_benchmarks names {name!r}: choose among {', '.join(BENCHMARKS)} and files that end in "
                     f"{' or '.join(FILE_FORMATS)}."

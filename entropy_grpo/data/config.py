@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..tasks.task import EMBEDDED
+from ..tasks import registry
 from .benchmarks import PUBLISHED
 from .prompts import TEMPLATES
 from .sources import FILE_FORMATS, TRAINING
@@ -52,10 +52,10 @@ class DataConfig(SourceConfig):
     """Problems to train on and problems to hold out.
 
     Parameters:
-        dataset_name: `embedded:number_walk`, one of `sources.TRAINING`, a `.jsonl` / `.parquet` file, or a Hub id.
+        dataset_name: a task (`embedded:NAME`), one of `sources.TRAINING`, a `.jsonl` / `.parquet` file, or a Hub id.
         dataset_file: for one of `sources.TRAINING`, a local copy of its rows instead of those on the Hub.
         max_prompt_length: leave out problems whose prompt has more tokens; null for no limit.
-        num_train_problems: for an embedded data set, how many problems to make.
+        num_train_problems: for a task, how many problems to make.
         num_dev_problems: held-out problems for evaluation during training (0 for none).
         num_test_problems: held-out problems for the evaluation before and after training (0 for none).
     """
@@ -70,7 +70,7 @@ class DataConfig(SourceConfig):
         """Refuse settings that name no data, that contradict each other or that nothing reads: `ValueError`."""
         if not self.dataset_name:
             raise ValueError(
-                f"dataset_name is missing: name an embedded data set, {', '.join(TRAINING)}, a Hub id or a "
+                f"dataset_name is missing: name {', '.join([*registry.TASKS, *TRAINING])}, a Hub id or a "
                 ".jsonl/.parquet file."
             )
         self.check_source()
@@ -78,7 +78,7 @@ class DataConfig(SourceConfig):
             raise ValueError(f"max_prompt_length is {self.max_prompt_length}: it must be 1 or more, or null.")
         self._check_file()
         unread = []
-        if self.dataset_name.startswith(EMBEDDED):
+        if registry.find(self.dataset_name, "dataset_name") is not None:
             unread = "prompt_column solution_column prompt_template max_prompt_length decontaminate_against".split()
         elif self.dataset_name in TRAINING:
             unread = "dataset_config dataset_train_split prompt_column solution_column".split()

@@ -1,7 +1,7 @@
 """Problems to train on and problems held out, as data sets with the columns `prompt` and `solution`.
 
-A source is `embedded:number_walk`, one of `sources.TRAINING`, a local `.jsonl` or `.parquet` file, or a data set's id
-on the Hub. From all but the first, problems are left out that cannot teach or would flatter: see `_filtered`.
+A source is a task (`embedded:NAME`), one of `sources.TRAINING`, a local `.jsonl` or `.parquet` file, or a data set's
+id on the Hub. From all but the first, problems are left out that cannot teach or would flatter: see `_filtered`.
 """
 
 import itertools
@@ -17,8 +17,8 @@ from datasets import Dataset, Value
 
 from ..grading.config import GradingConfig
 from ..grading.pool import core_count
-from ..tasks import number_walk
-from ..tasks.task import EMBEDDED
+from ..tasks import registry
+from ..tasks.task import Task
 from .benchmarks import PUBLISHED
 from .benchmarks.benchmark import PROBLEM_COLUMNS
 from .config import DataConfig, SourceConfig
@@ -60,8 +60,9 @@ def load_problems(
     Raises:
         ValueError: it names the data set, what is wrong with it and what to do.
     """
-    if config.dataset_name.startswith(EMBEDDED):
-        return _embedded(config, seed)
+    task = registry.find(config.dataset_name, "dataset_name")
+    if task is not None:
+        return _generated(task, config, seed)
     source = _source(config)
     rows = _known(config, source) if config.dataset_name in TRAINING else load_columns(config, source)
     rows, left_out = _filtered(config, rows, grading, prompt_lengths)
@@ -233,13 +234,12 @@ def _filtered(
     return rows.select(kept), {"rows": len(rows), "left_out": counts, "unreadable_references": unread}
 
 
-def _embedded(config: DataConfig, seed: int) -> Problems:
-    if config.dataset_name != EMBEDDED + number_walk.NAME:
-        raise ValueError(f"dataset_name is {config.dataset_name!r}: choose {EMBEDDED}{number_walk.NAME}.")
+def _generated(task: Task, config: DataConfig, seed: int) -> Problems:
+    """The first problems of each split; held-out problems are the same for every seed."""
 
     def make(split: str, count: int) -> Dataset | None:
-        problems = number_walk.problems(split, seed if split == "train" else 0)
-        rows = [{"prompt": p.prompt, "solution": str(p.target)} for p in itertools.islice(problems, count)]
+        problems = task.problems(split, seed if split == "train" else 0)
+        rows = [problem._asdict() for problem in itertools.islice(problems, count)]
         return Dataset.from_list(rows) if rows else None
 
     train = make("train", config.num_train_problems)

@@ -191,7 +191,7 @@ FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def hub_id(name: str | None) -> str | None:
-    """The Hub id of a data set or model; None for a local or an embedded one."""
+    """The Hub id of a data set or model; None for a local one or a task's."""
     if not name or Path(name).suffix in FILE_FORMATS:
         return None
     try:

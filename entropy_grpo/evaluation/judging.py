@@ -1,10 +1,10 @@
-"""Which responses are right, and which give the same answer: by the rewards' grader, or by running their code."""
+"""Verdicts on responses and classes of equal answers, by the rewards' grader, a task's score or tests of a program."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.benchmarks.benchmark import CHOICE, MATHS, Benchmark, Question
+from ..data.benchmarks.benchmark import CHOICE, MATHS, SCORED, Benchmark, Question
 from ..grading import Verdict
 from ..grading.code.programs import passes
 from ..grading.pool import Grader, core_count, worker_count
@@ -50,7 +50,9 @@ def judge(benchmark: Benchmark, questions: Sequence[Question], rows: Sequence[Ro
 def passing(
     benchmark: Benchmark, asked: Sequence[Question], answers: Sequence[str | None], rows: Sequence[Row]
 ) -> list[bool]:
-    """Whether a letter is the right one, or a program passes its tests."""
+    """Whether a letter is the right one, a task scores an answer as right, or a program passes its tests."""
+    if benchmark.kind == SCORED:
+        return [benchmark.is_right(question, answer) for answer, question in zip(answers, asked, strict=True)]
     if benchmark.kind == CHOICE:
         return [answer == question.reference for answer, question in zip(answers, asked, strict=True)]
     responses: dict[str, list[str]] = {}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..data.benchmarks import BENCHMARKS
+from ..data.benchmarks import BENCHMARKS, find
 from ..data.benchmarks.benchmark import Benchmark, Question, from_file
 from ..data.hub import download, load_file, load_hub
 from ..data.sources import FILE_FORMATS, TRAINING
@@ -16,8 +16,8 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
         hub.GatedError: its terms have to be accepted first.
         ValueError: there is none of that name, it does not load, or it is not what was expected.
     """
-    if name in BENCHMARKS:
-        benchmark = BENCHMARKS[name]
+    benchmark = find(name)
+    if benchmark is not None:
         if benchmark.make is not None:
             return benchmark, list(benchmark.make())
         if benchmark.files is not None:

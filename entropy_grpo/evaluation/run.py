@@ -19,6 +19,7 @@ from ..grading.code.sandbox import unavailable
 from ..models import load
 from ..runs import files, plots
 from ..runs.environment import git_revision, hardware, versions
+from ..runs.weights import has_adapter
 from . import contamination, questions, report, results
 from .backends.base import FORKED, TRANSFORMERS, VLLM, Backend, Sampling, choose
 from .generation import Work, process
@@ -100,9 +101,9 @@ def completions_of(answers: Work) -> Work:
 def load_backend(options: Options, name: str, path: str) -> Backend:
     """The backend, with its model; this takes the time and the memory that a model takes."""
     if name == TRANSFORMERS:
-        from .backends.transformers import TransformersBackend, load_model
+        from .backends.transformers import TransformersBackend
 
-        return TransformersBackend(*load_model(path, options.revision, options.dtype), options.batch_size)
+        return TransformersBackend(*load.load_model(path, options.revision, options.dtype), options.batch_size)
     if name == VLLM:
         from .backends.vllm import VllmBackend
 
@@ -194,8 +195,8 @@ def run(options: Options) -> None:
     if len(options.compare) >= len(plots.COLOURS):
         raise ValueError(f"compare names {len(options.compare)} folders: at most {len(plots.COLOURS) - 1}.")
     options = replace(options, output=options.output or load.output_folder(options.model))
-    path = load.local_path(options.model)
-    backend = choose(options.backend, load.has_adapter(path))
+    path = load.resolve(options.model)
+    backend = choose(options.backend, has_adapter(path))
     jobs = jobs_of(options, backend, path)
     works = [work for job in jobs for work in job.works]
     for work in works:

@@ -1,4 +1,4 @@
-"""Which model is evaluated: what its name stands for, what tells its weights apart, and where its results go."""
+"""Models by name: where their files are, how they are loaded, what tells weights apart, and where results go."""
 
 import hashlib
 import json
@@ -6,88 +6,100 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from peft import PeftConfig, PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..runs import files
 from ..runs.folder import RunFolder
-from ..tasks import cold_start, number_walk
-from ..tasks.task import EMBEDDED
+from ..runs.weights import has_adapter
+from ..tasks.cold_start import cache_dir
+from ..tasks.registry import TASKS, find
 from .config import CheckedModelConfig
 
-ADAPTER = "adapter_config.json"
 RESULTS = Path("evaluations")
 # The header of a weights file and its last tensors: enough to tell two checkpoints apart.
 READ_BYTES = 2**16
 
 
-def local_path(name: str) -> str:
-    """The folder of an embedded model, made on first use; other names pass through."""
-    if not name.startswith(EMBEDDED):
+def resolve(name: str | None, seed: int = 0, setting: str = "model") -> str:
+    """The Hub id or local folder of a model by name; a task's own model is made on the first call.
+
+    All processes of a run may call this at once. Adapter folders are returned as they are, see `base_of`.
+
+    Args:
+        name: Hub id, local folder, or a task's name.
+        seed: of a task's own model.
+        setting: what the name was given as.
+
+    Raises:
+        ValueError: no name, no such task, or a task without a model of its own.
+    """
+    if not name:
+        own = [known for known, task in TASKS.items() if task.model is not None]
+        raise ValueError(f"{setting} is missing: name a Hub id, a folder or {' or '.join(own)}.")
+    task = find(name, setting)
+    if task is None:
         return name
-    if name != EMBEDDED + number_walk.NAME:
-        raise ValueError(f"model is {name!r}: choose {EMBEDDED}{number_walk.NAME}.")
-    return str(cold_start.ensure(0))
+    if task.model is None:
+        raise ValueError(f"{setting} is {name!r}, a task without a model of its own: name a Hub id or a folder.")
+    return str(task.model(seed))
 
 
-def has_adapter(path: str) -> bool:
-    """Whether a local model is a LoRA adapter beside a base model."""
-    return (Path(path) / ADAPTER).is_file()
+def base_of(path: str, revision: str | None) -> tuple[str, str | None]:
+    """(model, revision) that an adapter stands on; the arguments for any other model."""
+    if not has_adapter(path):
+        return path, revision
+    config = PeftConfig.from_pretrained(path)
+    return config.base_model_name_or_path, config.revision
 
 
-def fingerprint(path: str) -> str | None:
-    """A digest of a local model's weight files, of their beginnings and ends; None for an id on the Hub."""
-    if not Path(path).is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with file.open("rb") as weights:
-            digest.update(weights.read(READ_BYTES))
-            weights.seek(-min(READ_BYTES, file.stat().st_size), os.SEEK_END)
-            digest.update(weights.read())
-    return digest.hexdigest()[:16]
-
-
-def output_folder(name: str) -> Path:
-    """Where results go if nobody says so: into the run folder of a run's model or checkpoint, else `evaluations/`."""
-    path = Path(name)
-    if RunFolder(path).recipe.exists():
-        return RunFolder(path).benchmarks / "final"
-    if RunFolder(path.parent).recipe.exists():
-        return RunFolder(path.parent).benchmarks / path.name
-    return RESULTS / name.strip("/.").replace("/", "--").replace(":", "--")
-
-
-def load_embedded(model_name_or_path: str | None, seed: int) -> str:
-    """The path of an embedded model, made on first use; other names pass through."""
-    if not model_name_or_path:
-        raise ValueError(f"model_name_or_path is missing: name a Hub id, a folder or {EMBEDDED}{number_walk.NAME}.")
-    if not model_name_or_path.startswith(EMBEDDED):
-        return model_name_or_path
-    if model_name_or_path != EMBEDDED + number_walk.NAME:
-        raise ValueError(f"model_name_or_path is {model_name_or_path!r}: choose {EMBEDDED}{number_walk.NAME}.")
-    state = PartialState()
-    with state.main_process_first():
-        if state.is_main_process and not cold_start.checkpoint_path(seed).exists():
-            print(f"cold start for seed {seed}: training it once, a few minutes", flush=True)
-        return str(cold_start.ensure(seed))
-
-
-def load_tokenizer(model_path: str, model_config: CheckedModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the left; it must know how a response ends."""
-    revision = model_config.model_revision
+def _load(auto: Any, told: str, path: str, revision: str | None, **options: Any) -> Any:
+    """What a class of transformers loads; `ValueError` that begins with `told`."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision, padding_side="left")
+        return auto.from_pretrained(path, revision=revision, **options)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model_name_or_path is {model_path!r}, whose tokenizer does not load: {reason}") from error
+        raise ValueError(f"{told} does not load: {str(error).strip().splitlines()[0]}") from error
+
+
+def load_tokenizer(path: str, revision: str | None = None, setting: str = "model") -> PreTrainedTokenizerBase:
+    """A model's tokenizer, padding on the left; an adapter's own, or else that of its base.
+
+    Args:
+        path: as `resolve` returns it.
+        setting: what the model was given as.
+    """
+    base, revision = base_of(path, revision)
+    with_tokenizer = path if (Path(path) / "tokenizer_config.json").is_file() else base
+    told = f"{setting} is {path!r}, whose tokenizer"
+    return _load(AutoTokenizer, told, with_tokenizer, revision, padding_side="left")
+
+
+def check_ends(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Refuse to train a model whose tokenizer cannot end a response: `ValueError`."""
     if tokenizer.eos_token is None:
         raise ValueError(
-            f"model_name_or_path is {model_path!r}, whose tokenizer has no EOS token: no response would ever end. Set "
+            f"model_name_or_path is {path!r}, whose tokenizer has no EOS token: no response would ever end. Set "
             "eos_token in its tokenizer_config.json."
         )
-    return tokenizer
+
+
+def load_config(path: str, revision: str | None = None) -> PretrainedConfig:
+    """The part of a model's configuration that describes its text."""
+    return _load(AutoConfig, f"model is {path!r}, which", *base_of(path, revision)).get_text_config()
+
+
+def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """A model on this process's device, its adapter on top if it is one, and its tokenizer."""
+    tokenizer = load_tokenizer(path, revision)
+    model = _load(AutoModelForCausalLM, f"model is {path!r}, which", *base_of(path, revision), dtype=dtype)
+    if has_adapter(path):
+        model = PeftModel.from_pretrained(model, path)
+    if torch.cuda.is_available():
+        model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return model.eval(), tokenizer
 
 
 def raise_positions(model_path: str, model_config: CheckedModelConfig, positions: int) -> str:
@@ -111,7 +123,7 @@ def raise_positions(model_path: str, model_config: CheckedModelConfig, positions
                 + (": leave it out." if positions <= has else " and scales its rotations by them: leave it out.")
             )
         digest = hashlib.sha256(f"{source.resolve()}\0{positions}\0{text}".encode()).hexdigest()[:12]
-        folder = cold_start.cache_dir() / f"{source.resolve().name}-{positions}-positions-{digest}"
+        folder = cache_dir() / f"{source.resolve().name}-{positions}-positions-{digest}"
         if not (folder / "config.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             for file in source.iterdir():
@@ -130,3 +142,26 @@ def model_init_kwargs(model_config: CheckedModelConfig) -> dict[str, Any]:
         "attn_implementation": model_config.attn_implementation,
     }
     return {key: value for key, value in chosen.items() if value is not None}
+
+
+def fingerprint(path: str) -> str | None:
+    """A digest of a local model's weight files, of their beginnings and ends; None for an id on the Hub."""
+    if not Path(path).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with file.open("rb") as weights:
+            digest.update(weights.read(READ_BYTES))
+            weights.seek(-min(READ_BYTES, file.stat().st_size), os.SEEK_END)
+            digest.update(weights.read())
+    return digest.hexdigest()[:16]
+
+
+def output_folder(name: str) -> Path:
+    """Where results go if nobody says so: into the run folder of a run's model or checkpoint, else `evaluations/`."""
+    path = Path(name)
+    if RunFolder(path).recipe.exists():
+        return RunFolder(path).benchmarks / "final"
+    if RunFolder(path.parent).recipe.exists():
+        return RunFolder(path.parent).benchmarks / path.name
+    return RESULTS / name.strip("/.").replace("/", "--").replace(":", "--")

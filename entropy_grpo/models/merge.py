@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ..runs.folder import RunFolder
 from ..runs.trained import read_recipe
+from ..runs.weights import ADAPTER, ADAPTER_CONFIG, WEIGHTS
 from .adapters import refuse_tied
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from .load import load_tokenizer
 
 
 def read_adapter(checkpoint: Path) -> dict[str, Any]:
     """The adapter's configuration; `ValueError` for a folder that holds no adapter to merge."""
-    for name in (CONFIG, WEIGHTS):
+    for name in (ADAPTER_CONFIG, *WEIGHTS[ADAPTER]):
         if not (checkpoint / name).is_file():
             raise ValueError(f"{checkpoint} has no {name}: name a checkpoint or run folder of a run with use_peft.")
     try:
-        config = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((checkpoint / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{checkpoint / CONFIG}: this is not JSON: {error}.") from error
+        raise ValueError(f"{checkpoint / ADAPTER_CONFIG}: this is not JSON: {error}.") from error
     if not isinstance(config, dict) or not config.get("base_model_name_or_path"):
-        raise ValueError(f"{checkpoint / CONFIG} names no base_model_name_or_path: the base is not known.")
+        raise ValueError(f"{checkpoint / ADAPTER_CONFIG} names no base_model_name_or_path: the base is not known.")
     return config
 
 
@@ -65,5 +65,5 @@ def merge(checkpoint: str | Path, output: str | Path, revision: str | None = Non
     refuse_tied(adapted)
     merged = adapted.merge_and_unload(safe_merge=True)
     merged.save_pretrained(output)
-    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(output)
+    load_tokenizer(str(checkpoint), setting="checkpoint").save_pretrained(output)
     return output

@@ -18,11 +18,11 @@ from ..models.config import CheckedModelConfig
 from ..objective.objective import Objective
 from ..runs import yaml12
 from ..runs.folder import RUNS
-from ..tasks.task import EMBEDDED
+from ..tasks.registry import find
 from .measure import Model
 from .models import read_config
 
-EMBEDDED_PROMPT, ASSUMED_PROMPT = 16, 2048  # tokens of the longest prompt, where no limit is set
+ASSUMED_PROMPT = 2048  # tokens of the longest prompt, if neither the recipe nor a task limits it
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def resolve(
         memory: GiB of a GPU.
         mean_length: tokens of a response on average.
         prompt_length: tokens of the longest prompt; else the recipe's `max_prompt_length`, else 2048.
-        problems: of the training set; else those of an embedded one.
+        problems: of the training set; else those of a task.
         model_config: a local `config.json` to take instead of the model's own.
     """
     settings = recipe.load(Path(recipe_file)) | recipe.overrides(words)
@@ -195,16 +195,16 @@ def resolve(
         raise RecipeError(str(error)) from error
     if prompt_length is None and "max_prompt_length" in settings:
         prompt_length = settings["max_prompt_length"].value
-    embedded = run.dataset_name.startswith(EMBEDDED)
-    assumed = prompt_length is None and not embedded and not supervised
+    task = find(run.dataset_name)
+    assumed = prompt_length is None and task is None and not supervised
     if supervised:
         prompt_length, longest, limit = 0, args.max_length or policy.positions, "max_length"
     else:
         longest, limit = args.max_completion_length, "max_completion_length"
     if prompt_length is None:
-        prompt_length = EMBEDDED_PROMPT if embedded else ASSUMED_PROMPT
+        prompt_length = ASSUMED_PROMPT if task is None else task.longest_prompt
     if problems is None:
-        problems = run.num_responses if supervised else run.num_train_problems if embedded else None
+        problems = run.num_responses if supervised else run.num_train_problems if task is not None else None
     if mean_length is not None and not 0 < mean_length <= longest:
         raise RecipeError(f"--mean-length is {mean_length:g}: it must lie between 0 and {limit} ({longest}).")
     job = Job(

@@ -6,6 +6,8 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..tasks.registry import find
+
 
 def _qwen3(hidden: int, layers: int, heads: int, intermediate: int, positions: int, tied: bool) -> dict[str, Any]:
     return {
@@ -63,19 +65,6 @@ CONFIGS = {
         "tie_word_embeddings": False,
         "max_position_embeddings": 131072,
     },
-    # The model of `embedded.cold_start`.
-    "embedded:number_walk": {
-        "model_type": "qwen3",
-        "hidden_size": 128,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 32,
-        "intermediate_size": 384,
-        "vocab_size": 377,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 256,
-    },
 }
 
 
@@ -95,6 +84,9 @@ def read_config(name: str, revision: str | None = None, path: str | None = None)
         if name in CONFIGS:
             values = dict(CONFIGS[name])
             return AutoConfig.for_model(values.pop("model_type"), **values)
+        task = find(name, "model_name_or_path")
+        if task is not None and task.model_config is not None:
+            return task.model_config()
         cached = try_to_load_from_cache(name, "config.json", revision=revision) if name.count("/") <= 1 else None
         if not isinstance(cached, str):
             raise ValueError(

@@ -17,7 +17,8 @@ from typing import Any
 
 from ..grading import answer_line, boxed
 from ..grading.pool import Grader, LogMetric
-from ..tasks.task import walk
+from ..tasks.registry import by_reward
+from ..tasks.task import Problem, Task
 
 Reward = Callable[..., list[float]]
 
@@ -28,9 +29,9 @@ CONTROL_REWARDS = ("random", "inverted", "format_only")
 REWARD_SCALES = {"0/1": (1.0, 0.0), "+-1": (1.0, -1.0)}
 
 
-def text_of(completion: str | list[dict[str, str]]) -> str:
-    """The response's text, for plain and for conversational data."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+def text_of(message: str | list[dict[str, str]]) -> str:
+    """The text of a prompt or of a response, for plain and for conversational data."""
+    return message if isinstance(message, str) else message[-1]["content"]
 
 
 # What is graded: (prompts, completions) -> answers.
@@ -46,9 +47,13 @@ def answer_lines(completions: list, **kwargs: Any) -> list[str | None]:
     return [answer_line(text_of(c)) for c in completions]
 
 
-def walks(prompts: list[str], completions: list[str], **kwargs: Any) -> list[str | None]:
-    """The boxed expressions that walk from the given start by the given moves."""
-    return [walk(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+def task_answers(task: Task) -> Callable[..., list[str | None]]:
+    """The function that reads the answers to a task's problems."""
+
+    def answers(prompts: list, completions: list, **kwargs: Any) -> list[str | None]:
+        return [task.answer(text_of(p), text_of(c)) for p, c in zip(prompts, completions, strict=True)]
+
+    return answers
 
 
 # Controls that grade nothing: (prompts, completions) -> 1.0 or 0.0.
@@ -96,10 +101,23 @@ class Graded:
         return [self.right if equal else self.wrong for equal in graded]
 
 
+class Scored:
+    """`right` for an answer that its task scores 1.0, else `wrong`."""
+
+    def __init__(self, task: Task, right: float, wrong: float):
+        self.__name__ = task.reward  # TRL names its metrics after it
+        self.task, self.right, self.wrong = task, right, wrong
+
+    def __call__(self, prompts: list, solution: list[str], **columns: Any) -> list[float]:
+        answers = task_answers(self.task)(prompts, **columns)
+        problems = [Problem(text_of(prompt), s) for prompt, s in zip(prompts, solution, strict=True)]
+        graded = zip(problems, answers, strict=True)
+        return [self.right if self.task.scores_right(p, a) else self.wrong for p, a in graded]
+
+
 GRADED = {
     "accuracy": boxed_answers,
     "dapo_accuracy": answer_lines,
-    "walk_accuracy": walks,
     "inverted": boxed_answers,
 }
 CONTROLS = {"format_only": format_only, "random": random}
@@ -147,7 +165,8 @@ def get_rewards(
 
     `scale` is one of `REWARD_SCALES`, for all but `overlong` and the user's own.
     """
-    known = [*GRADED, *CONTROLS, OVERLONG]
+    tasks = by_reward()
+    known = [*GRADED, *tasks, *CONTROLS, OVERLONG]
     if not names or any(name not in known and ":" not in name for name in names):
         raise ValueError(f"rewards is {names!r}: name one or more of {', '.join(sorted(known))}, or module:function.")
     if names[0] == OVERLONG:
@@ -158,14 +177,17 @@ def get_rewards(
             "leave the length out."
         )
     right, wrong = REWARD_SCALES[scale]
+    readers = GRADED | {task.reward: task_answers(task) for task in tasks.values() if task.score is None}
 
     def made(name: str) -> Reward:
         if name == OVERLONG:
             return overlong(max_completion_length, overlong_cache_length)
         if name == "inverted":
             return Graded(name, GRADED[name], grade, wrong, right)
-        if name in GRADED:
-            return Graded(name, GRADED[name], grade, right, wrong)
+        if name in readers:
+            return Graded(name, readers[name], grade, right, wrong)
+        if name in tasks:
+            return Scored(tasks[name], right, wrong)
         return Control(name, CONTROLS[name], right, wrong) if name in CONTROLS else imported(name)
 
     return [made(name) for name in names]

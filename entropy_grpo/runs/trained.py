@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sources import TRAINING, hub_id
-from ..tasks.task import EMBEDDED
+from ..tasks.registry import is_task
 from . import files, weights, yaml12
 from .files import Row
 from .folder import RunFolder, step_of
@@ -97,7 +97,7 @@ class Trained:
     @cached_property
     def adapter(self) -> Row:
         """PEFT's configuration of an adapter."""
-        return _object(self.model / "adapter_config.json", files.read_json)
+        return _object(self.model / weights.ADAPTER_CONFIG, files.read_json)
 
     @property
     def base(self) -> str | None:
@@ -108,7 +108,7 @@ class Trained:
 
     @property
     def base_id(self) -> str | None:
-        """The base model's id on the Hub; None for a local or an embedded one."""
+        """The base model's id on the Hub; None for a local one or a task's own."""
         return hub_id(self.base)
 
     @property
@@ -118,15 +118,20 @@ class Trained:
 
     @property
     def dataset_id(self) -> str | None:
-        """The data set's id on the Hub; None for a local or an embedded one."""
+        """The data set's id on the Hub; None for a local one or a task."""
         if self.dataset in TRAINING:
             return TRAINING[self.dataset].hub_id
         return hub_id(self.dataset)
 
     @property
-    def is_embedded(self) -> bool:
-        """Whether the base model is one that this package makes."""
-        return (self.base or "").startswith(EMBEDDED)
+    def makes_data(self) -> bool:
+        """Whether this package generates the data set."""
+        return is_task(self.dataset)
+
+    @property
+    def makes_base(self) -> bool:
+        """Whether this package trains the base model."""
+        return is_task(self.base)
 
     @cached_property
     def prompt(self) -> str | None:

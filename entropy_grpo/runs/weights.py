@@ -7,6 +7,8 @@ from pathlib import Path
 
 WHOLE, ADAPTER, SHARDED, NONE = "whole", "adapter", "sharded", "none"
 
+# What PEFT says of an adapter, beside its weights.
+ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = {
     WHOLE: ("model.safetensors", "model-*-of-*.safetensors"),
     ADAPTER: ("adapter_model.safetensors",),
@@ -15,7 +17,7 @@ WEIGHTS = {
 }
 CONFIGURATION = {
     WHOLE: ("config.json", "generation_config.json", "model.safetensors.index.json"),
-    ADAPTER: ("adapter_config.json",),
+    ADAPTER: (ADAPTER_CONFIG,),
 }
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
@@ -30,6 +32,11 @@ def _present(folder: Path, names: tuple[str, ...]) -> list[Path]:
 def kind(folder: Path) -> str:
     """WHOLE, ADAPTER, SHARDED or NONE."""
     return next((kind for kind, names in WEIGHTS.items() if _present(folder, names)), NONE)
+
+
+def has_adapter(path: str | Path) -> bool:
+    """Whether a model's name is a local folder with a LoRA adapter, which needs its base model beside it."""
+    return (Path(path) / ADAPTER_CONFIG).is_file()
 
 
 def files(folder: Path) -> list[Path]:

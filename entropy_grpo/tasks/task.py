@@ -1,15 +1,49 @@
-"""What an embedded task is known by."""
+"""The interface of a task: generated problems, the answer and the reward that count, and a model of its own."""
 
-from ..grading import boxed
-from . import number_walk
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-# `dataset_name` and `model_name_or_path` with this prefix name a task of `entropy_grpo.tasks`.
-EMBEDDED = "embedded:"
+
+class Problem(NamedTuple):
+    """A problem: the prompt as the model sees it, and the reference that answers are graded by."""
+
+    prompt: str
+    solution: str
 
 
-def walk(prompt: str, response: str) -> str | None:
-    """The boxed expression, if it walks from the prompt's start by its moves."""
-    answer = boxed(response)
-    if answer is None or not number_walk.uses_what_was_given(number_walk.Problem.from_prompt(prompt), answer):
-        return None
-    return answer
+@dataclass(frozen=True)
+class Task:
+    """A task. Data sets, rewards, benchmarks, model loading, plans and cards ask it and know no task by name.
+
+    Attributes:
+        name: the part after the provider's, `NAME` of `embedded:NAME`; the benchmark has the same name.
+        problems: (split, seed) -> an endless stream of distinct problems. The splits `train`, `dev` and `test` share
+            no problem, whatever the seeds.
+        reward: name of the reward that says whether a response is right.
+        answer: (prompt, response) -> the text to grade, or None for a response without an answer.
+        longest_prompt: upper bound of a prompt's length, in tokens.
+        max_tokens: tokens that a response may have in the benchmark; None for the evaluation's own limit.
+        score: (problem, answer) -> 1.0 for a right answer, less for any other; None if an answer is right where it is
+            equivalent to the solution, by the rewards' grader.
+        choices: row with `prompt` and `completion` -> (good choices, choices); None if only answers can be judged.
+        model: seed -> folder of the task's own model, which is made on the first call; None if it has none. All
+            processes of a run may call it at once.
+        model_config: the transformers configuration of that model, without making it.
+    """
+
+    name: str
+    problems: Callable[[str, int], Iterator[Problem]]
+    reward: str
+    answer: Callable[[str, str], str | None]
+    longest_prompt: int
+    max_tokens: int | None = None
+    score: Callable[[Problem, str], float] | None = None
+    choices: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None
+    model: Callable[[int], Path] | None = None
+    model_config: Callable[[], Any] | None = None
+
+    def scores_right(self, problem: Problem, answer: str | None) -> bool:
+        """Whether an answer is right by the task's own `score`."""
+        return answer is not None and self.score(problem, answer) == 1.0

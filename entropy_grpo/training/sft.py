@@ -23,7 +23,7 @@ from ..data.prompts import render
 from ..grading import boxed
 from ..grading.pool import Grader, worker_count
 from ..models.adapters import check_installed, check_quantised, check_targets, lora_config
-from ..models.load import load_embedded, load_tokenizer, model_init_kwargs
+from ..models.load import check_ends, load_tokenizer, model_init_kwargs, resolve
 from ..monitoring.callbacks import RunRecorder
 from ..runs import files
 from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
@@ -41,8 +41,9 @@ def main(settings: Settings, name: str) -> None:
         check_installed(model_config)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
         rows = load_rows(run_config)
-        model_path = load_embedded(model_config.model_name_or_path, args.seed)
-        tokenizer = load_tokenizer(model_path, model_config)
+        model_path = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
+        tokenizer = load_tokenizer(model_path, model_config.model_revision, "model_name_or_path")
+        check_ends(tokenizer, model_path)
         check_targets(model_path, model_config)
         taken, origin = choose(run_config, rows, tokenizer, args.max_length)
         folder = claim_folder(args, settings, resumes)

@@ -20,14 +20,13 @@ from ..metrics import answers as metrics
 from ..metrics.tables import aligned
 from ..models.adapters import check_installed, check_quantised, check_targets, lora_config
 from ..models.config import CheckedModelConfig
-from ..models.load import load_embedded, load_tokenizer, model_init_kwargs, raise_positions
+from ..models.load import check_ends, load_tokenizer, model_init_kwargs, raise_positions, resolve
 from ..monitoring.callbacks import RewardProgress
 from ..monitoring.trackers import open_trackio, send_plots
 from ..rewards.registry import get_rewards
 from ..runs import files, plots
 from ..runs.folder import RunFolder, checkpoints
-from ..tasks import number_walk
-from ..tasks.task import EMBEDDED
+from ..tasks.registry import find
 from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
 from .trainer import EntropyForkGRPOTrainer
 
@@ -53,10 +52,11 @@ def main(settings: Settings, name: str) -> None:
         problems = load_problems(run_config, args.seed, run_config.reference_grading, lengths)
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         folder = claim_folder(args, settings, resumes)
-        model_path = load_embedded(model_config.model_name_or_path, args.seed)
+        model_path = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
         if run_config.max_position_embeddings is not None:
             model_path = raise_positions(model_path, model_config, run_config.max_position_embeddings)
-        tokenizer = load_tokenizer(model_path, model_config)
+        tokenizer = load_tokenizer(model_path, model_config.model_revision, "model_name_or_path")
+        check_ends(tokenizer, model_path)
         check_targets(model_path, model_config)
         limit_vllm(args, run_config.max_prompt_length)
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
@@ -99,16 +99,12 @@ def main(settings: Settings, name: str) -> None:
 
 def prompt_lengths(model_config: CheckedModelConfig, seed: int, prompts: list) -> list[int]:
     """Tokens of prompts, texts or lists of messages, as the trainer will write them."""
-    tokenizer = load_tokenizer(load_embedded(model_config.model_name_or_path, seed), model_config)
+    path = resolve(model_config.model_name_or_path, seed, "model_name_or_path")
+    tokenizer = load_tokenizer(path, model_config.model_revision, "model_name_or_path")
     if isinstance(prompts[0], str):
         return [len(ids) for ids in tokenizer(prompts)["input_ids"]]
     rendered = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)
     return [len(ids) for ids in rendered["input_ids"]]
-
-
-def walk_choices(row: files.Row) -> tuple[int, int]:
-    """(good moves, moves) of an answer to the number walk."""
-    return number_walk.count_good_moves(number_walk.Problem.from_prompt(row["prompt"]), row["completion"])
 
 
 def evaluate(
@@ -122,7 +118,8 @@ def evaluate(
     if not trainer.is_world_process_zero():
         return
     files.replace_jsonl(folder.answers(when), answers)
-    choices = walk_choices if run_config.dataset_name == EMBEDDED + number_walk.NAME else None
+    task = find(run_config.dataset_name)
+    choices = None if task is None else task.choices
     reward = trainer.reward_func_names[0]
     entropy = {"mean_entropy": trainer.state.log_history[-1]["eval_entropy"]}
     summary = files.read_json(folder.evaluation) | {when: metrics.summarize(answers, reward, choices) | entropy}

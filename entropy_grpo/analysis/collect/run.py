@@ -129,10 +129,9 @@ def score_checkpoint(collection: Collection, name: str, path: str, options: Opti
     missing = [i for i in range(collection.num_parts) if not collection.part(name, i).exists()]
     if not missing:
         return
-    from ...evaluation.backends.transformers import load_model
     from .scoring import add_head, score
 
-    model, tokenizer = load_model(path, None, options.dtype)
+    model, tokenizer = load.load_model(path, None, options.dtype)
     rows_of_vocabulary = model.get_output_embeddings().weight.shape[0]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     add_head(model, options.temperature)
@@ -157,25 +156,14 @@ def score_checkpoint(collection: Collection, name: str, path: str, options: Opti
 
 def same_vocabulary(paths: dict[str, str]) -> Any:
     """The tokenizer of the first checkpoint; `ValueError` where one that has its own gives ids another meaning."""
-    from transformers import AutoTokenizer
-
     first, *others = paths.items()
-    tokenizer = _tokenizer(AutoTokenizer, *first)
+    tokenizer = load.load_tokenizer(first[1], setting=first[0])
     for name, path in others:
         if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").is_file():
             continue
-        if _tokenizer(AutoTokenizer, name, path).get_vocab() != tokenizer.get_vocab():
+        if load.load_tokenizer(path, setting=name).get_vocab() != tokenizer.get_vocab():
             raise ValueError(f"{name} has another vocabulary than {first[0]}: their tokens cannot be compared.")
     return tokenizer
-
-
-def _tokenizer(auto: Any, name: str, path: str) -> Any:
-    try:
-        return auto.from_pretrained(path)
-    except OSError as error:
-        raise ValueError(
-            f"{name} is {path!r}, which has no tokenizer: {str(error).strip().splitlines()[0]}"
-        ) from error
 
 
 def run(options: Options) -> Collection:
@@ -186,7 +174,7 @@ def run(options: Options) -> Collection:
     given = named([options.model, *options.against])
     first = next(iter(given))
     given = {first: given.pop(first), **by_step(given)}
-    paths = {name: load.local_path(path) for name, path in given.items()}
+    paths = {name: load.resolve(path) for name, path in given.items()}
     tokenizer = same_vocabulary(paths)
     claim(collection, options, paths)
     if not collection.responses.exists():

@@ -22,7 +22,6 @@ from ...data.benchmarks import BENCHMARKS
 from ...data.benchmarks.benchmark import CODE, Benchmark, Question, plain
 from ...evaluation import questions, results
 from ...evaluation.backends.base import TRANSFORMERS, check_length
-from ...evaluation.backends.transformers import load_config, load_model, load_tokenizer
 from ...evaluation.judging import judge
 from ...evaluation.run import GRADING_SECONDS
 from ...grading import Verdict
@@ -146,7 +145,7 @@ def continue_forks(given: Sequence[Given], path: str, options: Options, rows_pat
     rows = list(files.read_jsonl(rows_path))
     done = {(row["response"], row["position"]) for row in rows}
     grading = Grading(given)
-    model, tokenizer = load_model(path, None, options.dtype)
+    model, tokenizer = load.load_model(path, None, options.dtype)
     ids = [one.ids for one in given]
     found = divergence(model, tokenizer, ids, grading, options, done)
     most = 2 * len(given) * options.forks
@@ -178,8 +177,8 @@ def run(options: Options) -> Path:
     own = [benchmark.max_tokens for benchmark, _ in found if benchmark.max_tokens is not None]
     most = max(own, default=options.longest) if options.max_tokens is None else options.max_tokens
     options = replace(options, max_tokens=most)
-    path = load.local_path(given_path)
-    tokenizer, config = load_tokenizer(path, None), load_config(path, None)
+    path = load.resolve(given_path)
+    tokenizer, config = load.load_tokenizer(path), load.load_config(path)
     if options.benchmarks:
         sampling = {"samples": 1, "temperature": options.temperature, "top_p": options.top_p, "max_tokens": most}
         how = {"seed": options.seed, "batch_size": options.batch_size, "dtype": options.dtype}

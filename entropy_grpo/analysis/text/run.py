@@ -7,7 +7,6 @@ tokens, side by side, with probabilities and alternatives.
 import sys
 from pathlib import Path
 
-from ...evaluation.backends.transformers import load_model
 from ...models import load
 from ...runs import files
 from ...runs.folder import RunFolder
@@ -25,7 +24,7 @@ def score(rows: list[files.Row], options: Options) -> list[Response]:
     """The responses under every checkpoint, which are loaded one after the other."""
     views: list[list[View]] = [[] for _ in rows]
     for name, path in named(options.checkpoints).items():
-        model, tokenizer = load_model(load.local_path(path), None, options.dtype)
+        model, tokenizer = load.load_model(load.resolve(path), None, options.dtype)
         for row, found in zip(rows, views, strict=True):
             prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
             scores = alternatives.score(model, prompt, row["token_ids"], COUNT, options.temperature)

@@ -17,7 +17,7 @@ from ..sources import Row, Source, columns, read_rows
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "solution")
 
-MATHS, CHOICE, CODE = "maths", "choice", "code"
+MATHS, CHOICE, CODE, SCORED = "maths", "choice", "code", "scored"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Benchmark:
         source: where its rows are on the Hub, and how they are read.
         template: one of `prompts.TEMPLATES`; None where the question is the prompt.
         take: (question, response) -> the answer to grade, or None.
-        kind: `maths` (answers are compared with references), `choice` (they are letters) or `code` (tests are run).
+        kind: `maths` (answers are compared with references), `choice` (they are letters), `code` (tests are run) or
+            `scored` (`is_right` decides).
         relative_tolerance: of numbers; 0 where they have to be equal.
         id_column: where the published rows have names; else they are numbered from 0.
         make: the questions, where they are made here.
@@ -71,6 +72,7 @@ class Benchmark:
         problem: row -> what its tests are, for `code.passes`.
         max_tokens: of a response, where less than the command's default is enough.
         is_open: whether results may repeat the questions.
+        is_right: (question, answer) -> whether the answer is right; of kind `scored`.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Benchmark:
     problem: Callable[[Row], Any] | None = None
     max_tokens: int | None = None
     is_open: bool = True
+    is_right: Callable[[Question, str | None], bool] | None = None
 
     def read(self, rows: Iterable[Row]) -> list[Question]:
         """The questions of published rows; `ValueError` naming a row of another form, or a name that two have."""

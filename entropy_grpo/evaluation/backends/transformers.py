@@ -1,72 +1,18 @@
 """Responses from a model that transformers loads, in batches of prompts of like length, each with its own seed."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessorList,
-    PretrainedConfig,
-)
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ...models.load import has_adapter
 from ..decoding.forked import ForkedTemperature, Temperatures
 from ..decoding.seeded import SeededSampler
 from .base import TRANSFORMERS, TURN_ENDS, Request, Response, Sampling, check_length
 
 
-def base_of(path: str, revision: str | None) -> tuple[str, str | None]:
-    """(model, revision) that an adapter stands on; what is given, if it is none."""
-    if not has_adapter(path):
-        return path, revision
-    from peft import PeftConfig
-
-    config = PeftConfig.from_pretrained(path)
-    return config.base_model_name_or_path, config.revision
-
-
-def _load(auto: Any, path: str, folder: str, revision: str | None, **options: Any) -> Any:
-    try:
-        return auto.from_pretrained(folder, revision=revision, **options)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model is {path!r}, which does not load: {reason}") from error
-
-
-def load_tokenizer(path: str, revision: str | None) -> AutoTokenizer:
-    """A model's tokenizer, padding on the left; an adapter's own, or else that of its base."""
-    base, revision = base_of(path, revision)
-    with_tokenizer = path if (Path(path) / "tokenizer_config.json").is_file() else base
-    return _load(AutoTokenizer, path, with_tokenizer, revision, padding_side="left")
-
-
-def load_config(path: str, revision: str | None) -> PretrainedConfig:
-    """What a model's configuration says of its text."""
-    return _load(AutoConfig, path, *base_of(path, revision)).get_text_config()
-
-
-def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, AutoTokenizer]:
-    """A model on this process's device, its adapter on top if it is one, and its tokenizer."""
-    tokenizer = load_tokenizer(path, revision)
-    model = _load(AutoModelForCausalLM, path, *base_of(path, revision), dtype=dtype)
-    if has_adapter(path):
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, path)
-    if torch.cuda.is_available():
-        model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    return model.eval(), tokenizer
-
-
-def stop_ids(model: torch.nn.Module, tokenizer: AutoTokenizer) -> list[int]:
+def stop_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a response: those that the model names, the tokenizer's EOS, and the ends of a turn."""
     named = model.generation_config.eos_token_id
     found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
@@ -81,13 +27,13 @@ class TransformersBackend:
     """`generate` of transformers.
 
     Parameters:
-        model, tokenizer: as `load_model` gives them.
+        model, tokenizer: as `models.load.load_model` returns them.
         batch_size: responses that are written together.
     """
 
     name, in_batches = TRANSFORMERS, True
 
-    def __init__(self, model: torch.nn.Module, tokenizer: AutoTokenizer, batch_size: int):
+    def __init__(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.stops = stop_ids(model, tokenizer)
         self.pad = self.stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -1,0 +1,26 @@
+"""Tasks as benchmarks: the first 400 test problems, which a run of the task answers before and after training."""
+
+import itertools
+from collections.abc import Iterator
+
+from ...tasks.task import Problem, Task
+from .benchmark import MATHS, SCORED, Benchmark, Question
+
+COUNT = 400
+
+
+def of_task(task: Task) -> Benchmark:
+    """The benchmark of a task, by the task's own name."""
+
+    def make() -> Iterator[Question]:
+        for i, problem in enumerate(itertools.islice(task.problems("test", 0), COUNT)):
+            yield Question(str(i), problem.prompt, problem.prompt, problem.solution)
+
+    def take(question: Question, response: str) -> str | None:
+        return task.answer(question.prompt, response)
+
+    def is_right(question: Question, answer: str | None) -> bool:
+        return task.scores_right(Problem(question.prompt, question.reference), answer)
+
+    how = {"kind": MATHS} if task.score is None else {"kind": SCORED, "is_right": is_right}
+    return Benchmark(task.name, template=None, take=take, make=make, max_tokens=task.max_tokens, **how)

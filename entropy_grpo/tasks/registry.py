@@ -1,0 +1,38 @@
+"""Tasks by name: `PROVIDER:NAME`, in `dataset_name`, `model_name_or_path` and the names of benchmarks."""
+
+from .task import Task
+from .walk import NUMBER_WALK
+
+PROVIDERS = ("embedded",)
+TASKS: dict[str, Task] = {f"embedded:{task.name}": task for task in (NUMBER_WALK,)}
+
+
+def is_task(name: str | None) -> bool:
+    """Whether a name is a provider's, of a task that exists or not."""
+    provider, colon, _ = (name or "").partition(":")
+    return bool(colon) and provider in PROVIDERS
+
+
+def load(name: str, setting: str = "task") -> Task:
+    """The task of a name; `ValueError` with the known names for any other.
+
+    Args:
+        setting: what the name was given as.
+    """
+    if name not in TASKS:
+        raise ValueError(f"{setting} is {name!r}: choose {' or '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def find(name: str | None, setting: str = "task") -> Task | None:
+    """The task of a provider's name; None for any other name, such as a Hub id, a file or a folder.
+
+    Raises:
+        ValueError: the provider has no such task.
+    """
+    return load(name, setting) if is_task(name) else None
+
+
+def by_reward() -> dict[str, Task]:
+    """The tasks by the names of their rewards."""
+    return {task.reward: task for task in TASKS.values()}
