@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective import advantages as shaping
 from entropy_grpo.objective.advantages import Schedule
 from entropy_grpo.objective.stages import PLATEAU, RISING, StageDetector
 
-from . import fixed_rollout, reference
+from . import reference
 from .conftest import REPOSITORY
 from .test_objective import DDP, assert_close, half_flat
 
@@ -385,7 +386,8 @@ def test_two_processes_are_one(tiny_model, tmp_path):
     one = fixed_rollout.train(tiny_model, tmp_path / "one", per_device_train_batch_size=8, **settings)
     (tmp_path / "two").mkdir()
     overrides = json.dumps({"per_device_train_batch_size": 4, **settings})
-    command = [sys.executable, "-m", *DDP, "-m", "tests.fixed_rollout", tiny_model, str(tmp_path / "two"), overrides]
+    command = [sys.executable, "-m", *DDP, "-m", "benchmarks.fixtures.fixed_rollout"]
+    command += [tiny_model, str(tmp_path / "two"), overrides]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     two = load_file(tmp_path / "two" / "weights.safetensors")

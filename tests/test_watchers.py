@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.monitoring.watchers import WATCHERS, Log
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
-
-from . import fixed_rollout
 
 STEPS = 60
 
