@@ -115,6 +115,16 @@ def test_a_completion_matches_exactly_nearly_or_not():
     assert matches("+ + + + +", "+ + + + +") == (True, True)
 
 
+@pytest.mark.parametrize(("same", "fuzzy"), [(8, True), (6, True), (5, False), (2, False), (0, False)])
+def test_three_quarters_of_the_words_are_a_fuzzy_match(same, fuzzy):
+    """ROUGE-L of 8 words of which 6 are the reference's, in its order, is 2 * 6 / (8 + 8): the threshold itself."""
+    rest = "one two three four five six seven eight".split()
+    for seed in range(5):
+        kept = random.Random(seed).sample(range(8), same)
+        written = " ".join(word if i in kept else f"other{i}" for i, word in enumerate(rest))
+        assert matches(written, " ".join(rest)) == (same == 8, fuzzy)
+
+
 def test_rouge_l_is_that_of_the_longest_common_subsequence():
     rng = random.Random(1)
     for _ in range(60):
