@@ -1,33 +1,19 @@
-"""The grader beside plain math-verify on the answer pairs that the tests own: what each grades wrongly.
+"""The grader beside plain math-verify on the answer pairs that the tests hold it to: what each grades wrongly.
 
 python -m benchmarks.grading            # a minute, benchmarks/results/grading.json and the table
 python -m benchmarks.grading --table    # only the table of the recorded results
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from math_verify import parse, verify
 
+from benchmarks.fixtures.answer_pairs import NEAR, Case, cases
 from entropy_grpo.grading import Verdict, boxed, compare
-from tests import answer_pairs as pairs
 
 COMMAND = "python -m benchmarks.grading"
-RESPONSE = "Putting it together, the final answer is $\\boxed{{{answer}}}$."
-NEAR = "within 1%"
-Case = tuple[str, str, str, float, bool]
-
-
-def cases() -> Iterator[Case]:
-    """(kind, response, reference, relative tolerance, whether it is right) of the whole table."""
-    for label, kinds in ((True, pairs.EQUAL), (False, pairs.UNEQUAL)):
-        for kind, found in kinds.items():
-            yield from ((kind, RESPONSE.format(answer=a), reference, 0.0, label) for a, reference in found)
-    for label, found in ((True, pairs.WITHIN), (False, pairs.BEYOND)):
-        yield from ((NEAR, RESPONSE.format(answer=a), r, pairs.TOLERANCE, label) for a, r in found)
-    for label, found in ((True, pairs.RIGHT_RESPONSES), (False, pairs.WRONG_RESPONSES)):
-        yield from (("whole responses", response, reference, 0.0, label) for response, reference in found)
 
 
 def ours(response: str, reference: str, relative_tolerance: float) -> bool:

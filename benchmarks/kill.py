@@ -11,139 +11,17 @@ deleted.
 """
 
 import argparse
-import contextlib
-import os
 import random
-import subprocess
-import sys
 import tempfile
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-import torch
-from safetensors.torch import load_file
-
 from benchmarks import measure
+from benchmarks.fixtures.killed_runs import CASES, STEPS, Case, differences, finish, kill, kill_at, start
+from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo.runs import files
-from entropy_grpo.runs.folder import RunFolder
-from entropy_grpo.runs.state import COMPLETE
-from tests.conftest import save_tiny_model
 
-STEPS = 14
-# Three rollouts an epoch, of two optimiser steps of two micro-batches each: the run ends in its third epoch. Rewards
-# are coins, since a random model solves nothing, and logs gather three steps.
-SETTINGS = {
-    "num_train_problems": 24,
-    "num_dev_problems": 0,
-    "num_test_problems": 0,
-    "eval_strategy": "no",
-    "rewards": "[random]",
-    "num_generations": 4,
-    "gradient_accumulation_steps": 2,
-    "steps_per_generation": 4,
-    "max_completion_length": 16,
-    "learning_rate": 3e-3,
-    "max_steps": STEPS,
-    "logging_steps": 3,
-    "num_logged_samples": 4,
-    "save_steps": 1,
-    "save_total_limit": 2,
-    "disable_tqdm": "true",
-}
-RECIPE = "recipes/demo_cpu.yaml"
 RESULTS = measure.RESULTS / "kill.json"
 TABLE = "python -m benchmarks.kill --table"
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-FSDP2 = [*TWO, "-m", "tests.fsdp2_on_cpu", "--recipe", RECIPE]
-ONE_PROCESS = {"per_device_train_batch_size": 8}
-TWO_PROCESSES = {"per_device_train_batch_size": 4}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A way to run: the words before the settings, the settings, and variables of the environment."""
-
-    launcher: list[str]
-    settings: dict
-    environment: dict = field(default_factory=dict)
-
-
-CASES = {
-    "one process": Case([], ONE_PROCESS),
-    "a rollout used twice": Case([], ONE_PROCESS | {"num_iterations": 2}),
-    "dynamic sampling": Case([], ONE_PROCESS | {"dynamic_sampling": "true", "min_accuracy": 0.4, "max_accuracy": 0.6}),
-    "two processes, DDP": Case([*TWO, RECIPE], TWO_PROCESSES),
-    "two processes, DDP, dynamic sampling": Case(
-        [*TWO, RECIPE], TWO_PROCESSES | {"dynamic_sampling": "true", "min_accuracy": 0.4, "max_accuracy": 0.6}
-    ),
-    "two processes, FSDP2": Case(FSDP2, TWO_PROCESSES | {"use_cpu": "false"}),
-    "two processes, FSDP2, sharded checkpoints": Case(
-        FSDP2, TWO_PROCESSES | {"use_cpu": "false"}, {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
-    ),
-}
-
-
-def start(case: Case, model: str, run: Path) -> subprocess.Popen:
-    """Start the run, or go on with it."""
-    command = [sys.executable, *(case.launcher or [RECIPE]), "--model_name_or_path", model]
-    command += ["--output_dir", str(run), "--resume_from_checkpoint", "auto"]
-    for name, value in (SETTINGS | case.settings).items():
-        command += [f"--{name}", str(value)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | case.environment
-    with open(run.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=measure.ROOT, env=environment)
-
-
-def finish(process: subprocess.Popen, run: Path) -> None:
-    if process.wait(timeout=600) != 0:
-        raise RuntimeError(f"{run} failed: see {run.with_suffix('.log')}")
-
-
-def kill(process: subprocess.Popen) -> None:
-    """Kill a run with all its processes: torchrun's workers are in sessions of their own."""
-    launcher = psutil.Process(process.pid)
-    processes = [launcher, *launcher.children(recursive=True)]
-    for one in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    process.wait()
-    psutil.wait_procs(processes)
-
-
-def kill_at(process: subprocess.Popen, run: Path, step: int, in_save: bool, delay: float) -> bool:
-    """Kill a run in the save after this step, or a while after it; whether it was still running."""
-    checkpoint = run / f"checkpoint-{step}"
-    while process.poll() is None:
-        seen = checkpoint.is_dir() and len(os.listdir(checkpoint)) >= (1 + step % 7 if in_save else 1)
-        if seen and (in_save or (checkpoint / COMPLETE).exists()):
-            if not in_save:
-                time.sleep(delay)
-            elif (checkpoint / COMPLETE).exists():
-                return False  # the save was over before it was seen
-            kill(process)
-            return True
-        time.sleep(0.0005)
-    return False
-
-
-def differences(run: Path, other: Path) -> list[str]:
-    """What differs between two ended runs: weights, metrics, tokens."""
-    found = []
-    weights, others = (load_file(next(path.glob("*model.safetensors"))) for path in (run, other))  # or adapters
-    if weights.keys() != others.keys() or any(not torch.equal(weights[name], others[name]) for name in weights):
-        found.append("weights")
-
-    def without_clock(rows: list[files.Row]) -> list[str]:
-        clock = ("time", "per_second", "peak_memory")
-        return [str({k: v for k, v in row.items() if not any(word in k for word in clock)}) for row in rows]
-
-    for name in ("metrics", "samples"):
-        mine, theirs = (without_clock(files.read_steps(getattr(RunFolder(path), name))) for path in (run, other))
-        if mine != theirs or not mine:
-            found.append(name)
-    return found
 
 
 def compare(case: Case, model: str, folder: Path, kills: int, seed: int) -> list[files.Row]:

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset
-from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks import measure
+from benchmarks.fixtures.tiny_model import tiny_decoder
 from entropy_grpo import EntropyForkGRPOConfig, EntropyForkGRPOTrainer
 from entropy_grpo.tasks.cold_start import build_tokenizer
 
@@ -37,22 +37,17 @@ VARIANTS = {
 
 def make_model(folder: Path) -> None:
     """A random Qwen3 of 6M parameters, whose entropies differ from token to token within every response."""
-    set_seed(0)
-    config = Qwen3Config(
+    tiny_decoder(
         vocab_size=VOCABULARY,
         hidden_size=192,
         intermediate_size=576,
         num_hidden_layers=8,
-        num_attention_heads=3,
-        num_key_value_heads=3,
         head_dim=64,
-        tie_word_embeddings=False,
+        max_position_embeddings=32768,
         initializer_range=0.15,
         eos_token_id=1,
         pad_token_id=0,
-        bos_token_id=None,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    ).save_pretrained(folder)
 
 
 def lengths(count: int, mean: float, longest: int) -> list[int]:

@@ -12,40 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 from pathlib import Path
 
 import pytest
-from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
 
-from entropy_grpo.tasks.cold_start import build_tokenizer
+from benchmarks.fixtures import REPOSITORY
+from benchmarks.fixtures.tiny_model import save_tiny_model
 
-REPOSITORY = Path(__file__).parent.parent
 ACCELERATE = Path(sys.executable).parent / "accelerate"
 DEMO = "recipes/demo_cpu.yaml"
 TINY_DEMO = "--max_steps 2 --num_dev_problems 4 --num_test_problems 8 --eval_steps 2 --disable_tqdm true".split()
-
-
-def save_tiny_model(
-    path: Path, seed: int = 0, head_dim: int = 8, config_class=Qwen3Config, model_class=Qwen3ForCausalLM
-) -> str:
-    """Save a random model with the embedded task's tokenizer: odd sizes, weights that give uneven entropies."""
-    tokenizer = build_tokenizer()
-    set_seed(seed)
-    config = config_class(
-        vocab_size=len(tokenizer),
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        head_dim=head_dim,
-        max_position_embeddings=128,
-        initializer_range=0.35,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model_class(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
 
 
 def pytest_addoption(parser):

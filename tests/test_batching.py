@@ -27,6 +27,11 @@ def test_by_length_keeps_the_order_of_equals():
     assert by_length(torch.tensor([2, 5, 2, 5, 2])).tolist() == [1, 3, 0, 2, 4]
 
 
+def test_by_length_runs_the_live_ones_by_default():
+    live = torch.tensor([True, False, True, False])
+    assert by_length(torch.tensor([1, 9, 4, 2]), live).tolist() == [2, 0]
+
+
 def ragged(prompts, completions, prompt_width, completion_width):
     rows = [
         [0] * (prompt_width - p) + [1] * (p + c) + [0] * (completion_width - c)
@@ -35,7 +40,7 @@ def ragged(prompts, completions, prompt_width, completion_width):
     return torch.tensor(rows)
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 5, 9])
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 5, 7, 9])
 @pytest.mark.parametrize("seed", range(10))
 def test_passes_hold_every_token_once_and_nothing_wider(seed, batch_size):
     rng = torch.Generator().manual_seed(seed)
@@ -61,6 +66,14 @@ def test_pass_without_tokens_has_the_columns_that_scoring_needs():
     assert (start, stop) == (3, 5)
     ((_, start, stop),) = trimmed_passes(ragged([2, 1], [0, 0], 4, 5), 5)
     assert (start, stop) == (2, 5)
+
+
+def test_empty_responses_take_the_column_that_scoring_needs():
+    """Three sequences of two columns and that one are more than two of the full width."""
+    mask = ragged([2, 2, 2], [0, 0, 0], 2, 1)
+    passes = trimmed_passes(mask, 1, 2)
+    assert [len(rows) for rows, _, _ in passes] == [2, 1]
+    assert all(len(rows) * (stop - start) <= 2 * 3 for rows, start, stop in passes)
 
 
 @pytest.mark.parametrize("seed", range(10))

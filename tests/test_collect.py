@@ -14,11 +14,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
+from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import cli
 from entropy_grpo.analysis.collect import run, scoring
 from entropy_grpo.analysis.collect.store import Collection, find
-
-from .conftest import save_tiny_model
 
 TEMPERATURE = 0.7
 WORDS = "take need with yes no so to".split()

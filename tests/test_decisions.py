@@ -7,10 +7,9 @@ import pytest
 from transformers import TrainerCallback
 from trl.kernels import ChunkedLogProbFunction
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective.objective import Objective
-
-from . import fixed_rollout
 
 RESPONSES, TOKENS = 8, 10  # of an optimiser step, and of each response
 # A whole number of 80 tokens and of the 40 of a micro-batch, and so many that every response has kept tokens.

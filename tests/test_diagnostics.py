@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo.monitoring import diagnostics
 from entropy_grpo.monitoring.categories import CATEGORIES, category
 from entropy_grpo.monitoring.diagnostics import TokenCategories
 from entropy_grpo.monitoring.steps import StepMonitor
 from entropy_grpo.objective.selection import on_one_process
 
-from . import fixed_rollout, reference
+from . import reference
 from .test_shaping import in_order, residual_norms
 
 

@@ -6,11 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from benchmarks import kill
+from benchmarks.fixtures import fixed_rollout, killed_runs
 from entropy_grpo.runs import files
 from entropy_grpo.runs import state as checkpoint
-
-from . import fixed_rollout
 
 
 @pytest.mark.slow
@@ -24,17 +22,17 @@ from . import fixed_rollout
 )
 def test_a_killed_run_ends_like_one_left_alone(tiny_model, tmp_path, name, moments):
     """In the middle of a save, of a rollout and of the second epoch; `benchmarks/kill.py` is the long form."""
-    case = kill.CASES[name]
-    kill.finish(kill.start(case, tiny_model, tmp_path / "alone"), tmp_path / "alone")
+    case = killed_runs.CASES[name]
+    killed_runs.finish(killed_runs.start(case, tiny_model, tmp_path / "alone"), tmp_path / "alone")
     victim = tmp_path / "victim"
     for step, in_save, delay in moments:
-        process = kill.start(case, tiny_model, victim)
-        assert kill.kill_at(process, victim, step, in_save, delay) or in_save
+        process = killed_runs.start(case, tiny_model, victim)
+        assert killed_runs.kill_at(process, victim, step, in_save, delay) or in_save
         if process.poll() is None:
-            kill.kill(process)
+            killed_runs.kill(process)
         assert not (victim / "model.safetensors").exists()
-    kill.finish(kill.start(case, tiny_model, victim), victim)
-    assert kill.differences(victim, tmp_path / "alone") == []
+    killed_runs.finish(killed_runs.start(case, tiny_model, victim), victim)
+    assert killed_runs.differences(victim, tmp_path / "alone") == []
     resumed = [row for row in files.read_jsonl(victim / "metrics.jsonl") if "resumed_from" in row]
     assert len(resumed) == len(moments)
 

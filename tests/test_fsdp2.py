@@ -52,7 +52,7 @@ def check_card_of_pieces(checkpoint, whole):
 
 @pytest.mark.slow
 def test_fsdp2_trains_as_ddp_saves_a_whole_model_and_goes_on_from_its_pieces(tiny_model, tmp_path):
-    sharded = ["-m", "tests.fsdp2_on_cpu", "--recipe", RECIPE]
+    sharded = ["-m", "benchmarks.fixtures.fsdp2_on_cpu", "--recipe", RECIPE]
     launch([RECIPE], tiny_model, tmp_path / "ddp")
     launch(sharded, tiny_model, tmp_path / "fsdp2", "--use_cpu", "false")
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo.objective.selection import percentiles, select
-
-from . import fixed_rollout
 
 pytestmark = [
     pytest.mark.gpu,

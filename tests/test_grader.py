@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.verifier import hostile_answers
+from benchmarks.fixtures.hostile_answers import hostile_answers
 from entropy_grpo.grading import Verdict, compare
 from entropy_grpo.grading.pool import LONGEST_ANSWER, Grader, core_count, plain_verdict, worker_count
 from entropy_grpo.rewards.registry import get_rewards

@@ -19,11 +19,11 @@ from transformers import (
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head
 
+from benchmarks.fixtures import fixed_rollout
+from benchmarks.fixtures.tiny_model import tiny_decoder
 from entropy_grpo.models import kernels
 from entropy_grpo.models.head import SparseLogProbs, add_sparse_lm_head, residual_norms, why_not
 from entropy_grpo.models.kernels import LIGER, TILES, Kernel, check_installed, choose
-
-from . import fixed_rollout
 
 TEMPERATURE = 0.7
 STATISTICS = ("entropy", "log_sum_sq_probs")
@@ -129,11 +129,8 @@ def test_residual_norm_is_that_of_the_whole_matrix():
 
 
 def tiny(config_class=Qwen3Config, **settings):
-    set_seed(0)
-    sizes = {"vocab_size": 37, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.4}
-    sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    return AutoModelForCausalLM.from_config(config_class(**sizes | settings), dtype=torch.float32)
+    tokens = {"vocab_size": 37, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return tiny_decoder(config_class, **tokens | settings)
 
 
 def with_heads(model, name):

@@ -1,4 +1,4 @@
-"""The direction of imports, and what importing the package costs."""
+"""The direction of imports, in the package and between tests and benchmarks, and what importing the package costs."""
 
 import ast
 import subprocess
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import entropy_grpo
+
+from .conftest import REPOSITORY
 
 PACKAGE = Path(entropy_grpo.__file__).parent
 # A module imports its own folder and those before it.
@@ -71,6 +73,35 @@ def test_every_folder_says_what_it_owns():
     for module, path in MODULES.items():
         if path.name == "__init__.py":
             assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{module} has no docstring"
+
+
+def imported(path):
+    """The absolute names of modules that a file imports anywhere; from a package also each name imported of it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name, package):
+    return name == package or name.startswith(f"{package}.")
+
+
+def test_benchmarks_import_no_tests_and_fixtures_no_benchmark():
+    for path in (REPOSITORY / "benchmarks").rglob("*.py"):
+        outside = ["tests", "tests_vllm"] + (["benchmarks"] if path.parent.name == "fixtures" else [])
+        for name in imported(path):
+            wrong = any(within(name, package) for package in outside) and not within(name, "benchmarks.fixtures")
+            assert not wrong, f"{path.relative_to(REPOSITORY)} imports {name}"
+
+
+def test_behaviour_tests_import_only_fixtures_of_the_benchmarks():
+    """Record checks, which the marker `record` sets apart, also import the benchmark whose results they read."""
+    for path in [*(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "tests_vllm").rglob("*.py")]:
+        names = {name for name in imported(path) if within(name, "benchmarks")}
+        others = {name for name in names if not within(name, "benchmarks.fixtures")}
+        assert not others or "pytestmark = pytest.mark.record" in path.read_text(), f"{path.name} imports {others}"
 
 
 def loaded(code):

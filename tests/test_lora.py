@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config
 from trl.generation.vllm_generation import VLLMGeneration
 
-from benchmarks import kill
+from benchmarks.fixtures import fixed_rollout, killed_runs
+from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import cli, launch
 from entropy_grpo.config.recipe import RecipeError
 from entropy_grpo.models import adapters
@@ -23,13 +24,12 @@ from entropy_grpo.models.config import CheckedModelConfig
 from entropy_grpo.planning import plan
 from entropy_grpo.runs.state import COMPLETE
 
-from . import fixed_rollout
-from .conftest import REPOSITORY, save_tiny_model
+from .conftest import REPOSITORY
 
 STEPS, RANK, ALPHA = 4, 3, 8
 # The literal command; several targets, more than one checkpoint, and a rate at which a step can be seen.
-LITERAL = ["-m", "accelerate.commands.launch", kill.RECIPE]
-LORA = kill.ONE_PROCESS | {
+LITERAL = ["-m", "accelerate.commands.launch", killed_runs.RECIPE]
+LORA = killed_runs.ONE_PROCESS | {
     "use_peft": "true",
     "lora_r": RANK,
     "lora_alpha": ALPHA,
@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run(settings, model, folder):
-    kill.finish(kill.start(kill.Case(LITERAL, settings), str(model), folder), folder)
+    killed_runs.finish(killed_runs.start(killed_runs.Case(LITERAL, settings), str(model), folder), folder)
     return folder
 
 
@@ -113,12 +113,12 @@ def test_adapters_alone_are_saved(alone, base):
 
 @pytest.mark.slow
 def test_a_killed_run_ends_like_one_left_alone(alone, base, tmp_path):
-    victim, case = tmp_path / "victim", kill.Case(LITERAL, LORA)
-    process = kill.start(case, str(base), victim)
-    assert kill.kill_at(process, victim, step=2, in_save=False, delay=0.0)
+    victim, case = tmp_path / "victim", killed_runs.Case(LITERAL, LORA)
+    process = killed_runs.start(case, str(base), victim)
+    assert killed_runs.kill_at(process, victim, step=2, in_save=False, delay=0.0)
     assert not (victim / "adapter_model.safetensors").exists()
-    kill.finish(kill.start(case, str(base), victim), victim)
-    assert kill.differences(victim, alone) == []
+    killed_runs.finish(killed_runs.start(case, str(base), victim), victim)
+    assert killed_runs.differences(victim, alone) == []
     mine, others = (moments(folder / f"checkpoint-{STEPS}") for folder in (victim, alone))
     assert len(mine) == 2 * len(adapter_weights(alone))
     assert all(torch.equal(one, other) for one, other in zip(mine, others, strict=True))
@@ -310,7 +310,7 @@ def test_missing_bitsandbytes_is_one_sentence(tiny_model, tmp_path, monkeypatch,
     monkeypatch.chdir(REPOSITORY)
     words = ["--model_name_or_path", tiny_model, "--output_dir", str(tmp_path / "run"), "--use_peft", "--load_in_4bit"]
     with pytest.raises(SystemExit):
-        launch.run(kill.RECIPE, words)
+        launch.run(killed_runs.RECIPE, words)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and 'pip install -e ".[qlora]"' in told[0]
     assert not (tmp_path / "run").exists()
@@ -326,8 +326,9 @@ def test_qlora_trains_resumes_and_merges(base, tmp_path, monkeypatch):
     before = contents(base)
 
     def run(folder):  # in this process: importing everything once more takes longer than the steps
-        settings = kill.SETTINGS | QLORA | {"model_name_or_path": base, "output_dir": folder}
-        launch.run(kill.RECIPE, [word for name, value in settings.items() for word in (f"--{name}", str(value))])
+        settings = killed_runs.SETTINGS | QLORA | {"model_name_or_path": base, "output_dir": folder}
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        launch.run(killed_runs.RECIPE, words)
 
     whole = tmp_path / "whole"
     run(whole)
@@ -341,7 +342,7 @@ def test_qlora_trains_resumes_and_merges(base, tmp_path, monkeypatch):
     (part / "adapter_model.safetensors").unlink()
     assert (part / "checkpoint-1" / COMPLETE).exists()
     run(part)
-    assert kill.differences(part, whole) == []
+    assert killed_runs.differences(part, whole) == []
     states = [moments(folder / "checkpoint-2") for folder in (part, whole)]
     assert all(a.dtype == torch.bfloat16 and torch.equal(a, b) for a, b in zip(*states, strict=True))
 

@@ -123,6 +123,17 @@ def test_samples_that_contradict_themselves_are_refused():
         Samples(flat > 0, flat, flat > 0, np.array([[0, 1], [0, -1], [2, 2]]))
 
 
+def test_leading_axes_are_separate_benchmarks():
+    """Three answers to each of two questions of four benchmarks: no two axes are of one size."""
+    correct = np.random.default_rng(9).random((4, 2, 3)) < 0.5
+    classes = np.where(correct, 0, np.random.default_rng(10).integers(-1, 2, correct.shape))
+    curve, votes = pass_curve(correct), majority(correct, classes)
+    assert curve.shape == (3, 4, 2) and votes.shape == (4, 2)
+    for i in range(4):
+        np.testing.assert_array_equal(curve[:, i], pass_curve(correct[i]))
+        np.testing.assert_array_equal(votes[i], majority(correct[i], classes[i]))
+
+
 def row(prompt, reward, length=10, good=0, made=0):
     return {"prompt": prompt, "rewards": {"exact": reward, "other": 1.0}, "length": length, "made": (good, made)}
 
@@ -181,6 +192,19 @@ def test_gains_of_rows_worked_by_hand():
     # a: 3/8 -> 4/8, b: 2/2 -> 3/4; together 5/10 -> 7/12.
     assert found["good_choices"]["value"] == pytest.approx(7 / 12 - 5 / 10)
     assert found["good_choices"] == gain_interval([3, 2], [4, 3], [8, 2], [8, 4])
+
+
+def test_gains_leave_out_what_one_side_does_not_measure():
+    """Pass@k with another k, and a share of choices where no answer of one side makes any."""
+    before = [row(p, 1.0, good=1, made=made) for p, made in (("a", 0), ("a", 0), ("b", 2), ("b", 1))]
+    after = [row(p, 1.0, good=1, made=made) for p in "ab" for made in (3 * (p == "a"), 0, 0)]
+    assert set(gains(before, after, "exact", choices)) == {"accuracy", "good_choices"}
+    nothing = [row(p, 1.0) for p in "abab"]
+    for sides in ((nothing, before), (before, nothing)):
+        assert set(gains(*sides, "exact", choices)) == {"accuracy", "pass@2"}
+    # A problem without choices counts nothing, but hides no other.
+    assert "good_choices" in summarize(before, "exact", choices)
+    assert "good_choices" not in summarize(nothing, "exact", choices)
 
 
 def test_gains_pair_by_problem_whatever_the_order_of_the_rows():

@@ -11,9 +11,10 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo.objective.window import select_tokens, token_places
 
-from . import fixed_rollout, reference
+from . import reference
 from .conftest import REPOSITORY
 
 TEMPERATURE = 0.7
@@ -556,12 +557,12 @@ FSDP2 = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 @pytest.mark.parametrize(
     ("launcher", "script", "scope", "rho", "accumulation"),
     [
-        (DDP, "tests.fixed_rollout", "global", 0.2, 1),
-        (DDP, "tests.fixed_rollout", "global", 0.2, 2),
-        (DDP, "tests.fixed_rollout", "global", 0.005, 1),
-        (FSDP2, "tests.fsdp2_on_cpu", "global", 0.2, 2),
-        (DDP, "tests.fixed_rollout", "rollout", 0.02, 2),
-        (FSDP2, "tests.fsdp2_on_cpu", "rollout", 0.2, 2),
+        (DDP, "benchmarks.fixtures.fixed_rollout", "global", 0.2, 1),
+        (DDP, "benchmarks.fixtures.fixed_rollout", "global", 0.2, 2),
+        (DDP, "benchmarks.fixtures.fixed_rollout", "global", 0.005, 1),
+        (FSDP2, "benchmarks.fixtures.fsdp2_on_cpu", "global", 0.2, 2),
+        (DDP, "benchmarks.fixtures.fixed_rollout", "rollout", 0.02, 2),
+        (FSDP2, "benchmarks.fixtures.fsdp2_on_cpu", "rollout", 0.2, 2),
     ],
     ids=[
         "DDP",

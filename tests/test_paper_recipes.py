@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
+from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo.config import recipe
 from entropy_grpo.config.batches import batch_shape
 from entropy_grpo.planning import plan
 
-from .conftest import REPOSITORY, save_tiny_model
+from .conftest import REPOSITORY
 
 RECIPES = {
     path.stem: path
@@ -182,11 +183,7 @@ def test_recipe_is_planned(name, processes):
     assert found["steps_per_rollout"] == values["steps_per_rollout"]
 
 
-FAMILIES = {
-    "qwen3": {},
-    "qwen2": {"config_class": Qwen2Config, "model_class": Qwen2ForCausalLM},
-    "llama": {"config_class": LlamaConfig, "model_class": LlamaForCausalLM},
-}
+FAMILIES = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
 ROWS = {
     "dapo_math": [{"prompt": f"What is {i} + {i}?", "solution": str(2 * i)} for i in range(40)],
     "still_3": [
@@ -232,7 +229,7 @@ def test_two_steps_by_the_literal_command(tmp_path, name, family):
     """With the recipe's own prompt, data schema, rewards, sampling and batches, but for sizes and devices."""
     if name == "qwen3_8b_qlora":
         pytest.importorskip("bitsandbytes")
-    model = save_tiny_model(tmp_path / "model", **FAMILIES[family])
+    model = save_tiny_model(tmp_path / "model", FAMILIES[family])
     data = tmp_path / "rows.jsonl"
     source = recipe.load(RECIPES[name])["dataset_name"].value
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[source]))

@@ -460,6 +460,21 @@ def test_passes_without_gradient_are_those_that_are_made(recipe_file, words, sco
 # Batches, output, refusals
 
 
+@pytest.mark.parametrize(
+    ("words", "scored"),
+    [
+        (["--use_vllm", "false", "--vllm_enable_sleep_mode", "false"], False),
+        (["--vllm_importance_sampling_correction", "false"], False),
+        ([], True),
+    ],
+)
+def test_the_importance_correction_of_vllm_needs_a_scoring_pass(recipe_file, words, scored):
+    """Nothing else does where a rollout serves one step and all tokens are kept."""
+    words = ["--top_entropy_quantile", "1.0", "--steps_per_rollout", "1", *words]
+    parts = plan.make(plan.resolve(recipe_file, words))["operations"]["parts"]
+    assert (parts["old log-probabilities"] > 0) == scored
+
+
 def test_batches_are_the_papers(planned):
     assert planned["batches"] == {
         "processes": 8,

@@ -1,4 +1,7 @@
-"""The numbers in the README are those of the recorded results, and the recorded results are what their parts say."""
+"""Record checks: the numbers in README and docs are those of the recorded results, which are what their parts say.
+
+No check here runs what was recorded, so none fails when the package is wrong.
+"""
 
 import json
 import math
@@ -20,9 +23,12 @@ from benchmarks import (
     speed,
     verifier,
 )
+from benchmarks.fixtures.answer_pairs import cases
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import page
 from entropy_grpo.runs import files
+
+pytestmark = pytest.mark.record
 
 
 @pytest.fixture
@@ -75,6 +81,18 @@ def test_readme_holds_the_recorded_attack():
 def test_readme_holds_the_recorded_grades():
     results = json.loads((measure.RESULTS / "grading.json").read_text())
     assert measure.readme_block(grading.COMMAND)[1] == grading.table(results)
+
+
+def test_plain_math_verify_is_worse_on_both():
+    recorded = json.loads((measure.RESULTS / "grading.json").read_text())
+    graded, ours, plain = list(cases()), recorded["ours"], recorded["plain math-verify"]
+    assert recorded["equal"] + recorded["unequal"] == len(graded)
+    assert len(plain["false_positives"]) > len(ours["false_positives"]) == 0
+    assert len(plain["false_negatives"]) > len(ours["false_negatives"])
+    for mistakes in plain.values():
+        for kind, response, reference, tolerance, label in mistakes[:: len(mistakes) // 8]:
+            assert (kind, response, reference, tolerance, label) in graded
+            assert grading.plain_math_verify(response, reference, tolerance) is not label
 
 
 def test_diagnostics_cost_less_than_three_percent():

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo.objective.sampling import DynamicSampler, Group, Response, accuracies, informative
 from entropy_grpo.runs import state as checkpoint
 
-from . import fixed_rollout, reference
+from . import reference
 from .conftest import REPOSITORY
 
 GROUP = fixed_rollout.GENERATIONS
@@ -265,9 +266,7 @@ def test_groups_that_waited_have_the_log_probabilities_of_their_policy(tiny_mode
             rollouts.append((self.state.global_step, waiting, output))
             return output
 
-    import tests.fixed_rollout as module
-
-    real, module.EntropyForkGRPOTrainer = module.EntropyForkGRPOTrainer, Watched
+    real, fixed_rollout.EntropyForkGRPOTrainer = fixed_rollout.EntropyForkGRPOTrainer, Watched
     try:
         fixed_rollout.train(
             tiny_model,
@@ -284,7 +283,7 @@ def test_groups_that_waited_have_the_log_probabilities_of_their_policy(tiny_mode
             reward="coins",
         )
     finally:
-        module.EntropyForkGRPOTrainer = real
+        fixed_rollout.EntropyForkGRPOTrainer = real
     born_at = {number: step for number, (step, _, _) in enumerate(rollouts, start=1)}
     checked = 0
     for number, (_, waiting, output) in enumerate(rollouts, start=1):
@@ -356,8 +355,8 @@ def test_two_processes_draw_and_train_like_one(tiny_model, tmp_path):
     one = fixed_rollout.train(tiny_model, tmp_path / "one", per_device_train_batch_size=4, **settings)
     (tmp_path / "two").mkdir()
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml"]
-    command += ["--main_process_port", "0", "-m", "tests.fixed_rollout", tiny_model, str(tmp_path / "two")]
-    command += [json.dumps(settings | {"per_device_train_batch_size": 2})]
+    command += ["--main_process_port", "0", "-m", "benchmarks.fixtures.fixed_rollout", tiny_model]
+    command += [str(tmp_path / "two"), json.dumps(settings | {"per_device_train_batch_size": 2})]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     log = json.loads((tmp_path / "two" / "log.json").read_text())

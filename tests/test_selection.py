@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from entropy_grpo.objective.selection import MAX_TOKENS, percentiles, random_scores, select
+from entropy_grpo.objective.selection import MAX_TOKENS, gradient_norms, percentiles, random_scores, select
 from entropy_grpo.objective.share import kept_count
 
 from . import reference
@@ -140,8 +140,30 @@ def test_batching_does_not_change_a_random_selection():
     order = torch.randperm(7, generator=torch.Generator().manual_seed(2))
     shuffled, _ = select(entropies[order], mask[order], 0.3, places[order], kind="random", seed=1)
     assert torch.equal(shuffled, kept[order])
-    another, _ = select(entropies, mask, 0.3, places, kind="random", seed=2)
-    assert not torch.equal(another, kept)
+    another, threshold = select(entropies, mask, 0.3, places, kind="random", seed=2)
+    assert not torch.equal(another, kept) and math.isnan(threshold)
+    first, _ = select(entropies, mask, 0.3, places, kind="random", seed=0)
+    assert torch.equal(select(entropies, mask, 0.3, places, kind="random")[0], first)
+
+
+def splitmix64(state):
+    """The published generator (Steele, Lea and Flood 2014) in whole numbers."""
+    state = (state + 0x9E3779B97F4A7C15) % 2**64
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+    return state ^ (state >> 31)
+
+
+def test_random_scores_are_the_high_bits_of_splitmix64():
+    """Against the first outputs for the seed 1234567, as they are published, and at places all over the range."""
+    outputs = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431)
+    for step, output in enumerate(outputs):
+        assert splitmix64(1234567 + step * 0x9E3779B97F4A7C15) == output
+        assert random_scores(torch.tensor([1234567]), seed=step).item() == output >> 40
+    places = [0, 1, MAX_TOKENS - 1, *(7**i for i in range(2, 11))]
+    for seed in (0, 1, 41, 2**40):
+        expected = [splitmix64(place + seed * 0x9E3779B97F4A7C15) >> 40 for place in places]
+        assert random_scores(torch.tensor(places), seed).tolist() == expected
 
 
 def test_random_scores_are_uniform_and_independent_of_the_seed_next_to_them():
@@ -177,3 +199,23 @@ def test_bf16_and_float64_entropies_are_compared_as_float32():
 def test_the_largest_place_still_fits():
     kept, _ = select(torch.ones(2), torch.ones(2), 0.5, torch.tensor([MAX_TOKENS - 1, MAX_TOKENS - 2]))
     assert kept.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("delta", [None, 1.75])
+def test_gradient_norms_are_those_of_the_surrogate(delta):
+    """By autograd through TRL's surrogate in float64, edges of the clips included; the residual norms are a factor."""
+    rng = torch.Generator().manual_seed(0)
+    ratios = torch.rand(6, 40, generator=rng, dtype=torch.float64) * 2 + 0.1
+    ratios[:, :4] = torch.tensor([0.75, 1.5, 1.75, 1.0])
+    advantages = torch.randn(6, 40, generator=rng, dtype=torch.float64)
+    advantages[3] = 0.0
+    norms = torch.rand(6, 40, generator=rng, dtype=torch.float64)
+    for rows in (advantages, advantages[:, :1]):
+        logps = ratios.log().requires_grad_()
+        # exp(logps - stop_gradient(logps)) is 1 with the gradient of a ratio, so that edges are hit exactly.
+        unclipped = ratios * (logps - logps.detach()).exp()
+        capped = unclipped if delta is None else unclipped.clamp(max=delta)
+        surrogate = torch.minimum(capped * rows, unclipped.clamp(0.75, 1.5) * rows)
+        surrogate.sum().backward()
+        found = gradient_norms(norms, rows, ratios, 0.25, 0.5, delta)
+        torch.testing.assert_close(found, logps.grad.abs() * norms)

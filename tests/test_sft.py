@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo.config import recipe
 from entropy_grpo.config.recipe import RecipeError, Setting
 from entropy_grpo.config.sft import CLASSES, SFTRunConfig
@@ -23,7 +24,7 @@ from entropy_grpo.grading import Verdict
 from entropy_grpo.tasks.cold_start import build_tokenizer
 from entropy_grpo.training.sft import choose, load_rows
 
-from .conftest import REPOSITORY, save_tiny_model
+from .conftest import REPOSITORY
 
 
 def teach(number, solution=None, response=None, question=None):
@@ -162,7 +163,7 @@ CPU = "--use_cpu true --bf16 false --dtype float32 --accelerate_config none --mo
 @pytest.mark.slow
 def test_cold_start_and_what_follows_by_the_literal_commands(tmp_path):
     """The recipes of the paper's Llama, but for sizes and devices."""
-    model = save_tiny_model(tmp_path / "model", config_class=LlamaConfig, model_class=LlamaForCausalLM)
+    model = save_tiny_model(tmp_path / "model", LlamaConfig)
     rows = [teach(number) for number in range(1, 21)]
     teacher = write(tmp_path / "teacher.jsonl", rows)
     run, problems = tmp_path / "cold", tmp_path / "cold" / "problems.jsonl"

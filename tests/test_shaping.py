@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import statistics
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective import advantages as shaping
 from entropy_grpo.objective.advantages import Schedule
 from entropy_grpo.objective.stages import PLATEAU, RISING, StageDetector
 
-from . import fixed_rollout, reference
+from . import reference
 from .conftest import REPOSITORY
 from .test_objective import DDP, assert_close, half_flat
 
@@ -59,6 +61,20 @@ def test_equal_perplexities_do_not_blow_up(dtype):
     assert shaping.perplexity_weights(torch.tensor([1.3, 2.7], dtype=dtype), 1).tolist() == [0.0, 0.0]
     far = shaping.perplexity_weights(torch.tensor([1.0, 1.0 + 1e-4, 1.0, 1.0], dtype=torch.float64), 4)
     assert far[1].item() == pytest.approx(shaping.largest_weight(4))
+    # Of two values that are d apart the standard deviation is d / sqrt(2).
+    for sigma, weight in ((0.9e-6, 0.0), (1.1e-6, 2**-0.5)):
+        pair = torch.tensor([1.0, 1.0 + sigma * 2**0.5], dtype=torch.float64)
+        assert shaping.perplexity_weights(pair, 2).tolist() == pytest.approx([-weight, weight], abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_no_weight_is_larger_than_the_largest(size):
+    """It is that of one response beside others that are all alike."""
+    alike_but_one = torch.tensor([2.0] + [1.0] * (size - 1), dtype=torch.float64)
+    largest = shaping.perplexity_weights(alike_but_one, size).max().item()
+    assert largest == pytest.approx(shaping.largest_weight(size))
+    values = torch.randn(200 * size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    assert shaping.perplexity_weights(values, size).abs().max() <= largest + 1e-9
 
 
 def sigmoid(x):
@@ -120,7 +136,40 @@ def test_plateau_begins_where_both_curves_have_slowed_down():
     assert detect(entropies, slower).plateau_step == 8 + math.ceil(20 * math.log(5))
 
 
+def plateau_by_brute_force(entropies, accuracies, window, share):
+    """The step at which the rule of `objective.stages` first holds, from the whole history."""
+    half, largest = window // 2, [0.0, 0.0]
+    for step in range(window, len(entropies) + 1):
+        early, late = slice(step - window, step - window + half), slice(step - half, step)
+        fall = statistics.fmean(entropies[early]) - statistics.fmean(entropies[late])
+        climb = statistics.fmean(accuracies[late]) - statistics.fmean(accuracies[early])
+        largest = [max(largest[0], fall), max(largest[1], climb)]
+        if min(largest) > 0 and fall <= share * largest[0] and climb <= share * largest[1]:
+            return step
+    return None
+
+
+@pytest.mark.parametrize("window", [2, 3, 5, 8, 9])
+def test_the_plateau_is_that_of_the_whole_history(window):
+    """Noise makes neighbouring windows differ, so that a window that is one step longer or shorter would be seen."""
+    rng, steps = random.Random(window), []
+    for _ in range(40):
+        speed, share, noise = rng.uniform(2, 30), rng.uniform(0.05, 0.9), rng.choice([0.02, 1.0])
+        entropies = [0.2 + math.exp(-t / speed) + rng.gauss(0, noise) for t in range(60)]
+        accuracies = [0.7 - 0.5 * math.exp(-t / speed) + rng.gauss(0, noise) for t in range(60)]
+        found = detect(entropies, accuracies, window, share).plateau_step
+        assert found == plateau_by_brute_force(entropies, accuracies, window, share)
+        steps.append(found)
+    assert len(set(steps)) > 4
+
+
+def test_a_change_of_just_the_share_is_slow():
+    assert detect([2.0, 1.0, 0.5], [0.0, 1.0, 1.5], window=2, share=0.5).plateau_step == 3
+    assert detect([2.0, 1.0, 0.49], [0.0, 1.0, 1.5], window=2, share=0.5).plateau_step is None
+
+
 def test_no_plateau_without_a_rise():
+    assert (RISING, PLATEAU) == (0, 1)  # as they are logged
     falling, flat = [math.exp(-t / 10) for t in range(60)], [0.5] * 60
     climbing = [1 - h for h in falling]
     assert detect(falling, climbing).stage == PLATEAU
@@ -385,7 +434,8 @@ def test_two_processes_are_one(tiny_model, tmp_path):
     one = fixed_rollout.train(tiny_model, tmp_path / "one", per_device_train_batch_size=8, **settings)
     (tmp_path / "two").mkdir()
     overrides = json.dumps({"per_device_train_batch_size": 4, **settings})
-    command = [sys.executable, "-m", *DDP, "-m", "tests.fixed_rollout", tiny_model, str(tmp_path / "two"), overrides]
+    command = [sys.executable, "-m", *DDP, "-m", "benchmarks.fixtures.fixed_rollout"]
+    command += [tiny_model, str(tmp_path / "two"), overrides]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     two = load_file(tmp_path / "two" / "weights.safetensors")

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.monitoring.watchers import WATCHERS, Log
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
-
-from . import fixed_rollout
 
 STEPS = 60
 
@@ -85,6 +84,69 @@ def test_a_watcher_finds_its_fault_and_no_other(name):
 def test_boxes_that_are_unlearned_are_found():
     rows = [row | {"quality/no_box": 0.1 if row["step"] < 30 else 0.8} for row in rows_of(1)]
     assert list(fired(rows)) == ["format_collapse"]
+
+
+# By watcher, metrics as (mean at the start, recent mean): at the limit, where nothing is said, and just beyond it.
+LIMITS = [
+    ("entropy_collapse", {"entropy/p95": (2.0, 0.61)}, {"entropy/p95": (2.0, 0.59)}),
+    ("entropy_explosion", {"entropy": (0.5, 1.1)}, {"entropy": (0.5, 1.11)}),
+    ("length_collapse", {"completions/mean_length": (300, 120)}, {"completions/mean_length": (300, 119)}),
+    ("length_runaway", {"completions/clipped_ratio": (0.1, 0.3)}, {"completions/clipped_ratio": (0.1, 0.31)}),
+    ("length_runaway", {"completions/clipped_ratio": (0.25, 0.5)}, {"completions/clipped_ratio": (0.25, 0.51)}),
+    (
+        "clip_rate",
+        {"clip_ratio/kept_low": (0, 0.125), "clip_ratio/kept_high": (0, 0.0625)},
+        {"clip_ratio/kept_low": (0, 0.125), "clip_ratio/kept_high": (0, 0.08)},
+    ),
+    ("kept_fraction", {"selection/kept_fraction": (0.2, 0.265)}, {"selection/kept_fraction": (0.2, 0.275)}),
+    ("kept_fraction", {"selection/kept_fraction": (0.2, 0.135)}, {"selection/kept_fraction": (0.2, 0.125)}),
+    (
+        "sampler_gap",
+        {"sampling/sampling_logp_difference/mean": (0, 0.095)},
+        {"sampling/sampling_logp_difference/mean": (0, 0.105)},
+    ),
+    ("format_collapse", {"quality/no_box": (0.25, 0.5)}, {"quality/no_box": (0.25, 0.51)}),
+    ("format_collapse", {"quality/format_entropy": (0.8, 0.125)}, {"quality/format_entropy": (0.8, 0.115)}),
+    ("format_collapse", {"quality/format_entropy": (0.29, 0)}, {"quality/format_entropy": (0.31, 0)}),
+    ("verifier_timeouts", {"grading/timeouts": (0, 0.0195)}, {"grading/timeouts": (0, 0.0205)}),
+    (
+        "lucky_hits",
+        {"groups/all_wrong": (0, 0.5), "groups/all_right": (0, 0), "groups/one_right": (0, 0.5)},
+        {"groups/all_wrong": (0, 0.51), "groups/all_right": (0, 0), "groups/one_right": (0, 0.49)},
+    ),
+    (
+        "lucky_hits",
+        {"groups/all_wrong": (0, 0.75), "groups/all_right": (0, 0.125), "groups/one_right": (0, 0.085)},
+        {"groups/all_wrong": (0, 0.75), "groups/all_right": (0, 0.125), "groups/one_right": (0, 0.09)},
+    ),
+    (
+        "reward_hacking",
+        {"eval_accuracy": (0.5, 0.46), "reward": (0.3, 0.4)},
+        {"eval_accuracy": (0.5, 0.44), "reward": (0.3, 0.4)},
+    ),
+    (
+        "reward_hacking",
+        {"eval_accuracy": (0.5, 0.4), "reward": (0.3, 0.3)},
+        {"eval_accuracy": (0.5, 0.4), "reward": (0.3, 0.31)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "within", "beyond"), LIMITS)
+def test_a_watcher_speaks_beyond_its_limit_and_not_before(name, within, beyond):
+    """The first ten values are compared with the last ten, and what lies between does not count."""
+
+    def log(metrics):
+        halves = [{metric: ends[end] for metric, ends in metrics.items()} for end in (0, 1)]
+        first = [{"step": step} | halves[0] for step in range(1, 11)]
+        if name == "reward_hacking":  # the best is at the last step of the first half
+            first = [{**row, "eval_accuracy": halves[0]["eval_accuracy"] - 0.01 * (10 - row["step"])} for row in first]
+            return Log(first + [{"step": step} | halves[1] for step in range(11, 21)], 0.2)
+        between = [{"step": 10 + i} | dict.fromkeys(metrics, 1000 * (-1) ** i) for i in (1, 2)]
+        return Log(first + between + [{"step": step} | halves[1] for step in range(13, 23)], 0.2)
+
+    assert WATCHERS[name](log(within)) is None
+    assert WATCHERS[name](log(beyond)) is not None
 
 
 @pytest.mark.parametrize("seed", range(5))

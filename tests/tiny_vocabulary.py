@@ -4,7 +4,9 @@ import itertools
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from benchmarks.fixtures.tiny_model import tiny_decoder
 
 LETTERS = "abcde"
 END = 5
@@ -17,24 +19,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=".", pad_token=".", padding_side="left")
 
 
-def make_model() -> Qwen3ForCausalLM:
-    set_seed(3)
-    config = Qwen3Config(
-        vocab_size=len(LETTERS) + 1,
-        hidden_size=12,
-        intermediate_size=20,
-        num_hidden_layers=1,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        head_dim=4,
-        max_position_embeddings=32,
-        initializer_range=0.6,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=END,
-    )
-    return Qwen3ForCausalLM(config).eval()
+def make_model() -> PreTrainedModel:
+    tokens = {"vocab_size": len(LETTERS) + 1, "eos_token_id": END, "pad_token_id": END}
+    sizes = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1, "head_dim": 4}
+    return tiny_decoder(seed=3, initializer_range=0.6, **sizes, **tokens).eval()
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import save_tiny_model
+from benchmarks.fixtures.tiny_model import save_tiny_model
 
 START_SECONDS = 240
 # The guard ends the server's whole process group when the server ends, and when its own standard input is closed: that

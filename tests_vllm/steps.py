@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 
-from tests import fixed_rollout
+from benchmarks.fixtures import fixed_rollout
 from tests_vllm import on_cpu
 
 SYNC = {"always": math.inf, "first": 1, "never": 0}

@@ -106,7 +106,9 @@ def trimmed_passes(
     if batch_size is None or batch_size >= rows:
         parts = [torch.arange(rows, device=attention_mask.device)]
     else:
-        prompts, completions = attention_mask[:, :prompt_width].sum(1), attention_mask[:, prompt_width:].sum(1)
+        # A pass has a column of either, also where a sequence has no token of it.
+        parts_of_a_row = attention_mask[:, :prompt_width], attention_mask[:, prompt_width:]
+        prompts, completions = (columns.sum(1).clamp(min=1) for columns in parts_of_a_row)
         order = by_length(prompts + completions)
         parts = _fill(order, prompts, completions, batch_size * attention_mask.size(1))
         for _ in range(agree(len(parts)) - len(parts)):
