@@ -76,17 +76,17 @@ def test_step(tmp_path):
     assert "selection/kept_fraction" not in rows["TRL"]["log"][0]
     parts = rows["plan"]["parts"]
     assert parts["weights"]["bytes"] == 4 * sum(
-        p.numel() for p in step.random_model(TINY.step_shape, "cpu").parameters()
+        p.numel() for p in step.random_model(TINY.step_model, "cpu").parameters()
     )
 
 
 def test_memory(tmp_path):
     rows = measured(memory, tmp_path)
-    tokens, shape = TINY.memory_tokens, TINY.memory_shape
-    layer = sum(p.numel() for p in step.random_model(shape, "cpu").model.layers[0].parameters())
+    tokens, config = TINY.memory_tokens, TINY.memory_model
+    layer = sum(p.numel() for p in step.random_model(config, "cpu").model.layers[0].parameters())
     # A checkpointed layer keeps its input; weights and gradients are bfloat16.
     slope = rows["slope: bfloat16, padded"]["planned"]["bytes_per_layer"]
-    assert slope == pytest.approx(2 * 2 * layer + 2 * tokens * shape.hidden)
+    assert slope == pytest.approx(2 * 2 * layer + 2 * tokens * config.hidden_size)
 
 
 def test_select(tmp_path):

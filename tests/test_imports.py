@@ -97,10 +97,12 @@ def test_benchmarks_import_no_tests_and_fixtures_no_benchmark():
 
 
 def test_behaviour_tests_import_only_fixtures_of_the_benchmarks():
-    """Record checks, which the marker `record` sets apart, also import the benchmark whose results they read."""
+    """Record checks, which the marker `record` sets apart, also import the benchmark whose results they read, and the
+    tests of the kit for a GPU import the kit."""
     for path in [*(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "tests_vllm").rglob("*.py")]:
         names = {name for name in imported(path) if within(name, "benchmarks")}
-        others = {name for name in names if not within(name, "benchmarks.fixtures")}
+        own = ["benchmarks.fixtures"] + (["benchmarks.gpu"] if path.name == "test_gpu_kit.py" else [])
+        others = {name for name in names if not any(within(name, package) for package in own)}
         assert not others or "pytestmark = pytest.mark.record" in path.read_text(), f"{path.name} imports {others}"
 
 

@@ -22,13 +22,13 @@ from entropy_grpo.runs import files
 
 # Module and time limit in seconds of each part, the most valuable first.
 PARTS = {
-    "A": ("device_tests", 75),
-    "B": ("head", 90),
-    "C": ("step", 165),
-    "F": ("fsdp", 45),
-    "D": ("memory", 45),
-    "E": ("select", 45),
-    "G": ("demo", 150),
+    "A": ("device_tests", 50),
+    "B": ("head", 115),
+    "C": ("step", 130),
+    "F": ("fsdp", 40),
+    "D": ("memory", 35),
+    "E": ("select", 30),
+    "G": ("demo", 135),
 }
 DEFAULT = "ABCFDEG"
 # Nothing is asked of a hub, and TRL does not repeat that rollout functions may change.

@@ -66,7 +66,7 @@ def about(x: Tensor, exact: Tensor) -> dict[str, Any]:
 
 def with_heads(sizes: Sizes, device: str) -> nn.Module:
     """The random model with TRL's head and ours, in float32."""
-    model = random_model(sizes.fsdp_shape, device)
+    model = random_model(sizes.fsdp_model, device)
     add_fused_lm_head(model, 1.0)
     add_sparse_lm_head(model, 1.0, "auto")
     return model.train()
@@ -76,7 +76,7 @@ def batch(sizes: Sizes) -> dict[str, Tensor]:
     """Ids, a mask with padding on the left of the first sequence, and labels."""
     rows, columns = sizes.fsdp_batch
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(3, sizes.fsdp_shape.vocab, (rows, columns), generator=generator)
+    ids = torch.randint(3, sizes.fsdp_model.vocab_size, (rows, columns), generator=generator)
     mask = torch.ones_like(ids)
     mask[0, : columns // 8] = 0
     given = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}

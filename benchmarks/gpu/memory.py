@@ -6,47 +6,51 @@ that of training: the fused head with the labels of the kept tokens, gradient ch
 
 import gc
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.measure import peak_memory, seconds
+from entropy_grpo.models.config import CheckedModelConfig
 from entropy_grpo.models.head import add_sparse_lm_head
-from entropy_grpo.planning import costs
-from entropy_grpo.planning.models import Shape, parameters
+from entropy_grpo.planning.measure import Model
+from entropy_grpo.planning.memory import head_memory
 
-from .models import random_model
+from .models import random_model, with_layers
 from .report import Report
 from .sizes import Sizes
 
 RHO = 0.2
 
 
-def predicted(shape: Shape, tokens: int, element: int, autocast: bool) -> dict[str, float]:
+def predicted(config: PreTrainedConfig, tokens: int, autocast: bool) -> dict[str, float]:
     """Bytes by part, as `entropy-grpo plan` adds them up."""
+    element = 4 if autocast else 2
+    policy = Model(config, CheckedModelConfig(dtype="float32" if autocast else "bfloat16"))
+    kept = policy.activations(1, tokens, torch.bfloat16, autocast, "sdpa", checkpointing=True)
+    cast = 2 * sum(outputs * inputs for outputs, inputs in policy.linear) if autocast else 0
+    rows = RHO * tokens
     parts = {
-        "weights": element * parameters(shape),
-        "gradients": element * parameters(shape),
-        "activations": tokens * costs.activations(shape, tokens, 2, autocast, "sdpa", True),
-        "head": costs.head_memory(shape, RHO * tokens, 2, element, True),
+        "weights": element * policy.parameters,
+        "gradients": element * policy.parameters,
+        "activations": kept.kept + max(kept.layer, cast),
+        "head": head_memory(policy.vocabulary, policy.hidden, rows, rows, 2, element, True),
     }
-    if autocast:
-        parts["cast weights"] = 2 * (parameters(shape) - 2 * shape.vocab * shape.hidden)
     return parts | {"sum": sum(parts.values())}
 
 
-def measured(shape: Shape, sizes: Sizes, autocast: bool, padded: bool) -> dict[str, Any]:
+def measured(config: PreTrainedConfig, sizes: Sizes, autocast: bool, padded: bool) -> dict[str, Any]:
     """Bytes of weights, after the forward pass and at the peak, and seconds."""
     device, tokens = sizes.device, sizes.memory_tokens
-    model = random_model(shape, device, torch.float32 if autocast else torch.bfloat16)
+    model = random_model(config, device, torch.float32 if autocast else torch.bfloat16)
     add_fused_lm_head(model, 1.0)
     add_sparse_lm_head(model, 1.0, "auto")
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     generator = torch.Generator(device).manual_seed(0)
-    ids = torch.randint(3, shape.vocab, (1, tokens), generator=generator, device=device)
+    ids = torch.randint(3, config.vocab_size, (1, tokens), generator=generator, device=device)
     kept = torch.rand(1, tokens, generator=generator, device=device) < RHO
     mask = torch.ones_like(ids)
     if padded:
@@ -70,9 +74,9 @@ def measured(shape: Shape, sizes: Sizes, autocast: bool, padded: bool) -> dict[s
         output.log_probs.sum().backward()
 
     taken = [seconds(step)]
-    model.zero_grad()
+    # The gradients stay, as between the micro-batches of an optimiser step.
     beyond = peak_memory(lambda: taken.append(seconds(step)))
-    found["peak beyond the weights"] = beyond
+    found["peak beyond weights and gradients"] = beyond
     if on_gpu:
         found["peak"] = torch.cuda.max_memory_allocated()
     return found | {"seconds": taken}
@@ -85,11 +89,12 @@ def run(report: Report, sizes: Sizes) -> None:
         name = f"{'float32 with autocast' if autocast else 'bfloat16'}, {'padded' if padded else 'no padding'}"
         peaks, plans = [], []
         for layers in sizes.memory_layers:
-            shape = replace(sizes.memory_shape, layers=layers)
+            config = with_layers(sizes.memory_model, layers)
             with report.measure(name, layers=layers) as row:
-                row["measured"] = measured(shape, sizes, autocast, padded)
-                row["planned"] = predicted(shape, sizes.memory_tokens, 4 if autocast else 2, autocast)
-                peaks.append(row["measured"]["peak beyond the weights"] + row["planned"]["weights"])
+                row["measured"] = measured(config, sizes, autocast, padded)
+                row["planned"] = predicted(config, sizes.memory_tokens, autocast)
+                resident = row["planned"]["weights"] + row["planned"]["gradients"]
+                peaks.append(row["measured"]["peak beyond weights and gradients"] + resident)
                 plans.append(row["planned"]["sum"])
             gc.collect()
         if len(peaks) == 2:

@@ -3,9 +3,13 @@
 `FULL` is what the figures are made with. `TINY` runs the same code in the test suite, where nothing is measured.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from entropy_grpo.planning.models import SHAPES, Shape
+from transformers import PreTrainedConfig, Qwen3Config
+
+from entropy_grpo.planning.models import read_config
+
+from .models import with_layers
 
 # What part C changes of recipes/qwen3_1_7b.yaml, for ours and for TRL alike.
 STEP_CHANGES = {
@@ -33,14 +37,14 @@ class Sizes:
         head_rows: rows n; the first is also the size at which errors are taken.
         exact_rows: rows of which log-probabilities, entropies and gradients are compared with float64.
         tiles: widths of our tiles, in vocabulary entries.
-        step_shape: model of the optimiser steps.
+        step_model: model of the optimiser steps.
         step_prompt, step_longest: tokens of every prompt and of the longest response.
         step_batch: responses of a micro-batch.
         step_turns: how often ours and TRL's take turns.
         probe_longest: longest response of the short run that counts synchronisations and names kernels.
-        memory_shape: model whose layers are replaced by `memory_layers`; memory_tokens is one sequence.
+        memory_model: model with `memory_layers` instead of its own layers; memory_tokens is one sequence.
         tokens: rollout of the selection, (responses, tokens).
-        fsdp_shape, fsdp_batch: model and (sequences, tokens) under FSDP2.
+        fsdp_model, fsdp_batch: model and (sequences, tokens) under FSDP2.
         demo: further words of the demo's launch.
     """
 
@@ -51,17 +55,17 @@ class Sizes:
     head_rows: tuple[int, ...]
     exact_rows: int
     tiles: tuple[int, ...]
-    step_shape: Shape
+    step_model: PreTrainedConfig
     step_prompt: int
     step_longest: int
     step_batch: int
     step_turns: int
     probe_longest: int
-    memory_shape: Shape
+    memory_model: PreTrainedConfig
     memory_layers: tuple[int, int]
     memory_tokens: int
     tokens: tuple[int, int]
-    fsdp_shape: Shape
+    fsdp_model: PreTrainedConfig
     fsdp_batch: tuple[int, int]
     demo: list[str] = field(default_factory=list)
 
@@ -74,21 +78,35 @@ FULL = Sizes(
     head_rows=(4096, 20_480),
     exact_rows=512,
     tiles=(8192, 16_384, 32_768, 65_536),
-    step_shape=SHAPES["Qwen/Qwen3-1.7B-Base"],
+    step_model=read_config("Qwen/Qwen3-1.7B-Base"),
     step_prompt=256,
     step_longest=8192,
     step_batch=8,
     step_turns=2,
     probe_longest=1024,
-    memory_shape=SHAPES["Qwen/Qwen3-14B-Base"],
+    memory_model=read_config("Qwen/Qwen3-14B-Base"),
     memory_layers=(2, 4),
     memory_tokens=22_528,
     tokens=(8192, 2560),
-    fsdp_shape=replace(SHAPES["Qwen/Qwen3-0.6B-Base"], layers=8),
+    fsdp_model=with_layers(read_config("Qwen/Qwen3-0.6B-Base"), 8),
     fsdp_batch=(4, 2048),
 )
 
-_TINY_SHAPE = Shape(32, 2, 4, 2, 8, 64, 377, True, 256, qk_norm=True)
+
+def _tiny(tied: bool) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=377,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+    )
+
+
 TINY = Sizes(
     device="cpu",
     repeats=1,
@@ -97,17 +115,17 @@ TINY = Sizes(
     head_rows=(64, 96),
     exact_rows=16,
     tiles=(128, 256),
-    step_shape=_TINY_SHAPE,
+    step_model=_tiny(tied=True),
     step_prompt=4,
     step_longest=24,
     step_batch=8,
     step_turns=1,
     probe_longest=8,
-    memory_shape=replace(_TINY_SHAPE, tied=False),
+    memory_model=_tiny(tied=False),
     memory_layers=(2, 4),
     memory_tokens=96,
     tokens=(64, 96),
-    fsdp_shape=_TINY_SHAPE,
+    fsdp_model=_tiny(tied=True),
     fsdp_batch=(2, 24),
     demo="--max_steps 2 --num_dev_problems 4 --num_test_problems 8 --eval_steps 2".split(),
 )

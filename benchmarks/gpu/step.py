@@ -30,7 +30,7 @@ from entropy_grpo.planning.job import resolve
 from entropy_grpo.planning.memory import memory
 from entropy_grpo.tasks.cold_start import build_tokenizer
 
-from .models import H100_PEAK, config_of, model_operations, random_model
+from .models import H100_PEAK, model_operations, random_model
 from .report import Report
 from .sizes import STEP_CHANGES, Sizes
 
@@ -77,7 +77,7 @@ def given_rollout(sizes: Sizes, responses: list[int]) -> Callable[[list, GRPOTra
     generator = torch.Generator().manual_seed(0)
 
     def draw(size: int) -> list[int]:
-        return torch.randint(3, sizes.step_shape.vocab, (size,), generator=generator).tolist()
+        return torch.randint(3, sizes.step_model.vocab_size, (size,), generator=generator).tolist()
 
     prompts = [draw(sizes.step_prompt) for _ in range(PROMPTS)]
     completions = [draw(size) for size in responses]
@@ -100,7 +100,7 @@ def make_trainer(sizes: Sizes, longest: int, stock: bool, output: str) -> tuple[
     clock = Clock()
     trainer_class = GRPOTrainer if stock else EntropyForkGRPOTrainer
     trainer = trainer_class(
-        model=random_model(sizes.step_shape, sizes.device),
+        model=random_model(sizes.step_model, sizes.device),
         reward_funcs=reward,
         args=stock_config(args) if stock else args,
         train_dataset=Dataset.from_dict({"prompt": [f"go {i}" for i in range(PROMPTS * STEPS)]}),
@@ -115,7 +115,7 @@ def planned(sizes: Sizes) -> dict[str, Any]:
     """Memory that the plan of the same job predicts."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
-        config.write_text(json.dumps(config_of(sizes.step_shape).to_dict()))
+        config.write_text(json.dumps(sizes.step_model.to_dict()))
         job = resolve(
             str(RECIPE),
             words(sizes, sizes.step_longest),
@@ -135,7 +135,7 @@ def timed(sizes: Sizes, stock: bool) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
         taken, tokens = sum(clock.steps), sum(responses)
-        operations = model_operations(sizes.step_shape, sizes.step_prompt, responses)
+        operations = model_operations(sizes.step_model, sizes.step_prompt, responses)
         found = {
             "seconds_per_step": taken / STEPS,
             "seconds_of_steps": clock.steps,
