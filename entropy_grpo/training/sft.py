@@ -26,6 +26,7 @@ from ..models.adapters import check_installed, check_quantised, check_targets, l
 from ..models.load import load_embedded, load_tokenizer, model_init_kwargs
 from ..monitoring.callbacks import RunRecorder
 from ..runs import files
+from .fsdp2 import Float32Results
 from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
 
 GRADED_AT_ONCE = 1024
@@ -54,7 +55,7 @@ def main(settings: Settings, name: str) -> None:
             processing_class=tokenizer,
             peft_config=lora_config(model_config),
             quantization_config=get_quantization_config(model_config),
-            callbacks=[RunRecorder()],
+            callbacks=[Float32Results(), RunRecorder()],
         )
     except ValueError as error:
         raise RecipeError(str(error)) from error
