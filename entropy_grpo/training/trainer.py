@@ -28,6 +28,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from torch import Tensor
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from ..cards.card import write_card
@@ -52,6 +53,7 @@ from ..objective.window import (
 )
 from ..runs.state import State
 from ..runs.weights import ADAPTER, WHOLE
+from .fsdp2 import Float32Results, answering, reshard_before_sync
 from .scoring import Pass, run_passes
 from .shaped import ShapedGRPOTrainer
 
@@ -68,10 +70,12 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
     _tag_names = ("trl", "grpo", "rlvr", "entropy-grpo")
     _name = "EntropyForkGRPO"
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, callbacks: list[TrainerCallback] | None = None, **kwargs: Any):
+        super().__init__(*args, callbacks=[Float32Results(), *(callbacks or [])], **kwargs)
         if self.use_vllm and is_peft_model(self.model):
             sync_exactly(self.model, self.vllm_generation)
+        if self.use_vllm:
+            reshard_before_sync(self.vllm_generation)
         self._sparse_head = self._add_head()
         self._trims = self.args.batch_by_length and self._padding_is_inert()
         self._window: Window | None = None
@@ -439,7 +443,8 @@ class EntropyForkGRPOTrainer(ShapedGRPOTrainer):
         """
         self._answers, self._recorder.paused = [], True
         try:
-            self.evaluate(problems, metric_key_prefix=metric_key_prefix)
+            with answering(self):
+                self.evaluate(problems, metric_key_prefix=metric_key_prefix)
             rows = self._answers
         finally:
             self._answers, self._recorder.paused = None, False
