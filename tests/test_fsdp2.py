@@ -31,8 +31,7 @@ SETTINGS = (
 
 def launch(program, model, output, *more):
     command = [sys.executable, *TWO, *program, *SETTINGS, "--model_name_or_path", model, "--output_dir", str(output)]
-    # Checkpoints in pieces, as of models that no process holds whole.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run([*command, *more], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
 
