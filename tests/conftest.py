@@ -23,7 +23,7 @@ TINY_DEMO = "--max_steps 2 --num_dev_problems 4 --num_test_problems 8 --eval_ste
 
 
 def save_tiny_model(
-    path: Path, seed: int = 0, head_dim: int = 8, config_class=Qwen3Config, model_class=Qwen3ForCausalLM
+    path: Path, seed=0, head_dim=8, config_class=Qwen3Config, model_class=Qwen3ForCausalLM, tied=False
 ) -> str:
     """Save a random model with the embedded task's tokenizer: odd sizes, weights that give uneven entropies."""
     tokenizer = build_tokenizer()
@@ -38,7 +38,7 @@ def save_tiny_model(
         head_dim=head_dim,
         max_position_embeddings=128,
         initializer_range=0.35,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
