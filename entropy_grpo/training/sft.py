@@ -23,10 +23,11 @@ from ..data.prompts import render
 from ..grading import boxed
 from ..grading.pool import Grader, worker_count
 from ..models.adapters import check_installed, check_quantised, check_targets, lora_config
-from ..models.load import load_embedded, load_tokenizer, model_init_kwargs
+from ..models.load import load_embedded, load_tokenizer, model_init_kwargs, resolve_snapshot, restore_name
 from ..monitoring.callbacks import RunRecorder
 from ..runs import files
 from .fsdp2 import Float32Results
+from .requirements import check_packages, check_processes
 from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
 
 GRADED_AT_ONCE = 1024
@@ -35,6 +36,8 @@ GRADED_AT_ONCE = 1024
 def main(settings: Settings, name: str) -> None:
     """Fine-tune as the settings say; `name` is the run's unless they name one."""
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
+    check_packages(settings)
+    check_processes(settings)
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
@@ -42,7 +45,8 @@ def main(settings: Settings, name: str) -> None:
         check_installed(model_config)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
         rows = load_rows(run_config)
-        model_path = load_embedded(model_config.model_name_or_path, args.seed)
+        named = load_embedded(model_config.model_name_or_path, args.seed)
+        model_path = resolve_snapshot(named, model_config)
         tokenizer = load_tokenizer(model_path, model_config)
         check_targets(model_path, model_config)
         taken, origin = choose(run_config, rows, tokenizer, args.max_length)
@@ -59,6 +63,7 @@ def main(settings: Settings, name: str) -> None:
         )
     except ValueError as error:
         raise RecipeError(str(error)) from error
+    restore_name(trainer.model, named, model_config.model_revision)
     if trainer.is_world_process_zero() and args.resume_from_checkpoint is None:
         write_recipe(settings, folder)
         files.write_json(folder.data, origin)
