@@ -157,10 +157,11 @@ def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
         path = tmp_path / "bin" / name
         path.write_text(f'#!/bin/bash\n(echo "{name}"; printf "%s\\n" "$@") > {tmp_path}/{name}-$SLURM_PROCID.txt\n')
         path.chmod(0o755)
+    served_by = {"VLLM_MODEL": "some/model", "VLLM_REVISION": "abc", "VLLM_TENSOR_PARALLEL": "2", "GPUS_PER_NODE": "8"}
     result = subprocess.run(
         ["bash", "accelerate_configs/slurm.sh", "recipes/demo_cpu.yaml", "--run_name", "two words"],
         cwd=REPOSITORY,
-        env=slurm | {"VLLM_MODEL": "some/model"},
+        env=slurm | served_by,
         capture_output=True,
         text=True,
         timeout=60,
@@ -168,7 +169,9 @@ def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
     assert result.returncode == 0, result.stderr
     launched = (tmp_path / "accelerate-0.txt").read_text().splitlines()
     served = (tmp_path / "vllm-0.txt").read_text().splitlines()
-    assert served[:3] == ["vllm", "serve", "some/model"] and '{"backend": "nccl"}' in served
+    assert served[:5] == ["vllm", "serve", "some/model", "--revision", "abc"] and '{"backend": "nccl"}' in served
+    parallel = {name: served[served.index(f"--{name}-parallel-size") + 1] for name in ("tensor", "data")}
+    assert parallel == {"tensor": "2", "data": "4"}
     assert launched[launched.index("--num_machines") + 1] == "1"
     assert launched[launched.index("--vllm_server_host") + 1] == "localhost"
     assert launched[-2:] == ["--run_name", "two words"]
