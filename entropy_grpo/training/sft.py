@@ -43,12 +43,12 @@ GRADED_AT_ONCE = 1024
 def main(settings: Settings, name: str) -> None:
     """Fine-tune as the settings say; `name` is the run's unless they name one."""
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
-    check_packages(settings)
     check_processes(settings)
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
         check_quantised(model_config, False, shards())
+        check_packages(settings)
         check_installed(model_config)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
         rows = load_rows(run_config)

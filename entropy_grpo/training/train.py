@@ -43,12 +43,12 @@ from .trainer import EntropyForkGRPOTrainer
 def main(settings: Settings, name: str) -> None:
     """Train as the settings say; `name` is the run's unless they name one."""
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
-    check_packages(settings)
     check_processes(settings)
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
         check_quantised(model_config, args.use_vllm, shards())
+        check_packages(settings)
         check_installed(model_config)
         grader = Grader(worker_count(), run_config.grading_seconds, run_config.grading_total_seconds)
         reward_funcs = get_rewards(
