@@ -126,8 +126,11 @@ def select() -> str:
 
 def tables() -> str:
     """All that the page shows."""
-    about = recorded("head")
-    said = f"{about['hardware']}, torch {about['versions']['torch']}, at commit `{about['git_revision'][:12]}`."
+    head_of, step_of = recorded("head"), recorded("step")
+    said = (
+        f"{head_of['hardware']}, torch {head_of['versions']['torch']}. Steps and memory are of commit "
+        f"`{step_of['git_revision'][:12]}`, all else of `{head_of['git_revision'][:12]}`."
+    )
     return "\n\n".join([said, head(), step(), memory(), numerics(), select()])
 
 
