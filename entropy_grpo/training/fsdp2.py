@@ -54,15 +54,20 @@ def reshard_before_sync(generation: VLLMGeneration) -> None:
 
 @contextmanager
 def answering(trainer: Trainer) -> Iterator[None]:
-    """Shard the model before it answers, and leave it sharded.
+    """Prepare the model of several processes as training does before it answers, and leave it sharded.
 
-    An evaluation before training would have accelerate shard a model without an optimiser, which it refuses for FSDP2;
-    training, which prepares both again, looks the optimiser's parameters up among those of the model.
+    An evaluation before training would prepare the model by itself: accelerate refuses that for FSDP2, and for DDP it
+    marks the model as prepared, so that training would never wrap it, and processes would not share their gradients.
+    Training prepares model and optimiser again and looks for the parameters of one among those of the other.
     """
-    if trainer.is_fsdp_enabled and not isinstance(trainer.model, FSDPModule):
+    is_prepared = isinstance(trainer.model, FSDPModule) or trainer.model_wrapped is not trainer.model
+    several = trainer.accelerator.num_processes > 1 and not trainer.is_deepspeed_enabled
+    if several and not is_prepared:
         trainer.create_optimizer()
         model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-        trainer.model = trainer.model_wrapped = model
-        register_fsdp_forward_method(model, "generate")
+        trainer.model_wrapped = model
+        if trainer.is_fsdp_enabled:
+            trainer.model = model
+            register_fsdp_forward_method(model, "generate")
     yield
     reshard(trainer.model)
