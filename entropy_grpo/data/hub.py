@@ -10,7 +10,7 @@ from huggingface_hub.errors import GatedRepoError
 
 from .sources import FILE_FORMATS, Source
 
-# What files on the Hub may also be.
+# Formats of files on the Hub.
 FORMATS = FILE_FORMATS | {".csv": "csv"}
 
 
@@ -32,9 +32,11 @@ def download(name: str, hub_id: str, file: str, revision: str | None) -> str:
 
 
 def load_hub(name: str, source: Source) -> Dataset:
-    """The rows of a data set on the Hub that setting `name` names, and as many as it should have.
+    """The rows of a data set on the Hub that setting `name` names, checked for their number.
 
-    `GatedError` where it has terms that were not accepted, `ValueError` where it does not load or has other rows.
+    Raises:
+        GatedError: the data set has terms that were not accepted.
+        ValueError: the data set does not load, or has another number of rows.
     """
     if source.file is not None:
         rows = load_file(name, download(name, source.hub_id, source.file, source.revision))
@@ -51,7 +53,7 @@ def load_hub(name: str, source: Source) -> Dataset:
 
 @contextmanager
 def _clearly(name: str, hub_id: str) -> Iterator[None]:
-    """What the Hub's client raises, as one sentence that says which setting asked for what."""
+    """Turn errors of the Hub's client into one sentence that says which setting asked for the data set."""
     try:
         yield
     except GatedRepoError as error:

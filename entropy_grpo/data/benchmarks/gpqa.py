@@ -28,7 +28,7 @@ def read(row: Row) -> tuple[str, str]:
 
 
 def letter(question: Question, response: str) -> str | None:
-    """The letter that a response boxes last, by itself, in brackets or before its choice's text."""
+    """The letter in the last box of a response, alone, in brackets or before the text of its choice."""
     found = _LETTER.fullmatch((boxed(response) or "").strip())
     return found[1] if found else None
 
