@@ -1,11 +1,11 @@
-"""What a checkpoint holds beside TRL's files, and which checkpoint is complete.
+"""The files of a checkpoint beside TRL's, and the newest complete checkpoint of a run.
 
     checkpoint-N/
-        run_state.safetensors         what all ranks have in common
-        run_state_RANK.safetensors    what a rank has for itself
+        run_state.safetensors         state that all ranks have in common
+        run_state_RANK.safetensors    state of one rank
         complete.json                 written last, when every rank has written all of its files
 
-Tensors lie in safetensors, all else as JSON in its header: nothing here is unpickled.
+Tensors are in safetensors, everything else is JSON in its header: nothing here is unpickled.
 """
 
 import json
@@ -28,7 +28,7 @@ State = dict[str, Any]
 
 
 def save_state(path: Path, state: State) -> None:
-    """Write nested dictionaries and lists of tensors and of what JSON knows."""
+    """Write nested dictionaries and lists of tensors and of JSON values."""
     tensors: dict[str, Tensor] = {}
 
     def put(value: Any) -> Any:
@@ -49,7 +49,7 @@ def save_state(path: Path, state: State) -> None:
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> State:
-    """Read what `save_state` wrote; tuples come back as lists."""
+    """Read a file of `save_state`; tuples come back as lists."""
     with safe_open(path, framework="pt", device=str(device)) as file:
 
         def get(value: Any) -> Any:

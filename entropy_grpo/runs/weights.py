@@ -1,18 +1,18 @@
-"""What a model's folder holds: a whole model, an adapter, pieces of a model, or none; and which files belong to it.
+"""Contents of a model's folder: a whole model, an adapter, pieces of a model, or none; and the files of each kind.
 
-Only files by these names are ever published, so that no optimizer state, random state or pickle is.
+Only files with these names are ever published, so that no optimizer state, random state or pickle is.
 """
 
 from pathlib import Path
 
 WHOLE, ADAPTER, SHARDED, NONE = "whole", "adapter", "sharded", "none"
 
-# What PEFT says of an adapter, beside its weights.
+# PEFT's configuration of an adapter, beside its weights.
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = {
     WHOLE: ("model.safetensors", "model-*-of-*.safetensors"),
     ADAPTER: ("adapter_model.safetensors",),
-    # What accelerate writes of FSDP with SHARDED_STATE_DICT: a folder of torch.distributed.checkpoint.
+    # A folder of torch.distributed.checkpoint, which accelerate writes for FSDP with SHARDED_STATE_DICT.
     SHARDED: ("pytorch_model_fsdp_0/.metadata",),
 }
 CONFIGURATION = {
@@ -30,17 +30,17 @@ def _present(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def kind(folder: Path) -> str:
-    """WHOLE, ADAPTER, SHARDED or NONE."""
+    """Kind of weights in a folder: WHOLE, ADAPTER, SHARDED or NONE."""
     return next((kind for kind, names in WEIGHTS.items() if _present(folder, names)), NONE)
 
 
 def has_adapter(path: str | Path) -> bool:
-    """Whether a model's name is a local folder with a LoRA adapter, which needs its base model beside it."""
+    """Return whether a model's name is a local folder with a LoRA adapter, which needs its base model beside it."""
     return (Path(path) / ADAPTER_CONFIG).is_file()
 
 
 def files(folder: Path) -> list[Path]:
-    """The weights, configuration and tokenizer of a model that transformers or PEFT loads; none of any other."""
+    """The weights, configuration and tokenizer of a model for transformers or PEFT; empty for any other folder."""
     found = kind(folder)
     if found not in CONFIGURATION:
         return []
@@ -48,7 +48,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def missing(folder: Path) -> list[str]:
-    """What a model needs and the folder lacks, each with what it would be good for."""
+    """Parts of a model that the folder lacks, each with its consequence."""
     found = kind(folder)
     lacks = []
     if found == NONE:
