@@ -27,7 +27,7 @@ def load_file(name: str, path: str) -> Dataset:
 
 def download(name: str, hub_id: str, file: str, revision: str | None) -> str:
     """The path of a file of a data set on the Hub that setting `name` names, downloaded once."""
-    with _clearly(name, hub_id):
+    with _explain_errors(name, hub_id):
         return hf_hub_download(hub_id, file, repo_type="dataset", revision=revision)
 
 
@@ -41,7 +41,7 @@ def load_hub(name: str, source: Source) -> Dataset:
     if source.file is not None:
         rows = load_file(name, download(name, source.hub_id, source.file, source.revision))
     else:
-        with _clearly(name, source.hub_id):
+        with _explain_errors(name, source.hub_id):
             rows = load_dataset(source.hub_id, source.config, revision=source.revision, split=source.split)
     if source.rows is not None and len(rows) != source.rows:
         raise ValueError(
@@ -52,7 +52,7 @@ def load_hub(name: str, source: Source) -> Dataset:
 
 
 @contextmanager
-def _clearly(name: str, hub_id: str) -> Iterator[None]:
+def _explain_errors(name: str, hub_id: str) -> Iterator[None]:
     """Turn errors of the Hub's client into one sentence that says which setting asked for the data set."""
     try:
         yield

@@ -1,7 +1,7 @@
 """Problems to train on and problems held out, as data sets with the columns `prompt` and `solution`.
 
 A source is a task (`embedded:NAME`), one of `sources.TRAINING`, a local `.jsonl` or `.parquet` file, or a data set's
-id on the Hub. From every source but a task, problems are left out that cannot teach or would flatter: see `_filtered`.
+id on the Hub. From every source but a task, problems are left out that cannot teach or would flatter: see `_filter`.
 """
 
 import itertools
@@ -63,10 +63,10 @@ def load_problems(
     """
     task = registry.find(config.dataset_name, "dataset_name")
     if task is not None:
-        return _generated(task, config, seed)
+        return _generate(task, config, seed)
     source = _source(config)
-    rows = _known(config, source) if config.dataset_name in TRAINING else load_columns(config, source)
-    rows, left_out = _filtered(config, rows, grading, prompt_lengths)
+    rows = _load_training(config, source) if config.dataset_name in TRAINING else load_columns(config, source)
+    rows, left_out = _filter(config, rows, grading, prompt_lengths)
     held_out = config.num_dev_problems + config.num_test_problems
     if held_out >= len(rows):
         raise ValueError(
@@ -113,7 +113,7 @@ def named_source(config: SourceConfig) -> Source:
     )
 
 
-def _known(config: DataConfig, source: Source) -> Dataset:
+def _load_training(config: DataConfig, source: Source) -> Dataset:
     """The rows of one of `TRAINING`, read into the columns `prompt` and `solution`."""
     if config.dataset_file is not None:
         rows = load_file("dataset_file", config.dataset_file)
@@ -173,17 +173,17 @@ def question_text(name: str, row: int, prompt: Any) -> str:
     return "\n".join(parts)
 
 
-def _unreadable(grading: GradingConfig | None, references: list[str]) -> list[str]:
+def _find_unreadable(grading: GradingConfig | None, references: list[str]) -> list[str]:
     """`filters.unreadable`, computed on the first process for all; empty if a function of the user's own grades."""
-    found: list[list[str]] = [[]]
+    shared: list[list[str]] = [[]]
     if grading is not None:
         if PartialState().is_main_process:
-            found = [unreadable(references, core_count(), grading.grading_seconds)]
-        broadcast_object_list(found)
-    return found[0]
+            shared = [unreadable(references, core_count(), grading.grading_seconds)]
+        broadcast_object_list(shared)
+    return shared[0]
 
 
-def _rendered(config: DataConfig, rows: Dataset) -> Dataset:
+def _render_prompts(config: DataConfig, rows: Dataset) -> Dataset:
     """The rows with their prompts in the template."""
     if config.prompt_template is None:
         return rows
@@ -196,7 +196,7 @@ def _rendered(config: DataConfig, rows: Dataset) -> Dataset:
     return rows.remove_columns("prompt").add_column("prompt", [render(config.prompt_template, p) for p in prompts])
 
 
-def _filtered(
+def _filter(
     config: DataConfig, rows: Dataset, grading: GradingConfig | None, prompt_lengths: PromptLengths | None
 ) -> tuple[Dataset, dict[str, Any]]:
     """Filter the problems, and put the prompts into the template.
@@ -222,28 +222,30 @@ def _filtered(
     kept = left()
     again, conflicting = repeated([questions[i] for i in kept], [answers[i] for i in kept])
     reasons |= {kept[i]: "repeated" for i in again} | {kept[i]: "different answers" for i in conflicting}
-    unread = _unreadable(grading, [answers[i] for i in left()])
+    unread = _find_unreadable(grading, [answers[i] for i in left()])
     reasons |= {i: "unreadable reference" for i in left() if answers[i] in set(unread)}
     for name in config.decontaminate_against:
-        found = evaluation_questions(name)
-        reasons |= {i: f"in {name}" for i in left() if questions[i] in found}
-    rows, kept = _rendered(config, rows), left()
+        evaluated = evaluation_questions(name)
+        reasons |= {i: f"in {name}" for i in left() if questions[i] in evaluated}
+    rows, kept = _render_prompts(config, rows), left()
     if config.max_prompt_length is not None and kept:
         lengths = zip(kept, prompt_lengths(rows.select(kept)["prompt"][:]), strict=True)
         reasons |= {i: f"over {config.max_prompt_length} tokens" for i, n in lengths if n > config.max_prompt_length}
 
     kept, counts = left(), dict(Counter(reasons.values()))
-    told = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+    summary = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
     if not kept:
-        raise ValueError(f"dataset_name is {config.dataset_name!r}: all {len(rows)} problems are left out ({told}).")
+        raise ValueError(
+            f"dataset_name is {config.dataset_name!r}: all {len(rows)} problems are left out ({summary})."
+        )
     if PartialState().is_main_process:
-        print(f"{config.dataset_name}: {len(kept)} problems of {len(rows)}; left out: {told}", flush=True)
+        print(f"{config.dataset_name}: {len(kept)} problems of {len(rows)}; left out: {summary}", flush=True)
         for reference in unread[:NUM_SHOWN]:
             print(f"  the grader cannot read the reference {reference!r:.200}", flush=True)
     return rows.select(kept), {"rows": len(rows), "left_out": counts, "unreadable_references": unread}
 
 
-def _generated(task: Task, config: DataConfig, seed: int) -> Problems:
+def _generate(task: Task, config: DataConfig, seed: int) -> Problems:
     """Generate the first problems of each split; held-out problems are the same for every seed."""
 
     def make(split: str, count: int) -> Dataset | None:

@@ -134,10 +134,10 @@ def _set_parts(text: str) -> Node | None:
 def _group(text: str) -> Node | None:
     if text == "\\emptyset":
         return Group("{}", ())
-    found = bracketed(text)
-    if found is None:
+    pair = bracketed(text)
+    if pair is None:
         return None
-    brackets, content = found
+    brackets, content = pair
     if brackets == "{}":
         if condition := _SET_BUILDER.fullmatch(content):
             return read(condition[1])
@@ -161,6 +161,6 @@ def read(text: str) -> Node:
     if 1 < len(items) <= MOST_ITEMS and all(items):
         return Group("", _all(items))
     for form in (_both_signs, _set_parts, _relation, _group):
-        if (found := form(text)) is not None:
-            return found
+        if (node := form(text)) is not None:
+            return node
     return plain(text)

@@ -215,15 +215,15 @@ def _points(symbols: list[Symbol]) -> list[dict[Symbol, Rational]]:
 def _agree_at_points(one: Basic, other: Basic) -> bool:
     """Return whether two expressions agree at several points; one may have a variable that changes nothing."""
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    found = 0
+    agreeing = 0
     for point in _points(symbols):
         close = _close(one.xreplace(point), other.xreplace(point))
         if close is False:
             return False
-        found += close is True
-        if found == POINTS:
+        agreeing += close is True
+        if agreeing == POINTS:
             break
-    return found >= 2
+    return agreeing >= 2
 
 
 def proportional(one: Basic, other: Basic, positive: bool = False) -> bool:

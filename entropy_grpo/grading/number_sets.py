@@ -34,7 +34,7 @@ def _solutions(relation: Relation) -> Set | None:
     places = [i for i, value in enumerate(values) if value is not None and value.is_Symbol]
     if len(places) != 1 or any(value is None or not (value.is_Symbol or value.is_extended_real) for value in values):
         return None
-    place, found = places[0], sympy.Reals
+    place, solutions = places[0], sympy.Reals
     for i, operator in enumerate(relation.operators):
         if i not in (place, place - 1) or operator not in "<>≤≥≠=":
             return None
@@ -43,12 +43,12 @@ def _solutions(relation: Relation) -> Set | None:
         is_open = operator in "<>"
         if operator in "≠=":
             point = sympy.FiniteSet(bound)
-            found = found - point if operator == "≠" else found.intersect(point)
+            solutions = solutions - point if operator == "≠" else solutions.intersect(point)
         elif operator in "<≤":
-            found = found.intersect(sympy.Interval(-sympy.oo, bound, True, is_open))
+            solutions = solutions.intersect(sympy.Interval(-sympy.oo, bound, True, is_open))
         else:
-            found = found.intersect(sympy.Interval(bound, sympy.oo, is_open, True))
-    return found
+            solutions = solutions.intersect(sympy.Interval(bound, sympy.oo, is_open, True))
+    return solutions
 
 
 def _variables(node: Node) -> set:
@@ -89,15 +89,15 @@ def matched(a: Sequence[Item], b: Sequence[Item], alike: Callable[[Item, Item], 
     """Return whether the items of both sides match one to one."""
     left = list(b)
     for item in a:
-        found = next((i for i, other in enumerate(left) if alike(item, other)), None)
-        if found is None:
+        partner = next((i for i, other in enumerate(left) if alike(item, other)), None)
+        if partner is None:
             return False
-        left.pop(found)
+        left.pop(partner)
     return not left
 
 
-def _pieces(found: Set) -> tuple[Set, ...]:
-    return found.args if isinstance(found, sympy.Union) else (found,)
+def _pieces(numbers: Set) -> tuple[Set, ...]:
+    return numbers.args if isinstance(numbers, sympy.Union) else (numbers,)
 
 
 def _same_piece(a: Set, b: Set) -> bool:

@@ -157,8 +157,8 @@ def _quantity(text: str) -> Leaf | None:
     if not words:
         return Leaf(value, times=times)
     behind = _TEMPERATURE.sub(lambda match: "celsius" if match[1] else "fahrenheit", " ".join(words))
-    found = unit(behind)
-    return None if found is None else Leaf(value, None if found.says_nothing else found, times=times)
+    kind = unit(behind)
+    return None if kind is None else Leaf(value, None if kind.says_nothing else kind, times=times)
 
 
 def _based(text: str) -> Leaf | None:
@@ -182,6 +182,6 @@ def plain(text: str) -> Leaf | Words:
     """Read one item without lists, sets and relations in it."""
     text = _DIGITS_APART.sub(lambda match: re.sub("[ _]", "", match[0]), _RATIO.sub(r"\1:\2", text))
     for form in (_clock, _money, _quantity, _based, _words):
-        if (found := form(text)) is not None:
-            return found
+        if (leaf := form(text)) is not None:
+            return leaf
     return Leaf(text)

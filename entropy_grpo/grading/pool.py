@@ -175,7 +175,7 @@ class Grader:
         while waiting and self._pool.active and (left := deadline - time.monotonic()) > 0:
             waiting = wait(waiting, min(left, 1.0)).not_done
         late = time.monotonic() >= deadline
-        found = {pair: _verdict(future, late) for pair, future in futures.items()}
+        verdicts = {pair: _verdict(future, late) for pair, future in futures.items()}
         if waiting:
             if late:
                 logging.getLogger(__name__).warning(
@@ -183,7 +183,7 @@ class Grader:
                     f"({self.total_seconds:g})."
                 )
             self.close()
-        return found
+        return verdicts
 
     def _grade(self, pairs: Sequence[Pair], deadline: float) -> dict[Pair, Verdict]:
         """The verdict of every pair; equal pairs are graded once."""
@@ -202,8 +202,8 @@ class Grader:
     def verdicts(self, answers: Sequence[str | None], references: Sequence[str]) -> list[Verdict]:
         """The verdict of each answer against its reference; an answer that was not graded in time is a timeout."""
         pairs = list(zip(answers, references, strict=True))
-        found = self._grade(pairs, time.monotonic() + self.total_seconds)
-        return [found[pair] for pair in pairs]
+        by_pair = self._grade(pairs, time.monotonic() + self.total_seconds)
+        return [by_pair[pair] for pair in pairs]
 
     def classes(self, answers: Sequence[str | None]) -> list[int]:
         """Number the answers to one question: equivalent answers share a number, and -1 is no answer.
@@ -225,13 +225,13 @@ class Grader:
             first, *others = left
             firsts[first] = first
             open_ = [(text, first) for text in others if values[text] is None or values[first] is None]
-            found = self._grade(open_, deadline) if open_ and time.monotonic() < deadline else {}
-            same = {text for (text, _), verdict in found.items() if verdict is Verdict.RIGHT}
+            verdicts = self._grade(open_, deadline) if open_ and time.monotonic() < deadline else {}
+            same = {text for (text, _), verdict in verdicts.items() if verdict is Verdict.RIGHT}
             firsts |= dict.fromkeys(same, first)
             left = [text for text in others if text not in same]
-        found_first = {text: firsts[equal] for text, equal in equals.items()}
-        numbers = {f: number for number, f in enumerate(dict.fromkeys(found_first[text] for text in texts if text))}
-        return [numbers[found_first[text]] if text else -1 for text in texts]
+        first_of = {text: firsts[equal] for text, equal in equals.items()}
+        numbers = {f: number for number, f in enumerate(dict.fromkeys(first_of[text] for text in texts if text))}
+        return [numbers[first_of[text]] if text else -1 for text in texts]
 
     def __call__(
         self, answers: Sequence[str | None], references: Sequence[str], log_metric: LogMetric | None = None

@@ -90,7 +90,7 @@ def _entry(word: str) -> tuple[Fraction, dict[str, int]]:
 def unit(text: str) -> Unit | None:
     """The unit of a text such as `cm^2`, `km/h`, `square feet`, `dollars per hour` or `\\%`; None if it is no unit."""
     factor, angle, sign, power = Fraction(1), "", 1, 1
-    found: dict[str, int] = {}
+    powers: dict[str, int] = {}
     for word, exponent, operator, other in _PIECE.findall(text.replace("\\cdot", "*")):
         small = word.lower()
         if other or small in NOT_UNITS:
@@ -106,5 +106,5 @@ def unit(text: str) -> Unit | None:
             times = sign * power * int(exponent or 1)
             factor, power = factor * own**times, 1
             for dimension, each in dimensions.items():
-                found[dimension] = found.get(dimension, 0) + times * each
-    return Unit(factor, tuple(sorted((name, times) for name, times in found.items() if times)), angle)
+                powers[dimension] = powers.get(dimension, 0) + times * each
+    return Unit(factor, tuple(sorted((name, times) for name, times in powers.items() if times)), angle)

@@ -110,15 +110,15 @@ def paired(a: Samples, b: Samples) -> dict[str, Any]:
             f"A paired comparison needs the same questions on both sides; got {len(a.correct)} and {len(b.correct)}."
         )
     largest = min(a.correct.shape[1], b.correct.shape[1])
-    found = {
+    metrics = {
         "num_questions": len(a.correct),
         "acc@N": gain_interval(a.correct.mean(1), b.correct.mean(1)),
         "pass@k": _by_k(gain_interval(pass_curve(a.correct)[:largest], pass_curve(b.correct)[:largest])),
         "len@N": gain_interval(a.lengths.mean(1), b.lengths.mean(1), bounded=False),
     }
     if a.correct.shape == b.correct.shape:
-        found["maj@N"] = gain_interval(majority(a.correct, a.classes), majority(b.correct, b.classes))
-    return found
+        metrics["maj@N"] = gain_interval(majority(a.correct, a.classes), majority(b.correct, b.classes))
+    return metrics
 
 
 def by_problem(rows: Sequence[Row], value: Callable[[Row], Any]) -> dict[str, list[Any]]:
@@ -143,8 +143,8 @@ def counts(rows: Sequence[Row], reward: str, choices: Choices | None) -> dict[st
         f"pass@{samples}": (passed, dict.fromkeys(passed, 1)),
     }
     if choices is not None:
-        made = by_problem(rows, choices)
-        shares["good_choices"] = tuple({p: sum(c[i] for c in v) for p, v in made.items()} for i in (0, 1))
+        choice_counts = by_problem(rows, choices)
+        shares["good_choices"] = tuple({p: sum(c[i] for c in v) for p, v in choice_counts.items()} for i in (0, 1))
     return shares
 
 
@@ -169,7 +169,7 @@ def summarize(rows: Sequence[Row], reward: str, choices: Choices | None = None) 
 
 def gains(before: Sequence[Row], after: Sequence[Row], reward: str, choices: Choices | None = None) -> dict[str, Any]:
     """Gain of every share on the problems that both sides answered, with paired intervals."""
-    found = {}
+    intervals = {}
     shares_before, shares_after = counts(before, reward, choices), counts(after, reward, choices)
     for name, sides in shares_after.items():
         if name not in shares_before:
@@ -179,5 +179,5 @@ def gains(before: Sequence[Row], after: Sequence[Row], reward: str, choices: Cho
             [[side[p] for p in common] for side in both] for both in (shares_before[name], sides)
         )
         if any(start_of) and any(end_of):
-            found[name] = gain_interval(start, end, start_of, end_of)
-    return found
+            intervals[name] = gain_interval(start, end, start_of, end_of)
+    return intervals

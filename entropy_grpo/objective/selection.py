@@ -57,22 +57,22 @@ def kth_largest(keys: Tensor, ranks: Sequence[int], reduce: Reduce = on_one_proc
     significant digit first. Only keys that match the digits found so far stay in the search. The histograms of a digit
     are exchanged together.
     """
-    ranks, found = list(ranks), [0] * len(ranks)
+    ranks, prefixes = list(ranks), [0] * len(ranks)
     matching = {0: keys.flatten()}  # keys by the digits found so far
     for shift in range(bits - DIGIT_BITS, -1, -DIGIT_BITS):
         digits = {prefix: (part >> shift) & (2**DIGIT_BITS - 1) for prefix, part in matching.items()}
         counts = reduce(torch.stack([torch.bincount(d, minlength=2**DIGIT_BITS) for d in digits.values()]))
         from_top = dict(zip(digits, counts.flip(1).cumsum(1), strict=True))
         going_on = {}
-        for i, (k, prefix) in enumerate(zip(ranks, found, strict=True)):
+        for i, (k, prefix) in enumerate(zip(ranks, prefixes, strict=True)):
             place = int(torch.searchsorted(from_top[prefix], k))
             ranks[i] = k - (int(from_top[prefix][place - 1]) if place else 0)
             digit = 2**DIGIT_BITS - 1 - place
-            found[i] = prefix << DIGIT_BITS | digit
-            if found[i] not in going_on:
-                going_on[found[i]] = matching[prefix][digits[prefix] == digit]
+            prefixes[i] = prefix << DIGIT_BITS | digit
+            if prefixes[i] not in going_on:
+                going_on[prefixes[i]] = matching[prefix][digits[prefix] == digit]
         matching = going_on
-    return found
+    return prefixes
 
 
 def random_scores(order: Tensor, seed: int) -> Tensor:
@@ -169,4 +169,4 @@ def percentiles(values: Tensor, mask: Tensor, levels: Sequence[float], reduce: R
     bits = order_bits(values)[mask]
     # The value with index floor(level * (n - 1)) from below is the (n - index)-th largest.
     ranks = [n - math.floor(Fraction(repr(level)) / 100 * (n - 1)) for level in levels]
-    return [score_from_bits(found) for found in kth_largest(bits, ranks, reduce, bits=32)]
+    return [score_from_bits(value_bits) for value_bits in kth_largest(bits, ranks, reduce, bits=32)]

@@ -134,12 +134,12 @@ def imported(name: str) -> Reward:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function)
+        reward = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"rewards names {name!r}, which does not import: {error}.") from error
-    if not callable(found):
+    if not callable(reward):
         raise ValueError(f"rewards names {name!r}, which is no function.")
-    return found
+    return reward
 
 
 def overlong(max_completion_length: int, cache_length: int | None) -> Reward:
@@ -189,7 +189,7 @@ def get_rewards(
     right, wrong = REWARD_SCALES[scale]
     readers = GRADED | {task.reward: task_answers(task) for task in tasks.values() if task.score is None}
 
-    def made(name: str) -> Reward:
+    def make(name: str) -> Reward:
         if name == OVERLONG:
             return overlong(max_completion_length, overlong_cache_length)
         if name == "inverted":
@@ -200,4 +200,4 @@ def get_rewards(
             return Scored(tasks[name], right, wrong)
         return Control(name, CONTROLS[name], right, wrong) if name in CONTROLS else imported(name)
 
-    return [made(name) for name in names]
+    return [make(name) for name in names]

@@ -13,13 +13,13 @@ PACKAGES = ("entropy-grpo", "trl", "transformers", "accelerate", "torch", "datas
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue  # an optional package
-    return found
+    return installed
 
 
 def git_revision() -> str | None:

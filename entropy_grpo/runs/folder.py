@@ -32,14 +32,14 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 def step_of(name: str) -> int | None:
     """The optimiser step of a checkpoint folder's name; None for any other name."""
-    found = _CHECKPOINT.fullmatch(name)
-    return int(found[1]) if found else None
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run in the order of their steps."""
-    found = [path for path in run.glob("checkpoint-*") if step_of(path.name) is not None]
-    return sorted(found, key=lambda path: step_of(path.name))
+    folders = [path for path in run.glob("checkpoint-*") if step_of(path.name) is not None]
+    return sorted(folders, key=lambda path: step_of(path.name))
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ def _axes(title: str, ylabel: str):
 def _mark_plateau(axes, rows: list[Row]) -> None:
     """Draw a line at the step that found the plateau."""
     steps, stages = _series(rows, "stage")
-    found = [step for step, stage in zip(steps, stages, strict=True) if stage == PLATEAU]
-    if found:
-        axes.axvline(found[0], color="tab:gray", linestyle="-.", label="plateau found")
+    plateau = [step for step, stage in zip(steps, stages, strict=True) if stage == PLATEAU]
+    if plateau:
+        axes.axvline(plateau[0], color="tab:gray", linestyle="-.", label="plateau found")
 
 
 def _reward(rows: list[Row]) -> Figure:

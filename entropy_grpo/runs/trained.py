@@ -30,13 +30,13 @@ def _object(path: Path, read: Callable[[Path], Any]) -> Row:
         ValueError: the file cannot be read, or holds no mapping; the message names it.
     """
     try:
-        found = read(path) if path.exists() else {}
+        mapping = read(path) if path.exists() else {}
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} cannot be read ({reason}): restore it, or move it out of the folder.") from error
-    if not isinstance(found, dict):
+    if not isinstance(mapping, dict):
         raise ValueError(f"{path} holds no mapping: restore it, or move it out of the folder.")
-    return found
+    return mapping
 
 
 def read_recipe(folder: RunFolder) -> Row:
@@ -157,15 +157,15 @@ class Trained:
         folders = {path.name: path for path in (self.run.path / BENCHMARKS).glob("*") if path.is_dir()}
         baseline = next((path for path in folders.values() if self._is_of_base(path)), None)
         own = ["final"] * self.is_last + [f"checkpoint-{self.step}", f"step-{self.step}"]
-        found: dict[str, Benchmark] = {}
+        results: dict[str, Benchmark] = {}
         for folder in (folders[name] for name in own if name in folders):
             gains = _object(folder / "comparison.json", files.read_json)
             beside = next((gains[key] for key in gains if baseline and Path(key).name == baseline.name), {})
             for path, figures in _results(folder):
                 base = _object(baseline / path.name, files.read_json) if baseline else {}
                 one = Benchmark(path.stem, path, figures, base, beside.get(path.stem, {}))
-                found.setdefault(path.stem, one)
-        return [found[name] for name in sorted(found)]
+                results.setdefault(path.stem, one)
+        return [results[name] for name in sorted(results)]
 
     def _is_of_base(self, folder: Path) -> bool:
         models = {figures.get("settings", {}).get("model") for _, figures in _results(folder)}
@@ -199,7 +199,7 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
     step = state.get("global_step", last if named is None else named)
     is_last = last is None or step is None or step >= last
     evaluation = _object(run.evaluation, files.read_json)
-    found = Trained(
+    trained = Trained(
         model=path,
         run=run,
         weights=expected_weights or weights.kind(path),
@@ -212,12 +212,12 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
         is_last=is_last,
         lacks=[] if expected_weights else weights.missing(path),
     )
-    found.lacks.extend(_lacking(found, evaluation))
-    return found
+    trained.lacks.extend(_list_gaps(trained, evaluation))
+    return trained
 
 
-def _lacking(found: Trained, evaluation: Row) -> list[str]:
-    run = found.run
+def _list_gaps(trained: Trained, evaluation: Row) -> list[str]:
+    run = trained.run
     lacks = []
     for path, would in (
         (run.recipe, "its settings are those that other files tell, and the run cannot be launched again from here"),
@@ -226,9 +226,9 @@ def _lacking(found: Trained, evaluation: Row) -> list[str]:
     ):
         if not path.exists():
             lacks.append(f"{path.name}: {would}")
-    if not found.rows:
+    if not trained.rows:
         lacks.append(f"{run.metrics.name}: the course of the training is not known")
-    if evaluation and not found.is_last:
+    if evaluation and not trained.is_last:
         lacks.append(f"an evaluation of this checkpoint: {run.evaluation.name} is about the end of the run")
     elif "after" not in evaluation:
         lacks.append("an evaluation after training: how well the model does is not known")
@@ -238,9 +238,9 @@ def _lacking(found: Trained, evaluation: Row) -> list[str]:
 def cost(steps: Sequence[Row]) -> dict[str, float]:
     """Cost of optimiser steps: `seconds`, `tokens` of prompts and responses, and `peak_memory` in bytes, if logged."""
     seconds = [row["step_time"] for row in steps if row.get("step_time") is not None]
-    found = {"seconds": float(sum(seconds))} if seconds else {}
+    totals = {"seconds": float(sum(seconds))} if seconds else {}
     for name, key in (("tokens", "num_tokens"), ("peak_memory", "peak_memory")):
         values = [row[key] for row in steps if row.get(key) is not None]
         if values:
-            found[name] = float(max(values))
-    return found
+            totals[name] = float(max(values))
+    return totals

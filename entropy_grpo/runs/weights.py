@@ -41,20 +41,20 @@ def has_adapter(path: str | Path) -> bool:
 
 def files(folder: Path) -> list[Path]:
     """The weights, configuration and tokenizer of a model for transformers or PEFT; empty for any other folder."""
-    found = kind(folder)
-    if found not in CONFIGURATION:
+    contents = kind(folder)
+    if contents not in CONFIGURATION:
         return []
-    return _present(folder, WEIGHTS[found] + CONFIGURATION[found] + TOKENIZER)
+    return _present(folder, WEIGHTS[contents] + CONFIGURATION[contents] + TOKENIZER)
 
 
 def missing(folder: Path) -> list[str]:
     """Parts of a model that the folder lacks, each with its consequence."""
-    found = kind(folder)
+    contents = kind(folder)
     lacks = []
-    if found == NONE:
+    if contents == NONE:
         lacks.append("the weights: there is no model to load")
-    if found in CONFIGURATION and not _present(folder, CONFIGURATION[found][:1]):
-        lacks.append(f"{CONFIGURATION[found][0]}: the weights do not load without it")
-    if found != SHARDED and not _present(folder, TOKENIZER):
+    if contents in CONFIGURATION and not _present(folder, CONFIGURATION[contents][:1]):
+        lacks.append(f"{CONFIGURATION[contents][0]}: the weights do not load without it")
+    if contents != SHARDED and not _present(folder, TOKENIZER):
         lacks.append("the tokenizer: take that of the base model")
     return lacks

@@ -113,13 +113,13 @@ def from_file(path: str, column_names: list[str]) -> Benchmark:
     Raises:
         ValueError: the file has no column of problems or of answers.
     """
-    found = [next((c for c in wanted if c in column_names), None) for wanted in (PROBLEM_COLUMNS, ANSWER_COLUMNS)]
-    if None in found:
+    names = [next((c for c in wanted if c in column_names), None) for wanted in (PROBLEM_COLUMNS, ANSWER_COLUMNS)]
+    if None in names:
         raise ValueError(
             f"{path} has the columns {', '.join(column_names)}: a benchmark needs one of {', '.join(PROBLEM_COLUMNS)} "
             f"and one of {', '.join(ANSWER_COLUMNS)}."
         )
-    problem, answer = found
+    problem, answer = names
 
     def read(row: Row) -> tuple[str, str]:
         return columns(problem, answer)({**row, answer: plain(row[answer])})

@@ -29,8 +29,8 @@ def read(row: Row) -> tuple[str, str]:
 
 def letter(question: Question, response: str) -> str | None:
     """The letter in the last box of a response, alone, in brackets or before the text of its choice."""
-    found = _LETTER.fullmatch((boxed(response) or "").strip())
-    return found[1] if found else None
+    match = _LETTER.fullmatch((boxed(response) or "").strip())
+    return match[1] if match else None
 
 
 BENCHMARK = Benchmark(

@@ -110,13 +110,13 @@ def problems(paths: Iterable[Path], expected: int = IN_WINDOW) -> list[Problem]:
         ValueError: the number of different problems is not `expected`.
     """
     first, end = WINDOW
-    found = [problem for path in paths for problem in _in_file(path) if first <= problem.contest_date[:10] < end]
-    if len(found) != expected or len({problem.question_id for problem in found}) != expected:
+    in_window = [problem for path in paths for problem in _in_file(path) if first <= problem.contest_date[:10] < end]
+    if len(in_window) != expected or len({problem.question_id for problem in in_window}) != expected:
         raise ValueError(
-            f"LiveCodeBench has {expected} problems dated {first} to {end}, but the files have {len(found)}: "
+            f"LiveCodeBench has {expected} problems dated {first} to {end}, but the files have {len(in_window)}: "
             f"give test.jsonl and test2.jsonl to test6.jsonl of livecodebench/code_generation_lite, each once."
         )
-    return found
+    return in_window
 
 
 def text(problem: Problem) -> str:

@@ -237,10 +237,10 @@ def watch(init: int, seconds: float, memory: int) -> str:
     """
     deadline = time.monotonic() + seconds
     while True:
-        got = signal.sigtimedwait([signal.SIGCHLD, signal.SIGTERM], 0.03)
+        signal_info = signal.sigtimedwait([signal.SIGCHLD, signal.SIGTERM], 0.03)
         if os.waitpid(init, os.WNOHANG)[0]:
             return "ended"
-        if got is not None and got.si_signo == signal.SIGTERM:
+        if signal_info is not None and signal_info.si_signo == signal.SIGTERM:
             reason = "stopped"
         elif time.monotonic() > deadline:
             reason = "timeout"

@@ -204,7 +204,7 @@ def _collect(process: subprocess.Popen, cap: int, seconds: float) -> tuple[list[
 
 def _run(program: str, stdin: str, limits: Limits) -> Outcome:
     spec, program_input = _sealed("spec", json.dumps(_spec(program, limits))), _sealed("stdin", stdin)
-    told, report = os.pipe()
+    report_end, report = os.pipe()
     process = subprocess.Popen(
         [_interpreter(), "-I", "-S", str(JAIL), str(report), str(program_input)],
         stdin=spec,
@@ -217,7 +217,7 @@ def _run(program: str, stdin: str, limits: Limits) -> Outcome:
     )
     for fd in (spec, program_input, report):
         os.close(fd)
-    with process, open(told, "rb") as reports:
+    with process, open(report_end, "rb") as reports:
         try:
             outputs, overflow = _collect(process, limits.output, limits.seconds + SETUP_SECONDS)
             # The process ends everything that it started in the sandbox before it ends itself.
@@ -225,11 +225,11 @@ def _run(program: str, stdin: str, limits: Limits) -> Outcome:
             process.wait(SETUP_SECONDS)
         finally:
             process.kill()
-        told_text = reports.read()
+        report_text = reports.read()
     stdout, stderr = (text.decode("utf-8", "replace") for text in outputs)
-    if not told_text:
+    if not report_text:
         raise RuntimeError(f"The sandbox was killed from outside, or Python does not start in it: {stderr[-300:]}")
-    verdict = json.loads(told_text)
+    verdict = json.loads(report_text)
     if "refused" in verdict:
         raise RuntimeError(
             f"Code benchmarks need a sandbox, and this machine refuses it ({verdict['refused']}); {FIX}."
