@@ -11,14 +11,14 @@ from .sources import FILE_FORMATS, TRAINING
 
 @dataclass
 class SourceConfig:
-    """Where the rows of a file or of a Hub id are, and which of their columns are read.
+    """Location of the rows of a file or of a Hub id, and the columns to read.
 
     Parameters:
-        dataset_name: what the rows are read from.
+        dataset_name: the file or the Hub id.
         dataset_config, dataset_revision: configuration and commit of the data set on the Hub.
         dataset_train_split: split to train on.
         prompt_column, solution_column: the columns of a file or a Hub id that hold the problem and its reference.
-        prompt_template: what to put around a problem, one of `prompts.TEMPLATES`; null for nothing.
+        prompt_template: text around a problem, one of `prompts.TEMPLATES`; null for nothing.
         decontaminate_against: leave out problems that occur in these evaluation sets, each one of
             `benchmarks.PUBLISHED` or a file with a column `problem`, `question` or `prompt`.
     """
@@ -53,9 +53,9 @@ class DataConfig(SourceConfig):
 
     Parameters:
         dataset_name: a task (`embedded:NAME`), one of `sources.TRAINING`, a `.jsonl` / `.parquet` file, or a Hub id.
-        dataset_file: for one of `sources.TRAINING`, a local copy of its rows instead of those on the Hub.
+        dataset_file: for one of `sources.TRAINING`, a local copy of its rows, which is read instead of the Hub.
         max_prompt_length: leave out problems whose prompt has more tokens; null for no limit.
-        num_train_problems: for a task, how many problems to make.
+        num_train_problems: for a task, the number of problems to generate.
         num_dev_problems: held-out problems for evaluation during training (0 for none).
         num_test_problems: held-out problems for the evaluation before and after training (0 for none).
     """

@@ -1,4 +1,4 @@
-"""Which problems of a data set are left out: text in, positions or texts out; no data set, no model."""
+"""Filters for the problems of a data set. Text in, positions or texts out; no data set, no model."""
 
 import re
 import unicodedata
@@ -13,7 +13,7 @@ from ..grading.pool import LONGEST_ANSWER
 
 # References that no parser needs to look at; almost all of DAPO's are of this kind.
 PLAIN_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")
-# How LaTeX writes the same formula in several ways: delimiters, sizes of brackets and fractions, spaces.
+# Variants of the same formula in LaTeX: delimiters, sizes of brackets and fractions, spaces.
 _SAME = [
     (re.compile(r"\\[dt]frac(?![a-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right)(?![a-z])|\\[()\[\],;!\s]|[$\s]"), ""),
@@ -29,9 +29,12 @@ def normalised(question: str) -> str:
 
 
 def repeated(questions: Sequence[str], answers: Sequence[str]) -> tuple[set[int], set[int]]:
-    """(positions whose question and answer came before, all positions of questions with different answers).
+    """Find repeated problems, and questions with different answers.
 
-    Questions are the same if their text is, answers if theirs is without white space.
+    Questions are the same if their texts are equal, answers if they are equal without white space.
+
+    Returns:
+        Positions whose question and answer came before, and all positions of questions with different answers.
     """
     seen: dict[str, list[int]] = {}
     for position, question in enumerate(questions):
@@ -46,9 +49,10 @@ def repeated(questions: Sequence[str], answers: Sequence[str]) -> tuple[set[int]
 
 
 def unreadable(references: Iterable[str], workers: int, seconds: float) -> list[str]:
-    """The references, each once and in order, that the grader makes nothing of within `seconds` of wall clock.
+    """The references that the grader cannot parse within `seconds` of wall clock, each once and in order.
 
-    At most `workers` processes parse them, which are killed if they pass the limit; numbers in digits are not parsed.
+    At most `workers` processes parse the references, and a process that exceeds the limit is killed. Numbers in digits
+    are not parsed.
     """
     doubtful = [text for text in dict.fromkeys(references) if not PLAIN_NUMBER.fullmatch(text.strip())]
     short = [text for text in doubtful if len(text) <= LONGEST_ANSWER]

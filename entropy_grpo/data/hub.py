@@ -10,7 +10,7 @@ from huggingface_hub.errors import GatedRepoError
 
 from .sources import FILE_FORMATS, Source
 
-# What files on the Hub may also be.
+# Formats of files on the Hub.
 FORMATS = FILE_FORMATS | {".csv": "csv"}
 
 
@@ -27,19 +27,21 @@ def load_file(name: str, path: str) -> Dataset:
 
 def download(name: str, hub_id: str, file: str, revision: str | None) -> str:
     """The path of a file of a data set on the Hub that setting `name` names, downloaded once."""
-    with _clearly(name, hub_id):
+    with _explain_errors(name, hub_id):
         return hf_hub_download(hub_id, file, repo_type="dataset", revision=revision)
 
 
 def load_hub(name: str, source: Source) -> Dataset:
-    """The rows of a data set on the Hub that setting `name` names, and as many as it should have.
+    """The rows of a data set on the Hub that setting `name` names, checked for their number.
 
-    `GatedError` where it has terms that were not accepted, `ValueError` where it does not load or has other rows.
+    Raises:
+        GatedError: the data set has terms that were not accepted.
+        ValueError: the data set does not load, or has another number of rows.
     """
     if source.file is not None:
         rows = load_file(name, download(name, source.hub_id, source.file, source.revision))
     else:
-        with _clearly(name, source.hub_id):
+        with _explain_errors(name, source.hub_id):
             rows = load_dataset(source.hub_id, source.config, revision=source.revision, split=source.split)
     if source.rows is not None and len(rows) != source.rows:
         raise ValueError(
@@ -50,8 +52,8 @@ def load_hub(name: str, source: Source) -> Dataset:
 
 
 @contextmanager
-def _clearly(name: str, hub_id: str) -> Iterator[None]:
-    """What the Hub's client raises, as one sentence that says which setting asked for what."""
+def _explain_errors(name: str, hub_id: str) -> Iterator[None]:
+    """Turn errors of the Hub's client into one sentence that says which setting asked for the data set."""
     try:
         yield
     except GatedRepoError as error:

@@ -1,7 +1,7 @@
 """Problems to train on and problems held out, as data sets with the columns `prompt` and `solution`.
 
 A source is a task (`embedded:NAME`), one of `sources.TRAINING`, a local `.jsonl` or `.parquet` file, or a data set's
-id on the Hub. From all but the first, problems are left out that cannot teach or would flatter: see `_filtered`.
+id on the Hub. From every source but a task, problems are left out that cannot teach or would flatter: see `_filter`.
 """
 
 import itertools
@@ -36,9 +36,11 @@ PromptLengths = Callable[[list], list[int]]
 
 @dataclass(frozen=True)
 class Problems:
-    """Disjoint sets of problems; `dev` and `test` are None where none were asked for.
+    """Disjoint sets of problems.
 
-    `origin` says where they come from, how many there were, and how many of them were left out, for which reason.
+    Attributes:
+        dev, test: None if no problems of the kind were requested.
+        origin: the source, the number of problems, and the number left out for each reason.
     """
 
     train: Dataset
@@ -50,22 +52,21 @@ class Problems:
 def load_problems(
     config: DataConfig, seed: int, grading: GradingConfig | None = None, prompt_lengths: PromptLengths | None = None
 ) -> Problems:
-    """Load, check, filter and split. All processes of a run call this together.
+    """Load, check, filter and split the problems. All processes of a run call this together.
 
     Args:
-        grading: the limits of the grader that has to read the references; None where a function of the user's own
-            grades.
-        prompt_lengths: needed, and called, with `max_prompt_length` alone.
+        grading: limits of the grader that has to read the references; None if a function of the user's own grades.
+        prompt_lengths: required, and called, only with `max_prompt_length`.
 
     Raises:
-        ValueError: it names the data set, what is wrong with it and what to do.
+        ValueError: the problems cannot be used; the message names the data set, the fault and the fix.
     """
     task = registry.find(config.dataset_name, "dataset_name")
     if task is not None:
-        return _generated(task, config, seed)
+        return _generate(task, config, seed)
     source = _source(config)
-    rows = _known(config, source) if config.dataset_name in TRAINING else load_columns(config, source)
-    rows, left_out = _filtered(config, rows, grading, prompt_lengths)
+    rows = _load_training(config, source) if config.dataset_name in TRAINING else load_columns(config, source)
+    rows, left_out = _filter(config, rows, grading, prompt_lengths)
     held_out = config.num_dev_problems + config.num_test_problems
     if held_out >= len(rows):
         raise ValueError(
@@ -90,7 +91,7 @@ def load_problems(
 
 
 def _source(config: DataConfig) -> Source:
-    """Where the problems are; of a local copy, and of a commit of the user's own, the number of rows is not known."""
+    """The source of the problems; the number of rows is unknown for a local copy and a commit of the user's own."""
     if config.dataset_name in TRAINING:
         source = TRAINING[config.dataset_name]
         if config.dataset_file is not None:
@@ -102,7 +103,7 @@ def _source(config: DataConfig) -> Source:
 
 
 def named_source(config: SourceConfig) -> Source:
-    """What the settings say of a Hub id, or of a file, of which only the columns are read."""
+    """The source that the settings name: a Hub id, or a file, of which only the columns are read."""
     return Source(
         config.dataset_name,
         columns(config.prompt_column, config.solution_column),
@@ -112,7 +113,7 @@ def named_source(config: SourceConfig) -> Source:
     )
 
 
-def _known(config: DataConfig, source: Source) -> Dataset:
+def _load_training(config: DataConfig, source: Source) -> Dataset:
     """The rows of one of `TRAINING`, read into the columns `prompt` and `solution`."""
     if config.dataset_file is not None:
         rows = load_file("dataset_file", config.dataset_file)
@@ -123,7 +124,7 @@ def _known(config: DataConfig, source: Source) -> Dataset:
 
 
 def load_columns(config: SourceConfig, source: Source) -> Dataset:
-    """The rows of a file or a Hub id, their problems and references in the columns `prompt` and `solution`."""
+    """The rows of a file or a Hub id, with problems and references in the columns `prompt` and `solution`."""
     if Path(config.dataset_name).suffix in FILE_FORMATS:
         rows = load_file("dataset_name", config.dataset_name)
     else:
@@ -144,7 +145,7 @@ def load_columns(config: SourceConfig, source: Source) -> Dataset:
             f"dataset_name is {config.dataset_name!r}, whose {config.solution_column} is no text: make a file with "
             "plain references, or name their column with solution_column."
         )
-    # Answers that are plain numbers are read as such by JSON and parquet; graders compare text.
+    # JSON and parquet read plain numbers as numbers, but graders compare text.
     return rows if solution.dtype.endswith("string") else rows.cast_column("solution", Value("string"))
 
 
@@ -165,24 +166,24 @@ def evaluation_questions(name: str) -> set[str]:
 
 
 def question_text(name: str, row: int, prompt: Any) -> str:
-    """The text of a prompt that is text or a list of messages."""
+    """The text of a prompt, which is a text or a list of messages."""
     parts = [message.get("content") for message in prompt] if isinstance(prompt, list) else [prompt]
     if not parts or not all(isinstance(part, str) for part in parts):
         raise ValueError(f"{name}: row {row} has the prompt {prompt!r:.60}, where text or messages belong.")
     return "\n".join(parts)
 
 
-def _unreadable(grading: GradingConfig | None, references: list[str]) -> list[str]:
-    """`filters.unreadable`, found on the first process for all; none where a function of the user's own grades."""
-    found: list[list[str]] = [[]]
+def _find_unreadable(grading: GradingConfig | None, references: list[str]) -> list[str]:
+    """`filters.unreadable`, computed on the first process for all; empty if a function of the user's own grades."""
+    shared: list[list[str]] = [[]]
     if grading is not None:
         if PartialState().is_main_process:
-            found = [unreadable(references, core_count(), grading.grading_seconds)]
-        broadcast_object_list(found)
-    return found[0]
+            shared = [unreadable(references, core_count(), grading.grading_seconds)]
+        broadcast_object_list(shared)
+    return shared[0]
 
 
-def _rendered(config: DataConfig, rows: Dataset) -> Dataset:
+def _render_prompts(config: DataConfig, rows: Dataset) -> Dataset:
     """The rows with their prompts in the template."""
     if config.prompt_template is None:
         return rows
@@ -195,13 +196,21 @@ def _rendered(config: DataConfig, rows: Dataset) -> Dataset:
     return rows.remove_columns("prompt").add_column("prompt", [render(config.prompt_template, p) for p in prompts])
 
 
-def _filtered(
+def _filter(
     config: DataConfig, rows: Dataset, grading: GradingConfig | None, prompt_lengths: PromptLengths | None
 ) -> tuple[Dataset, dict[str, Any]]:
-    """The problems to keep, in the template, and how many were left out, each by the first reason that held.
+    """Filter the problems, and put the prompts into the template.
 
-    Left out are problems without an answer; repetitions; questions with different answers; those whose reference
-    the grader cannot read, unless a function of the user's own grades; those of evaluation sets; long prompts.
+    A problem is left out for the first reason that holds:
+
+    - it has no answer;
+    - it is repeated, or its question has different answers;
+    - the grader cannot read its reference, unless a function of the user's own grades;
+    - it is in an evaluation set;
+    - its prompt is too long.
+
+    Returns:
+        The problems to keep; and the number of rows, of problems left out by reason, and the unreadable references.
     """
     answers = [(answer or "").strip() for answer in rows["solution"]]
     questions = [normalised(question_text(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
@@ -213,29 +222,31 @@ def _filtered(
     kept = left()
     again, conflicting = repeated([questions[i] for i in kept], [answers[i] for i in kept])
     reasons |= {kept[i]: "repeated" for i in again} | {kept[i]: "different answers" for i in conflicting}
-    unread = _unreadable(grading, [answers[i] for i in left()])
+    unread = _find_unreadable(grading, [answers[i] for i in left()])
     reasons |= {i: "unreadable reference" for i in left() if answers[i] in set(unread)}
     for name in config.decontaminate_against:
-        found = evaluation_questions(name)
-        reasons |= {i: f"in {name}" for i in left() if questions[i] in found}
-    rows, kept = _rendered(config, rows), left()
+        evaluated = evaluation_questions(name)
+        reasons |= {i: f"in {name}" for i in left() if questions[i] in evaluated}
+    rows, kept = _render_prompts(config, rows), left()
     if config.max_prompt_length is not None and kept:
         lengths = zip(kept, prompt_lengths(rows.select(kept)["prompt"][:]), strict=True)
         reasons |= {i: f"over {config.max_prompt_length} tokens" for i, n in lengths if n > config.max_prompt_length}
 
     kept, counts = left(), dict(Counter(reasons.values()))
-    told = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+    summary = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
     if not kept:
-        raise ValueError(f"dataset_name is {config.dataset_name!r}: all {len(rows)} problems are left out ({told}).")
+        raise ValueError(
+            f"dataset_name is {config.dataset_name!r}: all {len(rows)} problems are left out ({summary})."
+        )
     if PartialState().is_main_process:
-        print(f"{config.dataset_name}: {len(kept)} problems of {len(rows)}; left out: {told}", flush=True)
+        print(f"{config.dataset_name}: {len(kept)} problems of {len(rows)}; left out: {summary}", flush=True)
         for reference in unread[:NUM_SHOWN]:
             print(f"  the grader cannot read the reference {reference!r:.200}", flush=True)
     return rows.select(kept), {"rows": len(rows), "left_out": counts, "unreadable_references": unread}
 
 
-def _generated(task: Task, config: DataConfig, seed: int) -> Problems:
-    """The first problems of each split; held-out problems are the same for every seed."""
+def _generate(task: Task, config: DataConfig, seed: int) -> Problems:
+    """Generate the first problems of each split; held-out problems are the same for every seed."""
 
     def make(split: str, count: int) -> Dataset | None:
         problems = task.problems(split, seed if split == "train" else 0)

@@ -1,7 +1,7 @@
-"""Prompts by name: what stands around a question, so that a base model answers it in a form that rewards can read."""
+"""Prompt templates by name: text around a question that makes a base model answer in a form that rewards can read."""
 
-# The name of each says which reward reads its answers: `accuracy` what is boxed, `dapo_accuracy` the `Answer:` line.
-# `code` is the first without its instruction, for benchmarks whose answers are programs.
+# The name is the form of the answer: the reward `accuracy` reads `boxed`, `dapo_accuracy` reads `answer_line`.
+# `code` is `boxed` without its instruction, for benchmarks whose answers are programs.
 TEMPLATES = {
     # arXiv 2506.01939, section 5.2.
     "boxed": (

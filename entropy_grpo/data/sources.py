@@ -1,8 +1,8 @@
-"""Training sets by name: where each lies on the Hub, at which commit, how many rows it has, and what one row says.
+"""Training sets by name: their place and commit on the Hub, their number of rows, and the reader of a row.
 
-`read` turns a row into (question, answer), both plain text: the question without what its publisher put around it, the
-answer as a reference for the rewards, empty where the row has none. A row of another form is a `ValueError` that says
-what was expected. Nothing here loads anything.
+`read` turns a row into (question, answer), both plain text. The question comes without the text that its publisher put
+around it. The answer is a reference for the rewards, and empty if the row has none. A row of another form is a
+`ValueError` that says what was expected. Nothing here loads anything.
 """
 
 import re
@@ -28,11 +28,11 @@ class Source:
     Parameters:
         hub_id: its id.
         read: (question, answer) of a row.
-        config, split: what to load of it, where `file` does not say.
+        config, split: the part to load, if `file` is None.
         file: path in the repository of the one file to load.
-        revision: commit; None where none is known, so that the newest is loaded.
-        rows: how many rows that commit has; None where no reliable figure is known.
-        languages: ISO 639-1 codes of its problems; none where nobody says.
+        revision: commit; None if no commit is known, so that the newest is loaded.
+        rows: number of rows of that commit; None if no reliable figure is known.
+        languages: ISO 639-1 codes of its problems; empty if they are not documented.
     """
 
     hub_id: str
@@ -60,7 +60,7 @@ def text_at(row: Row, *path: str | int) -> str:
 
 
 def columns(question: str, answer: str) -> Callable[[Row], Problem]:
-    """A reader of rows that have the question and the answer in a column each."""
+    """A reader of rows that have the question and the answer in one column each."""
     return lambda row: (text_at(row, question), text_at(row, answer))
 
 
@@ -76,7 +76,11 @@ def last_box(text: str) -> str:
 
 
 def read_rows(name: str, source: Source, rows: Iterable[Row]) -> list[Problem]:
-    """(question, answer) of every row; `ValueError` naming set and row, counted from 0, for one of another form."""
+    """(question, answer) of every row.
+
+    Raises:
+        ValueError: a row has another form; the message names the set and the row, counted from 0.
+    """
     problems = []
     for number, row in enumerate(rows):
         try:
@@ -90,12 +94,12 @@ def read_rows(name: str, source: Source, rows: Iterable[Row]) -> list[Problem]:
 
 
 def read_math(row: Row) -> Problem:
-    """MATH: the answer is what the worked solution boxes last."""
+    """Read a row of MATH: the answer is the last box of the worked solution."""
     return text_at(row, "problem"), last_box(text_at(row, "solution"))
 
 
 def read_gsm8k(row: Row) -> Problem:
-    """GSM8K: the answer follows the last `####`, with commas in large numbers."""
+    """Read a row of GSM8K: the answer follows the last `####`, with commas in large numbers."""
     _, mark, answer = text_at(row, "answer").rpartition("####")
     if not mark:
         raise ValueError(f"answer is {answer!r:.60} where a text with '####' was expected")
@@ -110,7 +114,7 @@ def _only_message(row: Row) -> str:
 
 
 def read_guru(row: Row) -> Problem:
-    """guru: one message, which ends in an instruction that is not part of the question."""
+    """Read a row of guru: one message, which ends in an instruction that is not part of the question."""
     content = _only_message(row).rstrip()
     if not content.endswith(GURU_INSTRUCTION):
         raise ValueError(f"prompt ends in {content[-60:]!r} where {GURU_INSTRUCTION!r} was expected")
@@ -118,7 +122,7 @@ def read_guru(row: Row) -> Problem:
 
 
 def read_still_3(row: Row) -> Problem:
-    """STILL-3: one message, a whole prompt for a base model, with the question between `User:` and `Assistant:`."""
+    """Read a row of STILL-3: one prompt for a base model, with the question between `User:` and `Assistant:`."""
     content = _only_message(row)
     _, user, rest = content.partition("User:")
     question, assistant, _ = rest.rpartition("Assistant:")
@@ -131,8 +135,8 @@ _DAPO = "open-r1/DAPO-Math-17k-Processed"
 _DAPO_REVISION = "31dd309567e3da778038cc87d868b6097a3ccf68"
 
 TRAINING = {
-    # The processed form of what arXiv 2506.01939 trains on, with its 3,282 Chinese problems: 10,000 + 7,398 rows are
-    # what the paper's Llama runs share out. `solution` is the bare answer.
+    # The processed form of the training set of arXiv 2506.01939, with its 3,282 Chinese problems. The paper's Llama
+    # runs divide it into 10,000 + 7,398 rows. `solution` is the bare answer.
     "dapo_math": Source(
         _DAPO,
         columns("prompt", "solution"),
@@ -149,7 +153,8 @@ TRAINING = {
         rows=14_116,
         languages=("en",),
     ),
-    # What the released scripts of arXiv 2506.01939 train on. By its file: the schemas of the set's files differ.
+    # The training set of the released scripts of arXiv 2506.01939. It is loaded by its file, because the schemas of
+    # the set's files differ.
     "guru_math": Source(
         "LLM360/guru-RL-92k",
         read_guru,
@@ -157,7 +162,7 @@ TRAINING = {
         revision="2e2790a962a3c099bfb5ea61389cbf98a5ea439b",
         rows=54_404,
     ),
-    # arXiv 2508.02260. No commit is known that anybody pins, and about 90,000 rows is all that is said of its size.
+    # arXiv 2508.02260. No pinned commit is known, and its size is published only as about 90,000 rows.
     "still_3": Source("RUC-AIBOX/STILL-3-RL-90K", read_still_3),
     "math": Source(
         "DigitalLearningGmbH/MATH-lighteval",

@@ -1,4 +1,4 @@
-"""Is the boxed answer of a response equivalent to the reference? Text in, verdict out; no model, no trainer."""
+"""Equivalence of a response's boxed answer with the reference. Text in, verdict out; no model, no trainer."""
 
 import re
 from enum import StrEnum
@@ -10,7 +10,7 @@ BRACE = re.compile(r"[{}]")
 
 
 class Verdict(StrEnum):
-    """What comes of comparing an answer with its reference; everything but `RIGHT` counts as wrong."""
+    """Result of comparing an answer with its reference; every verdict but `RIGHT` counts as wrong."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -34,7 +34,7 @@ def boxed(text: str) -> str | None:
 
 
 def answer_line(text: str) -> str | None:
-    """What follows the last `Answer:` of a text on its line; None if there is none."""
+    """The text after the last `Answer:` on its line; None if there is no such line."""
     lines = re.findall(r"(?i)answer\s*:[ \t]*([^\n]+)", text)
     return lines[-1].strip() if lines else None
 
@@ -55,25 +55,25 @@ def choice(text: str) -> str | None:
 
 
 def readable(reference: str) -> bool:
-    """Whether a reference is mathematics or words, of which an answer could say the same in its own words.
+    """Return whether a reference is mathematics or words, so that an answer in another form can be compared with it.
 
-    There is no limit on the time that it takes.
+    No time limit applies.
     """
     text = latex.simplified(reference)
     return bool(text) and equivalence.readable(_read(text))
 
 
 def _bare_list(text: str) -> answers.Group | None:
-    """A text as a list without brackets, also where `1,234` would rather be one number."""
+    """A text read as a list without brackets, even if `1,234` would otherwise be one number; None for other texts."""
     node = _read(text)
     return node if isinstance(node, answers.Group) and not node.brackets else answers.as_list(text)
 
 
 def compare(answer: str, reference: str, relative_tolerance: float = 0.0) -> Verdict:
-    """Whether two answers say the same; a reference that cannot be read equals nothing but itself.
+    """Compare an answer with its reference; a reference that cannot be read equals only itself.
 
-    Numbers are equal exactly, or real and within `relative_tolerance` of the reference: a decimal is no fraction that
-    it rounds. There is no limit on the time that it takes.
+    Numbers are equal exactly, or real and within `relative_tolerance` of the reference: a decimal does not equal a
+    fraction that it rounds. No time limit applies.
     """
     if answer.strip() == reference.strip():
         return Verdict.RIGHT

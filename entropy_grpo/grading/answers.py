@@ -1,7 +1,7 @@
-"""What an answer is made of: numbers, words, lists, sets, tuples, intervals, unions, relations. Text in, parts out.
+"""Parts of an answer: numbers, words, lists, sets, tuples, intervals, unions, relations. Text in, parts out.
 
-No sympy here: only the form is read, so that `(1, 2)` and `\\{1, 2\\}` stay two things, and `1,234` is one number
-unless it must be two. What has no such form is one `Leaf`, LaTeX for `expressions`, or `Words`.
+This module does not use sympy and reads only the form: `(1, 2)` and `\\{1, 2\\}` stay different, and `1,234` is one
+number unless it must be two. A text without such a form is one `Leaf`, LaTeX for `expressions`, or `Words`.
 """
 
 import re
@@ -14,7 +14,7 @@ from .phrases import Leaf, Words, plain, unwrapped, without_sentence
 
 @dataclass(frozen=True)
 class Choice:
-    """The letter of an option, with what the answer says that it stands for, if it does."""
+    """The letter of an option, and the content that the answer gives for the option, if it gives any."""
 
     letter: str
     stands_for: "Node | None" = None
@@ -22,7 +22,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Group:
-    """Several answers: `brackets` is "" for a bare list, "{}" for a set, else what opens and closes it."""
+    """Several answers: `brackets` is "" for a bare list, "{}" for a set, otherwise the opening and closing bracket."""
 
     brackets: str
     items: tuple["Node", ...]
@@ -30,7 +30,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Union:
-    """Sets put together by `\\cup`, or taken away from the first by `\\setminus`."""
+    """Sets joined by `\\cup`, or subtracted from the first by `\\setminus`."""
 
     parts: tuple["Node", ...]
     without: bool = False
@@ -38,7 +38,7 @@ class Union:
 
 @dataclass(frozen=True)
 class Relation:
-    """`sides[0] operators[0] sides[1] ...`, operators being = != < > <= >= ~."""
+    """`sides[0] operators[0] sides[1] ...`, with the operators = != < > <= >= ~."""
 
     operators: tuple[str, ...]
     sides: tuple["Node", ...]
@@ -62,12 +62,12 @@ MOST_ITEMS = 400
 
 
 def as_list(text: str) -> Group | None:
-    """`1,234` read as two numbers, for a simplified text that `read` takes for one; None for any other."""
+    """Numbers of a text such as `1,234`, which `read` takes for one number, as a list; None for any other text."""
     return Group("", tuple(map(Leaf, text.split(",")))) if _GROUPED.fullmatch(text) else None
 
 
 def _choice(text: str) -> Choice | None:
-    """A letter in brackets, or with a point behind it, and what may follow; nothing where there are several."""
+    """A letter in brackets or before a point, and the text that may follow it; None if several options are named."""
     if letter := _CHOICE.fullmatch(text):
         return Choice((letter[1] or letter[2]).upper())
     more = _CHOICE_AND_MORE.fullmatch(text)
@@ -77,12 +77,12 @@ def _choice(text: str) -> Choice | None:
 
 
 def _items(text: str) -> list[str]:
-    """Parts of a list, at its commas and at `and`, `or`."""
+    """Parts of a list, split at its commas and at `and`, `or`."""
     return [part for whole in split(text, _OR) for part in split(whole, _COMMA)]
 
 
 def _joined_thousands(text: str) -> str:
-    """`1,234` as `1234`, unless there are commas of a list that look no different."""
+    """`1,234` as `1234`, unless the text has commas of a list that look the same."""
     spans = [match.span() for match in top_level(text, _THOUSANDS)]
     commas = [match.start() for match in top_level(text, _COMMA)]
     inner = {comma for comma in commas if any(start < comma < end for start, end in spans)}
@@ -92,7 +92,12 @@ def _joined_thousands(text: str) -> str:
 
 
 def _both_signs(text: str) -> Node | None:
-    """The two values of what has one sign of each kind, or more that go together; a set is read item by item."""
+    """The two values of a text with `\\pm` or `\\mp`, whose signs change together.
+
+    Returns:
+        None without such a sign, for a set (its items are read one by one), and for other brackets around several
+        signs.
+    """
     signs, brackets = _SIGN.findall(text), bracketed(text)
     if not signs or (brackets and (brackets[0] == "{}" or len(signs) > 1)):
         return None
@@ -101,7 +106,7 @@ def _both_signs(text: str) -> Node | None:
 
 
 def _all(texts: list[str]) -> tuple[Node, ...]:
-    """The items of a list; one that is two values, by its sign, is two."""
+    """The items of a list, with the bare lists among them flattened, such as the two values of `\\pm`."""
     nodes = map(read, texts)
     parts = (node.items if isinstance(node, Group) and not node.brackets else (node,) for node in nodes)
     return tuple(part for several in parts for part in several)
@@ -129,10 +134,10 @@ def _set_parts(text: str) -> Node | None:
 def _group(text: str) -> Node | None:
     if text == "\\emptyset":
         return Group("{}", ())
-    found = bracketed(text)
-    if found is None:
+    pair = bracketed(text)
+    if pair is None:
         return None
-    brackets, content = found
+    brackets, content = pair
     if brackets == "{}":
         if condition := _SET_BUILDER.fullmatch(content):
             return read(condition[1])
@@ -145,7 +150,7 @@ def _group(text: str) -> Node | None:
 
 @lru_cache(maxsize=1024)
 def read(text: str) -> Node:
-    """The parts of a text that `latex.simplified` has passed over."""
+    """Read a text in the spelling of `latex.simplified` into its parts."""
     text = without_sentence(unwrapped(text)).strip()
     while text.startswith("{") and closing(text, 0) == len(text) - 1 and "\\choose" not in text:
         text = text[1:-1].strip()
@@ -156,6 +161,6 @@ def read(text: str) -> Node:
     if 1 < len(items) <= MOST_ITEMS and all(items):
         return Group("", _all(items))
     for form in (_both_signs, _set_parts, _relation, _group):
-        if (found := form(text)) is not None:
-            return found
+        if (node := form(text)) is not None:
+            return node
     return plain(text)

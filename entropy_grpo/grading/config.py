@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 @dataclass
 class GradingConfig:
-    """How long grading may take.
+    """Time limits of grading.
 
     Parameters:
-        grading_seconds: wall-clock limit for grading one answer; one that passes it counts as wrong, and so does one
-            whose reference cannot be read, unless the two are the same text.
-        grading_total_seconds: how long a process waits at most for the grading of a rollout or an evaluation batch;
-            answers that are not graded by then count as wrong.
+        grading_seconds: wall-clock limit for grading one answer. An answer that exceeds it counts as wrong, and so
+            does an answer whose reference cannot be read, unless both are the same text.
+        grading_total_seconds: longest time that a process waits for the grading of a rollout or an evaluation batch.
+            Answers that are not graded by then count as wrong.
     """
 
     grading_seconds: float = 5.0

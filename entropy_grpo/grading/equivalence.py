@@ -1,12 +1,12 @@
-"""Whether two answers, as `answers` reads them, say the same.
+"""Equivalence of two answers, as `answers` reads them.
 
-The conventions, where graders of the field differ, or are wrong:
+The conventions, in points on which graders of the field differ or are wrong:
 
-- A unit that one side leaves out is no difference (`5` is `5 cm`); two that are there must agree, and are converted.
-  Percent and degrees are numbers as well: `50%` is `50` and `1/2`, which are not each other.
-- The digits of a reference in another base may come without the base; what has another base is another answer.
-- A bare list has no order unless its items are words; it equals a set, and a tuple that has its items in its order. A
-  set is no tuple, `[0, 1]` is not `(0, 1)`, and `(0, 1)` is the same as a point and as an interval.
+- A unit that only one side has makes no difference (`5` is `5 cm`). Units on both sides are converted and must agree.
+  Percent and degrees are numbers as well: `50%` is `50` and `50%` is `1/2`, but `50` is not `1/2`.
+- The digits of a reference in another base may be given without the base; a different base is a different answer.
+- A bare list has no order unless its items are words. It equals a set, and a tuple with the same items in the same
+  order. A set is no tuple, `[0, 1]` is not `(0, 1)`, and `(0, 1)` is the same as a point and as an interval.
 - `x = 5` is `5`, but `y = 5` is not `x = 5`. A chain such as `9 = 8` that does not hold equals nothing.
 """
 
@@ -30,7 +30,7 @@ _APPROXIMATELY = 0.01
 
 
 def readable(node: Node) -> bool:
-    """Whether every part of an answer is an expression or words."""
+    """Return whether every part of an answer is an expression or words."""
     if isinstance(node, Words | Choice):
         return True
     if isinstance(node, Leaf):
@@ -100,13 +100,13 @@ def _decimals(node: Node) -> int | None:
 
 
 def _about(a: Node, b: Node) -> bool:
-    """Whether one constant rounds to the other, or is near it."""
+    """Return whether two expressions are equal, real numbers within `_APPROXIMATELY` times the second."""
     one, other = expression(a), expression(b)
     return one is not None and other is not None and equal(one, other, _APPROXIMATELY)
 
 
 def _rounds(a: Node, b: Node) -> bool:
-    """Whether the decimal `b` is `a` rounded to as many places."""
+    """Return whether the decimal `b` is `a` rounded to the places of `b`."""
     one, other, places = expression(a), expression(b), _decimals(b)
     if one is None or other is None or places is None or one.free_symbols or not one.is_real:
         return False
@@ -114,9 +114,9 @@ def _rounds(a: Node, b: Node) -> bool:
 
 
 def settled(relation: Relation) -> tuple[Node | None, Node | None]:
-    """(name, value) of `name = value = value`; no name and no value where the sides contradict each other.
+    """(name, value) of `name = value = value`; no name and no value if the sides contradict each other.
 
-    An equation that holds for some values only, and an inequality, is its own value.
+    An equation that holds for some values only is its own value, and so is an inequality.
     """
     if set(relation.operators) - {"=", "≈"}:
         return None, relation
@@ -143,7 +143,7 @@ def _difference(relation: Relation) -> Expression | None:
 
 
 def _same_equations(a: Relation, b: Relation) -> bool:
-    """Whether two equations, or two inequalities, are each other's multiples."""
+    """Return whether two equations, or two inequalities, are each other's multiples."""
     if len(a.sides) != 2 or len(b.sides) != 2:
         return False
     one, other = _difference(a), _difference(b)
@@ -166,7 +166,7 @@ def _same_names(a: Node, b: Node) -> bool:
 
 
 def _same_relations(a: Node, b: Node, tolerance: float) -> bool:
-    """Where at least one is a relation of whatever kind."""
+    """Return whether two answers agree, at least one of which is a relation."""
     names, values = zip(*(settled(x) if isinstance(x, Relation) else (None, x) for x in (a, b)), strict=True)
     if None in values:
         return False
@@ -203,18 +203,18 @@ def _same_groups(a: Group, b: Group, tolerance: float) -> bool:
 
 
 def _alone(node: Node) -> Node:
-    """A solution for the set of just that one."""
+    """The item of a set with one item, unless the item is a list; any other node unchanged."""
     single = isinstance(node, Group) and node.brackets == "{}" and len(node.items) == 1
     return node.items[0] if single and not isinstance(node.items[0], Group) else node
 
 
 def equivalent(answer: Node, reference: Node, tolerance: float = 0.0) -> bool:
-    """Whether an answer says what the reference says; real numbers may differ by `tolerance` of the reference's."""
+    """Return whether an answer equals the reference; real numbers may differ by `tolerance` times the reference."""
     return same(_alone(answer), _alone(reference), tolerance)
 
 
 def _is_range(node: Node) -> bool:
-    """Whether a node is a set of numbers that is not written one by one."""
+    """Return whether a node is a set of numbers that is not written one by one."""
     if isinstance(node, Group):
         relations = [item for item in node.items if isinstance(item, Relation) and "=" not in item.operators]
         return node.brackets == "" and len(relations) == len(node.items)
@@ -222,7 +222,7 @@ def _is_range(node: Node) -> bool:
 
 
 def same(a: Node, b: Node, tolerance: float = 0.0) -> bool:
-    """As `equivalent`, for parts of answers, too."""
+    """Return whether two answers, or two parts of answers, are `equivalent`."""
     if isinstance(a, Choice) or isinstance(b, Choice):
         return _same_choice(a, b, tolerance)
     if isinstance(a, Relation) or isinstance(b, Relation):

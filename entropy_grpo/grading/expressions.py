@@ -1,9 +1,9 @@
-"""One LaTeX expression to sympy, and whether two are equal: exactly, or numbers within a tolerance.
+"""Parsing of one LaTeX expression to sympy, and equality of two: exact, or of numbers within a tolerance.
 
-The parser is math-verify's own, latex2sympy2_extended, which guesses: `2(3)` is 5, `4 5` is 9, `x'` is `x`, `X` is
-`x`. What it guesses at is written out here first, or refused. Equality departs from math-verify's, too: decimals are
-fractions, and nothing is rounded, so that 1e-9 is not 0 and 0.333333 is not 1/3. Irrational numbers are compared to 30
-digits, expressions with variables at several points.
+The parser is math-verify's own, latex2sympy2_extended, and it guesses: `2(3)` is 5, `4 5` is 9, `x'` is `x`, `X` is
+`x`. Such texts are written out here before they are parsed, or refused. Equality departs from math-verify's, too.
+Decimals are fractions and nothing is rounded, so that 1e-9 is not 0 and 0.333333 is not 1/3. Irrational numbers are
+compared to 30 digits, expressions with variables at several points.
 """
 
 import random
@@ -41,7 +41,7 @@ _SECOND = re.compile(r"(?<=\})\s*(\\pi|[0-9a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\\circ\}?")
 _PRIMES = re.compile(r"([a-zA-Z])('+)")
 _CALL = re.compile(r"(\\sqrt|\^|_)\s*\(")
-# Numbers side by side, digits with an index, and `1/2x`, which is half of x to some and one over 2x to others.
+# Numbers side by side, digits with an index, and `1/2x`, which may mean half of x or one over 2x.
 _TWO_MEANINGS = re.compile(
     r"\d\s+\.?\d|\.\d*\.|\)\s*\d|(?<![\w}])\d+_|/\s*\d+\s*(?:[a-zA-Z(]|\\(?!cdot|times|div|[,)]))"
 )
@@ -74,7 +74,11 @@ def _fraction(match: re.Match) -> str:
 
 
 def _mixed(match: re.Match) -> str:
-    """`2 1/3` is a sum; `2 3/2` is nothing that one would write, a product or a sum."""
+    """A mixed number as a sum: `2 1/3` is 2 + 1/3.
+
+    Raises:
+        ValueError: the fraction is not below 1, as in `2 3/2`, which may be a product or a sum.
+    """
     whole, over, under = match.groups()
     if int(over) >= int(under):
         raise ValueError(f"{match[0]!r} is a sum or a product.")
@@ -82,7 +86,7 @@ def _mixed(match: re.Match) -> str:
 
 
 def _braced_arguments(text: str) -> str:
-    """`\\frac12` and `\\sqrt2` with the braces that TeX does without."""
+    """Add the braces that TeX does without, as in `\\frac12` and `\\sqrt2`."""
     while match := _ARGUMENT.search(text):
         command, option, argument = match[1], match[2] or "", match[3]
         end = match.end()
@@ -102,7 +106,7 @@ def _braced_arguments(text: str) -> str:
 
 
 def _calls_in_braces(text: str) -> str:
-    """`sqrt(2)` and `2^(1/2)` with braces."""
+    """Replace the brackets of `sqrt(2)` and `2^(1/2)` by braces."""
     while match := _CALL.search(text):
         end = closing(text, match.end() - 1)
         if end < 0:
@@ -112,7 +116,7 @@ def _calls_in_braces(text: str) -> str:
 
 
 def _single_brackets(text: str) -> str:
-    """`((x))` as `(x)`: the parser's time doubles with every few of them."""
+    """Reduce `((x))` to `(x)`, because the parser's time doubles with every few such brackets."""
     position = -1
     while (position := text.find("((", position + 1)) >= 0:
         while text.startswith("((", position):
@@ -124,7 +128,11 @@ def _single_brackets(text: str) -> str:
 
 
 def explicit(text: str) -> str:
-    """LaTeX in which the parser has nothing to guess; `ValueError` for what has two meanings."""
+    """Rewrite LaTeX so that the parser has nothing to guess.
+
+    Raises:
+        ValueError: the text has two meanings or none, too many digits, or signs that are not ASCII.
+    """
     if len(re.sub(r"\D", "", text)) > PRINTED_DIGITS or not text.isascii():
         raise ValueError("no answer has so many digits, or signs that are not ASCII by now.")
     text = _BARE.sub(r"\\\1 ", _NAMESPACE.sub("", text))
@@ -143,7 +151,7 @@ def explicit(text: str) -> str:
 
 
 def _exact(expression: Expression) -> Expression:
-    """Decimals as fractions, roots of negative numbers with an odd index real, i imaginary, f(x) a name."""
+    """An exact expression: decimals become fractions, odd roots of negative numbers real, i imaginary, f(x) a name."""
     changes = {number: Rational(str(number)) for number in expression.atoms(Float)}
     changes |= {Symbol("i"): sympy.I, Symbol("e"): sympy.E}
     changes |= {call: Symbol(str(call)) for call in expression.atoms(AppliedUndef)}
@@ -158,7 +166,7 @@ def _exact(expression: Expression) -> Expression:
 
 
 def _plain(text: str) -> Rational | None:
-    """A number that is written in digits, or a fraction of two: most answers."""
+    """A number in digits, or a fraction of two such numbers, as most answers are; None for any other text."""
     match = _PLAIN.fullmatch(text)
     if not match or len(text) > PRINTED_DIGITS:
         return None
@@ -171,7 +179,7 @@ def _plain(text: str) -> Rational | None:
 
 @lru_cache(maxsize=1024)
 def parsed(text: str) -> Expression | None:
-    """The expression that a text without words, commas and relations means; None if it means none."""
+    """The expression of a text without words, commas and relations; None if the text is no expression."""
     if (number := _plain(text)) is not None:
         return number
     try:
@@ -179,12 +187,12 @@ def parsed(text: str) -> Expression | None:
         if isinstance(read, sympy.Set | BooleanFunction | Relational | sympy.Tuple):
             return None
         return _exact(read)
-    except Exception:  # whatever parser and sympy raise over text that a model wrote
+    except Exception:  # parser and sympy raise errors of many types over text that a model wrote
         return None
 
 
 def _close(one: Basic, other: Basic) -> bool | None:
-    """Whether two numbers agree to `DIGITS`; None where they cannot be worked out."""
+    """Return whether two numbers agree to `DIGITS` digits; None if they cannot be evaluated."""
     a, b = one.evalf(DIGITS + 10), other.evalf(DIGITS + 10)
     if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
         return None
@@ -193,33 +201,33 @@ def _close(one: Basic, other: Basic) -> bool | None:
     difference, size = abs(a - b).evalf(), max(abs(a), abs(b))
     if difference <= size * Float(10) ** -DIGITS:
         return True
-    # Both may be nothing but the rounding of 0.
+    # Both may be rounding errors of 0.
     return bool(size < Float(10) ** -DIGITS and sympy.simplify(one - other) == 0)
 
 
 def _points(symbols: list[Symbol]) -> list[dict[Symbol, Rational]]:
-    """Where expressions are compared: positive, negative and mixed values, the same for the same names."""
+    """Points at which expressions are compared: positive, negative and mixed values, the same for the same names."""
     rng = random.Random(" ".join(map(str, symbols)))
     signs = [(1,), (-1,), (1, -1), (1, -1), (1, -1), (1, -1)]
     return [{s: Rational(rng.randint(101, 9999) * rng.choice(sign), 997) for s in symbols} for sign in signs]
 
 
 def _agree_at_points(one: Basic, other: Basic) -> bool:
-    """Whether two expressions have the same value at several points; one may have a variable that changes nothing."""
+    """Return whether two expressions agree at several points; one may have a variable that changes nothing."""
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    found = 0
+    agreeing = 0
     for point in _points(symbols):
         close = _close(one.xreplace(point), other.xreplace(point))
         if close is False:
             return False
-        found += close is True
-        if found == POINTS:
+        agreeing += close is True
+        if agreeing == POINTS:
             break
-    return found >= 2
+    return agreeing >= 2
 
 
 def proportional(one: Basic, other: Basic, positive: bool = False) -> bool:
-    """Whether one expression is a constant times the other, not 0, and above 0 if `positive`."""
+    """Return whether one expression is a constant times the other; not 0, and above 0 if `positive`."""
     symbols = sorted(one.free_symbols | other.free_symbols, key=str)
     if not symbols or one.free_symbols != other.free_symbols:
         return False
@@ -242,7 +250,7 @@ def _within(one: Basic, other: Basic, tolerance: float) -> bool:
 
 
 def equal(answer: Expression, reference: Expression, tolerance: float = 0.0) -> bool:
-    """Whether two expressions are equal; real numbers may differ by `tolerance` times the reference."""
+    """Return whether two expressions are equal; real numbers may differ by `tolerance` times the reference."""
     if isinstance(answer, MatrixBase) or isinstance(reference, MatrixBase):
         if not isinstance(answer, MatrixBase) or not isinstance(reference, MatrixBase):
             return False
@@ -264,7 +272,7 @@ def equal(answer: Expression, reference: Expression, tolerance: float = 0.0) -> 
 
 
 def expression(node: object) -> Expression | None:
-    """What an item without a unit or a base means, a short word as a product of variables; None for anything else."""
+    """The expression of an item without unit or base, a short word as a product of variables; None for other items."""
     if isinstance(node, Words):
         return parsed(node.text) if re.fullmatch("[a-zA-Z]{1,4}", node.text) else None
     if not isinstance(node, Leaf) or node.base or node.unit is not None:

@@ -1,6 +1,6 @@
-"""LaTeX as people and models write it, in one spelling, and what stands between its brackets. Text in, text out.
+"""Normalisation of LaTeX to one spelling, and the texts between its brackets. Text in, text out.
 
-Only what changes nothing is changed: delimiters of formulas, sizes and spaces, other names of one command. Brackets of
+Only notation without meaning is changed: delimiters of formulas, sizes, spaces, and synonyms of a command. Brackets of
 an interval need not match, so `[0, 1)` closes.
 """
 
@@ -58,7 +58,7 @@ OPENING, CLOSING = "([{⟨", ")]}⟩"
 
 @lru_cache(maxsize=1024)
 def simplified(text: str) -> str:
-    """The text in one spelling, one space where there are more, and without what stands around a whole formula."""
+    """The text in one spelling, with single spaces and without delimiters around a whole formula."""
     text = text.translate(_UNICODE)
     for pattern, replacement in _SIMPLER:
         text = pattern.sub(replacement, text)
@@ -66,7 +66,7 @@ def simplified(text: str) -> str:
 
 
 def closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes, of whatever kind, or -1."""
+    """The position where the bracket that opens at `start` closes, of any kind; -1 if it never closes."""
     depth = 0
     for position in range(start, len(text)):
         depth += (text[position] in OPENING) - (text[position] in CLOSING)
@@ -76,7 +76,7 @@ def closing(text: str, start: int) -> int:
 
 
 def balanced(text: str) -> bool:
-    """Whether every bracket closes, and none that has not opened."""
+    """Return whether every bracket closes, and none closes before it opens."""
     depth = 0
     for character in text:
         depth += (character in OPENING) - (character in CLOSING)
@@ -86,7 +86,7 @@ def balanced(text: str) -> bool:
 
 
 def top_level(text: str, pattern: re.Pattern) -> list[re.Match]:
-    """Matches that stand within no bracket."""
+    """Matches outside of all brackets."""
     depths, depth = [], 0
     for character in text:
         depth -= character in CLOSING
@@ -96,7 +96,7 @@ def top_level(text: str, pattern: re.Pattern) -> list[re.Match]:
 
 
 def split(text: str, pattern: re.Pattern) -> list[str]:
-    """What stands between matches that are within no bracket."""
+    """The texts between matches outside of all brackets."""
     parts, end = [], 0
     for match in top_level(text, pattern):
         parts.append(text[end : match.start()].strip())

@@ -1,6 +1,6 @@
-"""Sets of numbers: intervals, unions, inequalities, and whether two are the same.
+"""Sets of numbers: intervals, unions, inequalities, and their equality.
 
-`(0, 1)` is an interval here; that it may be a point as well is `equivalence`'s to say. Two sets that sympy does not
+`(0, 1)` is an interval here; `equivalence` decides whether it may be a point as well. Two sets that sympy does not
 find equal at once are compared piece by piece, so that ends may be written in two ways.
 """
 
@@ -34,7 +34,7 @@ def _solutions(relation: Relation) -> Set | None:
     places = [i for i, value in enumerate(values) if value is not None and value.is_Symbol]
     if len(places) != 1 or any(value is None or not (value.is_Symbol or value.is_extended_real) for value in values):
         return None
-    place, found = places[0], sympy.Reals
+    place, solutions = places[0], sympy.Reals
     for i, operator in enumerate(relation.operators):
         if i not in (place, place - 1) or operator not in "<>≤≥≠=":
             return None
@@ -43,16 +43,16 @@ def _solutions(relation: Relation) -> Set | None:
         is_open = operator in "<>"
         if operator in "≠=":
             point = sympy.FiniteSet(bound)
-            found = found - point if operator == "≠" else found.intersect(point)
+            solutions = solutions - point if operator == "≠" else solutions.intersect(point)
         elif operator in "<≤":
-            found = found.intersect(sympy.Interval(-sympy.oo, bound, True, is_open))
+            solutions = solutions.intersect(sympy.Interval(-sympy.oo, bound, True, is_open))
         else:
-            found = found.intersect(sympy.Interval(bound, sympy.oo, is_open, True))
-    return found
+            solutions = solutions.intersect(sympy.Interval(bound, sympy.oo, is_open, True))
+    return solutions
 
 
 def _variables(node: Node) -> set:
-    """What the inequalities of a node are about."""
+    """Variables of the inequalities in a node."""
     if isinstance(node, Relation):
         return {value for value in map(expression, node.sides) if value is not None and value.is_Symbol}
     parts = node.items if isinstance(node, Group) else node.parts if isinstance(node, Union) else ()
@@ -60,7 +60,7 @@ def _variables(node: Node) -> set:
 
 
 def _as_set(node: Node) -> Set | None:
-    """The set of numbers that a node means; None if it means none, or one that sympy does not work out."""
+    """The set of numbers that a node means; None if it means no set, or a set that sympy cannot compute."""
     if isinstance(node, Leaf) and node.text in NAMED:
         return NAMED[node.text]
     if isinstance(node, Relation):
@@ -80,28 +80,28 @@ def _as_set(node: Node) -> Set | None:
     parts = [_as_set(item) for item in node.items]
     if None in parts:
         return None
-    # `x < 2, x > 5` means either, `x > 2, x < 5` both: the other would be no answer.
+    # `x > 2, x < 5` means both relations. `x < 2, x > 5` means either, because no number satisfies both.
     both = sympy.Intersection(*parts)
     return both if both.is_empty is False else sympy.Union(*parts)
 
 
 def matched(a: Sequence[Item], b: Sequence[Item], alike: Callable[[Item, Item], bool]) -> bool:
-    """Whether each item has one of its own on the other side."""
+    """Return whether the items of both sides match one to one."""
     left = list(b)
     for item in a:
-        found = next((i for i, other in enumerate(left) if alike(item, other)), None)
-        if found is None:
+        partner = next((i for i, other in enumerate(left) if alike(item, other)), None)
+        if partner is None:
             return False
-        left.pop(found)
+        left.pop(partner)
     return not left
 
 
-def _pieces(found: Set) -> tuple[Set, ...]:
-    return found.args if isinstance(found, sympy.Union) else (found,)
+def _pieces(numbers: Set) -> tuple[Set, ...]:
+    return numbers.args if isinstance(numbers, sympy.Union) else (numbers,)
 
 
 def _same_piece(a: Set, b: Set) -> bool:
-    """Whether two intervals, or two lists of points, have the same ends or points, as expressions."""
+    """Return whether two intervals, or two lists of points, have the same ends or points, as expressions."""
     if isinstance(a, sympy.Interval) and isinstance(b, sympy.Interval):
         closed = (a.left_open, a.right_open) == (b.left_open, b.right_open)
         return closed and equal(a.start, b.start) and equal(a.end, b.end)

@@ -1,7 +1,7 @@
-"""Phrases of an answer: sentences around it, words, and numbers with what stands beside them. Text in, leaves out.
+"""Phrases of an answer: sentences around it, words, and numbers with their units. Text in, leaves out.
 
-What comes here is one item, with no list, set or relation in it. A sentence comes off only where it says nothing but
-that this is the answer. Words are told from formulas: `Evelyn` is a word, `xy` and `2x` are products.
+The input is one item, with no list, set or relation in it. A sentence is removed only if it says nothing but that this
+is the answer. Words are told from formulas: `Evelyn` is a word, `xy` and `2x` are products.
 """
 
 import re
@@ -13,7 +13,7 @@ from .units import MULTIPLES, NOT_UNITS, Unit, unit
 
 @dataclass(frozen=True)
 class Leaf:
-    """One LaTeX expression with what stands behind it: a unit, a number base, a power of ten in words."""
+    """One LaTeX expression and the text behind it: a unit, a number base, a power of ten in words."""
 
     text: str
     unit: Unit | None = None
@@ -29,7 +29,7 @@ class Words:
 
 
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
-# Words that a text has in no formula, though no backslash stands before them.
+# Names of functions and constants, which belong to a formula even without a backslash.
 _NAMES = frozenset(
     "sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt pi lim max min gcd lcm mod det np "
     "infty cis".split()
@@ -37,7 +37,7 @@ _NAMES = frozenset(
 _SHORT_WORDS = frozenset("no on it is at in of to up ok he we if or as am pm".split())
 _CLAIMS = frozenset("answer value solution equals thus so therefore".split())
 
-# Sentences: what joins a name with a value, what takes the claim back, what may begin or end one.
+# Sentences: words that join a name with a value, that deny the claim, that end or begin a sentence.
 _COPULA = re.compile(r"\s(?:is equal to|is|are|equals|be|was)(?![a-zA-Z])\s*:?|:\s", re.I)
 _DENIAL = re.compile(r"\b(?:not|never|false|wrong|incorrect|if|unless|or|isn't|aren't|neither|than)\b|n't", re.I)
 _ENDING = re.compile(r"^(.*\S)\s+(?:is|are)\s+(?:the|our|my)\s+(?:\w+\s+)?(?:answer|solution|result|value)s?$", re.I)
@@ -77,7 +77,7 @@ _TEMPERATURE = re.compile(r"^(?:\^\\circ|degrees?)\s*(?:(C|celsius)|(?:F|fahrenh
 
 
 def unwrapped(text: str) -> str:
-    """The words of `\\text{...}` that is all there is, or that holds words between formulas."""
+    """The text without `\\text{...}` around all of it, and without `\\text` around words that join formulas."""
     whole = TEXT.fullmatch(text)
     if whole:
         return whole[1].strip()
@@ -85,12 +85,12 @@ def unwrapped(text: str) -> str:
 
 
 def _says_something(text: str) -> bool:
-    """Whether words in a formula connect or claim, rather than name a unit."""
+    """Return whether words in a formula connect or claim, rather than name a unit."""
     return not {word.lower() for word in re.findall(r"[A-Za-z']+", text)}.isdisjoint(NOT_UNITS | _CLAIMS)
 
 
 def without_sentence(text: str) -> str:
-    """`The answer is 5` and `5 is the answer` without the sentence, where it says just that."""
+    """Remove a sentence such as `The answer is 5` or `5 is the answer` that makes no other claim."""
     if not _WORD.search(text):
         return text
     if claim := _ENDING.match(text):
@@ -106,7 +106,7 @@ def without_sentence(text: str) -> str:
 
 
 def _words(text: str) -> Words | Leaf | None:
-    """Words if the text is nothing else: letters and what stands between them, none of it a formula."""
+    """The words of a text of letters and punctuation, a number word as a `Leaf`; None if the text is a formula."""
     text = re.sub(r"\s+", " ", TEXT.sub(r"\1", text).replace("{", "").replace("}", "")).strip(" .")
     if re.fullmatch(r"[A-Z]", text):
         return Words(text)
@@ -115,14 +115,14 @@ def _words(text: str) -> Words | Leaf | None:
     runs = _WORD.findall(text)
     if not runs or not _PLAIN_TEXT.fullmatch(text) or text[0] in "-/" or not _NAMES.isdisjoint(runs):
         return None
-    # Two letters are a product unless they are a word or two points; so are more beside a number.
+    # Two letters are a product unless they are a word or two points; beside a number, longer runs are one, too.
     if all(len(run) < 3 and run.lower() not in _SHORT_WORDS and not run.isupper() for run in runs):
         return None
     return None if len(runs) < 2 and _IN_PRODUCT.search(text) else Words(text)
 
 
 def _money(text: str) -> Leaf | None:
-    """A number with a currency before it, and what it is for behind it."""
+    """A number with a currency before it and perhaps a purpose behind, such as `per hour`; None without a currency."""
     match = _CURRENCY.match(text)
     if not match:
         return None
@@ -134,7 +134,7 @@ def _money(text: str) -> Leaf | None:
 
 
 def _is_unit(marked: bool, apart: bool, word: str) -> bool:
-    """Whether a word behind a number is a unit, and no variable: marked as text, known, or long and apart."""
+    """Return whether a word behind a number is a unit, not a variable: marked as text, known, or long and apart."""
     if marked or word.rstrip("s") in MULTIPLES:
         return True
     return word not in _NAMES and (re.split(r"[\^/]", word)[0] in _BARE_UNITS or (len(word) > 2 and apart))
@@ -144,7 +144,7 @@ def _quantity(text: str) -> Leaf | None:
     """A number with a unit, percent, degrees or a power of ten in words behind it."""
     match = _UNIT.fullmatch(text)
     if not match or (match[2].startswith("^") and _WITHIN_FORMULA.search(match[1])):
-        return None  # those are the degrees of an angle within a formula
+        return None  # the degrees of an angle within a formula
     value, behind = match[1].strip(), TEXT.sub(lambda text: f" {text[1].strip()}", match[2]).strip()
     words, times = behind.split(), 1
     if TEXT.search(value) or not _NAMES.issuperset(_WORD.findall(value)) or not words:
@@ -157,8 +157,8 @@ def _quantity(text: str) -> Leaf | None:
     if not words:
         return Leaf(value, times=times)
     behind = _TEMPERATURE.sub(lambda match: "celsius" if match[1] else "fahrenheit", " ".join(words))
-    found = unit(behind)
-    return None if found is None else Leaf(value, None if found.says_nothing else found, times=times)
+    kind = unit(behind)
+    return None if kind is None else Leaf(value, None if kind.says_nothing else kind, times=times)
 
 
 def _based(text: str) -> Leaf | None:
@@ -179,9 +179,9 @@ def _clock(text: str) -> Words | None:
 
 
 def plain(text: str) -> Leaf | Words:
-    """One item without lists, sets and relations in it."""
+    """Read one item without lists, sets and relations in it."""
     text = _DIGITS_APART.sub(lambda match: re.sub("[ _]", "", match[0]), _RATIO.sub(r"\1:\2", text))
     for form in (_clock, _money, _quantity, _based, _words):
-        if (found := form(text)) is not None:
-            return found
+        if (leaf := form(text)) is not None:
+            return leaf
     return Leaf(text)

@@ -1,13 +1,14 @@
 """Grading in worker processes that no answer can stop: each answer has a time limit, and so has each call.
 
-Grading hands an answer to sympy, which may take seconds over a short one and for ever over a hostile one. A time limit
-by a signal, as math-verify has one, does not interrupt what does not return to Python. Here a worker that passes the
-limit is killed and replaced, workers are renewed after a while because sympy's caches grow, and their memory is
+Sympy may take seconds on a short answer and never return on a hostile one. A time limit by a signal, as in
+math-verify, does not interrupt code that does not return to Python. Here a worker that exceeds the limit is killed and
+replaced. Workers are renewed after `TASKS_PER_WORKER` answers because sympy's caches grow, and their memory is
 bounded.
 
-Answers that are plainly right or wrong do not go to a worker, and equal pairs go once. An answer has `FIRST_SECONDS`
-at first; those that need more get the limit after all others, so that slow answers hold up few but each other. What
-ended its worker has a second try, too: a worker may also have been killed from outside.
+Answers that are plainly right or wrong do not go to a worker, and equal pairs are graded once. An answer has
+`FIRST_SECONDS` at first. An answer that needs more gets the full limit after all others, so that a slow answer delays
+only other slow answers. An answer that ended its worker gets a second try, too, because a worker may also have been
+killed from outside.
 """
 
 import logging
@@ -32,15 +33,15 @@ Pair = tuple[str | None, str]
 
 # No reference answer of a mathematical data set is nearly as long, and the parser's time grows with the length.
 LONGEST_ANSWER = 2000
-# Nor is one nested nearly as deeply, and it grows faster than that with the depth.
+# No reference answer is nested nearly as deeply, and the parser's time grows even faster with the depth.
 DEEPEST_ANSWER = 20
 FIRST_SECONDS = 0.3
 TASKS_PER_WORKER = 1000
 START_SECONDS = 60.0
 WORKER_BYTES = 4 * 2**30
-# What answers are compared with to find those that take too long with whatever.
+# Reference of a first comparison, which finds answers that take too long with any reference.
 PROBE = "\\frac{3}{7}"
-# Pairs that were begun and never asked for are forgotten beyond this many.
+# Largest number of begun pairs whose verdicts nobody has requested; the oldest are forgotten.
 MOST_BEGUN = 2**15
 
 BRACKET = re.compile(r"[(\[{]|([)\]}])")
@@ -54,7 +55,7 @@ METRICS = {
 
 
 def nesting(text: str) -> int:
-    """How many brackets are open at once at most, of whatever kind."""
+    """Largest number of brackets, of any kind, that are open at once."""
     steps = (-1 if bracket[1] else 1 for bracket in BRACKET.finditer(text))
     return max(accumulate(steps, initial=0))
 
@@ -65,10 +66,10 @@ def plain_value(text: str) -> int | None:
 
 
 def plain_verdict(answer: str | None, reference: str, relative_tolerance: float = 0.0) -> Verdict | None:
-    """The verdict where it takes no mathematics, as `compare` finds it; None where it does.
+    """The verdict of `compare` if it takes no mathematics; None otherwise.
 
-    No answer, an empty one, and one of more than `LONGEST_ANSWER` characters or `DEEPEST_ANSWER` brackets within
-    brackets are wrong.
+    An answer is wrong if it is missing or empty, or has more than `LONGEST_ANSWER` characters or `DEEPEST_ANSWER`
+    brackets within brackets.
     """
     if answer is None or not answer.strip() or len(answer) > LONGEST_ANSWER:
         return Verdict.WRONG
@@ -82,7 +83,7 @@ def plain_verdict(answer: str | None, reference: str, relative_tolerance: float 
 
 
 def _prepare_worker() -> None:
-    # What the worker was forked with counts nothing: a script that imports torch has gigabytes of address space.
+    # Memory that the worker was forked with does not count: a script with torch has gigabytes of address space.
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + WORKER_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -91,25 +92,25 @@ def _prepare_worker() -> None:
 
 
 def _verdict(future: ProcessFuture, late: bool) -> Verdict:
-    """What came of a scheduled comparison; one that is not done was `late`, or its pool broke."""
+    """The verdict of a scheduled comparison; a comparison that is not done was `late`, or its pool broke."""
     if not future.done():
         return Verdict.TIMEOUT if late else Verdict.FAILURE
     try:
         return future.result()
     except TimeoutError:
         return Verdict.TIMEOUT
-    except Exception:  # whatever sympy raises over text that a model wrote, or the end of its worker
+    except Exception:  # sympy raises errors of many types over text that a model wrote; its worker may end
         return Verdict.FAILURE
 
 
 class Grader:
-    """Grades answers in a pool of processes.
+    """Grader of answers in a pool of processes.
 
     Parameters:
-        workers: how many processes.
+        workers: number of processes.
         seconds: wall-clock limit for one answer.
-        total_seconds: how long a call waits at most; what is not graded by then is a timeout, too.
-        relative_tolerance: how far a real number may be from the reference, as a share of it.
+        total_seconds: longest time that a call waits; answers that are not graded by then are timeouts, too.
+        relative_tolerance: largest distance of a real number from the reference, as a share of the reference.
     """
 
     def __init__(self, workers: int, seconds: float, total_seconds: float, relative_tolerance: float = 0.0):
@@ -117,13 +118,13 @@ class Grader:
         self.relative_tolerance = relative_tolerance
         self._pool: ProcessPool | None = None
         self._begun: dict[Pair, ProcessFuture] = {}
-        # Imports while the caller does something else. The workers are forked from that process, not from this one,
-        # whose threads may hold locks.
+        # The fork server imports while the caller does something else. The workers are forked from it, not from this
+        # process, whose threads may hold locks.
         forkserver.set_forkserver_preload(["__main__", f"{__package__}.warm_up"])
         forkserver.ensure_running()
 
     def _open_pool(self) -> None:
-        """Have a pool that works; one that broke, as pebble's does when an idle worker is killed, is replaced."""
+        """Open a pool if there is none, and replace a broken one: pebble's breaks when an idle worker is killed."""
         if self._pool is not None and not self._pool.active:
             self.close()
         if self._pool is None:
@@ -135,7 +136,7 @@ class Grader:
             )
 
     def close(self) -> None:
-        """Kill the workers. What was begun with them begins anew, with others, where it is asked for."""
+        """Kill the workers. Comparisons that they began start again when their verdicts are requested."""
         self._begun.clear()
         if self._pool is not None:
             self._pool.stop()
@@ -152,13 +153,13 @@ class Grader:
             return future
 
     def _check_workers(self) -> None:
-        """`RuntimeError` where the pool does not grade at all, so that nobody trains on what it does not say."""
+        """Raise `RuntimeError` if the pool grades nothing at all, so that nobody trains on missing verdicts."""
         known = ("1/2", "0.5")
         if self._collect([known], START_SECONDS, time.monotonic() + START_SECONDS)[known] is not Verdict.RIGHT:
             raise RuntimeError("No worker process grades a plain answer; what they ended with stands above.")
 
     def begin(self, answers: Sequence[str | None], references: Sequence[str]) -> None:
-        """Start to grade and return at once; a later call with the same answers collects."""
+        """Start to grade and return at once; a later call with the same answers collects the verdicts."""
         self._open_pool()
         for pair in dict.fromkeys(zip(answers, references, strict=True)):
             if pair not in self._begun and plain_verdict(*pair, self.relative_tolerance) is None:
@@ -167,14 +168,14 @@ class Grader:
             self._begun.pop(next(iter(self._begun))).cancel()
 
     def _collect(self, pairs: Iterable[Pair], seconds: float, deadline: float) -> dict[Pair, Verdict]:
-        """The workers' verdicts; at the deadline, a reading of `time.monotonic`, the others are timeouts."""
+        """The workers' verdicts; pairs not done at the deadline, a reading of `time.monotonic`, are timeouts."""
         self._open_pool()
         futures = {pair: self._begun.pop(pair, None) or self._schedule(pair, seconds) for pair in pairs}
         waiting = set(futures.values())
         while waiting and self._pool.active and (left := deadline - time.monotonic()) > 0:
             waiting = wait(waiting, min(left, 1.0)).not_done
         late = time.monotonic() >= deadline
-        found = {pair: _verdict(future, late) for pair, future in futures.items()}
+        verdicts = {pair: _verdict(future, late) for pair, future in futures.items()}
         if waiting:
             if late:
                 logging.getLogger(__name__).warning(
@@ -182,10 +183,10 @@ class Grader:
                     f"({self.total_seconds:g})."
                 )
             self.close()
-        return found
+        return verdicts
 
     def _grade(self, pairs: Sequence[Pair], deadline: float) -> dict[Pair, Verdict]:
-        """The verdict of every pair, each found once."""
+        """The verdict of every pair; equal pairs are graded once."""
         verdicts = {pair: plain_verdict(*pair, self.relative_tolerance) for pair in pairs}
         waiting = [pair for pair, verdict in verdicts.items() if verdict is None]
         if waiting:
@@ -199,16 +200,16 @@ class Grader:
         return verdicts
 
     def verdicts(self, answers: Sequence[str | None], references: Sequence[str]) -> list[Verdict]:
-        """What comes of each answer beside its reference; one that was not graded in time is a timeout."""
+        """The verdict of each answer against its reference; an answer that was not graded in time is a timeout."""
         pairs = list(zip(answers, references, strict=True))
-        found = self._grade(pairs, time.monotonic() + self.total_seconds)
-        return [found[pair] for pair in pairs]
+        by_pair = self._grade(pairs, time.monotonic() + self.total_seconds)
+        return [by_pair[pair] for pair in pairs]
 
     def classes(self, answers: Sequence[str | None]) -> list[int]:
-        """A number for each answer to one question, the same for those that say the same; -1 for no answer.
+        """Number the answers to one question: equivalent answers share a number, and -1 is no answer.
 
-        Classes are numbered as they first appear, and each answer is compared with the first of each. One that takes
-        too long to read, and what is left at the end of the time for a call, has a class of its own text.
+        Classes are numbered in order of first appearance, and each answer is compared with the first answer of each
+        class. An answer has a class of its own text if it takes too long to read, or if the time of the call ends.
         """
         deadline = time.monotonic() + self.total_seconds
         texts = [answer.strip() if answer else "" for answer in answers]
@@ -224,22 +225,23 @@ class Grader:
             first, *others = left
             firsts[first] = first
             open_ = [(text, first) for text in others if values[text] is None or values[first] is None]
-            found = self._grade(open_, deadline) if open_ and time.monotonic() < deadline else {}
-            same = {text for (text, _), verdict in found.items() if verdict is Verdict.RIGHT}
+            verdicts = self._grade(open_, deadline) if open_ and time.monotonic() < deadline else {}
+            same = {text for (text, _), verdict in verdicts.items() if verdict is Verdict.RIGHT}
             firsts |= dict.fromkeys(same, first)
             left = [text for text in others if text not in same]
-        found_first = {text: firsts[equal] for text, equal in equals.items()}
-        numbers = {f: number for number, f in enumerate(dict.fromkeys(found_first[text] for text in texts if text))}
-        return [numbers[found_first[text]] if text else -1 for text in texts]
+        first_of = {text: firsts[equal] for text, equal in equals.items()}
+        numbers = {f: number for number, f in enumerate(dict.fromkeys(first_of[text] for text in texts if text))}
+        return [numbers[first_of[text]] if text else -1 for text in texts]
 
     def __call__(
         self, answers: Sequence[str | None], references: Sequence[str], log_metric: LogMetric | None = None
     ) -> list[float]:
-        """1.0 for an answer that is equivalent to its reference, else 0.0, also where that was not found out.
+        """Grade answers: 1.0 for an answer that is equivalent to its reference, otherwise 0.0, also without a verdict.
 
-        `log_metric` gets shares of the answers: `grading/timeouts`, those that passed a limit, `grading/failures`,
-        those that ended their worker or raised, and `grading/unparseable_references`, those whose reference is neither
-        mathematics nor words.
+        Args:
+            log_metric: receives three shares of the answers. `grading/timeouts` exceeded a limit. `grading/failures`
+                ended their worker or raised. `grading/unparseable_references` have a reference that is neither
+                mathematics nor words.
         """
         verdicts = self.verdicts(answers, references)
         if log_metric is not None and verdicts:
@@ -255,5 +257,5 @@ def core_count() -> int:
 
 
 def worker_count() -> int:
-    """Workers for this one of the machine's training processes, so that together they fill it."""
+    """Number of workers for one training process, so that the workers of all the machine's processes fill it."""
     return max(1, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,4 +1,4 @@
-"""What stands behind a number: units, percent, money, degrees. Text in, a factor and dimensions out; no sympy.
+"""Units behind a number: measures, percent, money, degrees. Text in, a factor and dimensions out; no sympy.
 
 A unit is a factor times a product of dimensions, so that `100 cm` is `1 m` and `5 kg` is not `5 m`. A word that is not
 in the table is a dimension of its own: `5 apples` is not `5 oranges`. Percent and angles have a factor and no
@@ -53,9 +53,9 @@ _TABLE: dict[str, tuple[Fraction, dict[str, int]]] = {
     for names, factor in units
     for name in names.split()
 } | {name: (factor, {"length": 1, "time": -1}) for name, factor in _SPEEDS.items()}
-# Numbers that are written as words behind others; they belong to the value.
+# Number words behind a number; they belong to the value.
 MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-# Words that say something about a number, not what it counts.
+# Words that qualify a number and are no unit.
 NOT_UNITS = frozenset(
     "and or not no but nor to than is are be at most least if when where for with either plus minus over mod maybe "
     "possibly wrong about factorial squared cubed choose power root base more less fewer greater smaller".split()
@@ -74,12 +74,12 @@ class Unit:
 
     @property
     def says_nothing(self) -> bool:
-        """Whether it is the factor 1 of nothing, as in `10 square units`."""
+        """True if the unit is the factor 1 without a dimension, as in `10 square units`."""
         return not self.dimensions and self.factor == 1 and not self.angle
 
 
 def _entry(word: str) -> tuple[Fraction, dict[str, int]]:
-    """A word's factor and dimensions: as it is, in small letters, in the singular, else of its own kind."""
+    """A word's factor and dimensions: looked up as it is, in small letters, in the singular; else of its own kind."""
     small = word.lower()
     for name in (word, small, small.removesuffix("s"), small.removesuffix("es")):
         if name in _TABLE and (len(name) > 1 or name == word):
@@ -88,9 +88,9 @@ def _entry(word: str) -> tuple[Fraction, dict[str, int]]:
 
 
 def unit(text: str) -> Unit | None:
-    """The unit that a text such as `cm^2`, `km/h`, `square feet`, `dollars per hour` or `\\%` means; None if none."""
+    """The unit of a text such as `cm^2`, `km/h`, `square feet`, `dollars per hour` or `\\%`; None if it is no unit."""
     factor, angle, sign, power = Fraction(1), "", 1, 1
-    found: dict[str, int] = {}
+    powers: dict[str, int] = {}
     for word, exponent, operator, other in _PIECE.findall(text.replace("\\cdot", "*")):
         small = word.lower()
         if other or small in NOT_UNITS:
@@ -106,5 +106,5 @@ def unit(text: str) -> Unit | None:
             times = sign * power * int(exponent or 1)
             factor, power = factor * own**times, 1
             for dimension, each in dimensions.items():
-                found[dimension] = found.get(dimension, 0) + times * each
-    return Unit(factor, tuple(sorted((name, times) for name, times in found.items() if times)), angle)
+                powers[dimension] = powers.get(dimension, 0) + times * each
+    return Unit(factor, tuple(sorted((name, times) for name, times in powers.items() if times)), angle)

@@ -1,6 +1,6 @@
-"""Imported once by the process that grading workers are forked from, so that none imports sympy or begins cold.
+"""Warm-up of the process from which grading workers are forked, so that no worker imports sympy or begins cold.
 
-A parser builds its tables at its first answers, a few tenths of a second that every renewed worker would spend again.
+A parser builds its tables at its first answers, which would cost every renewed worker a few tenths of a second.
 """
 
 from . import compare

@@ -1,7 +1,7 @@
-"""What a set of answers amounts to: Acc@N, Maj@N, Pass@k, lengths, shares of choices, with intervals over questions.
+"""Metrics of a set of answers: Acc@N, Maj@N, Pass@k, lengths and shares of choices, with intervals over questions.
 
-Maj@N counts classes of equivalent answers, not strings, and takes the expected value over tied classes, so that no
-seed matters. Pass@k is the unbiased estimator, for every k up to N. The intervals are those of `intervals`.
+Maj@N counts classes of equivalent answers, not strings. Tied classes enter by their expected value, so that no seed
+matters. Pass@k is the unbiased estimator, for every k up to N. The intervals are those of `intervals`.
 
 Pure functions; N answers to each of n questions.
 """
@@ -26,7 +26,8 @@ NO_ANSWER = -1
 class Samples:
     """The answers to a benchmark, one row per question.
 
-    Raises ValueError where the arrays differ in shape or a right answer has no class.
+    Raises:
+        ValueError: the arrays differ in shape, or a right answer has no class.
     """
 
     correct: np.ndarray  # (n, N) bool
@@ -62,7 +63,8 @@ def pass_curve(correct: np.ndarray) -> np.ndarray:
 def majority(correct: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Probability that the most frequent answer is right, by question: (..., N) -> (...) float64.
 
-    A tie is broken by a uniform draw among the tied classes; the value is its expectation. Without any answer it is 0.
+    A tie is broken by a uniform draw among the tied classes; the value is its expectation. A question without any
+    answer has the value 0.
     """
     answered = classes != NO_ANSWER
     sizes = (classes[..., :, None] == classes[..., None, :]).sum(-1) * answered
@@ -72,9 +74,11 @@ def majority(correct: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def summarize_samples(samples: Samples) -> dict[str, Any]:
-    """Every metric of a benchmark as {"value", "low", "high"}; `pass@k` holds one for each k up to N.
+    """Compute every metric of a benchmark.
 
-    `len@N` is in tokens; the others are shares.
+    Returns:
+        {"value", "low", "high"} by metric; `pass@k` holds one such dict for each k up to N. `len@N` is in tokens, the
+        numbers of questions and samples are integers, and every other metric is a share.
     """
     curve = share_interval(pass_curve(samples.correct))
     return {
@@ -94,28 +98,31 @@ def _by_k(curve: Interval) -> dict[int, Interval]:
 
 
 def paired(a: Samples, b: Samples) -> dict[str, Any]:
-    """How far b is above a on the same questions in the same order, as `gain_interval` has it, for every metric.
+    """Gain of b over a on the same questions in the same order, for every metric, as `gain_interval` computes it.
 
-    `maj@N` is left out where the numbers of samples differ; `pass@k` goes up to the smaller of them.
+    `maj@N` is left out if the numbers of samples differ; `pass@k` goes up to the smaller number.
+
+    Raises:
+        ValueError: the numbers of questions differ.
     """
     if len(a.correct) != len(b.correct):
         raise ValueError(
             f"A paired comparison needs the same questions on both sides; got {len(a.correct)} and {len(b.correct)}."
         )
     largest = min(a.correct.shape[1], b.correct.shape[1])
-    found = {
+    metrics = {
         "num_questions": len(a.correct),
         "acc@N": gain_interval(a.correct.mean(1), b.correct.mean(1)),
         "pass@k": _by_k(gain_interval(pass_curve(a.correct)[:largest], pass_curve(b.correct)[:largest])),
         "len@N": gain_interval(a.lengths.mean(1), b.lengths.mean(1), bounded=False),
     }
     if a.correct.shape == b.correct.shape:
-        found["maj@N"] = gain_interval(majority(a.correct, a.classes), majority(b.correct, b.classes))
-    return found
+        metrics["maj@N"] = gain_interval(majority(a.correct, a.classes), majority(b.correct, b.classes))
+    return metrics
 
 
 def by_problem(rows: Sequence[Row], value: Callable[[Row], Any]) -> dict[str, list[Any]]:
-    """The rows' values, grouped by prompt in order of first appearance."""
+    """Group a value of each row by prompt, in order of first appearance."""
     groups: dict[str, list[Any]] = {}
     for row in rows:
         groups.setdefault(str(row["prompt"]), []).append(value(row))
@@ -123,7 +130,11 @@ def by_problem(rows: Sequence[Row], value: Callable[[Row], Any]) -> dict[str, li
 
 
 def counts(rows: Sequence[Row], reward: str, choices: Choices | None) -> dict[str, tuple[dict, dict]]:
-    """(numerator, denominator) by problem of every share that is measured."""
+    """Count the numerator and the denominator of every share, by problem.
+
+    Returns:
+        {share: ({problem: numerator}, {problem: denominator})}; `good_choices` only if `choices` is given.
+    """
     correct = by_problem(rows, lambda row: float(is_right(row["rewards"][reward])))
     samples = min(map(len, correct.values()))
     passed = {p: pass_at_k(len(v), int(sum(v)), samples) for p, v in correct.items()}
@@ -132,15 +143,17 @@ def counts(rows: Sequence[Row], reward: str, choices: Choices | None) -> dict[st
         f"pass@{samples}": (passed, dict.fromkeys(passed, 1)),
     }
     if choices is not None:
-        made = by_problem(rows, choices)
-        shares["good_choices"] = tuple({p: sum(c[i] for c in v) for p, v in made.items()} for i in (0, 1))
+        choice_counts = by_problem(rows, choices)
+        shares["good_choices"] = tuple({p: sum(c[i] for c in v) for p, v in choice_counts.items()} for i in (0, 1))
     return shares
 
 
 def summarize(rows: Sequence[Row], reward: str, choices: Choices | None = None) -> dict[str, Any]:
-    """Accuracy, pass@k for all samples of a problem, mean response length, and the share of good choices.
+    """Summarize accuracy, pass@k for all samples of a problem, mean response length, and the share of good choices.
 
-    `choices` maps a row to (good choices, choices). An answer is right where its `reward` is above 0.
+    Args:
+        reward: name of the reward that decides; an answer is right if it is above 0.
+        choices: row -> (good choices, choices); None if the task has no choices.
     """
     lengths = by_problem(rows, lambda row: row["length"])
     summary = {
@@ -155,8 +168,8 @@ def summarize(rows: Sequence[Row], reward: str, choices: Choices | None = None) 
 
 
 def gains(before: Sequence[Row], after: Sequence[Row], reward: str, choices: Choices | None = None) -> dict[str, Any]:
-    """How far every share rose on the problems that both sides answered, with paired intervals."""
-    found = {}
+    """Gain of every share on the problems that both sides answered, with paired intervals."""
+    intervals = {}
     shares_before, shares_after = counts(before, reward, choices), counts(after, reward, choices)
     for name, sides in shares_after.items():
         if name not in shares_before:
@@ -166,5 +179,5 @@ def gains(before: Sequence[Row], after: Sequence[Row], reward: str, choices: Cho
             [[side[p] for p in common] for side in both] for both in (shares_before[name], sides)
         )
         if any(start_of) and any(end_of):
-            found[name] = gain_interval(start, end, start_of, end_of)
-    return found
+            intervals[name] = gain_interval(start, end, start_of, end_of)
+    return intervals

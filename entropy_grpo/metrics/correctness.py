@@ -1,4 +1,4 @@
-"""When a response is right."""
+"""The rule that decides whether a response is right."""
 
 from typing import TypeVar
 
@@ -6,7 +6,7 @@ Number = TypeVar("Number")
 
 
 def is_right(reward: Number) -> Number:
-    """Whether a response is right: its first reward is above 0, on the scale 0/1 and on the scale +-1 alike.
+    """Return whether a response is right: its first reward is above 0, on the scales 0/1 and +-1 alike.
 
     Args:
         reward: the run's first reward of a response, a number or a tensor of them.

@@ -1,19 +1,21 @@
 """95% intervals and tests for benchmarks whose questions are a sample and whose answers cluster in questions.
 
-What is estimated is the mean over the *population of questions* that the benchmark was drawn from. The n questions are
-independent; the answers to one question resemble each other, so only the spread between questions counts, and more
-answers per question narrow an interval no further than that spread allows.
+The estimand is the mean over the *population of questions* from which the benchmark was drawn. The n questions are
+independent, but the answers to one question resemble each other. So only the spread between questions counts, and more
+answers per question narrow an interval only as far as that spread allows.
 
-The textbook's percentile bootstrap over questions and its t interval cover 80% to 93% where 30 questions of uneven
-difficulty are mostly right or mostly wrong: the spread is itself estimated from the few that are solved. Here one
-imagined question of moderate spread joins the n, and a share is treated on the logit scale with its effective number
-of questions. tests/test_intervals.py measures the coverage: 93% to 97% for accuracies from 0.05 to 0.95.
+With 30 questions of uneven difficulty that are mostly right or mostly wrong, textbook intervals cover too little. The
+percentile bootstrap over questions and the t interval cover 80% to 93%, because they estimate the spread from the few
+questions that are solved. Here one imagined question of moderate spread joins the n, and a share is treated on the
+logit scale with its effective number of questions. tests/test_intervals.py measures the coverage: 93% to 97% for
+accuracies from 0.05 to 0.95.
 
-It is less with 30 or 40 questions of which few decide: about 91% where one in fifteen is mostly solved and the others
-almost never, 91% to 98% for Pass@N, to which a question is all or nothing, and 75% to 90% where that is above 0.95.
+Coverage is lower with 30 or 40 questions of which few decide. It is about 91% if one question in fifteen is mostly
+solved and the others almost never. For Pass@N, to which a question is all or nothing, it is 91% to 98%, and 75% to 90%
+if Pass@N is above 0.95.
 
 Arrays are float64 with the questions on the last axis; leading axes are separate benchmarks. Every result is a dict of
-floats, or of lists where there are leading axes.
+floats, or of lists if there are leading axes.
 """
 
 from typing import Any
@@ -36,7 +38,7 @@ def _dict(**arrays: np.ndarray) -> Interval:
 
 
 def _influence(numerators: np.ndarray, denominators: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Ratio of sums, and how far each question pulls it (delta method), which is 0 on average."""
+    """Ratio of sums, and each question's influence on it by the delta method; the influences have mean 0."""
     numerators = np.asarray(numerators, dtype=float)
     denominators = np.ones_like(numerators) if denominators is None else np.asarray(denominators, dtype=float)
     ratio = numerators.sum(-1) / denominators.sum(-1)
@@ -46,10 +48,11 @@ def _influence(numerators: np.ndarray, denominators: np.ndarray | None) -> tuple
 def share_interval(numerators: np.ndarray, denominators: np.ndarray | None = None) -> Interval:
     """Interval of sum(numerators) / sum(denominators), a share in [0, 1]; denominators are 1 by default.
 
-    Effective number of questions: that many all-or-nothing ones would have the observed standard error (Kish 1965).
-    With half a question solved and half unsolved added (Gart 1966), normal on the logit scale. The normal quantile
-    rather than Student's: the logit interval is wide by itself. Where all n questions are right, or all are wrong, it
-    is that of n coin flips that agree (Clopper and Pearson 1934), so it is never empty.
+    The effective number of questions is the number of all-or-nothing questions with the observed standard error (Kish
+    1965). Half a solved and half an unsolved question are added (Gart 1966), and the interval is normal on the logit
+    scale. It uses the normal quantile rather than Student's, because the logit interval is wide by itself. If all
+    questions are right, or all wrong, it is the interval of n coin flips that agree (Clopper and Pearson 1934). So it
+    is never empty.
     """
     share, deviations = _influence(numerators, denominators)
     n = deviations.shape[-1]
@@ -69,7 +72,7 @@ def share_interval(numerators: np.ndarray, denominators: np.ndarray | None = Non
 def mean_interval(values: np.ndarray) -> Interval:
     """Student's t interval of the mean of positive quantities without an upper bound, on the log scale.
 
-    Empty, [value, value], where all questions are alike or there is only one.
+    The interval is empty, [value, value], if all questions are alike or there is only one.
     """
     values = np.asarray(values, dtype=float)
     mean, n = values.mean(-1), values.shape[-1]
@@ -86,12 +89,17 @@ def gain_interval(
     denominators_after: np.ndarray | None = None,
     bounded: bool = True,
 ) -> Interval:
-    """How far the ratio of sums rose over the same questions in the same order, with the paired t test.
+    """Gain of the ratio of sums over the same questions in the same order, with the paired t test.
 
-    The interval of a gain that one in ten of 30 questions makes alone covers only 87% to 93%; the test keeps its 5%.
-    `p_value` is two-sided and below 1 - CONFIDENCE exactly where the interval leaves out 0.
-    `minimum_detectable` is the true gain that this design (its questions, samples and spread) finds with probability
-    POWER. `bounded`: both sides are shares, so that the gain lies in [-1, 1] and the imagined question has a scale.
+    If one in ten of 30 questions makes the gain alone, the interval covers only 87% to 93%; the test keeps its 5%.
+
+    Args:
+        bounded: whether both sides are shares, so that the gain lies in [-1, 1] and the imagined question has a scale.
+
+    Returns:
+        `value`, `low`, `high`, `p_value` and `minimum_detectable`. `p_value` is two-sided and below 1 - CONFIDENCE
+        exactly if the interval excludes 0. `minimum_detectable` is the true gain that this design (its questions,
+        samples and spread) detects with probability POWER.
     """
     (start, pulls_before), (end, pulls_after) = (
         _influence(before, denominators_before),

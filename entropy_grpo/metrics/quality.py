@@ -1,9 +1,9 @@
-"""How responses are written, whether right or wrong: boxes, language, repetition, and the spread of formats.
+"""Style of responses, right or wrong: boxes, language, repetition, and the spread of formats.
 
-Text only and linear in its length, so that it serves as a diagnostic of every training step, too. Format violations
-and language mixing are those of arXiv 2508.02260; its irrelevant content is measured as repetition. The formats are
-ours, after the finding of arXiv 2504.07912 that reinforcement learning amplifies one output format of the pre-training
-data: a format entropy that falls to 0 early in a run is that collapse.
+The measures read text only and take linear time, so that they also serve as diagnostics of every training step. Format
+violations and language mixing are those of arXiv 2508.02260; repetition stands for its irrelevant content. The list of
+formats is our own. It follows arXiv 2504.07912, which finds that reinforcement learning amplifies one output format of
+the pre-training data. A format entropy that falls to 0 early in a run is that collapse.
 """
 
 import math
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 
 NGRAM = 4
-# More than every second n-gram stood there before: a loop. Solutions that restate their formulas stay below it.
+# A larger share of repeated n-grams is a loop. Solutions that restate their formulas stay below it.
 REPETITIVE = 0.5
 
-# What a response is written as: the first that it shows at least so many times.
+# Format -> (its mark, the least number of marks); a response has the first format that it shows.
 FORMATS = {
     "code": (re.compile(r"^[ \t]*(```|def \w+\(|import \w+|from \w+ import )", re.MULTILINE), 1),
     "headers": (re.compile(r"^[ ]{0,3}#{1,6} \S", re.MULTILINE), 1),
@@ -29,10 +29,10 @@ PROSE = "prose"
 
 
 def format_of(response: str) -> str:
-    """How a response is written, by the first that it shows of a closed list.
+    """Name the format of a response: the first of a closed list that it shows.
 
     `code`: a fenced block, a definition or an import. `headers`: a Markdown header. `steps`: two numbered or bulleted
-    lines. `display_math`: a displayed formula or a LaTeX environment. Else `prose`.
+    lines. `display_math`: a displayed formula or a LaTeX environment. Otherwise `prose`.
     """
     for name, (pattern, least) in FORMATS.items():
         if len(pattern.findall(response)) >= least:
@@ -41,22 +41,28 @@ def format_of(response: str) -> str:
 
 
 def repetition(response: str) -> float:
-    """Share of the 4-grams of words that stood there before (seq-rep-4, arXiv 1908.04319); 0 if there are none."""
+    """Share of the 4-grams of words that occurred before (seq-rep-4, arXiv 1908.04319); 0 if there are no 4-grams."""
     words = response.split()
     ngrams = list(zip(*(words[i:] for i in range(NGRAM)), strict=False))
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def format_entropy(formats: Sequence[str]) -> float:
-    """Entropy of the distribution of formats, in nats: 0 where all are alike, log 5 where the five are even."""
+    """Entropy of the distribution of formats in nats: 0 if all are alike, log 5 if the five are equally frequent."""
     return sum(-count / len(formats) * math.log(count / len(formats)) for count in Counter(formats).values())
 
 
 def quality(responses: Sequence[str], questions: Sequence[str]) -> dict[str, float]:
-    """Shares of the responses, at least one, each to the question at its place; `format_entropy` is in nats.
+    """Measure the style of responses.
 
-    `no_box` and `several_boxes` are the format violations; `language_mixing` is a CJK character in a response to a
-    question without one; `repetition` is the mean of `repetition`, `repetitive` the share above REPETITIVE.
+    Args:
+        responses: at least one.
+        questions: one per response.
+
+    Returns:
+        Shares of the responses, and `format_entropy` in nats. `no_box` and `several_boxes` are the format violations.
+        `language_mixing` is a CJK character in a response to a question without one. `repetition` is the mean of
+        `repetition`, `repetitive` the share of responses above REPETITIVE.
     """
     total = len(responses)
     boxes = [response.count("\\boxed{") for response in responses]

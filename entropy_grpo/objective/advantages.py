@@ -6,9 +6,9 @@
 Confident responses weigh more, and so do late tokens; the sign of an advantage never changes. Used together,
 perplexity scales the group's advantage and the bonus is added to the result: it is not scaled.
 
-Where this departs from the paper: n is +0.5, where it prints -0.5. With l + 0.5 the argument lies between 7.5 and 22.5
-(m = 15), the sigmoid is 1 up to 6e-4 at every token, and no token is preferred to another; with l - 0.5 the bonus
-grows from 0 to gamma over the response, which is what the paper describes and what its released code computes. That
+This departs from the paper in one sign: n is +0.5, and the paper prints -0.5. With l + 0.5 the argument lies between
+7.5 and 22.5 (m = 15). Then the sigmoid is 1 up to 6e-4 at every token, and no token is preferred to another. With
+l - 0.5 the bonus grows from 0 to gamma over the response, as the paper describes and its released code computes. That
 code also caps the bonus at half of |A|, which is optional here, and never applies its perplexity weights.
 
 Pure functions. Shapes: B responses, groups of G in a row, T completion tokens including padding; mask (B, T) is true
@@ -24,7 +24,7 @@ from torch import Tensor
 from .ranks import Ranks
 from .window import Inputs, loss_mask
 
-# Log-perplexities that differ by less carry no information: their weights would be rounding errors, blown up.
+# Log-perplexities that differ by less carry no information: their weights would be amplified rounding errors.
 MIN_SIGMA = 1e-6
 
 
@@ -32,8 +32,8 @@ class Schedule(NamedTuple):
     """The optimiser steps, counted from 0, in which a method is active.
 
     Attributes:
-        start, end: from the first step to the one before the last; without an end for the rest of the run.
-        plateau_steps: instead of them, so many steps from the one that follows the detection of the plateau.
+        start, end: active from step `start` to the one before `end`, or to the end of the run if `end` is None.
+        plateau_steps: if given, active only for this many steps after the plateau is detected.
     """
 
     start: int = 0
@@ -41,7 +41,11 @@ class Schedule(NamedTuple):
     plateau_steps: int | None = None
 
     def active(self, step: int, plateau_step: int | None) -> bool:
-        """Whether it is at this step, if the plateau began with `plateau_step`, or has not begun."""
+        """Return whether the method is active at a step.
+
+        Args:
+            plateau_step: first step of the plateau; None before the plateau is detected.
+        """
         start, end = self.start, self.end
         if self.plateau_steps is not None:
             if plateau_step is None:
@@ -62,10 +66,10 @@ def log_perplexities(logps: Tensor, mask: Tensor) -> Tensor:
 
 
 def perplexity_weights(log_perplexities: Tensor, group_size: int) -> Tensor:
-    """(B,) w_i of Eq. 7: (ln PPL_i - mu) / sigma within each group, of the sample standard deviation (as TRL's sigma).
+    """(B,) w_i of Eq. 7: (ln PPL_i - mu) / sigma within each group; sigma is the sample standard deviation, as in TRL.
 
-    Responses without tokens (NaN) have weight 0 and no part in mu and sigma; so has every response of a group whose
-    sigma is below `MIN_SIGMA`, and one that is alone in its group.
+    Responses without tokens (NaN) have weight 0 and no part in mu and sigma. Weights are also 0 if the sigma of the
+    group is below `MIN_SIGMA`, and for a response that is alone in its group.
     """
     values = log_perplexities.view(-1, group_size)
     known = ~values.isnan()
@@ -77,7 +81,7 @@ def perplexity_weights(log_perplexities: Tensor, group_size: int) -> Tensor:
 
 
 def largest_weight(group_size: int) -> float:
-    """What `perplexity_weights` cannot exceed: all responses of a group but one have the same perplexity."""
+    """Upper bound of `perplexity_weights`, reached if all responses of a group but one have the same perplexity."""
     return (group_size - 1) / group_size**0.5
 
 
@@ -113,7 +117,7 @@ def position_advantages(
     n: float = 0.5,
     cap: float | None = None,
 ) -> Tensor:
-    """(B, T) advantages with the bonus for late tokens (Eq. 10); zero in the padding, and where they are zero.
+    """(B, T) advantages with the bonus for late tokens (Eq. 10); zero in the padding and for zero advantages.
 
     Args:
         advantages: (B,) or (B, T).
@@ -131,7 +135,7 @@ class AdvantageTransform(Protocol):
     """A method that changes the advantages of an optimiser step.
 
     Attributes:
-        name: in the log.
+        name: name in the log.
         schedule: the optimiser steps in which it is active.
         needs_logps: whether `prepare` reads the log-probabilities of the rollout.
     """
@@ -148,7 +152,7 @@ class AdvantageTransform(Protocol):
         """
 
     def apply(self, inputs: Inputs) -> Tensor:
-        """Return a micro-batch's advantages, (B,) or (B, T), from those in `inputs`."""
+        """Return a micro-batch's new advantages, (B,) or (B, T), from the advantages in `inputs`."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ class PositionShaping:
 
 
 def transforms_of(args: Any) -> list[AdvantageTransform]:
-    """The methods that a run's settings (`config.shaping.ShapingConfig`) name, in the order in which they apply."""
+    """The methods named by a run's settings (`config.shaping.ShapingConfig`), in the order in which they apply."""
     transforms: list[AdvantageTransform] = []
     if args.ppl_shaping_alpha is not None:
         transforms.append(PerplexityShaping(args.ppl_schedule, args.num_generations, args.ppl_shaping_alpha))

@@ -1,9 +1,9 @@
-"""Which sequences share a forward pass, and how wide it is: no more padding than the lengths demand.
+"""Grouping of sequences into forward passes, with no more padding than their lengths demand.
 
 A rollout is padded to its longest response, and so is every micro-batch that is cut from it at random. Here the
-sequences of one optimiser step, those of all ranks, are sorted by length before they are cut and dealt out, a pass
-runs from the first to the last column in which one of its sequences has a token, and passes without gradient hold as
-many sequences as fit where TRL would have held padding.
+sequences of one optimiser step, on all ranks, are sorted by length before they are cut and dealt out. A pass runs from
+the first to the last column in which one of its sequences has a token. A pass without gradient holds additional
+sequences in place of the padding that TRL would hold.
 
 Pure functions. Shapes: B sequences; attention_mask (B, P + T) of prompts padded on the left and responses padded on
 the right.
@@ -17,14 +17,14 @@ from torch import Tensor
 
 
 def by_length(lengths: Tensor, live: Tensor | None = None, count: int | None = None) -> Tensor:
-    """The `count` sequences to run, longest first: all `live` ones and, as needed, the shortest others.
+    """The `count` sequences to run, longest first: all `live` ones and, as needed, the shortest that are not live.
 
-    Longest first, so that a step that does not fit into memory fails at once.
+    The longest come first, so that a step that does not fit into memory fails at once.
 
     Args:
         lengths: (B,) tokens of each sequence.
         live: (B,) bool, the sequences that must be run; all by default.
-        count: how many to run, at least as many as are live; by default the live ones.
+        count: number of sequences to run, at least the number of live ones, which is the default.
 
     Returns:
         (count,) int64 indices. Sequences of one length keep their order.
@@ -60,11 +60,11 @@ def cut(lengths: Tensor, parts: int, budget: int) -> list[int]:
 
 
 def deal(order: Tensor, sizes: list[int], ranks: int) -> list[list[Tensor]]:
-    """Sequences in this order, cut into micro-batches that are dealt out to the ranks by turns.
+    """Cut an order of sequences into micro-batches, and deal each out to the ranks by turns.
 
     Args:
         order: (count,) int64 indices, a multiple of `ranks`.
-        sizes: of the micro-batches on each rank.
+        sizes: number of sequences of each micro-batch on one rank.
 
     Returns:
         For every micro-batch its sequences by rank, of about one length.
@@ -92,21 +92,21 @@ def trimmed_passes(
 ) -> list[tuple[Tensor, int, int]]:
     """Passes over all sequences, none larger than `batch_size` (or all) of them at the full width.
 
-    Several are sorted by length, longest first.
+    The sequences of several passes are sorted by length, longest first.
 
     Args:
-        agree: from the number of passes that this rank needs to the one that all ranks need, which FSDP demands.
+        agree: maps the number of passes that this rank needs to the number that all ranks need, as FSDP demands.
 
     Returns:
-        For every pass its sequences (int64) and the columns, from start to stop, that hold a token of any of them. At
-        least the last column of the prompt, whose hidden state predicts the first token, and the first of the
-        responses are among them.
+        For every pass its sequences (int64) and the columns, from start to stop, that hold a token of any of them. The
+        columns always include the last column of the prompt, whose hidden state predicts the first token, and the
+        first column of the responses.
     """
     prompt_width, rows = attention_mask.size(1) - completion_width, attention_mask.size(0)
     if batch_size is None or batch_size >= rows:
         parts = [torch.arange(rows, device=attention_mask.device)]
     else:
-        # A pass has a column of either, also where a sequence has no token of it.
+        # A pass has at least one column of prompt and of response, even if a sequence has no token there.
         parts_of_a_row = attention_mask[:, :prompt_width], attention_mask[:, prompt_width:]
         prompts, completions = (columns.sum(1).clamp(min=1) for columns in parts_of_a_row)
         order = by_length(prompts + completions)
@@ -126,16 +126,17 @@ STATIC_ROPE = ("default", "linear", "yarn", "llama3", "proportional")
 
 
 def positions_are_relative(rope_parameters: dict[str, Any]) -> bool:
-    """Whether a model with these rotary embeddings (transformers' config) scores a sequence alike behind any padding.
+    """Return whether a model with these rotary embeddings gives a sequence the same scores behind any padding.
 
-    The parameters are those of the model, or a dict of them by the type of layer.
+    Args:
+        rope_parameters: parameters of transformers' config, or a dict of such parameters by the type of layer.
     """
     layers = [rope_parameters] if "rope_type" in rope_parameters else list(rope_parameters.values())
     return all(layer is None or layer["rope_type"] in STATIC_ROPE for layer in layers)
 
 
 def merge(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One micro-batch of all sequences; what holds for the whole rollout (0-dimensional, or None) is taken once."""
+    """Merge micro-batches into one; values of the whole rollout (0-dimensional, or None) are taken once."""
     return {
         key: torch.cat([b[key] for b in batches]) if isinstance(value, Tensor) and value.dim() else value
         for key, value in batches[0].items()

@@ -4,8 +4,8 @@ Every answer follows from the arguments and three facts about the model. The tra
 planner counts them; neither has rules of its own.
 
 Costs are shares of the response tokens of an optimiser step. What depends on the data is left out: sequences without
-an advantage, clipped tokens, and the groups that dynamic sampling carries over. A recipe costs at most what is said
-here.
+an advantage, clipped tokens, and the groups that dynamic sampling carries over. A recipe costs at most the shares
+given here.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def _check_head(args: Any, why_not: str | None, has_bonus: bool, aux_loss_enable
 
 @dataclass(frozen=True)
 class Objective:
-    """What a run computes, decided once from its arguments and its model.
+    """The computations of a run, decided once from its arguments and its model.
 
     Attributes:
         rho: `top_entropy_quantile`.
@@ -56,7 +56,7 @@ class Objective:
         has_reference: whether the loss has a KL term, for which a reference policy scores the rollout.
         weighs_perplexity: whether perplexity shaping needs the log-probabilities of the rollout.
         sparse_head: whether the sparse LM head serves the policy instead of TRL's.
-        head_refusal: why TRL's head serves although it was not asked for; None otherwise.
+        head_refusal: the reason why TRL's head serves although it was not asked for; None otherwise.
         token_ratio: whether importance ratios are per token, so that a token's loss has no gradient in other tokens.
         per_token: whether a token's loss needs no other token's log-probability.
         surrogate: whether the loss has no term but the surrogate (no KL, entropy bonus or load balancing), so that a
@@ -153,36 +153,36 @@ class Objective:
 
     @property
     def kept_known(self) -> bool:
-        """Whether the kept tokens are known before the loss is computed."""
+        """True if the kept tokens are known before the loss is computed."""
         return self.ranked_in in ("rollout", "window")
 
     # Sequences
 
     @property
     def token_level(self) -> bool:
-        """Whether the loss is a sum over tokens, whatever sequences they belong to, over a number of tokens."""
+        """True if the loss is a sum over tokens, regardless of their sequences, divided by a number of tokens."""
         return self.loss_type in TOKEN_LEVEL_LOSSES
 
     @property
     def whole_steps(self) -> bool:
-        """Whether a rollout is a whole number of optimiser steps, so that a step begins with all its sequences."""
+        """True if a rollout is a whole number of optimiser steps, so that a step begins with all its sequences."""
         return self.micro_batches % self.accumulation == 0
 
     @property
     def regroups(self) -> bool:
-        """Whether the sequences of an optimiser step are grouped by length (sequences with images never are)."""
+        """True if the sequences of an optimiser step are grouped by length (sequences with images never are)."""
         return self.by_length and not self.batch_means and self.whole_steps
 
     @property
     def drops_sequences(self) -> bool:
-        """Whether sequences without a gradient are left out of the forward pass."""
+        """True if sequences without a gradient are left out of the forward pass."""
         return self.regroups and self.surrogate and self.token_level and self.ranked_in != "loss"
 
     # The LM head
 
     @property
     def projects_kept(self) -> bool:
-        """Whether the head projects the kept tokens alone."""
+        """True if the head projects only the kept tokens."""
         return self.sparse_head and self.kept_known and self.per_token and self.surrogate
 
     @property
@@ -201,7 +201,7 @@ class Objective:
         return self.projected_share + BACKWARD_MATMULS * self.differentiated_share
 
     def outputs(self, ranks: bool, in_rollout: bool) -> tuple[str, ...]:
-        """Name what the sparse head computes in a pass.
+        """Name the outputs that the sparse head computes in a pass.
 
         Args:
             ranks: whether entropies are wanted of this pass: its tokens are ranked or logged by it.
@@ -217,8 +217,8 @@ class Objective:
     def scoring_passes(self) -> dict[str, float]:
         """Passes without gradient over the responses of an optimiser step, by purpose.
 
-        A pass over a rollout counts for each of the `iterations` steps that see its responses. Where perplexity
-        shaping has a schedule, its pass is made only while the schedule is active.
+        A pass over a rollout counts for each of the `iterations` steps that see its responses. If perplexity shaping
+        has a schedule, its pass is made only while the schedule is active.
         """
         scored = self.scores_rollout or self.ranked_in == "rollout" or self.weighs_perplexity
         return {

@@ -13,8 +13,8 @@ class Ranks(NamedTuple):
         index, count: this process's place, from 0, and the number of processes.
         sum: the sum of a tensor over all ranks.
         largest: the largest of the ranks' integers.
-        gather: the rows of all ranks, those of rank 0 first. Tensors (B, T) are padded with zeros to one width, on the
-            left if `pad_left`.
+        gather: the rows of all ranks, in the order of the ranks. Tensors (B, T) are padded with zeros to one width, on
+            the left if `pad_left`.
     """
 
     index: int

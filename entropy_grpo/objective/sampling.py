@@ -1,9 +1,10 @@
 """Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): which prompts to draw, and which groups to train on.
 
-A group is the responses to one prompt. It teaches something only if some are right and some are wrong, so groups are
-drawn until a rollout is full of such. Where this departs from the released code: as many prompts are drawn as the
-running share of informative groups says are needed, and informative groups beyond what a rollout holds are not thrown
-away but open the next one, with the log-probabilities that their tokens had when they were written.
+A group is the responses to one prompt. It teaches something only if some responses are right and some are wrong. So
+groups are drawn until a rollout is full of such informative groups. This departs from the released code in two points.
+The number of drawn prompts follows from the running share of informative groups. Informative groups beyond the size of
+a rollout are not discarded but open the next rollout. They keep the log-probabilities that their tokens had when they
+were written.
 
 The state here is the same on every rank; nothing in it knows of ranks, models or trainers.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..metrics.correctness import is_right
 
-# How much the outcome of a rollout weighs when the next but n is drawn: DECAY ** n.
+# Weight of a rollout's outcome n rollouts later: DECAY ** n.
 DECAY = 0.8
 LIMITS = ("raise", "top_up", "partial")
 
@@ -32,7 +33,7 @@ class Response:
         completion: its text, or messages.
         logprobs: (T,) float32, the sampler's own, or None.
         mask: (T,) uint8, 0 for tokens that the policy did not write, or None.
-        extra: columns that writing it added to its problem.
+        extra: columns that generation added to the problem's columns.
     """
 
     prompt_ids: Tensor
@@ -48,12 +49,12 @@ class Group:
     """The responses to one problem.
 
     Attributes:
-        row: of the problem among the training problems.
-        responses: G of them.
-        rewards: (G, F) float32, one column per reward function; the first says what is right.
-        born: the rollout for which it was drawn.
-        old_logps: of every response, (T,) float32: log-probabilities under the policy that wrote it. None as long as
-            that is the current one.
+        row: index of the problem among the training problems.
+        responses: the G responses.
+        rewards: (G, F) float32, one column per reward function; the first decides which responses are right.
+        born: number of the rollout for which the group was drawn.
+        old_logps: (T,) float32 for every response: log-probabilities under the policy that wrote it. None while that
+            policy is the current one.
     """
 
     row: int
@@ -64,30 +65,37 @@ class Group:
 
 
 def accuracies(rewards: Tensor, size: int, column: int = 0) -> Tensor:
-    """(n,) share of right responses in every group of `size`: those whose reward, (n * size, F), is above 0 there.
+    """(n,) share of right responses in every group of `size`.
 
-    Raw correctness: a penalty among the other rewards does not make a group of wrong responses informative.
+    Raw correctness counts: a penalty in another reward does not make a group of wrong responses informative.
+
+    Args:
+        rewards: (n * size, F).
+        column: the reward that decides; a response is right if it is above 0.
     """
     return is_right(rewards[:, column]).view(-1, size).float().mean(dim=1)
 
 
 def informative(accuracy: float, lowest: float | None, highest: float | None) -> bool:
-    """Whether the share of right responses lies in [lowest, highest]; without a bound, not all wrong or all right."""
+    """Return whether the share of right responses lies in [lowest, highest].
+
+    Without a lower bound the share must be above 0, without an upper bound below 1.
+    """
     above = accuracy > 0 if lowest is None else accuracy >= lowest - 1e-6
     below = accuracy < 1 if highest is None else accuracy <= highest + 1e-6
     return above and below
 
 
 class DynamicSampler:
-    """Draws problems, and holds the groups that wait for a rollout.
+    """Source of the problems to draw, and store of the groups that wait for a rollout.
 
     Args:
         size: groups in a rollout.
         problems: training problems; each is drawn once before any is drawn again.
         round_size: problems that one round may draw.
-        multiple: of which every round draws a multiple.
-        max_age: rollouts that a group may wait; with 0 none is kept for the next.
-        shuffle, seed: of the order of problems.
+        multiple: every round draws a multiple of this number.
+        max_age: rollouts that a group may wait; with 0 no group is kept for the next rollout.
+        shuffle, seed: order of the problems.
     """
 
     def __init__(
@@ -98,7 +106,7 @@ class DynamicSampler:
         self.shuffle, self.seed = shuffle, seed
         self.rollout = 0
         self.cursor = 0  # problems drawn so far
-        self.drawn = self.kept = 0.0  # of the past rollouts, the older the less
+        self.drawn = self.kept = 0.0  # sums over the past rollouts; older ones weigh less
         self.waiting: list[Group] = []  # the oldest first
 
     @property
@@ -111,7 +119,11 @@ class DynamicSampler:
         return (self.kept + 0.5) / (self.drawn + 0.5)
 
     def begin(self) -> int:
-        """Begin the next rollout; the number of groups that have waited too long for it and are dropped."""
+        """Begin the next rollout.
+
+        Returns:
+            Number of groups that are dropped because they have waited for more than `max_age` rollouts.
+        """
         self.rollout += 1
         self.drawn, self.kept = DECAY * self.drawn, DECAY * self.kept
         fresh = [group for group in self.waiting if self.rollout - group.born <= self.max_age]
@@ -119,7 +131,7 @@ class DynamicSampler:
         return dropped
 
     def draw(self) -> list[int]:
-        """The problems of the next round: as many as should fill the rollout, with one standard deviation to spare."""
+        """Draw the problems of the next round: enough to fill the rollout, with one standard deviation to spare."""
         rate = self.pass_rate
         wanted = (self.missing + math.sqrt(self.missing * (1 - rate))) / rate
         count = min(math.ceil(wanted / self.multiple) * self.multiple, self.round_size)
@@ -134,30 +146,34 @@ class DynamicSampler:
         return torch.randperm(self.problems, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
 
     def add(self, groups: list[Group], drawn: int) -> None:
-        """Take in the informative groups of a round that drew so many."""
+        """Take in the informative groups of a round that drew `drawn` groups."""
         self.waiting += groups
         self.drawn, self.kept = self.drawn + drawn, self.kept + len(groups)
 
     def take(self) -> list[Group]:
-        """The groups of the rollout, or what there is of them, the oldest first; the others go on waiting."""
+        """Take the groups of the rollout, at most `size`, the oldest first; groups beyond them go on waiting."""
         taken, self.waiting = self.waiting[: self.size], self.waiting[self.size :]
         return taken
 
     def drop_waiting(self) -> int:
-        """Throw away what could not be used any more, whatever it is; how many groups."""
+        """Discard waiting groups if `max_age` is 0.
+
+        Returns:
+            Number of discarded groups.
+        """
         if self.max_age > 0:
             return 0
         dropped, self.waiting = len(self.waiting), []
         return dropped
 
     def state(self) -> dict[str, Any]:
-        """What the draws that follow depend on, in dictionaries, lists and tensors."""
+        """State on which later draws depend, in dictionaries, lists and tensors."""
         groups = [vars(group) | {"responses": [vars(r) for r in group.responses]} for group in self.waiting]
         counters = ("rollout", "cursor", "drawn", "kept")
         return {name: getattr(self, name) for name in counters} | {"waiting": groups}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` said."""
+        """Continue from the result of `state`."""
         for name in ("rollout", "cursor", "drawn", "kept"):
             setattr(self, name, state[name])
         self.waiting = [

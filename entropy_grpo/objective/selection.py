@@ -1,10 +1,10 @@
-"""Which tokens are trained on: exactly ceil(n * rho) of them, over any number of ranks, with deterministic ties.
+"""Selection of the tokens to train on: exactly ceil(n * rho), over any number of ranks, with deterministic ties.
 
-The textbook rule `H >= quantile(H, 1 - rho)` keeps every token that ties with the threshold, and ties are common: the
-first tokens of a group share one context and therefore one entropy. Here every token gets a key that no other token
-has, its score first and its place in the rollout second, and the k-th largest key is found digit by digit from
-histograms. A histogram is all that ranks exchange (as a sum), so no rank gathers the tokens of the others, nothing is
-sorted, and there is no limit on the number of tokens but `MAX_TOKENS`.
+The textbook rule `H >= quantile(H, 1 - rho)` keeps every token that ties with the threshold. Ties are common: the
+first tokens of a group share one context and therefore one entropy. Here every token gets a unique key, its score
+first and its place in the rollout second. The k-th largest key is found digit by digit from histograms. Ranks exchange
+only histograms (as a sum), so no rank gathers the tokens of another and nothing is sorted. The only limit on the
+number of tokens is `MAX_TOKENS`.
 
 Pure functions. `reduce` sums an integer tensor over ranks and is the identity on one process. Shapes: scores, mask,
 order and the results are all (..., T), any leading shape; each rank passes its own tokens.
@@ -24,7 +24,7 @@ Reduce = Callable[[Tensor], Tensor]
 SELECTIONS = ("top", "bottom", "random", "gradient_norm")
 SCOPES = ("micro_batch", "global", "rollout")
 
-# A key has 63 bits, a non-negative int64: 32 for the score and the rest for the place.
+# A key has 63 bits, a non-negative int64: 32 for the score and 31 for the place.
 PLACE_BITS = 31
 MAX_TOKENS = 2**PLACE_BITS
 DIGIT_BITS = 16
@@ -53,31 +53,32 @@ def score_from_bits(bits: int) -> float:
 def kth_largest(keys: Tensor, ranks: Sequence[int], reduce: Reduce = on_one_process, bits: int = 64) -> list[int]:
     """The k-th largest, for every k >= 1 in `ranks`, of the processes' non-negative int64 keys below 2^bits.
 
-    Duplicates count each. One histogram of 2^16 counts per digit and distinct prefix, most significant digit first;
-    only keys that match the digits found so far go on. The histograms of a digit are exchanged together.
+    Every duplicate counts. The search makes one histogram of 2^16 counts per digit and distinct prefix, most
+    significant digit first. Only keys that match the digits found so far stay in the search. The histograms of a digit
+    are exchanged together.
     """
-    ranks, found = list(ranks), [0] * len(ranks)
+    ranks, prefixes = list(ranks), [0] * len(ranks)
     matching = {0: keys.flatten()}  # keys by the digits found so far
     for shift in range(bits - DIGIT_BITS, -1, -DIGIT_BITS):
         digits = {prefix: (part >> shift) & (2**DIGIT_BITS - 1) for prefix, part in matching.items()}
         counts = reduce(torch.stack([torch.bincount(d, minlength=2**DIGIT_BITS) for d in digits.values()]))
         from_top = dict(zip(digits, counts.flip(1).cumsum(1), strict=True))
         going_on = {}
-        for i, (k, prefix) in enumerate(zip(ranks, found, strict=True)):
+        for i, (k, prefix) in enumerate(zip(ranks, prefixes, strict=True)):
             place = int(torch.searchsorted(from_top[prefix], k))
             ranks[i] = k - (int(from_top[prefix][place - 1]) if place else 0)
             digit = 2**DIGIT_BITS - 1 - place
-            found[i] = prefix << DIGIT_BITS | digit
-            if found[i] not in going_on:
-                going_on[found[i]] = matching[prefix][digits[prefix] == digit]
+            prefixes[i] = prefix << DIGIT_BITS | digit
+            if prefixes[i] not in going_on:
+                going_on[prefixes[i]] = matching[prefix][digits[prefix] == digit]
         matching = going_on
-    return found
+    return prefixes
 
 
 def random_scores(order: Tensor, seed: int) -> Tensor:
-    """Float32 scores in [0, 2^24) that depend on the seed and on each token's place only (splitmix64).
+    """Float32 scores in [0, 2^24) that depend only on the seed and on each token's place (splitmix64).
 
-    A generator's draws would depend on how tokens fall into micro-batches and ranks; these do not.
+    A generator's draws would depend on how tokens fall into micro-batches and ranks; these scores do not.
     """
 
     def signed(x: int) -> int:
@@ -103,19 +104,19 @@ def select(
     """Keep the forking tokens (arXiv 2506.01939, Eq. 6), or a control.
 
     Args:
-        scores: what ranks the tokens: their entropies in nats, or `gradient_norms`. Compared as float32, never
+        scores: the values that rank the tokens: entropies in nats, or `gradient_norms`. Compared as float32, never
             differentiated.
         mask: True where a token counts, of the same shape.
         rho: share kept by `top` and `random`, in (0, 1].
         order: int64 in [0, `MAX_TOKENS`), the token's place in the whole rollout, different for every token on every
             rank. Among equal scores the smaller place wins.
-        kind: `top` and `gradient_norm` keep the ceil(n * rho) of highest score, `bottom` exactly the others,
-            `random` any ceil(n * rho).
-        seed: for `random`.
+        kind: `top` and `gradient_norm` keep the ceil(n * rho) tokens of highest score, `bottom` exactly the tokens
+            that `top` drops, `random` any ceil(n * rho).
+        seed: seed of `random`.
 
     Returns:
-        The kept tokens (bool), and the threshold tau: the lowest score that `top` keeps. NaN for `random`, and where
-        no token counts.
+        The kept tokens (bool), and the threshold tau: the lowest score that `top` keeps. Tau is NaN for `random`,
+        and if no token counts.
     """
     mask = mask.bool()
     n = int(reduce(mask.sum()))
@@ -141,14 +142,14 @@ def gradient_norms(
 ) -> Tensor:
     """G_t of arXiv 2508.02260 (Eq. 4): the norm of a token's gradient in the LM head's weight, up to a constant.
 
-    The gradient is an outer product, alpha * (e(o) - p) h^T, so that its norm is |alpha| * ||e(o) - p||_2 * ||h||_2
-    and the (V, H) matrix is never formed.
+    The gradient is an outer product, alpha * (e(o) - p) h^T, with the norm |alpha| * ||e(o) - p||_2 * ||h||_2.
+    So the (V, H) matrix is never formed.
 
     Args:
         residual_norms: (B, T) float32, ||e(o) - p||_2 * ||h||_2.
         advantages: (B, 1) or (B, T).
         ratios: (B, T), current over old probability of each token.
-        epsilon_low, epsilon_high, delta: the surrogate's clips; alpha is zero where they stop the gradient.
+        epsilon_low, epsilon_high, delta: the surrogate's clips; alpha is zero if they stop the gradient.
     """
     clipped = (advantages > 0) & (ratios > 1 + epsilon_high) | (advantages < 0) & (ratios < 1 - epsilon_low)
     if delta is not None:
@@ -159,7 +160,7 @@ def gradient_norms(
 def percentiles(values: Tensor, mask: Tensor, levels: Sequence[float], reduce: Reduce = on_one_process) -> list[float]:
     """Exact percentiles (levels in [0, 100]) of the ranks' masked values, each an observed value (the lower one).
 
-    NaN where no token counts.
+    The values are NaN if no token counts.
     """
     mask = mask.bool()
     n = int(reduce(mask.sum()))
@@ -168,4 +169,4 @@ def percentiles(values: Tensor, mask: Tensor, levels: Sequence[float], reduce: R
     bits = order_bits(values)[mask]
     # The value with index floor(level * (n - 1)) from below is the (n - index)-th largest.
     ranks = [n - math.floor(Fraction(repr(level)) / 100 * (n - 1)) for level in levels]
-    return [score_from_bits(found) for found in kth_largest(bits, ranks, reduce, bits=32)]
+    return [score_from_bits(value_bits) for value_bits in kth_largest(bits, ranks, reduce, bits=32)]

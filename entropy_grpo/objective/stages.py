@@ -1,14 +1,16 @@
-"""In which stage a run is (arXiv 2508.02260): rising, while entropy falls fast and accuracy climbs, or the plateau.
+"""Detection of a run's stage (arXiv 2508.02260): rising, while entropy falls fast and accuracy climbs, or the plateau.
 
-The paper names the stages and gives no rule. The one here: over the last `window` optimiser steps, the *fall* of
-entropy is its mean in the first half minus that in the second, and the *climb* of accuracy its mean in the second half
-minus that in the first. The plateau begins when both are at most `share` of the largest that the run has seen, each of
-which must have been above zero. So the rule has no unit and no idea of how far a model can get; a run whose entropy
-has never fallen, or whose accuracy has never climbed, is rising. Once on the plateau, a run stays there. The window
-must be long enough for its halves' means to be free of noise: too short a one finds a plateau early.
+The paper names the stages and gives no rule. The rule here compares the two halves of the last `window` optimiser
+steps. The *fall* of entropy is its mean in the first half minus its mean in the second. The *climb* of accuracy is its
+mean in the second half minus its mean in the first. The plateau begins when fall and climb are both at most `share` of
+the largest fall and climb that the run has seen. Both of these must have been above zero.
 
-Accuracy is the share of right responses among all that were drawn for the rollout, and counts at each of its steps.
-The mean reward would do as well but for dynamic sampling, which chooses groups by it.
+So the rule has no unit and assumes nothing about how far a model can get. A run whose entropy has never fallen, or
+whose accuracy has never climbed, is rising. A run that has reached the plateau stays there. The window must be long
+enough for the means of its halves to be free of noise: a window that is too short finds a plateau early.
+
+Accuracy is the share of right responses among all responses drawn for the rollout, and counts at each of its steps.
+The mean reward would serve as well if dynamic sampling did not choose groups by it.
 """
 
 import math
@@ -18,11 +20,11 @@ RISING, PLATEAU = 0, 1
 
 
 class StageDetector:
-    """Follows a run's entropy and accuracy.
+    """Detector of the plateau in a run's entropy and accuracy.
 
     Args:
-        window: optimiser steps that the rule looks back, at least 2.
-        share: of the largest fall and climb, in (0, 1).
+        window: number of optimiser steps that the rule looks back, at least 2.
+        share: share of the largest fall and climb at or below which the plateau begins, in (0, 1).
     """
 
     def __init__(self, window: int, share: float):
@@ -45,7 +47,7 @@ class StageDetector:
         return early[0] - late[0], late[1] - early[1]
 
     def update(self, step: int, entropy: float, accuracy: float) -> None:
-        """Take in an optimiser step, which is the `step`-th that the run has done; NaN is passed over."""
+        """Take in the entropy and accuracy of the run's `step`-th optimiser step; NaN is skipped."""
         if math.isnan(entropy) or math.isnan(accuracy):
             return
         self.seen = [*self.seen, [entropy, accuracy]][-self.window :]
@@ -58,9 +60,9 @@ class StageDetector:
             self.plateau_step = step
 
     def state(self) -> dict[str, Any]:
-        """What the rest of the run depends on."""
+        """State on which the detection in later steps depends."""
         return {"seen": self.seen, "largest": self.largest, "plateau_step": self.plateau_step}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` said."""
+        """Continue from the result of `state`."""
         self.seen, self.largest, self.plateau_step = state["seen"], state["largest"], state["plateau_step"]

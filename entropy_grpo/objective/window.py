@@ -1,8 +1,9 @@
 """The optimiser step as the method sees it: its tokens, which of them are kept, and which sequences are run together.
 
-What the kept set depends on: with `micro_batch` scope, on which sequences share a forward pass (on all ranks
-together); with `global` scope, only on the sequences of the optimiser step, however they are split; with `rollout`
-scope, on the whole rollout and the policy that wrote it, so that it is the same for every pass over that rollout.
+The kept set depends on the scope. With `micro_batch` scope it depends on which sequences share a forward pass (on all
+ranks together). With `global` scope it depends only on the sequences of the optimiser step, however they are split.
+With `rollout` scope it depends on the whole rollout and the policy that wrote it. So it is the same for every pass
+over that rollout.
 
 No function here changes its arguments or knows a trainer. Shapes: B sequences of a micro-batch, T completion tokens
 including padding.
@@ -26,7 +27,7 @@ Inputs = dict[str, Any]
 
 @dataclass
 class Pass:
-    """What scoring says of the completion tokens, (B, T) float32 with zeros in the padding.
+    """Scores of the completion tokens, (B, T) float32 with zeros in the padding.
 
     Attributes:
         logps: log-probabilities at the temperature.
@@ -47,7 +48,7 @@ class Pass:
 
 @dataclass
 class Scored:
-    """The tokens of one micro-batch, detached; tensors are (B, T). `logps` are those of its loss, if it was run."""
+    """The tokens of one micro-batch, detached; tensors are (B, T). `logps` come from its loss, if it was run."""
 
     inputs: Inputs
     mask: Tensor
@@ -100,7 +101,7 @@ def flatten(tensors: list[Tensor]) -> Tensor:
 
 
 def probability_ratio(logps: Tensor, inputs: Inputs) -> Tensor:
-    """(B, T): current over old probability; TRL leaves the old ones out if the policy is still the rollout's."""
+    """(B, T): current over old probability; TRL omits the old log-probabilities while the policy is the rollout's."""
     old = inputs.get("old_per_token_logps")
     return torch.ones_like(logps) if old is None else torch.exp(logps - old)
 
@@ -118,7 +119,7 @@ def with_gradient(inputs: Inputs) -> Tensor:
 
 
 def token_places(inputs: Inputs) -> Tensor:
-    """(B, T) int64: each token's place in the rollout, whatever the batching, the ranks and the padding."""
+    """(B, T) int64: each token's place in the rollout, independent of batching, ranks and padding."""
     sequences = inputs["sequence_index"].unsqueeze(1)
     positions = torch.arange(inputs["completion_ids"].size(1), device=sequences.device)
     return positions * inputs["sequence_count"] + sequences
@@ -169,7 +170,7 @@ def check_kept(kept: float, total: float, expected: int, objective: Objective, s
 
     Args:
         kept, total: kept and all tokens, over all ranks.
-        expected: what the loss is divided by.
+        expected: the number by which the loss is divided.
         selections: number of thresholds; each rounds by less than one token.
 
     Raises:
@@ -187,7 +188,7 @@ def check_kept(kept: float, total: float, expected: int, objective: Objective, s
 
 
 def gather_sequences(sequences: Inputs, ranks: Ranks) -> Inputs:
-    """The sequences of all ranks, those of rank 0 first, padded to one width."""
+    """The sequences of all ranks, in the order of the ranks, padded to one width."""
     return {
         key: ranks.gather(value, key.startswith("prompt_")) if isinstance(value, Tensor) and value.dim() else value
         for key, value in sequences.items()
@@ -195,12 +196,12 @@ def gather_sequences(sequences: Inputs, ranks: Ranks) -> Inputs:
 
 
 def can_regroup(batches: Sequence[Inputs], objective: Objective) -> bool:
-    """Whether the sequences of a window may change their micro-batches; images, lists by sequence, cannot move."""
+    """Return whether the sequences of a window may change their micro-batches; lists by sequence (images) cannot."""
     return objective.regroups and not any(isinstance(value, list) for value in batches[0].values())
 
 
 def regroup(batches: list[Inputs], objective: Objective, ranks: Ranks, size: int) -> list[Inputs]:
-    """Group the sequences of a window by length, without those that have no gradient if they may be dropped.
+    """Group the sequences of a window by length; drop sequences without a gradient if the objective allows it.
 
     Sequences are dealt out anew over all ranks, because the ranks wait for each other in every micro-batch.
 
@@ -218,10 +219,10 @@ def regroup(batches: list[Inputs], objective: Objective, ranks: Ranks, size: int
     live, count = None, None
     if objective.drops_sequences:
         live = with_gradient(sequences).any(dim=1)
-        # Every rank runs as many, and every micro-batch has one: TRL and FSDP meet in each of them.
+        # All ranks run equally many sequences, at least one per micro-batch: TRL and FSDP synchronise in each.
         count = max(-(-int(live.sum()) // ranks.count), number) * ranks.count
     order = by_length(lengths, live, count)
-    sizes = [size] * number  # a loss that is a mean over sequences takes it within micro-batches
+    sizes = [size] * number  # a loss that is a mean over sequences takes the mean within micro-batches
     if objective.token_level:
         sizes = cut(lengths[order][:: ranks.count], number, size * int(lengths.max()))
     return [take(sequences, hands[ranks.index]) for hands in deal(order, sizes, ranks.count)]
@@ -235,13 +236,13 @@ def plan_window(
     size: int,
     seed: int,
 ) -> Window:
-    """Fix how many tokens an optimiser step keeps over all ranks, which ones if they can be known, and its batches.
+    """Plan an optimiser step: the number of tokens kept over all ranks, their masks if known already, and the batches.
 
     Args:
         batches: the step's micro-batches on this rank, with the advantages of the step.
         score: scores a micro-batch under the current policy, without a graph; called if the window ranks its tokens.
         size: sequences of a micro-batch on one rank.
-        seed: of this step, for `random`.
+        seed: seed of this step, for `random`.
     """
     if objective.ranked_in is None:
         return Window(regroup(batches, objective, ranks, size), 0)
@@ -268,5 +269,5 @@ def count_tokens(batches: Sequence[Inputs], ranks: Ranks) -> list[int]:
 
 
 def evaluation_window(inputs: Inputs, objective: Objective, ranks: Ranks) -> Window:
-    """An evaluation's micro-batch is a window of its own, whose kept tokens are chosen among its own."""
+    """Make a window of one evaluation micro-batch, whose kept tokens are chosen among its own tokens."""
     return Window([inputs], sum(objective.kept_count(n) for n in count_tokens([inputs], ranks)))

@@ -1,1 +1,1 @@
-"""Rewards by name, and what makes a response right."""
+"""Rewards by name, which decide whether a response is right."""

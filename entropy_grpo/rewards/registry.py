@@ -1,11 +1,12 @@
 """Reward functions by name, in TRL's signature: (prompts, completions, **columns of the data set) -> floats.
 
-The first reward of a run says whether a response is right, which it is where that reward is above 0; evaluation reads
-that one. `random`, `inverted` and `format_only` are controls: models exist that gain as much from them, and a gain
-over them is one that can be believed.
+A response is right if the first reward of the run is above 0; evaluation reads that reward. `random`, `inverted` and
+`format_only` are controls. Some models gain as much from a control as from a real reward, so only a gain over the
+controls is credible.
 
-Two steps make such a reward. What is graded: a text out of each response, or None. And what the verdict is worth: 1
-and 0, or 1 and -1, the recipe's `reward_scale`. Rewards that grade can `begin` as soon as the responses are written.
+A reward is made in two steps. The first takes the text to grade out of each response, or None. The second gives the
+verdict a value: 1 and 0, or 1 and -1, by the recipe's `reward_scale`. Rewards that grade can `begin` as soon as the
+responses are written.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ Reward = Callable[..., list[float]]
 # DAPO's punishment of length, and the rewards that teach nothing.
 OVERLONG = "overlong"
 CONTROL_REWARDS = ("random", "inverted", "format_only")
-# What a right and a wrong answer are worth.
+# Values of a right and of a wrong answer.
 REWARD_SCALES = {"0/1": (1.0, 0.0), "+-1": (1.0, -1.0)}
 
 
@@ -34,11 +35,11 @@ def text_of(message: str | list[dict[str, str]]) -> str:
     return message if isinstance(message, str) else message[-1]["content"]
 
 
-# What is graded: (prompts, completions) -> answers.
+# Texts to grade: (prompts, completions) -> answers.
 
 
 def boxed_answers(completions: list, **kwargs: Any) -> list[str | None]:
-    """What the responses box (arXiv 2506.01939, section 5.2)."""
+    """The content of the last box of each response (arXiv 2506.01939, section 5.2)."""
     return [boxed(text_of(c)) for c in completions]
 
 
@@ -60,7 +61,7 @@ def task_answers(task: Task) -> Callable[..., list[str | None]]:
 
 
 def format_only(completions: list, **kwargs: Any) -> list[float]:
-    """1.0 for one boxed answer that closes, whatever it says, else 0.0."""
+    """1.0 for a response with exactly one box, which closes, regardless of its content; otherwise 0.0."""
     texts = [text_of(c) for c in completions]
     return [float(text.count("\\boxed{") == 1 and boxed(text) is not None) for text in texts]
 
@@ -93,7 +94,7 @@ class Graded:
         self.answers, self.grade, self.right, self.wrong = answers, grade, right, wrong
 
     def begin(self, solution: list[str], **columns: Any) -> None:
-        """Start to grade; a later call with the same columns waits for what is left."""
+        """Start to grade; a later call with the same columns waits for the remaining verdicts."""
         self.grade.begin(self.answers(**columns), solution)
 
     def __call__(self, solution: list[str], log_metric: LogMetric | None = None, **columns: Any) -> list[float]:
@@ -124,23 +125,27 @@ CONTROLS = {"format_only": format_only, "random": random}
 
 
 def imported(name: str) -> Reward:
-    """A reward function of the user's own, `module:function`, found from the working directory, too."""
+    """Import a reward function of the user's own, `module:function`, also from the working directory.
+
+    Raises:
+        ValueError: the name does not import, or is no function.
+    """
     module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function)
+        reward = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"rewards names {name!r}, which does not import: {error}.") from error
-    if not callable(found):
+    if not callable(reward):
         raise ValueError(f"rewards names {name!r}, which is no function.")
-    return found
+    return reward
 
 
 def overlong(max_completion_length: int, cache_length: int | None) -> Reward:
     """DAPO's soft overlong punishment: min(-(length - (max - cache)) / cache, 0), in tokens.
 
-    Its factor is its weight among `reward_weights`.
+    Its factor is its entry in `reward_weights`.
     """
     if cache_length is None or not 0 < cache_length < max_completion_length:
         raise ValueError(
@@ -161,9 +166,14 @@ def get_rewards(
     overlong_cache_length: int | None = None,
     scale: str = "0/1",
 ) -> list[Reward]:
-    """The named reward functions, with a grader for those that need one; `ValueError` naming the known ones.
+    """Make the named reward functions.
 
-    `scale` is one of `REWARD_SCALES`, for all but `overlong` and the user's own.
+    Args:
+        grade: grader for the rewards that compare answers with references.
+        scale: one of `REWARD_SCALES`, for all rewards but `overlong` and the user's own.
+
+    Raises:
+        ValueError: a name is not known (the message lists the known ones), or the settings contradict each other.
     """
     tasks = by_reward()
     known = [*GRADED, *tasks, *CONTROLS, OVERLONG]
@@ -179,7 +189,7 @@ def get_rewards(
     right, wrong = REWARD_SCALES[scale]
     readers = GRADED | {task.reward: task_answers(task) for task in tasks.values() if task.score is None}
 
-    def made(name: str) -> Reward:
+    def make(name: str) -> Reward:
         if name == OVERLONG:
             return overlong(max_completion_length, overlong_cache_length)
         if name == "inverted":
@@ -190,4 +200,4 @@ def get_rewards(
             return Scored(tasks[name], right, wrong)
         return Control(name, CONTROLS[name], right, wrong) if name in CONTROLS else imported(name)
 
-    return [made(name) for name in names]
+    return [make(name) for name in names]

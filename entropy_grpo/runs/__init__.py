@@ -1,1 +1,1 @@
-"""The files of a run: its folder, its rows, the state in its checkpoints, and what it ran on."""
+"""The files of a run: its folder, its rows, the state in its checkpoints, and its environment."""

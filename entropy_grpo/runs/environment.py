@@ -1,4 +1,4 @@
-"""What a run ran on: versions, the commit of this source tree, hardware, memory."""
+"""The environment of a run: versions, the commit of this source tree, hardware, memory."""
 
 import importlib.metadata
 import platform
@@ -13,17 +13,17 @@ PACKAGES = ("entropy-grpo", "trl", "transformers", "accelerate", "torch", "datas
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue  # an optional package
-    return found
+    return installed
 
 
 def git_revision() -> str | None:
-    """Commit of this source tree, with `-dirty` where files differ from it; None outside a checkout."""
+    """Commit of this source tree, with `-dirty` if files differ from it; None outside a checkout."""
     command = [
         "git",
         "-C",
@@ -49,7 +49,7 @@ def hardware() -> str:
 
 
 def peak_memory() -> int:
-    """Bytes of this process at its peak: of its GPU's memory where it has one, else of the machine's."""
+    """Peak memory of this process in bytes: of its GPU if it has one, otherwise of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

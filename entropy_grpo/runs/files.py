@@ -1,5 +1,6 @@
-"""Rows and objects in files that are replaced in one step, or only ever appended to: a killed run loses nothing
-that it has written.
+"""Files of rows and of objects, from which a killed run loses nothing that it has written.
+
+A file is either replaced in one step or only ever appended to.
 """
 
 import json
@@ -25,7 +26,7 @@ def append_jsonl(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """Rows of a file, none if it is absent. An unfinished line, which only a killed run leaves, is passed over."""
+    """Rows of a file, none if it is absent. An unfinished line, which only a killed run leaves, is skipped."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -37,10 +38,10 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def read_steps(path: Path) -> list[Row]:
-    """The rows of `metrics.jsonl` or `samples.jsonl` that led to where the run is.
+    """The valid rows of `metrics.jsonl` or `samples.jsonl`.
 
-    A run that was killed has rows that lie behind the checkpoint it went on from: a row with `resumed_from` says that
-    those after that step are void.
+    A run that was killed may have rows of later steps than the checkpoint from which it was resumed. A row with
+    `resumed_from` makes the rows after that step void.
     """
     rows: list[Row] = []
     for row in read_jsonl(path):
@@ -53,7 +54,7 @@ def read_steps(path: Path) -> list[Row]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to, and replace the file by what was written there, in one step.
+    """Yield a path to write to, and then replace the file by the one written there, in one step.
 
     An exception leaves the file as it was.
     """

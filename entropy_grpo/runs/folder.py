@@ -1,15 +1,15 @@
-"""A run's folder: where runs go, and the paths inside one.
+"""The folder of a run: its default place, and the paths inside it.
 
 runs/NAME/
     recipe.yaml       the resolved recipe; launches again to the same run
     environment.json  versions, git revision, hardware, every training argument
-    data.json         where the problems come from, how many there are and which were left out
+    data.json         source and number of the problems, and the problems left out by reason
     problems.jsonl    after a cold start, the problems that it took
     metrics.jsonl     one row per log
-    warnings.jsonl    what the watchers saw, if they saw anything
+    warnings.jsonl    warnings of the watchers, if there are any
     samples.jsonl     responses with the entropy of every token and whether it was kept
     answers/*.jsonl   the answers of the evaluations before and after training, one row each
-    evaluation.json   what they amount to
+    evaluation.json   the metrics of these answers
     benchmarks/*/     results of benchmarks, a folder for each step or checkpoint that was evaluated
     plots/*.png       drawn from the files above
     README.md         the model card, written from the files above
@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Where runs go that are not told another place, each by its name, which is its recipe's.
+# Default parent of run folders. A run's folder has the name of its recipe.
 RUNS = Path("runs")
 
 
@@ -32,14 +32,14 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 def step_of(name: str) -> int | None:
     """The optimiser step of a checkpoint folder's name; None for any other name."""
-    found = _CHECKPOINT.fullmatch(name)
-    return int(found[1]) if found else None
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run in the order of their steps."""
-    found = [path for path in run.glob("checkpoint-*") if step_of(path.name) is not None]
-    return sorted(found, key=lambda path: step_of(path.name))
+    folders = [path for path in run.glob("checkpoint-*") if step_of(path.name) is not None]
+    return sorted(folders, key=lambda path: step_of(path.name))
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ def _axes(title: str, ylabel: str):
 
 
 def _mark_plateau(axes, rows: list[Row]) -> None:
-    """A line at the step that found the plateau."""
+    """Draw a line at the step that found the plateau."""
     steps, stages = _series(rows, "stage")
-    found = [step for step, stage in zip(steps, stages, strict=True) if stage == PLATEAU]
-    if found:
-        axes.axvline(found[0], color="tab:gray", linestyle="-.", label="plateau found")
+    plateau = [step for step, stage in zip(steps, stages, strict=True) if stage == PLATEAU]
+    if plateau:
+        axes.axvline(plateau[0], color="tab:gray", linestyle="-.", label="plateau found")
 
 
 def _reward(rows: list[Row]) -> Figure:
@@ -82,11 +82,11 @@ def _kept(rows: list[Row]) -> Figure:
 
 
 def comparison(groups: dict[str, dict[int, dict[str, Any]]], labels: dict[str, str], path: Path) -> None:
-    """Curves of several groups of runs, a panel for each series of `labels` that any of them has.
+    """Draw curves of several groups of runs, with a panel for each series of `labels` that any group has.
 
     Args:
         groups: by group and series, {step: {"value", "low", "high"}}; the band is from low to high.
-        labels: what each series is, with its unit.
+        labels: name of each series, with its unit.
     """
     series = [key for key in labels if any(group.get(key) for group in groups.values())]
     rows = max(math.ceil(len(series) / 2), 1)
@@ -124,10 +124,10 @@ def draw(run: RunFolder, rows: list[Row] | None = None) -> list[Path]:
 
 
 def pass_at_k(curves: Mapping[str, Mapping[int | str, Interval]], path: str | Path) -> Path:
-    """Draw Pass@k over k, doubling from mark to mark, with its intervals: one curve per model, as many as COLOURS.
+    """Draw Pass@k over k with its intervals: one curve per model, at most len(COLOURS), and a marker at each doubling.
 
-    Keys that a JSON file made strings are read as numbers. Models whose bands overlap may still differ: that is for
-    the paired test to say.
+    Keys that a JSON file turned into strings are read as numbers. Models whose bands overlap may still differ, which
+    only the paired test can decide.
     """
     if not 0 < len(curves) <= len(COLOURS):
         raise ValueError(f"pass_at_k draws 1 to {len(COLOURS)} models on one picture; got {len(curves)}.")

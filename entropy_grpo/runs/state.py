@@ -1,12 +1,12 @@
-"""What a checkpoint holds beside TRL's files, and which checkpoint is complete.
+"""The files of a checkpoint beside TRL's, and the newest complete checkpoint of a run.
 
     checkpoint-N/
-        run_state.safetensors         what all ranks have in common
-        run_state_RANK.safetensors    what a rank has for itself
+        run_state.safetensors         state that all ranks have in common
+        run_state_RANK.safetensors    state of one rank
         complete.json                 written last, when every rank has written all of its files
 
-A state is tensors in safetensors, so nothing is unpickled: its own, its texts one after another as UTF-8, and the rest
-as JSON that points to both. The header may have 100 MB, which the texts of a few hundred groups fill.
+A state is a safetensors file, so nothing is unpickled: its tensors, its texts one after another as UTF-8, and a JSON
+structure that points to both. The header may have 100 MB, which the texts of a few hundred groups fill.
 """
 
 import json
@@ -32,7 +32,7 @@ State = dict[str, Any]
 
 
 def save_state(path: Path, state: State) -> None:
-    """Write nested dictionaries and lists of tensors, texts and what else JSON knows."""
+    """Write nested dictionaries and lists of tensors, texts and JSON values."""
     tensors: dict[str, Tensor] = {}
     memory: set[int] = set()
     texts = bytearray()

@@ -1,7 +1,8 @@
-"""A trained model and what its run left of it, read from files alone: what a model card may say.
+"""A trained model and the remains of its run, read from files alone: the facts that a model card may state.
 
-The model is a run folder's, that of a checkpoint in one, or that of a folder which has been taken out of its run. Of a
-checkpoint only what was known at its step is read: later rows and the evaluation after training are of other weights.
+The model is that of a run folder, of a checkpoint in one, or of a folder which has been taken out of its run. For a
+checkpoint, only facts known at its step are read: later rows and the evaluation after training belong to other
+weights.
 """
 
 import math
@@ -18,24 +19,32 @@ from .files import Row
 from .folder import RunFolder, step_of
 
 STATE = "trainer_state.json"
-# Where `entropy-grpo eval` leaves the results of a run's models.
+# Folder in which `entropy-grpo eval` leaves the results of a run's models.
 BENCHMARKS = "benchmarks"
 
 
 def _object(path: Path, read: Callable[[Path], Any]) -> Row:
-    """The mapping in a file, empty if the file is absent; `ValueError` naming a file that holds none."""
+    """The mapping in a file, empty if the file is absent.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no mapping; the message names it.
+    """
     try:
-        found = read(path) if path.exists() else {}
+        mapping = read(path) if path.exists() else {}
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} cannot be read ({reason}): restore it, or move it out of the folder.") from error
-    if not isinstance(found, dict):
+    if not isinstance(mapping, dict):
         raise ValueError(f"{path} holds no mapping: restore it, or move it out of the folder.")
-    return found
+    return mapping
 
 
 def read_recipe(folder: RunFolder) -> Row:
-    """The settings in a run's `recipe.yaml`, empty if there is none; `ValueError` names a file that is broken."""
+    """The settings in a run's `recipe.yaml`, empty if there is none.
+
+    Raises:
+        ValueError: the file is broken; the message names it.
+    """
     settings = _object(folder.recipe, lambda path: yaml12.parse(path.read_text(encoding="utf-8")) or {})
     return {key: value for key, value in settings.items() if key != "recipe"}
 
@@ -46,9 +55,12 @@ def _is_run(folder: RunFolder) -> bool:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Results of `entropy-grpo eval` on one benchmark, with the base model's where they lie beside them.
+    """Results of `entropy-grpo eval` on one benchmark, with the base model's if they lie beside them.
 
-    `path` is that of the file with the figures; every sample is in the parquet file beside it.
+    Attributes:
+        path: the file with the figures; the parquet file beside it has every sample.
+        baseline: the base model's figures, or empty.
+        gains: the paired comparison with the base model, or empty.
     """
 
     name: str
@@ -60,16 +72,16 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known of a trained model.
+    """The facts about a trained model.
 
     Attributes:
         model: folder of the weights.
         run: folder of the run; the same unless the model is a checkpoint inside it.
         weights: WHOLE, ADAPTER, SHARDED or NONE, of `weights`.
-        step: optimiser steps that the model has taken; None where no file tells.
+        step: optimiser steps that the model has taken; None if no file records them.
         rows: the logs up to that step.
-        is_last: the run went no further.
-        lacks: what the folder does not hold, and what that means for a reader.
+        is_last: whether the run went no further.
+        lacks: the missing parts of the folder, each with its consequence for a reader.
     """
 
     model: Path
@@ -86,12 +98,12 @@ class Trained:
 
     @cached_property
     def arguments(self) -> Row:
-        """Settings of the recipe and, over them, the arguments that the run was made with."""
+        """Settings of the recipe, overridden by the arguments that the run was made with."""
         return self.recipe | self.environment.get("arguments", {})
 
     @property
     def versions(self) -> Row:
-        """Of the packages that the run was made with."""
+        """Versions of the packages that the run was made with."""
         return self.environment.get("versions", {})
 
     @cached_property
@@ -101,7 +113,7 @@ class Trained:
 
     @property
     def base(self) -> str | None:
-        """The base model, as the recipe names it, or the run, or the adapter."""
+        """The base model, as the recipe, the environment or the adapter names it."""
         given = (self.recipe, "model_name_or_path"), (self.environment, "base_model")
         names = [source.get(key) for source, key in (*given, (self.adapter, "base_model_name_or_path"))]
         return next((str(name) for name in names if name), None)
@@ -125,17 +137,17 @@ class Trained:
 
     @property
     def makes_data(self) -> bool:
-        """Whether this package generates the data set."""
+        """True if this package generates the data set."""
         return is_task(self.dataset)
 
     @property
     def makes_base(self) -> bool:
-        """Whether this package trains the base model."""
+        """True if this package trains the base model."""
         return is_task(self.base)
 
     @cached_property
     def prompt(self) -> str | None:
-        """A problem as the model was asked it, special tokens included."""
+        """A prompt as the model saw it, special tokens included."""
         sample = next(files.read_jsonl(self.run.samples), {})
         return sample.get("prompt")
 
@@ -145,15 +157,15 @@ class Trained:
         folders = {path.name: path for path in (self.run.path / BENCHMARKS).glob("*") if path.is_dir()}
         baseline = next((path for path in folders.values() if self._is_of_base(path)), None)
         own = ["final"] * self.is_last + [f"checkpoint-{self.step}", f"step-{self.step}"]
-        found: dict[str, Benchmark] = {}
+        results: dict[str, Benchmark] = {}
         for folder in (folders[name] for name in own if name in folders):
             gains = _object(folder / "comparison.json", files.read_json)
             beside = next((gains[key] for key in gains if baseline and Path(key).name == baseline.name), {})
             for path, figures in _results(folder):
                 base = _object(baseline / path.name, files.read_json) if baseline else {}
                 one = Benchmark(path.stem, path, figures, base, beside.get(path.stem, {}))
-                found.setdefault(path.stem, one)
-        return [found[name] for name in sorted(found)]
+                results.setdefault(path.stem, one)
+        return [results[name] for name in sorted(results)]
 
     def _is_of_base(self, folder: Path) -> bool:
         models = {figures.get("settings", {}).get("model") for _, figures in _results(folder)}
@@ -161,16 +173,16 @@ class Trained:
 
 
 def _results(folder: Path) -> list[tuple[Path, Row]]:
-    """The files of a folder that hold results of a benchmark, with what is in them."""
+    """The files of a folder that hold results of a benchmark, with their contents."""
     read = [(path, _object(path, files.read_json)) for path in sorted(folder.glob("*.json"))]
     return [(path, figures) for path, figures in read if "acc@N" in figures.get("metrics", {})]
 
 
 def read(path: Path, expected_weights: str | None = None) -> Trained:
-    """What the files of a run folder, of a checkpoint in one or of a model by itself tell.
+    """Read the files of a run folder, of a checkpoint in one, or of a model by itself.
 
     Args:
-        expected_weights: what the folder is about to hold, where a trainer asks before it has saved.
+        expected_weights: kind of weights that the folder will hold, if a trainer asks before it has saved.
 
     Raises:
         ValueError: there is no such folder, or a file in it cannot be read.
@@ -187,7 +199,7 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
     step = state.get("global_step", last if named is None else named)
     is_last = last is None or step is None or step >= last
     evaluation = _object(run.evaluation, files.read_json)
-    found = Trained(
+    trained = Trained(
         model=path,
         run=run,
         weights=expected_weights or weights.kind(path),
@@ -200,12 +212,12 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
         is_last=is_last,
         lacks=[] if expected_weights else weights.missing(path),
     )
-    found.lacks.extend(_lacking(found, evaluation))
-    return found
+    trained.lacks.extend(_list_gaps(trained, evaluation))
+    return trained
 
 
-def _lacking(found: Trained, evaluation: Row) -> list[str]:
-    run = found.run
+def _list_gaps(trained: Trained, evaluation: Row) -> list[str]:
+    run = trained.run
     lacks = []
     for path, would in (
         (run.recipe, "its settings are those that other files tell, and the run cannot be launched again from here"),
@@ -214,9 +226,9 @@ def _lacking(found: Trained, evaluation: Row) -> list[str]:
     ):
         if not path.exists():
             lacks.append(f"{path.name}: {would}")
-    if not found.rows:
+    if not trained.rows:
         lacks.append(f"{run.metrics.name}: the course of the training is not known")
-    if evaluation and not found.is_last:
+    if evaluation and not trained.is_last:
         lacks.append(f"an evaluation of this checkpoint: {run.evaluation.name} is about the end of the run")
     elif "after" not in evaluation:
         lacks.append("an evaluation after training: how well the model does is not known")
@@ -224,11 +236,11 @@ def _lacking(found: Trained, evaluation: Row) -> list[str]:
 
 
 def cost(steps: Sequence[Row]) -> dict[str, float]:
-    """Seconds of a run's optimiser steps, tokens of its prompts and responses, bytes of memory at the peak."""
+    """Cost of optimiser steps: `seconds`, `tokens` of prompts and responses, and `peak_memory` in bytes, if logged."""
     seconds = [row["step_time"] for row in steps if row.get("step_time") is not None]
-    found = {"seconds": float(sum(seconds))} if seconds else {}
+    totals = {"seconds": float(sum(seconds))} if seconds else {}
     for name, key in (("tokens", "num_tokens"), ("peak_memory", "peak_memory")):
         values = [row[key] for row in steps if row.get(key) is not None]
         if values:
-            found[name] = float(max(values))
-    return found
+            totals[name] = float(max(values))
+    return totals

@@ -1,18 +1,18 @@
-"""What a model's folder holds: a whole model, an adapter, pieces of a model, or none; and which files belong to it.
+"""Contents of a model's folder: a whole model, an adapter, pieces of a model, or none; and the files of each kind.
 
-Only files by these names are ever published, so that no optimizer state, random state or pickle is.
+Only files with these names are ever published, so that no optimizer state, random state or pickle is.
 """
 
 from pathlib import Path
 
 WHOLE, ADAPTER, SHARDED, NONE = "whole", "adapter", "sharded", "none"
 
-# What PEFT says of an adapter, beside its weights.
+# PEFT's configuration of an adapter, beside its weights.
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = {
     WHOLE: ("model.safetensors", "model-*-of-*.safetensors"),
     ADAPTER: ("adapter_model.safetensors",),
-    # What accelerate writes of FSDP with SHARDED_STATE_DICT: a folder of torch.distributed.checkpoint.
+    # A folder of torch.distributed.checkpoint, which accelerate writes for FSDP with SHARDED_STATE_DICT.
     SHARDED: ("pytorch_model_fsdp_0/.metadata",),
 }
 CONFIGURATION = {
@@ -30,31 +30,31 @@ def _present(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def kind(folder: Path) -> str:
-    """WHOLE, ADAPTER, SHARDED or NONE."""
+    """Kind of weights in a folder: WHOLE, ADAPTER, SHARDED or NONE."""
     return next((kind for kind, names in WEIGHTS.items() if _present(folder, names)), NONE)
 
 
 def has_adapter(path: str | Path) -> bool:
-    """Whether a model's name is a local folder with a LoRA adapter, which needs its base model beside it."""
+    """Return whether a model's name is a local folder with a LoRA adapter, which needs its base model beside it."""
     return (Path(path) / ADAPTER_CONFIG).is_file()
 
 
 def files(folder: Path) -> list[Path]:
-    """The weights, configuration and tokenizer of a model that transformers or PEFT loads; none of any other."""
-    found = kind(folder)
-    if found not in CONFIGURATION:
+    """The weights, configuration and tokenizer of a model for transformers or PEFT; empty for any other folder."""
+    contents = kind(folder)
+    if contents not in CONFIGURATION:
         return []
-    return _present(folder, WEIGHTS[found] + CONFIGURATION[found] + TOKENIZER)
+    return _present(folder, WEIGHTS[contents] + CONFIGURATION[contents] + TOKENIZER)
 
 
 def missing(folder: Path) -> list[str]:
-    """What a model needs and the folder lacks, each with what it would be good for."""
-    found = kind(folder)
+    """Parts of a model that the folder lacks, each with its consequence."""
+    contents = kind(folder)
     lacks = []
-    if found == NONE:
+    if contents == NONE:
         lacks.append("the weights: there is no model to load")
-    if found in CONFIGURATION and not _present(folder, CONFIGURATION[found][:1]):
-        lacks.append(f"{CONFIGURATION[found][0]}: the weights do not load without it")
-    if found != SHARDED and not _present(folder, TOKENIZER):
+    if contents in CONFIGURATION and not _present(folder, CONFIGURATION[contents][:1]):
+        lacks.append(f"{CONFIGURATION[contents][0]}: the weights do not load without it")
+    if contents != SHARDED and not _present(folder, TOKENIZER):
         lacks.append("the tokenizer: take that of the base model")
     return lacks

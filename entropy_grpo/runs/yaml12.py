@@ -42,7 +42,7 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.cons
 
 
 class _Representer(SafeRepresenter):
-    """Text and numbers that readers of YAML 1.1, such as PyYAML, take for the same."""
+    """Representer whose text and numbers are the same to readers of YAML 1.1, such as PyYAML."""
 
     def represent_str(self, data: str) -> ScalarNode:
         changes = str(OLDER.resolve(ScalarNode, data, (True, False))) != STR
@@ -91,7 +91,7 @@ def key_lines(text: str) -> dict[str, int]:
 
 
 def dump(values: dict[str, Any]) -> str:
-    """Values as block YAML, their order kept; both YAML 1.1 and 1.2 read the same from it."""
+    """Values as block YAML, their order kept; readers of YAML 1.1 and of 1.2 read the same values."""
     text = io.StringIO()
     _yaml().dump(values, text)
     return text.getvalue()

@@ -1,1 +1,1 @@
-"""Problems that are generated, with the tokenizer and the model that a task trains, so that nothing is downloaded."""
+"""Generated problems, with the tokenizer and the model that a task trains, so that nothing is downloaded."""

@@ -8,16 +8,19 @@ TASKS: dict[str, Task] = {f"embedded:{task.name}": task for task in (NUMBER_WALK
 
 
 def is_task(name: str | None) -> bool:
-    """Whether a name is a provider's, of a task that exists or not."""
+    """Return whether a name is a task provider's, even if the provider has no such task."""
     provider, colon, _ = (name or "").partition(":")
     return bool(colon) and provider in PROVIDERS
 
 
 def load(name: str, setting: str = "task") -> Task:
-    """The task of a name; `ValueError` with the known names for any other.
+    """The task of a name.
 
     Args:
-        setting: what the name was given as.
+        setting: name of the setting that gave the name, for the message.
+
+    Raises:
+        ValueError: there is no such task; the message lists the known names.
     """
     if name not in TASKS:
         raise ValueError(f"{setting} is {name!r}: choose {' or '.join(TASKS)}.")

@@ -20,13 +20,13 @@ class Task:
     Attributes:
         name: the part after the provider's, `NAME` of `embedded:NAME`; the benchmark has the same name.
         problems: (split, seed) -> an endless stream of distinct problems. The splits `train`, `dev` and `test` share
-            no problem, whatever the seeds.
-        reward: name of the reward that says whether a response is right.
+            no problem, for any seeds.
+        reward: name of the reward that decides whether a response is right.
         answer: (prompt, response) -> the text to grade, or None for a response without an answer.
         longest_prompt: upper bound of a prompt's length, in tokens.
         max_tokens: tokens that a response may have in the benchmark; None for the evaluation's own limit.
-        score: (problem, answer) -> 1.0 for a right answer, less for any other; None if an answer is right where it is
-            equivalent to the solution, by the rewards' grader.
+        score: (problem, answer) -> 1.0 for a right answer, less for any other; None if the rewards' grader decides
+            whether an answer is equivalent to the solution.
         choices: row with `prompt` and `completion` -> (good choices, choices); None if only answers can be judged.
         model: seed -> folder of the task's own model, which is made on the first call; None if it has none. All
             processes of a run may call it at once.
@@ -45,5 +45,5 @@ class Task:
     model_config: Callable[[], Any] | None = None
 
     def scores_right(self, problem: Problem, answer: str | None) -> bool:
-        """Whether an answer is right by the task's own `score`."""
+        """Return whether an answer is right by the task's own `score`."""
         return answer is not None and self.score(problem, answer) == 1.0

@@ -1,4 +1,4 @@
-"""The benchmarks by name; each file says where its rows are, how one is read, and which traps are in them."""
+"""Benchmarks by name; each module gives the source of the rows, their reader, and the traps in them."""
 
 from ...tasks import registry
 from . import aime24, aime25, amc23, gpqa, humaneval, livecodebench, math500, minerva, olympiadbench
@@ -19,7 +19,7 @@ BENCHMARKS = {
         livecodebench,
     )
 } | {task.name: of_task(task) for task in registry.TASKS.values()}
-# Those whose problems a training set can be searched for.
+# Benchmarks whose problems a training set can be searched for.
 PUBLISHED = {name: b for name, b in BENCHMARKS.items() if b.kind == MATHS and b.source is not None}
 
 
@@ -27,7 +27,7 @@ def find(name: str) -> Benchmark | None:
     """The benchmark of a name, or of a task's whole name (`embedded:NAME`); None if there is none.
 
     Raises:
-        ValueError: a task's provider has none of that name.
+        ValueError: the name is a task provider's, and the provider has no such task.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]

@@ -1,7 +1,7 @@
 """AIME 2024, I and II: 30 problems, answers are integers from 0 to 999.
 
-Traps: this copy pads answers to three digits ("025"), others do not; the copy in DAPO's data has every problem 32
-times.
+Traps: this copy pads answers to three digits ("025"), and other copies do not; the copy in DAPO's data has every
+problem 32 times.
 """
 
 from ..sources import Row, Source, text_at

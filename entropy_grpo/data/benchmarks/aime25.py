@@ -1,6 +1,6 @@
 """AIME 2025, I and II: 30 problems, answers are integers from 0 to 999.
 
-Trap: another copy (opencompass) has "336^\\circ" where this one has 336.
+Trap: another copy (opencompass) has "336^\\circ" where this copy has 336.
 """
 
 from ..sources import Source, columns

@@ -1,6 +1,6 @@
-"""What a benchmark is: its questions, the prompt around each, and what is taken of a response to be graded.
+"""The definition of a benchmark: its questions, the prompt around each, and the part of a response to be graded.
 
-The prompt and the answer that is taken are those of training: `prompts.TEMPLATES`, `grading.boxed`.
+Prompts and answers are read as in training: `prompts.TEMPLATES`, `grading.boxed`.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from ...grading import boxed
 from ..prompts import render
 from ..sources import Row, Source, columns, read_rows
 
-# Where a file of the user's own may have its problems and its references.
+# Columns in which a file of the user's own may have its problems and its references.
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "solution")
 
@@ -26,10 +26,10 @@ class Question:
 
     Attributes:
         id: its name in the benchmark, the same in every run.
-        text: as published.
-        prompt: what the model sees.
-        reference: the right answer; empty where tests decide.
-        problem: what those tests are, for `code.passes`; else None.
+        text: the question as published.
+        prompt: the text that the model sees.
+        reference: the right answer; empty if tests decide.
+        problem: the tests, for `code.passes`; otherwise None.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Question:
 
 
 def boxed_answer(question: Question, response: str) -> str | None:
-    """What a response boxes last."""
+    """The content of the last box of a response."""
     return boxed(response)
 
 
@@ -59,20 +59,20 @@ class Benchmark:
     """A benchmark.
 
     Attributes:
-        name: on the command line, and of its files.
-        source: where its rows are on the Hub, and how they are read.
-        template: one of `prompts.TEMPLATES`; None where the question is the prompt.
+        name: its name on the command line and in its files.
+        source: the place of its rows on the Hub, and their reader.
+        template: one of `prompts.TEMPLATES`; None if the question is the prompt.
         take: (question, response) -> the answer to grade, or None.
         kind: `maths` (answers are compared with references), `choice` (they are letters), `code` (tests are run) or
             `scored` (`is_right` decides).
-        relative_tolerance: of numbers; 0 where they have to be equal.
-        id_column: where the published rows have names; else they are numbered from 0.
-        make: the questions, where they are made here.
-        files: where they are, if it takes more than reading rows.
-        problem: row -> what its tests are, for `code.passes`.
-        max_tokens: of a response, where less than the command's default is enough.
+        relative_tolerance: tolerance of numbers; 0 if they have to be equal.
+        id_column: column with the published names of the rows; None if rows are numbered from 0.
+        make: generates the questions; None if they are published.
+        files: the files of the questions, if they are more than rows.
+        problem: row -> its tests, for `code.passes`.
+        max_tokens: tokens of a response, if less than the command's default is enough.
         is_open: whether results may repeat the questions.
-        is_right: (question, answer) -> whether the answer is right; of kind `scored`.
+        is_right: (question, answer) -> whether the answer is right; for the kind `scored`.
     """
 
     name: str
@@ -90,7 +90,11 @@ class Benchmark:
     is_right: Callable[[Question, str | None], bool] | None = None
 
     def read(self, rows: Iterable[Row]) -> list[Question]:
-        """The questions of published rows; `ValueError` naming a row of another form, or a name that two have."""
+        """The questions of published rows.
+
+        Raises:
+            ValueError: a row has another form, or two rows have the same name.
+        """
         rows = list(rows)
         problems = read_rows(self.name, self.source, rows)
         ids = [str(row[self.id_column]) if self.id_column else str(i) for i, row in enumerate(rows)]
@@ -104,14 +108,18 @@ class Benchmark:
 
 
 def from_file(path: str, column_names: list[str]) -> Benchmark:
-    """A file of the user's own as a benchmark, with boxed answers; `ValueError` for want of the columns."""
-    found = [next((c for c in wanted if c in column_names), None) for wanted in (PROBLEM_COLUMNS, ANSWER_COLUMNS)]
-    if None in found:
+    """A file of the user's own as a benchmark, with boxed answers.
+
+    Raises:
+        ValueError: the file has no column of problems or of answers.
+    """
+    names = [next((c for c in wanted if c in column_names), None) for wanted in (PROBLEM_COLUMNS, ANSWER_COLUMNS)]
+    if None in names:
         raise ValueError(
             f"{path} has the columns {', '.join(column_names)}: a benchmark needs one of {', '.join(PROBLEM_COLUMNS)} "
             f"and one of {', '.join(ANSWER_COLUMNS)}."
         )
-    problem, answer = found
+    problem, answer = names
 
     def read(row: Row) -> tuple[str, str]:
         return columns(problem, answer)({**row, answer: plain(row[answer])})
@@ -120,11 +128,11 @@ def from_file(path: str, column_names: list[str]) -> Benchmark:
 
 
 def plain(answer: Any) -> Any:
-    """A reference that a file has as a number, as text."""
+    """A reference as text if a file has it as a number; any other reference unchanged."""
     return str(answer) if isinstance(answer, (int, float)) and not isinstance(answer, bool) else answer
 
 
 def seed_of(*parts: Any) -> int:
-    """A number below 2^31 that the parts alone decide, the same on every machine."""
+    """A number below 2^31 that depends on the parts alone, the same on every machine."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

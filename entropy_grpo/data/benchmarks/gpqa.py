@@ -28,9 +28,9 @@ def read(row: Row) -> tuple[str, str]:
 
 
 def letter(question: Question, response: str) -> str | None:
-    """The letter that a response boxes last, by itself, in brackets or before its choice's text."""
-    found = _LETTER.fullmatch((boxed(response) or "").strip())
-    return found[1] if found else None
+    """The letter in the last box of a response, alone, in brackets or before the text of its choice."""
+    match = _LETTER.fullmatch((boxed(response) or "").strip())
+    return match[1] if match else None
 
 
 BENCHMARK = Benchmark(

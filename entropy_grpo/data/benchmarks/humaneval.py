@@ -1,7 +1,7 @@
 """HumanEval: 164 Python functions to complete, each with its tests. Out of domain.
 
-Trap: the published prompt is a text to be continued, which a model that was trained to answer does not do. Here it is
-asked for the whole function in a code block; a bare continuation is graded, too.
+Trap: the published prompt is a text to be continued, but a model trained to answer does not continue it. Here the
+model is asked for the whole function in a code block; a bare continuation is graded, too.
 """
 
 from ...grading.code.programs import HumanEvalProblem, extract_code

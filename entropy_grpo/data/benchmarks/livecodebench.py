@@ -46,7 +46,11 @@ class _TextOnly(pickle.Unpickler):
 
 
 def decoded(text: str) -> list[dict]:
-    """`private_test_cases`, as JSON or packed; ValueError if it is neither or is packed with anything but a string."""
+    """Decode `private_test_cases`, which are JSON or packed.
+
+    Raises:
+        ValueError: the text is neither, or something other than a string is packed.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -66,7 +70,7 @@ def decoded(text: str) -> list[dict]:
 
 @dataclass(frozen=True)
 class Problem:
-    """What the model is told, and where the cases are."""
+    """A problem as the model sees it, and the place of its cases."""
 
     question_id: str
     question_content: str
@@ -78,7 +82,7 @@ class Problem:
     offset: int
 
     def cases(self) -> list[Case]:
-        """The public cases and then the hidden ones, read now."""
+        """The public cases and then the hidden ones, read from the file on every call."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             row = json.loads(file.readline())
@@ -88,7 +92,7 @@ class Problem:
 
 
 def _in_file(path: Path) -> Iterator[Problem]:
-    """One line in memory at a time: a file has up to 1.25 GB, a line some tens of MB."""
+    """The problems of a file, with one line in memory at a time: a file has up to 1.25 GB, a line some tens of MB."""
     offset = 0
     with path.open("rb") as file:
         for line in file:
@@ -100,15 +104,19 @@ def _in_file(path: Path) -> Iterator[Problem]:
 
 
 def problems(paths: Iterable[Path], expected: int = IN_WINDOW) -> list[Problem]:
-    """The problems of the window in all files; ValueError if there are not as many as `expected`."""
+    """The problems of the window in all files.
+
+    Raises:
+        ValueError: the number of different problems is not `expected`.
+    """
     first, end = WINDOW
-    found = [problem for path in paths for problem in _in_file(path) if first <= problem.contest_date[:10] < end]
-    if len(found) != expected or len({problem.question_id for problem in found}) != expected:
+    in_window = [problem for path in paths for problem in _in_file(path) if first <= problem.contest_date[:10] < end]
+    if len(in_window) != expected or len({problem.question_id for problem in in_window}) != expected:
         raise ValueError(
-            f"LiveCodeBench has {expected} problems dated {first} to {end}, but the files have {len(found)}: "
+            f"LiveCodeBench has {expected} problems dated {first} to {end}, but the files have {len(in_window)}: "
             f"give test.jsonl and test2.jsonl to test6.jsonl of livecodebench/code_generation_lite, each once."
         )
-    return found
+    return in_window
 
 
 def text(problem: Problem) -> str:

@@ -1,8 +1,8 @@
 """OlympiadBench, its English mathematics competition problems with a final answer and no picture: 674.
 
-Traps: `final_answer` is a list of one text, in some copies the text of such a list; several answers are packed into
-the one text, with a `$` around each ("$69$,$84$") or around all. Some have a unit or a tolerance in columns of their
-own, which are not read. Qwen2.5-Math's copy has 675 rows.
+Traps: `final_answer` is a list of one text, in some copies the text of such a list. Several answers are packed into
+the one text, with a `$` around each ("$69$,$84$") or around all. Some answers have a unit or a tolerance in columns of
+their own, which are not read. Qwen2.5-Math's copy has 675 rows.
 """
 
 import ast
@@ -12,7 +12,11 @@ from .benchmark import Benchmark
 
 
 def final_answer(value: object) -> str:
-    """The one answer of a row without its formula delimiters; `ValueError` if there is not one."""
+    """The one answer of a row without its formula delimiters.
+
+    Raises:
+        ValueError: the row has no answer or several.
+    """
     if isinstance(value, str) and value.startswith("["):
         try:
             value = ast.literal_eval(value)

@@ -1,9 +1,9 @@
-"""What runs in the sandbox around a program whose functions are to be called; a script, standard library only.
+"""The script around a program in the sandbox whose functions are to be called; standard library only.
 
-Two processes. The asking one reads a task from its standard input and holds what the program must not see: the test
-and the token. The answering one runs the program and has no more than a pipe for questions and one for answers, as
-plain data: it cannot reach the other's memory (`jail` refuses the calls, and there is no /proc) or standard output, so
-whatever the program overwrites, prints or ends is its own.
+There are two processes. The asking one reads a task from its standard input and holds what the program must not see:
+the test and the token. The answering one runs the program and has only a pipe for questions and a pipe for answers,
+both of plain data. It cannot reach the memory of the asking process (`jail` refuses the calls, and there is no /proc)
+or its standard output. So the program can overwrite, print or end only what is its own.
 """
 
 import json
@@ -17,7 +17,11 @@ CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def packed(value):
-    """A value as JSON that keeps the types of containers; TypeError for what is not plain data."""
+    """Encode a value as JSON that keeps the types of containers.
+
+    Raises:
+        TypeError: the value is not plain data.
+    """
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, dict):
@@ -47,7 +51,7 @@ def answer():
     for fd in (0, 1):
         os.dup2(null, fd)
     task = json.loads(questions.readline())
-    # Not `__main__`: what a program does when it is started as one is not asked for.
+    # Not `__main__`: the part of a program that runs only when it is started as a script is not wanted.
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
     exec(task["preamble"], module.__dict__)
@@ -77,7 +81,7 @@ class Candidate:
 
 
 def ask():
-    """Standard input: a task. With a test, print its token if the test holds; without, what the call returns."""
+    """Read a task from standard input; print its token if its test holds, or without a test the result of the call."""
     with open(0) as file:
         task = json.load(file)
     candidate = Candidate(task)

@@ -1,13 +1,13 @@
 """The inner half of `sandbox`: a script that builds a jail around one program, runs it and reports how it ended.
 
-It runs in a process of its own, started by `sandbox.run`, because only a process with one thread can enter a
-user namespace. Three processes, of which the last sees none but those that it starts:
+It runs in a process of its own, started by `sandbox.run`, because only a process with one thread can enter a user
+namespace. There are three processes; the last sees only processes that it starts:
 
     keeper    new user, pid, network, IPC and host-name namespaces; watches time and memory; kills the pid namespace
-    init      pid 1: new mount namespace with a root made of nothing; reaps; its death is the death of all inside
+    init      pid 1: new mount namespace with an empty root; reaps; its death is the death of all processes inside
     program   no capability, a uid that owns nothing, resource limits, a filter of system calls, descriptors 0 to 2
 
-Only the standard library, and little of it: what this imports is paid for by every program that is run.
+The script imports little, and only from the standard library, because every program that is run pays for its imports.
 """
 
 import ctypes
@@ -65,9 +65,9 @@ def write(path: str, text: str) -> None:
 
 
 def enter_namespaces() -> None:
-    """Root gives the program another uid than itself; anybody else has but the own one to give.
+    """Enter new namespaces with a uid for the program: under root another one than root's, else only the own one.
 
-    Limits on processes do not bind root, and a file of root's that is in view must not be the program's to change.
+    Limits on processes do not bind root, and the program must not be able to change a file of root's that it sees.
     """
     flags = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
     uid, gid, keeper = os.geteuid(), os.getegid(), os.getpid()
@@ -77,7 +77,7 @@ def enter_namespaces() -> None:
         write("/proc/self/uid_map", f"{NOBODY} {uid} 1")
         write("/proc/self/gid_map", f"{NOBODY} {gid} 1")
         return
-    # Two lines can be written by a process outside only.
+    # Only a process outside may write a map of two lines.
     ready, go = os.pipe()
     mapper = os.fork()
     if mapper == 0:
@@ -102,7 +102,7 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 
 
 def read_only(target: str) -> None:
-    """Make a mount and all below it read-only; what the host forbids there stays forbidden."""
+    """Make a mount and all mounts below it read-only; restrictions of the host stay in force."""
     change = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
     result = libc.syscall(MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, change, ctypes.c_size_t(len(change)))
     check(f"making {target} read-only (which takes Linux 5.14)", result)
@@ -119,13 +119,17 @@ def show(source: str, target: str) -> None:
 
 
 def build_root(program: str, shown: dict[str, str], links: dict[str, str], work: str) -> None:
-    """Leave the host's files: the new root has what `shown` and `links` name, the program, and an empty /box.
+    """Leave the host's files: the new root has the paths of `shown` and `links`, the program, and an empty /box.
 
-    `shown` maps host paths to paths inside; `work` are the mount options of the one place that can be written to.
     There is no /proc, no home, no /tmp, and no device but the harmless ones.
+
+    Args:
+        shown: host path -> path inside.
+        links: symbolic link inside -> its destination.
+        work: mount options of /box, the only place that can be written to.
     """
     mount("none", "/", "none", MS_REC | MS_PRIVATE)
-    # /proc is there for sure and is no longer needed, so nothing that is to be shown lies below it.
+    # /proc always exists and is no longer needed; no path that is to be shown lies below it.
     mount("tmpfs", "/proc", "tmpfs", MS_NOSUID, "size=64m,mode=755")
     os.mkdir("/proc/jail", 0o755)
     for source, inside in shown.items():
@@ -146,7 +150,7 @@ def build_root(program: str, shown: dict[str, str], links: dict[str, str], work:
 
 
 def system_call_filter() -> bytes:
-    """A BPF program that refuses the calls of `ARCHITECTURES` and kills what calls by another architecture's table."""
+    """A BPF program that refuses the calls of `ARCHITECTURES` and kills callers by another architecture's table."""
     architecture, _, refused = ARCHITECTURES[os.uname().machine]
     refused = refused + REFUSED_EVERYWHERE
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
@@ -183,10 +187,10 @@ def become_program(argv: list[str], env: dict[str, str], limits: dict[str, int])
 
 
 def be_init(spec: dict, report: int) -> None:
-    """Process 1: a line 'running' when the program starts, and its wait status when it has ended."""
+    """Be process 1: report a line 'running' when the program starts, and its wait status when it has ended."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    # Signals from inside reach process 1 only where it has a handler, so it has none.
+    # Signals from inside reach process 1 only if it has a handler, so it has none.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.umask(0o022)
     check("making a mount namespace", libc.unshare(CLONE_NEWNS))
@@ -202,7 +206,7 @@ def be_init(spec: dict, report: int) -> None:
 
 
 def or_report(report: int, action: Callable[[], None]) -> NoReturn:
-    """What a forked process does; a line '!reason' if it cannot."""
+    """Run the action of a forked process and end the process; report a line '!reason' if the action fails."""
     try:
         action()
     except Refused as error:
@@ -214,7 +218,7 @@ def or_report(report: int, action: Callable[[], None]) -> NoReturn:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory of a process and all its descendants; pages that several share are counted for each."""
+    """Bytes of memory of a process and all its descendants; shared pages are counted for each process."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             total = int(file.read().split()[1]) * resource.getpagesize()
@@ -227,13 +231,16 @@ def resident(pid: int) -> int:
 
 
 def watch(init: int, seconds: float, memory: int) -> str:
-    """How the run ended. `init` is reaped then, which the kernel allows only when all inside has ended."""
+    """Wait for the end of the run, reap `init`, and return the way in which the run ended.
+
+    The kernel allows `init` to be reaped only when all processes inside have ended.
+    """
     deadline = time.monotonic() + seconds
     while True:
-        got = signal.sigtimedwait([signal.SIGCHLD, signal.SIGTERM], 0.03)
+        signal_info = signal.sigtimedwait([signal.SIGCHLD, signal.SIGTERM], 0.03)
         if os.waitpid(init, os.WNOHANG)[0]:
             return "ended"
-        if got is not None and got.si_signo == signal.SIGTERM:
+        if signal_info is not None and signal_info.si_signo == signal.SIGTERM:
             reason = "stopped"
         elif time.monotonic() > deadline:
             reason = "timeout"
@@ -253,10 +260,10 @@ def keep(spec: dict) -> dict:
         raise Refused(f"filtering the system calls of {os.uname().machine}: only {', '.join(ARCHITECTURES)} are known")
     if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
         raise Refused("watching memory: the kernel is built without CONFIG_PROC_CHILDREN")
-    # Where the machine runs out of memory the kernel takes these first.
+    # If the machine runs out of memory, the kernel kills these processes first.
     write("/proc/self/oom_score_adj", "1000")
     enter_namespaces()
-    # After that: a change of privileges takes it back.
+    # Only now, because a change of privileges clears this setting.
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     inner, report = os.pipe()
     init = os.fork()
@@ -277,7 +284,7 @@ def keep(spec: dict) -> dict:
 
 
 def main() -> None:
-    """Standard input: the spec as JSON; arguments: descriptors for the report (JSON) and for the program's input."""
+    """Run the spec of standard input (JSON); arguments: descriptors of the report (JSON) and the program's input."""
     report, program_input = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(report, False)
     with open(0, encoding="utf-8", errors="surrogatepass", closefd=False) as file:

