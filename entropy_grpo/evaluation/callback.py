@@ -1,8 +1,8 @@
 """Benchmarks during training: every n optimiser steps the policy answers them, with the trainer's own generation.
 
-The settings are those of training (temperature, length) with `num_generations_eval` responses to a question. A
-benchmark that fails, because its questions do not load or its responses cannot be written or graded, is counted and
-logged with the reason, and the run goes on. It cannot go on where only one of several processes fails while the others
+Temperature and length are the training's, with `num_generations_eval` responses to a question. A benchmark fails if
+its questions do not load, or its responses cannot be generated or graded. Failures are counted and logged with the
+reason, and the run continues. The run cannot continue if one of several processes fails while the other processes
 generate.
 """
 
@@ -27,12 +27,16 @@ FAILURES = "eval_failures"
 
 
 def from_first_process(make: Callable[[], Any], is_first: bool) -> Any:
-    """What `make` gives on the first process, on all of them; what it raises there is raised on all, as ValueError."""
+    """Call `make` on the first process and broadcast its result.
+
+    Raises:
+        ValueError: `make` raised an error on the first process; raised on all processes.
+    """
     found: list[Any] = [None, None]
     if is_first:
         try:
             found[0] = make()
-        except Exception as error:  # whatever loading or grading raises: no benchmark may end a run
+        except Exception as error:  # loading and grading may raise anything, and no benchmark may end a run
             found[1] = f"{type(error).__name__}: {error}"
     broadcast_object_list(found)
     if found[1] is not None:
@@ -44,9 +48,9 @@ class BenchmarkCallback(TrainerCallback):
     """Evaluates benchmarks every `steps` optimiser steps.
 
     Parameters:
-        trainer: has `answer(problems, metric_key_prefix) -> rows`.
-        names: as on the command line of `entropy-grpo eval`.
-        grading_seconds: wall-clock limit for one answer.
+        trainer: trainer with a method `answer(problems, metric_key_prefix) -> rows`.
+        names: benchmarks, as on the command line of `entropy-grpo eval`.
+        grading_seconds: wall-clock limit for grading one answer.
     """
 
     def __init__(self, trainer: Any, names: Sequence[str], steps: int, folder: RunFolder, grading_seconds: float):
@@ -58,9 +62,9 @@ class BenchmarkCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.steps:
             return
-        planned = dict(vars(control))  # that a training log is due, say: an evaluation's log would take its place
+        planned = dict(vars(control))  # for example a due training log, which the evaluation's log would reset
         gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(gpus):  # training draws what it would draw without benchmarks
+        with torch.random.fork_rng(gpus):  # training draws the same random numbers as without benchmarks
             torch.manual_seed(args.seed)
             self._evaluate_all(state.global_step)
         vars(control).update(planned)
@@ -70,10 +74,10 @@ class BenchmarkCallback(TrainerCallback):
         for name in self.names:
             try:
                 found |= self._evaluate(name, step)
-            except Exception as error:  # generation may raise anything; the run is worth more than the benchmark
+            except Exception as error:  # generation may raise anything, and no benchmark may end a run
                 self.failures += 1
                 get_logger(__name__).warning(f"eval_benchmarks: {name} failed at step {step}: {error}")
-        self.trainer.model.eval()  # so that the trainer logs these by themselves, not with half of a training log
+        self.trainer.model.eval()  # the trainer then logs these metrics alone, without half of a training log
         self.trainer.log(found | {FAILURES: self.failures})
 
     def _read(self, name: str) -> tuple[Benchmark, list[Question]]:
@@ -85,7 +89,7 @@ class BenchmarkCallback(TrainerCallback):
         return self.questions[name]
 
     def _evaluate(self, name: str, step: int) -> dict[str, float]:
-        """Answer one benchmark, write its files and return what to log."""
+        """Answer one benchmark, write its files and return the metrics to log."""
         benchmark, asked = self._read(name)
         start = time.perf_counter()
         problems = Dataset.from_dict({"prompt": [q.prompt for q in asked], "solution": [q.reference for q in asked]})
@@ -122,7 +126,10 @@ class BenchmarkCallback(TrainerCallback):
 def sample_rows(
     asked: Sequence[Question], answers: Sequence[files.Row], max_tokens: int, seconds: float
 ) -> list[files.Row]:
-    """The trainer's answers as the samples of an evaluation, question by question; a full length was cut off."""
+    """Return the trainer's answers as samples of an evaluation, question by question.
+
+    An answer of `max_tokens` tokens counts as cut off.
+    """
     by_prompt: dict[str, list[files.Row]] = {}
     for answer in answers:
         by_prompt.setdefault(answer["prompt"], []).append(answer)

@@ -1,4 +1,4 @@
-"""The questions of a benchmark, by its name or out of a file of the user's own."""
+"""Questions of a benchmark, by its name or from the user's own file."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,14 @@ from ..data.sources import FILE_FORMATS, TRAINING
 
 
 def load(name: str) -> tuple[Benchmark, list[Question]]:
-    """A benchmark, or a training set of `sources.TRAINING` for a teacher to answer, and its questions, in their order.
+    """Load a benchmark, or a training set of `sources.TRAINING` for a teacher to answer.
+
+    Returns:
+        The benchmark and its questions in order.
 
     Raises:
-        hub.GatedError: its terms have to be accepted first.
-        ValueError: there is none of that name, it does not load, or it is not what was expected.
+        hub.GatedError: the data set's terms have to be accepted first.
+        ValueError: the name is unknown, the data does not load, or its rows are not as expected.
     """
     benchmark = find(name)
     if benchmark is not None:
@@ -42,7 +45,7 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
 
 
 def origin(benchmark: Benchmark, count: int) -> dict[str, Any]:
-    """Where the questions come from, for the results."""
+    """Return the origin of the questions, for the results."""
     source = benchmark.source or benchmark.files
     found = {} if source is None else {"data_set": source.hub_id, "revision": source.revision}
     return {

@@ -1,4 +1,4 @@
-"""What an evaluation prints: a table of metrics with their intervals, and one of differences between two models."""
+"""Printed tables of an evaluation: metrics with their intervals, and differences between two models."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from ..metrics.tables import aligned, interval_text
 
 
 def metrics_table(results: dict[str, dict[str, Any]]) -> str:
-    """One line per benchmark; `results` are the figures of its JSON file by its name."""
+    """Return a table with one line per benchmark; `results` maps its name to the figures of its JSON file."""
     rows = [("benchmark", "questions", "N", "Acc@N", "Maj@N", "Pass@N", "Len@N", "cut off", "no answer")]
     for name, figures in results.items():
         found = figures["metrics"]
@@ -28,7 +28,7 @@ def metrics_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def gains_table(gains: dict[str, dict[str, Any]], other: str) -> str:
-    """One line per benchmark; `gains` are paired differences by its name."""
+    """Return a table with one line per benchmark; `gains` maps its name to paired differences."""
     rows = [(f"above {other}", "Acc@N", "p", "smallest difference found 8 times in 10", "Maj@N", "Len@N")]
     for name, found in gains.items():
         gain = found["acc@N"]
