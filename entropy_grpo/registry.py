@@ -1,4 +1,4 @@
-"""Choices by name, for every folder: what a setting may name."""
+"""Check of settings that name one of several choices, shared by all folders."""
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What a model card says about how well a model does: rows of text for a reader, `EvalResult`s for the Hub."""
+"""Results on a model card: rows of text for a reader, and `EvalResult`s for the Hub."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 
 
 def share_text(measured: dict[str, float] | float | None, sign: str = "") -> str:
-    """A measured share with its interval, or a plain number, as text; empty for None."""
+    """Format a measured share with its interval, or a plain number; empty for None."""
     if measured is None:
         return ""
     if isinstance(measured, (int, float)):
@@ -29,7 +29,7 @@ def share_text(measured: dict[str, float] | float | None, sign: str = "") -> str
 
 
 def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
-    """Rows `name`, `before`, `after`, `gain` of what an evaluation measured, as text."""
+    """Return rows `name`, `before`, `after`, `gain` of an evaluation's measures, as text."""
     before, after, gain = (evaluation.get(side, {}) for side in ("before", "after", "gain"))
     names = [name for name in after or before if not name.startswith("num_")]
     return [
@@ -44,7 +44,7 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _metrics(figures: Row) -> dict[str, tuple[str, Row]]:
-    """By the Hub's type of a metric, its usual name and its interval."""
+    """Return (usual name, interval) of every metric by the Hub's metric type."""
     found = figures.get("metrics", {})
     count = found.get("num_samples")
     measured = {
@@ -56,7 +56,10 @@ def _metrics(figures: Row) -> dict[str, tuple[str, Row]]:
 
 
 def benchmark_rows(benchmarks: list[Benchmark]) -> list[tuple[str, ...]]:
-    """(benchmark, questions, metric, base model, this model, gain) as text; a gain is of Acc@N and Maj@N alone."""
+    """Return rows (benchmark, questions, metric, base model, this model, gain) as text.
+
+    Only Acc@N and Maj@N have a gain.
+    """
     gains = {"Acc": "acc@N", "Maj": "maj@N"}
     rows = []
     for one in benchmarks:
@@ -70,7 +73,7 @@ def benchmark_rows(benchmarks: list[Benchmark]) -> list[tuple[str, ...]]:
 
 
 def sampling_text(benchmarks: list[Benchmark]) -> list[str]:
-    """How the responses of each benchmark were drawn, one line for those that share it."""
+    """Return the sampling settings of the benchmarks, one line for benchmarks with equal settings."""
     by_settings: dict[str, list[str]] = {}
     for one in benchmarks:
         settings = one.figures.get("settings", {})
@@ -85,7 +88,7 @@ def _interval(interval: Row) -> Row:
 
 
 def _held_out(trained: Trained) -> list[EvalResult]:
-    """Of the problems that the run kept back from its training set."""
+    """Return the results on held-out problems of the run's data set."""
     after, arguments = trained.evaluation.get("after", {}), trained.arguments
     told = {"problems": after.get("num_problems"), "samples": after.get("num_samples")}
     told |= {"temperature": arguments.get("temperature"), "max_tokens": arguments.get("max_completion_length")}
@@ -128,12 +131,12 @@ def _of_benchmark(one: Benchmark) -> list[EvalResult]:
 
 
 def eval_results(trained: Trained) -> list[EvalResult]:
-    """Every measured share of this model with its interval and settings, as in the Hub's `model-index`."""
+    """Return every measured share of the model with its interval and settings, for the Hub's `model-index`."""
     return _held_out(trained) + [result for one in trained.benchmarks for result in _of_benchmark(one)]
 
 
 def entropy_text(trained: Trained) -> str:
-    """The policy's mean token entropy before and after, in nats, from whatever file tells it; empty if none does."""
+    """Return a sentence on the mean token entropy before and after training, empty if no file holds it."""
     parts = []
     before, after = (trained.evaluation.get(side, {}).get("mean_entropy") for side in ("before", "after"))
     if before is not None and after is not None:
@@ -146,7 +149,7 @@ def entropy_text(trained: Trained) -> str:
 
 
 def dev_accuracy(trained: Trained) -> float | None:
-    """Accuracy on the problems that are held out for use during training, at this very step."""
+    """Return the accuracy on the development problems at the model's step, or None if it was not measured."""
     found = [
         row["eval_accuracy"] for row in trained.rows if row.get("step") == trained.step and "eval_accuracy" in row
     ]
