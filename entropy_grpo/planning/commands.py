@@ -1,4 +1,4 @@
-"""Warnings about a job on its machines, and the commands that run it."""
+"""Warnings about a job on its machines, and commands that run the job."""
 
 import shlex
 import socket
@@ -11,7 +11,7 @@ from .job import Job
 from .memory import EIGHT_BIT, GIB, keeps_whole_gradients
 from .vllm import holds_a_sequence
 
-PORT = 29500  # of the launcher, where it is not told another
+PORT = 29500  # accelerate's default
 SERVE = (
     "--weight-transfer-config",
     '{"backend": "nccl"}',
@@ -22,14 +22,14 @@ SERVE = (
 
 
 def port_in_use(port: int) -> bool:
-    """Whether something on this machine listens there."""
+    """Return whether a process on this machine listens on a port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def ports(job: Job) -> dict[str, int]:
-    """The ports that the run needs on this machine, by the setting that changes them."""
+    """Return the ports that the run needs on this machine, by the setting that changes them."""
     args = job.args
     needed = {"--main_process_port": PORT} if job.machines.processes > 1 else {}
     if job.uses_vllm and args.vllm_mode == "server":
@@ -38,7 +38,7 @@ def ports(job: Job) -> dict[str, int]:
 
 
 def _smaller_training(job: Job) -> list[str]:
-    """Changes that take less memory while training, of those that this job can make."""
+    """Return the changes open to this job that reduce the memory of training."""
     args, found = job.args, []
     if not args.gradient_checkpointing:
         found.append("set gradient_checkpointing: true")
@@ -56,7 +56,7 @@ def _smaller_training(job: Job) -> list[str]:
 
 
 def _smaller_sampling(job: Job) -> list[str]:
-    """Changes that take less memory while sampling, of those that this job can make."""
+    """Return the changes open to this job that reduce the memory of sampling."""
     if job.uses_vllm:
         found = ["lower vllm_gpu_memory_utilization", "serve the model on a GPU of its own with vllm_mode: server"]
     else:
@@ -110,7 +110,7 @@ def _vllm_warnings(job: Job, cache: dict[str, Any]) -> list[str]:
 
 
 def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> list[str]:
-    """What may go wrong, each in a sentence that says what to change."""
+    """Return a sentence for every likely problem, with the change that solves it."""
     args, lengths, found = job.args, job.lengths, _memory_warnings(job, needed)
     if keeps_whole_gradients(job):
         size = needed["parts"]["gradients"]["bytes"] / GIB
@@ -154,7 +154,7 @@ def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> 
 
 
 def without(words: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The command line's words less those of these settings, which a script sets itself."""
+    """Return a command line's words without the words of given settings, which a script sets itself."""
     left, drops = [], False
     for word in words:
         if word.startswith("--"):
@@ -165,25 +165,25 @@ def without(words: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def launcher_options(job: Job) -> list[str]:
-    """What `accelerate launch` has to be told to start the processes of a machine."""
+    """Return the options of `accelerate launch` that start the processes of a machine."""
     number, file = job.machines.processes, job.sharding.file
     if job.sharding.kind == "zero3":
-        return ["--config_file", file, "--num_processes", str(number)]  # only the launcher can set DeepSpeed up
+        return ["--config_file", file, "--num_processes", str(number)]  # only the launcher can set up DeepSpeed
     if not job.use_cpu:
         return [*(["--multi_gpu"] if number > 1 else []), "--num_processes", str(number)]
     if number == 1:
         return []
-    # accelerate starts several processes on a processor from a file alone.
+    # accelerate starts several CPU processes only from a configuration file.
     return ["--config_file", str(beside(job, "ddp_cpu.yaml")), "--num_processes", str(number)]
 
 
 def beside(job: Job, name: str) -> Path:
-    """A file next to the recipe's accelerate configuration."""
+    """Return the path of a file in the folder of the recipe's accelerate configuration."""
     return Path(job.sharding.file or "accelerate_configs/none").with_name(name)
 
 
 def commands(job: Job) -> dict[str, list[str]]:
-    """Shell commands by where they run."""
+    """Return shell commands by the machine that runs them."""
     machines, args = job.machines, job.args
     server = job.uses_vllm and args.vllm_mode == "server"
     words, options, module = list(job.words), launcher_options(job), launch_words(job.recipe)
