@@ -44,7 +44,7 @@ def table(
     rows: Sequence[files.Row],
     judgements: Sequence[Judgement],
 ) -> pa.Table:
-    """Return the samples of a benchmark, question by question; the texts of a gated data set are left out."""
+    """Return the samples of a benchmark, question by question, without texts if results may not repeat questions."""
     asked = {q.id: q for q in questions} if benchmark.is_open else {}
     return pa.Table.from_pylist(
         [

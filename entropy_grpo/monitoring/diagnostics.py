@@ -18,7 +18,7 @@ from ..objective.selection import Reduce
 from ..objective.window import Scored, flatten, row_advantages
 from .categories import CATEGORIES, category
 
-# Share of tokens, those that changed most, whose part in the change of probabilities is logged.
+# Share of tokens, by largest change, whose part in the change of probabilities is logged.
 TOP = 0.2
 # Mean changes below this value are rounding errors: at the first step of a rollout the policy has not changed yet.
 ROUNDING = 1e-6
