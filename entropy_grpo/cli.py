@@ -226,10 +226,10 @@ class Compare(CompareOptions):
         from .compare.compare import compare_folders, write
         from .compare.tables import as_text
 
-        found = compare_folders(self.runs, self.baseline, self.group_by)
-        print(json.dumps(found, indent=2) if self.json else as_text(found))
+        comparison = compare_folders(self.runs, self.baseline, self.group_by)
+        print(json.dumps(comparison, indent=2) if self.json else as_text(comparison))
         if self.output is not None:
-            write(found, self.output)
+            write(comparison, self.output)
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 def parse(words: Sequence[str]) -> tuple[Callable[[Sequence[str]], None], list[str]]:
     """Parse a command line into its command and the words that override settings of its recipe."""
     overridden = bool(words) and words[0] in TAKES_OVERRIDES
-    found = tyro.cli(
+    parsed = tyro.cli(
         Command,
         prog="entropy-grpo",
         description="RLVR that trains on the tokens that matter. entropy-grpo --version tells which version this is.",
@@ -299,7 +299,7 @@ def parse(words: Sequence[str]) -> tuple[Callable[[Sequence[str]], None], list[s
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
         registry=RULES,
     )
-    return found if overridden else (found, [])
+    return parsed if overridden else (parsed, [])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -115,8 +115,8 @@ def _problems_text(data: Row) -> str:
     if not data:
         return ""
     counts = [f"{data[part]:,} {part}" for part in ("train", "dev", "test") if isinstance(data.get(part), int)]
-    told = [f"{name} {data[name]}" for name in ("config", "file", "revision") if data.get(name)]
-    return cell("; ".join([str(data.get("dataset", "")), *told, *([", ".join(counts)] if counts else [])]))
+    origin = [f"{name} {data[name]}" for name in ("config", "file", "revision") if data.get(name)]
+    return cell("; ".join([str(data.get("dataset", "")), *origin, *([", ".join(counts)] if counts else [])]))
 
 
 def _plots(folder: RunFolder) -> list[tuple[str, str]]:

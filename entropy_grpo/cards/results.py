@@ -45,12 +45,12 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
 
 def _metrics(figures: Row) -> dict[str, tuple[str, Row]]:
     """Return (usual name, interval) of every metric by the Hub's metric type."""
-    found = figures.get("metrics", {})
-    count = found.get("num_samples")
+    metrics = figures.get("metrics", {})
+    count = metrics.get("num_samples")
     measured = {
-        "accuracy": (f"Acc@{count}", found.get("acc@N")),
-        f"maj@{count}": (f"Maj@{count}", found.get("maj@N")),
-        f"pass@{count}": (f"Pass@{count}", found.get("pass@k", {}).get(str(count))),
+        "accuracy": (f"Acc@{count}", metrics.get("acc@N")),
+        f"maj@{count}": (f"Maj@{count}", metrics.get("maj@N")),
+        f"pass@{count}": (f"Pass@{count}", metrics.get("pass@k", {}).get(str(count))),
     }
     return {key: (name, interval) for key, (name, interval) in measured.items() if interval is not None}
 
@@ -77,10 +77,10 @@ def sampling_text(benchmarks: list[Benchmark]) -> list[str]:
     by_settings: dict[str, list[str]] = {}
     for one in benchmarks:
         settings = one.figures.get("settings", {})
-        told = [f"{name} {settings[name]}" for name in SAMPLING if settings.get(name) is not None]
-        told += [f"prompt {settings['template']}"] if settings.get("template") else []
-        by_settings.setdefault(", ".join(told), []).append(one.name)
-    return [f"{', '.join(names)}: {told}" for told, names in by_settings.items() if told]
+        sampling = [f"{name} {settings[name]}" for name in SAMPLING if settings.get(name) is not None]
+        sampling += [f"prompt {settings['template']}"] if settings.get("template") else []
+        by_settings.setdefault(", ".join(sampling), []).append(one.name)
+    return [f"{', '.join(names)}: {sampling}" for sampling, names in by_settings.items() if sampling]
 
 
 def _interval(interval: Row) -> Row:
@@ -90,9 +90,9 @@ def _interval(interval: Row) -> Row:
 def _held_out(trained: Trained) -> list[EvalResult]:
     """Return the results on held-out problems of the run's data set."""
     after, arguments = trained.evaluation.get("after", {}), trained.arguments
-    told = {"problems": after.get("num_problems"), "samples": after.get("num_samples")}
-    told |= {"temperature": arguments.get("temperature"), "max_tokens": arguments.get("max_completion_length")}
-    settings = {name: value for name, value in told.items() if value is not None}
+    known = {"problems": after.get("num_problems"), "samples": after.get("num_samples")}
+    known |= {"temperature": arguments.get("temperature"), "max_tokens": arguments.get("max_completion_length")}
+    settings = {name: value for name, value in known.items() if value is not None}
     name = trained.dataset_id or (trained.dataset or "").rpartition(":")[2].rpartition("/")[2] or "unnamed"
     return [
         EvalResult(
@@ -111,10 +111,10 @@ def _held_out(trained: Trained) -> list[EvalResult]:
 
 
 def _of_benchmark(one: Benchmark) -> list[EvalResult]:
-    settings, found = one.figures.get("settings", {}), one.figures["metrics"]
-    told = {"questions": found.get("num_questions"), "samples": found.get("num_samples")}
-    told |= {name: settings.get(name) for name in (*SAMPLING, "template")}
-    shared = {name: value for name, value in told.items() if value is not None}
+    settings, metrics = one.figures.get("settings", {}), one.figures["metrics"]
+    known = {"questions": metrics.get("num_questions"), "samples": metrics.get("num_samples")}
+    known |= {name: settings.get(name) for name in (*SAMPLING, "template")}
+    shared = {name: value for name, value in known.items() if value is not None}
     return [
         EvalResult(
             task_type=TASK,
@@ -150,7 +150,7 @@ def entropy_text(trained: Trained) -> str:
 
 def dev_accuracy(trained: Trained) -> float | None:
     """Return the accuracy on the development problems at the model's step, or None if it was not measured."""
-    found = [
+    values = [
         row["eval_accuracy"] for row in trained.rows if row.get("step") == trained.step and "eval_accuracy" in row
     ]
-    return found[-1] if found else None
+    return values[-1] if values else None

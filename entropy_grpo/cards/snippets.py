@@ -104,8 +104,8 @@ def reproduce_snippet(trained: Trained) -> str:
         lines.append(f"git checkout {revision[0]}  # in a clone of entropy-grpo")
     wanted = []
     for name in ("trl", "transformers", "torch", "accelerate", "peft", "vllm"):
-        found = VERSION.match(str(versions.get(name, "")))
-        wanted += [f"{name}=={found[0]}"] if found else []
+        match = VERSION.match(str(versions.get(name, "")))
+        wanted += [f"{name}=={match[0]}"] if match else []
     if wanted:
         lines.append(f"pip install -e . {' '.join(wanted)}")
     processes = environment.get("num_processes")

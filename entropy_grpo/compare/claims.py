@@ -77,13 +77,13 @@ def report(trials: Sequence[Trial]) -> dict[str, Any] | None:
         control. An entry of `beyond` has `true`, the label of the true reward, and `claim`, a sentence. Figures are
         left out if no run has answers before and after, or no seed is shared.
     """
-    found = pairs(trials)
-    if not found:
+    matched = pairs(trials)
+    if not matched:
         return None
-    taking_part = {trial.label: trial for pair in found for trial in pair}
+    taking_part = {trial.label: trial for pair in matched for trial in pair}
     tests = {label: difference(trial.before, trial.after) for label, trial in taking_part.items()}
     correct(test for test in tests.values() if test is not None)
-    beyond = {control.label: difference(control.gains, true.gains) for true, control in found}
+    beyond = {control.label: difference(control.gains, true.gains) for true, control in matched}
     correct(test for test in beyond.values() if test is not None)
     named = {label: {"reward": one.reward, "control": one.is_control} for label, one in taking_part.items()}
     return {
@@ -92,7 +92,7 @@ def report(trials: Sequence[Trial]) -> dict[str, Any] | None:
             control.label: (beyond[control.label] or {})
             | {"true": true.label}
             | {"claim": claim(true, control, tests[true.label], tests[control.label], beyond[control.label])}
-            for true, control in found
+            for true, control in matched
         },
     }
 
@@ -107,10 +107,10 @@ def claim(true: Trial, control: Trial, gain: Test | None, spurious: Test | None,
     names = f"{true.reward} and {control.reward}"
     if gain is None or spurious is None or beyond is None:
         return f"{names}: no seed has answers before and after under both, so nothing can be claimed."
-    said = f"{names}: {_beyond_text(true, control, gain, spurious, beyond)}"
+    text = f"{names}: {_beyond_text(true, control, gain, spurious, beyond)}"
     if beyond["over"].endswith("problems"):
-        said += " One seed was compared: this holds for these two runs, and says nothing about others."
-    return said
+        text += " One seed was compared: this holds for these two runs, and says nothing about others."
+    return text
 
 
 def _beyond_text(true: Trial, control: Trial, gain: Test, spurious: Test, beyond: Test) -> str:

@@ -125,9 +125,9 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     for name in dict.fromkeys(name for run in runs for name in run.measures):
         without = ", ".join(str(run.path) for run in runs if name not in run.measures)
         lacking.setdefault(without, []).append(name)
-    found = [f"{', '.join(names)}: not known of {without}." for without, names in lacking.items() if without]
-    told = {name: unlike(runs, name) for name in _compared(runs)}
-    return found + [f"{name}: {why}, so it is not compared." for name, why in told.items() if why]
+    notes = [f"{', '.join(names)}: not known of {without}." for without, names in lacking.items() if without]
+    reasons = {name: unlike(runs, name) for name in _compared(runs)}
+    return notes + [f"{name}: {why}, so it is not compared." for name, why in reasons.items() if why]
 
 
 def _compared(runs: Sequence[Run]) -> list[str]:
@@ -137,26 +137,26 @@ def _compared(runs: Sequence[Run]) -> list[str]:
 
 def _side(members: Sequence[Run], name: str) -> Side:
     """Return accuracy by seed and problem, as a mean if a group has several runs of a seed."""
-    found: dict[int, dict[str, list[float]]] = {}
+    accuracies: dict[int, dict[str, list[float]]] = {}
     for run in members:
         for problem, value in run.answers.get(name, {}).items():
-            found.setdefault(run.seed, {}).setdefault(problem, []).append(value)
-    return {seed: {problem: float(np.mean(v)) for problem, v in of.items()} for seed, of in found.items()}
+            accuracies.setdefault(run.seed, {}).setdefault(problem, []).append(value)
+    return {seed: {problem: float(np.mean(v)) for problem, v in of.items()} for seed, of in accuracies.items()}
 
 
 def _differences(groups: Groups, reference: str) -> dict[str, dict[str, Any]]:
     """Return paired differences from the reference group, by label and measure."""
     runs = [run for members in groups.values() for run in members]
-    found: dict[str, dict[str, Any]] = {}
+    differences: dict[str, dict[str, Any]] = {}
     for name in _compared(runs):
         if unlike(runs, name):
             continue
         sides = {label: _side(members, name) for label, members in groups.items()}
         for label, side in sides.items():
             if label != reference and (test := difference(sides[reference], side)) is not None:
-                found.setdefault(label, {})[name] = test
-    correct(test for tests in found.values() for test in tests.values())
-    return found
+                differences.setdefault(label, {})[name] = test
+    correct(test for tests in differences.values() for test in tests.values())
+    return differences
 
 
 def _trial(label: str, members: Sequence[Run]) -> claims.Trial | None:

@@ -81,28 +81,28 @@ class Run:
 
     def held_out(self, when: str) -> Answers:
         """Return the accuracy by problem `before` or `after` training."""
-        found: dict[str, list[float]] = {}
+        scores: dict[str, list[float]] = {}
         for row in files.read_jsonl(RunFolder(self.path).answers(when)):
-            found.setdefault(str(row["prompt"]), []).append(float(is_right(next(iter(row["rewards"].values())))))
-        return {problem: sum(values) / len(values) for problem, values in found.items()}
+            scores.setdefault(str(row["prompt"]), []).append(float(is_right(next(iter(row["rewards"].values())))))
+        return {problem: sum(values) / len(values) for problem, values in scores.items()}
 
     @cached_property
     def answers(self) -> dict[str, Answers]:
         """Accuracy by problem of every measure that has answers."""
-        found = {COMPARED: self.held_out("after")}
+        accuracies = {COMPARED: self.held_out("after")}
         for name, one in self.benchmarks.items():
             if one.path.with_suffix(".parquet").exists():
                 samples = results.read(one.path.parent, one.path.stem)[0]
                 asked = dict.fromkeys(samples["question"].to_pylist())
                 correct = results.samples_of(samples).correct.mean(1)
-                found[name] = dict(zip(asked, correct.tolist(), strict=True))
-        return {name: answers for name, answers in found.items() if answers}
+                accuracies[name] = dict(zip(asked, correct.tolist(), strict=True))
+        return {name: answers for name, answers in accuracies.items() if answers}
 
     @property
     def measures(self) -> dict[str, Any]:
         """Numbers and intervals by name."""
-        found = {name: value for name, value in self.after.items() if not name.startswith("num_")}
-        return found | {name: one.figures["metrics"]["acc@N"] for name, one in self.benchmarks.items()}
+        values = {name: value for name, value in self.after.items() if not name.startswith("num_")}
+        return values | {name: one.figures["metrics"]["acc@N"] for name, one in self.benchmarks.items()}
 
 
 def read_run(path: str | Path) -> Run:
@@ -110,14 +110,14 @@ def read_run(path: str | Path) -> Run:
     folder = RunFolder(Path(path))
     if not folder.recipe.is_file():
         raise ValueError(f"{path} has no recipe.yaml, so it is no run folder: name folders such as runs/NAME.")
-    found = trained.read(folder.path)
+    record = trained.read(folder.path)
     return Run(
         path=folder.path,
-        settings=found.recipe,
-        environment=found.environment,
+        settings=record.recipe,
+        environment=record.environment,
         steps=files.read_steps(folder.metrics),
-        after=found.evaluation.get("after", {}),
-        benchmarks={f"{one.name} Acc@{one.figures['metrics']['num_samples']}": one for one in found.benchmarks},
+        after=record.evaluation.get("after", {}),
+        benchmarks={f"{one.name} Acc@{one.figures['metrics']['num_samples']}": one for one in record.benchmarks},
     )
 
 
@@ -129,7 +129,7 @@ def unlike(runs: Sequence[Run], measure: str) -> str:
     if measure == COMPARED:
         judges = sorted({run.judged_by for run in runs if run.after})
         return f"answers are judged by {' and '.join(judges)}" if len(judges) > 1 else ""
-    told = [run.benchmarks[measure].figures.get("settings", {}) for run in runs if measure in run.benchmarks]
-    shared = set.intersection(*map(set, told)) - NOT_THE_BENCHMARK if told else set()
-    names = sorted(name for name in shared if len({repr(one[name]) for one in told}) > 1)
+    settings = [run.benchmarks[measure].figures.get("settings", {}) for run in runs if measure in run.benchmarks]
+    shared = set.intersection(*map(set, settings)) - NOT_THE_BENCHMARK if settings else set()
+    names = sorted(name for name in shared if len({repr(one[name]) for one in settings}) > 1)
     return f"evaluations differ in {', '.join(names)}" if names else ""

@@ -58,10 +58,12 @@ def variants(products: Sequence[str], others: Sequence[Sequence[str]]) -> list[t
         key, value = _pairs(text)
         values = [value] if value.startswith("[") else value.split(",")
         choices.append([(f"--{key}", chosen) for chosen in values])
-    found = [tuple(itertools.chain(*combination)) for combination in itertools.product(*choices)] if choices else []
+    combinations = (
+        [tuple(itertools.chain(*combination)) for combination in itertools.product(*choices)] if choices else []
+    )
     for words in others:
-        found.append(tuple(itertools.chain(*((f"--{key}", value) for key, value in map(_pairs, words)))))
-    return list(dict.fromkeys(found)) or [()]
+        combinations.append(tuple(itertools.chain(*((f"--{key}", value) for key, value in map(_pairs, words)))))
+    return list(dict.fromkeys(combinations)) or [()]
 
 
 def trials(words: Sequence[tuple[str, ...]], seeds: int, folder: Path) -> list[Trial]:
@@ -153,7 +155,7 @@ def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Seq
     ended = [trial for trial in planned if trial not in failed]
     if ended:
         first = next((trial.folder for trial in ended if trial.words == reference), None)
-        found = compare_folders([trial.folder for trial in ended], first, None)
-        print(f"\n{as_text(found)}\n")
-        print("\n".join(str(path) for path in write(found, folder)))
+        comparison = compare_folders([trial.folder for trial in ended], first, None)
+        print(f"\n{as_text(comparison)}\n")
+        print("\n".join(str(path) for path in write(comparison, folder)))
     return not failed

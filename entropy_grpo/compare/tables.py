@@ -90,5 +90,5 @@ def as_text(found: dict[str, Any]) -> str:
 
 def as_markdown(found: dict[str, Any]) -> str:
     """Format a comparison in Markdown."""
-    told = "\n".join(f"- {cell(sentence)}" for sentence in sentences(found))
-    return "\n\n".join([*map(table, tables(found).values()), *([told] if told else [])])
+    bullets = "\n".join(f"- {cell(sentence)}" for sentence in sentences(found))
+    return "\n\n".join([*map(table, tables(found).values()), *([bullets] if bullets else [])])

@@ -38,13 +38,13 @@ def find_config(setting: Setting | None) -> Path | None:
     if setting is None or not isinstance(setting.value, str) or setting.value == NO_CONFIG:
         return None
     folders = [Path(), setting.folder, *setting.folder.parents]
-    found = next((folder / setting.value for folder in folders if (folder / setting.value).is_file()), None)
-    if found is None:
+    file = next((folder / setting.value for folder in folders if (folder / setting.value).is_file()), None)
+    if file is None:
         raise RecipeError(
             f"{setting.source}: accelerate_config is {setting.value!r}, and there is no such file in the working "
             f"directory, the recipe's folder or those above it: name a file of accelerate_configs/, or {NO_CONFIG}."
         )
-    return found
+    return file
 
 
 def choose_sharding(settings: Settings) -> str:
@@ -57,10 +57,10 @@ def choose_sharding(settings: Settings) -> str:
     chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
     if chosen:
         return "sharding: as the launcher's own configuration says"
-    found = find_config(setting)
-    if found is None:
+    file = find_config(setting)
+    if file is None:
         return "sharding: none"
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return "sharding: none, there is one process"
-    os.environ.update(sharding_environment(found))
+    os.environ.update(sharding_environment(file))
     return f"sharding: as {setting.value} says"

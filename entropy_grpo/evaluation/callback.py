@@ -32,16 +32,16 @@ def from_first_process(make: Callable[[], Any], is_first: bool) -> Any:
     Raises:
         ValueError: `make` raised an error on the first process; raised on all processes.
     """
-    found: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if is_first:
         try:
-            found[0] = make()
+            outcome[0] = make()
         except Exception as error:  # loading and grading may raise anything, and no benchmark may end a run
-            found[1] = f"{type(error).__name__}: {error}"
-    broadcast_object_list(found)
-    if found[1] is not None:
-        raise ValueError(found[1])
-    return found[0]
+            outcome[1] = f"{type(error).__name__}: {error}"
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ValueError(outcome[1])
+    return outcome[0]
 
 
 class BenchmarkCallback(TrainerCallback):
@@ -70,15 +70,15 @@ class BenchmarkCallback(TrainerCallback):
         vars(control).update(planned)
 
     def _evaluate_all(self, step: int) -> None:
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name in self.names:
             try:
-                found |= self._evaluate(name, step)
+                metrics |= self._evaluate(name, step)
             except Exception as error:  # generation may raise anything, and no benchmark may end a run
                 self.failures += 1
                 get_logger(__name__).warning(f"eval_benchmarks: {name} failed at step {step}: {error}")
         self.trainer.model.eval()  # the trainer then logs these metrics alone, without half of a training log
-        self.trainer.log(found | {FAILURES: self.failures})
+        self.trainer.log(metrics | {FAILURES: self.failures})
 
     def _read(self, name: str) -> tuple[Benchmark, list[Question]]:
         if name not in self.questions:
@@ -113,13 +113,13 @@ class BenchmarkCallback(TrainerCallback):
         figures = {"settings": settings, "step": step, **results.summary(samples, asked), "versions": versions()}
         figures |= {"git_revision": git_revision(), "hardware": hardware()}
         results.write(self.folder.benchmarks / f"step-{step}", benchmark.name, samples, figures)
-        found = figures["metrics"]
-        count = found["num_samples"]
+        metrics = figures["metrics"]
+        count = metrics["num_samples"]
         return {
-            f"eval_{benchmark.name}/acc@{count}": found["acc@N"]["value"],
-            f"eval_{benchmark.name}/maj@{count}": found["maj@N"]["value"],
-            f"eval_{benchmark.name}/pass@{count}": found["pass@k"][count]["value"],
-            f"eval_{benchmark.name}/len@{count}": found["len@N"]["value"],
+            f"eval_{benchmark.name}/acc@{count}": metrics["acc@N"]["value"],
+            f"eval_{benchmark.name}/maj@{count}": metrics["maj@N"]["value"],
+            f"eval_{benchmark.name}/pass@{count}": metrics["pass@k"][count]["value"],
+            f"eval_{benchmark.name}/len@{count}": metrics["len@N"]["value"],
         }
 
 

@@ -84,11 +84,11 @@ class Work:
 
     def finished(self) -> dict[Key, files.Row]:
         """Return the responses that any process has finished."""
-        found: dict[Key, files.Row] = {}
+        responses: dict[Key, files.Row] = {}
         for path in sorted(self.folder.glob("samples-*.jsonl")):
             for row in files.read_jsonl(path):
-                found.setdefault((row["question"], row["sample"]), row)
-        return found
+                responses.setdefault((row["question"], row["sample"]), row)
+        return responses
 
     def missing(self) -> list[Key]:
         """Return the keys of responses that no process has finished."""

@@ -25,8 +25,8 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
             return benchmark, list(benchmark.make())
         if benchmark.files is not None:
             files = benchmark.files
-            told = f"benchmarks names {name!r}"
-            paths = [Path(download(told, files.hub_id, file, files.revision)) for file in files.names]
+            subject = f"benchmarks names {name!r}"
+            paths = [Path(download(subject, files.hub_id, file, files.revision)) for file in files.names]
             return benchmark, list(files.read(paths))
         return benchmark, benchmark.read(load_hub(f"benchmarks names {name!r}", benchmark.source))
     if name in TRAINING:
@@ -47,10 +47,10 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
 def origin(benchmark: Benchmark, count: int) -> dict[str, Any]:
     """Return the origin of the questions, for the results."""
     source = benchmark.source or benchmark.files
-    found = {} if source is None else {"data_set": source.hub_id, "revision": source.revision}
+    about = {} if source is None else {"data_set": source.hub_id, "revision": source.revision}
     return {
         "benchmark": benchmark.name,
-        **found,
+        **about,
         "num_questions": count,
         "template": benchmark.template,
         "relative_tolerance": benchmark.relative_tolerance,

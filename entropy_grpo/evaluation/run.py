@@ -57,7 +57,7 @@ class Job:
 
 def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
     """Load the requested benchmarks; a gated benchmark whose terms were not accepted is skipped with a message."""
-    told = {
+    settings = {
         "model": options.model,
         "model_revision": options.revision,
         "weights": load.fingerprint(path),
@@ -65,8 +65,8 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
         "dtype": options.dtype,
     }
     if backend == TRANSFORMERS:  # the composition of a batch decides the rounding of its responses
-        told["batch_size"] = options.batch_size
-    found: dict[str, Job] = {}
+        settings["batch_size"] = options.batch_size
+    jobs: dict[str, Job] = {}
     for name in dict.fromkeys(options.benchmarks):
         try:
             benchmark, asked = questions.load(name)
@@ -75,17 +75,17 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
             continue
         if benchmark.kind == CODE and (reason := unavailable()) is not None:
             raise ValueError(f"benchmarks names {name!r}, whose programs need a sandbox: {reason}")
-        if benchmark.name in found:
+        if benchmark.name in jobs:
             raise ValueError(
                 f"benchmarks is {', '.join(options.benchmarks)}: two are {benchmark.name}, rename a file."
             )
         samples, sampling = sampling_of(options, benchmark)
-        about = questions.origin(benchmark, len(asked)) | told
+        about = questions.origin(benchmark, len(asked)) | settings
         answers = Work(options.output / benchmark.name, asked, samples, options.seed, sampling, about)
-        found[benchmark.name] = Job(benchmark, answers, completions_of(answers) if options.contamination else None)
-    if not found:
+        jobs[benchmark.name] = Job(benchmark, answers, completions_of(answers) if options.contamination else None)
+    if not jobs:
         raise ValueError(f"benchmarks is {', '.join(options.benchmarks)}: there is none left to evaluate.")
-    return list(found.values())
+    return list(jobs.values())
 
 
 def completions_of(answers: Work) -> Work:

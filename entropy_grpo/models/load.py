@@ -56,12 +56,12 @@ def base_of(path: str, revision: str | None) -> tuple[str, str | None]:
     return config.base_model_name_or_path, config.revision
 
 
-def _load(auto: Any, told: str, path: str, revision: str | None, **options: Any) -> Any:
-    """Load with an auto class of transformers; errors become a `ValueError` that begins with `told`."""
+def _load(auto: Any, subject: str, path: str, revision: str | None, **options: Any) -> Any:
+    """Load with an auto class of transformers; errors become a `ValueError` that begins with `subject`."""
     try:
         return auto.from_pretrained(path, revision=revision, **options)
     except OSError as error:
-        raise ValueError(f"{told} does not load: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{subject} does not load: {str(error).strip().splitlines()[0]}") from error
 
 
 def load_tokenizer(path: str, revision: str | None = None, setting: str = "model") -> PreTrainedTokenizerBase:
@@ -73,8 +73,8 @@ def load_tokenizer(path: str, revision: str | None = None, setting: str = "model
     """
     base, revision = base_of(path, revision)
     with_tokenizer = path if (Path(path) / "tokenizer_config.json").is_file() else base
-    told = f"{setting} is {path!r}, whose tokenizer"
-    return _load(AutoTokenizer, told, with_tokenizer, revision, padding_side="left")
+    subject = f"{setting} is {path!r}, whose tokenizer"
+    return _load(AutoTokenizer, subject, with_tokenizer, revision, padding_side="left")
 
 
 def check_ends(tokenizer: PreTrainedTokenizerBase, path: str) -> None:

@@ -38,12 +38,12 @@ class TokenCategories:
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Return int64 positions in CATEGORIES, with the shape and device of the ids."""
-        found = self.known[ids.cpu()]
-        if (found < 0).any():
-            for token in ids.cpu()[found < 0].unique().tolist():
+        places = self.known[ids.cpu()]
+        if (places < 0).any():
+            for token in ids.cpu()[places < 0].unique().tolist():
                 self.known[token] = CATEGORIES.index(category(self.decode([token])))
-            found = self.known[ids.cpu()]
-        return found.long().to(ids.device)
+            places = self.known[ids.cpu()]
+        return places.long().to(ids.device)
 
 
 def share(part: float, whole: float) -> float:
@@ -93,12 +93,12 @@ def category_metrics(categories: Tensor, kept: Tensor, entropies: Tensor, reduce
     columns = (torch.ones_like(entropies), kept, entropies)
     sums = [torch.bincount(categories, weights=c.double(), minlength=len(CATEGORIES)) for c in columns]
     counts, kept_counts, entropy_sums = reduce(torch.stack(sums)).tolist()
-    found = {}
+    metrics = {}
     for i, name in enumerate(full.split()[0] for full in CATEGORIES):
-        found[f"tokens/{name}"] = share(counts[i], sum(counts))
-        found[f"tokens/{name}_kept"] = share(kept_counts[i], counts[i])
-        found[f"tokens/{name}_entropy"] = share(entropy_sums[i], counts[i])
-    return found
+        metrics[f"tokens/{name}"] = share(counts[i], sum(counts))
+        metrics[f"tokens/{name}_kept"] = share(kept_counts[i], counts[i])
+        metrics[f"tokens/{name}_entropy"] = share(entropy_sums[i], counts[i])
+    return metrics
 
 
 def change_metrics(logps: Tensor, old_logps: Tensor, reduce: Reduce) -> dict[str, float]:
@@ -147,11 +147,11 @@ def step_metrics(
             [row_advantages(s.inputs).expand_as(s.mask) for s in everything],
         )
     )
-    found = negative_only_entropy(ids, entropies, advantages > 0, advantages < 0, categories.size, reduce)
-    found |= category_metrics(categories(ids), kept, entropies, reduce)
+    metrics = negative_only_entropy(ids, entropies, advantages > 0, advantages < 0, categories.size, reduce)
+    metrics |= category_metrics(categories(ids), kept, entropies, reduce)
     if "old_per_token_logps" in scored[0].inputs:
         # If the kept tokens are known beforehand, dropped tokens are not projected and have no log-probability.
         trained = flatten([s.kept & (row_advantages(s.inputs) != 0) for s in scored])
         logps = flatten([s.logps for s in scored])[trained]
-        found |= change_metrics(logps, flatten([s.inputs["old_per_token_logps"] for s in scored])[trained], reduce)
-    return found
+        metrics |= change_metrics(logps, flatten([s.inputs["old_per_token_logps"] for s in scored])[trained], reduce)
+    return metrics

@@ -70,13 +70,13 @@ def window_metrics(
     count = dict(zip((*groups, *clipped), totals, strict=False))
     total_entropy = dict(zip(groups, totals[len(count) :], strict=True))
 
-    found = {f"entropy/{name}": share(total_entropy[name], count[name]) for name in groups if name != "all"}
+    metrics = {f"entropy/{name}": share(total_entropy[name], count[name]) for name in groups if name != "all"}
     levels = percentiles(entropies, mask, tuple(ENTROPY_PERCENTILES), reduce)
-    found |= {f"entropy/{name}": value for name, value in zip(ENTROPY_PERCENTILES.values(), levels, strict=True)}
-    found["selection/kept_fraction"] = share(count["kept"], count["all"])
-    found |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
+    metrics |= {f"entropy/{name}": value for name, value in zip(ENTROPY_PERCENTILES.values(), levels, strict=True)}
+    metrics["selection/kept_fraction"] = share(count["kept"], count["all"])
+    metrics |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
     mean_entropy = share(total_entropy["all"], count["all"])
-    return found | {"kept": count["kept"], "all": count["all"], "mean_entropy": mean_entropy}
+    return metrics | {"kept": count["kept"], "all": count["all"], "mean_entropy": mean_entropy}
 
 
 def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str, Any]]:
@@ -178,16 +178,16 @@ class StepMonitor:
             The mean entropy of the step's tokens, or NaN if there are none.
         """
         scored, everything, objective = window.scored, window.all_tokens(), self.objective
-        found = window_metrics(scored, everything, objective.epsilon_low, objective.epsilon_high, self.ranks.sum)
-        kept, total, mean_entropy = found.pop("kept"), found.pop("all"), found.pop("mean_entropy")
+        metrics = window_metrics(scored, everything, objective.epsilon_low, objective.epsilon_high, self.ranks.sum)
+        kept, total, mean_entropy = metrics.pop("kept"), metrics.pop("all"), metrics.pop("mean_entropy")
         if objective.ranked_in in ("window", "loss"):  # kept tokens of a rollout are checked when it is ranked
             check_kept(kept, total, window.kept, objective, len(window.thresholds))
         if objective.diagnostics:
-            found |= step_metrics(scored, everything, self.categories, self.ranks.sum)
+            metrics |= step_metrics(scored, everything, self.categories, self.ranks.sum)
         if window.thresholds:
-            found["selection/threshold"] = sum(window.thresholds) / len(window.thresholds)
-        found["batching/run_fraction"] = sum(s.mask.size(0) for s in scored) / (size * len(scored))
-        self.log(found)
+            metrics["selection/threshold"] = sum(window.thresholds) / len(window.thresholds)
+        metrics["batching/run_fraction"] = sum(s.mask.size(0) for s in scored) / (size * len(scored))
+        self.log(metrics)
         shown = everything[len(everything) // 2]
         self.recorder.samples = partial(token_samples, shown, self.num_samples, self.tokenizer)
         return mean_entropy

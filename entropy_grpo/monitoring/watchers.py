@@ -30,8 +30,8 @@ class Log:
 
     def points(self, name: str) -> list[tuple[int, float]]:
         """Return (step, value) pairs of a metric, without values that are not finite."""
-        found = [(row["step"], row.get(name)) for row in self.rows]
-        return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
+        pairs = [(row["step"], row.get(name)) for row in self.rows]
+        return [(step, value) for step, value in pairs if value is not None and math.isfinite(value)]
 
     def values(self, name: str) -> list[float]:
         return [value for _, value in self.points(name)]

@@ -14,7 +14,7 @@ def batches(job: Job) -> dict[str, Any]:
     args, lengths = job.args, job.lengths
     steps = args.max_steps if args.max_steps > 0 else None
     tokens = job.responses * (lengths.prompt + lengths.completion)
-    found = {
+    counts = {
         "processes": job.machines.processes,
         "responses_per_micro_batch": job.per_device,
         "micro_batches_per_step": args.gradient_accumulation_steps,
@@ -26,13 +26,13 @@ def batches(job: Job) -> dict[str, Any]:
     if not job.samples:
         if steps is None and job.problems is not None:
             steps = math.ceil(args.num_train_epochs * math.ceil(job.problems / job.responses))
-        return found | {"steps": steps, "tokens_per_step_max": tokens}
+        return counts | {"steps": steps, "tokens_per_step_max": tokens}
     steps_of_rollout = Fraction(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps)
     if steps is None and job.problems is not None:
         # TRL's sampler drops an incomplete last rollout.
         prompts = args.generation_batch_size // args.num_generations
         steps = math.ceil(args.num_train_epochs * (job.problems // prompts * steps_of_rollout))
-    return found | {
+    return counts | {
         "responses_per_rollout": args.generation_batch_size,
         "prompts_per_rollout": args.generation_batch_size // args.num_generations,
         "steps_per_rollout": int(steps_of_rollout) if steps_of_rollout >= 1 else float(steps_of_rollout),

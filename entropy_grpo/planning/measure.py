@@ -68,10 +68,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _decoder_layers(model: nn.Module, number: int) -> nn.ModuleList:
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number]
-    if not found:
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number]
+    if not lists:
         raise ValueError(f"{type(model).__name__} has no list of {number} decoder layers, and cannot be planned.")
-    return found[0]
+    return lists[0]
 
 
 def _signature(layer: nn.Module) -> tuple:

@@ -164,7 +164,7 @@ def _cast_weights(job: Job) -> int:
 def _activations(job: Job, checkpointing: bool) -> dict[str, Any]:
     """Return the part for activations of a micro-batch, including, with checkpointing, the recomputed layer."""
     width = job.lengths.prompt + job.lengths.completion
-    found = job.policy.activations(
+    activations = job.policy.activations(
         job.per_device,
         width,
         torch.float32 if job.compute == FLOAT32 else torch.bfloat16,
@@ -172,12 +172,12 @@ def _activations(job: Job, checkpointing: bool) -> dict[str, Any]:
         job.model.attn_implementation,
         checkpointing,
     )
-    size = found.kept
+    size = activations.kept
     if checkpointing:
-        size += max(found.layer, _cast_weights(job))
-    said = "with" if checkpointing else "without"
+        size += max(activations.layer, _cast_weights(job))
+    mode = "with" if checkpointing else "without"
     tokens = job.per_device * width
-    formula = f"{size / tokens:,.0f} bytes a token ({said} gradient checkpointing) x {job.per_device} x {width:,}"
+    formula = f"{size / tokens:,.0f} bytes a token ({mode} gradient checkpointing) x {job.per_device} x {width:,}"
     return _part(size, formula)
 
 
@@ -262,9 +262,9 @@ def memory(job: Job) -> dict[str, Any]:
         training += parts["rollout"]["bytes"]
         gathers = ["gathered weights"] if job.sharding.shards and not job.args.use_vllm else []
         sampling = sum(parts[name]["bytes"] for name in (*resident, "rollout", *gathers))
-        found = _sampler(job)
-        if found is not None:
-            name, parts[name] = found
+        sampler = _sampler(job)
+        if sampler is not None:
+            name, parts[name] = sampler
             sampling += parts[name]["bytes"]
             asleep = name == "KV cache" or job.args.vllm_enable_sleep_mode
             training += 0 if asleep else parts[name]["bytes"]

@@ -28,17 +28,17 @@ def named(given: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: two checkpoints have one name, or a name is empty.
     """
-    found: dict[str, str] = {}
+    checkpoints: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
             path = text
             name = Path(text).name.rpartition(":")[2] if not Path(text).is_dir() else Path(text).resolve().name
         name = name.replace("/", "-")
-        if name in found or not name.strip("."):
+        if name in checkpoints or not name.strip("."):
             raise ValueError(f"against names {text!r}: call it something else, as in NAME={path}.")
-        found[name] = path
-    return found
+        checkpoints[name] = path
+    return checkpoints
 
 
 def by_step(paths: dict[str, str]) -> dict[str, str]:

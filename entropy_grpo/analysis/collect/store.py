@@ -96,12 +96,12 @@ class Collection:
 
     def texts(self) -> dict[int, str]:
         """Return the text of every token that occurs, by id."""
-        found: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for checkpoint in self.checkpoints[:1]:
             for part in self.parts(checkpoint, ["token", "text"]):
                 tokens, first = np.unique(part["token"], return_index=True)
-                found |= dict(zip(tokens.tolist(), part["text"][first].tolist(), strict=True))
-        return found
+                texts |= dict(zip(tokens.tolist(), part["text"][first].tolist(), strict=True))
+        return texts
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray:

@@ -53,13 +53,13 @@ class Fork:
 
 def find_forks(model: Any, responses: Sequence[tuple[list[int], list[int]]], settings: Settings) -> list[Fork]:
     """Choose the forks of responses (prompt ids, response ids), with one forward pass per response."""
-    found = [score(model, prompt, ids, 2, settings.temperature) for prompt, ids in responses]
-    entropies = torch.cat([scores.entropies for scores in found])
+    scored = [score(model, prompt, ids, 2, settings.temperature) for prompt, ids in responses]
+    entropies = torch.cat([scores.entropies for scores in scored])
     everything = torch.ones_like(entropies, dtype=torch.bool)
     high, _ = select(entropies, everything, settings.rho, torch.arange(len(entropies)))
     chooser, forks, start = random.Random(settings.seed), [], 0
     firsts: dict[tuple[int, ...], int] = {}
-    for i, ((prompt, ids), scores) in enumerate(zip(responses, found, strict=True)):
+    for i, ((prompt, ids), scores) in enumerate(zip(responses, scored, strict=True)):
         question = firsts.setdefault(tuple(prompt), i)
         mine = high[start : start + len(ids)]
         start += len(ids)
@@ -84,15 +84,15 @@ def continuations(
 
     The continuation is empty if the prefix has ended or its limit is 0.
     """
-    found: list[list[int]] = [[] for _ in prefixes]
+    continued: list[list[int]] = [[] for _ in prefixes]
     open_ = [i for i, p in enumerate(prefixes) if p[-1] not in backend.stops and limits[i] > 0]
     for start in range(0, len(open_), settings.batch_size):
         part = open_[start : start + settings.batch_size]
         sampling = Sampling(settings.temperature, settings.top_p, max_tokens=max(limits[i] for i in part))
         written = backend.write([prefixes[i] for i in part], [seeds[i] for i in part], sampling)
         for i, ids in zip(part, written, strict=True):
-            found[i] = ids[: limits[i]]
-    return found
+            continued[i] = ids[: limits[i]]
+    return continued
 
 
 def paths_row(paths: Sequence[Sequence[list[int]]], graded: Sequence[Sequence[tuple[str | None, bool]]]) -> Row:

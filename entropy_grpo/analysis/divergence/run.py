@@ -61,14 +61,14 @@ def benchmark_of(path: Path) -> Benchmark:
 def sources(options: Options, folder: Path) -> list[tuple[Benchmark, Path]]:
     """Return the files of responses, present or to be generated, each with its benchmark."""
     if options.responses is not None:
-        found = [(benchmark_of(options.responses), options.responses)]
+        pairs = [(benchmark_of(options.responses), options.responses)]
     else:
         asked = [BENCHMARKS.get(name) or questions.load(name)[0] for name in options.benchmarks]
-        found = [(benchmark, folder / "responses" / f"{benchmark.name}.parquet") for benchmark in asked]
-    for benchmark, _ in found:
+        pairs = [(benchmark, folder / "responses" / f"{benchmark.name}.parquet") for benchmark in asked]
+    for benchmark, _ in pairs:
         if benchmark.kind == CODE:
             raise ValueError(f"{benchmark.name} is answered by programs, of which no two are compared: take another.")
-    return found
+    return pairs
 
 
 def _question(row: Row, number: int) -> Question:
@@ -151,9 +151,9 @@ def continue_forks(given: Sequence[Given], path: str, options: Options, rows_pat
     grading = Grading(given)
     model, tokenizer = load.load_model(path, None, options.dtype)
     ids = [one.ids for one in given]
-    found = divergence(model, tokenizer, ids, grading, options, done)
+    new_rows = divergence(model, tokenizer, ids, grading, options, done)
     most = 2 * len(given) * options.forks
-    for row in tqdm(found, desc="forks", unit="fork", initial=len(rows), total=most):
+    for row in tqdm(new_rows, desc="forks", unit="fork", initial=len(rows), total=most):
         rows.append(row | {"ungraded": grading.ungraded})
         files.append_jsonl(rows_path, rows[-1:])
     return rows
@@ -181,8 +181,8 @@ def run(options: Options) -> Path:
     """
     (name, given_path), *_ = named([options.model]).items()
     folder = folder_of(options.output, name)
-    found = sources(options, folder)
-    own = [benchmark.max_tokens for benchmark, _ in found if benchmark.max_tokens is not None]
+    pairs = sources(options, folder)
+    own = [benchmark.max_tokens for benchmark, _ in pairs if benchmark.max_tokens is not None]
     most = max(own, default=options.longest) if options.max_tokens is None else options.max_tokens
     options = replace(options, max_tokens=most)
     path = load.resolve(given_path)
@@ -191,7 +191,7 @@ def run(options: Options) -> Path:
         sampling = {"samples": 1, "temperature": options.temperature, "top_p": options.top_p, "max_tokens": most}
         how = {"seed": options.seed, "batch_size": options.batch_size, "dtype": options.dtype}
         generate(given_path, options.benchmarks, folder / "responses", backend=TRANSFORMERS, **sampling, **how)
-    given = read(found, tokenizer, options)
+    given = read(pairs, tokenizer, options)
     check(given, options, config)
     about = told(options, path)
     claim(folder / FIGURES, about)

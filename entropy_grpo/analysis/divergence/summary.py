@@ -69,7 +69,7 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 def bins(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the mean I_t of each entropy bin that has at least LEAST_FORKS forks."""
-    found = []
+    binned = []
     for low, high in itertools.pairwise(EDGES):
         mine = [row for row in rows if low <= row["entropy"] < high]
         if len(mine) < LEAST_FORKS:
@@ -77,8 +77,8 @@ def bins(rows: Sequence[Row]) -> list[dict[str, Any]]:
         cluster, forks = _clusters(mine)
         sides = (np.bincount(cluster, [row[side] for row in mine]) for side in ("other_accuracy", "accuracy"))
         entropy = float(np.mean([row["entropy"] for row in mine]))
-        found.append({"entropy": entropy, "forks": len(mine), "intervention": gain_interval(*sides, forks, forks)})
-    return found
+        binned.append({"entropy": entropy, "forks": len(mine), "intervention": gain_interval(*sides, forks, forks)})
+    return binned
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -98,9 +98,9 @@ def folder_of(output: Path, name: str) -> Path:
 
 def read(output: Path) -> dict[str, dict[str, Any]]:
     """Read the figures of every model with a summary, and its rows as `forks`."""
-    found = {}
+    by_model = {}
     for path in sorted(folder_of(output, "").glob(f"*/{FIGURES}")):
         figures = files.read_json(path)
         if "summary" in figures:
-            found[path.parent.name] = figures | {"forks": list(files.read_jsonl(path.with_name(ROWS)))}
-    return found
+            by_model[path.parent.name] = figures | {"forks": list(files.read_jsonl(path.with_name(ROWS)))}
+    return by_model

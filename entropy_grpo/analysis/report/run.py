@@ -58,10 +58,10 @@ def measure(path: Path) -> dict[str, Any]:
     else:
         tokens = views.of_samples(run)
     others = {"divergence": summary.read(collection.path), "logs": views.of_logs(run)}
-    found = tokens | {key: value for key, value in others.items() if value}
-    if not found:
+    measured = tokens | {key: value for key, value in others.items() if value}
+    if not measured:
         raise ValueError(f"{path}: it holds neither tokens nor forks nor a log with entropies.")
-    return found
+    return measured
 
 
 def _share(value: float) -> str:
@@ -251,14 +251,14 @@ def write_text_page(run: RunFolder, path: Path) -> None:
 def write(path: Path) -> list[Path]:
     """Write the report of a run or a collection, and return the paths of its pages."""
     folder = folder_of(path)
-    found = measure(path)
-    made = sections(found, folder / "figures")
+    measured = measure(path)
+    made = sections(measured, folder / "figures")
     write_text_page(RunFolder(path), folder / TEXT)
     others = sorted(file.name for file in folder.glob("*.html") if file.name != "report.html")
     if others:
         made.append(Section("Responses, token by token", links=others))
     title = f"Token entropy, {path.resolve().name}"
-    files.write_json(folder / "report.json", found)
+    files.write_json(folder / "report.json", measured)
     files.write_text(folder / "report.md", markdown(title, made))
     files.write_text(folder / "report.html", page(title, made))
     return [folder / "report.md", folder / "report.html"]

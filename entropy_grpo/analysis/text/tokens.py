@@ -68,18 +68,18 @@ def shown(text: str) -> str:
 
     Unlike `pieces.visible`, which is for tables, the text keeps spaces, line breaks, and marks on their letters.
     """
-    found = []
+    characters = []
     for i, character in enumerate(text):
         category = unicodedata.category(character)
         if character == "\n":
-            found.append(LINE_END + "\n")
+            characters.append(LINE_END + "\n")
         elif category[0] in "CZ" and character != " ":  # controls, formats such as direction marks, surrogates, ...
-            found.append(f"⟨U+{ord(character):04X}⟩")
+            characters.append(f"⟨U+{ord(character):04X}⟩")
         elif category[0] == "M" and i == 0:  # a combining mark would attach to the previous token
-            found.append("◌" + character)
+            characters.append("◌" + character)
         else:
-            found.append(character)
-    return "".join(found) or "⟨⟩"
+            characters.append(character)
+    return "".join(characters) or "⟨⟩"
 
 
 def view(name: str, scores: Scores, tokenizer: Any) -> View:

@@ -35,21 +35,21 @@ def of_collection(collection: Collection) -> dict[str, Any]:
     """
     names, texts = collection.checkpoints, collection.texts()
     bins = position.bins_for(collection.num_tokens / collection.num_responses)
-    found: dict[str, Any] = {"checkpoints": {}}
+    figures: dict[str, Any] = {"checkpoints": {}}
     for name in names:
         described = _described(lambda name=name: collection.parts(name, ["token", "entropy"]), texts)
         places = collection.parts(name, ["response", "position", "entropy", "correct"])
         kinds = collection.parts(name, ["token", "entropy", "log_prob"])
-        found["checkpoints"][name] = described | {
+        figures["checkpoints"][name] = described | {
             "position": position.by_position(places, bins),
             "categories": categories.by_category(kinds, texts),
         }
     if len(names) > 1:
         entropies = {name: collection.column(name, "entropy") for name in names}
-        found["training"] = over_training.over_training(entropies, collection.column(names[0], "correct"))
-        kinds = {name: found["checkpoints"][name]["categories"] for name in names}
-        found["category_changes"] = {name: categories.changes(kinds[names[0]], kinds[name]) for name in names[1:]}
-    return found
+        figures["training"] = over_training.over_training(entropies, collection.column(names[0], "correct"))
+        kinds = {name: figures["checkpoints"][name]["categories"] for name in names}
+        figures["category_changes"] = {name: categories.changes(kinds[names[0]], kinds[name]) for name in names[1:]}
+    return figures
 
 
 def of_samples(run: RunFolder) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def of_logs(run: RunFolder) -> dict[str, Any]:
     rows = files.read_steps(run.metrics)
     percentiles = {name: _series(rows, f"entropy/{name}") for name in ENTROPY_PERCENTILES.values()}
     signs = {label: _series(rows, f"entropy/{sign}") for sign, label in SIGNS.items()}
-    found = {"percentiles": percentiles, "signs": signs}
-    logged = {key: {k: v for k, v in series.items() if v[0]} for key, series in found.items()}
+    curves = {"percentiles": percentiles, "signs": signs}
+    logged = {key: {k: v for k, v in series.items() if v[0]} for key, series in curves.items()}
     return {key: series for key, series in logged.items() if series}
 
 

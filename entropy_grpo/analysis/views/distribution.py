@@ -27,8 +27,8 @@ def top(entropy: np.ndarray, rho: float = RHO) -> np.ndarray:
 def levels(entropy: np.ndarray, wanted: Sequence[int] = LEVELS) -> dict[int, float]:
     """Return percentiles by level, each an occurring entropy (the lower of two neighbours); NaN without tokens."""
     scores = torch.from_numpy(np.ascontiguousarray(entropy))
-    found = percentiles(scores, torch.ones(len(scores), dtype=torch.bool), wanted)
-    return dict(zip(wanted, found, strict=True))
+    values = percentiles(scores, torch.ones(len(scores), dtype=torch.bool), wanted)
+    return dict(zip(wanted, values, strict=True))
 
 
 def summary(entropy: np.ndarray) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def histogram(parts: Iterable[np.ndarray], width: float = 0.05) -> tuple[np.ndar
     counts = np.zeros(0, np.int64)
     for entropy in parts:
         # The entropy of a nearly certain token may round to just below 0.
-        found = np.bincount((np.maximum(entropy, 0) / width).astype(np.int64), minlength=len(counts))
-        found[: len(counts)] += counts
-        counts = found
+        bins = np.bincount((np.maximum(entropy, 0) / width).astype(np.int64), minlength=len(counts))
+        bins[: len(counts)] += counts
+        counts = bins
     return np.arange(len(counts) + 1) * width, counts

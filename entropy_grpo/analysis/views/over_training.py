@@ -29,10 +29,10 @@ def change_per_bin(base: np.ndarray, trained: np.ndarray, bins: int = BINS) -> l
     be empty if many tokens tie at an edge, as is common near 0.
     """
     order = np.argsort(base, kind="stable")
-    found = []
+    rows = []
     for i, places in enumerate(np.array_split(order, bins)):
         before, after = base[places].astype(np.float64), trained[places].astype(np.float64)
-        found.append(
+        rows.append(
             {
                 "from": 100 * i / bins,
                 "to": 100 * (i + 1) / bins,
@@ -41,7 +41,7 @@ def change_per_bin(base: np.ndarray, trained: np.ndarray, bins: int = BINS) -> l
                 "change": float((after - before).mean()) if len(places) else float("nan"),
             }
         )
-    return found
+    return rows
 
 
 def percentile_curves(entropies: Mapping[str, np.ndarray]) -> dict[str, dict[int, float]]:
@@ -61,12 +61,12 @@ def over_training(entropies: Mapping[str, np.ndarray], correct: np.ndarray) -> d
     Top positions are taken among the group's own tokens.
     """
     first, *others = entropies
-    found = {}
+    results = {}
     for group, chosen in apart(correct).items():
         part = {name: entropy[chosen] for name, entropy in entropies.items()}
-        found[group] = {
+        results[group] = {
             "overlaps": overlaps(part),
             "percentiles": percentile_curves(part),
             "changes": {name: change_per_bin(part[first], part[name]) for name in others},
         }
-    return found
+    return results

@@ -23,11 +23,11 @@ def means(parts: Iterable[Columns]) -> tuple[np.ndarray, np.ndarray]:
     counts, sums = np.zeros(0, np.int64), np.zeros(0)
     for part in parts:
         size = max(len(counts), int(part["token"].max(initial=-1)) + 1)
-        found = np.bincount(part["token"], minlength=size)
+        count = np.bincount(part["token"], minlength=size)
         total = np.bincount(part["token"], weights=part["entropy"], minlength=size)
-        found[: len(counts)] += counts
+        count[: len(counts)] += counts
         total[: len(sums)] += sums
-        counts, sums = found, total
+        counts, sums = count, total
     return counts, np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
 
 

@@ -46,20 +46,22 @@ class ServerBackend:
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return the reply; a busy or unreachable server is asked again after growing pauses."""
-        said = ""
+        reason = ""
         for attempt in range(TRIES):
             try:
                 reply = self.client.request(method, path, json=body)
             except httpx.TransportError as error:
-                said = str(error)
+                reason = str(error)
             else:
                 if reply.is_success:
                     return reply.json()
-                said = f"{reply.status_code} {reply.text:.200}"
+                reason = f"{reply.status_code} {reply.text:.200}"
                 if reply.status_code != 429 and reply.status_code < 500:
-                    raise ValueError(f"{self.name} refuses a request: {said}")
+                    raise ValueError(f"{self.name} refuses a request: {reason}")
             time.sleep(FIRST_PAUSE * 2**attempt)
-        raise ValueError(f"{self.name} did not answer {TRIES} times ({said}): the same command goes on once it does.")
+        raise ValueError(
+            f"{self.name} did not answer {TRIES} times ({reason}): the same command goes on once it does."
+        )
 
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """Check nothing, because the server itself refuses requests that it cannot serve."""

@@ -15,9 +15,9 @@ from .base import TRANSFORMERS, TURN_ENDS, Request, Response, Sampling, check_le
 def stop_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end a response: the model's EOS tokens, the tokenizer's EOS, and ends of a turn."""
     named = model.generation_config.eos_token_id
-    found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
-    found |= {tokenizer.get_vocab().get(text) for text in TURN_ENDS}
-    stops = sorted(found - {None})
+    candidates = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
+    candidates |= {tokenizer.get_vocab().get(text) for text in TURN_ENDS}
+    stops = sorted(candidates - {None})
     if not stops:
         raise ValueError(f"model is {model.config._name_or_path!r}, which names no EOS token: no response would end.")
     return stops

@@ -43,12 +43,12 @@ def entropies(logits: Tensor) -> Tensor:
 
     A logit of -inf is a token that cannot be drawn.
     """
-    found = torch.empty(len(logits), device=logits.device)
+    values = torch.empty(len(logits), device=logits.device)
     rows = max(1, ELEMENTS // logits.size(-1))
     for start in range(0, len(logits), rows):
         log_p = logits[start : start + rows].float().log_softmax(-1)
-        found[start : start + rows] = torch.special.entr(log_p.exp()).sum(-1)
-    return found
+        values[start : start + rows] = torch.special.entr(log_p.exp()).sum(-1)
+    return values
 
 
 def scale(logits: Tensor, t_high: Tensor, t_low: Tensor, threshold: Tensor) -> Tensor:
