@@ -1,6 +1,6 @@
-"""The commands of `entropy-grpo`: each is a dataclass of its options, which tyro makes a command line of.
+"""Commands of `entropy-grpo`: each is a dataclass of its options, from which tyro builds the command line.
 
-Nothing heavy is imported before a command runs, so that help is instant.
+Heavy modules are imported only when a command runs, so that help is instant.
 """
 
 import os
@@ -29,7 +29,7 @@ RunPath = Positional[Annotated[Path, arg(metavar="RUN")]]
 
 
 def checked(options: Any, kind: type[Kind], **changed: Any) -> Kind:
-    """The options of a command line as `kind`, whose own checks raise `ValueError`."""
+    """Return the options of a command line as `kind`, whose own checks raise `ValueError`."""
     return kind(**({field.name: getattr(options, field.name) for field in fields(kind)} | changed))
 
 
@@ -77,7 +77,7 @@ class Plan:
     def __call__(self, overrides: Sequence[str]) -> None:
         from .planning import plan
 
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of a job around this one: a plan is made by one process
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # set by a surrounding job, but one process makes a plan
             os.environ.pop(name, None)
         names = ("gpus", "nodes", "mean_length", "prompt_length", "problems", "model_config")
         options = {name: getattr(self, name) for name in names}
@@ -226,10 +226,10 @@ class Compare(CompareOptions):
         from .compare.compare import compare_folders, write
         from .compare.tables import as_text
 
-        found = compare_folders(self.runs, self.baseline, self.group_by)
-        print(json.dumps(found, indent=2) if self.json else as_text(found))
+        comparison = compare_folders(self.runs, self.baseline, self.group_by)
+        print(json.dumps(comparison, indent=2) if self.json else as_text(comparison))
         if self.output is not None:
-            write(found, self.output)
+            write(comparison, self.output)
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ RULES = ConstructorRegistry()
 
 @RULES.primitive_rule
 def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """`int | None` is an int that need not be given; tyro would offer the word None."""
+    """Parse `int | None` as an optional int; by default tyro would offer the word None."""
     kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
     if get_origin(info.type) not in (Union, types.UnionType) or kinds[1:] or kinds[0] not in (int, float, str, Path):
         return None
@@ -288,9 +288,9 @@ def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 def parse(words: Sequence[str]) -> tuple[Callable[[Sequence[str]], None], list[str]]:
-    """The command of a command line, and the words that override settings of its recipe."""
+    """Parse a command line into its command and the words that override settings of its recipe."""
     overridden = bool(words) and words[0] in TAKES_OVERRIDES
-    found = tyro.cli(
+    parsed = tyro.cli(
         Command,
         prog="entropy-grpo",
         description="RLVR that trains on the tokens that matter. entropy-grpo --version tells which version this is.",
@@ -299,17 +299,17 @@ def parse(words: Sequence[str]) -> tuple[Callable[[Sequence[str]], None], list[s
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
         registry=RULES,
     )
-    return found if overridden else (found, [])
+    return parsed if overridden else (parsed, [])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; a wrong input is one sentence and exit status 2."""
+    """Run one command; wrong input gives one sentence and exit status 2."""
     words = sys.argv[1:] if arguments is None else arguments
     if list(words) == ["--version"]:
         print(f"entropy-grpo {version('entropy-grpo')}")
         return
     command, overrides = parse(words)
-    if isinstance(command, Train):  # a launch says itself what is wrong with a recipe; the rest is no input's fault
+    if isinstance(command, Train):  # `launch.run` reports recipe errors itself; other errors are not the user's fault
         command(overrides)
         return
     try:

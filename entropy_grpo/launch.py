@@ -1,4 +1,4 @@
-"""What a recipe file runs: read the recipe, choose the sharding, train.
+"""Launch of a recipe file: read the recipe, choose the sharding, train.
 
 accelerate launch recipes/demo_cpu.yaml --max_steps 4
 accelerate launch -m entropy_grpo.launch FILE --max_steps 4     # FILE may be plain YAML
@@ -15,18 +15,18 @@ from .config.sharding import choose_sharding
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0, before anything distributed is set up."""
+    """Return whether this process is rank 0, before torch.distributed is set up."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def run(recipe_file: str, arguments: Sequence[str]) -> None:
-    """Train a recipe with overrides; exits with status 2 and one sentence where it cannot be run."""
+    """Train a recipe with overrides; an invalid recipe gives one sentence and exit status 2."""
     try:
         path = Path(recipe_file)
         settings = recipe.load(path) | recipe.overrides(arguments)
         sharding = choose_sharding(settings)
         if "use_cpu" in settings and settings["use_cpu"].value is True:
-            # Else it is cpu:0 and cpu:1 in two processes, places that torch.load does not find on resume.
+            # By default two processes use cpu:0 and cpu:1, devices that torch.load cannot restore on resume.
             os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
 
         if is_first_process():
@@ -44,7 +44,7 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
 
 
 def main(recipe_file: str | None = None) -> None:
-    """Run the recipe that was executed, or the one that the command line names first."""
+    """Run the executed recipe file, or the recipe that the command line names first."""
     arguments = sys.argv[1:]
     if recipe_file is None:
         if not arguments or arguments[0].startswith("--"):

@@ -1,4 +1,4 @@
-"""Choices by name, for every folder: what a setting may name."""
+"""Check of settings that name one of several choices, shared by all folders."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""HTML pages from the package's templates: every value is escaped unless its template says `safe`."""
+"""HTML pages from the package's templates; every value is escaped unless its template marks it `safe`."""
 
 from functools import cache
 from typing import Any
@@ -19,11 +19,11 @@ def _environment() -> Environment:
 
 
 def source(name: str) -> str:
-    """The text of a file among the templates, such as a style sheet."""
+    """Return the text of a file among the templates, such as a style sheet."""
     environment = _environment()
     return environment.loader.get_source(environment, name)[0]
 
 
 def render(name: str, **values: Any) -> str:
-    """A page from the template `name`; a value that the template needs and lacks is an error."""
+    """Render the template `name`; a missing value is an error."""
     return _environment().get_template(name).render(values)

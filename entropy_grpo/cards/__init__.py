@@ -1,1 +1,1 @@
-"""Model cards, from the files of a run."""
+"""Model cards from the files of a run."""

@@ -1,7 +1,7 @@
-"""The Hub model card of a trained model, written from the files of its folder alone, so that it works for an old one.
+"""Hub model card of a trained model, written only from the files of its folder, so that old runs have cards, too.
 
-What no file tells is left out, and the card says so. Texts from files go through `markdown.cell`, or into code as
-literals: a recipe or a response stays text.
+Facts that no file holds are left out, and the card lists the gaps. Texts from files are escaped by
+`metrics.tables.cell`, or written into code as literals, so that a recipe or a response stays text.
 """
 
 import re
@@ -39,7 +39,7 @@ PLOTS_TEXT = {
 
 
 def _tokens_text(arguments: Row) -> str:
-    """Which tokens were trained on, in words; empty where the folder does not tell."""
+    """Return a phrase that describes the trained tokens, empty if the folder does not tell."""
     rho, chosen = arguments.get("top_entropy_quantile"), arguments.get("entropy_selection")
     if not isinstance(rho, (int, float)) or (rho < 1 and chosen not in TOKENS_TEXT):
         return ""
@@ -49,7 +49,7 @@ def _tokens_text(arguments: Row) -> str:
 
 
 def _linked(name: str | None, hub_id: str | None, folder: str = "") -> str | None:
-    """A model or data set in a sentence: a link where it is on the Hub, else its name, of a path the last part."""
+    """Return a link to a model or data set on the Hub, or the last part of its name or path."""
     if hub_id is not None:
         return f"[{hub_id}](https://huggingface.co/{folder}{hub_id})"
     return cell(Path(name).name) if name else None
@@ -62,7 +62,7 @@ def _value_text(value: Any) -> str:
 
 
 def _joined(settings: Row, *names: str) -> str:
-    """`name value` of the settings that are set, or the value alone of the only one that was asked for."""
+    """Join `name value` of all settings that are set; a single requested setting is shown without its name."""
     set_ones = {name: settings.get(name) for name in names}
     shown = {k: _value_text(v) for k, v in set_ones.items() if v is not None and v is not False and v not in ("", [])}
     return ", ".join(shown.values() if len(names) == 1 else (f"{name} {value}" for name, value in shown.items()))
@@ -83,7 +83,7 @@ def _time_text(seconds: float) -> str:
 
 
 def essentials(model: Trained) -> list[tuple[str, str]]:
-    """What a reader of a card asks for first, by name; nothing for what no file tells."""
+    """Return the main facts of a training as (name, value); facts that no file holds are left out."""
     arguments, environment, spent = model.arguments, model.environment, cost(model.rows)
     processes, hardware = environment.get("num_processes"), str(environment.get("hardware", ""))
     rows = {
@@ -111,23 +111,23 @@ def essentials(model: Trained) -> list[tuple[str, str]]:
 
 
 def _problems_text(data: Row) -> str:
-    """Where the problems were from, as `data.json` has it."""
+    """Return the origin of the problems, from `data.json`."""
     if not data:
         return ""
     counts = [f"{data[part]:,} {part}" for part in ("train", "dev", "test") if isinstance(data.get(part), int)]
-    told = [f"{name} {data[name]}" for name in ("config", "file", "revision") if data.get(name)]
-    return cell("; ".join([str(data.get("dataset", "")), *told, *([", ".join(counts)] if counts else [])]))
+    origin = [f"{name} {data[name]}" for name in ("config", "file", "revision") if data.get(name)]
+    return cell("; ".join([str(data.get("dataset", "")), *origin, *([", ".join(counts)] if counts else [])]))
 
 
 def _plots(folder: RunFolder) -> list[tuple[str, str]]:
-    """(file name, what it shows) of the pictures of a folder."""
+    """Return (file name, caption) of the pictures of a folder."""
     names = [path.name for path in sorted(folder.plots.glob("*.png")) if PLOT_NAME.fullmatch(path.name)]
     first = [f"{stem}.png" for stem in PLOTS_TEXT if f"{stem}.png" in names]
     return [(name, PLOTS_TEXT.get(name[:-4], name[:-4].replace("_", " "))) for name in dict.fromkeys(first + names)]
 
 
 def _results(model: Trained) -> Row:
-    """What the template shows of results."""
+    """Return the template's values about results."""
     evaluation, benchmarks = model.evaluation, model.benchmarks
     rows = [tuple(row.values()) for row in results_table(evaluation)] if "after" in evaluation else []
     header = ("benchmark", "questions", "metric", "base model", "this model", "gain")
@@ -144,7 +144,7 @@ def _results(model: Trained) -> Row:
 
 
 def _training(model: Trained) -> Row:
-    """What the template shows of the training."""
+    """Return the template's values about the training."""
     arguments, environment, shown = model.arguments, model.environment, essentials(model)
     return {
         "base": _linked(model.base, model.base_id),
@@ -169,12 +169,12 @@ def _training(model: Trained) -> Row:
 
 
 def build_card(model: Trained, name: str, repository: str | None = None, output: Path | None = None) -> ModelCard:
-    """The card of a trained model.
+    """Build the card of a trained model.
 
     Args:
-        name: what the card calls it.
-        repository: its id on the Hub, which the code of the card loads; without one that is the card's own folder.
-        output: the folder of the card and its pictures, by default the model's.
+        name: name of the model on the card.
+        repository: Hub id that the card's code loads; by default the code loads the card's own folder.
+        output: folder of the card and its pictures, by default the model's folder.
     """
     where = repository or "."
     return ModelCard.from_template(
@@ -202,15 +202,15 @@ def write_card(
     output: Path | None = None,
     draws: bool = True,
 ) -> Path:
-    """Write `README.md`, and the pictures in it, and return its path.
+    """Write `README.md` with its pictures, and return its path.
 
     Args:
-        folder: of a run, of a checkpoint, or of a model by itself.
-        model_name: by default that of the repository, else of the folder.
+        folder: run, checkpoint, or folder of a model by itself.
+        model_name: name on the card, by default the repository's or else the folder's.
         repository: the model's id on the Hub.
         expected_weights: as in `trained.read`.
-        output: where to write, by default the same folder.
-        draws: renew the pictures; they take longer than the rest.
+        output: folder to write to, by default the same folder.
+        draws: redraw the pictures, which takes longer than writing the text.
     """
     model = trained.read(Path(folder), expected_weights)
     output = output or model.model
@@ -223,6 +223,6 @@ def write_card(
 
 
 def _name(model: Trained) -> str:
-    """That of the run, with the step of a checkpoint."""
+    """Return the name of the run, with the step of a checkpoint."""
     run, folder = model.run.path.resolve(), model.model.resolve()
     return folder.name if run == folder else f"{run.name}-{folder.name}"

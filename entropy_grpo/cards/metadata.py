@@ -1,7 +1,7 @@
-"""The metadata of a model card, by the Hub's rules (hub-docs, modelcard.md): only what the run's files tell.
+"""Metadata of a model card by the Hub's rules (hub-docs, modelcard.md), taken only from the run's files.
 
-What the Hub would read as a claim about one of its repositories (base model, data set) is left out for local ones
-and those of a task, and so is a licence that is not known.
+The Hub reads base model and data set as names of its repositories, so both are left out if they are local or belong to
+a task. An unknown licence is left out, too.
 """
 
 import re
@@ -15,7 +15,7 @@ from .results import TASK, eval_results
 
 TAGS = ("trl", "grpo", "rlvr", "reinforcement-learning", "entropy-grpo")
 FORKING, SHAPING, DAPO = "2506.01939", "2508.02260", "2503.14476"
-# Licences by the Hub's identifiers, of the models that recipes train; nothing is said of any other model.
+# Licences, as Hub identifiers, of the models that recipes train; a card names no licence for other models.
 _QWEN3 = ("0.6B", "1.7B", "4B", "8B", "14B")
 LICENCES = {
     **{f"Qwen/Qwen3-{size}{kind}": "apache-2.0" for size in _QWEN3 for kind in ("", "-Base")},
@@ -26,26 +26,26 @@ COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 
 def is_cold_start(trained: Trained) -> bool:
-    """Whether the training imitated responses, so that nothing of reinforcement learning applies."""
+    """Return whether the training imitated responses, so that settings of reinforcement learning do not apply."""
     return trained.recipe.get("trainer") == "sft"
 
 
 def is_shaped(trained: Trained) -> bool:
-    """Whether anything of arXiv 2508.02260 was used: a shaped advantage, or gradients in the LM head."""
+    """Return whether the run used a method of arXiv 2508.02260: shaped advantages or selection by gradient norm."""
     arguments = trained.arguments
     strengths = (arguments.get(name) for name in ("ppl_shaping_alpha", "position_shaping_gamma"))
     return any(strengths) or arguments.get("entropy_selection") == "gradient_norm"
 
 
 def papers(trained: Trained) -> list[str]:
-    """arXiv ids of what was used; the forking-token paper is also where the objective and its baseline are from."""
+    """Return the arXiv ids of the methods used; the forking-token paper defines the objective and its baseline."""
     if is_cold_start(trained):
         return [FORKING]
     return [FORKING, *[SHAPING] * is_shaped(trained), DAPO]
 
 
 def metadata(trained: Trained, name: str) -> ModelCardData:
-    """The front matter of the card of a model by this name."""
+    """Return the front matter of a model's card."""
     tags = ("trl", "sft", "entropy-grpo") if is_cold_start(trained) else TAGS
     if trained.arguments.get("loss_type") == "dapo":
         tags += ("dapo",)
@@ -59,7 +59,7 @@ def metadata(trained: Trained, name: str) -> ModelCardData:
         "base_model_relation": ("adapter" if is_adapter else "finetune") if trained.base_id else None,
         "datasets": [trained.dataset_id] if trained.dataset_id else None,
         "eval_results": results or None,
-        "model_name": name if results else None,  # of `model-index`; alone it is no field of the Hub's
+        "model_name": name if results else None,  # part of `model-index`; the Hub has no such field by itself
     }
     return ModelCardData(
         **{key: value for key, value in given.items() if value is not None},

@@ -1,7 +1,7 @@
-"""A trained model on the Hub: what of its folders belongs there, laid out in one folder, and uploaded.
+"""Upload of a trained model to the Hub: the files to publish are laid out in one folder and uploaded.
 
-That is the model, its tokenizer, the card with its pictures, and the records that the card is written from. Optimizer
-states, responses and `environment.json`, which names places on the machine, stay behind.
+Published are the model, its tokenizer, the card with its pictures, and the records behind the card. Optimizer states,
+responses and `environment.json`, which names paths on the machine, are not uploaded.
 """
 
 import shutil
@@ -25,10 +25,10 @@ def _records(model: Trained) -> list[Path]:
 
 
 def lay_out(folder: Path, repository: str, place: Path) -> None:
-    """Fill an empty folder with what is to be uploaded: large files as links, card and pictures made anew.
+    """Fill an empty folder with the files to upload: files and records as links, the card and its pictures new.
 
     Raises:
-        ValueError: there is no model that a reader could load, or a record holds a secret.
+        ValueError: the folder holds no model that a reader could load, or a record holds a secret.
     """
     try:
         validate_repo_id(repository)
@@ -55,7 +55,7 @@ def _not_png(names: list[str]) -> list[str]:
 
 
 def described(place: Path, repository: str) -> str:
-    """What an upload would do: the repository, the files with their sizes, the card."""
+    """Describe an upload: the repository, the files with their sizes, and the card."""
     files = sorted(path for path in place.rglob("*") if path.is_file())
     width = max(len(f"{path.stat().st_size:,}") for path in files)
     lines = [f"{path.stat().st_size:>{width},} bytes  {path.relative_to(place)}" for path in files]
@@ -64,7 +64,7 @@ def described(place: Path, repository: str) -> str:
 
 
 def push(place: Path, repository: str) -> str:
-    """Upload a folder in one commit, into a repository that is made if there is none; returns the commit's address."""
+    """Upload a folder in one commit, create the repository if needed, and return the commit's URL."""
     api = HfApi()
     try:
         api.create_repo(repository, exist_ok=True)
@@ -75,7 +75,7 @@ def push(place: Path, repository: str) -> str:
 
 
 def main(folder: str, repository: str | None, only_show: bool) -> None:
-    """`entropy-grpo card`: write the card into the folder, publish it with its model, or show what that would do."""
+    """Run `entropy-grpo card`: write the card into the folder, publish it with its model, or show either."""
     if repository is None and not only_show:
         print(write_card(folder))
         return

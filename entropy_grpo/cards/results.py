@@ -1,4 +1,4 @@
-"""What a model card says about how well a model does: rows of text for a reader, `EvalResult`s for the Hub."""
+"""Results on a model card: rows of text for a reader, and `EvalResult`s for the Hub."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 
 
 def share_text(measured: dict[str, float] | float | None, sign: str = "") -> str:
-    """A measured share with its interval, or a plain number, as text; empty for None."""
+    """Format a measured share with its interval, or a plain number; empty for None."""
     if measured is None:
         return ""
     if isinstance(measured, (int, float)):
@@ -29,7 +29,7 @@ def share_text(measured: dict[str, float] | float | None, sign: str = "") -> str
 
 
 def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
-    """Rows `name`, `before`, `after`, `gain` of what an evaluation measured, as text."""
+    """Return rows `name`, `before`, `after`, `gain` of an evaluation's measures, as text."""
     before, after, gain = (evaluation.get(side, {}) for side in ("before", "after", "gain"))
     names = [name for name in after or before if not name.startswith("num_")]
     return [
@@ -44,19 +44,22 @@ def results_table(evaluation: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _metrics(figures: Row) -> dict[str, tuple[str, Row]]:
-    """By the Hub's type of a metric, its usual name and its interval."""
-    found = figures.get("metrics", {})
-    count = found.get("num_samples")
+    """Return (usual name, interval) of every metric by the Hub's metric type."""
+    metrics = figures.get("metrics", {})
+    count = metrics.get("num_samples")
     measured = {
-        "accuracy": (f"Acc@{count}", found.get("acc@N")),
-        f"maj@{count}": (f"Maj@{count}", found.get("maj@N")),
-        f"pass@{count}": (f"Pass@{count}", found.get("pass@k", {}).get(str(count))),
+        "accuracy": (f"Acc@{count}", metrics.get("acc@N")),
+        f"maj@{count}": (f"Maj@{count}", metrics.get("maj@N")),
+        f"pass@{count}": (f"Pass@{count}", metrics.get("pass@k", {}).get(str(count))),
     }
     return {key: (name, interval) for key, (name, interval) in measured.items() if interval is not None}
 
 
 def benchmark_rows(benchmarks: list[Benchmark]) -> list[tuple[str, ...]]:
-    """(benchmark, questions, metric, base model, this model, gain) as text; a gain is of Acc@N and Maj@N alone."""
+    """Return rows (benchmark, questions, metric, base model, this model, gain) as text.
+
+    Only Acc@N and Maj@N have a gain.
+    """
     gains = {"Acc": "acc@N", "Maj": "maj@N"}
     rows = []
     for one in benchmarks:
@@ -70,14 +73,14 @@ def benchmark_rows(benchmarks: list[Benchmark]) -> list[tuple[str, ...]]:
 
 
 def sampling_text(benchmarks: list[Benchmark]) -> list[str]:
-    """How the responses of each benchmark were drawn, one line for those that share it."""
+    """Return the sampling settings of the benchmarks, one line for benchmarks with equal settings."""
     by_settings: dict[str, list[str]] = {}
     for one in benchmarks:
         settings = one.figures.get("settings", {})
-        told = [f"{name} {settings[name]}" for name in SAMPLING if settings.get(name) is not None]
-        told += [f"prompt {settings['template']}"] if settings.get("template") else []
-        by_settings.setdefault(", ".join(told), []).append(one.name)
-    return [f"{', '.join(names)}: {told}" for told, names in by_settings.items() if told]
+        sampling = [f"{name} {settings[name]}" for name in SAMPLING if settings.get(name) is not None]
+        sampling += [f"prompt {settings['template']}"] if settings.get("template") else []
+        by_settings.setdefault(", ".join(sampling), []).append(one.name)
+    return [f"{', '.join(names)}: {sampling}" for sampling, names in by_settings.items() if sampling]
 
 
 def _interval(interval: Row) -> Row:
@@ -85,11 +88,11 @@ def _interval(interval: Row) -> Row:
 
 
 def _held_out(trained: Trained) -> list[EvalResult]:
-    """Of the problems that the run kept back from its training set."""
+    """Return the results on held-out problems of the run's data set."""
     after, arguments = trained.evaluation.get("after", {}), trained.arguments
-    told = {"problems": after.get("num_problems"), "samples": after.get("num_samples")}
-    told |= {"temperature": arguments.get("temperature"), "max_tokens": arguments.get("max_completion_length")}
-    settings = {name: value for name, value in told.items() if value is not None}
+    known = {"problems": after.get("num_problems"), "samples": after.get("num_samples")}
+    known |= {"temperature": arguments.get("temperature"), "max_tokens": arguments.get("max_completion_length")}
+    settings = {name: value for name, value in known.items() if value is not None}
     name = trained.dataset_id or (trained.dataset or "").rpartition(":")[2].rpartition("/")[2] or "unnamed"
     return [
         EvalResult(
@@ -108,10 +111,10 @@ def _held_out(trained: Trained) -> list[EvalResult]:
 
 
 def _of_benchmark(one: Benchmark) -> list[EvalResult]:
-    settings, found = one.figures.get("settings", {}), one.figures["metrics"]
-    told = {"questions": found.get("num_questions"), "samples": found.get("num_samples")}
-    told |= {name: settings.get(name) for name in (*SAMPLING, "template")}
-    shared = {name: value for name, value in told.items() if value is not None}
+    settings, metrics = one.figures.get("settings", {}), one.figures["metrics"]
+    known = {"questions": metrics.get("num_questions"), "samples": metrics.get("num_samples")}
+    known |= {name: settings.get(name) for name in (*SAMPLING, "template")}
+    shared = {name: value for name, value in known.items() if value is not None}
     return [
         EvalResult(
             task_type=TASK,
@@ -128,12 +131,12 @@ def _of_benchmark(one: Benchmark) -> list[EvalResult]:
 
 
 def eval_results(trained: Trained) -> list[EvalResult]:
-    """Every measured share of this model with its interval and settings, as in the Hub's `model-index`."""
+    """Return every measured share of the model with its interval and settings, for the Hub's `model-index`."""
     return _held_out(trained) + [result for one in trained.benchmarks for result in _of_benchmark(one)]
 
 
 def entropy_text(trained: Trained) -> str:
-    """The policy's mean token entropy before and after, in nats, from whatever file tells it; empty if none does."""
+    """Return a sentence on the mean token entropy before and after training, empty if no file holds it."""
     parts = []
     before, after = (trained.evaluation.get(side, {}).get("mean_entropy") for side in ("before", "after"))
     if before is not None and after is not None:
@@ -146,8 +149,8 @@ def entropy_text(trained: Trained) -> str:
 
 
 def dev_accuracy(trained: Trained) -> float | None:
-    """Accuracy on the problems that are held out for use during training, at this very step."""
-    found = [
+    """Return the accuracy on the development problems at the model's step, or None if it was not measured."""
+    values = [
         row["eval_accuracy"] for row in trained.rows if row.get("step") == trained.step and "eval_accuracy" in row
     ]
-    return found[-1] if found else None
+    return values[-1] if values else None

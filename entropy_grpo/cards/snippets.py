@@ -1,6 +1,6 @@
-"""Code of a model card that a reader runs: the model asked as in training, and its training launched again.
+"""Code on a model card for a reader to run: sampling as in training, and launching the training again.
 
-Whatever comes from a file stands in it as a Python literal on one line, or is left out, so that it is never code.
+Values from files are written as Python literals on one line or left out, so that they are never executed.
 """
 
 import re
@@ -11,26 +11,26 @@ from ..runs.trained import Trained
 from ..runs.weights import ADAPTER
 
 LONGEST_PROMPT = 600
-# What vLLM takes for the largest rank of an adapter.
+# Values that vLLM accepts as the largest rank of an adapter.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 VERSION = re.compile(r"[\w.]+(?=\+|$)")
 REVISION = re.compile(r"[0-9a-f]{7,40}")
 
 
 def _number(value: Any, default: float) -> str:
-    """A number as code; a file may hold anything in its place."""
+    """Return a number as code, or the default if the file's value is not a number."""
     return repr(value if isinstance(value, (int, float)) and not isinstance(value, bool) else default)
 
 
 def _prompt(trained: Trained) -> list[str]:
-    """Lines that set `prompt` as the model knows it, and `inputs`, its tokens."""
+    """Return lines that set `prompt`, in the format of the training, and its tokens `inputs`."""
     template = trained.arguments.get("prompt_template")
     tokens = 'inputs = tokenizer(prompt, return_tensors="pt")'
     if template in TEMPLATES:
         lines = ['question = "What is the sum of the first ten primes?"']
         return [*lines, f'prompt = {TEMPLATES[template]!r}.replace("{{question}}", question)', tokens]
     if trained.prompt is not None and len(trained.prompt) <= LONGEST_PROMPT:
-        # With its special tokens in the text, as it was logged.
+        # The prompt was logged with its special tokens in the text.
         return [
             f"prompt = {trained.prompt!r}  # a problem of the training set",
             tokens.replace("prompt,", "prompt, add_special_tokens=False,"),
@@ -39,7 +39,7 @@ def _prompt(trained: Trained) -> list[str]:
 
 
 def transformers_snippet(trained: Trained, model: str) -> str:
-    """Sample one response as in training; `model` is an id on the Hub or a folder."""
+    """Return code that samples one response as in training; `model` is a Hub id or a folder."""
     package, loader = ("transformers", "AutoModelForCausalLM")
     imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if trained.weights == ADAPTER:
@@ -64,7 +64,7 @@ def transformers_snippet(trained: Trained, model: str) -> str:
 
 
 def vllm_snippet(trained: Trained, model: str) -> str:
-    """The same with vLLM, whose processes read the file again that they are started from."""
+    """Return the same code for vLLM, with a main guard because vLLM's processes import the file again."""
     arguments = trained.arguments
     temperature = _number(arguments.get("temperature"), 1.0)
     length = _number(arguments.get("max_completion_length"), 512)
@@ -97,15 +97,15 @@ def vllm_snippet(trained: Trained, model: str) -> str:
 
 
 def reproduce_snippet(trained: Trained) -> str:
-    """Shell commands that launch the training again with what it ran with, as far as files tell."""
+    """Return shell commands that launch the training again with the versions that the run's files record."""
     environment, versions, lines = trained.environment, trained.versions, []
     revision = REVISION.match(str(environment.get("git_revision", "")))
     if revision:
         lines.append(f"git checkout {revision[0]}  # in a clone of entropy-grpo")
     wanted = []
     for name in ("trl", "transformers", "torch", "accelerate", "peft", "vllm"):
-        found = VERSION.match(str(versions.get(name, "")))
-        wanted += [f"{name}=={found[0]}"] if found else []
+        match = VERSION.match(str(versions.get(name, "")))
+        wanted += [f"{name}=={match[0]}"] if match else []
     if wanted:
         lines.append(f"pip install -e . {' '.join(wanted)}")
     processes = environment.get("num_processes")
@@ -114,7 +114,7 @@ def reproduce_snippet(trained: Trained) -> str:
 
 
 def whole_model_snippet(trained: Trained) -> str:
-    """Shell commands, in the checkpoint's folder, that make one model of a sharded checkpoint's pieces."""
+    """Return shell commands that merge a sharded checkpoint into one model, for its folder."""
     lines = ["accelerate merge-weights pytorch_model_fsdp_0 whole"]
     if (trained.run.path / "config.json").exists() and trained.run.path != trained.model:
         return "\n".join([*lines, "cp ../*config.json ../tokenizer* whole"])

@@ -1,1 +1,1 @@
-"""Several runs side by side, and sweeps that make them."""
+"""Comparison of runs, and sweeps that launch runs to compare."""

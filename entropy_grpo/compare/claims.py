@@ -1,13 +1,13 @@
-"""What true and spurious rewards on one recipe allow one to claim.
+"""Claims that true and spurious rewards on one recipe support.
 
-Models exist that gain as much from a coin as from the truth (arXiv 2506.10947): a gain says something of its reward
-only beyond what controls gain, which are paid for a coin, for wrong answers or for a box. Compared are groups of runs
-whose recipes differ in the rewards trained on alone, and whose answers are judged by one reward.
+Some models gain as much from a random reward as from a true one (arXiv 2506.10947). A gain is therefore evidence for
+its reward only beyond the gains of controls, which reward chance, wrong answers or a box. Groups are comparable if
+their recipes differ only in the trained rewards, and one reward judges their answers.
 
-A group's gain is that over its own start, in accuracy on held-out problems, paired as `differences` has it; the
-difference of two gains is paired again, by seed and problem. Two families of tests are corrected by Holm's method,
-each by itself: whether each group gains, and whether the true reward gains more than each control. A sentence claims a
-gain or a difference only where its corrected p-value is below 0.05. The intervals are those of single tests.
+A group's gain is its accuracy on held-out problems minus the accuracy at its own start, paired as in `metrics.seeds`.
+The difference of two gains is paired again, by seed and problem. Holm's method corrects two families of tests
+separately: whether each group gains, and whether the true reward gains more than each control. A sentence claims a
+gain or a difference only if its corrected p-value is below 0.05. Intervals are not corrected.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,14 @@ Test = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """A group of runs of one recipe but for the seed.
+    """Group of runs whose recipes differ only in the seed.
 
     Attributes:
-        reward: what it was trained on, as text.
-        names: the same as names; `judge` is the reward that says what is right.
-        recipe: all other settings, as a text that is equal where they are.
+        label: name of the group.
+        reward: text of the trained rewards.
+        names: names of the trained rewards.
+        judge: name of the reward that decides correctness.
+        recipe: text of all other settings, equal if the settings are equal.
         before, after: accuracy by seed and problem.
     """
 
@@ -42,17 +44,17 @@ class Trial:
 
     @property
     def is_control(self) -> bool:
-        """Whether it was trained on nothing but rewards that do not say what is right."""
+        """True if the group was trained only on rewards that do not depend on correctness."""
         return bool(self.names) and set(self.names) <= set(CONTROL_REWARDS)
 
     @property
     def is_true(self) -> bool:
-        """Whether it was trained on what says what is right, and on nothing else."""
+        """True if the group was trained on the judging reward alone, and that reward is not a control."""
         return self.names == (self.judge,) and not self.is_control
 
     @property
     def gains(self) -> Side:
-        """How far each problem's accuracy rose, by seed, on the problems that were answered before and after."""
+        """Accuracy after minus before of each problem with both, by seed."""
         return {
             seed: {problem: after[problem] - start for problem, start in self.before[seed].items() if problem in after}
             for seed, after in self.after.items()
@@ -61,25 +63,27 @@ class Trial:
 
 
 def pairs(trials: Sequence[Trial]) -> list[tuple[Trial, Trial]]:
-    """(true, control) of one recipe and one judge, for every control that has such a true reward."""
+    """Return pairs (true, control) with the same recipe and judge, for every control that has a true counterpart."""
     true = {(trial.recipe, trial.judge): trial for trial in trials if trial.is_true}
     controls = [trial for trial in trials if trial.is_control]
     return [(true[c.recipe, c.judge], c) for c in controls if (c.recipe, c.judge) in true]
 
 
 def report(trials: Sequence[Trial]) -> dict[str, Any] | None:
-    """Gains by label, and by the control's what the true reward gains beyond it; None without such a pair.
+    """Test gains of all groups, and the gain of true rewards beyond their controls.
 
-    Both are of JSON's types. A control has `true`, the label of its true reward, and `claim`, a sentence; the figures
-    are left out where no run has answers before and after, or no seed is shared.
+    Returns:
+        `gains` by label and `beyond` by the control's label, in JSON types, or None without a pair of true reward and
+        control. An entry of `beyond` has `true`, the label of the true reward, and `claim`, a sentence. Figures are
+        left out if no run has answers before and after, or no seed is shared.
     """
-    found = pairs(trials)
-    if not found:
+    matched = pairs(trials)
+    if not matched:
         return None
-    taking_part = {trial.label: trial for pair in found for trial in pair}
+    taking_part = {trial.label: trial for pair in matched for trial in pair}
     tests = {label: difference(trial.before, trial.after) for label, trial in taking_part.items()}
     correct(test for test in tests.values() if test is not None)
-    beyond = {control.label: difference(control.gains, true.gains) for true, control in found}
+    beyond = {control.label: difference(control.gains, true.gains) for true, control in matched}
     correct(test for test in beyond.values() if test is not None)
     named = {label: {"reward": one.reward, "control": one.is_control} for label, one in taking_part.items()}
     return {
@@ -88,25 +92,25 @@ def report(trials: Sequence[Trial]) -> dict[str, Any] | None:
             control.label: (beyond[control.label] or {})
             | {"true": true.label}
             | {"claim": claim(true, control, tests[true.label], tests[control.label], beyond[control.label])}
-            for true, control in found
+            for true, control in matched
         },
     }
 
 
 def _sign(test: Test) -> int:
-    """1 or -1 where the corrected test tells the value from zero, else 0."""
+    """Return the sign of a test's value if the corrected test is significant, else 0."""
     return 0 if test["p_corrected"] >= SIGNIFICANT else 1 if test["value"] > 0 else -1
 
 
 def claim(true: Trial, control: Trial, gain: Test | None, spurious: Test | None, beyond: Test | None) -> str:
-    """One or two sentences on what the true reward's gain shows, given what the control gains."""
+    """Return one or two sentences with the claim that the gains of the true reward and the control support."""
     names = f"{true.reward} and {control.reward}"
     if gain is None or spurious is None or beyond is None:
         return f"{names}: no seed has answers before and after under both, so nothing can be claimed."
-    said = f"{names}: {_beyond_text(true, control, gain, spurious, beyond)}"
+    text = f"{names}: {_beyond_text(true, control, gain, spurious, beyond)}"
     if beyond["over"].endswith("problems"):
-        said += " One seed was compared: this holds for these two runs, and says nothing about others."
-    return said
+        text += " One seed was compared: this holds for these two runs, and says nothing about others."
+    return text
 
 
 def _beyond_text(true: Trial, control: Trial, gain: Test, spurious: Test, beyond: Test) -> str:
@@ -152,7 +156,7 @@ def _negative(test: Test) -> Test:
 
 
 def _control_gains(control: Trial, spurious: Test) -> str:
-    """A further sentence where the control gains by itself."""
+    """Return a further sentence if the control gains by itself, else an empty text."""
     if _sign(spurious) <= 0:
         return ""
     gained = interval_text(spurious, sign="+")
@@ -160,7 +164,7 @@ def _control_gains(control: Trial, spurious: Test) -> str:
 
 
 def tables(found: dict[str, Any]) -> list[list[list[str]]]:
-    """Rows of two tables, headers first: gains over the own start, and of the true reward beyond each control."""
+    """Return the rows of two tables, headers first: gains over the own start, and gains beyond each control."""
     gains = [["reward trained on", "", "gain over its own start", "over", "p", "p, corrected"]] + [
         [label, "control" if test["control"] else "true", *_cells(test)] for label, test in found["gains"].items()
     ]

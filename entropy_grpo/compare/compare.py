@@ -1,12 +1,12 @@
-"""Runs side by side: what differs in their recipes, what came of it over seeds, whether that is chance, and its cost.
+"""Comparison of runs: differing settings, values over seeds, tests of differences, and costs.
 
-Runs whose recipes differ in the seed alone are one group. A group's value is the mean over its seeds with Student's t
-interval; where it has one run, it is that run's with its interval over problems, which says nothing about seeds.
-Differences from the baseline are those of `differences`: in accuracy on held-out problems and in Acc@N of every
-benchmark. Their p-values are corrected by Holm's method (1979) as one family, all groups and all measures, since who
-reads the table looks at all of it. `notes` say what only some runs were measured by, or with other settings.
+Runs whose recipes differ only in the seed form a group. A group's value is the mean over its seeds with Student's t
+interval. A group of one run has the run's value with its interval over problems, which does not cover seeds.
+Differences from the baseline, computed by `metrics.seeds`, are in accuracy on held-out problems and in Acc@N of every
+benchmark. Holm's method (1979) corrects their p-values as one family of all groups and all measures, because a reader
+sees the whole table. `notes` name measures that some runs lack, or that were taken with different settings.
 
-Where true and spurious rewards are among the runs, `claims` says what that shows.
+If true and spurious rewards are among the runs, `claims` states the claims that they support.
 """
 
 import math
@@ -25,7 +25,7 @@ from ..runs.trained import cost
 from . import claims, tables
 from .runs import COMPARED, NOT_THE_EXPERIMENT, REWARDS, Run, read_run, unlike
 
-# What is drawn of a series at most, and the series, by the name that a run logs them under.
+# Maximum number of points of a drawn series; captions of the drawn series by their logged name.
 POINTS = 24
 CURVES = {
     "eval_accuracy": "accuracy on held-out problems",
@@ -41,13 +41,13 @@ Groups = dict[str, list[Run]]
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings of the experiment that are not the same in all runs."""
+    """Return the settings of the experiment that are not the same in all runs."""
     names = sorted(set().union(*(run.settings for run in runs)) - NOT_THE_EXPERIMENT)
     return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
 
 
 def _label(run: Run, names: Sequence[str], tells_judge: bool) -> str:
-    """A run by the values of settings; of its rewards, by those that it was trained on."""
+    """Return a run's label from its values of settings and from the rewards that it was trained on."""
     parts = [f"{name} {run.settings.get(name, 'default')}" for name in names if name not in REWARDS]
     if REWARDS & set(names):
         parts.append(f"reward {run.reward_text}" + (f", judged by {run.judged_by}" if tells_judge else ""))
@@ -55,10 +55,10 @@ def _label(run: Run, names: Sequence[str], tells_judge: bool) -> str:
 
 
 def grouped(runs: Sequence[Run], by: str | None = None) -> Groups:
-    """Runs by what they try: by all settings that differ, or by one; labels name them.
+    """Group runs by all settings that differ, or by one setting, under labels.
 
     Raises:
-        ValueError: `by` is set in no run; two runs of a group have one seed.
+        ValueError: no run sets `by`, or, without `by`, two runs of a group have the same seed.
     """
     if by is not None and all(by not in run.settings for run in runs):
         known = {name for run in runs for name in run.settings}
@@ -76,10 +76,10 @@ def grouped(runs: Sequence[Run], by: str | None = None) -> Groups:
 
 
 def curve(runs: Sequence[Run], key: str) -> dict[int, dict[str, float]]:
-    """Mean of a series over runs, from the lowest to the highest run, by step.
+    """Return mean, lowest and highest value of a series over runs, by step.
 
-    A series with more than POINTS values is averaged within each run over so many stretches of steps first, each named
-    by its last: what differs between runs shows, and not what differs between batches.
+    A series with more than POINTS values is first averaged within each run over POINTS ranges of steps, labelled by
+    their last step. The spread then shows differences between runs, not between batches.
     """
     series = [[(row["step"], row[key]) for row in run.steps if row.get(key) is not None] for run in runs]
     last = max((step for points in series for step, _ in points), default=0)
@@ -98,7 +98,7 @@ def curve(runs: Sequence[Run], key: str) -> dict[int, dict[str, float]]:
 
 
 def _measure(members: Sequence[Run], name: str) -> dict[str, Any]:
-    """A measure over those runs of a group that have it."""
+    """Return the value of a measure over the runs of a group that have the measure."""
     values = [run.measures[name] for run in members if name in run.measures]
     if len(values) > 1:
         return over_seeds([value["value"] if isinstance(value, dict) else value for value in values])
@@ -122,47 +122,47 @@ def _group(members: Sequence[Run]) -> dict[str, Any]:
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """What of the measures a reader has to know: which runs lack them, and which cannot be compared."""
+    """Return sentences on measures that some runs lack, and on measures that cannot be compared."""
     lacking: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for run in runs for name in run.measures):
         without = ", ".join(str(run.path) for run in runs if name not in run.measures)
         lacking.setdefault(without, []).append(name)
-    found = [f"{', '.join(names)}: not known of {without}." for without, names in lacking.items() if without]
-    told = {name: unlike(runs, name) for name in _compared(runs)}
-    return found + [f"{name}: {why}, so it is not compared." for name, why in told.items() if why]
+    notes = [f"{', '.join(names)}: not known of {without}." for without, names in lacking.items() if without]
+    reasons = {name: unlike(runs, name) for name in _compared(runs)}
+    return notes + [f"{name}: {why}, so it is not compared." for name, why in reasons.items() if why]
 
 
 def _compared(runs: Sequence[Run]) -> list[str]:
-    """The measures that have an answer to each problem or question."""
+    """Return the measures that have an answer to each problem or question."""
     return list(dict.fromkeys(name for run in runs for name in run.answers))
 
 
 def _side(members: Sequence[Run], name: str) -> Side:
-    """Accuracy by seed and problem, where a group has several runs of a seed their mean."""
-    found: dict[int, dict[str, list[float]]] = {}
+    """Return accuracy by seed and problem, as a mean if a group has several runs of a seed."""
+    accuracies: dict[int, dict[str, list[float]]] = {}
     for run in members:
         for problem, value in run.answers.get(name, {}).items():
-            found.setdefault(run.seed, {}).setdefault(problem, []).append(value)
-    return {seed: {problem: float(np.mean(v)) for problem, v in of.items()} for seed, of in found.items()}
+            accuracies.setdefault(run.seed, {}).setdefault(problem, []).append(value)
+    return {seed: {problem: float(np.mean(v)) for problem, v in of.items()} for seed, of in accuracies.items()}
 
 
 def _differences(groups: Groups, reference: str) -> dict[str, dict[str, Any]]:
-    """Paired differences from a group, by label and measure."""
+    """Return paired differences from the reference group, by label and measure."""
     runs = [run for members in groups.values() for run in members]
-    found: dict[str, dict[str, Any]] = {}
+    differences: dict[str, dict[str, Any]] = {}
     for name in _compared(runs):
         if unlike(runs, name):
             continue
         sides = {label: _side(members, name) for label, members in groups.items()}
         for label, side in sides.items():
             if label != reference and (test := difference(sides[reference], side)) is not None:
-                found.setdefault(label, {})[name] = test
-    correct(test for tests in found.values() for test in tests.values())
-    return found
+                differences.setdefault(label, {})[name] = test
+    correct(test for tests in differences.values() for test in tests.values())
+    return differences
 
 
 def _trial(label: str, members: Sequence[Run]) -> claims.Trial | None:
-    """A group for `claims`; None where its runs differ in more than the seed."""
+    """Return a group for `claims`, or None if its runs differ in more than the seed."""
     first = members[0]
     if any((run.rest, run.reward, run.judged_by) != (first.rest, first.reward, first.judged_by) for run in members):
         return None
@@ -173,10 +173,10 @@ def _trial(label: str, members: Sequence[Run]) -> claims.Trial | None:
 
 
 def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = None) -> dict[str, Any]:
-    """Groups of runs with their values, differences from the baseline's group, curves and costs, of JSON's types.
+    """Return groups of runs with values, differences from the baseline's group, curves and costs, in JSON types.
 
-    The baseline is one of the runs, by default one of a true reward where spurious ones are among them; see `grouped`
-    for errors.
+    The baseline is one of the runs. By default it is a group with a true reward if there are also spurious rewards.
+    See `grouped` for errors.
     """
     groups = grouped(runs, by)
     result: dict[str, Any] = {
@@ -197,7 +197,7 @@ def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = N
 
 
 def compare_folders(paths: Sequence[str | Path], baseline: str | Path | None, by: str | None) -> dict[str, Any]:
-    """`compare` for run folders; `ValueError` also where the baseline is none of them."""
+    """Compare run folders; raise `ValueError`, too, if the baseline is not among the runs."""
     runs = {Path(path).resolve(): read_run(path) for path in paths}
     if baseline is not None and Path(baseline).resolve() not in runs:
         raise ValueError(f"--baseline is {baseline}, which is none of the runs: name one of them.")
@@ -205,7 +205,7 @@ def compare_folders(paths: Sequence[str | Path], baseline: str | Path | None, by
 
 
 def write(found: dict[str, Any], folder: Path) -> list[Path]:
-    """Write `comparison.md`, `.json` and `.png`; their paths."""
+    """Write `comparison.md`, `.json` and `.png`, and return their paths."""
     paths = [folder / f"comparison.{suffix}" for suffix in ("md", "json", "png")]
     plots.comparison({name: group["curves"] for name, group in found["groups"].items()}, CURVES, paths[2])
     files.write_text(paths[0], f"{tables.as_markdown(found)}\n\n![curves](comparison.png)\n")

@@ -1,4 +1,4 @@
-"""What `entropy-grpo compare` and `sweep` are asked for; light, since the command line reads it for its help."""
+"""Options of `entropy-grpo compare` and `sweep`, without heavy imports, because the command line's help reads them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Runs, and what they are compared by."""
+    """Runs, their baseline and the setting that groups them."""
 
     runs: Sequence[str]
     """run folders"""
@@ -21,7 +21,7 @@ class CompareOptions:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """A recipe, the variants of it that run, and how."""
+    """Recipe of a sweep, its variants, and settings of the launch."""
 
     recipe: str
     """a file of recipes/, or any YAML"""

@@ -1,7 +1,7 @@
-"""What the folder of a run tells a comparison: its settings, its curves, what it measured at its end, its cost.
+"""Runs as a comparison reads them from their folders: settings, curves, final measures and cost.
 
-Measures are those of `evaluation.json` after training and Acc@N of every benchmark that `entropy-grpo eval`, or the
-run itself, left for its last weights (`trained.Trained.benchmarks`).
+The measures are the values of `evaluation.json` after training, and Acc@N of every benchmark that `entropy-grpo eval`
+or the run itself evaluated with the last weights (`trained.Trained.benchmarks`).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ..runs.files import Row
 from ..runs.folder import RunFolder
 from ..runs.trained import Benchmark
 
-# Settings that do not make another experiment: what may change between seeds, and where and when a run writes.
+# Settings that do not change the experiment: seeds, and places and times of writing.
 NOT_THE_EXPERIMENT = {
     "seed",
     "data_seed",
@@ -35,7 +35,7 @@ NOT_THE_EXPERIMENT = {
     "accelerate_config",
 }
 REWARDS = {"rewards", "reward_weights"}
-# Of a benchmark's settings, those that do not make it another measurement: the model and what wrote its responses.
+# Settings of a benchmark that do not change the measurement: the model and the backend.
 NOT_THE_BENCHMARK = {"model", "model_revision", "weights", "backend", "dtype", "batch_size", "seed"}
 COMPARED = "accuracy"
 Answers = dict[str, float]
@@ -43,7 +43,7 @@ Answers = dict[str, float]
 
 @dataclass(frozen=True)
 class Run:
-    """What the folder of a finished or running run says."""
+    """Contents of the folder of a finished or running run."""
 
     path: Path
     settings: dict[str, Any]
@@ -54,17 +54,17 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The seed of the recipe; TRL's default where it names none."""
+        """Seed of the recipe, or TRL's default if the recipe sets none."""
         return self.environment.get("arguments", {}).get("seed", self.settings.get("seed", 42))
 
     @property
     def judged_by(self) -> str:
-        """The reward that says whether an answer is right."""
+        """Name of the reward that decides whether an answer is right."""
         return self.settings.get("rewards", ["accuracy"])[0]
 
     @property
     def reward(self) -> dict[str, float]:
-        """The rewards that it was trained on, with their weights, `overlong` among them."""
+        """Rewards that the run was trained on, including `overlong`, with their weights."""
         names = self.settings.get("rewards", ["accuracy"])
         weights = self.settings.get("reward_weights") or [1.0] * len(names)
         return {name: weight for name, weight in zip(names, weights, strict=True) if weight}
@@ -75,58 +75,61 @@ class Run:
 
     @property
     def rest(self) -> str:
-        """All of its experiment but which reward it was trained on, as a text to compare by."""
+        """Text of all settings of the experiment except the trained rewards, for comparing recipes."""
         kept = sorted(self.settings.keys() - NOT_THE_EXPERIMENT - REWARDS)
         return repr([(name, self.settings[name]) for name in kept] + [(OVERLONG, self.reward.get(OVERLONG))])
 
     def held_out(self, when: str) -> Answers:
-        """Accuracy by problem `before` or `after` training."""
-        found: dict[str, list[float]] = {}
+        """Return the accuracy by problem `before` or `after` training."""
+        scores: dict[str, list[float]] = {}
         for row in files.read_jsonl(RunFolder(self.path).answers(when)):
-            found.setdefault(str(row["prompt"]), []).append(float(is_right(next(iter(row["rewards"].values())))))
-        return {problem: sum(values) / len(values) for problem, values in found.items()}
+            scores.setdefault(str(row["prompt"]), []).append(float(is_right(next(iter(row["rewards"].values())))))
+        return {problem: sum(values) / len(values) for problem, values in scores.items()}
 
     @cached_property
     def answers(self) -> dict[str, Answers]:
-        """Accuracy by problem of every measure that has answers to its name."""
-        found = {COMPARED: self.held_out("after")}
+        """Accuracy by problem of every measure that has answers."""
+        accuracies = {COMPARED: self.held_out("after")}
         for name, one in self.benchmarks.items():
             if one.path.with_suffix(".parquet").exists():
                 samples = results.read(one.path.parent, one.path.stem)[0]
                 asked = dict.fromkeys(samples["question"].to_pylist())
                 correct = results.samples_of(samples).correct.mean(1)
-                found[name] = dict(zip(asked, correct.tolist(), strict=True))
-        return {name: answers for name, answers in found.items() if answers}
+                accuracies[name] = dict(zip(asked, correct.tolist(), strict=True))
+        return {name: answers for name, answers in accuracies.items() if answers}
 
     @property
     def measures(self) -> dict[str, Any]:
         """Numbers and intervals by name."""
-        found = {name: value for name, value in self.after.items() if not name.startswith("num_")}
-        return found | {name: one.figures["metrics"]["acc@N"] for name, one in self.benchmarks.items()}
+        values = {name: value for name, value in self.after.items() if not name.startswith("num_")}
+        return values | {name: one.figures["metrics"]["acc@N"] for name, one in self.benchmarks.items()}
 
 
 def read_run(path: str | Path) -> Run:
-    """A run folder; `ValueError` for a folder that is none."""
+    """Read a run folder; raise `ValueError` if the folder is not a run."""
     folder = RunFolder(Path(path))
     if not folder.recipe.is_file():
         raise ValueError(f"{path} has no recipe.yaml, so it is no run folder: name folders such as runs/NAME.")
-    found = trained.read(folder.path)
+    record = trained.read(folder.path)
     return Run(
         path=folder.path,
-        settings=found.recipe,
-        environment=found.environment,
+        settings=record.recipe,
+        environment=record.environment,
         steps=files.read_steps(folder.metrics),
-        after=found.evaluation.get("after", {}),
-        benchmarks={f"{one.name} Acc@{one.figures['metrics']['num_samples']}": one for one in found.benchmarks},
+        after=record.evaluation.get("after", {}),
+        benchmarks={f"{one.name} Acc@{one.figures['metrics']['num_samples']}": one for one in record.benchmarks},
     )
 
 
 def unlike(runs: Sequence[Run], measure: str) -> str:
-    """In what the evaluations behind a measure differ, of what all of them tell, as words; empty where they do not."""
+    """Return the reason why the evaluations of a measure are not comparable, empty if they are.
+
+    Only settings that all evaluations record are compared.
+    """
     if measure == COMPARED:
         judges = sorted({run.judged_by for run in runs if run.after})
         return f"answers are judged by {' and '.join(judges)}" if len(judges) > 1 else ""
-    told = [run.benchmarks[measure].figures.get("settings", {}) for run in runs if measure in run.benchmarks]
-    shared = set.intersection(*map(set, told)) - NOT_THE_BENCHMARK if told else set()
-    names = sorted(name for name in shared if len({repr(one[name]) for one in told}) > 1)
+    settings = [run.benchmarks[measure].figures.get("settings", {}) for run in runs if measure in run.benchmarks]
+    shared = set.intersection(*map(set, settings)) - NOT_THE_BENCHMARK if settings else set()
+    names = sorted(name for name in shared if len({repr(one[name]) for one in settings}) > 1)
     return f"evaluations differ in {', '.join(names)}" if names else ""

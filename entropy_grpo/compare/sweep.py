@@ -1,7 +1,7 @@
-"""Runs of one recipe with other settings and seeds, one after the other or several at once, and their comparison.
+"""Sweeps: runs of one recipe with other settings and seeds, sequential or concurrent, and their comparison.
 
-A sweep is a folder with a run in each of its own; which of them are done stands in its `sweep.json`, so that a sweep
-that was killed goes on where it was: runs that are done are not repeated, one that was under way resumes.
+A sweep is a folder with a subfolder per run. Its `sweep.json` lists finished runs, so that a killed sweep continues:
+finished runs are not repeated, and an unfinished run resumes from its newest checkpoint.
 """
 
 import itertools
@@ -28,7 +28,7 @@ LIST = "sweep.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: the words that it adds to the recipe, its seed, and its folder."""
+    """Run of a sweep: overriding words, seed and folder."""
 
     words: tuple[str, ...]
     seed: int
@@ -36,7 +36,7 @@ class Trial:
 
     @property
     def settings(self) -> list[str]:
-        """All words that it adds: it runs in its folder, from the start or from its newest checkpoint."""
+        """All overriding words, including seed, output folder and resumption from the newest checkpoint."""
         ours = ["--seed", str(self.seed), "--output_dir", str(self.folder), "--resume_from_checkpoint", "auto"]
         return [*self.words, *ours]
 
@@ -49,23 +49,25 @@ def _pairs(text: str) -> tuple[str, str]:
 
 
 def variants(products: Sequence[str], others: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The words of every variant: all combinations of `key=a,b,c`, and each list of `key=value` as it is.
+    """Return the words of every variant: all combinations of `key=a,b,c`, and each list of `key=value`.
 
-    A list, in brackets, is one value.
+    A list in brackets counts as one value.
     """
     choices = []
     for text in products:
         key, value = _pairs(text)
         values = [value] if value.startswith("[") else value.split(",")
         choices.append([(f"--{key}", chosen) for chosen in values])
-    found = [tuple(itertools.chain(*combination)) for combination in itertools.product(*choices)] if choices else []
+    combinations = (
+        [tuple(itertools.chain(*combination)) for combination in itertools.product(*choices)] if choices else []
+    )
     for words in others:
-        found.append(tuple(itertools.chain(*((f"--{key}", value) for key, value in map(_pairs, words)))))
-    return list(dict.fromkeys(found)) or [()]
+        combinations.append(tuple(itertools.chain(*((f"--{key}", value) for key, value in map(_pairs, words)))))
+    return list(dict.fromkeys(combinations)) or [()]
 
 
 def trials(words: Sequence[tuple[str, ...]], seeds: int, folder: Path) -> list[Trial]:
-    """Every variant with seeds 0, 1, ...; seeds turn fastest last, so that a sweep cut short has whole rounds."""
+    """Return every variant with seeds 0, 1, ..., seed by seed, so that an interrupted sweep has complete seeds."""
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}: it must be 1 or more.")
     names = ["-".join(word.removeprefix("--") for word in variant) or "as-it-is" for variant in words]
@@ -80,11 +82,11 @@ def trials(words: Sequence[tuple[str, ...]], seeds: int, folder: Path) -> list[T
 
 
 def run(recipe: str, planned: Sequence[Trial], folder: Path, launch: Sequence[str], jobs: int) -> list[Trial]:
-    """Run what is not done, `jobs` at a time.
+    """Run the unfinished trials, `jobs` at a time.
 
     Args:
-        recipe: its file, and the settings that all runs share; a folder holds the sweep of one.
-        launch: the command that runs it, to which a trial adds its settings.
+        recipe: recipe file and shared settings, as text; a folder holds the sweep of one such text.
+        launch: command that runs the recipe, to which a trial adds its settings.
 
     Returns:
         The trials that failed.
@@ -125,13 +127,13 @@ def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Seq
 
     Args:
         shared: words that override settings of every run.
-        check: refuses a recipe with overriding words that a launch would refuse.
+        check: function that raises for a recipe with overriding words if a launch would refuse them.
 
     Returns:
-        Whether all runs ended well.
+        True if all runs succeeded.
 
     Raises:
-        ValueError: a variant sets nothing or is refused, the baseline is no variant, or the folder has another sweep.
+        ValueError: a variant is invalid, the baseline is not a variant, or the folder has another sweep.
     """
     recipe, words = options.recipe, variants(options.products, options.others)
     folder = options.output or RUNS / "sweeps" / Path(recipe).stem
@@ -144,7 +146,7 @@ def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Seq
         )
     if options.jobs < 1:
         raise ValueError(f"--jobs is {options.jobs}: it must be 1 or more.")
-    for trial in planned[: len(words)]:  # the first seed's
+    for trial in planned[: len(words)]:  # trials of the first seed, because the seed cannot make a recipe invalid
         check(recipe, [*shared, *trial.settings])
     if options.only_print:
         print("\n".join(shlex.join([*launch, *trial.settings]) for trial in planned))
@@ -153,7 +155,7 @@ def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Seq
     ended = [trial for trial in planned if trial not in failed]
     if ended:
         first = next((trial.folder for trial in ended if trial.words == reference), None)
-        found = compare_folders([trial.folder for trial in ended], first, None)
-        print(f"\n{as_text(found)}\n")
-        print("\n".join(str(path) for path in write(found, folder)))
+        comparison = compare_folders([trial.folder for trial in ended], first, None)
+        print(f"\n{as_text(comparison)}\n")
+        print("\n".join(str(path) for path in write(comparison, folder)))
     return not failed

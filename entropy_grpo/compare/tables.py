@@ -1,4 +1,4 @@
-"""A comparison of runs (`compare.compare`) as tables and sentences, for a terminal and in Markdown."""
+"""Tables and sentences of a comparison of runs (`compare.compare`), for a terminal and in Markdown."""
 
 import math
 from typing import Any
@@ -60,7 +60,10 @@ def _cost(groups: dict[str, Any]) -> Rows:
 
 
 def tables(found: dict[str, Any]) -> dict[str, Rows]:
-    """Rows of the tables `results`, `differences`, `gains`, `beyond` and `cost`, as there are, headers first."""
+    """Return the rows of the available tables of `results`, `differences`, `gains`, `beyond` and `cost`.
+
+    The first row of each table is its header.
+    """
     made = {"results": _results(found["groups"])}
     if found.get("differences"):
         made["differences"] = _differences(found)
@@ -71,21 +74,21 @@ def tables(found: dict[str, Any]) -> dict[str, Rows]:
 
 
 def claimed(found: dict[str, Any]) -> list[str]:
-    """What may be claimed of rewards, a sentence for each control; none where no rewards are compared."""
+    """Return the claims about rewards, one text per control; empty if no rewards are compared."""
     return [test["claim"] for test in found.get("rewards", {}).get("beyond", {}).values()]
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
-    """What may be claimed of rewards, and what a reader has to know of the measures."""
+    """Return the claims about rewards and the notes on measures."""
     return claimed(found) + found["notes"]
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The comparison for a terminal."""
+    """Format a comparison for a terminal."""
     return "\n\n".join([*map(aligned, tables(found).values()), *sentences(found)])
 
 
 def as_markdown(found: dict[str, Any]) -> str:
-    """The comparison in Markdown."""
-    told = "\n".join(f"- {cell(sentence)}" for sentence in sentences(found))
-    return "\n\n".join([*map(table, tables(found).values()), *([told] if told else [])])
+    """Format a comparison in Markdown."""
+    bullets = "\n".join(f"- {cell(sentence)}" for sentence in sentences(found))
+    return "\n\n".join([*map(table, tables(found).values()), *([bullets] if bullets else [])])

@@ -1,4 +1,4 @@
-"""The shape of batches on a number of processes, and the longest sequence in them."""
+"""Shape of batches on a number of processes, and their longest sequence."""
 
 from trl import GRPOConfig
 
@@ -6,17 +6,18 @@ from trl import GRPOConfig
 def batch_shape(
     prompts_per_rollout: int, steps_per_rollout: int, num_generations: int, per_device: int, processes: int
 ) -> tuple[int, int]:
-    """TRL's (steps_per_generation, gradient_accumulation_steps) of a rollout that is stated by what it holds.
+    """Return TRL's (steps_per_generation, gradient_accumulation_steps) for a rollout of given size.
 
     Args:
-        prompts_per_rollout, num_generations: a rollout has so many prompts and so many responses to each.
-        steps_per_rollout: optimiser steps that share them.
+        prompts_per_rollout: prompts of a rollout.
+        steps_per_rollout: optimiser steps that share a rollout.
+        num_generations: responses to each prompt.
         per_device: responses of a micro-batch on one process.
-        processes: how many there are.
+        processes: number of processes.
 
     Raises:
-        ValueError: the responses of a step are no multiple of those of a micro-batch on all processes; it names the
-            numbers of processes for which they are.
+        ValueError: the responses of a step are not a multiple of the responses of a micro-batch on all processes. The
+            message names suitable numbers of processes.
     """
     step, rest = divmod(prompts_per_rollout * num_generations, steps_per_rollout)
     if rest:
@@ -37,9 +38,9 @@ def batch_shape(
 
 
 def limit_vllm(args: GRPOConfig, max_prompt_length: int | None) -> None:
-    """Tell vLLM the longest prompt and response of a run, unless the recipe does or prompts have no limit.
+    """Limit vLLM's sequences to the longest prompt and response, unless the recipe does or prompts are unlimited.
 
-    Otherwise vLLM wants room for a sequence of all positions that the model has, and refuses to start without.
+    By default vLLM needs memory for a sequence of all the model's positions, and does not start without it.
     """
     if args.use_vllm and args.vllm_max_model_length is None and max_prompt_length is not None:
         args.vllm_max_model_length = max_prompt_length + args.max_completion_length

@@ -1,6 +1,6 @@
-"""What a recipe may set: TRL's fields plus the few of the method, with the method's defaults and its refusals.
+"""Settings of a recipe: TRL's fields and the method's own fields, with the method's defaults and checks.
 
-Nothing here describes hardware (that is `accelerate_configs/`) or repeats a paper's numbers (those are `recipes/`).
+Hardware is described in `accelerate_configs/`, and the papers' numbers are in `recipes/`.
 """
 
 import os
@@ -19,8 +19,8 @@ from .losses import check_loss
 from .shaping import ShapingConfig
 
 HEADS = ("auto", "liger", "trl")
-# Settings that change the distribution that is sampled from, and the values with which they do not. The loss takes the
-# log-probabilities of the whole distribution for the sampler's, whether vLLM or transformers samples.
+# Settings that change the sampling distribution, with the values that leave it unchanged. The loss assumes that tokens
+# are sampled from the model's whole distribution, by vLLM and by transformers alike.
 NEUTRAL_SAMPLING = {
     "top_p": (1.0,),
     "top_k": (0, -1),
@@ -37,49 +37,51 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
 
     Parameters:
         top_entropy_quantile: rho, the share of tokens that `top` and `random` keep; `bottom` keeps 1 - rho. With 1.0
-            the loss is stock TRL's.
-        entropy_selection: which tokens are kept: `top` (highest entropy), `bottom` (all that `top` drops), `random`,
-            or `gradient_norm` (those whose gradient in the LM head's weight has the largest norm).
-        entropy_scope: among which tokens the threshold is taken, always over all ranks: `micro_batch` (those of one
-            forward pass), `global` (those of one optimiser step; with gradient accumulation this costs one more
-            forward pass without gradient per micro-batch) or `rollout` (those of a whole rollout, by the policy that
-            wrote it: the entropies come from the pass that scores the old log-probabilities). Where the kept tokens
-            are known before the forward pass, the LM head projects no others; entropies that are logged are then
-            those of the pass that ranked the tokens.
-        entropy_denominator: the loss is divided by the `kept` tokens of the optimiser step (Eq. 6), or, as in stock
-            TRL, by `all` completion tokens, which makes it rho times too small.
+            the loss is stock TRL's loss.
+        entropy_selection: rule that chooses the kept tokens: `top` (highest entropy), `bottom` (all that `top` drops),
+            `random`, or `gradient_norm` (largest norm of the gradient in the LM head's weight).
+        entropy_scope: tokens that share a threshold, always over all ranks: `micro_batch` (tokens of one forward
+            pass), `global` (tokens of one optimiser step) or `rollout` (tokens of a whole rollout). With gradient
+            accumulation, `global` costs one more forward pass without gradient per micro-batch. `rollout` takes the
+            entropies of the policy that wrote the rollout, from the pass that scores old log-probabilities. If the
+            kept tokens are known before the forward pass, the LM head projects only them. The logged entropies then
+            come from the pass that ranked the tokens.
+        entropy_denominator: divisor of the loss: the `kept` tokens of the optimiser step (Eq. 6), or, as in stock TRL,
+            `all` completion tokens, which makes the loss rho times too small.
         fused_lm_head: `auto` differentiates only the rows that have a gradient, on the fastest kernel for the device;
-            `liger` does so on Liger's; `trl` is TRL's own head. Models that the sparse head cannot serve keep TRL's.
-        batch_by_length: group the sequences of an optimiser step by length, run every pass without the padding that
-            its sequences share, and leave out sequences that have no gradient. Losses and gradients stay the same up
-            to rounding, except that with `micro_batch` scope other tokens share a threshold; where a loss is a mean
-            over a micro-batch (bnpo, an entropy bonus, load balancing), those stay together that TRL puts together.
-            `false` batches like TRL.
-        prompts_per_rollout, steps_per_rollout: the prompts of a rollout and the optimiser steps that share it, on
-            however many processes: `steps_per_generation` and `gradient_accumulation_steps` follow from them,
-            `num_generations` and `per_device_train_batch_size`.
-        dynamic_sampling: draw groups until a rollout is full of informative ones (DAPO). Informative is a group whose
-            share of right responses, those whose first reward is above 0, is neither 0 nor 1. Groups beyond the need
-            open the next rollout. The training problems are drawn in an order of its own; `num_train_epochs` counts
-            rollouts as without.
+            `liger` does so on Liger's kernel; `trl` is TRL's head. Models that the sparse head cannot serve keep
+            TRL's head.
+        batch_by_length: group the sequences of an optimiser step by length, trim the padding that the sequences of a
+            pass share, and leave out sequences without a gradient. Losses and gradients stay the same up to rounding,
+            with one exception: with `micro_batch` scope, different tokens share a threshold. If a loss is a mean over
+            a micro-batch (bnpo, an entropy bonus, load balancing), TRL's micro-batches stay together. `false` batches
+            like TRL.
+        prompts_per_rollout, steps_per_rollout: prompts of a rollout and optimiser steps that share it, independent of
+            the number of processes. With `num_generations` and `per_device_train_batch_size` they determine
+            `steps_per_generation` and `gradient_accumulation_steps`.
+        dynamic_sampling: draw groups until a rollout is full of informative groups (DAPO). A group is informative if
+            its share of right responses (first reward above 0) is neither 0 nor 1. Surplus groups open the next
+            rollout. Dynamic sampling draws the training problems in an order of its own; `num_train_epochs` counts
+            rollouts as without it.
         min_accuracy, max_accuracy: the lowest and the highest share of right responses of an informative group.
         max_sampling_rounds: rounds of generation for one rollout.
-        sampling_round_size: prompts that a round may draw, in rollouts. With the former this is DAPO's limit.
-        at_sampling_limit: what to do when the rounds are over and groups are missing: `raise`, `top_up` (fill up with
-            other groups, whose tokens count in the denominator) or `partial` (a smaller rollout).
-        max_group_age: rollouts that an informative group may wait for its turn; 0 throws away what is beyond the need.
-        max_skipped_steps: optimiser steps in a row that may be skipped because their gradient is not finite.
+        sampling_round_size: prompts that a round may draw, in rollouts. With `max_sampling_rounds` this is DAPO's
+            limit.
+        at_sampling_limit: action if groups are missing after the last round: `raise`, `top_up` (fill up with other
+            groups, whose tokens count in the denominator) or `partial` (a smaller rollout).
+        max_group_age: rollouts that a surplus informative group may wait; 0 discards surplus groups.
+        max_skipped_steps: consecutive optimiser steps that may be skipped because their gradient is not finite.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
     """
 
-    # The method's defaults where they differ from TRL's (arXiv 2506.01939, section 5.2).
+    # Defaults of the method that differ from TRL's (arXiv 2506.01939, section 5.2).
     top_entropy_quantile: float = field(
         default=0.2, metadata={"help": "rho: share of highest-entropy tokens that carry gradient, in (0, 1]."}
     )
     epsilon_high: float | None = field(
         default=0.28, metadata={"help": "Upper clip range (clip-higher); the lower one is `epsilon`."}
     )
-    # TRL's default drops the responses whose product of ratios is above a cap, which it grows past with their length.
+    # TRL's default drops responses whose product of ratios exceeds a cap, which long responses exceed more often.
     vllm_importance_sampling_mode: str = field(
         default="token_truncate",
         metadata={
@@ -188,7 +190,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             )
 
     def _shape_batches(self) -> None:
-        """Set TRL's numbers from those of the rollout, where those are given."""
+        """Set TRL's batch sizes from the size of the rollout, if the recipe gives it."""
         given = (self.prompts_per_rollout, self.steps_per_rollout)
         if given == (None, None):
             return
@@ -229,7 +231,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 )
 
     def _refuse_biased_sampling(self) -> None:
-        """Training rollouts are drawn from the very distribution that the loss scores them by."""
+        """Refuse sampling settings that change the distribution, because the loss scores with the unchanged one."""
         fields = {name: getattr(self, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
         neutral = NEUTRAL_SAMPLING | {"temperature": (self.temperature,)}
         for where, sampling in (("", fields), ("generation_kwargs: ", self.generation_kwargs or {})):

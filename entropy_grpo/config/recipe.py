@@ -1,16 +1,16 @@
-"""Recipes: YAML with one parent (`base:`), strict keys, and numbers that are numbers.
+"""Recipes: YAML with one parent (`base:`), strict keys and strict types.
 
-A recipe file is YAML and Python at once, because `accelerate launch FILE` can only run Python:
+A recipe file is valid YAML and valid Python, because `accelerate launch FILE` can only run Python:
 
     recipe: r\"\"\"
     ... ordinary YAML ...
     # \"\"\"; from entropy_grpo.launch import main; __name__ == "__main__" and main(__file__)
 
-To YAML the first line is one more key and the last a comment; to Python what lies between is a string. Plain YAML
-without the two lines is a recipe too, for `accelerate launch -m entropy_grpo.launch FILE`.
+YAML reads the first line as one more key and the last line as a comment; Python reads the text between as a string.
+Plain YAML without the two lines is a recipe, too, for `accelerate launch -m entropy_grpo.launch FILE`.
 
-A value is checked against the type of the dataclass field that it sets, before any data or model is loaded. A refusal
-is one sentence with file and line, key, value, and the nearest valid key or the expected type.
+Every value is checked against the type of its dataclass field before data or a model is loaded. An error message is
+one sentence with file and line, key, value, and the nearest valid key or the expected type.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ COMMAND_LINE = "command line"
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run, in one sentence for its author."""
+    """Error in a recipe, in one sentence for its author."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value, its place (`FILE:LINE`, or the command line), and the folder of the file."""
+    """Value of a setting, its source (`FILE:LINE` or the command line), and the folder of the file."""
 
     value: Any
     source: str
@@ -49,7 +49,7 @@ Settings = dict[str, Setting]
 
 
 def load(path: Path) -> Settings:
-    """The settings of a recipe and its parents; a child's value replaces its parent's."""
+    """Load the settings of a recipe and its parents; a child's value replaces its parent's."""
     return _load(Path(path), ())
 
 
@@ -75,7 +75,7 @@ def _load(path: Path, children: tuple[Path, ...]) -> Settings:
 
 
 def _read(path: Path) -> tuple[Any, dict[str, int]]:
-    """The value of a recipe file, and the lines of its keys."""
+    """Return the parsed value of a recipe file, and the line of each key."""
     try:
         text = path.read_text(encoding="utf-8")
         return yaml12.parse(text), yaml12.key_lines(text)
@@ -88,13 +88,13 @@ def _read(path: Path) -> tuple[Any, dict[str, int]]:
 
 
 def launch_words(path: str | Path) -> list[str]:
-    """What a launcher is told before a recipe's name: plain YAML is no Python and needs the module that reads it."""
+    """Return the launcher's arguments before a recipe's name: plain YAML is not Python and needs a module to run."""
     lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n") if Path(path).is_file() else []
     return [] if lines[:1] == [FIRST_LINE] and LAST_LINE in lines[-2:] else ["-m", "entropy_grpo.launch"]
 
 
 def overrides(arguments: Sequence[str]) -> Settings:
-    """Settings from `--key value`, `--key=value`, `--key a b c` (a list) and `--flag` (true); values are YAML."""
+    """Parse `--key value`, `--key=value`, `--key a b c` (a list) and `--flag` (true); values are YAML."""
     settings: dict[str, list[str]] = {}
     key = None
     for argument in arguments:
@@ -122,7 +122,7 @@ def _from_words(words: list[str]) -> Any:
 
 
 def checked(settings: Settings, classes: Iterable[type]) -> Settings:
-    """The settings with each value as the field that it sets wants it; every key must be a field of some class."""
+    """Return the settings with each value in the type of its field; every key must be a field of some class."""
     hints = {}
     for cls in classes:
         types = typing.get_type_hints(cls)
@@ -139,7 +139,7 @@ def checked(settings: Settings, classes: Iterable[type]) -> Settings:
 
 
 def build(settings: Settings, classes: Iterable[type]) -> list[Any]:
-    """One instance of each dataclass from the settings, checked, that are its fields."""
+    """Make one instance of each dataclass from the checked settings that are its fields."""
     classes = list(classes)
     settings = checked(settings, classes)
     instances = []
@@ -174,7 +174,7 @@ def _checked(key: str, setting: Setting, hint: Any) -> Any:
 
 
 def _also_meant(setting: Setting) -> list[Any]:
-    """Other readings of a value of the wrong type: a list of one and, on the command line, text (a name `7`)."""
+    """Return other readings of a value of the wrong type: a list of one, and text on the command line (a name `7`)."""
     value = setting.value
     if isinstance(value, (list, dict)):
         return []
@@ -190,7 +190,7 @@ def _is_number(text: str) -> bool:
 
 
 def dump(settings: Settings) -> str:
-    """The text of a recipe without a parent, runnable as YAML and as Python."""
+    """Return the text of a recipe without a parent, which is valid YAML and valid Python."""
     values = {key: setting.value for key, setting in sorted(settings.items())}
     body = yaml12.dump(values)
     if '"""' in body or any(line.startswith("---") for line in body.splitlines()):
@@ -220,5 +220,5 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
-# Where the `run_name` comes from that a recipe does not give.
+# Source of the `run_name` if the recipe does not set it.
 FILE_NAME = "file name"

@@ -1,4 +1,4 @@
-"""What a recipe may set beside TRL's fields: where a run's problems, rewards and files come from and go to."""
+"""Settings of a recipe beside TRL's fields: problems, rewards, sharding and benchmarks of a run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,23 +18,23 @@ TRAINERS = ("grpo", "sft")
 
 @dataclass
 class RunConfig(DataConfig, GradingConfig):
-    """Where a run's problems, rewards and files come from and go to.
+    """Problems, rewards, sharding and benchmarks of a run.
 
-    Parameters, beside those of `DataConfig` and `GradingConfig`:
-        trainer: `grpo`, or `sft` for a cold start, whose settings are those of `sft.SFTRunConfig`.
-        accelerate_config: file in `accelerate_configs/` (or any path) that says how the model is sharded when a launch
-            with several processes names none itself; `none` for plain data parallelism.
-        max_position_embeddings: how many positions the model is told to have, in a copy of its configuration that
-            vLLM, checkpoints and evaluations read, too; null for its own.
-        rewards: names of reward functions (see `rewards.REWARDS`), `overlong`, or `module:function`; the first says
-            whether a response is right. Their factors are TRL's `reward_weights`.
+    Parameters, beside the parameters of `DataConfig` and `GradingConfig`:
+        trainer: `grpo`, or `sft` for a cold start, whose settings are in `sft.SFTRunConfig`.
+        accelerate_config: file in `accelerate_configs/` (or any path) that sets the sharding if a launch with several
+            processes names no file itself; `none` for plain data parallelism.
+        max_position_embeddings: number of positions in a copy of the model's configuration, which vLLM, checkpoints
+            and evaluations read; null for the model's own.
+        rewards: names of reward functions (see `rewards.REWARDS`), `overlong`, or `module:function`; the first one
+            decides whether a response is right. TRL's `reward_weights` are their factors.
         overlong_cache_length: with `overlong`, the last tokens before `max_completion_length`, over which DAPO's
-            punishment falls from 0 to -1.
-        reward_scale: what a right and a wrong answer are worth to rewards by name: `0/1` for 1 and 0, `+-1` for 1 and
-            -1. `overlong` and your own functions have their own values.
-        eval_benchmarks: benchmarks that the policy answers during training, `num_generations_eval` times, as it does
-            held-out problems; names of `entropy-grpo eval` or files. One that fails is logged, and the run goes on.
-        eval_benchmark_steps: how many optimiser steps lie between; with eval_benchmarks.
+            penalty falls from 0 to -1.
+        reward_scale: values of a right and a wrong answer for rewards by name: `0/1` for 1 and 0, `+-1` for 1 and -1.
+            `overlong` and your own functions have their own values.
+        eval_benchmarks: benchmarks that the policy answers during training, `num_generations_eval` times per question;
+            names of `entropy-grpo eval` or files. A benchmark that fails is logged, and the run continues.
+        eval_benchmark_steps: optimiser steps between evaluations; with eval_benchmarks.
     """
 
     trainer: str = "grpo"
@@ -59,7 +59,7 @@ class RunConfig(DataConfig, GradingConfig):
 
     @property
     def reference_grading(self) -> GradingConfig | None:
-        """The limits of the grader that has to read the references; None where a function of the user's own grades."""
+        """Limits of the grader that reads the references, or None if the user's own function grades."""
         return None if ":" in self.rewards[0] else self
 
     def _check_benchmarks(self) -> None:
@@ -80,5 +80,5 @@ class RunConfig(DataConfig, GradingConfig):
             )
 
 
-# All that a recipe may set.
+# Dataclasses whose fields a recipe may set.
 CLASSES = (RunConfig, EntropyForkGRPOConfig, CheckedModelConfig)

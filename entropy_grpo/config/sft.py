@@ -1,4 +1,4 @@
-"""What a recipe with `trainer: sft` may set: TRL's fields plus where a teacher's responses come from."""
+"""Settings of a recipe with `trainer: sft`: TRL's fields and the source of a teacher's responses."""
 
 import os
 from dataclasses import dataclass, field
@@ -12,16 +12,16 @@ from ..models.config import CheckedModelConfig
 
 @dataclass
 class SFTRunConfig(SourceConfig, GradingConfig):
-    """Which responses a cold start imitates.
+    """Teacher responses that a cold start imitates.
 
-    Parameters, beside those of `SourceConfig` and `GradingConfig`:
+    Parameters, beside the parameters of `SourceConfig` and `GradingConfig`:
         trainer: `sft`.
         accelerate_config: as in `RunConfig`.
         dataset_name: a `.jsonl` / `.parquet` file or a Hub id with a row per response of the teacher, such as the
             `BENCHMARK.parquet` of `entropy-grpo eval`.
-        response_column: the column with the response; it is right if what it boxes is.
-        prompt_template: the same as in the training that follows.
-        num_responses: imitate so many right responses, one per problem; null for all that there are.
+        response_column: column with the response, which is right if its boxed answer is right.
+        prompt_template: the same template as in the training that follows.
+        num_responses: number of right responses to imitate, one per problem; null for all right responses.
     """
 
     trainer: str = "sft"
@@ -40,11 +40,11 @@ class SFTRunConfig(SourceConfig, GradingConfig):
 
 @dataclass
 class TeacherSFTConfig(SFTConfig):
-    """`trl.SFTConfig` whose batch is stated by what it holds.
+    """`trl.SFTConfig` whose batch size is stated in responses.
 
     Parameters:
-        responses_per_step: responses of an optimiser step, on however many processes: `gradient_accumulation_steps`
-            follows from it and `per_device_train_batch_size`.
+        responses_per_step: responses of an optimiser step, over all processes. With `per_device_train_batch_size` it
+            determines `gradient_accumulation_steps`.
     """
 
     responses_per_step: int | None = field(
@@ -70,5 +70,5 @@ class TeacherSFTConfig(SFTConfig):
         super().__post_init__()
 
 
-# All that a recipe may set.
+# Dataclasses whose fields a recipe may set.
 CLASSES = (SFTRunConfig, TeacherSFTConfig, CheckedModelConfig)

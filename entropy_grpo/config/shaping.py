@@ -1,4 +1,4 @@
-"""What a recipe may set of advantage shaping and of the detection of the plateau, and what it may not combine."""
+"""Settings of advantage shaping and of plateau detection, and checks of their combinations."""
 
 from dataclasses import dataclass, field, fields
 
@@ -7,24 +7,25 @@ from ..objective.advantages import Schedule, largest_weight
 
 @dataclass
 class ShapingConfig:
-    """The fields of arXiv 2508.02260 in `EntropyForkGRPOConfig`; nothing is shaped by default.
+    """Fields of arXiv 2508.02260 in `EntropyForkGRPOConfig`; by default no advantage is shaped.
 
-    Optimiser steps are counted from 0. The step decides, not the rollout: where several steps share a rollout, the
-    same responses may be shaped in some of them and not in the others.
+    Optimiser steps are counted from 0. The optimiser step decides whether advantages are shaped. If several steps
+    share a rollout, the same responses may be shaped in some of these steps only.
 
     Parameters:
         ppl_shaping_alpha: advantages become A * (1 - alpha * w), w the standardised log-perplexity of the response
             within its group (Eq. 7, 9), under the policy that wrote it, at the sampling temperature.
         position_shaping_gamma: advantages become A + sign(A) * b, b = gamma * sigmoid(d * m * (l - n)), l the relative
             position of the token in [0, 1] (Eq. 8, 10).
-        position_shaping_d, position_shaping_m, position_shaping_n: its shape; the paper prints n = -0.5, with which
-            every token has the same bonus (see `shaping`).
-        position_shaping_cap: the bonus is at most this share of |A|; 0.5 in the released code.
-        ppl_shaping_start, position_shaping_start: the first optimiser step that is shaped.
-        ppl_shaping_end, position_shaping_end: the first that is not any more; null for the end of the run.
-        ppl_shaping_plateau_steps, position_shaping_plateau_steps: instead of start and end, so many optimiser steps
-            from the detection of the plateau on.
-        plateau_window: optimiser steps over which the change of entropy and accuracy is measured (see `stages`).
+        position_shaping_d, position_shaping_m, position_shaping_n: shape of the bonus; with the paper's printed
+            n = -0.5, every token has the same bonus (see `objective.advantages`).
+        position_shaping_cap: largest bonus as a share of |A|; 0.5 in the released code.
+        ppl_shaping_start, position_shaping_start: first optimiser step with shaping.
+        ppl_shaping_end, position_shaping_end: first later optimiser step without shaping; null for the end of the run.
+        ppl_shaping_plateau_steps, position_shaping_plateau_steps: replaces start and end; shaping is active for this
+            many optimiser steps after the plateau is detected.
+        plateau_window: optimiser steps over which the change of entropy and accuracy is measured (see
+            `objective.stages`).
         plateau_share: the plateau begins when both change by at most this share of their fastest change so far.
     """
 
@@ -66,7 +67,7 @@ class ShapingConfig:
         return Schedule(self.position_shaping_start, self.position_shaping_end, self.position_shaping_plateau_steps)
 
     def check_shaping(self, group_size: int) -> None:
-        """Refuse what cannot work, of groups of so many responses."""
+        """Refuse invalid shaping settings for groups of `group_size` responses."""
         for method, strength in (("ppl_shaping", "alpha"), ("position_shaping", "gamma")):
             self._check_method(method, f"{method}_{strength}")
         alpha, limit = self.ppl_shaping_alpha, 1 / largest_weight(group_size)
@@ -86,7 +87,7 @@ class ShapingConfig:
             raise ValueError(f"plateau_share is {self.plateau_share}: it must lie between 0 and 1.")
 
     def _check_method(self, method: str, strength: str) -> None:
-        """Refuse a schedule that is none, and settings of a method that is off."""
+        """Refuse an invalid schedule, and settings of a method that is off."""
         if getattr(self, strength) is None:
             for setting in fields(ShapingConfig):
                 value = getattr(self, setting.name)

@@ -1,4 +1,4 @@
-"""How a run is sharded: by the launcher's own configuration, or as its recipe says."""
+"""Sharding of a run, set by the launcher's own configuration or by the recipe."""
 
 import os
 from pathlib import Path
@@ -8,13 +8,13 @@ from .recipe import RecipeError, Setting, Settings
 NO_CONFIG = "none"
 
 
-# What a config file decides about sharding, among the variables that accelerate's launcher sets. The rest (number of
-# processes, ports, visible devices) is the running launch's own.
+# Prefixes of the launcher's variables that concern sharding. All other variables (number of processes, ports, visible
+# devices) belong to the running launch.
 SHARDING_VARIABLES = ("FSDP_", "PARALLELISM_CONFIG_", "ACCELERATE_USE_")
 
 
 def sharding_environment(config_file: Path) -> dict[str, str]:
-    """The variables that `accelerate launch --config_file FILE` would set for sharding, by accelerate's own parser."""
+    """Return the sharding variables that `accelerate launch --config_file FILE` would set, by accelerate's parser."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
 
@@ -32,33 +32,37 @@ def sharding_environment(config_file: Path) -> dict[str, str]:
 
 
 def find_config(setting: Setting | None) -> Path | None:
-    """The file that a recipe's `accelerate_config` names, or None where it names none.
+    """Return the file that a recipe's `accelerate_config` names, or None if the recipe names no file.
 
-    It may lie in the working directory, in the folder of the recipe or in those above, so that the copy of a recipe in
-    a run folder finds it.
+    The file may lie in the working directory, in the recipe's folder or in a folder above. The copy of a recipe in a
+    run folder therefore finds it.
     """
     if setting is None or not isinstance(setting.value, str) or setting.value == NO_CONFIG:
         return None
     folders = [Path(), setting.folder, *setting.folder.parents]
-    found = next((folder / setting.value for folder in folders if (folder / setting.value).is_file()), None)
-    if found is None:
+    file = next((folder / setting.value for folder in folders if (folder / setting.value).is_file()), None)
+    if file is None:
         raise RecipeError(
             f"{setting.source}: accelerate_config is {setting.value!r}, and there is no such file in the working "
             f"directory, the recipe's folder or those above it: name a file of accelerate_configs/, or {NO_CONFIG}."
         )
-    return found
+    return file
 
 
 def choose_sharding(settings: Settings) -> str:
-    """Shard as the recipe's `accelerate_config` says where the launcher chose nothing; returns what was done."""
+    """Shard as the recipe's `accelerate_config` says, unless the launcher chose a sharding.
+
+    Returns:
+        A line that describes the sharding.
+    """
     setting = settings.get("accelerate_config")
     chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
     if chosen:
         return "sharding: as the launcher's own configuration says"
-    found = find_config(setting)
-    if found is None:
+    file = find_config(setting)
+    if file is None:
         return "sharding: none"
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return "sharding: none, there is one process"
-    os.environ.update(sharding_environment(found))
+    os.environ.update(sharding_environment(file))
     return f"sharding: as {setting.value} says"

@@ -1,1 +1,1 @@
-"""Benchmarks answered by a model, graded and kept. It reads rows and files, and never imports the trainer."""
+"""Evaluation: benchmarks answered by a model, graded and stored. The package never imports the trainer."""

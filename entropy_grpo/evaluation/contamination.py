@@ -1,10 +1,12 @@
-"""Has the model seen the benchmark? The share of problems whose end it writes when it is given their beginning.
+"""Contamination of a benchmark: the share of problems whose end the model writes when it is given their beginning.
 
-The partial-prompt completion rate of arXiv 2507.10532: the first 60% of a problem are the prompt, without a template,
-the model decodes greedily, and its text is compared with the true rest, as exact match and by ROUGE-L. On MATH-500
-Qwen2.5-Math-7B completes 54.6% exactly, Llama-3.1-8B 3.8%; on problems newer than the models both complete none.
-Different here: problems whose rest is so short that it can be guessed are left out and counted, and ROUGE-L is turned
-into a verdict, so that there is a share with an interval.
+The measure is the partial-prompt completion rate of arXiv 2507.10532. The first 60% of a problem are the prompt,
+without a template. The model decodes greedily, and its text is compared with the true rest by exact match and by
+ROUGE-L. On MATH-500, Qwen2.5-Math-7B completes 54.6% exactly and Llama-3.1-8B 3.8%. On problems newer than the models
+both complete none.
+
+Two points depart from the paper. Problems whose rest is short enough to guess are excluded and counted. ROUGE-L is
+thresholded into a verdict, so that the result is a share with an interval.
 """
 
 import re
@@ -17,16 +19,19 @@ from ..metrics.intervals import share_interval
 
 SHARE = 0.6
 SHORTEST_REST = 5
-# The threshold of approximate memorisation in arXiv 2210.17546, there of BLEU.
+# Threshold of approximate memorisation in arXiv 2210.17546, which applies it to BLEU.
 FUZZY = 0.75
 
 WORD = re.compile(r"\S+")
 
 
 def partial_prompt(problem: str, share: float = SHARE) -> tuple[str, str] | None:
-    """The first `share` of a problem's words, rounded down, and the rest; None if that has under SHORTEST_REST words.
+    """Split a problem after the first `share` of its words, rounded down.
 
-    Words are what stands between white space; the prompt ends with a word, white space is otherwise kept.
+    Words are separated by white space. The prompt ends with a word and otherwise keeps its white space.
+
+    Returns:
+        (prompt, rest), or None if the rest has fewer than SHORTEST_REST words.
     """
     if not 0 < share < 1:
         raise ValueError(f"share is {share}: give a share of the problem between 0 and 1, such as {SHARE}.")
@@ -38,15 +43,15 @@ def partial_prompt(problem: str, share: float = SHARE) -> tuple[str, str] | None
 
 
 def rouge_l(candidate: Sequence[str], reference: Sequence[str]) -> float:
-    """F1 of the longest common subsequence (Lin 2004), 0 where both are empty."""
+    """Return the F1 of the longest common subsequence (Lin 2004), or 0 if both sequences are empty."""
     return 2 * LCSseq.similarity(candidate, reference) / max(len(candidate) + len(reference), 1)
 
 
 def matches(completion: str, rest: str) -> tuple[bool, bool]:
-    """(exact, fuzzy): whether a completion begins with the words of the rest, and whether it nearly does.
+    """Return (exact, fuzzy): whether a completion begins with the words of the rest exactly, or approximately.
 
-    Only as many words of the completion count as the rest has. Exact is to the character, white space aside. Fuzzy is
-    ROUGE-L of at least FUZZY over letters and digits without case, as `rouge_score` splits them, or exact.
+    The completion is truncated to the number of words of the rest. An exact match ignores white space only. A fuzzy
+    match is an exact match, or a ROUGE-L of at least FUZZY over lower-case words as `rouge_score` splits them.
     """
     expected = rest.split()
     written = completion.split()[: len(expected)]
@@ -56,7 +61,7 @@ def matches(completion: str, rest: str) -> tuple[bool, bool]:
 
 
 def summary(found: Sequence[tuple[bool, bool] | None]) -> dict[str, Any]:
-    """Shares of problems with an exact and with a fuzzy match; None stands for a problem too short to tell."""
+    """Return the shares of problems with an exact and with a fuzzy match; None stands for a problem too short."""
     judged = [pair for pair in found if pair is not None]
     counts = {"num_problems": len(judged), "too_short": len(found) - len(judged)}
     if not judged:

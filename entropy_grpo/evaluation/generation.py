@@ -1,10 +1,11 @@
-"""Writing the responses of one benchmark so that a kill costs one batch: what is finished is kept.
+"""Generation of the responses of one benchmark; finished responses are stored, so that a kill costs one batch.
 
-    DIR/BENCHMARK/settings.json    what they are drawn with
-    DIR/BENCHMARK/samples-R.jsonl  the responses that process R of a launch has finished, a line each
+    DIR/BENCHMARK/settings.json    settings of the generation
+    DIR/BENCHMARK/samples-R.jsonl  finished responses of process R of a launch, one per line
 
-The work is the same list of parts in every run, so a resumed run writes what an undisturbed one would have written.
-Processes of a launch share nothing but the folder: each takes every n-th part, so that none waits for another.
+The list of parts is the same in every run, so that a resumed run writes the same responses as an uninterrupted run.
+The processes of a launch share only the folder. Each process takes every n-th part, so that no process waits for
+another.
 """
 
 import itertools
@@ -24,15 +25,15 @@ Key = tuple[str, int]
 
 @cache
 def process() -> tuple[int, int]:
-    """(rank, number of processes) of this launch; vLLM's backend later takes the variables away."""
+    """Return (rank, number of processes) of this launch; cached, because vLLM's backend removes the variables."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)
 class Work:
-    """The responses to draw for a benchmark: `samples` to each of its questions, in `folder`.
+    """Responses to generate for a benchmark: `samples` to each of its questions, in `folder`.
 
-    `about` is what else they are drawn with: model, data set, backend.
+    `about` holds the remaining settings of the generation: model, data set, backend.
     """
 
     folder: Path
@@ -48,24 +49,28 @@ class Work:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the responses."""
+        """All settings that decide the responses."""
         return self.about | {"samples": self.samples, "seed": self.seed} | asdict(self.sampling)
 
     @property
     def keys(self) -> list[Key]:
-        """(question, number of the sample) of every response, by question."""
+        """Keys (question, number of the sample) of all responses, question by question."""
         return [(q.id, n) for q, n in itertools.product(self.questions, range(self.samples))]
 
     @property
     def requests(self) -> list[Request]:
-        """The requests, in the same order; the seed of each follows from its key."""
+        """Requests in the order of `keys`; the seed of each request follows from its key."""
         return [
             Request(q.prompt, seed_of(self.seed, q.id, n))
             for q, n in itertools.product(self.questions, range(self.samples))
         ]
 
     def claim(self) -> None:
-        """Keep what the responses are drawn with; `ValueError` where some were drawn with something else."""
+        """Store the settings of the responses.
+
+        Raises:
+            ValueError: the folder holds responses with other settings.
+        """
         path = self.folder / "settings.json"
         before, wanted = files.read_json(path), self.settings
         for name in before.keys() | wanted.keys() if before else ():
@@ -78,27 +83,27 @@ class Work:
             files.write_json(path, wanted)
 
     def finished(self) -> dict[Key, files.Row]:
-        """The responses that any process has finished."""
-        found: dict[Key, files.Row] = {}
+        """Return the responses that any process has finished."""
+        responses: dict[Key, files.Row] = {}
         for path in sorted(self.folder.glob("samples-*.jsonl")):
             for row in files.read_jsonl(path):
-                found.setdefault((row["question"], row["sample"]), row)
-        return found
+                responses.setdefault((row["question"], row["sample"]), row)
+        return responses
 
     def missing(self) -> list[Key]:
-        """What no process has finished."""
+        """Return the keys of responses that no process has finished."""
         finished = self.finished()
         return [key for key in self.keys if key not in finished]
 
     def share(self, backend: Backend) -> list[list[int]]:
-        """The parts of this process of which something is missing, as positions among the requests."""
+        """Return this process's parts with missing responses, as positions among the requests."""
         rank, processes = process()
         keys, missing = self.keys, set(self.missing())
         parts = backend.parts(self.requests)[rank::processes]
         return [part for part in parts if any(keys[i] in missing for i in part)]
 
     def write(self, backend: Backend, parts: list[list[int]], progress: Callable[[int], Any]) -> None:
-        """Write what is missing of this process's `share`; `progress` is told the tokens of each response."""
+        """Write the missing responses of this process's `share`, and call `progress` with the tokens of each."""
         keys, requests, missing = self.keys, self.requests, set(self.missing())
         if parts and not backend.in_batches:
             parts = [[i for part in parts for i in part]]
@@ -111,6 +116,6 @@ class Work:
                     progress(response.tokens)
 
     def rows(self) -> list[files.Row]:
-        """The finished responses in the order of the questions, whoever wrote them."""
+        """Return the finished responses of all processes in the order of the questions."""
         finished = self.finished()
         return [finished[key] for key in self.keys]

@@ -1,4 +1,4 @@
-"""Verdicts on responses and classes of equal answers, by the rewards' grader, a task's score or tests of a program."""
+"""Verdicts on responses and classes of equal answers, by the rewards' grader, a task's score or a program's tests."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from ..runs.files import Row
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of a response.
+    """Answer and verdict of a response.
 
     Attributes:
-        answer: what was taken of it, or None.
-        verdict: of the grader.
+        answer: extracted answer, or None.
+        verdict: verdict of the grader.
         group: number of the class of equivalent answers to the same question; -1 without an answer.
     """
 
@@ -27,16 +27,18 @@ class Judgement:
 
 
 def judge(benchmark: Benchmark, questions: Sequence[Question], rows: Sequence[Row], seconds: float) -> list[Judgement]:
-    """A judgement of every response; the rows are as many for each question, one question after the other.
+    """Judge every response.
 
-    `seconds` is the wall-clock limit for grading one answer.
+    Args:
+        rows: responses, question by question, with the same number for each question.
+        seconds: wall-clock limit for grading one answer.
     """
     samples = len(rows) // len(questions)
     asked = [question for question in questions for _ in range(samples)]
     answers = [benchmark.take(question, row["text"]) for question, row in zip(asked, rows, strict=True)]
     by_question = [answers[i : i + samples] for i in range(0, len(answers), samples)]
     if benchmark.kind == MATHS:
-        # Nobody waits for one call, so that there is no limit to its time.
+        # No training step waits for this call, so its total time has no limit.
         grader = Grader(worker_count(), seconds, math.inf, benchmark.relative_tolerance)
         verdicts = grader.verdicts(answers, [question.reference for question in asked])
         groups = [group for given in by_question for group in grader.classes(given)]
@@ -50,7 +52,7 @@ def judge(benchmark: Benchmark, questions: Sequence[Question], rows: Sequence[Ro
 def passing(
     benchmark: Benchmark, asked: Sequence[Question], answers: Sequence[str | None], rows: Sequence[Row]
 ) -> list[bool]:
-    """Whether a letter is the right one, a task scores an answer as right, or a program passes its tests."""
+    """Return whether each response passes: by a task's score, the letter of the right choice, or a program's tests."""
     if benchmark.kind == SCORED:
         return [benchmark.is_right(question, answer) for answer, question in zip(answers, asked, strict=True)]
     if benchmark.kind == CHOICE:
@@ -64,6 +66,6 @@ def passing(
 
 
 def same_text(answers: Sequence[str | None]) -> list[int]:
-    """Classes of equal texts, numbered from 0; -1 for none."""
+    """Return classes of equal texts, numbered from 0; -1 stands for a missing answer."""
     seen: dict[str, int] = {}
     return [-1 if answer is None else seen.setdefault(answer, len(seen)) for answer in answers]

@@ -1,11 +1,11 @@
-"""What `entropy-grpo eval` is asked for; light, since the command line reads it for its help."""
+"""Options of `entropy-grpo eval`, without heavy imports, because the command line reads them for its help."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-# Section 5.2 of arXiv 2506.01939; arXiv 2508.02260, with the length that its models are trained to keep.
+# `forking`: section 5.2 of arXiv 2506.01939. `shaping`: arXiv 2508.02260, with the response length of its training.
 PRESETS = {
     "forking": {"samples": 16, "temperature": 1.0, "top_p": 1.0, "max_tokens": 20480},
     "shaping": {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 8192},
@@ -13,13 +13,13 @@ PRESETS = {
 
 
 def names_in(texts: Sequence[str]) -> list[str]:
-    """Names that are separated by commas, by being several texts, or both."""
+    """Return the names in several texts, each of which may hold several names separated by commas."""
     return [name.strip() for text in texts for name in text.split(",") if name.strip()]
 
 
 @dataclass(frozen=True)
 class Options:
-    """A model, its benchmarks, and how responses are drawn."""
+    """Model, benchmarks and sampling settings of an evaluation."""
 
     model: str
     """a Hub id, a model or adapter folder, a checkpoint of a run, an embedded model"""

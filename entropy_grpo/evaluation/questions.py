@@ -1,4 +1,4 @@
-"""The questions of a benchmark, by its name or out of a file of the user's own."""
+"""Questions of a benchmark, by its name or from the user's own file."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,14 @@ from ..data.sources import FILE_FORMATS, TRAINING
 
 
 def load(name: str) -> tuple[Benchmark, list[Question]]:
-    """A benchmark, or a training set of `sources.TRAINING` for a teacher to answer, and its questions, in their order.
+    """Load a benchmark, or a training set of `sources.TRAINING` for a teacher to answer.
+
+    Returns:
+        The benchmark and its questions in order.
 
     Raises:
-        hub.GatedError: its terms have to be accepted first.
-        ValueError: there is none of that name, it does not load, or it is not what was expected.
+        hub.GatedError: the data set's terms have to be accepted first.
+        ValueError: the name is unknown, the data does not load, or its rows are not as expected.
     """
     benchmark = find(name)
     if benchmark is not None:
@@ -22,8 +25,8 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
             return benchmark, list(benchmark.make())
         if benchmark.files is not None:
             files = benchmark.files
-            told = f"benchmarks names {name!r}"
-            paths = [Path(download(told, files.hub_id, file, files.revision)) for file in files.names]
+            subject = f"benchmarks names {name!r}"
+            paths = [Path(download(subject, files.hub_id, file, files.revision)) for file in files.names]
             return benchmark, list(files.read(paths))
         return benchmark, benchmark.read(load_hub(f"benchmarks names {name!r}", benchmark.source))
     if name in TRAINING:
@@ -42,12 +45,12 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
 
 
 def origin(benchmark: Benchmark, count: int) -> dict[str, Any]:
-    """Where the questions come from, for the results."""
+    """Return the origin of the questions, for the results."""
     source = benchmark.source or benchmark.files
-    found = {} if source is None else {"data_set": source.hub_id, "revision": source.revision}
+    about = {} if source is None else {"data_set": source.hub_id, "revision": source.revision}
     return {
         "benchmark": benchmark.name,
-        **found,
+        **about,
         "num_questions": count,
         "template": benchmark.template,
         "relative_tolerance": benchmark.relative_tolerance,

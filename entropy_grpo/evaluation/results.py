@@ -1,4 +1,4 @@
-"""The results of one benchmark: every sample in a parquet file, and what they amount to in a JSON file beside it.
+"""Results of one benchmark: every sample in a parquet file, and their summary in a JSON file beside it.
 
 DIR/BENCHMARK.parquet    question, sample, problem, reference, prompt, response, tokens, finish, answer, verdict, ...
 DIR/BENCHMARK.json       settings, versions, metrics with their intervals, quality
@@ -44,7 +44,7 @@ def table(
     rows: Sequence[files.Row],
     judgements: Sequence[Judgement],
 ) -> pa.Table:
-    """The samples of a benchmark, question by question; a set that is not open goes without its prompts."""
+    """Return the samples of a benchmark, question by question, without texts if results may not repeat questions."""
     asked = {q.id: q for q in questions} if benchmark.is_open else {}
     return pa.Table.from_pylist(
         [
@@ -67,14 +67,14 @@ def table(
 
 
 def _texts(question: Question | None) -> dict[str, str | None]:
-    """The columns that repeat a question."""
+    """Return the columns with the texts of a question."""
     if question is None:
         return dict.fromkeys(("problem", "reference", "prompt"))
     return {"problem": question.text, "reference": question.reference, "prompt": question.prompt}
 
 
 def samples_of(samples: pa.Table) -> Samples:
-    """The arrays of a table whose questions have the same number of samples each, one after the other."""
+    """Return the arrays (questions, samples) of a table that is ordered by question, with equal numbers of samples."""
     columns = {name: samples[name].to_pylist() for name in ("question", "verdict", "tokens", "finish", "class")}
     shape = (len(set(columns["question"])), -1)
     return Samples(
@@ -86,7 +86,7 @@ def samples_of(samples: pa.Table) -> Samples:
 
 
 def summary(samples: pa.Table, questions: Sequence[Question]) -> dict[str, Any]:
-    """What the samples amount to, as it goes into the JSON file."""
+    """Return metrics, quality, verdicts and tokens of the samples, for the JSON file."""
     texts = {q.id: q.text for q in questions}
     asked = [texts[id] for id in samples["question"].to_pylist()]
     return {
@@ -98,24 +98,28 @@ def summary(samples: pa.Table, questions: Sequence[Question]) -> dict[str, Any]:
 
 
 def write(folder: Path, name: str, samples: pa.Table, figures: dict[str, Any]) -> None:
-    """Write both files, each in one step."""
+    """Write both files, each atomically."""
     with files.replacing(folder / f"{name}.parquet") as scratch:
         pq.write_table(samples, scratch)
     files.write_json(folder / f"{name}.json", figures)
 
 
 def names_in(folder: Path) -> list[str]:
-    """The benchmarks whose results a folder holds."""
+    """Return the benchmarks whose results a folder holds."""
     return sorted(path.stem for path in folder.glob("*.json") if path.with_suffix(".parquet").exists())
 
 
 def read(folder: Path, name: str) -> tuple[pa.Table, dict[str, Any]]:
-    """The samples and the figures of a benchmark."""
+    """Read the samples and the figures of a benchmark."""
     return pq.read_table(folder / f"{name}.parquet"), files.read_json(folder / f"{name}.json")
 
 
 def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:
-    """How far the results in `folder` are above those in `other`; `ValueError` where the questions differ."""
+    """Return the paired differences of the results in `folder` from the results in `other`.
+
+    Raises:
+        ValueError: the two folders hold different questions.
+    """
     ours, theirs = (read(path, name)[0] for path in (folder, other))
     asked, asked_there = (list(dict.fromkeys(one["question"].to_pylist())) for one in (ours, theirs))
     if asked != asked_there:

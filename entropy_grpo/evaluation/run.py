@@ -1,6 +1,6 @@
 """`entropy-grpo eval`, top to bottom: questions, responses, judgements, results, comparison.
 
-What can be refused is refused before a model is loaded, and none is loaded where no response is missing.
+Bad input is refused before a model is loaded. No model is loaded if no response is missing.
 """
 
 import sys
@@ -26,14 +26,14 @@ from .generation import Work, process
 from .judging import judge
 from .options import PRESETS, Options
 
-# How long the first process waits at first, and at most, before it looks for what the others wrote.
+# Shortest and longest pause of the first process between looks for the responses of other processes.
 WAIT_SECONDS = (0.5, 60.0)
 # Wall-clock limit for grading one answer.
 GRADING_SECONDS = 5.0
 
 
 def sampling_of(options: Options, benchmark: Benchmark) -> tuple[int, Sampling]:
-    """(samples per question, how they are drawn) for a benchmark: what was asked for, else the preset's."""
+    """Return (samples per question, sampling settings) for a benchmark; the preset serves settings not given."""
     preset = PRESETS[options.preset]
     chosen = {name: value if (value := getattr(options, name)) is not None else preset[name] for name in preset}
     if options.max_tokens is None and benchmark.max_tokens is not None:
@@ -44,7 +44,7 @@ def sampling_of(options: Options, benchmark: Benchmark) -> tuple[int, Sampling]:
 
 @dataclass(frozen=True)
 class Job:
-    """One benchmark, the responses to draw for it, and, for the contamination diagnostic, the completions."""
+    """Benchmark, responses to generate for it, and completions for the contamination diagnostic."""
 
     benchmark: Benchmark
     answers: Work
@@ -56,17 +56,17 @@ class Job:
 
 
 def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
-    """The benchmarks that are asked for, questions read; one whose terms were not accepted is left out and said so."""
-    told = {
+    """Load the requested benchmarks; a gated benchmark whose terms were not accepted is skipped with a message."""
+    settings = {
         "model": options.model,
         "model_revision": options.revision,
         "weights": load.fingerprint(path),
         "backend": backend,
         "dtype": options.dtype,
     }
-    if backend == TRANSFORMERS:  # which responses are written together decides their rounding
-        told["batch_size"] = options.batch_size
-    found: dict[str, Job] = {}
+    if backend == TRANSFORMERS:  # the composition of a batch decides the rounding of its responses
+        settings["batch_size"] = options.batch_size
+    jobs: dict[str, Job] = {}
     for name in dict.fromkeys(options.benchmarks):
         try:
             benchmark, asked = questions.load(name)
@@ -75,31 +75,34 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
             continue
         if benchmark.kind == CODE and (reason := unavailable()) is not None:
             raise ValueError(f"benchmarks names {name!r}, whose programs need a sandbox: {reason}")
-        if benchmark.name in found:
+        if benchmark.name in jobs:
             raise ValueError(
                 f"benchmarks is {', '.join(options.benchmarks)}: two are {benchmark.name}, rename a file."
             )
         samples, sampling = sampling_of(options, benchmark)
-        about = questions.origin(benchmark, len(asked)) | told
+        about = questions.origin(benchmark, len(asked)) | settings
         answers = Work(options.output / benchmark.name, asked, samples, options.seed, sampling, about)
-        found[benchmark.name] = Job(benchmark, answers, completions_of(answers) if options.contamination else None)
-    if not found:
+        jobs[benchmark.name] = Job(benchmark, answers, completions_of(answers) if options.contamination else None)
+    if not jobs:
         raise ValueError(f"benchmarks is {', '.join(options.benchmarks)}: there is none left to evaluate.")
-    return list(found.values())
+    return list(jobs.values())
 
 
 def completions_of(answers: Work) -> Work:
-    """The greedy continuation of the first part of every problem that is long enough; the rest is its reference."""
+    """Return the work of continuing the first part of every long enough problem greedily.
+
+    The reference of each question is the rest of the problem.
+    """
     parts = {q.id: contamination.partial_prompt(q.text) for q in answers.questions}
     halved = [replace(q, prompt=parts[q.id][0], reference=parts[q.id][1]) for q in answers.questions if parts[q.id]]
-    # At two characters a token; what is beyond the rest of the problem is not looked at.
+    # Two characters per token; text beyond the length of the rest is not compared.
     longest = max((len(q.reference) for q in halved), default=0)
     sampling = Sampling(temperature=0.0, max_tokens=max(longest // 2, 16))
     return Work(answers.folder / "contamination", halved, 1, answers.seed, sampling, answers.about)
 
 
 def load_backend(options: Options, name: str, path: str) -> Backend:
-    """The backend, with its model; this takes the time and the memory that a model takes."""
+    """Load a backend with its model."""
     if name == TRANSFORMERS:
         from .backends.transformers import TransformersBackend
 
@@ -135,7 +138,7 @@ def generate(works: Sequence[Work], backend: Backend) -> None:
 
 
 def wait_for_others(works: Sequence[Work]) -> None:
-    """Until every response is there; if another process of the launch fails, its launcher ends this one, too."""
+    """Wait until every response is finished; if another process fails, the launcher ends this process, too."""
     pause, longest = WAIT_SECONDS
     while missing := sum(len(work.missing()) for work in works):
         print(f"waiting for {missing} responses of other processes", file=sys.stderr, flush=True)
@@ -164,7 +167,7 @@ def write_results(job: Job, folder: Path) -> None:
 
 
 def compare(output: Path, others: Sequence[Path], names: Sequence[str]) -> None:
-    """Print how far the results are above others', and keep it in `comparison.json`."""
+    """Print differences from the results in other folders, and write them to `comparison.json`."""
     gains: dict[str, Any] = {}
     for other in others:
         common = [name for name in names if name in results.names_in(other)]
@@ -176,7 +179,7 @@ def compare(output: Path, others: Sequence[Path], names: Sequence[str]) -> None:
 
 
 def draw(output: Path, others: Sequence[Path], name: str) -> Path:
-    """The Pass@k curves of everybody who answered a benchmark on one picture, `NAME_pass_at_k.png`."""
+    """Draw the Pass@k curves of all compared models on a benchmark, `NAME_pass_at_k.png`, and return its path."""
     curves: dict[str, Any] = {}
     for folder in (output, *others):
         if name in results.names_in(folder):
@@ -187,7 +190,11 @@ def draw(output: Path, others: Sequence[Path], name: str) -> Path:
 
 
 def run(options: Options) -> None:
-    """Evaluate a model on benchmarks; `ValueError` in one sentence for what cannot be done."""
+    """Evaluate a model on benchmarks.
+
+    Raises:
+        ValueError: an option is wrong; the message is one sentence.
+    """
     for other in options.compare:
         if not results.names_in(other):
             raise ValueError(f"compare names {str(other)!r}, which holds no results.")

@@ -1,1 +1,1 @@
-"""Models: load them, adapt them, and the LM head that computes only the rows that have a gradient."""
+"""Models: loading, adapters, and the LM head that differentiates only the rows that have a gradient."""

@@ -1,8 +1,9 @@
-"""LoRA and QLoRA: what a recipe may ask of PEFT, and a base model that stays as it is.
+"""LoRA and QLoRA: checks of a recipe's PEFT settings, and a base model whose weights never change.
 
-TRL makes and trains the adapters. Here is what it passes over in silence: settings that nothing reads, names that no
-layer has, and a base whose weights change. For vLLM, TRL merges the adapters into the base, sends it, and takes them
-out again, in the base's own precision: in bfloat16 what comes back is another base after every rollout.
+TRL makes and trains the adapters. This module handles three faults that TRL does not report: settings that nothing
+reads, names that no layer has, and a base whose weights change. For vLLM, TRL merges the adapters into the base, sends
+the merged weights, and subtracts the adapters again in the base's own precision. In bfloat16 the subtraction does not
+restore the base, so that the base would drift with every rollout.
 """
 
 import importlib.util
@@ -22,7 +23,7 @@ from .config import CheckedModelConfig
 
 
 def lora_config(config: CheckedModelConfig) -> PeftConfig | None:
-    """TRL's, with the commit of the base that the adapters belong to; None without `use_peft`."""
+    """Return TRL's PEFT configuration with the commit of the base model, or None without `use_peft`."""
     made = get_peft_config(config)
     if made is not None:
         made.revision = config.model_revision
@@ -30,7 +31,7 @@ def lora_config(config: CheckedModelConfig) -> PeftConfig | None:
 
 
 def check_quantised(config: CheckedModelConfig, use_vllm: bool, shards: bool) -> None:
-    """Refuse what a quantised base cannot be combined with.
+    """Refuse settings that a quantised base cannot be combined with.
 
     Args:
         shards: whether the launch divides the model over processes, by FSDP or DeepSpeed.
@@ -51,14 +52,14 @@ def check_quantised(config: CheckedModelConfig, use_vllm: bool, shards: bool) ->
 
 
 def check_installed(config: CheckedModelConfig) -> None:
-    """Refuse a quantised base where bitsandbytes is not installed."""
+    """Refuse a quantised base if bitsandbytes is not installed."""
     if config.is_quantised and importlib.util.find_spec("bitsandbytes") is None:
         name = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
         raise ValueError(f'{name} is true, which needs bitsandbytes: pip install -e ".[qlora]".')
 
 
 def check_targets(model: str, config: CheckedModelConfig) -> None:
-    """Refuse adapters that a model has no place for, by adapting a model of its shape that holds no weights.
+    """Refuse adapters that do not fit a model, by adapting a model of its shape on the meta device.
 
     Args:
         model: a local folder or Hub id; only its `config.json` is read.
@@ -71,7 +72,11 @@ def check_targets(model: str, config: CheckedModelConfig) -> None:
 
 
 def adapt(bare: PreTrainedModel, config: CheckedModelConfig) -> PeftModel:
-    """The model with the adapters of a recipe; `ValueError` names the setting for which it has no place."""
+    """Return the model with the adapters of a recipe.
+
+    Raises:
+        ValueError: the model has no module for a setting, the LM head is adapted, or an adapted weight is tied.
+    """
     names = [name for name, _ in bare.named_modules()]
     try:
         adapted = get_peft_model(bare, lora_config(config))
@@ -97,7 +102,7 @@ def adapt(bare: PreTrainedModel, config: CheckedModelConfig) -> PeftModel:
 
 
 def refuse_tied(model: PeftModel) -> None:
-    """Refuse an adapted or copied embedding whose weight is the LM head's, too: merged, it would change both."""
+    """Refuse an adapted or copied embedding that is tied to the LM head, because a merge would change both."""
     ends = {"embedding": model.get_input_embeddings(), "LM head": model.get_output_embeddings()}
     for name, module in ends.items():
         if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)) and model.config.tie_word_embeddings:
@@ -108,10 +113,10 @@ def refuse_tied(model: PeftModel) -> None:
 
 
 def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
-    """Have TRL send merged weights as they are, and put the base's very weights back after every sync.
+    """Have TRL send copies of the merged weights, and restore the base's exact weights after every sync.
 
-    TRL hands out the weights themselves, and takes the adapters out of them when the last is fetched; its client packs
-    what it was handed after that, which without copies would send the end of the model unmerged.
+    TRL yields references to the weights and unmerges them when the last one is fetched. Its client packs the last
+    weights after that, so that without copies the end of the model would be sent unmerged.
     """
     merged = [m.get_base_layer().weight for m in model.modules() if isinstance(m, BaseTunerLayer)]
     synchronise, iterate = generation.sync_weights, generation._iter_named_params

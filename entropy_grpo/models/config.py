@@ -1,10 +1,10 @@
-"""What a recipe may set of its model and of its adapters, and what TRL would pass over in silence."""
+"""Settings of a recipe's model and adapters, with checks of settings that TRL would ignore silently."""
 
 from dataclasses import dataclass, fields
 
 from trl import ModelConfig
 
-# Settings that are read only with another one.
+# Prefixes of settings that are read only if another setting is made.
 WITH_LORA = ("lora_", "use_rslora", "use_dora")
 
 
@@ -13,10 +13,10 @@ WITH_4_BIT = ("bnb_4bit_", "use_bnb_nested_quant")
 
 @dataclass
 class CheckedModelConfig(ModelConfig):
-    """`trl.ModelConfig` that refuses what TRL would pass over.
+    """`trl.ModelConfig` that refuses settings that TRL would ignore.
 
     Parameters:
-        lora_dropout: 0 alone, since rollouts are drawn without dropout from what the loss would score with it.
+        lora_dropout: must be 0, because rollouts are drawn without dropout, whereas the loss would score them with it.
     """
 
     lora_dropout: float = 0.0
@@ -46,7 +46,7 @@ class CheckedModelConfig(ModelConfig):
         super().__post_init__()
         targets = self.lora_target_modules
         if isinstance(targets, str) and targets.isidentifier():
-            # TRL makes a pattern of a list of one, and as a pattern a layer's name matches no layer.
+            # TRL turns a list of one name into a pattern, and a bare layer name matches no layer as a pattern.
             self.lora_target_modules = [targets]
 
     def _refuse_unread(self, prefixes: tuple[str, ...], needed: str) -> None:
@@ -57,5 +57,5 @@ class CheckedModelConfig(ModelConfig):
 
     @property
     def is_quantised(self) -> bool:
-        """Whether the base's linear layers have 4 or 8 bits a weight."""
+        """True if the base's linear layers have 4 or 8 bits per weight."""
         return self.load_in_4bit or self.load_in_8bit

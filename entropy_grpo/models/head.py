@@ -1,10 +1,12 @@
-"""The sparse LM head, behind the contract of TRL's own: `model(..., labels=..., fused_lm_head=True)`.
+"""The sparse LM head, behind the contract of TRL's head: `model(..., labels=..., fused_lm_head=True)`.
 
-TRL's head, and Liger's, differentiate every row. In this objective most rows have no gradient: tokens that are not
-kept, clipped ones, those of responses without advantage. They reach the head as exact zeros in the upstream gradient,
-so the backward pass gathers the other rows, runs the kernel on those, and scatters the result; their gradient rows are
-exactly zero. In units of one matmul of all n rows with the head that is 1 + 3 rho instead of 4; where the kept tokens
-are known beforehand, and the labels of the others are -100, 4 rho.
+TRL's head and Liger's head differentiate every row. In this objective most rows have no gradient: dropped tokens,
+clipped tokens, and tokens of responses without advantage. Such rows reach the head as exact zeros in the upstream
+gradient. The backward pass therefore gathers the nonzero rows, runs the kernel on them, and scatters the result; the
+gradient of all other rows is exactly zero.
+
+The cost is counted in matmuls of all n rows with the head: 1 + 3 rho instead of 4. If the kept tokens are known
+beforehand, the labels of dropped tokens are -100, and the cost is 4 rho.
 """
 
 import functools
@@ -28,7 +30,7 @@ class SparseLogProbs(torch.autograd.Function):
     """Log-probabilities with a backward pass over the rows whose upstream gradient is not zero.
 
     apply(hidden (n, H), weight (V, H), targets (n,), temperature, kernel, outputs) -> log_probs (n,), and entropy and
-    log_sum_sq_probs (n,) or None, all float32. Only the first has a gradient. n may be 0.
+    log_sum_sq_probs (n,) or None, all float32. Only `log_probs` has a gradient. n may be 0.
     """
 
     @staticmethod
@@ -43,7 +45,7 @@ class SparseLogProbs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.kernel = kernel
-        if hidden.size(0) == 0:  # Liger refuses no rows
+        if hidden.size(0) == 0:  # Liger cannot run on zero rows
             ctx.save_for_backward(hidden, weight, targets, None)
             empty = torch.zeros(0, device=hidden.device)
             entropy, log_sum_sq_probs = (
@@ -79,11 +81,11 @@ class SparseLogProbs(torch.autograd.Function):
 
 @dataclass
 class SparseHeadOutput(ModelOutput):
-    """What the head returns: (B, L - 1) float32, zero where the label is -100; `None` where not asked for.
+    """Output of the head: (B, L - 1) float32 tensors, zero where the label is -100; `None` if not requested.
 
     Attributes:
         log_probs: log-probability of each label, with gradient.
-        entropy: of the distribution at each position, nats.
+        entropy: entropy of the distribution at each position, nats.
         residual_norm: ||e(label) - p||_2 * ||h||_2, the norm of the gradient that a token's log-probability has in
             the head's weight (arXiv 2508.02260, Eq. 4, without its coefficient).
     """
@@ -94,14 +96,17 @@ class SparseHeadOutput(ModelOutput):
 
 
 def residual_norms(hidden: Tensor, log_probs: Tensor, log_sum_sq_probs: Tensor) -> Tensor:
-    """||e(o) - p||_2 * ||h||_2 for (n, H) hidden states; ||e(o) - p||^2 = 1 - 2 p_o + sum_v p_v^2."""
+    """Return (n,) norms ||e(o) - p||_2 * ||h||_2 of (n, H) hidden states.
+
+    The norm follows from statistics of the row: ||e(o) - p||^2 = 1 - 2 p_o + sum_v p_v^2.
+    """
     squares = 1 - 2 * log_probs.exp() + log_sum_sq_probs.exp()
     return squares.clamp(min=0).sqrt() * hidden.float().norm(dim=-1)
 
 
 def why_not(model: PreTrainedModel) -> str | None:
-    """Why the sparse head cannot serve a model that has TRL's; `None` if it can."""
-    settings = inspect.getclosurevars(model.forward).nonlocals  # TRL has looked up how the model's logits are made
+    """Return the reason why the sparse head cannot serve a model that has TRL's head, or `None` if it can."""
+    settings = inspect.getclosurevars(model.forward).nonlocals  # TRL's record of how the model computes logits
     if settings["final_logit_softcapping"] is not None:
         return f"the model caps its logits softly (final_logit_softcapping {settings['final_logit_softcapping']})"
     if settings["logit_scale"] != 1:
@@ -111,7 +116,7 @@ def why_not(model: PreTrainedModel) -> str | None:
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         return "the LM head has a bias"
-    # PEFT's copy of a head in `modules_to_save` stands for a plain one; anything else may compute something else.
+    # PEFT's copy of a head in `modules_to_save` is a plain linear layer; other modules may compute other logits.
     inner = head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
     if type(inner) is not nn.Linear:
         return f"the LM head is a {type(inner).__name__}"
@@ -119,13 +124,13 @@ def why_not(model: PreTrainedModel) -> str | None:
 
 
 def add_sparse_lm_head(model: PreTrainedModel, temperature: float, name: str) -> None:
-    """Serve `fused_lm_head` calls of a model that has TRL's fused head; every other call stays as it is.
+    """Serve the `fused_lm_head` calls of a model that has TRL's fused head, and leave its other calls unchanged.
 
-    `fused_lm_head` may also name the wanted outputs (`entropy`, `residual_norm`); `True` means `entropy`.
+    `fused_lm_head` may also name the requested outputs (`entropy`, `residual_norm`); `True` means `entropy`.
 
     Args:
         model: causal language model after `trl.trainer.utils.add_fused_lm_head`, for which `why_not` is `None`.
-        temperature: the logits are divided by it.
+        temperature: divisor of the logits.
         name: `auto` or `liger`, see `kernels.choose`.
     """
     trl_forward = model.forward
@@ -142,7 +147,7 @@ def add_sparse_lm_head(model: PreTrainedModel, temperature: float, name: str) ->
             return trl_forward(*args, labels=labels, **kwargs)
         wanted = ("entropy",) if fused_lm_head is True else fused_lm_head
         hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state[:, :-1]
-        # FSDP and PEFT replace the head after it was made.
+        # FSDP and PEFT replace the head after construction, so the weight is looked up in every call.
         weight = self.get_output_embeddings().weight
         if isinstance(weight, DTensor):
             weight = weight.full_tensor()
@@ -159,7 +164,7 @@ def add_sparse_lm_head(model: PreTrainedModel, temperature: float, name: str) ->
             norms = residual_norms(rows.detach(), log_probs.detach(), log_sum_sq_probs)
 
         def whole(x: Tensor | None) -> Tensor | None:
-            # `masked_scatter` of no rows, too, is connected to the model: an empty micro-batch has a gradient, zero.
+            # `masked_scatter` keeps the graph even with zero rows, so that an empty micro-batch has a zero gradient.
             return None if x is None else x.new_zeros(scored.shape).masked_scatter(scored, x)
 
         return SparseHeadOutput(whole(log_probs), whole(entropy), whole(norms))

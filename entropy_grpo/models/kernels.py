@@ -1,8 +1,8 @@
-"""The kernels under the sparse head: fused linear cross-entropy whose two halves can be called on different rows.
+"""Kernels of the sparse head: fused linear cross-entropy whose two halves can be called on different rows.
 
 An autograd function runs both halves on the same rows. Here `forward` scores all rows and keeps no graph, and
-`backward` is called later with the rows that turn out to have a gradient. `TILES` is TRL's kernel: logits tile by
-tile, statistics and gradients summed in float32. `LIGER` is Liger's, through its public function.
+`backward` is called later with only the rows that have a gradient. `TILES` is TRL's kernel, which computes logits tile
+by tile and sums statistics and gradients in float32. `LIGER` is Liger's kernel, called through its public function.
 
 Shapes: n >= 1 rows, H hidden size, V vocabulary; hidden (n, H), weight (V, H), targets (n,) int64.
 """
@@ -18,21 +18,21 @@ from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 
 # Vocabulary entries per tile of logits. On an H100 widths from 8,192 to 65,536 differ by less than 5% (docs/gpu.md).
-# On a processor a tile should stay in the cache between the matmul and the half dozen elementwise passes over it (see
+# On a CPU a tile should stay in the cache between the matmul and about six elementwise passes over it (see
 # benchmarks/results/head.json).
 GPU_TILE, CPU_TILE = 32768, 2048
-# Rows whose weight gradient Liger's Hopper kernel sums before it rounds to bfloat16.
+# Rows over which Liger's Hopper kernel sums the weight gradient before it rounds to bfloat16.
 HOPPER_WAVE = 1024
 
 
 class Scores(NamedTuple):
-    """Statistics of every row, (n,) float32; `None` where they were not asked for or the kernel has none.
+    """Statistics of every row, (n,) float32; `None` if not requested or not provided by the kernel.
 
     Attributes:
-        log_probs: of the targets at the temperature.
-        entropy: of the distribution, nats.
+        log_probs: log-probabilities of the targets at the temperature.
+        entropy: entropy of the distribution, nats.
         log_sum_sq_probs: log(sum_v p_v^2).
-        log_z: log-sum-exp of the logits, which spares `backward` a matmul.
+        log_z: log-sum-exp of the logits, which saves a matmul in `backward`.
     """
 
     log_probs: Tensor
@@ -42,12 +42,13 @@ class Scores(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """The halves of a fused linear cross-entropy.
+    """Forward and backward halves of a fused linear cross-entropy.
 
     Attributes:
         forward: (hidden, weight, targets, temperature, outputs) -> (`Scores`, state). `outputs` names statistics.
         backward: (state, hidden, weight, targets, log_z, grad_log_probs, needs) -> gradients of hidden and weight in
-            their dtypes, each `None` unless `needs`, a pair of bools, asks for it. Any rows of the forward's may come.
+            their dtypes, each `None` unless `needs`, a pair of bools, requests it. It accepts any subset of the rows
+            of the forward pass.
     """
 
     forward: Callable[[Tensor, Tensor, Tensor, float, Collection[str]], tuple[Scores, Any]]
@@ -55,7 +56,7 @@ class Kernel(NamedTuple):
 
 
 class Context(SimpleNamespace):
-    """What autograd would pass to the halves of a function; here they are called by hand."""
+    """Stand-in for autograd's context, because the halves of the function are called directly."""
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         self.saved_tensors = tensors
@@ -68,21 +69,21 @@ class Context(SimpleNamespace):
 
 
 def tile_width(device: torch.device) -> int:
-    """Vocabulary entries per tile."""
+    """Return the number of vocabulary entries per tile."""
     return CPU_TILE if device.type == "cpu" else GPU_TILE
 
 
 def tiles_forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, outputs: Collection[str]
 ) -> tuple[Scores, Context]:
-    """The first half of TRL's `ChunkedLogProbFunction`."""
+    """Run the forward half of TRL's `ChunkedLogProbFunction`."""
     state = Context()
     tile = tile_width(hidden.device)
     log_probs, entropy, log_sum_sq_probs, _, _ = ChunkedLogProbFunction.forward(
         state, hidden, weight, None, targets, temperature, tile, None, 1.0, tuple(outputs)
     )
     log_z = state.saved_tensors[4]
-    del state.saved_tensors  # the tensors are the caller's to keep
+    del state.saved_tensors  # the caller keeps the tensors
     return Scores(log_probs, entropy, log_sum_sq_probs, log_z), state
 
 
@@ -95,7 +96,7 @@ def tiles_backward(
     grad_log_probs: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The second half: one matmul for the logits and one for each gradient."""
+    """Run the backward half of TRL's function: one matmul for the logits and one for each gradient."""
     saved = (hidden, weight, None, targets, log_z, log_z)
     ctx = Context(**vars(state) | {"saved_tensors": saved, "needs_input_grad": (*needs, False)})
     return ChunkedLogProbFunction.backward(ctx, grad_log_probs, None)[:2]
@@ -103,15 +104,15 @@ def tiles_backward(
 
 @cache
 def hopper(device: torch.device) -> bool:
-    """Whether Liger runs its own Hopper kernel there, which takes bfloat16 only."""
+    """Return whether Liger runs its Hopper kernel, which accepts only bfloat16, on a device."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def _liger(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
-    """Liger's per-row negative log-likelihood and, with `entropy`, entropy."""
+    """Return Liger's per-row negative log-likelihood and, if requested, the entropy."""
     from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
 
-    # Its fallback computes entropies and sums gradients in the dtype of its inputs, and follows autocast.
+    # Liger's fallback computes entropies and sums gradients in the dtype of its inputs, and follows autocast.
     with torch.autocast(hidden.device.type, enabled=False):
         result = LigerFusedLinearScaledCrossEntropyFunction.apply(
             hidden, weight, targets, temperature, -100, 1, entropy
@@ -126,7 +127,10 @@ def _liger_dtype(device: torch.device) -> torch.dtype:
 def liger_forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, outputs: Collection[str]
 ) -> tuple[Scores, float]:
-    """Liger's scaled cross-entropy on every row; `outputs` may name `entropy`, but not on Hopper (bfloat16 there)."""
+    """Run Liger's scaled cross-entropy on every row.
+
+    `outputs` may name `entropy`, except on Hopper, whose kernel would compute it in bfloat16.
+    """
     dtype = _liger_dtype(hidden.device)
     scores = _liger(hidden.to(dtype), weight.to(dtype), targets, temperature, "entropy" in outputs)
     return Scores(-scores[0], *scores[1:]), temperature
@@ -141,7 +145,10 @@ def liger_backward(
     grad_log_probs: Tensor,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Liger's function once more on these rows, with a graph: one matmul more than its backward pass alone."""
+    """Run Liger's function again on the given rows, with a graph.
+
+    The second forward pass costs one matmul more than Liger's backward pass alone.
+    """
     dtype, device = _liger_dtype(hidden.device), hidden.device
     wave = HOPPER_WAVE if hopper(device) else hidden.size(0)
     grad_hidden = torch.empty(hidden.shape, dtype=torch.float32, device=device) if needs[0] else None
@@ -169,7 +176,11 @@ LIGER = Kernel(liger_forward, liger_backward)
 
 
 def check_installed(name: str, device: torch.device) -> None:
-    """Refuse a choice of kernel that cannot run there: `ValueError`."""
+    """Refuse a kernel that cannot run on a device.
+
+    Raises:
+        ValueError: Liger or its Hopper dependency is not installed.
+    """
     if name != "liger":
         return
     if find_spec("liger_kernel") is None:
@@ -182,12 +193,11 @@ def check_installed(name: str, device: torch.device) -> None:
 
 
 def choose(name: str, device: torch.device, outputs: Collection[str]) -> Kernel:
-    """The kernel for a pass.
+    """Return the kernel for a pass.
 
-    `auto` is TRL's tiles: no kernel of Liger's has been faster, on processors (benchmarks/results/head.json) or on an
-    H100 (docs/gpu.md), where Liger's Hopper kernel is the more exact and needs less memory. Tiles also serve, under
-    `liger`, the passes that Liger cannot serve in float32: sums of squared probabilities anywhere, and entropies on
-    Hopper.
+    `auto` is TRL's tiles, because no kernel of Liger's was faster on CPUs (benchmarks/results/head.json) or on an H100
+    (docs/gpu.md). On the H100, Liger's Hopper kernel is more exact and needs less memory. With `liger`, tiles still
+    serve passes that Liger cannot serve in float32: sums of squared probabilities, and entropies on Hopper.
     """
     native = name == "liger" and "log_sum_sq_probs" not in outputs
     if native and not (hopper(device) and "entropy" in outputs):

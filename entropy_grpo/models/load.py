@@ -1,4 +1,4 @@
-"""Models by name: where their files are, how they are loaded, what tells weights apart, and where results go."""
+"""Models by name: location of their files, loading, fingerprints of weights, and folders for results."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ from ..tasks.registry import TASKS, find
 from .config import CheckedModelConfig
 
 RESULTS = Path("evaluations")
-# The header of a weights file and its last tensors: enough to tell two checkpoints apart.
+# Bytes read from each end of a weights file; header and last tensors suffice to distinguish two checkpoints.
 READ_BYTES = 2**16
 # What transformers and vLLM load; some repositories hold their weights a second time in another form.
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -37,14 +37,14 @@ ORIGINALS = ["original/*", "consolidated*"]
 
 
 def resolve(name: str | None, seed: int = 0, setting: str = "model") -> str:
-    """The Hub id or local folder of a model by name; a task's own model is made on the first call.
+    """Return the Hub id or local folder of a model by name; a task's own model is made on the first call.
 
-    All processes of a run may call this at once. Adapter folders are returned as they are, see `base_of`.
+    All processes of a run may call this function at once. Adapter folders are returned unchanged, see `base_of`.
 
     Args:
         name: Hub id, local folder, or a task's name.
-        seed: of a task's own model.
-        setting: what the name was given as.
+        seed: seed of a task's own model.
+        setting: setting that gave the name, for error messages.
 
     Raises:
         ValueError: no name, no such task, or a task without a model of its own.
@@ -61,36 +61,36 @@ def resolve(name: str | None, seed: int = 0, setting: str = "model") -> str:
 
 
 def base_of(path: str, revision: str | None) -> tuple[str, str | None]:
-    """(model, revision) that an adapter stands on; the arguments for any other model."""
+    """Return (model, revision) of an adapter's base, or the arguments if the model is not an adapter."""
     if not has_adapter(path):
         return path, revision
     config = PeftConfig.from_pretrained(path)
     return config.base_model_name_or_path, config.revision
 
 
-def _load(auto: Any, told: str, path: str, revision: str | None, **options: Any) -> Any:
-    """What a class of transformers loads; `ValueError` that begins with `told`."""
+def _load(auto: Any, subject: str, path: str, revision: str | None, **options: Any) -> Any:
+    """Load with an auto class of transformers; errors become a `ValueError` that begins with `subject`."""
     try:
         return auto.from_pretrained(path, revision=revision, **options)
     except OSError as error:
-        raise ValueError(f"{told} does not load: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{subject} does not load: {str(error).strip().splitlines()[0]}") from error
 
 
 def load_tokenizer(path: str, revision: str | None = None, setting: str = "model") -> PreTrainedTokenizerBase:
-    """A model's tokenizer, padding on the left; an adapter's own, or else that of its base.
+    """Load a model's tokenizer with padding on the left; an adapter without a tokenizer uses its base's.
 
     Args:
-        path: as `resolve` returns it.
-        setting: what the model was given as.
+        path: model as `resolve` returns it.
+        setting: setting that named the model, for error messages.
     """
     base, revision = base_of(path, revision)
     with_tokenizer = path if (Path(path) / "tokenizer_config.json").is_file() else base
-    told = f"{setting} is {path!r}, whose tokenizer"
-    return _load(AutoTokenizer, told, with_tokenizer, revision, padding_side="left")
+    subject = f"{setting} is {path!r}, whose tokenizer"
+    return _load(AutoTokenizer, subject, with_tokenizer, revision, padding_side="left")
 
 
 def check_ends(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Refuse to train a model whose tokenizer cannot end a response: `ValueError`."""
+    """Refuse to train a model whose tokenizer has no EOS token, with a `ValueError`."""
     if tokenizer.eos_token is None:
         raise ValueError(
             f"model_name_or_path is {path!r}, whose tokenizer has no EOS token: no response would ever end. Set "
@@ -99,12 +99,12 @@ def check_ends(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
 
 
 def load_config(path: str, revision: str | None = None) -> PretrainedConfig:
-    """The part of a model's configuration that describes its text."""
+    """Load the part of a model's configuration that describes its text model."""
     return _load(AutoConfig, f"model is {path!r}, which", *base_of(path, revision)).get_text_config()
 
 
 def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """A model on this process's device, its adapter on top if it is one, and its tokenizer."""
+    """Load a model onto this process's device, with its adapter if it has one, and its tokenizer."""
     tokenizer = load_tokenizer(path, revision)
     model = _load(AutoModelForCausalLM, f"model is {path!r}, which", *base_of(path, revision), dtype=dtype)
     if has_adapter(path):
@@ -153,10 +153,14 @@ def restore_name(model: PreTrainedModel | PeftModel, name: str, revision: str | 
 
 
 def raise_positions(model_path: str, model_config: CheckedModelConfig, positions: int) -> str:
-    """A folder with the model's files, as links, and its configuration with `max_position_embeddings` raised.
+    """Make a folder that links a model's files and holds its configuration with `max_position_embeddings` raised.
 
-    vLLM makes its table of rotations from that configuration and refuses longer responses, and what a run saves keeps
-    it: an argument of transformers alone would do neither. The rotations of the first positions stay what they are.
+    vLLM builds its table of rotations from the configuration file and refuses longer responses, and checkpoints copy
+    the configuration. An argument to transformers would reach neither. The rotations of the existing positions do not
+    change.
+
+    Returns:
+        Path of the folder.
     """
     with PartialState().local_main_process_first():
         source = Path(model_path)
@@ -182,7 +186,7 @@ def raise_positions(model_path: str, model_config: CheckedModelConfig, positions
 
 
 def model_init_kwargs(model_config: CheckedModelConfig) -> dict[str, Any]:
-    """What TRL hands to `from_pretrained`."""
+    """Return the keyword arguments that TRL passes to `from_pretrained`."""
     chosen = {
         "revision": model_config.model_revision,
         "dtype": model_config.dtype,
@@ -192,7 +196,7 @@ def model_init_kwargs(model_config: CheckedModelConfig) -> dict[str, Any]:
 
 
 def fingerprint(path: str) -> str | None:
-    """A digest of a local model's weight files, of their beginnings and ends; None for an id on the Hub."""
+    """Return a digest of both ends of a local model's weight files, or None for a Hub id."""
     if not Path(path).is_dir():
         return None
     digest = hashlib.sha256()
@@ -205,7 +209,7 @@ def fingerprint(path: str) -> str | None:
 
 
 def output_folder(name: str) -> Path:
-    """Where results go if nobody says so: into the run folder of a run's model or checkpoint, else `evaluations/`."""
+    """Return the default folder for results: in the run folder for a run or checkpoint, else in `evaluations/`."""
     path = Path(name)
     if RunFolder(path).recipe.exists():
         return RunFolder(path).benchmarks / "final"

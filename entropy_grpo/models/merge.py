@@ -1,7 +1,8 @@
-"""Merge a LoRA checkpoint into its base: a plain model, which needs no PEFT.
+"""Merge a LoRA checkpoint into its base, which gives a plain model that needs no PEFT.
 
-W + (alpha / r) B A, rounded once to the dtype that the run loaded the base in. Adapters of a quantised base (QLoRA)
-are merged into the base as published, which differs from the one that they were trained on by its quantisation error.
+A merged weight is W + (alpha / r) B A, rounded once to the dtype in which the run loaded the base. Adapters of a
+quantised base (QLoRA) are merged into the published base, which differs from the quantised base of the training by the
+quantisation error.
 """
 
 import json
@@ -19,7 +20,11 @@ from .load import load_tokenizer
 
 
 def read_adapter(checkpoint: Path) -> dict[str, Any]:
-    """The adapter's configuration; `ValueError` for a folder that holds no adapter to merge."""
+    """Read an adapter's configuration.
+
+    Raises:
+        ValueError: the folder holds no adapter that can be merged.
+    """
     for name in (ADAPTER_CONFIG, *WEIGHTS[ADAPTER]):
         if not (checkpoint / name).is_file():
             raise ValueError(f"{checkpoint} has no {name}: name a checkpoint or run folder of a run with use_peft.")
@@ -33,7 +38,7 @@ def read_adapter(checkpoint: Path) -> dict[str, Any]:
 
 
 def recipe_dtype(checkpoint: Path) -> str:
-    """The dtype that the run loaded its base in; `auto`, the base's own, where no recipe lies beside it."""
+    """Return the dtype in which the run loaded its base, or `auto` (the base's own) if there is no recipe."""
     for folder in (checkpoint, checkpoint.resolve().parent):
         if RunFolder(folder).recipe.is_file():
             return read_recipe(RunFolder(folder)).get("dtype", "float32")
@@ -41,12 +46,15 @@ def recipe_dtype(checkpoint: Path) -> str:
 
 
 def merge(checkpoint: str | Path, output: str | Path, revision: str | None = None) -> Path:
-    """Write base plus adapter as safetensors, with tokenizer and generation configuration; returns the folder.
+    """Write base plus adapter as safetensors, with tokenizer and generation configuration.
 
     Args:
         checkpoint: folder with an adapter: `runs/NAME` or `runs/NAME/checkpoint-N`.
         output: new or empty folder.
-        revision: of the base on the Hub; else the one that the adapter was trained on.
+        revision: commit of the base on the Hub; by default the one that the adapter was trained on.
+
+    Returns:
+        The output folder.
 
     Raises:
         ValueError: no adapter, an output folder that is not empty, a base that does not load.

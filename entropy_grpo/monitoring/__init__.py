@@ -1,1 +1,1 @@
-"""The logs of a run, and the watchers that read them."""
+"""Logs of a run, and watchers that read them."""

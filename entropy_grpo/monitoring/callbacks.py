@@ -1,4 +1,4 @@
-"""What happens beside the training steps: the run folder is written, and a progress bar shows what matters."""
+"""Callbacks of a training: a recorder for the run folder, a progress bar, and the watchers."""
 
 import math
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from .watchers import WATCHERS, Log
 class RunRecorder(TrainerCallback):
     """Writes `environment.json`, `metrics.jsonl` and `samples.jsonl` of the run folder, on the first rank.
 
-    `samples` makes the rows that go out with the next log: decoding every token is work that no other step, and no
-    other rank, should do. While `paused`, logs are not the training's and are passed over.
+    `samples` is a function that makes the rows for the next log, so that only the logging step of the first rank
+    decodes tokens. While `paused`, logs do not come from the training and are ignored.
     """
 
     def __init__(self):
@@ -60,7 +60,7 @@ class RunRecorder(TrainerCallback):
 
 
 class RewardProgress(ProgressCallback):
-    """A progress bar with reward, accuracy and entropy instead of a printed dictionary per log."""
+    """Progress bar with reward, accuracy and entropy instead of a printed dictionary per log."""
 
     SHOWN = ("reward", "accuracy", "entropy")
 
@@ -75,7 +75,7 @@ class RewardProgress(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any):
         if self.training_bar is None:
             return
-        # Rewards are logged where a rollout begins, entropy at every step: show the latest of each.
+        # Rewards are logged once per rollout and entropy at every step, so the bar shows the latest value of each.
         self.latest |= {name: f"{logs[name]:.3f}" for name in self.SHOWN if logs.get(name) is not None}
         self.training_bar.set_postfix(self.latest)
         held_out = logs.get("eval_accuracy")
@@ -84,10 +84,10 @@ class RewardProgress(ProgressCallback):
 
 
 class Watch(TrainerCallback):
-    """Each watcher speaks once in a run, in the log and in `warnings.jsonl`.
+    """Callback that runs the watchers; each watcher warns once per run, in the log and in `warnings.jsonl`.
 
-    What it reads is the trainer's own log history, which every rank has, and which a checkpoint holds: so all ranks
-    decide alike, and a run that goes on from a checkpoint knows its start.
+    Watchers read the trainer's log history, which every rank has and every checkpoint holds. All ranks therefore
+    decide alike, and a resumed run still has the values of its start.
     """
 
     def __init__(self, actions: dict[str, str], kept_share: float):

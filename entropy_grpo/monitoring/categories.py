@@ -1,7 +1,8 @@
-"""What kind of work a token does, by its text: the four categories of arXiv 2508.02260, appendix C.
+"""Categories of tokens by their text: the four categories of arXiv 2508.02260, appendix C.
 
-The paper names the categories and gives examples; the lists are ours. A token is looked at by itself, so that a word
-that a tokenizer splits counts by its parts, and `so` counts as a connective wherever it stands.
+The paper names the categories and gives examples; the word lists are not from the paper. Each token is classified
+without its context. The parts of a word that a tokenizer splits are therefore classified separately, and `so` is
+always a connective.
 """
 
 import unicodedata
@@ -22,19 +23,19 @@ LOGICAL_WORDS = frozenset(
     "thirdly next finally lastly meanwhile instead accordingly consequently thereby either neither or and given when "
     "suppose assuming assume implies".split()
 )
-# The model speaks of its own thinking: it checks, doubts, turns round, plans, sums up.
+# The model comments on its own reasoning: checks, doubts, changes of direction, plans, summaries.
 METACOGNITIVE_WORDS = frozenset(
     "wait hmm hm ah oh oops alternatively actually maybe perhaps check checking recheck double verify verifying "
     "confirm reconsider rethink let try trying consider think thinking recall remember notice realize mistake wrong "
     "sure correct incorrect indeed summarize conclude conclusion overall again".split()
 )
-# Marks of prose, which count no more than the words that they stand between.
+# Punctuation of prose, which does not make a token formal.
 PUNCTUATION = frozenset(".,;:!?'\"`´’‘“”…")  # noqa: RUF001
 
 
 @cache
 def category(text: str) -> str:
-    """The category of a token's text."""
+    """Return the category of a token's text."""
     word = text.strip().casefold()
     if word in METACOGNITIVE_WORDS:
         return METACOGNITIVE
@@ -46,7 +47,7 @@ def category(text: str) -> str:
 
 
 def _is_formal(word: str) -> bool:
-    """Digits, operators, brackets and other symbols, without a letter; prose marks alone do not count."""
+    """True if a token has digits, operators, brackets or other symbols but no letter; punctuation does not count."""
     if not word or word.isspace() or any(unicodedata.category(c)[0] in "LCM" for c in word):
         return False
     return not all(c in PUNCTUATION or c.isspace() for c in word)

@@ -1,8 +1,9 @@
-"""What tells how a run is doing, beside the objective's own metrics (after the analyses of arXiv 2508.02260).
+"""Diagnostics of a run beside the objective's own metrics, after the analyses of arXiv 2508.02260.
 
-Everything here is a sum over what a training step holds in any case: no pass is made for it. What differs from the
-paper: the change of probabilities is that of the tokens that are trained on, since their rollout was written (one to
-`steps_per_rollout` - 1 optimiser steps), not that of a fixed set of responses between two checkpoints.
+All metrics are computed from tensors that the training step already holds, without a pass of their own. One metric
+departs from the paper: the change of probabilities. The paper compares two checkpoints on a fixed set of responses.
+Here the change is that of the trained tokens since their rollout was written, one to `steps_per_rollout` - 1 optimiser
+steps before.
 
 `reduce` sums a tensor over ranks. Shapes: B sequences of a micro-batch, T completion tokens including padding.
 """
@@ -17,18 +18,18 @@ from ..objective.selection import Reduce
 from ..objective.window import Scored, flatten, row_advantages
 from .categories import CATEGORIES, category
 
-# The share of tokens whose part in the change of probabilities is logged.
+# Share of tokens, by largest change, whose part in the change of probabilities is logged.
 TOP = 0.2
-# A mean change below it is none: at the first step of a rollout the policy is still the one that wrote it.
+# Mean changes below this value are rounding errors: at the first step of a rollout the policy has not changed yet.
 ROUNDING = 1e-6
 
 
 class TokenCategories:
-    """Categories by token id, each looked up once.
+    """Categories by token id, cached after the first look-up.
 
     Args:
-        decode: from a list of one id to its text.
-        size: of the vocabulary.
+        decode: function from a list of one id to its text.
+        size: number of token ids in the vocabulary.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], size: int):
@@ -36,13 +37,13 @@ class TokenCategories:
         self.known = torch.full((size,), -1, dtype=torch.int8)
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """int64 places in CATEGORIES, of the shape and on the device of the ids."""
-        found = self.known[ids.cpu()]
-        if (found < 0).any():
-            for token in ids.cpu()[found < 0].unique().tolist():
+        """Return int64 positions in CATEGORIES, with the shape and device of the ids."""
+        places = self.known[ids.cpu()]
+        if (places < 0).any():
+            for token in ids.cpu()[places < 0].unique().tolist():
                 self.known[token] = CATEGORIES.index(category(self.decode([token])))
-            found = self.known[ids.cpu()]
-        return found.long().to(ids.device)
+            places = self.known[ids.cpu()]
+        return places.long().to(ids.device)
 
 
 def share(part: float, whole: float) -> float:
@@ -50,10 +51,10 @@ def share(part: float, whole: float) -> float:
 
 
 def answer_metrics(right: Tensor, lengths: Tensor, group_size: int) -> dict[str, float]:
-    """Of all responses that were drawn: the mean length of right and of wrong ones, in tokens, and shares of groups.
+    """Return mean lengths of right and of wrong responses in tokens, and shares of groups, over all drawn responses.
 
     Args:
-        right: (N,) bool, groups in a row.
+        right: (N,) bool, group by group.
         lengths: (N,) tokens.
     """
     number = right.view(-1, group_size).sum(dim=1)
@@ -70,11 +71,12 @@ def answer_metrics(right: Tensor, lengths: Tensor, group_size: int) -> dict[str,
 def negative_only_entropy(
     ids: Tensor, entropies: Tensor, positive: Tensor, negative: Tensor, size: int, reduce: Reduce
 ) -> dict[str, float]:
-    """Of the tokens of negative responses whose id no positive one of the step has: mean entropy, and their share.
+    """Return mean entropy and share of the tokens of negative responses whose id no positive response of the step has.
 
     Args:
-        ids, entropies: (n,) tokens; positive, negative: (n,) bool, by the sign of the advantage.
-        size: of the vocabulary.
+        ids, entropies: (n,) token ids and entropies in nats.
+        positive, negative: (n,) bool, by the sign of the advantage.
+        size: number of token ids in the vocabulary.
     """
     in_positive = reduce(torch.bincount(ids[positive], minlength=size)) > 0
     only = negative & ~in_positive[ids]
@@ -84,25 +86,26 @@ def negative_only_entropy(
 
 
 def category_metrics(categories: Tensor, kept: Tensor, entropies: Tensor, reduce: Reduce) -> dict[str, float]:
-    """By the first word of a category: its share of the tokens, the share of its own that is kept, their mean entropy.
+    """Return, by the first word of a category, its share of the tokens, its kept share, and its mean entropy in nats.
 
-    (n,) tokens on each rank; entropies in nats.
+    The arguments are (n,) tensors of each rank's tokens.
     """
     columns = (torch.ones_like(entropies), kept, entropies)
     sums = [torch.bincount(categories, weights=c.double(), minlength=len(CATEGORIES)) for c in columns]
     counts, kept_counts, entropy_sums = reduce(torch.stack(sums)).tolist()
-    found = {}
+    metrics = {}
     for i, name in enumerate(full.split()[0] for full in CATEGORIES):
-        found[f"tokens/{name}"] = share(counts[i], sum(counts))
-        found[f"tokens/{name}_kept"] = share(kept_counts[i], counts[i])
-        found[f"tokens/{name}_entropy"] = share(entropy_sums[i], counts[i])
-    return found
+        metrics[f"tokens/{name}"] = share(counts[i], sum(counts))
+        metrics[f"tokens/{name}_kept"] = share(kept_counts[i], counts[i])
+        metrics[f"tokens/{name}_entropy"] = share(entropy_sums[i], counts[i])
+    return metrics
 
 
 def change_metrics(logps: Tensor, old_logps: Tensor, reduce: Reduce) -> dict[str, float]:
-    """The mean change |p - p_old| of tokens' probabilities, and the part in it of the fifth that changed most.
+    """Return the mean change |p - p_old| of probabilities, and the part of it due to the fifth that changed most.
 
-    The fifth of each rank's tokens; NaN where nothing has changed. (n,) log-probabilities on each rank.
+    The fifth is taken among each rank's tokens. The part is NaN if nothing has changed. Both arguments are (n,)
+    log-probabilities of each rank's tokens.
     """
     change = (logps.double().exp() - old_logps.double().exp()).abs()
     top = change.topk(math.ceil(TOP * len(change))).values.sum()
@@ -112,9 +115,10 @@ def change_metrics(logps: Tensor, old_logps: Tensor, reduce: Reduce) -> dict[str
 
 
 def gradient_metrics(norms: Tensor, entropies: Tensor, reduce: Reduce) -> dict[str, float]:
-    """Median and upper percentiles of G_t (Eq. 4), and its rank correlation with the entropy; means over ranks.
+    """Return median and upper percentiles of G_t (Eq. 4), and its rank correlation with the entropy.
 
-    (n,) values of one rank's tokens. Equal values are ranked in an arbitrary order.
+    The results are means over ranks. Both arguments are (n,) values of one rank's tokens; ties are ranked in an
+    arbitrary order.
     """
     if len(norms) < 2:
         values = torch.zeros(5, dtype=torch.float64, device=norms.device)
@@ -132,7 +136,7 @@ def gradient_metrics(norms: Tensor, entropies: Tensor, reduce: Reduce) -> dict[s
 def step_metrics(
     scored: Sequence[Scored], everything: Sequence[Scored], categories: TokenCategories, reduce: Reduce
 ) -> dict[str, float]:
-    """What an optimiser step logs of its tokens; see `steps.window_metrics` for the arguments."""
+    """Return the diagnostics of an optimiser step's tokens; see `steps.window_metrics` for the arguments."""
     mask = flatten([s.mask for s in everything])
     ids, entropies, kept, advantages = (
         flatten(parts)[mask]
@@ -143,11 +147,11 @@ def step_metrics(
             [row_advantages(s.inputs).expand_as(s.mask) for s in everything],
         )
     )
-    found = negative_only_entropy(ids, entropies, advantages > 0, advantages < 0, categories.size, reduce)
-    found |= category_metrics(categories(ids), kept, entropies, reduce)
+    metrics = negative_only_entropy(ids, entropies, advantages > 0, advantages < 0, categories.size, reduce)
+    metrics |= category_metrics(categories(ids), kept, entropies, reduce)
     if "old_per_token_logps" in scored[0].inputs:
-        # Others are not projected where the kept tokens are known beforehand.
+        # If the kept tokens are known beforehand, dropped tokens are not projected and have no log-probability.
         trained = flatten([s.kept & (row_advantages(s.inputs) != 0) for s in scored])
         logps = flatten([s.logps for s in scored])[trained]
-        found |= change_metrics(logps, flatten([s.inputs["old_per_token_logps"] for s in scored])[trained], reduce)
-    return found
+        metrics |= change_metrics(logps, flatten([s.inputs["old_per_token_logps"] for s in scored])[trained], reduce)
+    return metrics

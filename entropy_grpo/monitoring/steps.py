@@ -1,4 +1,4 @@
-"""Logs of rollouts and optimiser steps: entropies, kept tokens, clips, and how responses are written."""
+"""Logs of rollouts and optimiser steps: entropies, kept tokens, clip rates, and quality of responses."""
 
 import math
 from collections.abc import Sequence
@@ -34,17 +34,18 @@ from .diagnostics import TokenCategories, answer_metrics, gradient_metrics, shar
 def window_metrics(
     scored: Sequence[Scored], everything: Sequence[Scored], epsilon_low: float, epsilon_high: float, reduce: Reduce
 ) -> dict[str, float]:
-    """What a finished window logs, over all ranks; NaN where there is nothing to take a mean of.
+    """Compute the metrics of a finished window over all ranks; a mean over nothing is NaN.
 
     Args:
-        scored: the micro-batches that were run, of which clip rates are known.
+        scored: micro-batches that were run, whose clip rates are known.
         everything: all sequences whose entropies are known.
         epsilon_low, epsilon_high: the surrogate's clip range.
-        reduce: sums a tensor over ranks.
+        reduce: function that sums a tensor over ranks.
 
     Returns:
-        Means of the entropy over `kept`, `dropped`, `positive` and `negative` advantage, its percentiles, the kept
-        fraction, clip rates of kept tokens; and `kept` and `all`, the numbers of tokens, and their `mean_entropy`.
+        Mean entropies of kept and dropped tokens and by the sign of the advantage, percentiles of the entropy, the
+        kept fraction, and clip rates of kept tokens. `kept` and `all` are numbers of tokens, and `mean_entropy` is
+        the mean over all tokens.
     """
     mask, kept = flatten([s.mask for s in everything]), flatten([s.kept for s in everything])
     entropies = flatten([s.entropies for s in everything])
@@ -69,17 +70,17 @@ def window_metrics(
     count = dict(zip((*groups, *clipped), totals, strict=False))
     total_entropy = dict(zip(groups, totals[len(count) :], strict=True))
 
-    found = {f"entropy/{name}": share(total_entropy[name], count[name]) for name in groups if name != "all"}
+    metrics = {f"entropy/{name}": share(total_entropy[name], count[name]) for name in groups if name != "all"}
     levels = percentiles(entropies, mask, tuple(ENTROPY_PERCENTILES), reduce)
-    found |= {f"entropy/{name}": value for name, value in zip(ENTROPY_PERCENTILES.values(), levels, strict=True)}
-    found["selection/kept_fraction"] = share(count["kept"], count["all"])
-    found |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
+    metrics |= {f"entropy/{name}": value for name, value in zip(ENTROPY_PERCENTILES.values(), levels, strict=True)}
+    metrics["selection/kept_fraction"] = share(count["kept"], count["all"])
+    metrics |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
     mean_entropy = share(total_entropy["all"], count["all"])
-    return found | {"kept": count["kept"], "all": count["all"], "mean_entropy": mean_entropy}
+    return metrics | {"kept": count["kept"], "all": count["all"], "mean_entropy": mean_entropy}
 
 
 def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str, Any]]:
-    """The first responses of a micro-batch, token by token."""
+    """Return the first responses of a micro-batch, token by token."""
     samples = []
     for i in range(min(number, scored.mask.size(0))):
         mask = scored.mask[i]
@@ -100,17 +101,17 @@ def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str,
 
 
 class StepMonitor:
-    """Logs rollouts and optimiser steps among TRL's own metrics, and knows the accuracy of the latest rollout.
+    """Logs rollouts and optimiser steps among TRL's own metrics, and holds the accuracy of the latest rollout.
 
     Args:
-        metrics: TRL's, by `train` and `eval`: a list of values by name, averaged when they are logged.
-        objective: what the run computes.
-        ranks: the processes that share a step.
+        metrics: TRL's metrics by mode (`train` or `eval`) and name; each list is averaged when it is logged.
+        objective: objective of the run.
+        ranks: processes that share a step.
         tokenizer: decodes tokens for their categories and for samples.
         vocabulary: number of token ids.
         group_size: responses to a problem in training.
         num_samples: responses per log whose tokens go to the recorder.
-        recorder: gets the samples of the latest step.
+        recorder: receives the samples of the latest step.
     """
 
     def __init__(
@@ -135,11 +136,11 @@ class StepMonitor:
             self.metrics[mode][name].append(value)
 
     def rewards(self, rewards: Tensor, prompts: list, completions: list, lengths: list[int], mode: str) -> None:
-        """Log how many responses are right and, in training, how this rank's are written.
+        """Log the accuracy and, in training, the lengths and the quality of responses.
 
         Args:
-            rewards: (responses of all ranks, F), groups in a row; the first column says what is right.
-            prompts, completions, lengths: of this rank's responses; lengths in tokens.
+            rewards: (responses of all ranks, F), group by group; the first column decides correctness.
+            prompts, completions, lengths: this rank's responses; lengths in tokens.
         """
         right = is_right(rewards[:, 0])
         accuracy = right.float().mean().item()
@@ -152,14 +153,14 @@ class StepMonitor:
             self.log(answer_metrics(right, everywhere, self.group_size) | self._quality(prompts, completions, rewards))
 
     def _quality(self, prompts: list, completions: list, rewards: Tensor) -> dict[str, float]:
-        """Figures of `metrics.quality`, as means over ranks."""
+        """Return the figures of `metrics.quality` as means over ranks."""
         written = quality([text_of(c) for c in completions], [text_of(p) for p in prompts])
         values = torch.tensor(list(written.values()), device=rewards.device, dtype=torch.float32)
         means = (self.ranks.sum(values) / self.ranks.count).tolist()
         return {f"quality/{name}": value for name, value in zip(written, means, strict=True)}
 
     def gradients(self, passes: Sequence[Pass], batches: Sequence[Inputs], mode: str = "train") -> None:
-        """Log the norms of token gradients, and how they go with entropies, if the passes have both."""
+        """Log the norms of token gradients and their correlation with entropies, if the passes have both."""
         if not self.objective.diagnostics or any(p.residual_norms is None for p in passes):
             return
         norms = flatten([token_gradient_norms(p, b, self.objective) for p, b in zip(passes, batches, strict=True)])
@@ -168,25 +169,25 @@ class StepMonitor:
         self.log(gradient_metrics(norms[trained], entropies[trained], self.ranks.sum), mode)
 
     def step(self, window: Window, size: int) -> float:
-        """Log a finished optimiser step over all ranks, and check that it kept the tokens that it should.
+        """Log a finished optimiser step over all ranks, and check the number of kept tokens.
 
         Args:
-            size: sequences of a micro-batch on one rank, before any is dropped.
+            size: sequences of a micro-batch on one rank, before sequences are dropped.
 
         Returns:
-            The mean entropy of its tokens, NaN if there are none.
+            The mean entropy of the step's tokens, or NaN if there are none.
         """
         scored, everything, objective = window.scored, window.all_tokens(), self.objective
-        found = window_metrics(scored, everything, objective.epsilon_low, objective.epsilon_high, self.ranks.sum)
-        kept, total, mean_entropy = found.pop("kept"), found.pop("all"), found.pop("mean_entropy")
-        if objective.ranked_in in ("window", "loss"):  # the kept tokens of a rollout are checked when it is ranked
+        metrics = window_metrics(scored, everything, objective.epsilon_low, objective.epsilon_high, self.ranks.sum)
+        kept, total, mean_entropy = metrics.pop("kept"), metrics.pop("all"), metrics.pop("mean_entropy")
+        if objective.ranked_in in ("window", "loss"):  # kept tokens of a rollout are checked when it is ranked
             check_kept(kept, total, window.kept, objective, len(window.thresholds))
         if objective.diagnostics:
-            found |= step_metrics(scored, everything, self.categories, self.ranks.sum)
+            metrics |= step_metrics(scored, everything, self.categories, self.ranks.sum)
         if window.thresholds:
-            found["selection/threshold"] = sum(window.thresholds) / len(window.thresholds)
-        found["batching/run_fraction"] = sum(s.mask.size(0) for s in scored) / (size * len(scored))
-        self.log(found)
+            metrics["selection/threshold"] = sum(window.thresholds) / len(window.thresholds)
+        metrics["batching/run_fraction"] = sum(s.mask.size(0) for s in scored) / (size * len(scored))
+        self.log(metrics)
         shown = everything[len(everything) // 2]
         self.recorder.samples = partial(token_samples, shown, self.num_samples, self.tokenizer)
         return mean_entropy

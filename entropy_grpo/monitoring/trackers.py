@@ -1,7 +1,7 @@
-"""The pictures of a run in the trackers that `report_to` names; its metrics go there through transformers' callbacks.
+"""Plots of a run in the trackers that `report_to` names; metrics reach trackers through transformers' callbacks.
 
-They are sent before those callbacks hear that the training is over, since that is when some of them close. Trackio is
-opened where something is evaluated outside the training: TRL writes the time of each pass into it, open or not.
+The plots are sent before the trackers' callbacks receive `on_train_end`, because some of them close then. Trackio's
+run is opened for evaluations outside the training, because TRL logs the time of each pass even to a closed run.
 """
 
 from pathlib import Path
@@ -17,19 +17,19 @@ from .callbacks import RunRecorder
 
 
 def to_tensorboard(callback: TensorBoardCallback, pictures: dict[str, Path], step: int) -> None:
-    """Pictures of the optimiser step, by tag, through the callback's own writer."""
+    """Write pictures of an optimiser step, by tag, through the callback's own writer."""
     for tag, path in pictures.items():
         callback.tb_writer.add_image(tag, imread(path), step, dataformats="HWC")
 
 
 def to_wandb(callback: WandbCallback, pictures: dict[str, Path], step: int) -> None:
-    """In the open run."""
+    """Log pictures of an optimiser step, by tag, to the open Weights & Biases run."""
     wandb = callback._wandb
     wandb.log({tag: wandb.Image(str(path)) for tag, path in pictures.items()} | {"train/global_step": step})
 
 
 def to_trackio(callback: TrackioCallback, pictures: dict[str, Path], step: int) -> None:
-    """In the open run."""
+    """Log pictures of an optimiser step, by tag, to the open Trackio run."""
     trackio = callback._trackio
     trackio.log({tag: trackio.Image(str(path)) for tag, path in pictures.items()} | {"train/global_step": step})
 
@@ -38,7 +38,7 @@ SENDERS = {TensorBoardCallback: to_tensorboard, WandbCallback: to_wandb, Trackio
 
 
 def open_trackio(trainer: Trainer) -> None:
-    """Open Trackio's run, if `report_to` names it and it is closed; after training that is the same run again."""
+    """Open Trackio's run if `report_to` names it and it is closed; after training the same run is reopened."""
     for callback in trainer.callback_handler.callbacks:
         if type(callback) is TrackioCallback and not callback._initialized:
             callback.setup(trainer.args, trainer.state, trainer.model)
@@ -53,7 +53,7 @@ class PlotSender(TrainerCallback):
         self.handler = trainer.callback_handler
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Keep what could not be measured, which is None, from the trackers: TensorBoard's complains of each."""
+        """Remove metrics that are None from the logs, because TensorBoard's callback warns about each of them."""
         for name in [name for name, value in (logs or {}).items() if value is None]:
             del logs[name]
 
@@ -67,7 +67,7 @@ class PlotSender(TrainerCallback):
 
 
 def send_plots(trainer: Trainer) -> None:
-    """Have a trainer's plots sent to its trackers, ahead of the callbacks that close them, and behind the records."""
+    """Add a `PlotSender` to a trainer, after the recorders and before the callbacks that close trackers."""
     callbacks = trainer.callback_handler.callbacks
     recorders = [callback for callback in callbacks if isinstance(callback, RunRecorder)]
     others = [callback for callback in callbacks if callback not in recorders]

@@ -1,10 +1,10 @@
-"""Rules that find what goes wrong in a run, from the rows that it logs.
+"""Rules that detect faults of a run from its logged rows.
 
-A rule looks at the series of a few metrics and says what it saw and what usually helps, or returns None. Series are
-compared with the run's own start: the mean of the last RECENT values with the mean of the first RECENT ones, so that
-no such rule speaks before there are twice as many. The limits are wide: what they catch is a fault, not a bad day.
+A rule reads the series of a few metrics and returns a sentence with the symptom and a remedy, or None. Most rules
+compare the mean of the last RECENT values with the mean of the first RECENT values of the same run. Such a rule needs
+twice RECENT values before it can warn. The limits are wide, so that ordinary noise does not trigger a warning.
 
-Pure functions of rows `{"step": ..., metric: value, ...}` as in a run's log history.
+Rules are pure functions of rows `{"step": ..., metric: value, ...}` as in a run's log history.
 """
 
 import math
@@ -13,38 +13,38 @@ from typing import Any
 
 Row = dict[str, Any]
 ACTIONS = ("off", "warn", "stop")
-# Values that a mean is taken over. Most metrics have one per optimiser step, those of generation one per rollout.
+# Number of values in a mean. Most metrics have one value per optimiser step; generation metrics have one per rollout.
 RECENT = 10
 
 
 class Log:
-    """The series of a run, each put together when it is asked for.
+    """Series of a run's metrics, each collected on request.
 
     Args:
-        rows: of the log history.
-        kept_share: the share of tokens that the run should keep, 1 if all.
+        rows: rows of the log history.
+        kept_share: share of tokens that the run should keep, 1 for all.
     """
 
     def __init__(self, rows: Sequence[Row], kept_share: float):
         self.rows, self.kept_share = rows, kept_share
 
     def points(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric; values that are not finite are left out."""
-        found = [(row["step"], row.get(name)) for row in self.rows]
-        return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
+        """Return (step, value) pairs of a metric, without values that are not finite."""
+        pairs = [(row["step"], row.get(name)) for row in self.rows]
+        return [(step, value) for step, value in pairs if value is not None and math.isfinite(value)]
 
     def values(self, name: str) -> list[float]:
         return [value for _, value in self.points(name)]
 
     def ends(self, name: str) -> tuple[float, float] | None:
-        """Means of the first and of the last RECENT values; None while these are the same."""
+        """Return the means of the first and of the last RECENT values, or None while the two ranges overlap."""
         values = self.values(name)
         if len(values) < 2 * RECENT:
             return None
         return sum(values[:RECENT]) / RECENT, sum(values[-RECENT:]) / RECENT
 
     def recent(self, name: str) -> float | None:
-        """The mean of the last RECENT values; None while there are fewer."""
+        """Return the mean of the last RECENT values, or None while there are fewer."""
         values = self.values(name)[-RECENT:]
         return sum(values) / RECENT if len(values) == RECENT else None
 
@@ -92,7 +92,7 @@ def length_runaway(log: Log) -> str | None:
 
 
 def reward_hacking(log: Log) -> str | None:
-    """Held-out accuracy is down from its best twice in a row, while the reward is up since then."""
+    """Warn if held-out accuracy is below its best twice in a row while the reward has risen since the best."""
     held_out = log.points("eval_accuracy")
     if len(held_out) < 3:
         return None

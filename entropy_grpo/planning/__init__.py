@@ -1,1 +1,1 @@
-"""The cost of a recipe on given machines, before a GPU is touched."""
+"""Planning: cost of a recipe on given machines, computed without a GPU."""

@@ -1,4 +1,4 @@
-"""Warnings about a job on its machines, and the commands that run it."""
+"""Warnings about a job on its machines, and commands that run the job."""
 
 import shlex
 import socket
@@ -11,7 +11,7 @@ from .job import Job
 from .memory import EIGHT_BIT, GIB, keeps_whole_gradients
 from .vllm import holds_a_sequence
 
-PORT = 29500  # of the launcher, where it is not told another
+PORT = 29500  # accelerate's default
 SERVE = (
     "--weight-transfer-config",
     '{"backend": "nccl"}',
@@ -22,14 +22,14 @@ SERVE = (
 
 
 def port_in_use(port: int) -> bool:
-    """Whether something on this machine listens there."""
+    """Return whether a process on this machine listens on a port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def ports(job: Job) -> dict[str, int]:
-    """The ports that the run needs on this machine, by the setting that changes them."""
+    """Return the ports that the run needs on this machine, by the setting that changes them."""
     args = job.args
     needed = {"--main_process_port": PORT} if job.machines.processes > 1 else {}
     if job.uses_vllm and args.vllm_mode == "server":
@@ -38,30 +38,30 @@ def ports(job: Job) -> dict[str, int]:
 
 
 def _smaller_training(job: Job) -> list[str]:
-    """Changes that take less memory while training, of those that this job can make."""
-    args, found = job.args, []
+    """Return the changes open to this job that reduce the memory of training."""
+    args, changes = job.args, []
     if not args.gradient_checkpointing:
-        found.append("set gradient_checkpointing: true")
+        changes.append("set gradient_checkpointing: true")
     if job.per_device > 1:
-        found.append("lower per_device_train_batch_size")
+        changes.append("lower per_device_train_batch_size")
     if job.uses_vllm and args.vllm_mode == "colocate" and not args.vllm_enable_sleep_mode:
-        found.append("set vllm_enable_sleep_mode: true")
+        changes.append("set vllm_enable_sleep_mode: true")
     if job.sharding.shards:
-        found.append("shard over more GPUs")
+        changes.append("shard over more GPUs")
     elif not job.model.is_quantised:
-        found.append("shard over several GPUs with accelerate_configs/fsdp2.yaml")
+        changes.append("shard over several GPUs with accelerate_configs/fsdp2.yaml")
     if not job.model.use_peft:
-        found.append("train with LoRA")
-    return [*found, "lower max_completion_length"]
+        changes.append("train with LoRA")
+    return [*changes, "lower max_completion_length"]
 
 
 def _smaller_sampling(job: Job) -> list[str]:
-    """Changes that take less memory while sampling, of those that this job can make."""
+    """Return the changes open to this job that reduce the memory of sampling."""
     if job.uses_vllm:
-        found = ["lower vllm_gpu_memory_utilization", "serve the model on a GPU of its own with vllm_mode: server"]
+        changes = ["lower vllm_gpu_memory_utilization", "serve the model on a GPU of its own with vllm_mode: server"]
     else:
-        found = ["make rollouts smaller"]
-    return [*found, *(["shard over more GPUs"] if job.sharding.shards else [])]
+        changes = ["make rollouts smaller"]
+    return [*changes, *(["shard over more GPUs"] if job.sharding.shards else [])]
 
 
 def _memory_warnings(job: Job, needed: dict[str, Any]) -> list[str]:
@@ -83,7 +83,7 @@ def _memory_warnings(job: Job, needed: dict[str, Any]) -> list[str]:
 
 
 def _vllm_warnings(job: Job, cache: dict[str, Any]) -> list[str]:
-    found, args, longest = [], job.args, cache["max_model_len"]
+    sentences, args, longest = [], job.args, cache["max_model_len"]
     width = job.lengths.prompt + job.lengths.completion
     if not holds_a_sequence(cache):
         if longest > width:
@@ -92,69 +92,69 @@ def _vllm_warnings(job: Job, cache: dict[str, Any]) -> list[str]:
             change = "raise vllm_gpu_memory_utilization or vllm_tensor_parallel_size"
         else:
             change = "serve the model on more GPUs with --tensor-parallel-size"
-        found.append(
+        sentences.append(
             f"vLLM refuses to start: beside its weights and its first pass, {cache['share']:g} of "
             f"{job.machines.memory:g} GiB hold {cache['cached_tokens']:,} tokens, fewer than the {longest:,} of one "
             f"sequence: {change}."
         )
     if longest < width:
-        found.append(
+        sentences.append(
             f"vllm_max_model_length is {args.vllm_max_model_length}, but a prompt and its response have up to {width} "
             f"tokens: set it to {width}."
         )
     if cache["mode"] == "colocate" and job.machines.processes % cache["gpus"]:
-        found.append(
+        sentences.append(
             f"vllm_tensor_parallel_size is {cache['gpus']} on {job.machines.processes} GPUs: choose a divisor of them."
         )
-    return found
+    return sentences
 
 
 def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> list[str]:
-    """What may go wrong, each in a sentence that says what to change."""
-    args, lengths, found = job.args, job.lengths, _memory_warnings(job, needed)
+    """Return a sentence for every likely problem, with the change that solves it."""
+    args, lengths, sentences = job.args, job.lengths, _memory_warnings(job, needed)
     if keeps_whole_gradients(job):
         size = needed["parts"]["gradients"]["bytes"] / GIB
-        found.append(
+        sentences.append(
             f"gradient_accumulation_steps is {args.gradient_accumulation_steps} under FSDP2, which adds up whole "
             f"gradients ({size:.1f} GiB) in {'bfloat16' if job.compute == 2 else 'float32'}: sharded float32 ones "
             "with accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}."
         )
-    said = job.sharding.mixed_precision
-    if said is not None and said != job.precision:
-        found.append(
-            f"{job.sharding.file} has mixed_precision: {said} and the recipe trains with {job.precision}: with "
+    precision = job.sharding.mixed_precision
+    if precision is not None and precision != job.precision:
+        sentences.append(
+            f"{job.sharding.file} has mixed_precision: {precision} and the recipe trains with {job.precision}: with "
             "--config_file the former wins; make them the same."
         )
     width = lengths.prompt + lengths.completion
     if width > job.policy.positions:
-        found.append(
+        sentences.append(
             f"max_completion_length is {lengths.completion} behind prompts of {lengths.prompt}: {width} tokens, but "
             f"the model has {job.policy.positions} positions; lower it, or raise them with max_position_embeddings."
         )
     if cache is not None:
-        found += _vllm_warnings(job, cache)
+        sentences += _vllm_warnings(job, cache)
     if job.prompt_assumed:
-        found.append(
+        sentences.append(
             f"no max_prompt_length is set: prompts of up to {lengths.prompt} tokens are assumed; --prompt-length says "
             "how long they are."
         )
     if args.optim not in EIGHT_BIT and not args.optim.startswith("adamw_torch"):
-        found.append(f"optim is {args.optim.value!r}: its states are counted as AdamW's in float32.")
+        sentences.append(f"optim is {args.optim.value!r}: its states are counted as AdamW's in float32.")
     for name, port in ports(job).items():
         if port_in_use(port):
-            found.append(f"port {port} is in use on this machine: choose another with {name}.")
+            sentences.append(f"port {port} is in use on this machine: choose another with {name}.")
     serves = job.uses_vllm and args.vllm_mode == "server" and not args.vllm_server_base_url
     local = serves and args.vllm_server_host in ("0.0.0.0", "localhost", "127.0.0.1")
     if local and port_in_use(args.vllm_server_port):
-        found.append(
+        sentences.append(
             f"port {args.vllm_server_port} is in use on this machine: fine if the vLLM server of this run already "
             "listens there, else choose another with vllm_server_port."
         )
-    return found
+    return sentences
 
 
 def without(words: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The command line's words less those of these settings, which a script sets itself."""
+    """Return a command line's words without the words of given settings, which a script sets itself."""
     left, drops = [], False
     for word in words:
         if word.startswith("--"):
@@ -165,45 +165,45 @@ def without(words: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def launcher_options(job: Job) -> list[str]:
-    """What `accelerate launch` has to be told to start the processes of a machine."""
+    """Return the options of `accelerate launch` that start the processes of a machine."""
     number, file = job.machines.processes, job.sharding.file
     if job.sharding.kind == "zero3":
-        return ["--config_file", file, "--num_processes", str(number)]  # only the launcher can set DeepSpeed up
+        return ["--config_file", file, "--num_processes", str(number)]  # only the launcher can set up DeepSpeed
     if not job.use_cpu:
         return [*(["--multi_gpu"] if number > 1 else []), "--num_processes", str(number)]
     if number == 1:
         return []
-    # accelerate starts several processes on a processor from a file alone.
+    # accelerate starts several CPU processes only from a configuration file.
     return ["--config_file", str(beside(job, "ddp_cpu.yaml")), "--num_processes", str(number)]
 
 
 def beside(job: Job, name: str) -> Path:
-    """A file next to the recipe's accelerate configuration."""
+    """Return the path of a file in the folder of the recipe's accelerate configuration."""
     return Path(job.sharding.file or "accelerate_configs/none").with_name(name)
 
 
 def commands(job: Job) -> dict[str, list[str]]:
-    """Shell commands by where they run."""
+    """Return shell commands by the machine that runs them."""
     machines, args = job.machines, job.args
     server = job.uses_vllm and args.vllm_mode == "server"
     words, options, module = list(job.words), launcher_options(job), launch_words(job.recipe)
-    found: dict[str, list[str]] = {}
+    by_machine: dict[str, list[str]] = {}
     if server:
         serve = ["vllm", "serve", job.model.model_name_or_path, *SERVE, "--port", str(args.vllm_server_port)]
         if args.vllm_max_model_length is not None:
             serve += ["--max-model-len", str(args.vllm_max_model_length)]
-        found["server"] = [f"VLLM_SERVER_DEV_MODE=1 {shlex.join(serve)}"]
+        by_machine["server"] = [f"VLLM_SERVER_DEV_MODE=1 {shlex.join(serve)}"]
     several = beside(job, "fsdp2_multinode.yaml")
     if machines.nodes > 1 and job.sharding.kind == "fsdp2" and several.is_file():
         words = [*without(words, ["accelerate_config"]), "--accelerate_config", str(several)]
     if machines.nodes == 1:
-        found["one machine"] = [shlex.join(["accelerate", "launch", *options, *module, job.recipe, *words])]
+        by_machine["one machine"] = [shlex.join(["accelerate", "launch", *options, *module, job.recipe, *words])]
     else:
         named = [] if without(words, ["output_dir"]) != words else ["--output_dir", "SHARED_FOLDER"]
         options += ["--num_machines", str(machines.nodes), "--rdzv_backend", "static"]
         options += ["--main_process_ip", "ADDRESS_OF_RANK_0", "--main_process_port", str(PORT)]
         start = ["accelerate", "launch", *options]
-        found["each machine"] = [
+        by_machine["each machine"] = [
             shlex.join([*start, "--machine_rank", str(rank), *module, job.recipe, *words, *named])
             for rank in range(machines.nodes)
         ]
@@ -216,5 +216,5 @@ def commands(job: Job) -> dict[str, list[str]]:
         batch += ["--export", ",".join(["ALL", *exported])] if exported else []
         its_own = ["output_dir", "resume_from_checkpoint"]
         its_own += ["use_vllm", "vllm_mode", "vllm_server_host"] if server else []
-        found["SLURM"] = [shlex.join([*batch, str(script), job.recipe, *without(words, its_own)])]
-    return found
+        by_machine["SLURM"] = [shlex.join([*batch, str(script), job.recipe, *without(words, its_own)])]
+    return by_machine

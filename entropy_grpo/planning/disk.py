@@ -1,4 +1,4 @@
-"""Bytes that checkpoints take, on disk and, where one process gathers them, in its memory."""
+"""Bytes of checkpoints on disk, and in the memory of a process that gathers them."""
 
 import math
 from typing import Any
@@ -9,10 +9,10 @@ from .memory import optimizer_states, rollout_buffer, trained_tensors
 
 
 def disk(job: Job) -> dict[str, Any]:
-    """Sizes of a run's files.
+    """Return the sizes of a run's files in bytes.
 
-    transformers saves the model once to be loaded and, under FSDP, once more to go on from: unless every process
-    writes its own piece, which nothing loads, so that only the second is there. Adapters are saved without their base.
+    transformers saves the model for loading and, under FSDP, a second time for resuming. If every process writes its
+    own piece, only the copy for resuming exists. Adapters are saved without their base.
     """
     args, kind = job.args, job.sharding.kind
     weights = sum(n * element for n, element in trained_tensors(job))
@@ -29,14 +29,14 @@ def disk(job: Job) -> dict[str, Any]:
         "rollout_at_most": round(rollout),
         "copies_of_weights": copies,
         "kept": kept,
-        # The oldest checkpoint goes when the newest is complete.
+        # The oldest checkpoint is deleted after the newest one is complete.
         "run": None if kept is None else round((kept + 1 if args.save_total_limit else kept) * checkpoint + weights),
         "gathered_on_rank_0": round(weights + states) if copies == 2 else 0,
     }
 
 
 def _kept(job: Job) -> int | None:
-    """Checkpoints that a run leaves; `None` where its number of steps is not known."""
+    """Return the number of checkpoints that a run leaves, or `None` if its number of steps is unknown."""
     args = job.args
     steps = batches(job)["steps"]
     every = {"no": None, "steps": args.save_steps, "epoch": None}[args.save_strategy.value]

@@ -10,29 +10,29 @@ from .measure import Operations
 
 
 def batches(job: Job) -> dict[str, Any]:
-    """Micro-batches, steps and tokens."""
+    """Return numbers of micro-batches, steps and tokens."""
     args, lengths = job.args, job.lengths
     steps = args.max_steps if args.max_steps > 0 else None
     tokens = job.responses * (lengths.prompt + lengths.completion)
-    found = {
+    counts = {
         "processes": job.machines.processes,
         "responses_per_micro_batch": job.per_device,
         "micro_batches_per_step": args.gradient_accumulation_steps,
         "responses_per_step": job.responses,
-        # What the planned memory has room for, and what a micro-batch of mean responses fills of it.
+        # The planned memory holds the maximum; a micro-batch of mean responses has the expected number.
         "tokens_per_micro_batch_max": job.per_device * (lengths.prompt + lengths.completion),
         "tokens_per_micro_batch_expected": lengths.mean and round(job.per_device * (lengths.prompt + lengths.mean)),
     }
     if not job.samples:
         if steps is None and job.problems is not None:
             steps = math.ceil(args.num_train_epochs * math.ceil(job.problems / job.responses))
-        return found | {"steps": steps, "tokens_per_step_max": tokens}
+        return counts | {"steps": steps, "tokens_per_step_max": tokens}
     steps_of_rollout = Fraction(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps)
     if steps is None and job.problems is not None:
-        # TRL's sampler leaves out the problems that fill no rollout.
+        # TRL's sampler drops an incomplete last rollout.
         prompts = args.generation_batch_size // args.num_generations
         steps = math.ceil(args.num_train_epochs * (job.problems // prompts * steps_of_rollout))
-    return found | {
+    return counts | {
         "responses_per_rollout": args.generation_batch_size,
         "prompts_per_rollout": args.generation_batch_size // args.num_generations,
         "steps_per_rollout": int(steps_of_rollout) if steps_of_rollout >= 1 else float(steps_of_rollout),
@@ -44,18 +44,24 @@ def batches(job: Job) -> dict[str, Any]:
 
 
 def generation(decoder: Operations, head: float, prompt: float, completion: float) -> float:
-    """Operations of sampling one response with a KV cache: the prompt at once, then a token at a time.
+    """Return the operations of sampling one response with a KV cache: the prompt at once, then token by token.
 
     Args:
-        decoder: of a forward pass.
+        decoder: operations of the decoder in a forward pass.
         head: operations of the LM head for one token.
+        prompt, completion: tokens of the prompt and of the response.
     """
-    attended = completion * (prompt + (completion + 1) / 2)  # a new token attends to itself and those before it
+    attended = completion * (prompt + (completion + 1) / 2)  # a new token attends to itself and all earlier tokens
     return decoder(prompt) + decoder.token * completion + decoder.pair * attended + head * completion
 
 
 def _sampling(job: Job, forward: float, head: float, written: float) -> dict[str, float]:
-    """Operations for the responses of a step before it trains on them, from those of one scoring pass."""
+    """Return the operations on a step's responses before training, by pass.
+
+    Args:
+        forward, head: operations of the decoder and the LM head in one scoring pass over the step's responses.
+        written: operations of generating the step's responses.
+    """
     passes = job.objective.scoring_passes
     return {
         "generation": written / job.objective.iterations,
@@ -66,9 +72,9 @@ def _sampling(job: Job, forward: float, head: float, written: float) -> dict[str
 
 
 def head_units(job: Job) -> tuple[float, float]:
-    """Products with the LM head that a training pass makes, and those that TRL's head on all tokens makes.
+    """Return the LM head's cost in a training pass, and the cost of TRL's head on all tokens.
 
-    In units of one product over all response tokens; a weight without a gradient saves one of the backward pass.
+    The unit is one matmul of all response tokens with the head. A frozen head saves one matmul of the backward pass.
     """
     frozen = 0 if job.trains_head else 1
     dense = 1.0 + BACKWARD_MATMULS - frozen
@@ -78,12 +84,12 @@ def head_units(job: Job) -> tuple[float, float]:
 
 
 def operations(job: Job) -> dict[str, Any]:
-    """Operations of one optimiser step over all GPUs, by pass, at the mean length or else the longest."""
+    """Return the operations of an optimiser step over all GPUs, by pass, at the mean or else the maximum length."""
     prompt, completion = job.lengths.prompt, job.lengths.mean or job.lengths.completion
     number, policy = job.responses, job.policy
     decoder, backward = policy.operations(job.args.gradient_checkpointing)
     forward = number * decoder(prompt + completion)
-    token = 2.0 * policy.vocabulary * policy.hidden  # the LM head's product for one token
+    token = 2.0 * policy.vocabulary * policy.hidden  # operations of the LM head for one token
     head = token * number * completion
     units, dense_units = head_units(job)
     sampled = {}

@@ -1,4 +1,4 @@
-"""A recipe resolved for given machines, checked as a launch checks it, without a GPU or a download."""
+"""Recipe resolved for given machines, with the checks of a launch, without a GPU or a download."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ ASSUMED_PROMPT = 2048  # tokens of the longest prompt, if neither the recipe nor
 
 @dataclass(frozen=True)
 class Machines:
-    """What a recipe is planned for: GPUs of a machine, machines, and GiB of a GPU."""
+    """Machines of a plan: GPUs per machine, number of machines, and GiB per GPU."""
 
     gpus: int
     nodes: int
@@ -35,13 +35,13 @@ class Machines:
 
     @property
     def processes(self) -> int:
-        """One per GPU."""
+        """Number of processes, one per GPU."""
         return self.gpus * self.nodes
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a prompt and of a response at most, and the mean response, if it is given."""
+    """Maximum tokens of a prompt and of a response, and the mean length of a response, if it is given."""
 
     prompt: int
     completion: int
@@ -50,13 +50,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How an accelerate configuration spreads a model, and how it saves it.
+    """Sharding of a model by an accelerate configuration.
 
     Attributes:
         kind: `none`, `ddp`, `fsdp2` or `zero3`.
-        file: the configuration.
-        mixed_precision: its precision.
-        in_pieces: every process writes its own part of a checkpoint.
+        file: configuration file.
+        mixed_precision: precision in the configuration.
+        in_pieces: whether every process writes its own part of a checkpoint.
     """
 
     kind: str
@@ -66,15 +66,15 @@ class Sharding:
 
     @property
     def shards(self) -> bool:
-        """Whether weights, gradients and states are divided by the number of GPUs."""
+        """True if weights, gradients and optimiser states are divided by the number of GPUs."""
         return self.kind in ("fsdp2", "zero3")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A resolved recipe on its machines. `args` has the whole batch on one process (see `resolve`).
+    """Resolved recipe on its machines; `args` has the whole batch on one process (see `_on_one_process`).
 
-    Of a cold start, whose `trainer` is `sft`, the response is all of a sequence, and there is no `objective`.
+    In a cold start (`trainer: sft`) the response stands for the whole sequence, and there is no `objective`.
     """
 
     recipe: str
@@ -93,12 +93,12 @@ class Job:
 
     @property
     def samples(self) -> bool:
-        """Whether the model writes its responses itself."""
+        """True if the model generates its own responses."""
         return isinstance(self.args, EntropyForkGRPOConfig)
 
     @property
     def uses_vllm(self) -> bool:
-        """Whether vLLM samples them."""
+        """True if vLLM generates the responses."""
         return self.samples and self.args.use_vllm
 
     @property
@@ -113,7 +113,7 @@ class Job:
 
     @property
     def precision(self) -> str:
-        """The recipe's own: bf16, fp16 or no."""
+        """Precision of the recipe: bf16, fp16 or no."""
         return "fp16" if self.args.fp16 else "bf16" if self.args.bf16 else "no"
 
     @property
@@ -123,22 +123,22 @@ class Job:
 
     @property
     def loaded(self) -> int:
-        """Bytes of a weight as it is loaded; published weights are bfloat16."""
+        """Bytes of a loaded weight; published weights are bfloat16."""
         return 4 if self.model.dtype == "float32" else 2
 
     @property
     def autocasts(self) -> bool:
-        """Whether torch's autocast makes the arithmetic what the weights are not; FSDP and DeepSpeed cast weights."""
+        """True if torch's autocast changes the dtype of the arithmetic; FSDP and DeepSpeed cast weights instead."""
         return self.compute != self.loaded and not self.sharding.shards
 
     @property
     def trains_head(self) -> bool:
-        """Whether the LM head's weight has a gradient."""
+        """True if the LM head's weight has a gradient."""
         return not self.model.use_peft or "lm_head" in (self.model.lora_modules_to_save or [])
 
 
 def read_sharding(settings: Settings, processes: int) -> tuple[Sharding, Machines]:
-    """The sharding that a launch of these settings gets, and the machines that its file is written for."""
+    """Return the sharding of a launch with these settings, and the machines that its configuration file describes."""
     file = find_config(settings.get("accelerate_config"))
     if file is None:
         return Sharding("none" if processes == 1 else "ddp"), Machines(1, 1)
@@ -162,16 +162,20 @@ def resolve(
     problems: int | None = None,
     model_config: str | None = None,
 ) -> Job:
-    """The recipe with its overrides, checked as a launch checks it; `RecipeError` says what is wrong.
+    """Resolve a recipe with overrides, with the checks of a launch.
 
     Args:
         words: overrides, as on a launch's command line.
-        gpus, nodes: of a machine, and machines; else those that the recipe's accelerate configuration is written for.
-        memory: GiB of a GPU.
-        mean_length: tokens of a response on average.
-        prompt_length: tokens of the longest prompt; else the recipe's `max_prompt_length`, else 2048.
-        problems: of the training set; else those of a task.
-        model_config: a local `config.json` to take instead of the model's own.
+        gpus, nodes: GPUs per machine and machines, by default from the recipe's accelerate configuration.
+        memory: GiB per GPU.
+        mean_length: mean tokens of a response.
+        prompt_length: tokens of the longest prompt, by default the recipe's `max_prompt_length`, the longest prompt
+            of a task, or else 2048.
+        problems: problems of the training set, by default the task's number.
+        model_config: local `config.json` that replaces the model's own.
+
+    Raises:
+        RecipeError: the recipe or an argument is wrong.
     """
     settings = recipe.load(Path(recipe_file)) | recipe.overrides(words)
     for name, value in (("gpus", gpus), ("nodes", nodes), ("gpu-memory", memory), ("prompt-length", prompt_length)):
@@ -230,7 +234,7 @@ def resolve(
 
 
 def check(recipe_file: str, words: Sequence[str]) -> None:
-    """Refuse a recipe with overrides that a launch on its own machines would refuse; its model is not looked at."""
+    """Refuse a recipe with overrides that a launch would refuse, without reading its model."""
     settings = recipe.load(Path(recipe_file)) | recipe.overrides(words)
     classes = SFT_CLASSES if "trainer" in settings and settings["trainer"].value == "sft" else CLASSES
     settings = recipe.checked(settings, classes)
@@ -245,7 +249,7 @@ def _decide(
     origin: tuple[str, str | None],
     config_path: str | None,
 ) -> tuple[Model, Objective | None]:
-    """The model of a recipe, and what the trainer would decide for it; `ValueError` says what cannot be."""
+    """Return the model of a recipe and the trainer's objective; raise `ValueError` if either is impossible."""
     config = read_config(*origin, config_path)
     text = config.get_text_config()
     supervised = isinstance(run, SFTRunConfig)
@@ -256,12 +260,15 @@ def _decide(
         return policy, None
     coefficient = args.router_aux_loss_coef
     coefficient = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
-    balances = hasattr(text, "output_router_logits") and coefficient != 0  # as TRL decides
+    balances = hasattr(text, "output_router_logits") and coefficient != 0  # same rule as TRL
     return policy, Objective.from_args(args, policy.head_refusal, balances)
 
 
 def _origin(model: CheckedModelConfig, recipe_file: Path) -> tuple[str, str | None]:
-    """Name and commit of the model, or, if another recipe has yet to make it, of the one that recipe begins with."""
+    """Return name and commit of the model.
+
+    If another recipe has yet to produce the model, return the base of that recipe.
+    """
     name, revision = model.model_name_or_path, model.model_revision
     maker = recipe_file.parent / f"{Path(name).name}.yaml"
     while Path(name).parent == RUNS and not Path(name).is_dir() and maker.is_file():
@@ -272,9 +279,9 @@ def _origin(model: CheckedModelConfig, recipe_file: Path) -> tuple[str, str | No
 
 
 def _on_one_process(settings: Settings, processes: int, args_class: type) -> Settings:
-    """The same batch on one process, and on its processor, so that the settings are checked where no GPU is.
+    """Return settings with the same batch on one CPU process, so that they can be checked without a GPU.
 
-    All that depends on the number of processes depends on its product with a process's batch size.
+    Batch settings depend on the number of processes only through its product with a process's batch size.
     """
 
     def value(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""A model measured without weights, for any architecture that transformers builds from a configuration.
+"""Measurement of a model without weights, for any architecture that transformers builds from a configuration.
 
-Parameters are those of the model on the meta device. Operations are counted, and the tensors kept for the backward
-pass are summed, over copies with one and two decoder layers: equal layers cost the same, so two copies give the whole.
-A model whose layers differ is measured whole.
+Parameters are counted on the meta device. Operations are counted, and tensors kept for the backward pass are summed,
+on copies with one and two decoder layers. Equal layers cost the same, so that both copies determine the whole model.
+A model with different layers is measured as a whole.
 """
 
 import copy
@@ -23,7 +23,7 @@ from ..models.adapters import adapt
 from ..models.config import CheckedModelConfig
 from ..models.head import why_not
 
-# Two lengths of a sequence tell operations per token from operations per pair of tokens.
+# Sequence lengths; two lengths separate operations per token from operations per pair of tokens.
 SHORT, LONG = 64, 128
 MASKED = ("sdpa", "eager")
 _Trained = PreTrainedModel | PeftModel
@@ -33,7 +33,7 @@ _Trained = PreTrainedModel | PeftModel
 class Operations:
     """Operations of the decoder layers on a sequence of n tokens: `token * n + pair * n**2`; a multiply-add is 2.
 
-    Attention is the whole square of scores, as kernels with a padding mask compute it.
+    Attention counts the whole square of scores, because kernels with a padding mask compute all of it.
     """
 
     token: float
@@ -48,8 +48,8 @@ class Activations:
     """Bytes that the decoder keeps for its backward pass.
 
     Attributes:
-        kept: after the forward pass.
-        layer: of them, or, with gradient checkpointing, beside them, those of the layer that keeps most.
+        kept: bytes kept after the forward pass.
+        layer: bytes of the layer that keeps most; part of `kept`, or, with gradient checkpointing, in addition to it.
     """
 
     kept: float
@@ -58,7 +58,7 @@ class Activations:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of transformers about a model that nobody runs."""
+    """Suppress warnings of transformers about a model that is never run."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -68,34 +68,34 @@ def _quiet() -> Iterator[None]:
 
 
 def _decoder_layers(model: nn.Module, number: int) -> nn.ModuleList:
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number]
-    if not found:
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number]
+    if not lists:
         raise ValueError(f"{type(model).__name__} has no list of {number} decoder layers, and cannot be planned.")
-    return found[0]
+    return lists[0]
 
 
 def _signature(layer: nn.Module) -> tuple:
-    """Equal for layers of one make: the classes of its modules, and the shapes of its tensors."""
+    """Return the classes of a layer's modules and the shapes of its tensors, which are the same for equal layers."""
     modules = tuple((name, type(m).__name__) for name, m in layer.named_modules())
     return modules, tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
 
 
 def _explicit_mask(batch: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """(B, 1, width, width): transformers takes it as it is, without reading values, which there are none to read."""
+    """Return a mask (B, 1, width, width), which transformers uses without reading values; meta tensors have none."""
     return torch.ones(batch, 1, width, width, dtype=dtype)
 
 
 class Model:
-    """A causal language model on the meta device, with the adapters that a recipe asks for.
+    """Causal language model on the meta device, with the adapters of a recipe.
 
     Attributes:
-        parameters: of the model without adapters, a tied LM head counted once.
-        tensors: the sizes of its parameter tensors.
+        parameters: parameters of the model without adapters; a tied LM head counts once.
+        tensors: sizes of its parameter tensors.
         layer_sizes: parameters of each decoder layer.
-        linear: (outputs, inputs) of its linear layers, LM head apart.
+        linear: (outputs, inputs) of its linear layers, without the LM head.
         vocabulary, hidden: sizes of the LM head.
         positions: `max_position_embeddings`.
-        whole: the model with its adapters.
+        whole: model with its adapters.
 
     Raises:
         ValueError: transformers has no causal language model for the configuration, or PEFT cannot adapt it.
@@ -120,7 +120,7 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """A tied head counted once."""
+        """Number of parameters; a tied LM head counts once."""
         return sum(self.tensors)
 
     @property
@@ -129,7 +129,7 @@ class Model:
 
     @property
     def positions(self) -> int:
-        """Tokens of the longest sequence."""
+        """Maximum number of tokens of a sequence."""
         return self.config.get_text_config().max_position_embeddings
 
     def _bare(self, config: PreTrainedConfig, **options: object) -> PreTrainedModel:
@@ -150,7 +150,7 @@ class Model:
         return model
 
     def _copy(self, depth: int, checkpointing: bool, attention: str | None, dtype: torch.dtype) -> _Trained:
-        """The model with its first layers alone, as it is trained, on the meta device."""
+        """Return the model in training mode with only its first layers, on the meta device."""
         config = copy.deepcopy(self.config)
         text = config.get_text_config()
         text.num_hidden_layers = depth
@@ -161,24 +161,24 @@ class Model:
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.settings.use_peft:
-                model.enable_input_require_grads()  # as TRL does
+                model.enable_input_require_grads()  # same call as in TRL
         return model
 
     def _over_depth(self, measure: Callable[[int], list[float]]) -> list[float]:
-        """What `measure` gives for all layers, from copies with one and two of them where they are equal."""
+        """Return the result of `measure` for all layers, extrapolated from one and two layers if layers are equal."""
         if not self._uniform or self._depth < 2:
             return measure(self._depth)
         return [a + (b - a) * (self._depth - 1) for a, b in zip(measure(1), measure(2), strict=True)]
 
     def operations(self, checkpointing: bool) -> tuple[Operations, Operations]:
-        """Operations of a forward pass and of its backward pass, the LM head apart.
+        """Return the operations of a forward pass and of its backward pass, without the LM head.
 
-        With gradient checkpointing the backward pass includes what is computed again.
+        With gradient checkpointing the backward pass includes the recomputation.
         """
 
         def measure(depth: int) -> list[float]:
             model = self._copy(depth, checkpointing, "eager", torch.bfloat16)
-            # The experts of a mixture run as grouped products, of which torch counts no operations; these it counts.
+            # torch counts no operations of grouped matmuls, the default for experts, but it counts batched matmuls.
             _decoder(model).config.get_text_config()._experts_implementation = "batched_mm"
             return [count for width in (SHORT, LONG) for count in _counted(model, width)]
 
@@ -188,13 +188,14 @@ class Model:
     def activations(
         self, batch: int, width: int, compute: torch.dtype, autocast: bool, attention: str | None, checkpointing: bool
     ) -> Activations:
-        """Bytes kept of `batch` sequences of `width` tokens, padding included.
+        """Return the bytes kept for `batch` sequences of `width` tokens, including padding.
 
         Args:
             compute: dtype of the linear layers' arithmetic.
-            autocast: torch's autocast makes it so of weights as they are loaded; else the weights have that dtype.
-            attention: `sdpa` or `eager`, with a padding mask; `None` for transformers' choice of them; any other
-                name is one that needs no mask.
+            autocast: whether torch's autocast casts the loaded weights; otherwise the weights have dtype `compute`.
+            attention: `sdpa` or `eager`, with a padding mask; `None` for transformers' choice between both; any other
+                name stands for an attention without a mask.
+            checkpointing: whether gradient checkpointing is on.
         """
         weights = self._loaded if autocast else compute
 
@@ -213,7 +214,7 @@ class Model:
         return Activations(kept, layer)
 
     def cache_token(self) -> float:
-        """Elements that a token's keys and values have in all layers."""
+        """Return the number of elements of a token's keys and values in all layers."""
 
         def measure(depth: int) -> list[float]:
             model = self._copy(depth, False, "eager", torch.bfloat16).eval()
@@ -227,10 +228,10 @@ class Model:
 
 
 def _materialise(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Give every tensor of a model on the meta device a place on the processor, which under FakeTensorMode is none.
+    """Move a model from the meta device to the CPU; under FakeTensorMode this allocates no memory.
 
     Args:
-        dtype: of the parameters; `None` for their own.
+        dtype: dtype of the parameters; `None` for their own.
     """
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
@@ -243,12 +244,12 @@ def _materialise(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def _decoder(model: _Trained) -> nn.Module:
-    """The model without its LM head, as the fused heads call it."""
+    """Return the model without its LM head, as the fused heads call it."""
     return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
 
 
 def _counted(model: _Trained, width: int) -> tuple[int, int]:
-    """Operations of a forward and of a backward pass over one sequence, as torch counts them."""
+    """Return the operations of a forward and of a backward pass over one sequence, as counted by torch."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         ids, mask = torch.zeros(1, width, dtype=torch.long), _explicit_mask(1, width, torch.bfloat16)
         hidden = _decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
@@ -258,18 +259,18 @@ def _counted(model: _Trained, width: int) -> tuple[int, int]:
 
 
 def _operations(short: float, long: float) -> Operations:
-    """From the operations of the two lengths."""
+    """Return operations per token and per pair from the operations at the two lengths."""
     pair = (long / LONG - short / SHORT) / (LONG - SHORT)
     return Operations(short / SHORT - pair * SHORT, pair)
 
 
 def _saved(model: _Trained, batch: int, width: int, mask: torch.Tensor | None) -> list[float]:
-    """Bytes kept for a backward pass, parameters apart: of the decoder, and of its largest layer.
+    """Return the bytes kept for a backward pass by the decoder and by its largest layer, without parameters.
 
-    Every storage counts once, in the layer that is the first to keep it.
+    Every storage counts once, in the first layer that keeps it.
     """
     own = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}  # with the tensor, so that no other storage gets its place
+    kept: dict[int, torch.Tensor] = {}  # holds the tensors, so that no address of a storage is reused
     entered: list[int] = []
     layers: list[int] = []
 

@@ -1,8 +1,8 @@
-"""Bytes of one GPU by part: resident states, what a pass works with, and sampling.
+"""Bytes of one GPU by part: resident states, working memory of a pass, and sampling.
 
-The decoder's activations are measured (`measure`); the rest is arithmetic. Sources: states, Rajbhandari et al., ZeRO
-(arXiv 1910.02054), section 3.1: per parameter a weight, a gradient and Adam's two moments, each divided by the GPUs
-that share them; quantised weights, Dettmers et al., QLoRA (arXiv 2305.14314), section 3.
+The decoder's activations are measured (`measure`); all other parts are computed. States follow ZeRO (Rajbhandari et
+al., arXiv 1910.02054, section 3.1): per parameter a weight, a gradient and Adam's two moments, each divided by the
+GPUs that share them. Quantised weights follow QLoRA (Dettmers et al., arXiv 2305.14314, section 3).
 """
 
 import math
@@ -15,22 +15,22 @@ from .job import Job
 
 GIB = 2**30
 FLOAT32 = 4
-# Bytes of an Adam moment of a parameter, by `optim`; the others are counted as AdamW in float32.
+# Values of `optim` with Adam moments of 1 byte; all other optimisers are counted as AdamW.
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit", "adamw_8bit")
-ADAMW_STEP = 4  # torch keeps the number of steps of every tensor, a float32
+ADAMW_STEP = 4  # bytes; torch keeps a float32 step counter for every tensor
 # Rows and columns of a tile of logits.
 TILE_ROWS, TILE_COLUMNS = 4096, 32768
-# Bytes that a token of the rollout takes: ids and masks are int64; old log-probabilities, the sampler's, their ratio
-# and entropies float32; the kept mask 1 byte.
+# Bytes of a token of the rollout: ids and masks are int64. Old log-probabilities, the sampler's log-probabilities,
+# their ratio and entropies are float32. The kept mask has 1 byte.
 PROMPT_TOKEN, COMPLETION_TOKEN = 8 + 8, 8 + 8 + 3 * 4 + 4 + 1
-# bitsandbytes: 4-bit weights that share a scale, scales that share one where they are quantised themselves, and the
-# float32 entries of the tables that a tensor keeps for each.
+# bitsandbytes: number of 4-bit weights per scale, number of scales per nested scale with double quantisation, and
+# float32 entries of the tables that a tensor keeps for each of both.
 BLOCK, NESTED_BLOCK = 64, 256
 TABLE, NESTED_TABLE = 16, 256 + 1
 
 
 def scaled_bytes(size: float) -> str:
-    """Bytes in a unit that suits them."""
+    """Format bytes in GiB or MiB."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.2f} MiB"
 
 
@@ -42,15 +42,15 @@ def _part(size: float, formula: str) -> dict[str, Any]:
 
 
 def adamw_states(tensors: Sequence[int], bytes_per_moment: float = FLOAT32) -> float:
-    """Bytes of two moments per parameter and a step counter per tensor, whose sizes are given."""
+    """Return the bytes of two moments per parameter and a step counter per tensor, for tensors of given sizes."""
     return 2 * bytes_per_moment * sum(tensors) + ADAMW_STEP * len(tensors)
 
 
 def quantised_weight(outputs: int, inputs: int, bits: int, nested: bool) -> int:
-    """Bytes of a linear layer as bitsandbytes keeps it: 4 bits with scales, or 8 with a scale per output.
+    """Return the bytes of a linear layer in bitsandbytes: 4 bits with scales, or 8 bits with a scale per output.
 
     Args:
-        nested: the scales of 4-bit weights are quantised to 8 bits (double quantisation).
+        nested: whether the scales of 4-bit weights are quantised to 8 bits (double quantisation).
     """
     if bits == 8:
         return outputs * inputs + FLOAT32 * outputs
@@ -60,14 +60,14 @@ def quantised_weight(outputs: int, inputs: int, bits: int, nested: bool) -> int:
 
 
 def trained_tensors(job: Job) -> list[tuple[int, int]]:
-    """(size, bytes of an element) of every tensor that is trained."""
-    # Under mixed precision FSDP2 keeps trained weights in float32, and DeepSpeed in bfloat16 beside float32 masters.
+    """Return (size, bytes per element) of every trained tensor."""
+    # Under mixed precision FSDP2 keeps trained weights in float32, and DeepSpeed in bfloat16 with float32 masters.
     fixed = {"fsdp2": 4, "zero3": 2}.get(job.sharding.kind) if job.compute == 2 else None
     return [(p.numel(), fixed or p.element_size()) for p in job.policy.whole.parameters() if p.requires_grad]
 
 
 def frozen_weights(job: Job) -> float:
-    """Bytes of the base that adapters leave as it is, on one GPU."""
+    """Return the bytes of the frozen base under adapters, on one GPU."""
     policy, model = job.policy, job.model
     if not model.use_peft:
         return 0.0
@@ -79,14 +79,17 @@ def frozen_weights(job: Job) -> float:
 
 
 def keeps_whole_gradients(job: Job) -> bool:
-    """Whether FSDP2 adds up whole gradients: accelerate's `no_sync` reduces at the last micro-batch of a step only."""
+    """Return whether FSDP2 accumulates unsharded gradients.
+
+    accelerate's `no_sync` reduces gradients only at the last micro-batch of a step.
+    """
     given = job.args.accelerator_config.gradient_accumulation_kwargs or {}
     accumulates = job.args.gradient_accumulation_steps > 1 and not given.get("sync_each_batch", False)
     return job.sharding.kind == "fsdp2" and accumulates
 
 
 def _by_element(trained: list[tuple[int, int]], factor: dict[int, int] | None = None) -> str:
-    """`4 bytes x 8,190,735,360 trained`, for every size of an element."""
+    """Return text such as `4 bytes x 8,190,735,360 trained`, with a term for every element size."""
     return " + ".join(
         f"{factor[e] if factor else e} bytes x {sum(n for n, b in trained if b == e):,} trained"
         for e in sorted({e for _, e in trained})
@@ -104,14 +107,14 @@ def _gradients(job: Job, trained: list[tuple[int, int]], group: int, divided: st
 
 
 def optimizer_states(job: Job) -> float:
-    """Bytes of AdamW's states, and of DeepSpeed's masters beside them, over all GPUs."""
+    """Return the bytes of AdamW's states and DeepSpeed's master weights, over all GPUs."""
     return _optimizer(job, trained_tensors(job), 1, "")["bytes"]
 
 
 def _optimizer(job: Job, trained: list[tuple[int, int]], group: int, divided: str) -> dict[str, Any]:
     has_masters = job.sharding.kind == "zero3" and job.compute == 2
     elements = {element for _, element in trained}
-    # AdamW's moments have the dtype of their parameter.
+    # AdamW's moments have the dtype of their parameter, or float32 with master weights.
     moments = {e: 1 if job.args.optim in EIGHT_BIT else 4 if has_masters else e for e in elements}
     size = sum(adamw_states([n for n, b in trained if b == e], moments[e]) for e in elements)
     masters = FLOAT32 * sum(n for n, _ in trained) if has_masters else 0
@@ -120,7 +123,7 @@ def _optimizer(job: Job, trained: list[tuple[int, int]], group: int, divided: st
 
 
 def _states(job: Job) -> dict[str, Any]:
-    """Weights, gradients, optimiser states, and the reference model of a KL term."""
+    """Return the parts for weights, gradients, optimiser states, and the reference model of a KL term."""
     group = job.machines.processes if job.sharding.shards else 1
     divided = f" / {group} GPUs" if group > 1 else ""
     frozen, trained = frozen_weights(job), trained_tensors(job)
@@ -137,11 +140,14 @@ def _states(job: Job) -> dict[str, Any]:
     return parts
 
 
-# What a pass works with
+# Working memory of a pass
 
 
 def _gathered_weights(job: Job) -> dict[str, Any]:
-    """FSDP2 and ZeRO-3 gather a layer while they compute the one before it, and the LM head for the whole pass."""
+    """Return the part for gathered weights.
+
+    FSDP2 and ZeRO-3 gather a layer while the previous layer is computed, and the LM head for the whole pass.
+    """
     policy = job.policy
     layer, head = max(policy.layer_sizes), policy.vocabulary * policy.hidden
     formula = f"{job.compute} bytes x (2 layers x {layer:,} + LM head {head:,})"
@@ -149,16 +155,16 @@ def _gathered_weights(job: Job) -> dict[str, Any]:
 
 
 def _cast_weights(job: Job) -> int:
-    """Bytes of autocast's copies of trained weights, which it keeps until the end of a forward pass."""
+    """Return the bytes of autocast's copies of trained weights, which are kept until the end of a forward pass."""
     if not job.autocasts or job.model.use_peft:
         return 0
     return job.compute * sum(outputs * inputs for outputs, inputs in job.policy.linear)
 
 
 def _activations(job: Job, checkpointing: bool) -> dict[str, Any]:
-    """What the decoder keeps of a micro-batch, and, with checkpointing, the layer that is computed again."""
+    """Return the part for activations of a micro-batch, including, with checkpointing, the recomputed layer."""
     width = job.lengths.prompt + job.lengths.completion
-    found = job.policy.activations(
+    activations = job.policy.activations(
         job.per_device,
         width,
         torch.float32 if job.compute == FLOAT32 else torch.bfloat16,
@@ -166,24 +172,25 @@ def _activations(job: Job, checkpointing: bool) -> dict[str, Any]:
         job.model.attn_implementation,
         checkpointing,
     )
-    size = found.kept
+    size = activations.kept
     if checkpointing:
-        size += max(found.layer, _cast_weights(job))
-    said = "with" if checkpointing else "without"
+        size += max(activations.layer, _cast_weights(job))
+    mode = "with" if checkpointing else "without"
     tokens = job.per_device * width
-    formula = f"{size / tokens:,.0f} bytes a token ({said} gradient checkpointing) x {job.per_device} x {width:,}"
+    formula = f"{size / tokens:,.0f} bytes a token ({mode} gradient checkpointing) x {job.per_device} x {width:,}"
     return _part(size, formula)
 
 
 def head_memory(
     vocabulary: int, hidden: int, projected: float, differentiated: float, compute: int, weight: int, trained: bool
 ) -> float:
-    """Bytes of the fused head: a tile of logits, the rows that it projects, float32 sums of their gradients.
+    """Return the bytes of the fused head: a tile of logits, the projected rows, float32 sums of gradients.
 
     Args:
         projected, differentiated: numbers of rows.
-        weight: bytes of an element of the weight: where it is not float32, the sum is cast once.
-        trained: the weight has a gradient.
+        compute: bytes of an activation.
+        weight: bytes of an element of the weight; a weight that is not float32 needs a cast copy of the gradient.
+        trained: whether the weight has a gradient.
     """
     tile = min(projected, TILE_ROWS) * min(vocabulary, TILE_COLUMNS) * compute
     weight_gradient = vocabulary * hidden * (FLOAT32 + (weight if weight != FLOAT32 else 0))
@@ -192,7 +199,7 @@ def head_memory(
 
 
 def full_logits(vocabulary: int, rows: float, compute: int) -> float:
-    """Bytes of whole logits and of their log-softmax in float32, which a head without tiles makes."""
+    """Return the bytes of whole logits and their float32 log-softmax, which a head without tiles allocates."""
     return rows * vocabulary * (compute + FLOAT32)
 
 
@@ -213,7 +220,7 @@ def _head(job: Job) -> dict[str, Any]:
 
 
 def rollout_buffer(prompt: int, completion: int, sequences: int) -> int:
-    """Bytes of a process's part of the rollout, padded to its longest prompt and response."""
+    """Return the bytes of a process's part of the rollout, padded to its longest prompt and response."""
     return sequences * (prompt * PROMPT_TOKEN + completion * COMPLETION_TOKEN)
 
 
@@ -226,7 +233,7 @@ def _rollout(job: Job) -> dict[str, Any]:
 
 
 def _sampler(job: Job) -> tuple[str, dict[str, Any]] | None:
-    """What sampling takes on a training GPU, by name."""
+    """Return name and part of the sampler's memory on a training GPU, or None for a server."""
     args = job.args
     if not args.use_vllm:
         sequences, width = job.per_device * args.steps_per_generation, job.lengths.prompt + job.lengths.completion
@@ -241,9 +248,9 @@ def _sampler(job: Job) -> tuple[str, dict[str, Any]] | None:
 
 
 def memory(job: Job) -> dict[str, Any]:
-    """Bytes of one GPU by part, and the peaks of training and of sampling, which take turns."""
+    """Return the bytes of one GPU by part, and the peaks of training and of sampling, which alternate."""
     parts = _states(job)
-    resident = [name for name in parts if name != "gradients"]  # between optimiser steps there are none
+    resident = [name for name in parts if name != "gradients"]  # gradients are freed between optimiser steps
     if job.sharding.shards:
         parts["gathered weights"] = _gathered_weights(job)
     activations = {on: _activations(job, on) for on in (True, False)}
@@ -255,9 +262,9 @@ def memory(job: Job) -> dict[str, Any]:
         training += parts["rollout"]["bytes"]
         gathers = ["gathered weights"] if job.sharding.shards and not job.args.use_vllm else []
         sampling = sum(parts[name]["bytes"] for name in (*resident, "rollout", *gathers))
-        found = _sampler(job)
-        if found is not None:
-            name, parts[name] = found
+        sampler = _sampler(job)
+        if sampler is not None:
+            name, parts[name] = sampler
             sampling += parts[name]["bytes"]
             asleep = name == "KV cache" or job.args.vllm_enable_sleep_mode
             training += 0 if asleep else parts[name]["bytes"]

@@ -1,4 +1,4 @@
-"""Configurations of the models that recipes train, from this machine alone: nothing is downloaded."""
+"""Configurations of the models that recipes train, from local sources without a download."""
 
 from pathlib import Path
 from typing import Any
@@ -69,15 +69,15 @@ CONFIGS = {
 
 
 def read_config(name: str, revision: str | None = None, path: str | None = None) -> PreTrainedConfig:
-    """The configuration of a model, from this machine alone.
+    """Read the configuration of a model from local sources.
 
     Args:
         name: Hub id or local folder.
         revision: commit of the Hub id, for the Hub's local cache.
-        path: a `config.json`, or its folder, to read instead.
+        path: `config.json`, or its folder, to read instead.
 
     Raises:
-        ValueError: there is no such configuration here, or transformers has no causal language model for it.
+        ValueError: no local source has the configuration, or transformers cannot read it.
     """
     file = Path(path or name)
     if path is None and not file.is_dir():

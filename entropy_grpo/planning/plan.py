@@ -1,9 +1,9 @@
-"""The plan of a recipe for given machines, before a GPU is touched: batches, memory, operations, warnings, commands.
+"""Plan of a recipe for given machines: batches, memory, operations, warnings and commands.
 
-Nothing is downloaded and no GPU is needed: the recipe is resolved and refused as a launch would, its model is measured
-without weights (`measure`), the trainer's own `Objective` says which passes a run makes, and the rest is arithmetic.
-Memory is what tensors take: the CUDA context, NCCL's buffers and what the allocator cannot use come on top, so a plan
-that fills a GPU to the brim will not fit.
+A plan needs no download and no GPU. The recipe is resolved and checked as by a launch, its model is measured without
+weights (`measure`), and the trainer's own `Objective` determines the passes. All other figures are computed from
+these. Memory counts tensors only. The CUDA context, NCCL's buffers and fragmentation add to it, so that a plan that
+fills a GPU completely does not fit.
 """
 
 import json
@@ -20,7 +20,7 @@ from .vllm import holds_a_sequence, sampler
 
 
 def _essentials(job: Job) -> dict[str, Any]:
-    """The objective of the recipe, and the lengths of its sequences."""
+    """Return the objective of the recipe and the lengths of its sequences."""
     args = job.args
     if job.objective is None:
         return {"objective": "cross-entropy on right responses", "max_length": job.lengths.completion}
@@ -42,7 +42,7 @@ def _because(reason: str | None) -> str:
 
 
 def verdict(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, Any]:
-    """Whether the run fits its GPUs (`None` on a processor), and the sentence that says so."""
+    """Return whether the run fits its GPUs (`None` on a CPU), with a sentence."""
     if job.use_cpu:
         return {"fits": None, "sentence": f"runs on the processor: {scaled_bytes(needed['peak'])}"}
     sizes = f"{needed['peak'] / GIB:.0f} of {job.machines.memory:g} GiB"
@@ -56,7 +56,7 @@ def verdict(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> d
 
 
 def make(job: Job) -> dict[str, Any]:
-    """The whole plan, of JSON's types."""
+    """Return the whole plan, in JSON types."""
     args, needed, cache = job.args, memory(job), sampler(job)
     return {
         "recipe": {
@@ -156,7 +156,7 @@ def _operation_lines(flops: dict[str, Any]) -> list[str]:
 
 
 def render(plan: dict[str, Any]) -> str:
-    """The plan as text, the verdict last."""
+    """Return the plan as text, with the verdict last."""
     blocks = [_recipe_lines(plan), _batch_lines(plan), _memory_lines(plan)]
     blocks += [_vllm_lines(plan["vllm"])] if plan["vllm"] else []
     blocks += [_disk_lines(plan["disk"]), _operation_lines(plan["operations"])]

@@ -1,4 +1,4 @@
-"""vLLM's share of a GPU: its weights, what its first pass sets aside, and the sequences that its cache holds."""
+"""vLLM's share of a GPU: weights, memory reserved by the profiling pass, and sequences that the cache holds."""
 
 from typing import Any
 
@@ -6,18 +6,19 @@ from .job import Job
 from .memory import GIB
 
 ELEMENT = 2  # bytes of a weight, a key and a value: vLLM serves bfloat16
-SERVER_SHARE, SERVER_SEQUENCES = 0.92, 1024  # vLLM's own defaults, on a server
-# TRL's choice of `max_num_batched_tokens`, of which no more can ask for a logit at once.
+SERVER_SHARE, SERVER_SEQUENCES = 0.92, 1024  # vLLM's own defaults on a server
+# TRL's `max_num_batched_tokens`, which bounds the tokens that need logits at once.
 BATCHED_TOKENS = 4096
-# Bytes that the sampler takes for a logit: in bfloat16, and in float32 raw, processed and as a probability.
+# Bytes of the sampler per logit: bfloat16, and float32 for raw logits, processed logits and probabilities.
 SAMPLED_LOGIT = 2 + 3 * 4
 
 
 def sampler(job: Job) -> dict[str, Any] | None:
-    """What vLLM does with its memory; `None` for a run that samples without it.
+    """Return vLLM's use of its memory, or `None` for a run that samples without vLLM.
 
-    vLLM first makes a pass with as many sequences as it may ever run at once. What its weights and that pass leave of
-    its share becomes the cache, which has to hold one sequence of `max_model_len`, or vLLM refuses to start.
+    vLLM first runs a profiling pass with its maximum number of concurrent sequences. The cache gets the part of vLLM's
+    share that weights and profiling pass leave. If the cache cannot hold one sequence of `max_model_len`, vLLM does
+    not start.
     """
     args, policy = job.args, job.policy
     if not job.uses_vllm:
@@ -26,8 +27,8 @@ def sampler(job: Job) -> dict[str, Any] | None:
     ranks = args.vllm_tensor_parallel_size if colocated else 1
     weights = policy.parameters * ELEMENT / ranks
     keys = getattr(policy.config.get_text_config(), "num_key_value_heads", None) or ranks
-    token = policy.cache_token() * ELEMENT / min(ranks, keys)  # heads are divided, but never one head
-    # TRL sets it to the responses of a rollout on the GPUs that share a model.
+    token = policy.cache_token() * ELEMENT / min(ranks, keys)  # ranks share the key-value heads, but not one head
+    # TRL sets max_num_seqs to the responses of a rollout on the GPUs that share a model.
     sequences = job.per_device * ranks * args.steps_per_generation if colocated else SERVER_SEQUENCES
     profiled = min(sequences, BATCHED_TOKENS) * policy.vocabulary * SAMPLED_LOGIT
     share = args.vllm_gpu_memory_utilization if colocated else SERVER_SHARE
@@ -48,5 +49,5 @@ def sampler(job: Job) -> dict[str, Any] | None:
 
 
 def holds_a_sequence(cache: dict[str, Any]) -> bool:
-    """vLLM's own rule."""
+    """Return whether the cache holds one sequence of `max_model_len`, which is vLLM's condition for starting."""
     return cache["cached_tokens"] >= cache["max_model_len"]

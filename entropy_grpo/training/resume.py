@@ -66,7 +66,7 @@ class Resume:
     # What a run depends on
 
     def shared_state(self) -> State:
-        """What all ranks have in common."""
+        """Return the state that all ranks share."""
         trainer = self.trainer
         return {
             "step": trainer._step,
@@ -92,7 +92,7 @@ class Resume:
         trainer.rollouts.restore(state)
 
     def rank_state(self) -> State:
-        """What this rank alone has."""
+        """Return the state of this rank alone."""
         trainer = self.trainer
         state: State = {"buffered_inputs": trainer._buffered_inputs, "loss": trainer._tr_loss}
         if trainer.log_completions:

@@ -1,4 +1,4 @@
-"""Where rollouts come from: TRL's own generation, or dynamic sampling.
+"""Sources of rollouts: TRL's own generation, or dynamic sampling.
 
 TRL generates one batch of responses per rollout, scores it and rewards it. Dynamic sampling generates and rewards
 beforehand, in rounds, and hands TRL what it would have generated: everything that follows is TRL's, and a group that

@@ -1,4 +1,4 @@
-"""What every run does around its training, whatever it trains: where it writes, what it goes on from, how it ends."""
+"""Run setup and end shared by GRPO and SFT: run folder, checkpoint to resume from, final save, shutdown."""
 
 import gc
 import os
@@ -70,7 +70,7 @@ def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> 
 
 
 def _tracked_name(folder: Path) -> str:
-    """What trackers call a run that its recipe does not name, after its folder: Trackio joins runs of one name."""
+    """Return the tracker name of an unnamed run, from its folder, because Trackio joins runs with equal names."""
     parts = folder.relative_to(RUNS).parts if folder.is_relative_to(RUNS) else folder.resolve().parts[-2:]
     return "-".join(parts).lstrip("/-")
 
@@ -100,7 +100,7 @@ def write_recipe(settings: Settings, folder: RunFolder) -> None:
 
 
 def shards() -> bool:
-    """Whether this launch divides the model over processes, by FSDP or DeepSpeed."""
+    """Return whether this launch divides the model over processes, by FSDP or DeepSpeed."""
     chosen = os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED")
     return "true" in chosen and PartialState().num_processes > 1
 

@@ -150,7 +150,7 @@ def choose(
 
 
 def _graded(config: SFTRunConfig, rows: Dataset) -> list[bool]:
-    """Whether what a response boxes is right, found on the first process for all."""
+    """Return whether the boxed answer of each response is right, graded on the first process for all processes."""
     found: list[list[bool]] = [[]]
     if PartialState().is_main_process:
         grade = Grader(worker_count(), config.grading_seconds, config.grading_total_seconds)

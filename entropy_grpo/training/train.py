@@ -143,7 +143,7 @@ def evaluate(
 
 
 def report(folder: RunFolder, made: list[Path]) -> str:
-    """What a run ends with: the measured change, and where its files are."""
+    """Return the final text of a run: the measured change, and the paths of its files."""
     lines = [""]
     evaluation = files.read_json(folder.evaluation)
     if evaluation:

@@ -159,7 +159,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self.model.load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
 
     def _padding_is_inert(self) -> bool:
-        """Whether a sequence is scored alike however wide its micro-batch is."""
+        """Return whether the score of a sequence is independent of the width of its micro-batch."""
         rope = getattr(self.model.config.get_text_config(), "rope_parameters", None)
         if rope is not None and positions_are_relative(rope):
             return True
@@ -190,7 +190,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         return self.args.seed + self.state.global_step
 
     def _is_active(self, transform: AdvantageTransform) -> bool:
-        """Whether a method shapes the optimiser step under way."""
+        """Return whether a method shapes the current optimiser step."""
         return transform.schedule.active(self.state.global_step, self.stages.plateau_step)
 
     def _shape(self, inputs: Inputs) -> Inputs:

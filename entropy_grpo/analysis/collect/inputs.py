@@ -1,8 +1,8 @@
-"""The responses that are looked at: of a file, or of what `entropy-grpo eval` writes for benchmarks.
+"""Responses to analyse, from a file or from results of `entropy-grpo eval`.
 
-Each is turned into token ids once, by the tokenizer of the first checkpoint, so that every checkpoint reads the same
-ones. A file that has the ids that were sampled (`prompt_ids`, `completion_ids`) keeps them; text is tokenized anew,
-which may split a word in another way than the model once did.
+Each response is tokenized once, by the tokenizer of the first checkpoint, so that every checkpoint reads the same ids.
+Sampled ids in a file (`prompt_ids`, `completion_ids`) are kept. Text is tokenized again, which may split a word
+differently from the sampled tokens.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,16 +17,16 @@ from ...runs import files
 from ...runs.files import Row
 from .store import RESPONSES, Collection
 
-# Columns that a response may have in a file: TRL's name, and that of a run's `answers/`.
+# Names of the response column: in results of `entropy-grpo eval`, and in a run's `answers/`.
 TEXT_COLUMNS = ("response", "completion")
 READ_ROWS = 256
 
 
 def read(path: Path) -> Iterator[Row]:
-    """The rows of a `.jsonl` or `.parquet` file, as a stream.
+    """Stream the rows of a `.jsonl` or `.parquet` file.
 
     Raises:
-        ValueError: there is no such file, or it is of another kind.
+        ValueError: the file does not exist, or its name has another suffix.
     """
     if not path.is_file():
         raise ValueError(f"responses is {str(path)!r}: there is no such file.")
@@ -40,7 +40,7 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def correctness(row: Row) -> bool | None:
-    """Whether a response is right, of `correct` or `verdict`; None where the file does not tell."""
+    """Return whether a response is right, from `correct` or `verdict`, or None if the row has neither."""
     if row.get("correct") is not None:
         return bool(row["correct"])
     return row["verdict"] == Verdict.RIGHT if row.get("verdict") is not None else None
@@ -58,7 +58,7 @@ def _strings(row: Row, number: int) -> tuple[str, str]:
 
 
 def tokenized(rows: Iterable[Row], tokenizer: Any) -> Iterator[Row]:
-    """The rows of `RESPONSES`; a response that stopped by itself, says its `finish`, ends with the EOS token."""
+    """Yield the rows of `RESPONSES`; a response whose `finish` is `stop` ends with the EOS token."""
     for number, row in enumerate(rows):
         prompt, response = _strings(row, number)
         prompt_ids, completion_ids = row.get("prompt_ids"), row.get("completion_ids")
@@ -81,7 +81,11 @@ def tokenized(rows: Iterable[Row], tokenizer: Any) -> Iterator[Row]:
 
 
 def write(collection: Collection, rows: Iterable[Row], part_tokens: int) -> None:
-    """Write the responses in row groups of at least `part_tokens` tokens, all in one step; `ValueError` for none."""
+    """Write the responses atomically, in row groups of at least `part_tokens` tokens.
+
+    Raises:
+        ValueError: there are no responses, or they have no tokens.
+    """
     with files.replacing(collection.responses) as scratch, pq.ParquetWriter(scratch, RESPONSES) as writer:
         group: list[Row] = []
         tokens = written = 0

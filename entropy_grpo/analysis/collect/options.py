@@ -1,4 +1,4 @@
-"""What `entropy-grpo analyze collect` is asked for; light, since the command line reads it for its help."""
+"""Options of `entropy-grpo analyze collect`, without heavy imports, because the command line reads them for help."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Options:
-    """Responses, and the checkpoints that score them."""
+    """Responses and the checkpoints that score them."""
 
     model: str
     """[NAME=]a Hub id, a model, checkpoint or adapter folder, an embedded model"""

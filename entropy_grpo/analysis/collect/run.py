@@ -1,4 +1,4 @@
-"""`entropy-grpo analyze collect`: responses once, then one forward pass per checkpoint over the same token ids."""
+"""`entropy-grpo analyze collect`: collect responses, then run a forward pass of every checkpoint over their tokens."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,35 +17,39 @@ from . import inputs
 from .options import Options
 from .store import TOKENS, Collection, write_parquet
 
-# Tokens of a part: what a kill costs of one checkpoint's pass, and what a view holds at a time.
+# Tokens of a part: a kill loses at most one part of a checkpoint's pass, and a view holds one part at a time.
 PART_TOKENS = 65536
 GENERATED = "responses"
 
 
 def named(given: Sequence[str]) -> dict[str, str]:
-    """The checkpoints by name: what stands before `=`, else the end of the path or id; `ValueError` for twins."""
-    found: dict[str, str] = {}
+    """Return the checkpoints by name: the text before `=`, or the end of the path or id.
+
+    Raises:
+        ValueError: two checkpoints have one name, or a name is empty.
+    """
+    checkpoints: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
             path = text
             name = Path(text).name.rpartition(":")[2] if not Path(text).is_dir() else Path(text).resolve().name
         name = name.replace("/", "-")
-        if name in found or not name.strip("."):
+        if name in checkpoints or not name.strip("."):
             raise ValueError(f"against names {text!r}: call it something else, as in NAME={path}.")
-        found[name] = path
-    return found
+        checkpoints[name] = path
+    return checkpoints
 
 
 def by_step(paths: dict[str, str]) -> dict[str, str]:
-    """Checkpoints of a run in the order of their steps, in which a shell's `checkpoint-*` does not name them."""
+    """Return checkpoints of a run in the order of their steps, because a shell sorts `checkpoint-*` as text."""
     if any(step_of(name) is None for name in paths):
         return paths
     return {name: paths[name] for name in sorted(paths, key=step_of)}
 
 
 def generate(model: str, benchmarks: Sequence[str], folder: Path, **sampling: Any) -> list[Path]:
-    """Answer benchmarks as `entropy-grpo eval` does, and return the files; what is finished is not done again."""
+    """Answer benchmarks as `entropy-grpo eval` does, without repeating finished responses, and return the files."""
     from ...evaluation import questions, run
 
     names = [questions.load(name)[0] for name in benchmarks]
@@ -57,7 +61,7 @@ def generate(model: str, benchmarks: Sequence[str], folder: Path, **sampling: An
 
 
 def responses_of(options: Options, model: str) -> list[Path]:
-    """The files of the responses: the one that is given, or those that the model writes."""
+    """Return the files of the responses: the given file, or files that the model's answers are written to."""
     if options.responses is not None:
         return [options.responses]
     names = ("samples", "temperature", "max_tokens", "seed", "dtype", "backend")
@@ -66,9 +70,12 @@ def responses_of(options: Options, model: str) -> list[Path]:
 
 
 def claim(collection: Collection, options: Options, paths: dict[str, str]) -> None:
-    """Keep what decides the figures; `ValueError` where the folder holds those of something else.
+    """Store the settings that decide the figures.
 
-    Checkpoints may come on top, and keep the order in which they first came.
+    Further checkpoints may be added; the order of the stored checkpoints does not change.
+
+    Raises:
+        ValueError: the folder holds tokens with other settings.
     """
     source = str(options.responses) if options.responses else list(options.benchmarks)
     before = files.read_json(collection.settings) if collection.responses.exists() else {}
@@ -102,13 +109,13 @@ def claim(collection: Collection, options: Options, paths: dict[str, str]) -> No
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def token_table(rows: Sequence[files.Row], scores: Any, texts: dict[int, str], checkpoint: str) -> pa.Table:
-    """The rows of `TOKENS` of some responses; `scores` are (entropies, log-probabilities) of each."""
+    """Return the rows of `TOKENS` for some responses; `scores` are (entropies, log-probabilities) per response."""
     lengths = [len(row["completion_ids"]) for row in rows]
     tokens = [token for row in rows for token in row["completion_ids"]]
     repeated = [(row["id"], row["correct"]) for row, n in zip(rows, lengths, strict=True) for _ in range(n)]
@@ -125,7 +132,7 @@ def token_table(rows: Sequence[files.Row], scores: Any, texts: dict[int, str], c
 
 
 def score_checkpoint(collection: Collection, name: str, path: str, options: Options) -> None:
-    """Write the missing parts of one checkpoint."""
+    """Score and write the missing parts of one checkpoint."""
     missing = [i for i in range(collection.num_parts) if not collection.part(name, i).exists()]
     if not missing:
         return
@@ -155,7 +162,11 @@ def score_checkpoint(collection: Collection, name: str, path: str, options: Opti
 
 
 def same_vocabulary(paths: dict[str, str]) -> Any:
-    """The tokenizer of the first checkpoint; `ValueError` where one that has its own gives ids another meaning."""
+    """Return the tokenizer of the first checkpoint.
+
+    Raises:
+        ValueError: the tokenizer of another checkpoint has another vocabulary.
+    """
     first, *others = paths.items()
     tokenizer = load.load_tokenizer(first[1], setting=first[0])
     for name, path in others:
@@ -167,7 +178,11 @@ def same_vocabulary(paths: dict[str, str]) -> Any:
 
 
 def run(options: Options) -> Collection:
-    """Collect what is missing; `ValueError` in one sentence for what cannot be done."""
+    """Collect missing responses and scores.
+
+    Raises:
+        ValueError: an option is wrong; the message is one sentence.
+    """
     collection = Collection(options.output)
     if options.responses is not None and not options.responses.is_file():
         raise ValueError(f"responses is {str(options.responses)!r}: there is no such file.")

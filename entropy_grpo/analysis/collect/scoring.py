@@ -1,8 +1,8 @@
-"""The entropy and the log-probability of every token of given responses, in one forward pass and without logits.
+"""Entropy and log-probability of every token of given responses, in one forward pass without full logits.
 
-The head is the one that training ranks tokens with (`ops.head`), or TRL's where ours cannot serve a model: a tile of
-logits at a time, float32 statistics. Sequences are sorted by length, padded on the right, and as many go
-together as a budget of tokens allows.
+The sparse head, which ranks tokens in training (`models.head`), scores the tokens; TRL's head serves models that the
+sparse head cannot serve. Both compute one tile of logits at a time, with float32 statistics. Sequences are sorted by
+length, padded on the right, and batched within a budget of tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ...models.head import add_sparse_lm_head, why_not
 
-PAD = 0  # what stands behind a sequence is masked out
+PAD = 0  # any id serves, because padding is masked out
 
 
 def add_head(model: torch.nn.Module, temperature: float) -> None:
-    """Let `model(..., labels=..., fused_lm_head=True)` give log-probabilities and entropies at a temperature."""
+    """Make `model(..., labels=..., fused_lm_head=True)` return log-probabilities and entropies at a temperature."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper
     add_fused_lm_head(inner, temperature, outputs=("log_probs", "entropy"))
     if why_not(inner) is None:
@@ -25,7 +25,10 @@ def add_head(model: torch.nn.Module, temperature: float) -> None:
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Positions of sequences that go together, longest first: padded, at most `budget` tokens, or one sequence."""
+    """Yield the positions of the sequences of each batch, longest first.
+
+    A padded batch has at most `budget` tokens, or a single sequence.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         count = max(1, budget // max(1, lengths[order[0]]))
@@ -37,12 +40,15 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 def score(
     model: torch.nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], budget: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """(entropies in nats, log-probabilities), one float32 array per response, of its length.
+    """Score the tokens of responses.
 
     Args:
-        model: after `add_head`, in evaluation mode.
-        prompts, completions: token ids; every prompt has at least one.
+        model: model after `add_head`, in evaluation mode.
+        prompts, completions: token ids; every prompt has at least one token.
         budget: padded tokens of a forward pass.
+
+    Returns:
+        (entropies in nats, log-probabilities), each with one float32 array (T,) per response of T tokens.
     """
     entropies, log_probs = ([np.zeros(0, np.float32)] * len(prompts) for _ in range(2))
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]

@@ -1,11 +1,11 @@
-"""A collection on disk: responses, and what each checkpoint says of every one of their tokens.
+"""Collection on disk: responses, and every checkpoint's entropies and log-probabilities of their tokens.
 
-    DIR/settings.json                   what decides the figures
+    DIR/settings.json                   settings that decide the figures
     DIR/responses.parquet               id, prompt, response, correct, prompt_ids, completion_ids
-    DIR/tokens/NAME/part-00000.parquet  one row a token, of checkpoint NAME; `TOKENS` are the columns
+    DIR/tokens/NAME/part-00000.parquet  one row per token, of checkpoint NAME; `TOKENS` are the columns
 
-Row group i of the responses and part i of every checkpoint hold the same responses, and a part appears when it is
-whole. So the tokens never have to fit in memory, and a killed run goes on with the first part that is missing.
+Row group i of the responses and part i of every checkpoint hold the same responses, and parts are written atomically.
+The tokens therefore need not fit in memory, and a killed run continues with the first missing part.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Collection:
-    """The files of a collection, written by `collect` and read by every view."""
+    """Files of a collection, written by `collect` and read by every view."""
 
     path: Path
 
@@ -65,7 +65,7 @@ class Collection:
 
     @property
     def checkpoints(self) -> list[str]:
-        """The checkpoints that are whole, the one that the others are compared with first."""
+        """Names of complete checkpoints, with the baseline of comparisons first."""
         named = files.read_json(self.settings).get("checkpoints", {})
         return [name for name in named if all(self.part(name, i).exists() for i in range(self.num_parts))]
 
@@ -83,25 +83,25 @@ class Collection:
         return sum(pq.read_metadata(self.part(first, i)).num_rows for i in range(self.num_parts))
 
     def parts(self, checkpoint: str, names: Sequence[str]) -> Iterator[Columns]:
-        """Columns of a checkpoint's tokens, part by part, each (n,); `correct` as `RIGHT`, `WRONG` or `UNKNOWN`."""
+        """Yield columns (n,) of a checkpoint's tokens, part by part; `correct` is `RIGHT`, `WRONG` or `UNKNOWN`."""
         for i in range(self.num_parts):
-            # A reader's own file: the schema is `TOKENS`, and no column is made of the folder's name.
+            # `ParquetFile` reads the file alone, whereas `read_table` would derive a column from the folder's name.
             table = pq.ParquetFile(self.part(checkpoint, i)).read(columns=list(names))
             yield {name: _array(table[name]) for name in names}
 
     def column(self, checkpoint: str, name: str) -> np.ndarray:
-        """A whole column, (N,): four bytes a token, for what has to be sorted."""
+        """Return a whole column (N,), four bytes per token, for views that sort it."""
         arrays = [part[name] for part in self.parts(checkpoint, [name])]
         return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
 
     def texts(self) -> dict[int, str]:
-        """The text of every token that occurs."""
-        found: dict[int, str] = {}
+        """Return the text of every token that occurs, by id."""
+        texts: dict[int, str] = {}
         for checkpoint in self.checkpoints[:1]:
             for part in self.parts(checkpoint, ["token", "text"]):
                 tokens, first = np.unique(part["token"], return_index=True)
-                found |= dict(zip(tokens.tolist(), part["text"][first].tolist(), strict=True))
-        return found
+                texts |= dict(zip(tokens.tolist(), part["text"][first].tolist(), strict=True))
+        return texts
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray:
@@ -111,13 +111,17 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a file in one step."""
+    """Write a file atomically."""
     with files.replacing(path) as scratch:
         pq.write_table(table, scratch)
 
 
 def find(path: str | Path) -> Collection:
-    """The collection of a folder, or of a run in `analysis/`; `ValueError` if there is none."""
+    """Return the collection in a folder, or in `analysis/` of a run.
+
+    Raises:
+        ValueError: neither folder holds collected tokens.
+    """
     for folder in (Path(path), Path(path) / "analysis"):
         collection = Collection(folder)
         if collection.responses.exists() and collection.checkpoints:

@@ -1,13 +1,14 @@
-"""Where a response could have gone: at forks of high and of low entropy, what another token would have changed.
+"""Counterfactual continuations at tokens of high and of low entropy (arXiv 2508.02260, Eq. 5, 6).
 
-At position t of a response the sampled token o_t is forced once and the most probable other token once, and k
-continuations are sampled after each (arXiv 2508.02260, Eq. 5, 6; k = 32 there). I_t is the accuracy after o_t minus
-that after the other. How far the paths differ is measured between continuations of the two tokens, and beside it
-between continuations of the same token: two samples differ without any fork, and what is beyond that is the fork's.
+At position t of a response, the sampled token o_t and the most probable other token are each forced once. After each of
+them, k continuations are sampled (k = 32 in the paper). I_t is the accuracy after o_t minus the accuracy after the
+other token. The distance of paths is measured between continuations of the two tokens. Two continuations of one token
+differ by chance, so their distance is measured, too. The excess of the first distance over the second is the effect of
+the fork.
 
-Tokens are of high entropy if they are among the top rho of all responses, else of low; of each kind some are drawn at
-random from each response. Every continuation has a seed of its own, so that it does not depend on which forks are
-continued with it, or before it.
+A token has high entropy if it is among the top rho of all responses, and low entropy otherwise. Some tokens of each
+kind are drawn at random from each response. Every continuation has its own seed, so that it does not depend on the
+composition or the order of batches.
 """
 
 import random
@@ -34,7 +35,7 @@ Grade = Callable[[int, Sequence[str]], Sequence[tuple[str | None, bool]]]
 
 @dataclass(frozen=True)
 class Fork:
-    """A position of a response: the token sampled there, the most probable other token, and how probable both were.
+    """Position of a response with its sampled token, the most probable other token, and their log-probabilities.
 
     `question` is the number of the first response to the same prompt.
     """
@@ -51,21 +52,21 @@ class Fork:
 
 
 def find_forks(model: Any, responses: Sequence[tuple[list[int], list[int]]], settings: Settings) -> list[Fork]:
-    """The forks of responses, each (prompt ids, response ids): one forward pass of each response."""
-    found = [score(model, prompt, ids, 2, settings.temperature) for prompt, ids in responses]
-    entropies = torch.cat([scores.entropies for scores in found])
+    """Choose the forks of responses (prompt ids, response ids), with one forward pass per response."""
+    scored = [score(model, prompt, ids, 2, settings.temperature) for prompt, ids in responses]
+    entropies = torch.cat([scores.entropies for scores in scored])
     everything = torch.ones_like(entropies, dtype=torch.bool)
     high, _ = select(entropies, everything, settings.rho, torch.arange(len(entropies)))
     chooser, forks, start = random.Random(settings.seed), [], 0
     firsts: dict[tuple[int, ...], int] = {}
-    for i, ((prompt, ids), scores) in enumerate(zip(responses, found, strict=True)):
+    for i, ((prompt, ids), scores) in enumerate(zip(responses, scored, strict=True)):
         question = firsts.setdefault(tuple(prompt), i)
         mine = high[start : start + len(ids)]
         start += len(ids)
         for kind, of_kind in ((HIGH, mine), (LOW, ~mine)):
             places = of_kind.nonzero().flatten().tolist()
             for t in sorted(chooser.sample(places, min(settings.forks, len(places)))):
-                second = int(scores.top_ids[t, 0] == ids[t])  # the other is the second where the first was taken
+                second = int(scores.top_ids[t, 0] == ids[t])  # if the most probable token was sampled, take the second
                 numbers = (float(scores.entropies[t]), ids[t], int(scores.top_ids[t, second]))
                 logps = float(scores.logps[t]), float(scores.top_logps[t, second])
                 forks.append(Fork(i, question, t, kind, *numbers, *logps))
@@ -79,24 +80,27 @@ def continuations(
     seeds: Sequence[int],
     settings: Settings,
 ) -> list[list[int]]:
-    """What follows each prefix, at most its limit of tokens; nothing where it has ended or has no tokens left."""
-    found: list[list[int]] = [[] for _ in prefixes]
+    """Sample a continuation of each prefix, of at most its limit of tokens.
+
+    The continuation is empty if the prefix has ended or its limit is 0.
+    """
+    continued: list[list[int]] = [[] for _ in prefixes]
     open_ = [i for i, p in enumerate(prefixes) if p[-1] not in backend.stops and limits[i] > 0]
     for start in range(0, len(open_), settings.batch_size):
         part = open_[start : start + settings.batch_size]
         sampling = Sampling(settings.temperature, settings.top_p, max_tokens=max(limits[i] for i in part))
         written = backend.write([prefixes[i] for i in part], [seeds[i] for i in part], sampling)
         for i, ids in zip(part, written, strict=True):
-            found[i] = ids[: limits[i]]
-    return found
+            continued[i] = ids[: limits[i]]
+    return continued
 
 
 def paths_row(paths: Sequence[Sequence[list[int]]], graded: Sequence[Sequence[tuple[str | None, bool]]]) -> Row:
-    """What the k paths after the sampled token and the k after the other say of a fork.
+    """Return accuracies, I_t and distances of a fork, from k paths after the sampled and k after the other token.
 
     Args:
         paths: two lists of k continuations.
-        graded: two lists of k (answer, right).
+        graded: two lists of k pairs (answer, right).
     """
     k = len(paths[0])
     accuracy = [float(np.mean([right for _, right in side])) for side in graded]
@@ -104,7 +108,7 @@ def paths_row(paths: Sequence[Sequence[list[int]]], graded: Sequence[Sequence[tu
     within = [(side, i, side, (i + 1) % k) for side in (0, 1) for i in range(k)]
     row: Row = {"accuracy": accuracy[0], "other_accuracy": accuracy[1], "intervention": accuracy[0] - accuracy[1]}
     for name, pairs in (("between", between), ("within", within)):
-        # Edits over the longer length, in [0, 1].
+        # Edit distance divided by the longer length, in [0, 1].
         distances = [Levenshtein.normalized_distance(paths[a][i], paths[b][j]) for a, i, b, j in pairs]
         row[f"distance_{name}"] = float(np.mean(distances))
         row[f"changed_{name}"] = float(np.mean([graded[a][i][0] != graded[b][j][0] for a, i, b, j in pairs]))
@@ -119,14 +123,14 @@ def divergence(
     settings: Settings,
     done: Collection[tuple[int, int]] = (),
 ) -> Iterator[Row]:
-    """A row for each fork, as soon as its continuations are there: the fields of `Fork` and of `paths_row`.
+    """Yield a row for each fork, with the fields of `Fork` and of `paths_row`, when its continuations are finished.
 
     Args:
-        model: causal language model of transformers, in evaluation mode; sampling settings of its own are taken off.
-        tokenizer: of the model.
-        responses: (prompt ids, response ids), the responses with the token that ended them.
-        grade: whether responses are right, and what they answer.
-        done: (response, position) of forks that are left out, as those of a run that was killed.
+        model: causal language model of transformers, in evaluation mode; its own sampling settings are removed.
+        tokenizer: tokenizer of the model.
+        responses: (prompt ids, response ids); the response ids include the token that ended the response.
+        grade: function that returns answers and correctness of texts.
+        done: (response, position) of finished forks, which are skipped.
     """
     backend, k = TransformersBackend(model, tokenizer, settings.batch_size), settings.continuations
     left = [fork for fork in find_forks(model, responses, settings) if (fork.response, fork.position) not in done]

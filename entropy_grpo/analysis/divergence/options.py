@@ -1,4 +1,4 @@
-"""What `entropy-grpo analyze divergence` is asked for; light, since the command line reads it for its help."""
+"""Options of `entropy-grpo analyze divergence`, without heavy imports, because the command line's help reads them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ LONGEST = 20480
 
 @dataclass(frozen=True)
 class Settings:
-    """How forks are chosen and continued."""
+    """Settings of the choice and the continuation of forks."""
 
     rho: float = 0.2
     """share of the tokens that are of high entropy"""
@@ -41,13 +41,13 @@ class Settings:
 
     @property
     def longest(self) -> int:
-        """Tokens of a whole response at most."""
+        """Maximum number of tokens of a whole response."""
         return LONGEST if self.max_tokens is None else self.max_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Settings):
-    """Whose forks are looked at, in which responses."""
+    """Model and responses whose forks are analysed."""
 
     model: str
     """[NAME=]a Hub id, a model, checkpoint or adapter folder, an embedded model"""

@@ -1,12 +1,12 @@
-"""`entropy-grpo analyze divergence`: what the forks of responses decide, a row a fork, and what the rows amount to.
+"""`entropy-grpo analyze divergence`: the effect of forks in responses, one row per fork, and their summary.
 
-    DIR/divergence/NAME/forks.jsonl      a row a fork, of model NAME, as soon as its continuations are graded
+    DIR/divergence/NAME/forks.jsonl      a row per fork of model NAME, written when its continuations are graded
     DIR/divergence/NAME/divergence.json  settings, means of each kind of fork, mean I_t by entropy
-    DIR/divergence/NAME/divergence.png   both as a picture
-    DIR/divergence/NAME/responses/       results of `entropy-grpo eval`, where the model answered benchmarks
+    DIR/divergence/NAME/divergence.png   plot of forks, means and mean I_t
+    DIR/divergence/NAME/responses/       results of `entropy-grpo eval`, if the model answered benchmarks
 
-What can be refused is refused before a model is loaded. Continuations are graded as responses are: by the benchmark of
-a file that `entropy-grpo eval` wrote, else by what they box beside the row's reference.
+Bad input is refused before a model is loaded. Continuations of results of `entropy-grpo eval` are graded by their
+benchmark. Continuations of other files are graded by comparing their boxed answer with the row's reference.
 """
 
 import random
@@ -36,14 +36,14 @@ from .forks import divergence
 from .options import Options, Settings
 from .summary import FIGURES, ROWS, bins, folder_of, summarize, table
 
-# What a row may call its reference: the name in results of `entropy-grpo eval`, and in a run's `answers/`.
+# Names of the reference column: in results of `entropy-grpo eval`, and in a run's `answers/`.
 REFERENCE_COLUMNS = ("reference", "solution")
 UNGRADED = (Verdict.TIMEOUT, Verdict.FAILURE)
 
 
 @dataclass(frozen=True)
 class Given:
-    """A response, (prompt ids, response ids), and how what is written in its place is graded."""
+    """Response (prompt ids, response ids), with benchmark and question for grading its continuations."""
 
     ids: tuple[list[int], list[int]]
     benchmark: Benchmark
@@ -51,7 +51,7 @@ class Given:
 
 
 def benchmark_of(path: Path) -> Benchmark:
-    """The benchmark whose results a file holds; for another file, one whose answers are boxed."""
+    """Return the benchmark whose results a file holds, or a benchmark with boxed answers for other files."""
     if path.suffix == ".parquet" and pq.read_schema(path).names == results.SCHEMA.names:
         name = results.read(path.parent, path.stem)[1].get("settings", {}).get("benchmark", path.stem)
         return BENCHMARKS.get(name, Benchmark(name))
@@ -59,16 +59,16 @@ def benchmark_of(path: Path) -> Benchmark:
 
 
 def sources(options: Options, folder: Path) -> list[tuple[Benchmark, Path]]:
-    """The files of responses, which are there or will be, each with its benchmark."""
+    """Return the files of responses, present or to be generated, each with its benchmark."""
     if options.responses is not None:
-        found = [(benchmark_of(options.responses), options.responses)]
+        pairs = [(benchmark_of(options.responses), options.responses)]
     else:
         asked = [BENCHMARKS.get(name) or questions.load(name)[0] for name in options.benchmarks]
-        found = [(benchmark, folder / "responses" / f"{benchmark.name}.parquet") for benchmark in asked]
-    for benchmark, _ in found:
+        pairs = [(benchmark, folder / "responses" / f"{benchmark.name}.parquet") for benchmark in asked]
+    for benchmark, _ in pairs:
         if benchmark.kind == CODE:
             raise ValueError(f"{benchmark.name} is answered by programs, of which no two are compared: take another.")
-    return found
+    return pairs
 
 
 def _question(row: Row, number: int) -> Question:
@@ -83,7 +83,7 @@ def _question(row: Row, number: int) -> Question:
 
 
 def read(found: Sequence[tuple[Benchmark, Path]], tokenizer: Any, options: Options) -> list[Given]:
-    """The responses that are looked at."""
+    """Read the responses to analyse."""
     given = []
     for benchmark, path in found:
         rows = list(inputs.read(path))
@@ -97,7 +97,7 @@ def read(found: Sequence[tuple[Benchmark, Path]], tokenizer: Any, options: Optio
 
 
 def check(given: Sequence[Given], settings: Settings, config: Any) -> None:
-    """`ValueError` for responses that the model cannot have written, or cannot continue."""
+    """Raise `ValueError` for responses that the model cannot have written or cannot continue."""
     if not given:
         raise ValueError("responses: there are none.")
     for number, (prompt, ids) in enumerate(one.ids for one in given):
@@ -115,7 +115,11 @@ def check(given: Sequence[Given], settings: Settings, config: Any) -> None:
 
 
 def claim(path: Path, wanted: Row) -> None:
-    """Keep what decides the rows; `ValueError` where those that are there are of something else."""
+    """Store the settings of the rows.
+
+    Raises:
+        ValueError: existing rows were made with other settings.
+    """
     before = files.read_json(path).get("settings", wanted)
     for name, value in wanted.items():
         if before.get(name) != value:
@@ -127,13 +131,13 @@ def claim(path: Path, wanted: Row) -> None:
 
 
 class Grading:
-    """Grades continuations as responses to their questions, and counts those that could not be graded in time."""
+    """Grader of continuations as responses to their questions; counts continuations that could not be graded."""
 
     def __init__(self, given: Sequence[Given]):
         self.given, self.ungraded = given, 0
 
     def __call__(self, i: int, texts: Sequence[str]) -> list[tuple[str | None, bool]]:
-        """(number of the class of equivalent answers, right) of each text."""
+        """Return (number of the class of equivalent answers, right) of each text."""
         one = self.given[i]
         judged = judge(one.benchmark, [one.question], [{"text": text} for text in texts], GRADING_SECONDS)
         self.ungraded = sum(judgement.verdict in UNGRADED for judgement in judged)
@@ -141,22 +145,22 @@ class Grading:
 
 
 def continue_forks(given: Sequence[Given], path: str, options: Options, rows_path: Path) -> list[Row]:
-    """The rows of all forks; those that are missing are written as they come."""
+    """Compute the missing forks, append each row to the file, and return the rows of all forks."""
     rows = list(files.read_jsonl(rows_path))
     done = {(row["response"], row["position"]) for row in rows}
     grading = Grading(given)
     model, tokenizer = load.load_model(path, None, options.dtype)
     ids = [one.ids for one in given]
-    found = divergence(model, tokenizer, ids, grading, options, done)
+    new_rows = divergence(model, tokenizer, ids, grading, options, done)
     most = 2 * len(given) * options.forks
-    for row in tqdm(found, desc="forks", unit="fork", initial=len(rows), total=most):
+    for row in tqdm(new_rows, desc="forks", unit="fork", initial=len(rows), total=most):
         rows.append(row | {"ungraded": grading.ungraded})
         files.append_jsonl(rows_path, rows[-1:])
     return rows
 
 
 def told(options: Options, path: str) -> Row:
-    """What decides the rows. Which forks are continued together decides their rounding alone."""
+    """Return the settings that decide the rows; `batch_size` is left out, because it changes only rounding."""
     asked = {"responses": str(options.responses), "sha256": digest(options.responses)} if options.responses else {}
     return {
         **{field.name: getattr(options, field.name) for field in fields(Settings) if field.name != "batch_size"},
@@ -170,11 +174,15 @@ def told(options: Options, path: str) -> Row:
 
 
 def run(options: Options) -> Path:
-    """Look at the forks that are missing, sum up, and print the table; `ValueError` for what cannot be done."""
+    """Continue the missing forks, summarise all forks, print the table, and return the folder.
+
+    Raises:
+        ValueError: an option or a response is wrong; the message is one sentence.
+    """
     (name, given_path), *_ = named([options.model]).items()
     folder = folder_of(options.output, name)
-    found = sources(options, folder)
-    own = [benchmark.max_tokens for benchmark, _ in found if benchmark.max_tokens is not None]
+    pairs = sources(options, folder)
+    own = [benchmark.max_tokens for benchmark, _ in pairs if benchmark.max_tokens is not None]
     most = max(own, default=options.longest) if options.max_tokens is None else options.max_tokens
     options = replace(options, max_tokens=most)
     path = load.resolve(given_path)
@@ -183,7 +191,7 @@ def run(options: Options) -> Path:
         sampling = {"samples": 1, "temperature": options.temperature, "top_p": options.top_p, "max_tokens": most}
         how = {"seed": options.seed, "batch_size": options.batch_size, "dtype": options.dtype}
         generate(given_path, options.benchmarks, folder / "responses", backend=TRANSFORMERS, **sampling, **how)
-    given = read(found, tokenizer, options)
+    given = read(pairs, tokenizer, options)
     check(given, options, config)
     about = told(options, path)
     claim(folder / FIGURES, about)

@@ -1,6 +1,6 @@
-"""What the rows of `divergence` say together: means of each kind of fork, and I_t by entropy, with 95% intervals.
+"""Summary of the rows of `divergence`: means of each kind of fork, and I_t by entropy, with 95% intervals.
 
-The clusters of an interval are the questions: forks of one response, and of several responses to one question, are not
+Intervals are clustered by question, because forks of one response, and of several responses to one question, are not
 independent of each other.
 """
 
@@ -18,7 +18,7 @@ from ...runs.files import Row
 
 HIGH, LOW = "high", "low"
 FIGURES, ROWS = "divergence.json", "forks.jsonl"
-# Of entropy in nats. Half of a model's tokens lie below the first that is not 0.
+# Edges of entropy bins, nats. Half of a model's tokens lie below 0.01.
 EDGES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, np.inf)
 LEAST_FORKS = 10
 COLUMNS = {
@@ -32,16 +32,16 @@ DIFFERENCES = ("intervention", "distance", "changed")
 
 
 def _clusters(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """The question of each row, numbered from 0, and the rows of each question."""
+    """Return the question of each row, numbered from 0, and the number of rows of each question."""
     cluster = np.unique([row["question"] for row in rows], return_inverse=True)[1]
     return cluster, np.bincount(cluster)
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means over the forks of each kind, with intervals.
+    """Return means over the forks of each kind, with intervals.
 
-    `intervention` is the mean of I_t. `distance` and `changed` are by how much two paths of the two tokens differ more
-    than two paths of one token do; both sides of the difference stand beside it.
+    `intervention` is the mean of I_t. `distance` and `changed` are the difference between two paths of the two tokens,
+    minus the difference between two paths of one token. Both terms are returned, too.
     """
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in (HIGH, LOW)}
     return {kind: _summary(mine) for kind, mine in kinds.items() if mine}
@@ -68,8 +68,8 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def bins(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Mean I_t by entropy, where there are enough forks."""
-    found = []
+    """Return the mean I_t of each entropy bin that has at least LEAST_FORKS forks."""
+    binned = []
     for low, high in itertools.pairwise(EDGES):
         mine = [row for row in rows if low <= row["entropy"] < high]
         if len(mine) < LEAST_FORKS:
@@ -77,12 +77,12 @@ def bins(rows: Sequence[Row]) -> list[dict[str, Any]]:
         cluster, forks = _clusters(mine)
         sides = (np.bincount(cluster, [row[side] for row in mine]) for side in ("other_accuracy", "accuracy"))
         entropy = float(np.mean([row["entropy"] for row in mine]))
-        found.append({"entropy": entropy, "forks": len(mine), "intervention": gain_interval(*sides, forks, forks)})
-    return found
+        binned.append({"entropy": entropy, "forks": len(mine), "intervention": gain_interval(*sides, forks, forks)})
+    return binned
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """A header, and a row for each kind of fork of each model, as text; `summaries` by the model's name."""
+    """Return a header and a row for each kind of fork of each model, as text; `summaries` is by model name."""
     rows = [("model", "entropy", "mean (nats)", "forks", *COLUMNS.values())]
     for name, kinds in summaries.items():
         for kind, one in kinds.items():
@@ -92,15 +92,15 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def folder_of(output: Path, name: str) -> Path:
-    """Where the forks of a model are."""
+    """Return the folder of a model's forks."""
     return output / "divergence" / name
 
 
 def read(output: Path) -> dict[str, dict[str, Any]]:
-    """What `entropy-grpo analyze divergence` found of each model whose forks are all done, its rows as `forks`."""
-    found = {}
+    """Read the figures of every model with a summary, and its rows as `forks`."""
+    by_model = {}
     for path in sorted(folder_of(output, "").glob(f"*/{FIGURES}")):
         figures = files.read_json(path)
         if "summary" in figures:
-            found[path.parent.name] = figures | {"forks": list(files.read_jsonl(path.with_name(ROWS)))}
-    return found
+            by_model[path.parent.name] = figures | {"forks": list(files.read_jsonl(path.with_name(ROWS)))}
+    return by_model

@@ -1,1 +1,1 @@
-"""The report of an analysis: figures and a page."""
+"""Report of an analysis: figures and pages."""

@@ -1,6 +1,6 @@
-"""The figures of the views: 7 inches wide, axes with units, colours that every kind of colour vision tells apart.
+"""Figures of the views: 7 inches wide, axes with units, colours that are safe for colour-blind readers.
 
-Names of checkpoints are anybody's text: no `$` in them starts a formula.
+Names of checkpoints are arbitrary text, so a `$` in a name is escaped and starts no formula.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from ...runs.plots import COLOURS, MARKERS
 NAT = "entropy (nats)"
 STYLES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 CLOUD_SIZE = (900, 420)
-# High and low entropy, as in `divergence_summary`, and what is shown of each.
+# Colours and markers of high and low entropy, as in `divergence.summary`, and the means that are shown of each.
 KINDS = {"high": (COLOURS[1], "o"), "low": (COLOURS[0], "s")}
 MEANS = {"intervention": "$I_t$", "distance": "edit\ndistance", "changed": "answers\nchanged"}
 PERCENTILES_SHOWN = (25, 50, 75, 80, 85, 90, 95)
@@ -32,12 +32,12 @@ def _axes(title: str, xlabel: str, ylabel: str, height: float = 4) -> tuple[Figu
 
 
 def plain(name: str) -> str:
-    """A name in a figure, without formulas, and without the underscore that would hide it from a legend."""
+    """Return a name for a figure, without formulas and without the leading underscore that hides it from legends."""
     return name.lstrip("_").replace("$", r"\$") or "(no name)"
 
 
 def histogram(found: Mapping[str, tuple[np.ndarray, np.ndarray]], marks: Mapping[str, float]) -> Figure:
-    """Token counts by entropy on a log axis, a line per checkpoint; `marks` are their 80th percentiles."""
+    """Plot token counts by entropy on a log axis, a line per checkpoint; `marks` are 80th percentiles."""
     figure, axes = _axes("How many tokens have which entropy", f"{NAT}; dotted: 80th percentile", "tokens (log scale)")
     for (name, (edges, counts)), colour, style in zip(found.items(), COLOURS * 9, STYLES * 16, strict=False):
         axes.stairs(np.maximum(counts, 0.5), edges, baseline=0.5, color=colour, linestyle=style, label=plain(name))
@@ -50,7 +50,11 @@ def histogram(found: Mapping[str, tuple[np.ndarray, np.ndarray]], marks: Mapping
 
 
 def cloud(rows: Sequence[Mapping[str, Any]], path: Path, low: bool) -> Path | None:
-    """A word cloud of tokens, the larger the more extreme; None without the `analysis` extra, or without words."""
+    """Draw a word cloud in which more extreme tokens are larger.
+
+    Returns:
+        The path, or None without the `analysis` extra or without words.
+    """
     try:
         from wordcloud import WordCloud
     except ImportError:
@@ -78,14 +82,14 @@ def cloud(rows: Sequence[Mapping[str, Any]], path: Path, low: bool) -> Path | No
 
 
 def font() -> str:
-    """Matplotlib's own font, which has more signs than most."""
+    """Return the path of Matplotlib's own font, which covers more characters than most fonts."""
     from matplotlib.font_manager import findfont
 
     return findfont("DejaVu Sans")
 
 
 def overlap(shares: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Every pair of checkpoints, as a table whose cells are shaded from 0 to 1."""
+    """Plot the overlap of every pair of checkpoints, as a table with cells shaded from 0 to 1."""
     names = list(shares)
     values = np.array([[shares[a][b] for b in names] for a in names])
     figure = Figure(figsize=(7, 1.6 + 0.55 * len(names)), layout="constrained")
@@ -103,7 +107,7 @@ def overlap(shares: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def change(rows: Sequence[Mapping[str, float]], first: str, last: str) -> Figure:
-    """Mean entropy change in each percentile bin of the base."""
+    """Plot the mean entropy change in each percentile bin of the base."""
     figure, axes = _axes(
         f"Entropy change from {plain(first)} to {plain(last)}",
         f"percentile of the token's entropy in {plain(first)}",
@@ -119,7 +123,7 @@ def change(rows: Sequence[Mapping[str, float]], first: str, last: str) -> Figure
 
 
 def percentiles(curves: Mapping[int, Sequence[float]], places: Sequence[Any], xlabel: str) -> Figure:
-    """Percentiles of entropy over training; `curves` by level, of one value per place (steps or names)."""
+    """Plot percentiles of entropy over training; `curves` maps a level to one value per place (steps or names)."""
     figure, axes = _axes("Percentiles of token entropy over training", xlabel, NAT)
     levels = sorted(curves)
     shades = colormaps["viridis_r"].resampled(len(levels) + 1)
@@ -136,7 +140,7 @@ def percentiles(curves: Mapping[int, Sequence[float]], places: Sequence[Any], xl
 
 
 def position(groups: Mapping[str, Mapping[str, Any]], name: str) -> Figure:
-    """Mean entropy by relative position of right and wrong responses."""
+    """Plot the mean entropy by relative position, for right and wrong responses."""
     figure, axes = _axes(
         f"Entropy along the response, {plain(name)}", "relative position in the response", f"mean {NAT}"
     )
@@ -154,7 +158,7 @@ def position(groups: Mapping[str, Mapping[str, Any]], name: str) -> Figure:
 
 
 def categories(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Share of tokens, mean entropy and mean probability of each category, a bar per checkpoint."""
+    """Plot share of tokens, mean entropy and mean probability of each category, a bar per checkpoint."""
     names = list(dict.fromkeys(category for figures in found.values() for category in figures))
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     panels = {"share": "share of tokens", "entropy": f"mean {NAT}", "probability": "mean probability"}
@@ -172,7 +176,7 @@ def categories(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
 
 
 def signs(rows: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
-    """Mean entropy of responses with positive and with negative advantage, as a run logs them."""
+    """Plot a run's logged mean entropies of responses with positive and with negative advantage."""
     figure, axes = _axes("Entropy of rewarded and of punished responses", "optimiser step", f"mean {NAT}")
     for (label, (steps, values)), colour, style in zip(rows.items(), COLOURS, STYLES, strict=False):
         axes.plot(steps, values, style, color=colour, label=label)
@@ -182,7 +186,7 @@ def signs(rows: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
 
 
 def divergence(found: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """I_t of each fork against its entropy, and the means of high and of low forks; a row of panels a model."""
+    """Plot I_t of each fork against its entropy, and the means of both kinds; a row of panels per model."""
     figure = Figure(figsize=(7, 0.6 + 2.9 * len(found)), layout="constrained")
     grid = figure.subplots(len(found), 2, sharex="col", sharey="col", squeeze=False, width_ratios=(3, 2))
     for (axes, means), (name, one) in zip(grid, found.items(), strict=True):
@@ -214,13 +218,13 @@ def divergence(found: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _interval(axes: Axes, places: Sequence[float], intervals: Sequence[Mapping[str, float]], **style: Any) -> None:
-    """Values with their intervals as error bars."""
+    """Plot values with their intervals as error bars."""
     value, low, high = (np.array([one[key] for one in intervals]) for key in ("value", "low", "high"))
     axes.errorbar(places, value, yerr=np.maximum([value - low, high - value], 0), capsize=3, markersize=5, **style)
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a picture that depends on its content alone."""
+    """Write a picture without metadata, so that equal figures give equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     return path

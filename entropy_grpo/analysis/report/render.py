@@ -1,7 +1,7 @@
-"""A report's sections as Markdown and as one HTML page that needs nothing but itself.
+"""Rendering of a report's sections as Markdown and as one self-contained HTML page.
 
-Tokens and names are text of anybody's making: HTML is escaped by the template and no script may run in it; in Markdown
-every sign that would mean something is escaped.
+Tokens and names are untrusted text. The template escapes HTML and the page runs no script. In Markdown every special
+character is escaped.
 """
 
 import base64
@@ -16,7 +16,7 @@ from .. import pages
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells; a `folded` table opens on a click."""
+    """Table of text cells; a table with a `folded` caption opens on a click."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -25,7 +25,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """What a view shows: pictures are `(path, what it shows)`, links go to files beside the report."""
+    """Section of a view: pictures are (path, caption), links name files beside the report."""
 
     title: str
     text: str = ""
@@ -39,7 +39,7 @@ def _data_url(path: Path) -> str:
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
-    """The report in Markdown, its pictures beside it in `figures/`."""
+    """Render the report in Markdown, with its pictures in `figures/` beside it."""
     lines = [f"# {cell(title)}"]
     for section in sections:
         lines += ["", f"## {cell(section.title)}"]
@@ -59,5 +59,5 @@ def _markdown_table(table: Table) -> str:
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """The report in HTML, with its pictures inside."""
+    """Render the report in HTML, with embedded pictures."""
     return pages.render("report.html", title=title, sections=sections, data_url=_data_url)

@@ -1,10 +1,10 @@
-"""`entropy-grpo analyze report`: all that a run or a collection allows, as pictures, tables and two pages.
+"""`entropy-grpo analyze report`: all available views of a run or a collection, as pictures, tables and two pages.
 
-    FOLDER/report.md, report.html  the pages
-    FOLDER/report.json             the figures in them
-    FOLDER/figures/*.png           the pictures
+    FOLDER/report.md, report.html  pages
+    FOLDER/report.json             figures of the pages
+    FOLDER/figures/*.png           pictures
 
-FOLDER is RUN/analysis of a run, and the collection's own folder of a collection.
+FOLDER is RUN/analysis for a run, and the collection's own folder for a collection.
 """
 
 from pathlib import Path
@@ -24,14 +24,18 @@ from ..views import all as views
 from . import figures
 from .render import Section, Table, markdown, page
 
-# The responses of a run that its coloured page shows: the last ones, as `analyze text` does.
+# Number of a run's last responses on its coloured page, as in `analyze text`.
 RESPONSES = 8
 TEXT = "text.html"
 PAPER = ("Qwen3-8B on AIME (the paper)", "", "", "50.64%", "0.672", "")
 
 
 def folder_of(path: Path) -> Path:
-    """Where the report of a run or of what was collected goes; `ValueError` for a folder that is neither."""
+    """Return the folder for the report of a run or a collection.
+
+    Raises:
+        ValueError: the path is neither a run nor a collection.
+    """
     run, inside = RunFolder(path), path / "analysis"
     if holds_analyses(path):
         return path
@@ -41,12 +45,12 @@ def folder_of(path: Path) -> Path:
 
 
 def holds_analyses(folder: Path) -> bool:
-    """Whether tokens were collected into a folder, or forks continued there."""
+    """Return whether a folder holds collected tokens or forks."""
     return Collection(folder).settings.exists() or summary.folder_of(folder, "").is_dir()
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """The figures of the tokens that were collected, or else of those that the run logged, and of the run's log."""
+    """Compute the figures of forks, of the run's log, and of collected tokens or else of the run's logged samples."""
     collection, run = Collection(folder_of(path)), RunFolder(path)
     tokens = {}
     if collection.responses.exists() and collection.checkpoints:
@@ -54,10 +58,10 @@ def measure(path: Path) -> dict[str, Any]:
     else:
         tokens = views.of_samples(run)
     others = {"divergence": summary.read(collection.path), "logs": views.of_logs(run)}
-    found = tokens | {key: value for key, value in others.items() if value}
-    if not found:
+    measured = tokens | {key: value for key, value in others.items() if value}
+    if not measured:
         raise ValueError(f"{path}: it holds neither tokens nor forks nor a log with entropies.")
-    return found
+    return measured
 
 
 def _share(value: float) -> str:
@@ -65,13 +69,13 @@ def _share(value: float) -> str:
 
 
 def ends(found: dict[str, Any]) -> list[str]:
-    """The first and the last checkpoint, once if they are one: what is shown of each takes room."""
+    """Return the first and the last checkpoint, without repetition, for views that take much room per checkpoint."""
     names = list(found["checkpoints"])
     return list(dict.fromkeys([names[0], names[-1]]))
 
 
 def distribution_section(found: dict[str, Any], folder: Path) -> Section:
-    """Fig. 2a, with the paper's figures below ours."""
+    """Make the section of Fig. 2a, with the paper's figures in the last row."""
     checkpoints = found["checkpoints"]
     histograms = {
         name: (np.array(one["histogram"]["edges"]), np.array(one["histogram"]["counts"]))
@@ -96,7 +100,7 @@ def distribution_section(found: dict[str, Any], folder: Path) -> Section:
 
 
 def word_section(name: str, one: dict[str, Any], folder: Path, number: int) -> Section:
-    """Fig. 2b and 2c of one checkpoint."""
+    """Make the section of Fig. 2b and 2c for one checkpoint."""
     found, pictures, tables = one["words"], [], []
     for side in ("highest", "lowest"):
         path = folder / f"words-{number}-{side}.png"
@@ -113,7 +117,7 @@ def word_section(name: str, one: dict[str, Any], folder: Path, number: int) -> S
 
 
 def training_sections(found: dict[str, Any], folder: Path) -> list[Section]:
-    """Table 1, Fig. 4 and Fig. 5, of all responses in pictures, of right and wrong ones apart in tables."""
+    """Make the sections of Table 1, Fig. 4 and Fig. 5; the tables also separate right and wrong responses."""
     groups, names = found["training"], list(found["checkpoints"])
     whole, first, last = groups["all"], names[0], names[-1]
     pictures = [(figures.save(figures.overlap(whole["overlaps"]), folder / "overlap.png"), "overlap")]
@@ -155,7 +159,7 @@ def training_sections(found: dict[str, Any], folder: Path) -> list[Section]:
 
 
 def position_section(found: dict[str, Any], folder: Path) -> Section:
-    """Fig. 6 of arXiv 2508.02260, of the first and the last checkpoint."""
+    """Make the section of Fig. 6 of arXiv 2508.02260, for the first and the last checkpoint."""
     pictures = []
     for i, name in enumerate(ends(found)):
         figure = figures.position(found["checkpoints"][name]["position"], name)
@@ -164,7 +168,7 @@ def position_section(found: dict[str, Any], folder: Path) -> Section:
 
 
 def category_section(found: dict[str, Any], folder: Path) -> Section:
-    """Appendix C of arXiv 2508.02260: every checkpoint, and its change from the first."""
+    """Make the section of appendix C of arXiv 2508.02260: every checkpoint, and its change from the first."""
     kinds = {name: one["categories"] for name, one in found["checkpoints"].items()}
     drawn = figures.categories({name: kinds[name] for name in ends(found)})
     picture = figures.save(drawn, folder / "categories.png")
@@ -190,7 +194,7 @@ def category_section(found: dict[str, Any], folder: Path) -> Section:
 
 
 def divergence_section(found: dict[str, Any], folder: Path) -> Section:
-    """Eq. 5 and 6 of arXiv 2508.02260, of every model whose forks were continued."""
+    """Make the section of Eq. 5 and 6 of arXiv 2508.02260, for every model whose forks were continued."""
     picture = figures.save(figures.divergence(found), folder / "divergence.png")
     header, *rows = summary.table({name: one["summary"] for name, one in found.items()})
     text = (
@@ -203,7 +207,7 @@ def divergence_section(found: dict[str, Any], folder: Path) -> Section:
 
 
 def log_section(logs: dict[str, Any], folder: Path) -> Section:
-    """What the run itself logged at every step."""
+    """Make the section of the entropies that the run logged at every step."""
     pictures = []
     if "percentiles" in logs:
         logged = logs["percentiles"]
@@ -219,7 +223,7 @@ def log_section(logs: dict[str, Any], folder: Path) -> Section:
 
 
 def sections(found: dict[str, Any], folder: Path) -> list[Section]:
-    """Everything that the figures allow; pictures go into `folder`."""
+    """Make every section for which there are figures, and draw its pictures into `folder`."""
     made = []
     checkpoints = found.get("checkpoints", {})
     if checkpoints:
@@ -238,23 +242,23 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
 
 
 def write_text_page(run: RunFolder, path: Path) -> None:
-    """The page of the last responses that a run has kept, if it has any and nobody has made one yet."""
+    """Write the page of a run's last logged responses, if there are any and the page does not exist."""
     rows = [row for row in files.read_steps(run.samples) if row.get("entropies")][-RESPONSES:]
     if rows and not path.exists():
         write_page(path, f"Tokens of {run.path.resolve().name}", from_samples(rows))
 
 
 def write(path: Path) -> list[Path]:
-    """Write the report of a run or a collection; its pages' paths."""
+    """Write the report of a run or a collection, and return the paths of its pages."""
     folder = folder_of(path)
-    found = measure(path)
-    made = sections(found, folder / "figures")
+    measured = measure(path)
+    made = sections(measured, folder / "figures")
     write_text_page(RunFolder(path), folder / TEXT)
     others = sorted(file.name for file in folder.glob("*.html") if file.name != "report.html")
     if others:
         made.append(Section("Responses, token by token", links=others))
     title = f"Token entropy, {path.resolve().name}"
-    files.write_json(folder / "report.json", found)
+    files.write_json(folder / "report.json", measured)
     files.write_text(folder / "report.md", markdown(title, made))
     files.write_text(folder / "report.html", page(title, made))
     return [folder / "report.md", folder / "report.html"]

@@ -1,1 +1,1 @@
-"""Responses with every token coloured by its entropy, on a page or in a terminal."""
+"""Responses with tokens coloured by entropy, on a page or in a terminal."""

@@ -1,7 +1,7 @@
-"""What else a model would have written: entropies, log-probabilities and the most probable tokens of a response.
+"""Entropies, log-probabilities and the most probable alternatives of the tokens of a response.
 
-One forward pass without logits: the LM head then projects a tile of positions at a time, and of each tile only the
-figures of its positions stay. T tokens of a response, k alternatives, V vocabulary.
+The decoder runs once without logits. The LM head then projects one tile of positions at a time, and only the
+statistics of each tile are kept. Shapes: T tokens of a response, k alternatives, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of a tile of float32 logits: 128 MB, and the tile's probabilities once more.
+# Elements of a tile of float32 logits: 128 MiB, and as much again for the tile's probabilities.
 ELEMENTS = 2**25
-# What changes logits behind the head, by its name in a model's configuration.
+# Settings of a model's configuration that change logits after the LM head.
 AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each token of a response, float32 on the processor.
+    """Statistics of the tokens of a response, on the CPU; ids are int64, other tensors float32.
 
     Attributes:
-        entropies: (T,) nats.
-        logps: (T,) log-probability of the token that was written.
-        top_ids, top_logps: (T, k) the most probable tokens, the first first, and their log-probabilities.
+        entropies: (T,) entropies, nats.
+        logps: (T,) log-probabilities of the response's tokens.
+        top_ids, top_logps: (T, k) the most probable tokens in descending order, and their log-probabilities.
     """
 
     entropies: Tensor
@@ -34,7 +34,7 @@ class Scores:
 
 
 def score_rows(head: Any, hidden: Tensor, targets: Tensor, count: int, temperature: float) -> Scores:
-    """Scores of (T, H) hidden states through `head`, any module that makes (n, V) logits of (n, H) rows."""
+    """Score (T, H) hidden states with `head`, a module that maps (n, H) rows to (n, V) logits."""
     parts, rows = [], max(1, ELEMENTS // head.weight.size(0))
     for start in range(0, len(targets), rows):
         log_p = (head(hidden[start : start + rows]).float() / temperature).log_softmax(-1)  # (n, V)
@@ -52,13 +52,13 @@ def score(
     """Score a response in one pass of a causal language model.
 
     Args:
-        model: of transformers, or with an adapter of PEFT's.
-        prompt_ids, response_ids: at least one token each.
-        count: k.
-        temperature: the logits are divided by it.
+        model: model of transformers, with or without a PEFT adapter.
+        prompt_ids, response_ids: token ids, at least one each.
+        count: number of alternatives, k.
+        temperature: divisor of the logits.
 
     Raises:
-        ValueError: where there is no token, or the model changes its logits behind its head.
+        ValueError: the prompt or the response has no token, or the model changes its logits after the LM head.
     """
     if not prompt_ids or not response_ids:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What `entropy-grpo analyze text` is asked for; light, since the command line reads it for its help."""
+"""Options of `entropy-grpo analyze text`, without heavy imports, because the command line reads them for its help."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ RHO = 0.2
 
 @dataclass(frozen=True)
 class Options:
-    """A run's responses, and what colours their tokens."""
+    """Responses of a run, and the checkpoints that colour their tokens."""
 
     run: Path
     """a run folder"""

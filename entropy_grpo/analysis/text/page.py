@@ -1,11 +1,11 @@
-"""Coloured text (arXiv 2506.01939, Fig. 12-17) as one HTML page that needs nothing but itself.
+"""Coloured text (arXiv 2506.01939, Fig. 12-17) as one self-contained HTML page.
 
-Each token has the colour of its entropy; the top rho are marked, and a slider sets rho; a token under the pointer or
-the keys shows its entropy, its probability and what else might have stood there; checkpoints stand side by side.
+Each token has the colour of its entropy. The top rho are marked, and a slider sets rho. A token under the pointer or
+the keyboard focus shows its entropy, its probability and its alternatives. Checkpoints are shown side by side.
 
-Tokens are text of a model's making, so none of it ever becomes markup: it is JSON in a block that no browser runs,
-written without `<`, and the script puts it on the page as text alone, each token isolated in its direction. The page's
-policy lets its one script run, by its hash, and no request be made.
+Tokens are untrusted text, so none of it becomes markup. The data is JSON in an inert block, written without `<`. The
+script inserts it as text only, with isolated text direction. The content security policy allows only the page's own
+script, by its hash, and no requests.
 """
 
 import base64
@@ -22,19 +22,19 @@ from .. import pages
 from .options import RHO
 from .tokens import Response, View, shown
 
-# The share of the tokens that differ in colour; those above have the strongest.
+# Quantile of the entropies that has the strongest colour; tokens above it have the same colour.
 COLOURED = 0.99
 LEAST = -999.0
 
 
 def entropy_scale(responses: Sequence[Response]) -> float:
-    """The entropy in nats that has the strongest colour."""
+    """Return the entropy in nats that has the strongest colour."""
     entropies = [h for response in responses for view in response.views for h in view.entropies]
     return max(float(np.quantile(entropies, COLOURED)), 0.1) if entropies else 0.1
 
 
 class _Texts:
-    """Texts by number: 20,000 tokens with five alternatives each have few different ones."""
+    """Numbers of texts, which keep the page small: 20,000 tokens with five alternatives have few distinct texts."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
@@ -44,14 +44,14 @@ class _Texts:
 
 
 def _view(view: View, texts: _Texts) -> dict[str, Any]:
-    def short(logp: float) -> float:  # JSON has no -inf, the logarithm of a token that cannot be drawn
+    def short(logp: float) -> float:  # JSON has no -inf, the log-probability of a token that cannot be drawn
         return round(max(logp, LEAST), 3)
 
     alternatives = view.alternatives and [
         [x for text, logp in options for x in (texts(text), short(logp))] for options in view.alternatives
     ]
     return {
-        "h": [float(f"{h:.6g}") for h in view.entropies],  # fewer digits would make ties
+        "h": [float(f"{h:.6g}") for h in view.entropies],  # fewer digits would create ties
         "p": view.logps and list(map(short, view.logps)),
         "a": alternatives,
         "kept": view.kept and list(map(int, view.kept)),
@@ -59,7 +59,11 @@ def _view(view: View, texts: _Texts) -> dict[str, Any]:
 
 
 def page_data(responses: Sequence[Response], rho: float = RHO) -> dict[str, Any]:
-    """What the page's script reads; `ValueError` where the responses have not the same checkpoints."""
+    """Return the data for the page's script.
+
+    Raises:
+        ValueError: the responses have different checkpoints.
+    """
     names = [view.name for view in responses[0].views] if responses else []
     texts, rows = _Texts(), []
     for response in responses:
@@ -90,9 +94,9 @@ def _hash(text: str) -> str:
 
 
 def page(title: str, responses: Sequence[Response], rho: float = RHO) -> str:
-    """The page, HTML; its slider starts at rho."""
+    """Return the HTML page; its slider starts at rho."""
     style, script = pages.source("tokens.css"), pages.source("tokens.js")
-    # Without `<` no text can end the block or begin another; json escapes all that is not ASCII.
+    # Without `<` no text can end the block or begin another block; json escapes all non-ASCII characters.
     data = json.dumps(page_data(responses, rho), separators=(",", ":")).replace("<", "\\u003c")
     return pages.render(
         "tokens.html",

@@ -1,7 +1,8 @@
-"""A token's text, so that every token can be told apart and none hides, reorders or runs anything.
+"""Text of single tokens that distinguishes every token and cannot hide, reorder or run anything.
 
-Decoding a token by itself, as is usual, turns each half of an emoji into the same replacement character, and drops the
-space before a word where a tokenizer keeps it as a mark. Here such a token is written as its bytes.
+Usual decoding of single tokens turns each half of an emoji into the same replacement character. It also drops the
+space before a word if the tokenizer stores it as a mark. Here tokens with incomplete characters are written as bytes,
+and the space is kept.
 """
 
 import re
@@ -10,7 +11,7 @@ from functools import cache
 from typing import Any
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-SPACE_MARK = "▁"  # how SentencePiece writes a space
+SPACE_MARK = "▁"  # SentencePiece's space
 SIGNS = {" ": "␣", "\n": "↵", "\t": "⇥"}
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -23,9 +24,9 @@ def _byte_of() -> dict[str, int]:
 
 
 def piece(tokenizer: Any, token: int) -> str:
-    r"""The text of one token; of bytes that are no text by themselves, `\xf0` and the like stand for each."""
+    r"""Return the text of one token; bytes that are not valid text by themselves are written as `\xf0`."""
     text, name = tokenizer.decode([token]), tokenizer.convert_ids_to_tokens(token)
-    if name is None:  # a row of the model's vocabulary beyond the tokenizer's
+    if name is None:  # a row of the model's embedding beyond the tokenizer's vocabulary
         return f"<{token}>"
     if BROKEN in text:
         match, table = _BYTE.fullmatch(name), _byte_of()
@@ -39,7 +40,7 @@ def piece(tokenizer: Any, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Text in which every character shows: spaces and line ends as signs, what is invisible by its number."""
+    """Return text with visible characters only: signs for spaces and line ends, code points for invisible ones."""
     return "".join(map(_visible, text)) or "(empty)"
 
 
@@ -49,6 +50,6 @@ def _visible(character: str) -> str:
         return SIGNS[character]
     if category[0] in "CZ":  # controls, formats such as direction marks, surrogates, private and unassigned; spaces
         return f"⟨U+{ord(character):04X}⟩"
-    if category[0] == "M":  # it would sit on its neighbour
+    if category[0] == "M":  # a combining mark would attach to its neighbour
         return "◌" + character
     return character

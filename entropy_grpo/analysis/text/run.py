@@ -1,6 +1,6 @@
-"""`entropy-grpo analyze text`: the last responses that a run has kept, coloured, in the terminal and as a page.
+"""`entropy-grpo analyze text`: a run's last logged responses, coloured by entropy, in the terminal and as a page.
 
-The colours are the entropies that the run logged. With checkpoints they are those of each checkpoint for the same
+The colours show the entropies that the run logged. With checkpoints, they show each checkpoint's entropies of the same
 tokens, side by side, with probabilities and alternatives.
 """
 
@@ -21,7 +21,7 @@ COUNT = 5
 
 
 def score(rows: list[files.Row], options: Options) -> list[Response]:
-    """The responses under every checkpoint, which are loaded one after the other."""
+    """Score the responses under every checkpoint; one checkpoint is loaded at a time."""
     views: list[list[View]] = [[] for _ in rows]
     for name, path in named(options.checkpoints).items():
         model, tokenizer = load.load_model(load.resolve(path), None, options.dtype)
@@ -36,7 +36,7 @@ def score(rows: list[files.Row], options: Options) -> list[Response]:
 
 
 def run(options: Options) -> Path:
-    """Print the responses and write `analysis/text.html` of the run; its path."""
+    """Print the responses, write `analysis/text.html` of the run, and return its path."""
     rows = files.read_steps(RunFolder(options.run).samples)[-options.responses :]
     responses = score(rows, options) if options.checkpoints else from_samples(rows)
     sys.stdout.write(terminal.text(responses, options.rho, terminal.wants_colour(sys.stdout)))

@@ -1,7 +1,7 @@
 """Coloured text in a terminal: background by entropy in 256 colours, kept tokens underlined.
 
-Where the output is no terminal, or NO_COLOR is set, kept tokens stand in ⟦brackets⟧ and nothing is coloured. Control
-characters of a token are shown, never sent.
+If the output is not a terminal, or NO_COLOR is set, kept tokens are in ⟦brackets⟧ and nothing is coloured. Control
+characters of a token are displayed, never sent to the terminal.
 """
 
 import os
@@ -11,14 +11,14 @@ from typing import TextIO
 from .page import entropy_scale
 from .tokens import Response, kept_tokens, shown
 
-# Of the 6 x 6 x 6 cube, from pale yellow to red, under black letters; a token without entropy has no colour.
+# Colours of the 6 x 6 x 6 cube from pale yellow to red, under black letters; tokens below LOWEST have no colour.
 SHADES = (230, 229, 228, 222, 221, 215, 209, 203, 196)
 RESET = "\x1b[0m"
 LOWEST = 0.01  # nats; half of a model's tokens lie below
 
 
 def wants_colour(file: TextIO) -> bool:
-    """Whether a file is a terminal that shows colours."""
+    """Return whether a file is a terminal that shows colours."""
     return file.isatty() and not os.environ.get("NO_COLOR")
 
 
@@ -30,17 +30,17 @@ def _shade(entropy: float, scale: float) -> int | None:
 
 def _token(text: str, shade: int | None, kept: bool, colour: bool) -> str:
     if not colour:
-        # The line of a token that ends one ends behind its bracket.
+        # The closing bracket precedes the line end of a token.
         return f"⟦{text.rstrip(chr(10))}⟧{chr(10) if text.endswith(chr(10)) else ''}" if kept else text
     codes = [f"38;5;16;48;5;{shade}"] * (shade is not None) + ["4"] * kept
     if not codes:
         return text
-    # A background would run to the end of the line.
+    # Each line is coloured separately, because a background colour would extend to the end of the line.
     return "\n".join(f"\x1b[{';'.join(codes)}m{part}{RESET}" if part else "" for part in text.split("\n"))
 
 
 def text(responses: Sequence[Response], rho: float, colour: bool) -> str:
-    """The responses under each of their views, one below the other, with a legend."""
+    """Return the responses under each of their views, one below the other, with a legend."""
     lines = []
     scale = entropy_scale(responses)
     for index, view in enumerate(responses[0].views if responses else ()):

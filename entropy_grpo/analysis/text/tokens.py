@@ -1,6 +1,6 @@
-"""A response as the views of its tokens read it: its pieces, and what each of several checkpoints says of every token.
+"""Response data for page and terminal: the text of its tokens, and every checkpoint's statistics of each token.
 
-All checkpoints score the same tokens, so their figures lie side by side.
+All checkpoints score the same tokens, so that their statistics can be compared token by token.
 """
 
 import math
@@ -20,14 +20,14 @@ Alternatives = Sequence[tuple[str, float]]
 
 @dataclass(frozen=True)
 class View:
-    """What one checkpoint says of the T tokens of a response.
+    """One checkpoint's statistics of the T tokens of a response.
 
     Attributes:
-        name: of the checkpoint.
-        entropies: (T) nats.
-        logps: (T) log-probabilities of the tokens, or None.
-        alternatives: (T) the most probable tokens of each position with their log-probabilities, or None.
-        kept: (T) whether a run trained on the token, or None.
+        name: name of the checkpoint.
+        entropies: T entropies, nats.
+        logps: T log-probabilities of the tokens, or None.
+        alternatives: the most probable tokens of each of T positions with their log-probabilities, or None.
+        kept: T booleans, whether a run trained on the token, or None.
     """
 
     name: str
@@ -39,7 +39,11 @@ class View:
 
 @dataclass(frozen=True)
 class Response:
-    """A response and its views; `ValueError` where one has another number of tokens, or an entropy is not finite."""
+    """Response and its views.
+
+    Raises:
+        ValueError: a view has another number of tokens, or an entropy is not finite.
+    """
 
     title: str
     prompt: str
@@ -60,26 +64,26 @@ class Response:
 
 
 def shown(text: str) -> str:
-    """A token's text as a page or a terminal shows it: nothing hides, controls anything or leaves its place.
+    """Return a token's text for a page or a terminal, with invisible and control characters as code points.
 
-    Unlike `pieces.visible`, which is for tables, spaces stay, marks stay on their letters, and a new line begins one.
+    Unlike `pieces.visible`, which is for tables, the text keeps spaces, line breaks, and marks on their letters.
     """
-    found = []
+    characters = []
     for i, character in enumerate(text):
         category = unicodedata.category(character)
         if character == "\n":
-            found.append(LINE_END + "\n")
+            characters.append(LINE_END + "\n")
         elif category[0] in "CZ" and character != " ":  # controls, formats such as direction marks, surrogates, ...
-            found.append(f"⟨U+{ord(character):04X}⟩")
-        elif category[0] == "M" and i == 0:  # it would sit on the token before
-            found.append("◌" + character)
+            characters.append(f"⟨U+{ord(character):04X}⟩")
+        elif category[0] == "M" and i == 0:  # a combining mark would attach to the previous token
+            characters.append("◌" + character)
         else:
-            found.append(character)
-    return "".join(found) or "⟨⟩"
+            characters.append(character)
+    return "".join(characters) or "⟨⟩"
 
 
 def view(name: str, scores: Scores, tokenizer: Any) -> View:
-    """What `alternatives.score` found, as a view."""
+    """Convert the result of `alternatives.score` to a view."""
     texts = {token: piece(tokenizer, token) for token in scores.top_ids.unique().tolist()}
     rows = zip(scores.top_ids.tolist(), scores.top_logps.tolist(), strict=True)
     alternatives = [[(texts[token], logp) for token, logp in zip(*row, strict=True)] for row in rows]
@@ -87,7 +91,7 @@ def view(name: str, scores: Scores, tokenizer: Any) -> View:
 
 
 def from_samples(rows: Iterable[Row], name: str = "policy") -> list[Response]:
-    """The responses of a run's `samples.jsonl`; each step's policy has scored its own."""
+    """Return the responses of a run's `samples.jsonl`, each scored by the policy of its step."""
     return [
         Response(
             title=f"step {row['step']}, advantage {row['advantage']:+.2f}, {len(row['tokens'])} tokens",
@@ -100,7 +104,7 @@ def from_samples(rows: Iterable[Row], name: str = "policy") -> list[Response]:
 
 
 def kept_tokens(responses: Sequence[Response], index: int, rho: float) -> list[list[bool]]:
-    """Which tokens the view at `index` keeps: ceil(n rho) of all n, by entropy, the earlier of equal ones."""
+    """Return whether the view at `index` keeps each token: the top ceil(n rho) of all n; ties keep the earlier."""
     entropies = [h for response in responses for h in response.views[index].entropies]
     order = sorted(range(len(entropies)), key=lambda i: -entropies[i])
     kept = set(order[: kept_count(len(entropies), rho)])

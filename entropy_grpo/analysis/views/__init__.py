@@ -1,1 +1,1 @@
-"""Tables over collected tokens, one view a module."""
+"""Statistics of collected tokens, one view per module."""

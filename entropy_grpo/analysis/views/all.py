@@ -1,4 +1,4 @@
-"""Every view of a collection, or of what a run itself has logged, as plain figures that go into a JSON file."""
+"""All views of a collection, or of a run's own logs, as plain figures for a JSON file."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ SIGNS = {"positive": "positive advantage", "negative": "negative advantage"}
 
 
 def _described(parts: Any, texts: dict[int, str]) -> dict[str, Any]:
-    """Distribution, histogram and words of parts with `token` and `entropy`; `parts()` gives them anew."""
+    """Return distribution, histogram and words; each call of `parts()` iterates over `token` and `entropy` again."""
     entropy = np.concatenate([part["entropy"] for part in parts()])
     edges, counts = distribution.histogram(part["entropy"] for part in parts())
     seen, mean = words.means(parts())
@@ -29,28 +29,31 @@ def _described(parts: Any, texts: dict[int, str]) -> dict[str, Any]:
 
 
 def of_collection(collection: Collection) -> dict[str, Any]:
-    """`checkpoints` (distribution, words, position, categories of each), and `training` where there are several."""
+    """Return `checkpoints` (distribution, words, position and categories of each).
+
+    Several checkpoints also give `training` and `category_changes`.
+    """
     names, texts = collection.checkpoints, collection.texts()
     bins = position.bins_for(collection.num_tokens / collection.num_responses)
-    found: dict[str, Any] = {"checkpoints": {}}
+    figures: dict[str, Any] = {"checkpoints": {}}
     for name in names:
         described = _described(lambda name=name: collection.parts(name, ["token", "entropy"]), texts)
         places = collection.parts(name, ["response", "position", "entropy", "correct"])
         kinds = collection.parts(name, ["token", "entropy", "log_prob"])
-        found["checkpoints"][name] = described | {
+        figures["checkpoints"][name] = described | {
             "position": position.by_position(places, bins),
             "categories": categories.by_category(kinds, texts),
         }
     if len(names) > 1:
         entropies = {name: collection.column(name, "entropy") for name in names}
-        found["training"] = over_training.over_training(entropies, collection.column(names[0], "correct"))
-        kinds = {name: found["checkpoints"][name]["categories"] for name in names}
-        found["category_changes"] = {name: categories.changes(kinds[names[0]], kinds[name]) for name in names[1:]}
-    return found
+        figures["training"] = over_training.over_training(entropies, collection.column(names[0], "correct"))
+        kinds = {name: figures["checkpoints"][name]["categories"] for name in names}
+        figures["category_changes"] = {name: categories.changes(kinds[names[0]], kinds[name]) for name in names[1:]}
+    return figures
 
 
 def of_samples(run: RunFolder) -> dict[str, Any]:
-    """Distribution and words of the responses that a run logged token by token (entropies rounded to 1e-4)."""
+    """Return distribution and words of the responses that a run logged by token (entropies rounded to 1e-4)."""
     rows = [row for row in files.read_steps(run.samples) if row.get("entropies")]
     texts = {token: text for row in rows for token, text in zip(row["token_ids"], row["tokens"], strict=True)}
 
@@ -62,12 +65,15 @@ def of_samples(run: RunFolder) -> dict[str, Any]:
 
 
 def of_logs(run: RunFolder) -> dict[str, Any]:
-    """A run's logged `percentiles` of the entropy, and its mean by the `signs` of the advantage: (steps, values)."""
+    """Return a run's logged `percentiles` of the entropy, and its mean by the `signs` of the advantage.
+
+    Each series is (steps, values).
+    """
     rows = files.read_steps(run.metrics)
     percentiles = {name: _series(rows, f"entropy/{name}") for name in ENTROPY_PERCENTILES.values()}
     signs = {label: _series(rows, f"entropy/{sign}") for sign, label in SIGNS.items()}
-    found = {"percentiles": percentiles, "signs": signs}
-    logged = {key: {k: v for k, v in series.items() if v[0]} for key, series in found.items()}
+    curves = {"percentiles": percentiles, "signs": signs}
+    logged = {key: {k: v for k, v in series.items() if v[0]} for key, series in curves.items()}
     return {key: series for key, series in logged.items() if series}
 
 

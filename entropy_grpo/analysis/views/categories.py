@@ -1,4 +1,4 @@
-"""Token categories (arXiv 2508.02260, appendix C): how many there are, how uncertain and how probable they are."""
+"""Token categories (arXiv 2508.02260, appendix C): their numbers, mean entropies and mean probabilities."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,11 +10,11 @@ from ..collect.store import Columns
 
 
 def by_category(parts: Iterable[Columns], texts: Mapping[int, str]) -> dict[str, dict[str, float]]:
-    """`tokens`, their `share` of all, mean `entropy` (nats) and mean `probability` of the tokens of each category.
+    """Return `tokens`, their `share` of all, mean `entropy` (nats) and mean `probability` of each category.
 
     Args:
-        parts: `token`, `entropy`, `log_prob`.
-        texts: of every token that occurs.
+        parts: columns `token`, `entropy` and `log_prob`.
+        texts: text of every token that occurs, by id.
     """
     of_token = np.zeros(max(texts, default=0) + 1, np.int64)
     for token, text in texts.items():
@@ -39,7 +39,7 @@ def by_category(parts: Iterable[Columns], texts: Mapping[int, str]) -> dict[str,
 
 
 def changes(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """After minus before, of every figure of the categories that both have."""
+    """Return after minus before for every figure of the categories that both sides have."""
     return {
         name: {figure: after[name][figure] - value for figure, value in figures.items()}
         for name, figures in before.items()

@@ -1,4 +1,4 @@
-"""How entropy is distributed over tokens (arXiv 2506.01939, Fig. 2a), exactly: no quantile is interpolated or sampled.
+"""Exact distribution of entropy over tokens (arXiv 2506.01939, Fig. 2a); quantiles are not interpolated or sampled.
 
 Entropies are float32 arrays (N,) in nats; sums are float64.
 """
@@ -12,27 +12,27 @@ import torch
 from ...objective.selection import percentiles, select
 from ...objective.share import kept_count
 
-LOW = 1e-2  # the paper calls tokens below it nearly certain
+LOW = 1e-2  # nats; the paper calls tokens below this entropy nearly certain
 RHO = 0.2
 LEVELS = tuple(range(0, 101, 5))  # Fig. 5
 
 
 def top(entropy: np.ndarray, rho: float = RHO) -> np.ndarray:
-    """The exactly ceil(rho N) tokens of highest entropy, (N,) bool; of equal ones the earlier, as in training."""
+    """Return an (N,) bool mask of the ceil(rho N) tokens of highest entropy; ties keep the earlier, as in training."""
     scores = torch.from_numpy(np.ascontiguousarray(entropy))
     kept, _ = select(scores, torch.ones(len(scores), dtype=torch.bool), rho, torch.arange(len(scores)))
     return kept.numpy()
 
 
 def levels(entropy: np.ndarray, wanted: Sequence[int] = LEVELS) -> dict[int, float]:
-    """Percentiles by level, each an entropy that occurs, the lower of two neighbours; NaN for no tokens."""
+    """Return percentiles by level, each an occurring entropy (the lower of two neighbours); NaN without tokens."""
     scores = torch.from_numpy(np.ascontiguousarray(entropy))
-    found = percentiles(scores, torch.ones(len(scores), dtype=torch.bool), wanted)
-    return dict(zip(wanted, found, strict=True))
+    values = percentiles(scores, torch.ones(len(scores), dtype=torch.bool), wanted)
+    return dict(zip(wanted, values, strict=True))
 
 
 def summary(entropy: np.ndarray) -> dict[str, Any]:
-    """Count, mean, share of tokens below `LOW`, percentiles, and the share of all entropy that the top 20% hold."""
+    """Return count, mean, share of tokens below `LOW`, percentiles, and the share of entropy in the top 20%."""
     n = len(entropy)
     if n == 0:
         raise ValueError("there are no tokens to describe.")
@@ -48,11 +48,11 @@ def summary(entropy: np.ndarray) -> dict[str, Any]:
 
 
 def histogram(parts: Iterable[np.ndarray], width: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-    """(edges in nats (n + 1,), counts (n,)) of entropies that come in parts; equal bins from 0 to the highest."""
+    """Return (edges in nats (n + 1,), counts (n,)) of entropies in parts, with equal bins from 0 to the highest."""
     counts = np.zeros(0, np.int64)
     for entropy in parts:
-        # An entropy of a nearly certain token may round to just below 0.
-        found = np.bincount((np.maximum(entropy, 0) / width).astype(np.int64), minlength=len(counts))
-        found[: len(counts)] += counts
-        counts = found
+        # The entropy of a nearly certain token may round to just below 0.
+        bins = np.bincount((np.maximum(entropy, 0) / width).astype(np.int64), minlength=len(counts))
+        bins[: len(counts)] += counts
+        counts = bins
     return np.arange(len(counts) + 1) * width, counts

@@ -1,6 +1,6 @@
-"""What training changes: the same tokens as several checkpoints see them (arXiv 2506.01939, Table 1, Fig. 4 and 5).
+"""Changes of entropy over training on the same tokens (arXiv 2506.01939, Table 1, Fig. 4 and 5).
 
-Entropies are float32 (N,) in nats, token by token the same in every array.
+Entropies are float32 (N,) in nats; position i is the same token in every array.
 """
 
 from collections.abc import Mapping
@@ -14,25 +14,25 @@ BINS = 20  # of 5% each
 
 
 def overlaps(entropies: Mapping[str, np.ndarray], rho: float = RHO) -> dict[str, dict[str, float]]:
-    """The share of one checkpoint's top-rho positions that are another's, too, for every pair (Table 1).
+    """Return the share of top-rho positions that each pair of checkpoints has in common (Table 1).
 
-    Both sets have ceil(rho N) positions, so that it is the same both ways; of two independent sets it is about rho.
+    Both sets have ceil(rho N) positions, so that the share is symmetric. Two independent sets share about rho.
     """
     kept = {name: top(entropy, rho) for name, entropy in entropies.items()}
     return {a: {b: float((kept[a] & kept[b]).sum() / max(1, kept[a].sum())) for b in entropies} for a in entropies}
 
 
 def change_per_bin(base: np.ndarray, trained: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
-    """Mean entropy in the base and its mean change, for each percentile bin of the base's entropies (Fig. 4).
+    """Return mean base entropy and mean change for each percentile bin of the base's entropies (Fig. 4).
 
-    Tokens are ranked, of equal ones the earlier first, and cut into bins as equal as can be: ties at an edge, common
-    near 0, would otherwise leave bins empty.
+    Tokens are ranked, with ties in order of position, and split into bins of nearly equal size. Bins by value would
+    be empty if many tokens tie at an edge, as is common near 0.
     """
     order = np.argsort(base, kind="stable")
-    found = []
+    rows = []
     for i, places in enumerate(np.array_split(order, bins)):
         before, after = base[places].astype(np.float64), trained[places].astype(np.float64)
-        found.append(
+        rows.append(
             {
                 "from": 100 * i / bins,
                 "to": 100 * (i + 1) / bins,
@@ -41,32 +41,32 @@ def change_per_bin(base: np.ndarray, trained: np.ndarray, bins: int = BINS) -> l
                 "change": float((after - before).mean()) if len(places) else float("nan"),
             }
         )
-    return found
+    return rows
 
 
 def percentile_curves(entropies: Mapping[str, np.ndarray]) -> dict[str, dict[int, float]]:
-    """Every fifth percentile of each checkpoint's entropies (Fig. 5)."""
+    """Return every fifth percentile of each checkpoint's entropies (Fig. 5)."""
     return {name: levels(entropy) for name, entropy in entropies.items()}
 
 
 def apart(correct: np.ndarray) -> dict[str, np.ndarray]:
-    """Which tokens are of all, of right (positive) and of wrong (negative) responses; empty groups are left out."""
+    """Return (N,) bool masks of the tokens of all, right and wrong responses, without empty groups."""
     groups = {"all": np.ones(len(correct), bool), "right": correct == 1, "wrong": correct == 0}
     return {name: chosen for name, chosen in groups.items() if chosen.any()}
 
 
 def over_training(entropies: Mapping[str, np.ndarray], correct: np.ndarray) -> dict[str, dict[str, Any]]:
-    """`overlaps`, `percentiles` and, from the first checkpoint on, `changes`, of all, right and wrong responses.
+    """Return `overlaps`, `percentiles` and `changes` from the first checkpoint, for all, right and wrong responses.
 
-    Top positions are those among the group's own tokens.
+    Top positions are taken among the group's own tokens.
     """
     first, *others = entropies
-    found = {}
+    results = {}
     for group, chosen in apart(correct).items():
         part = {name: entropy[chosen] for name, entropy in entropies.items()}
-        found[group] = {
+        results[group] = {
             "overlaps": overlaps(part),
             "percentiles": percentile_curves(part),
             "changes": {name: change_per_bin(part[first], part[name]) for name in others},
         }
-    return found
+    return results

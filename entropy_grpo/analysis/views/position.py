@@ -1,6 +1,6 @@
-"""Mean entropy by relative position in the response, right and wrong ones apart (arXiv 2508.02260, Fig. 6).
+"""Mean entropy by relative position, separately for right and wrong responses (arXiv 2508.02260, Fig. 6).
 
-The token at place t of n has the relative position t / (n - 1); of a response of one token it is 0.
+Token t of n (from 0) has the relative position t / (n - 1), or 0 in a response of one token.
 """
 
 from collections.abc import Iterable
@@ -15,21 +15,21 @@ GROUPS = {"right": RIGHT, "wrong": WRONG, "unknown": UNKNOWN}
 
 
 def relative(response: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """(n,) float64 in [0, 1], of whole responses."""
+    """Return (n,) float64 relative positions in [0, 1] of the tokens of whole responses."""
     _, place, lengths = np.unique(response, return_inverse=True, return_counts=True)
     return position / np.maximum(lengths[place] - 1, 1)
 
 
 def bins_for(mean_length: float) -> int:
-    """How many bins, of about four tokens each or more: in finer ones, a pattern of a few tokens hides the rest."""
+    """Return a number of bins of about four tokens or more, because local patterns of tokens dominate finer bins."""
     return int(np.clip(mean_length // 4, 5, MOST_BINS))
 
 
 def by_position(parts: Iterable[Columns], bins: int = MOST_BINS) -> dict[str, dict[str, Any]]:
-    """`tokens` and mean `entropy` (nats, NaN where there is none) of each bin of relative position, by group.
+    """Return `tokens` and mean `entropy` (nats, NaN in empty bins) of each bin of relative position, by group.
 
     Args:
-        parts: `response`, `position`, `entropy` and `correct` of whole responses.
+        parts: columns `response`, `position`, `entropy` and `correct` of whole responses.
     """
     counts, sums = (np.zeros((len(GROUPS), bins)) for _ in range(2))
     for part in parts:

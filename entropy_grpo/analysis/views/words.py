@@ -1,6 +1,7 @@
-"""Which tokens are forks: the mean entropy of each token of the vocabulary where it was written (Fig. 2b, c).
+"""Mean entropy of each token of the vocabulary, which shows the forks (arXiv 2506.01939, Fig. 2b, c).
 
-The entropy is that of the position at which the token was chosen. Tokens are told apart by id: `so` and ` so` are two.
+The entropy is taken at the position at which the token was sampled. Tokens are distinguished by id, so that `so` and
+` so` are two tokens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,27 +16,30 @@ LEAST = 100  # the paper's "more than 100 times" among a million tokens
 
 
 def means(parts: Iterable[Columns]) -> tuple[np.ndarray, np.ndarray]:
-    """(times seen (V,) int64, mean entropy (V,) float64, NaN where never) by token id, of `token` and `entropy`."""
+    """Return (counts (V,) int64, mean entropies (V,) float64) by token id, from columns `token` and `entropy`.
+
+    The mean of a token that never occurs is NaN.
+    """
     counts, sums = np.zeros(0, np.int64), np.zeros(0)
     for part in parts:
         size = max(len(counts), int(part["token"].max(initial=-1)) + 1)
-        found = np.bincount(part["token"], minlength=size)
+        count = np.bincount(part["token"], minlength=size)
         total = np.bincount(part["token"], weights=part["entropy"], minlength=size)
-        found[: len(counts)] += counts
+        count[: len(counts)] += counts
         total[: len(sums)] += sums
-        counts, sums = found, total
+        counts, sums = count, total
     return counts, np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
 
 
 def extremes(
     counts: np.ndarray, mean: np.ndarray, texts: Mapping[int, str], least: int, shown: int = SHOWN
 ) -> dict[str, list[dict[str, Any]]]:
-    """The `shown` tokens of `highest` and of `lowest` mean entropy among those seen more than `least` times.
+    """Return the `shown` tokens of `highest` and of `lowest` mean entropy among tokens seen more than `least` times.
 
-    Rows have `token`, `text`, `count`, `entropy` (nats), the most extreme first, of equal ones the lower id.
+    Rows have `token`, `text`, `count` and `entropy` (nats), most extreme first; ties are in order of id.
     """
     seen = np.flatnonzero(counts > least)
-    shown = min(shown, (len(seen) + 1) // 2)  # of a small vocabulary, no token is both
+    shown = min(shown, (len(seen) + 1) // 2)  # keeps both lists disjoint, up to one token, for small vocabularies
     rising = seen[np.argsort(mean[seen], kind="stable")]
     falling = seen[np.argsort(-mean[seen], kind="stable")]
 
@@ -49,5 +53,5 @@ def extremes(
 
 
 def least_count(tokens: int) -> int:
-    """How often a token has to be seen: the paper's 100 of a million, of fewer tokens fewer, at least 20."""
+    """Return the least count of a token: the paper's 100 per million tokens, in proportion, but from 20 to 100."""
     return int(np.clip(tokens // 10_000, 20, LEAST))

@@ -1,1 +1,1 @@
-"""What writes the answers: transformers, vLLM in this process, or a server."""
+"""Generation backends: transformers, vLLM in this process, or a server."""

@@ -1,7 +1,7 @@
-"""What writes responses: transformers in this process, vLLM in this process, or a running server.
+"""Interface of the generation backends: transformers in this process, vLLM in this process, or a running server.
 
-A backend takes requests, each with a seed that its question and number decide, and gives responses as they are
-finished, in whatever order. Which requests it is given together does not change a response but for rounding.
+A backend takes requests, each with a seed derived from its question and number, and yields responses as they finish,
+in any order. The composition of a batch changes a response only through rounding.
 """
 
 import importlib.util
@@ -11,15 +11,15 @@ from typing import Protocol
 
 FORKED = ("t_high", "t_low", "entropy_threshold")
 TRANSFORMERS, VLLM, AUTO = "transformers", "vllm", "auto"
-# Base models end a turn with either: their chat template has the first, their EOS is the other.
+# Base models end a turn with either token: the first is in their chat template, the second is their EOS.
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn: temperature 0 takes the most probable token; top_p 1 and top_k 0 cut nothing off.
+    """Sampling settings: temperature 0 takes the most probable token; top_p 1 and top_k 0 cut nothing off.
 
-    With `t_high`, `t_low` and `entropy_threshold` (nats) it is forked decoding, see `analysis.decoding`.
+    `t_high`, `t_low` and `entropy_threshold` (nats) request forked decoding, see `decoding.forked`.
     """
 
     temperature: float = 1.0
@@ -51,13 +51,13 @@ class Sampling:
 
     @property
     def forked(self) -> dict[str, float] | None:
-        """The arguments of forked decoding, if it is asked for."""
+        """Arguments of forked decoding, or None if it is not requested."""
         return None if self.t_high is None else {name: getattr(self, name) for name in FORKED}
 
 
 @dataclass(frozen=True)
 class Request:
-    """A response that is wanted: `seed`, below 2^31, decides it."""
+    """Request for one response, which `seed`, below 2^31, decides."""
 
     prompt: str
     seed: int
@@ -65,10 +65,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """What was written: text without special tokens, tokens with the one that ended it, and the seconds it took.
+    """Finished response.
 
-    `finish` is `stop`, or `length` where it was cut off. Of a batch that was written together each response has an
-    equal share of the seconds; of a server or an engine they are those from the request to the response.
+    Attributes:
+        text: text without special tokens.
+        tokens: number of tokens, including the token that ended the response.
+        finish: `stop`, or `length` if the response was cut off.
+        seconds: an equal share of the batch's time, or, for a server or an engine, the time from request to response.
     """
 
     text: str
@@ -78,29 +81,29 @@ class Response:
 
 
 class Backend(Protocol):
-    """Writes responses.
+    """Interface of a generator of responses.
 
     Attributes:
-        name: in results.
-        in_batches: whether a response depends, in its rounding, on those that it is written with, so that a batch of
-            which one is missing is written again whole.
+        name: name in the results.
+        in_batches: whether the rounding of a response depends on its batch, so that a batch with a missing response
+            is generated again as a whole.
     """
 
     name: str
     in_batches: bool
 
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """`ValueError` where the requests are more than the model can take."""
+        """Raise `ValueError` if a request is longer than the model can take."""
 
     def parts(self, requests: Sequence[Request]) -> list[list[int]]:
-        """The positions of requests that are written together; the same for the same requests."""
+        """Return the positions of requests that are generated together; equal requests give equal parts."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
-        """(position, response) of every request, as they are finished."""
+        """Yield (position, response) of every request as the responses finish."""
 
 
 def check_length(longest: int, max_tokens: int, positions: int) -> None:
-    """`ValueError` where the longest prompt and a whole response have more tokens than the model has positions."""
+    """Raise `ValueError` if the longest prompt and a whole response exceed the model's positions."""
     if longest + max_tokens > positions:
         raise ValueError(
             f"max_tokens is {max_tokens}, but the model has {positions} positions and the longest prompt {longest} "
@@ -109,7 +112,7 @@ def check_length(longest: int, max_tokens: int, positions: int) -> None:
 
 
 def choose(name: str, has_adapter: bool) -> str:
-    """The backend that `--backend` names; `auto` is vLLM where it is installed and the model has no adapter."""
+    """Return the backend that `--backend` names; `auto` is vLLM if it is installed and the model has no adapter."""
     if name.startswith(("http://", "https://")) or name == TRANSFORMERS:
         return name
     installed = importlib.util.find_spec("vllm") is not None

@@ -1,7 +1,7 @@
 """Responses from a running server with OpenAI's completions API (`vllm serve`, SGLang, llama.cpp), by its URL.
 
-The server decides which tokens end a response. `vllm serve` also adds what the model's generation configuration says
-of sampling (top_k, penalties) to what a request asks for, unless it was started with `--generation-config vllm`.
+The server decides which tokens end a response. `vllm serve` also applies the sampling settings of the model's
+generation configuration (top_k, penalties), unless it was started with `--generation-config vllm`.
 """
 
 import time
@@ -16,16 +16,16 @@ from .base import Request, Response, Sampling
 
 TRIES = 6
 FIRST_PAUSE = 0.5
-# Of one response: the longest take hours on a busy server.
+# Timeout of one response; the longest responses take hours on a busy server.
 SECONDS = 6 * 3600.0
 
 
 class ServerBackend:
-    """A server.
+    """Backend for a running server.
 
     Parameters:
-        url: with or without `/v1`.
-        concurrency: requests that are under way at once.
+        url: URL with or without `/v1`.
+        concurrency: maximum number of concurrent requests.
     """
 
     in_batches = False
@@ -45,27 +45,29 @@ class ServerBackend:
             ) from error
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """A reply; a server that is busy, restarting or away is asked again, with growing pauses."""
-        said = ""
+        """Send a request and return the reply; a busy or unreachable server is asked again after growing pauses."""
+        reason = ""
         for attempt in range(TRIES):
             try:
                 reply = self.client.request(method, path, json=body)
             except httpx.TransportError as error:
-                said = str(error)
+                reason = str(error)
             else:
                 if reply.is_success:
                     return reply.json()
-                said = f"{reply.status_code} {reply.text:.200}"
+                reason = f"{reply.status_code} {reply.text:.200}"
                 if reply.status_code != 429 and reply.status_code < 500:
-                    raise ValueError(f"{self.name} refuses a request: {said}")
+                    raise ValueError(f"{self.name} refuses a request: {reason}")
             time.sleep(FIRST_PAUSE * 2**attempt)
-        raise ValueError(f"{self.name} did not answer {TRIES} times ({said}): the same command goes on once it does.")
+        raise ValueError(
+            f"{self.name} did not answer {TRIES} times ({reason}): the same command goes on once it does."
+        )
 
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """The server refuses what it cannot take."""
+        """Check nothing, because the server itself refuses requests that it cannot serve."""
 
     def parts(self, requests: Sequence[Request]) -> list[list[int]]:
-        """One request each: the server itself decides what it runs together."""
+        """Return one part per request, because the server forms its own batches."""
         return [[i] for i in range(len(requests))]
 
     def _response(self, request: Request, sampling: Sampling) -> Response:
@@ -77,9 +79,9 @@ class ServerBackend:
             "top_p": sampling.top_p,
             "seed": request.seed,
         }
-        if sampling.top_k:  # no parameter of OpenAI's own
+        if sampling.top_k:  # not a parameter of OpenAI's API
             body["top_k"] = sampling.top_k
-        if sampling.forked:  # of a server with the logits processor `analysis.vllm_decoding:ForkedTemperature`
+        if sampling.forked:  # for a server with the logits processor `evaluation.decoding.vllm:ForkedTemperature`
             body["vllm_xargs"] = sampling.forked
         start = time.perf_counter()
         reply = self._ask("POST", "/completions", body)
@@ -92,7 +94,7 @@ class ServerBackend:
         )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
-        """Responses as they arrive."""
+        """Yield responses as they arrive."""
         waiting = iter(enumerate(requests))
         with ThreadPoolExecutor(self.concurrency) as pool:
             running = {pool.submit(self._response, r, sampling): i for i, r in islice(waiting, self.concurrency)}

@@ -1,4 +1,4 @@
-"""Responses from a model that transformers loads, in batches of prompts of like length, each with its own seed."""
+"""Responses from a model in transformers, in batches of prompts of similar length; each response has its own seed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -13,22 +13,22 @@ from .base import TRANSFORMERS, TURN_ENDS, Request, Response, Sampling, check_le
 
 
 def stop_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a response: those that the model names, the tokenizer's EOS, and the ends of a turn."""
+    """Return the tokens that end a response: the model's EOS tokens, the tokenizer's EOS, and ends of a turn."""
     named = model.generation_config.eos_token_id
-    found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
-    found |= {tokenizer.get_vocab().get(text) for text in TURN_ENDS}
-    stops = sorted(found - {None})
+    candidates = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
+    candidates |= {tokenizer.get_vocab().get(text) for text in TURN_ENDS}
+    stops = sorted(candidates - {None})
     if not stops:
         raise ValueError(f"model is {model.config._name_or_path!r}, which names no EOS token: no response would end.")
     return stops
 
 
 class TransformersBackend:
-    """`generate` of transformers.
+    """Backend that uses `generate` of transformers.
 
     Parameters:
-        model, tokenizer: as `models.load.load_model` returns them.
-        batch_size: responses that are written together.
+        model, tokenizer: model and tokenizer as `models.load.load_model` returns them.
+        batch_size: responses of a batch.
     """
 
     name, in_batches = TRANSFORMERS, True
@@ -37,7 +37,7 @@ class TransformersBackend:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.stops = stop_ids(model, tokenizer)
         self.pad = self.stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        # What the model's own configuration says of sampling, penalties among it, would come on top of what is asked.
+        # Sampling settings of the model's own configuration, such as penalties, would add to the requested ones.
         model.generation_config = GenerationConfig(pad_token_id=self.pad, eos_token_id=self.stops)
         logging.disable_progress_bar()
 
@@ -47,19 +47,19 @@ class TransformersBackend:
         return [lengths[prompt] for prompt in prompts]
 
     def parts(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Batches of prompts of like length, the longest first, so that what does not fit fails at once."""
+        """Return batches of prompts of similar length, longest first, so that lack of memory shows at once."""
         lengths = self._lengths([request.prompt for request in requests])
         order = sorted(range(len(requests)), key=lambda i: -lengths[i])
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """`ValueError` where prompt and response may have more tokens than the model has positions."""
+        """Raise `ValueError` if prompt and response may exceed the model's positions."""
         longest = max(self._lengths([request.prompt for request in requests]))
         check_length(longest, sampling.max_tokens, self.model.config.max_position_embeddings)
 
     @torch.inference_mode()
     def write(self, prefixes: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[int]]:
-        """The token ids that follow those of each prefix, with the one that ends them."""
+        """Generate the token ids that follow each prefix, including the token that ends the response."""
         width, device = max(map(len, prefixes)), self.model.device
         ids = [[self.pad] * (width - len(prefix)) + list(prefix) for prefix in prefixes]
         mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
@@ -81,7 +81,7 @@ class TransformersBackend:
         return [row[:length] for row, length in zip(written.tolist(), lengths, strict=True)]
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
-        """The responses of one batch, at its end."""
+        """Yield the responses of one batch after the whole batch has finished."""
         start = time.perf_counter()
         prefixes = self.tokenizer([request.prompt for request in requests])["input_ids"]
         written = self.write(prefixes, [request.seed for request in requests], sampling)

@@ -1,7 +1,8 @@
 """Responses from vLLM in this process, each request with its own seed.
 
-vLLM decides what runs together from what is there, so a rerun is the same up to rounding, and a token may differ where
-two lie within it; its batch-invariant mode (VLLM_BATCH_INVARIANT=1, on GPUs that have it) takes that away.
+vLLM batches the requests that are present, so that a rerun is the same only up to rounding. A token may differ if two
+tokens are equally probable up to rounding. vLLM's batch-invariant mode (VLLM_BATCH_INVARIANT=1, on GPUs that support
+it) removes the difference.
 """
 
 import os
@@ -12,7 +13,7 @@ import torch
 
 from .base import TURN_ENDS, VLLM, Request, Response, Sampling, check_length
 
-# What tells torch.distributed that this process is one of several: the engines do not know of each other.
+# Variables that tell torch.distributed of other processes; they are removed because the engines are independent.
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -27,7 +28,7 @@ def check_gpus(count: int, visible: int) -> None:
 
 
 def take_own_gpus(count: int) -> None:
-    """Show this process of a launch `count` GPUs of its own, before anything has asked for one."""
+    """Restrict this process of a launch to `count` GPUs of its own, before CUDA is initialised."""
     local = int(os.environ.get("LOCAL_RANK", "0"))
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if "LOCAL_RANK" in os.environ:
@@ -39,11 +40,11 @@ def take_own_gpus(count: int) -> None:
 
 
 class VllmBackend:
-    """vLLM's engine.
+    """Backend that uses vLLM's engine.
 
     Parameters:
-        path, revision: the model.
-        dtype: as in `load_model`.
+        path, revision: model.
+        dtype: dtype as in `load_model`.
         tensor_parallel: GPUs that share the model.
         more: further arguments of the engine.
     """
@@ -70,17 +71,17 @@ class VllmBackend:
         self.turn_ends = [vocabulary[text] for text in TURN_ENDS if text in vocabulary]
 
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """`ValueError` where prompt and response may have more tokens than the engine holds."""
+        """Raise `ValueError` if prompt and response may exceed the engine's maximum length."""
         tokenize = self.llm.get_tokenizer()
         longest = max(len(tokenize(prompt)["input_ids"]) for prompt in {request.prompt for request in requests})
         check_length(longest, sampling.max_tokens, self.llm.llm_engine.model_config.max_model_len)
 
     def parts(self, requests: Sequence[Request]) -> list[list[int]]:
-        """One request each: the engine itself decides what it runs together."""
+        """Return one part per request, because the engine forms its own batches."""
         return [[i] for i in range(len(requests))]
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
-        """Responses as they are finished."""
+        """Yield responses as they finish."""
         from vllm import SamplingParams
 
         engine, start = self.llm.llm_engine, {}

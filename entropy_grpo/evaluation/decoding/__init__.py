@@ -1,1 +1,1 @@
-"""How tokens are drawn: with a seed for each response, or at two temperatures (arXiv 2506.01939, Eq. 5)."""
+"""Samplers: a seed for each response, and forked decoding at two temperatures (arXiv 2506.01939, Eq. 5)."""

@@ -1,11 +1,11 @@
 """Forked decoding: one temperature at forks, another elsewhere (arXiv 2506.01939, Eq. 5).
 
-A token is drawn at T_high where the entropy H_t of the model's distribution is above the threshold, at T_low where it
-is not. H_t is that of temperature 1 and of all tokens, whatever T_high and T_low are: it is what the paper's threshold
-of 0.672 nats (the 80th percentile of Qwen3-8B's tokens) was measured with, and it does not depend on what it decides.
-The processors therefore have to see the model's own logits, before any temperature, top-k or top-p.
+A token is drawn at T_high if the entropy H_t of the model's distribution is above the threshold, and at T_low
+otherwise. H_t is always the entropy at temperature 1 over all tokens. The paper's threshold of 0.672 nats (the 80th
+percentile of Qwen3-8B's tokens) was measured with this entropy, which does not depend on T_high and T_low. The
+processors therefore have to see the model's own logits, before temperature, top-k or top-p.
 
-`ForkedTemperature` is for transformers; `vllm_decoding.ForkedTemperature` is for vLLM.
+`ForkedTemperature` is for transformers; `decoding.vllm.ForkedTemperature` is for vLLM.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-# Rows of logits that are looked at together: entropies need float32 copies of them.
+# Logits per chunk of rows; chunks bound the memory of the float32 copies from which entropies are computed.
 ELEMENTS = 2**25
 
 
 @dataclass(frozen=True)
 class Temperatures:
-    """What is drawn at which temperature; 0 takes the most probable token.
+    """Temperatures of forked decoding; a temperature of 0 takes the most probable token.
 
     Attributes:
-        t_high: where the entropy is above the threshold.
-        t_low: elsewhere.
-        threshold: nats.
+        t_high: temperature if the entropy is above the threshold.
+        t_low: temperature otherwise.
+        threshold: threshold of the entropy, nats.
     """
 
     t_high: float
@@ -39,28 +39,28 @@ class Temperatures:
 
 
 def entropies(logits: Tensor) -> Tensor:
-    """Entropy in nats of the distribution of each row of logits at temperature 1: (n, V) -> (n,) float32.
+    """Return the entropy in nats of each row of logits at temperature 1: (n, V) -> (n,) float32.
 
     A logit of -inf is a token that cannot be drawn.
     """
-    found = torch.empty(len(logits), device=logits.device)
+    values = torch.empty(len(logits), device=logits.device)
     rows = max(1, ELEMENTS // logits.size(-1))
     for start in range(0, len(logits), rows):
         log_p = logits[start : start + rows].float().log_softmax(-1)
-        found[start : start + rows] = torch.special.entr(log_p.exp()).sum(-1)
-    return found
+        values[start : start + rows] = torch.special.entr(log_p.exp()).sum(-1)
+    return values
 
 
 def scale(logits: Tensor, t_high: Tensor, t_low: Tensor, threshold: Tensor) -> Tensor:
-    """Logits divided by the temperature of each row, float32: sampling from them at temperature 1 is Eq. 5.
+    """Return float32 logits divided by the temperature of each row; sampling them at temperature 1 is Eq. 5.
 
     Args:
-        logits: (n, V) of the model, at temperature 1.
+        logits: (n, V) logits of the model, at temperature 1.
         t_high, t_low, threshold: (n,) or one number each.
     """
     temperature = torch.where(entropies(logits) > threshold, t_high, t_low).float().unsqueeze(-1)  # (n, 1)
     scaled = logits.float() / temperature.masked_fill(temperature == 0, 1.0)
-    # Of equal logits the first is taken, as by argmax.
+    # Greedy rows take the first of equal logits, like argmax.
     greedy = torch.full_like(scaled, -torch.inf).scatter_(-1, scaled.argmax(-1, keepdim=True), 0.0)
     return torch.where(temperature == 0, greedy, scaled)
 
@@ -71,7 +71,7 @@ class ForkedTemperature(LogitsProcessor):
         model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0,
                        logits_processor=[ForkedTemperature(Temperatures(t_high=1.2, t_low=1.0, threshold=0.672))])
 
-    `generate` applies it before its own temperature, top-k and top-p, which act on what it leaves.
+    `generate` applies the processor before its own temperature, top-k and top-p, which act on the scaled logits.
     """
 
     def __init__(self, temperatures: Temperatures):

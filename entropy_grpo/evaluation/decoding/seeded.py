@@ -1,9 +1,9 @@
-"""Sampling in which every response has random numbers of its own, whichever others share its batch.
+"""Sampling in which every response has its own random numbers, independent of its batch.
 
-Textbook samplers draw a batch's tokens from one generator: a response then depends on its row. Here the token at step
-t of a response is the inverse of its distribution function at u_t, the t-th uniform number of the response's own seed:
-an exact draw, from one number a token. Temperature, top-k and top-p mean what they mean in transformers and vLLM:
-temperature first, then the k most probable tokens, then the fewest whose probability reaches p.
+Textbook samplers draw the tokens of a batch from one generator, so that a response depends on its row. Here the token
+at step t is the inverse distribution function at u_t, the t-th uniform number of the response's own seed. The draw is
+exact and uses one number per token. Temperature, top-k and top-p are applied in the order of transformers and vLLM:
+temperature, then the k most probable tokens, then the fewest tokens whose probability reaches p.
 """
 
 import numpy as np
@@ -13,17 +13,17 @@ from transformers import LogitsProcessor
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:
-    """(count,) float64 uniform numbers in [0, 1) of a seed: Philox, whose raw stream is fixed across versions."""
+    """Return (count,) float64 uniform numbers in [0, 1) from Philox, whose raw stream is fixed across versions."""
     return (np.random.Philox(key=seed).random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 
 def distribution(logits: Tensor, temperature: float, top_p: float, top_k: int) -> Tensor:
-    """The probabilities, (B, V) float64, that tokens are drawn with.
+    """Return the sampling probabilities of tokens, (B, V) float64.
 
     Args:
         logits: (B, V) float32.
         temperature: above 0.
-        top_p: in (0, 1]; of equally probable tokens those with the lowest ids are kept first.
+        top_p: in (0, 1]; among equally probable tokens, lower ids are kept first.
         top_k: 0 for all tokens.
     """
     probabilities = (logits.double() / temperature).softmax(-1)
@@ -38,9 +38,11 @@ def distribution(logits: Tensor, temperature: float, top_p: float, top_k: int) -
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """(B,) token ids: the inverse of the distribution function at `uniform`, (B, 1) float64 in [0, 1).
+    """Draw (B,) token ids by the inverse of the distribution function.
 
-    The probabilities, (B, V) float64, need not add up to 1. A token without probability is never drawn.
+    Args:
+        probabilities: (B, V) float64, which need not add up to 1. A token of probability 0 is never drawn.
+        uniform: (B, 1) float64 in [0, 1).
     """
     cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]
@@ -49,12 +51,12 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 class SeededSampler(LogitsProcessor):
-    """Leaves one token of each row, drawn with that row's seed, for a greedy search to pick.
+    """Masks all logits of a row except one token, drawn with the row's seed, for greedy search to pick.
 
     Parameters:
-        seeds: one per row of the batch.
+        seeds: one seed per row of the batch.
         width: tokens of the padded prompts.
-        max_tokens: the most that a response may have.
+        max_tokens: maximum number of tokens of a response.
         temperature, top_p, top_k: as in `distribution`.
     """
 

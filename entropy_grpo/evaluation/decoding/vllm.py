@@ -1,4 +1,4 @@
-"""Forked decoding (see `decoding`) with vLLM, in its process or as a server:
+"""Forked decoding (see `decoding.forked`) with vLLM, in its process or as a server:
 
     LLM(model, logits_processors=["entropy_grpo.evaluation.decoding.vllm:ForkedTemperature"])
     SamplingParams(temperature=1.0, extra_args={"t_high": 1.2, "t_low": 1.0, "entropy_threshold": 0.672})
@@ -6,8 +6,8 @@
     vllm serve MODEL --logits-processors entropy_grpo.evaluation.decoding.vllm:ForkedTemperature
     {"prompt": ..., "temperature": 1.0, "vllm_xargs": {"t_high": 1.2, "t_low": 1.0, "entropy_threshold": 0.672}}
 
-Requests without these arguments are sampled as ever, in the same batch. Not with speculative decoding, for which vLLM
-has no logits processors. The module needs vLLM.
+Requests without these arguments are sampled as usual, in the same batch. Speculative decoding is not supported,
+because vLLM applies no logits processors to it. The module needs vLLM.
 """
 
 from typing import Any
@@ -24,7 +24,11 @@ ARGUMENTS = {"t_high": "t_high", "t_low": "t_low", "entropy_threshold": "thresho
 
 
 def temperatures_of(params: SamplingParams) -> Temperatures | None:
-    """What a request asks for, None if it is not forked decoding; `ValueError` in one sentence if it cannot be."""
+    """Return the temperatures of a request, or None if it does not request forked decoding.
+
+    Raises:
+        ValueError: an argument is missing or invalid, or the request's temperature is not 1.
+    """
     given = {name: (params.extra_args or {}).get(name) for name in ARGUMENTS}
     if all(value is None for value in given.values()):
         return None
@@ -41,7 +45,7 @@ def temperatures_of(params: SamplingParams) -> Temperatures | None:
 
 
 class ForkedTemperature(LogitsProcessor):
-    """vLLM's seam for a batch: `update_state` says which row is which request, `apply` gets the logits."""
+    """Logits processor of vLLM: `update_state` assigns requests to rows of the batch, `apply` scales the logits."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
         self.device = device
@@ -54,7 +58,10 @@ class ForkedTemperature(LogitsProcessor):
         temperatures_of(sampling_params)
 
     def is_argmax_invariant(self) -> bool:
-        """A temperature leaves the most probable token; so vLLM calls it after its own temperature, which is 1."""
+        """Return True, because a temperature keeps the argmax.
+
+        vLLM therefore applies the processor after its own temperature, which is 1.
+        """
         return True
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
