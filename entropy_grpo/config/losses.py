@@ -1,4 +1,4 @@
-"""What each of TRL's losses reads: a setting that means something else to it, or nothing, is refused."""
+"""Settings that each of TRL's losses reads; a setting that a loss reads in another way, or not at all, is refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What FSDP2 needs beside accelerate's and TRL's use of it: precision, weights for vLLM, answers before training."""
+"""FSDP2 beside accelerate's and TRL's use of it: precision, weights for vLLM, answers before training."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a recipe needs of the machine that it is launched on, looked up before anything large is loaded."""
+"""Packages, GPUs and processes that a recipe needs, looked up before anything large is loaded."""
 
 import importlib.util
 import os
@@ -11,7 +11,7 @@ from ..config.recipe import RecipeError, Settings
 
 
 def has(*packages: str) -> bool:
-    """Whether one of the packages is installed."""
+    """True if one of the packages is installed."""
     return any(importlib.util.find_spec(package) is not None for package in packages)
 
 
