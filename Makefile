@@ -12,7 +12,7 @@ RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench gpu sampling kill verifier grading eval evaluation position diagnostics figures analysis decoding divergence
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench gpu sampling kill checkpoints verifier grading eval evaluation position diagnostics figures analysis decoding divergence mutants
 
 help:  ## this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
@@ -96,6 +96,9 @@ kill: setup  ## kill runs at random moments and compare what they end with (half
 position: setup  ## draw the two forms of position shaping's bonus, docs/position_bonus.png
 	$(BIN)/python -m benchmarks.position
 
+checkpoints: setup  ## measure the state of a checkpoint with 16,000 waiting responses (a minute, 6 GB of disk), benchmarks/results/
+	$(BIN)/python -m benchmarks.checkpoints
+
 diagnostics: setup  ## measure what diagnostics and watchers cost on the embedded task (a minute), benchmarks/results/
 	$(BIN)/python -m benchmarks.diagnostics
 
@@ -116,3 +119,6 @@ decoding: setup  ## sweep forked decoding's temperatures on the embedded task (a
 
 divergence: setup  ## force other tokens at forks of the embedded task and see what changes (a few minutes on two cores)
 	$(BIN)/python -m benchmarks.divergence
+
+mutants: setup  ## put one fault at a time into the pure modules and see whether their tests fail (hours), benchmarks/results/mutants.json
+	$(BIN)/python -m benchmarks.mutants $(MUTANT_ARGS)

@@ -66,8 +66,10 @@ def test_groups_are_what_differs_but_for_the_seed(tmp_path):
     assert list(grouped(a)) == ["all"]
     c = runs_of(tmp_path, [0.5], rho=1.0, learning_rate=2e-4)
     assert list(grouped([*a, *b, *c], by="rho")) == ["rho 0.2", "rho 1.0"]
-    with pytest.raises(ValueError, match="group-by is alpha, which none"):
+    with pytest.raises(ValueError, match=r"group-by is alpha, which none of the runs' recipes sets\.$"):
         grouped(a, by="alpha")
+    with pytest.raises(ValueError, match=r"Did you mean learning_rate\?"):
+        grouped(a, by="learning_rat")
     with pytest.raises(ValueError, match=r"one recipe and one seed \(0\)"):
         grouped([a[0], plant(tmp_path / "again", seed=0, rho=0.2, learning_rate=1e-4)])
     with pytest.raises(ValueError, match=r"no recipe\.yaml"):

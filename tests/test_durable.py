@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import save_file
 
 from benchmarks.fixtures import fixed_rollout, killed_runs
 from entropy_grpo.runs import files
@@ -48,16 +49,35 @@ def test_state_is_read_as_it_was_written(tmp_path):
         "nested": [{"a": [None, 1.5, "x", True], "b": torch.tensor([1.0])}, []],
         "dict like one of ours": {"tensor": 1, "dict": [2]},
         "nan": float("nan"),
+        "texts": ["", "für \U0001d54f", "half of a pair: \ud835", ("a", {"key": "b"})],
     }
+    state["again"] = state["floats"]
     checkpoint.save_state(tmp_path / "state.safetensors", state)
     back = checkpoint.load_state(tmp_path / "state.safetensors")
-    for name in ("floats", "bools", "scalar", "empty", "view"):
+    for name in ("floats", "bools", "scalar", "empty", "view", "again"):
         assert back[name].dtype == state[name].dtype and torch.equal(back[name], state[name]), name
     assert back["nested"][0]["a"] == [None, 1.5, "x", True] and torch.equal(
         back["nested"][0]["b"], torch.tensor([1.0])
     )
     assert back["dict like one of ours"] == state["dict like one of ours"] and back["nan"] != back["nan"]
+    assert back["texts"] == [*state["texts"][:3], ["a", {"key": "b"}]]
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_texts_may_have_more_bytes_than_a_header_holds(tmp_path):
+    """safetensors reads no header of more than 100 MB."""
+    texts = ["\N{INTEGRAL}" * 17_000_000, "dx" * 30_000_000]
+    checkpoint.save_state(tmp_path / "state.safetensors", {"texts": texts})
+    assert checkpoint.load_state(tmp_path / "state.safetensors") == {"texts": texts}
+
+
+def test_a_state_with_its_texts_in_the_header_is_still_read(tmp_path):
+    """As earlier versions wrote it."""
+    structure = {"dict": [["step", 3], ["rows", [{"dict": [["text", "a"]]}, {"tensor": "0"}]]]}
+    path = tmp_path / "state.safetensors"
+    save_file({"0": torch.arange(3)}, path, metadata={"structure": json.dumps(structure)})
+    found = checkpoint.load_state(path)
+    assert found["step"] == 3 and found["rows"][0] == {"text": "a"} and found["rows"][1].tolist() == [0, 1, 2]
 
 
 def test_newest_checkpoint_is_complete(tmp_path):

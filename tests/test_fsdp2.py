@@ -24,15 +24,14 @@ TWO = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
 RECIPE = "recipes/demo_cpu.yaml"
 SETTINGS = (
     "--max_steps 4 --save_steps 2 --num_generations 4 --per_device_train_batch_size 4 --steps_per_generation 2 "
-    "--rewards [random] --num_train_problems 32 --num_dev_problems 0 --num_test_problems 0 --eval_strategy no "
+    "--rewards [random] --num_train_problems 32 --num_dev_problems 0 --num_test_problems 8 --eval_strategy no "
     "--learning_rate 1.0e-2 --max_completion_length 12 --disable_tqdm true"
 ).split()
 
 
 def launch(program, model, output, *more):
     command = [sys.executable, *TWO, *program, *SETTINGS, "--model_name_or_path", model, "--output_dir", str(output)]
-    # Checkpoints in pieces, as of models that no process holds whole.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run([*command, *more], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
 
@@ -66,9 +65,13 @@ def test_fsdp2_trains_as_ddp_saves_a_whole_model_and_goes_on_from_its_pieces(tin
     for name, weight in ddp.state_dict().items():
         torch.testing.assert_close(fsdp2.state_dict()[name], weight, atol=1e-5, rtol=1e-5, msg=name)
 
+    for when in ("before", "after"):
+        answers = [(tmp_path / run / "answers" / f"{when}.jsonl").read_text() for run in ("ddp", "fsdp2")]
+        assert answers[0] == answers[1] and len(answers[0].splitlines()) == 8 * 4
+
     assert not (tmp_path / "fsdp2" / "checkpoint-2" / "model.safetensors").exists()
     check_card_of_pieces(tmp_path / "fsdp2" / "checkpoint-4", fsdp2)
-    for left in ("recipe.yaml", "metrics.jsonl"):
+    for left in ("recipe.yaml", "metrics.jsonl", "evaluation.json"):
         (tmp_path / "resumed").mkdir(exist_ok=True)
         shutil.copy(tmp_path / "fsdp2" / left, tmp_path / "resumed")
     shutil.copytree(tmp_path / "fsdp2" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")

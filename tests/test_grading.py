@@ -180,6 +180,42 @@ def test_unions_are_equal_where_they_have_the_same_points():
     assert 2 < sum(found) < len(found)
 
 
+# Chains, names, brackets
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        # A decimal after `=` is the value rounded to its places, one after `≈` may also be within a hundredth.
+        ("x = \\sqrt{2} = 1.41", "\\sqrt{2}", True),
+        ("x = \\sqrt{2} = 1.42", "\\sqrt{2}", False),
+        ("x = \\sqrt{2} \\approx 1.42", "\\sqrt{2}", True),
+        ("x = \\pi \\approx 3.12", "\\pi", True),
+        ("x = \\pi \\approx 3.18", "\\pi", False),
+        ("x = \\pi \\approx ?!", "\\pi", False),
+        ("x = i = 1.0", "i", False),
+        # Functions and constants are no names of a value.
+        ("\\sin(x) = \\frac{1}{2}", "\\frac{1}{2}", False),
+        ("\\ln x = 2", "2", False),
+        ("\\pi = 3", "3", False),
+        # Names that both sides have must agree, one by one.
+        ("(x, y) = (1, 2)", "(x, y) = (1, 2)", True),
+        ("(x, y) = (1, 2)", "(x, z) = (1, 2)", False),
+        ("(x, y) = (1, 2)", "(a, b) = (1, 2)", False),
+        ("(x, y) = (1, 2)", "(1, 2)", True),
+        ("x = 5", "y = 5", False),
+        # Square brackets are a tuple where they cannot be an interval.
+        ("[1, 2, 3]", "(1, 2, 3)", True),
+        ("[1, 2]", "(1, 2)", False),
+        ("1, 2", "(1, 2)", True),
+        ("\\langle 1, 2 \\rangle", "(1, 2)", True),
+        ("\\langle 1, 2, 3 \\rangle", "[1, 2, 3]", True),
+    ],
+)
+def test_chains_names_and_brackets(answer, reference, right):
+    assert (compare(answer, reference) is Verdict.RIGHT) == right
+
+
 # Tolerance, options, processes
 
 

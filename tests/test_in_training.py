@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from trl import GRPOTrainer
 
 from entropy_grpo import launch
 from entropy_grpo.config.run import RunConfig
@@ -62,6 +63,23 @@ def test_a_benchmark_that_fails_does_not_stop_the_run(tiny_model, tmp_path):
     without = RunFolder(tmp_path / "without")
     train(tiny_model, without)
     assert list(files.read_jsonl(run.samples)) == list(files.read_jsonl(without.samples))
+
+
+@pytest.mark.slow
+def test_generation_that_fails_ends_the_run(tiny_model, tmp_path, monkeypatch):
+    """The next rollout would fail alike, or the other processes wait in the middle of it."""
+    benchmark = tmp_path / "walks.jsonl"
+    benchmark.write_text(json.dumps({"problem": "go 3 to 8 need +5 with +7 -4 -1\n", "answer": 8}) + "\n")
+    generate = GRPOTrainer._generate_single_turn
+
+    def fail_in_evaluation(self, *args, **kwargs):
+        if not self.model.training:
+            raise RuntimeError("out of memory")
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", fail_in_evaluation)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tiny_model, RunFolder(tmp_path / "run"), eval_benchmarks=f"[{benchmark}]", eval_benchmark_steps=2)
 
 
 def test_answers_become_samples_of_their_questions():

@@ -1,13 +1,17 @@
 """Launching for real: `accelerate launch` on recipe files, in processes of their own, on a tiny random model."""
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import warnings
 
 import pytest
 import yaml
+from accelerate.utils.other import is_port_in_use
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entropy_grpo import launch
@@ -137,6 +141,22 @@ def test_sharding_is_what_a_real_launch_sets(tmp_path):
     real = {k: v for k, v in json.loads(line[3:]).items() if k.startswith(sharding.SHARDING_VARIABLES)}
     assert real["ACCELERATE_USE_FSDP"] == "true" and real["FSDP_VERSION"] == "2"
     assert sharding.sharding_environment(config) == real
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "fsdp2_multinode"])
+def test_sharding_is_read_while_the_launcher_holds_its_port(name, monkeypatch):
+    """accelerate's port, 29500, is the one that rank 0's own launcher listens on."""
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # then another test holds it, which is as good
+            listener.bind(("127.0.0.1", 29500))
+            listener.listen()
+        assert is_port_in_use(29500)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = sharding.sharding_environment(REPOSITORY / "accelerate_configs" / f"{name}.yaml")
+    assert found["ACCELERATE_USE_FSDP"] == "true" and found["FSDP_STATE_DICT_TYPE"] == "SHARDED_STATE_DICT"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ SETTINGS = (
 ).split()
 ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 # Run for the weights of two processes on one machine; static rendezvous as across machines.
-LAUNCH = "accelerate launch --multi_gpu --num_processes 2 --main_process_port 29512 --rdzv_backend static".split()
+LAUNCH = "accelerate launch --multi_gpu --num_processes 2 --rdzv_backend static --main_process_port".split()
 
 
 def namespaces_can_be_made():
@@ -76,7 +76,7 @@ def recipe_words(model, output):
 def one_machine(tiny_model, tmp_path_factory):
     """The weights that two processes on one machine train."""
     output = tmp_path_factory.mktemp("machines") / "one"
-    command = [*LAUNCH, *recipe_words(tiny_model, output)]
+    command = [*LAUNCH, "29512", *recipe_words(tiny_model, output)]
     result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     return load_file(output / "model.safetensors")
@@ -94,8 +94,9 @@ def assert_same(weights, others, model):
 def test_two_machines_train_like_one(tiny_model, tmp_path, machines, one_machine):
     processes = []
     for rank, (name, end, _) in enumerate(machines):
-        command = ["ip", "netns", "exec", name, *LAUNCH, "--num_machines", "2", "--machine_rank", str(rank)]
+        command = ["ip", "netns", "exec", name, *LAUNCH, "29500", "--num_machines", "2", "--machine_rank", str(rank)]
         command += ["--main_process_ip", machines[0][2], *recipe_words(tiny_model, tmp_path / "two")]
+        command += ["--accelerate_config", "accelerate_configs/fsdp2_multinode.yaml"]
         environment = ENVIRONMENT | {"GLOO_SOCKET_IFNAME": end}
         log = open(tmp_path / f"{rank}.log", "w")
         processes.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log))
@@ -156,10 +157,11 @@ def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
         path = tmp_path / "bin" / name
         path.write_text(f'#!/bin/bash\n(echo "{name}"; printf "%s\\n" "$@") > {tmp_path}/{name}-$SLURM_PROCID.txt\n')
         path.chmod(0o755)
+    served_by = {"VLLM_MODEL": "some/model", "VLLM_REVISION": "abc", "VLLM_TENSOR_PARALLEL": "2", "GPUS_PER_NODE": "8"}
     result = subprocess.run(
         ["bash", "accelerate_configs/slurm.sh", "recipes/demo_cpu.yaml", "--run_name", "two words"],
         cwd=REPOSITORY,
-        env=slurm | {"VLLM_MODEL": "some/model"},
+        env=slurm | served_by,
         capture_output=True,
         text=True,
         timeout=60,
@@ -167,7 +169,9 @@ def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
     assert result.returncode == 0, result.stderr
     launched = (tmp_path / "accelerate-0.txt").read_text().splitlines()
     served = (tmp_path / "vllm-0.txt").read_text().splitlines()
-    assert served[:3] == ["vllm", "serve", "some/model"] and '{"backend": "nccl"}' in served
+    assert served[:5] == ["vllm", "serve", "some/model", "--revision", "abc"] and '{"backend": "nccl"}' in served
+    parallel = {name: served[served.index(f"--{name}-parallel-size") + 1] for name in ("tensor", "data")}
+    assert parallel == {"tensor": "2", "data": "4"}
     assert launched[launched.index("--num_machines") + 1] == "1"
     assert launched[launched.index("--vllm_server_host") + 1] == "localhost"
     assert launched[-2:] == ["--run_name", "two words"]

@@ -396,7 +396,9 @@ def test_sparse_head_and_trimmed_batches_change_nothing(tiny_model, tmp_path, rh
 @pytest.mark.parametrize(
     ("loss_type", "settings"),
     [
-        *((loss_type, {}) for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")),
+        *((loss_type, {}) for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "sapo", "vespo")),
+        ("cispo", {"epsilon_high": 5.0}),
+        ("luspo", {"importance_sampling_level": "sequence"}),
         ("dapo", {"importance_sampling_level": "sequence"}),
         ("dapo", {"off_policy_mask_threshold": 0.01}),
         ("dapo", {"delta": 1.5}),

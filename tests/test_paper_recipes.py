@@ -159,7 +159,7 @@ def test_sharding_is_a_file_that_exists(name):
     file = settings["accelerate_config"].value
     assert (REPOSITORY / file).is_file()
     if "fsdp2" in file:
-        # Else accelerate keeps whole gradients on every GPU between micro-batches, and sums them in bfloat16.
+        # Else accelerate keeps whole gradients on every GPU between micro-batches.
         kwargs = settings["accelerator_config"].value["gradient_accumulation_kwargs"]
         assert kwargs == {"sync_each_batch": True}
 

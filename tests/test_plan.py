@@ -1,5 +1,6 @@
 """Planning: measurements and formulas against counts, tensors and operations of real models; sentences; commands."""
 
+import copy
 import json
 import re
 import shlex
@@ -160,7 +161,7 @@ def test_any_architecture_is_measured(kind):
         kind, **sizes, **also, **experts, **({} if kind == "gpt2" else {"intermediate_size": 96})
     )
     model = Model(config, CheckedModelConfig())
-    built = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    built = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager").eval()
     assert model.tensors == [p.numel() for p in built.parameters()]
     if experts:
         built.config._experts_implementation = "batched_mm"
@@ -181,7 +182,7 @@ def test_layers_that_differ_are_measured_whole():
     layers = {"num_hidden_layers": 3, "first_k_dense_replace": 1, "num_key_value_heads": 4, "topk_group": 1}
     config = AutoConfig.for_model("deepseek_v3", **sizes, **experts, **ranks, **layers)
     model = Model(config, CheckedModelConfig())
-    built = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    built = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager").eval()
     built.config._experts_implementation = "batched_mm"
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         built.base_model(torch.zeros(1, 70, dtype=torch.long), use_cache=False)

@@ -54,7 +54,7 @@ def test_rollouts_are_full_and_little_is_wasted(rate):
     and throws the surplus away, draws far more."""
     drawn, taken, ages = simulate(make_sampler(), rate, 200)
     assert len(drawn) * rate < 1.06 * taken
-    assert max(ages) <= 1
+    assert min(ages) == 0 and max(ages) <= 1
     without, _, ages = simulate(make_sampler(max_age=0), rate, 200)
     assert max(ages) == 0
     assert len(drawn) < len(without) if rate < 1 else drawn == without
@@ -79,6 +79,43 @@ def test_a_round_draws_what_should_fill_the_rollout():
     assert count * rate - 64 == pytest.approx(math.sqrt(64 * (1 - rate)), rel=0.2)
 
 
+def test_the_pass_rate_forgets_a_fifth_with_every_rollout():
+    """Half an informative group of half a problem is imagined, so that no rate is 0."""
+    sampler = make_sampler()
+    assert sampler.pass_rate == 1
+    for drawn, kept in ((10, 5), (20, 5)):
+        sampler.begin()
+        sampler.add([group_of(0, sampler.rollout)] * kept, drawn)
+    sampler.begin()
+    assert sampler.pass_rate == pytest.approx((0.64 * 5 + 0.8 * 5 + 0.5) / (0.64 * 10 + 0.8 * 20 + 0.5))
+
+
+@pytest.mark.parametrize("max_age", [0, 1, 3])
+def test_groups_wait_as_long_as_they_may(max_age):
+    sampler = make_sampler(max_age=max_age)
+    sampler.begin()
+    sampler.add([group_of(0, sampler.rollout)] * 2, 5)
+    assert [sampler.begin() for _ in range(5)] == [0] * max_age + [2] + [0] * (4 - max_age)
+    assert sampler.waiting == []
+
+
+def test_the_oldest_groups_are_taken_first():
+    sampler = make_sampler(size=3)
+    sampler.begin()
+    sampler.add([group_of(row, sampler.rollout) for row in range(5)], 9)
+    assert sampler.missing == 0
+    assert [group.row for group in sampler.take()] == [0, 1, 2]
+    assert [group.row for group in sampler.waiting] == [3, 4] and sampler.missing == 1
+    assert sampler.drop_waiting() == 0 and len(sampler.waiting) == 2
+    sampler.max_age = 0  # then no group is kept for another rollout
+    assert sampler.drop_waiting() == 2 and sampler.waiting == []
+
+
+def test_problems_come_in_their_order_unless_shuffled():
+    sampler = make_sampler(shuffle=False, problems=20)
+    assert sampler.draw() + sampler.draw() == [*range(20), *range(12)]
+
+
 @pytest.mark.parametrize("multiple", [1, 3, 7])
 def test_every_problem_is_drawn_once_before_any_is_drawn_again(multiple):
     sampler = make_sampler(multiple=multiple, problems=61)
@@ -86,7 +123,9 @@ def test_every_problem_is_drawn_once_before_any_is_drawn_again(multiple):
     for epoch in range(len(drawn) // 61):
         assert sorted(drawn[epoch * 61 : (epoch + 1) * 61]) == list(range(61))
     assert drawn[:61] != drawn[61:122]
-    assert all(len(make_sampler(multiple=multiple, round_size=size).draw()) % multiple == 0 for size in (1, 5, 48))
+    for size in (1, 5, 48):  # sixteen are missing, and a round draws at least one multiple and at most `size`
+        least, most = math.ceil(16 / multiple) * multiple, max(size // multiple, 1) * multiple
+        assert len(make_sampler(multiple=multiple, round_size=size).draw()) == min(least, most)
 
 
 def test_a_sampler_goes_on_from_its_state(tmp_path):
@@ -113,11 +152,12 @@ def test_a_sampler_goes_on_from_its_state(tmp_path):
     ],
 )
 def test_informative_by_the_share_of_right_responses(rights, bounds, kept):
-    """Under both reward scales, whatever the other rewards are."""
+    """Under both reward scales, whatever the other rewards and the next group are."""
     for wrong in (0.0, -1.0):
         rewards = torch.tensor([[1.0 if i < rights else wrong, -0.1 * i] for i in range(4)])
-        (share,) = accuracies(rewards, 4).tolist()
+        share, others = accuracies(torch.cat([rewards, 1 - rewards]), 4).tolist()
         assert informative(share, *bounds) == kept
+        assert others == (1 - rewards[:, 0] > 0).sum().item() / 4
 
 
 class Watched:

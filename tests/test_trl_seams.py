@@ -1,6 +1,7 @@
 """The signatures and contracts of TRL that the trainer overrides or calls. A failure here names what to read again."""
 
 import inspect
+import re
 
 import pytest
 from peft import PeftModel
@@ -11,6 +12,7 @@ from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_tensor_dict
 
 from entropy_grpo import EntropyForkGRPOTrainer
+from entropy_grpo.config.losses import CLIPPING_LOSSES, LOSSES
 
 SEAMS = {
     "get_high_entropy_mask": (
@@ -98,6 +100,17 @@ def test_weight_sync_takes_no_arguments(name):
 )
 def test_loss_is_built_as_the_weights_assume(code, advice):
     assert code in inspect.getsource(GRPOTrainer._compute_loss), f"Read GRPOTrainer._compute_loss: {advice}."
+
+
+def test_losses_are_those_of_trl():
+    """`config.losses` says what each reads: a loss that is new there has to be looked at."""
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    branches = re.findall(r"self\.loss_type (?:==|in) (.+):", source)
+    assert {name for branch in branches for name in re.findall(r'"(\w+)"', branch)} == set(LOSSES)
+    assert "torch.clamp(coef_1, max=self.epsilon_high)" in source, "Read what cispo does with epsilon_high."
+    clipped = next(branch for branch in branches if "luspo" in branch and "grpo" in branch)
+    assert set(re.findall(r'"(\w+)"', clipped)) == set(CLIPPING_LOSSES), "Read which losses are clipped."
+    assert source.count("self.args.delta") == 2, "Read which losses read delta."
 
 
 def test_head_knows_how_logits_are_made():

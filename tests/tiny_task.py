@@ -10,11 +10,10 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
+from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import launch
 from entropy_grpo.tasks import registry
 from entropy_grpo.tasks.task import Problem, Task
-
-from .conftest import save_tiny_model
 
 NAME = "embedded:pairs"
 FIRST = {"train": 0, "dev": 20, "test": 40}
@@ -46,7 +45,7 @@ def choices(row):
 def model(seed):
     """The folder of a random model, whose seed is its name."""
     folder = Path(os.environ["TINY_TASK_MODELS"]) / f"seed-{seed}"
-    return folder if folder.exists() else Path(save_tiny_model(folder, seed))
+    return folder if folder.exists() else Path(save_tiny_model(folder, seed=seed))
 
 
 TASK = Task(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.seeds import Side, correct, difference, over_seeds
+from ..registry import nearest
 from ..rewards.registry import OVERLONG
 from ..runs import files, plots
 from ..runs.trained import cost
@@ -60,7 +61,8 @@ def grouped(runs: Sequence[Run], by: str | None = None) -> Groups:
         ValueError: no run sets `by`, or, without `by`, two runs of a group have the same seed.
     """
     if by is not None and all(by not in run.settings for run in runs):
-        raise ValueError(f"--group-by is {by}, which none of the runs' recipes sets.")
+        known = {name for run in runs for name in run.settings}
+        raise ValueError(f"--group-by is {by}, which none of the runs' recipes sets.{nearest(by, sorted(known))}")
     names = differing(runs) if by is None else [by]
     groups: Groups = {}
     for run in runs:

@@ -15,6 +15,7 @@ from ..objective.sampling import LIMITS, informative
 from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
 from ..registry import one_of
 from .batches import batch_shape
+from .losses import check_loss
 from .shaping import ShapingConfig
 
 HEADS = ("auto", "liger", "trl")
@@ -144,6 +145,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         one_of("entropy_scope", self.entropy_scope, SCOPES)
         one_of("entropy_denominator", self.entropy_denominator, DENOMINATORS)
         one_of("fused_lm_head", self.fused_lm_head, HEADS)
+        check_loss(self)
         if self.entropy_selection == "gradient_norm":
             if self.fused_lm_head == "trl":
                 raise ValueError("entropy_selection 'gradient_norm' needs fused_lm_head 'auto' or 'liger', not 'trl'.")

@@ -14,7 +14,6 @@ one sentence with file and line, key, value, and the nearest valid key or the ex
 """
 
 import dataclasses
-import difflib
 import re
 import typing
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 
 import pydantic
 
+from ..registry import nearest
 from ..runs import yaml12
 
 FIRST_LINE = 'recipe: r"""'
@@ -129,9 +129,9 @@ def checked(settings: Settings, classes: Iterable[type]) -> Settings:
         hints |= {field.name: types[field.name] for field in dataclasses.fields(cls) if field.init}
     for key, setting in settings.items():
         if key not in hints:
-            close = difflib.get_close_matches(key, hints, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise RecipeError(f"{setting.source}: there is no setting {key} (value {setting.value!r}).{hint}")
+            raise RecipeError(
+                f"{setting.source}: there is no setting {key} (value {setting.value!r}).{nearest(key, hints)}"
+            )
     return {
         key: dataclasses.replace(setting, value=_checked(key, setting, hints[key]))
         for key, setting in settings.items()

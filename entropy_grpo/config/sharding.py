@@ -18,7 +18,9 @@ def sharding_environment(config_file: Path) -> dict[str, str]:
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
 
-    parsed = launch_command_parser().parse_args(["--config_file", str(config_file), "recipe.yaml"])
+    # accelerate refuses a port in use, and its default is the one that the running launch itself listens on.
+    words = ["--config_file", str(config_file), "--main_process_port", "0", "recipe.yaml"]
+    parsed = launch_command_parser().parse_args(words)
     parsed, _, _ = _validate_launch_command(parsed)
     if parsed.use_deepspeed:
         raise RecipeError(

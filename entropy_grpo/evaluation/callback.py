@@ -1,9 +1,9 @@
 """Benchmarks during training: every n optimiser steps the policy answers them, with the trainer's own generation.
 
 Temperature and length are the training's, with `num_generations_eval` responses to a question. A benchmark fails if
-its questions do not load, or its responses cannot be generated or graded. Failures are counted and logged with the
-reason, and the run continues. The run cannot continue if one of several processes fails while the other processes
-generate.
+its questions do not load or do not fit, or its responses cannot be graded. Failures are counted and logged with the
+reason, and the run continues. Generation is the trainer's own, and its errors end the run: the next rollout would
+raise the same error, or other processes are waiting in the middle of the generation.
 """
 
 import time
@@ -26,22 +26,26 @@ from .judging import judge
 FAILURES = "eval_failures"
 
 
+class BenchmarkError(Exception):
+    """A benchmark that failed on the first process, raised on all of them."""
+
+
 def from_first_process(make: Callable[[], Any], is_first: bool) -> Any:
-    """Call `make` on the first process and broadcast its result.
+    """Call `make` on the first process, and return its result, plain data, on every process.
 
     Raises:
-        ValueError: `make` raised an error on the first process; raised on all processes.
+        BenchmarkError: `make` raised any error; raised on every process.
     """
-    outcome: list[Any] = [None, None]
+    made: list[Any] = [None, None]
     if is_first:
         try:
-            outcome[0] = make()
-        except Exception as error:  # loading and grading may raise anything, and no benchmark may end a run
-            outcome[1] = f"{type(error).__name__}: {error}"
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise ValueError(outcome[1])
-    return outcome[0]
+            made[0] = make()
+        except Exception as error:  # loading and grading may raise anything, and have touched nothing of the run
+            made[1] = f"{type(error).__name__}: {error}"
+    broadcast_object_list(made)
+    if made[1] is not None:
+        raise BenchmarkError(made[1])
+    return made[0]
 
 
 class BenchmarkCallback(TrainerCallback):
@@ -49,14 +53,15 @@ class BenchmarkCallback(TrainerCallback):
 
     Parameters:
         trainer: trainer with a method `answer(problems, metric_key_prefix) -> rows`.
-        names: benchmarks, as on the command line of `entropy-grpo eval`.
-        grading_seconds: wall-clock limit for grading one answer.
+        names: as on the command line of `entropy-grpo eval`.
+        grading_seconds: wall-clock limit for one answer.
     """
 
     def __init__(self, trainer: Any, names: Sequence[str], steps: int, folder: RunFolder, grading_seconds: float):
         self.trainer, self.names, self.steps, self.folder = trainer, names, steps, folder
         self.grading_seconds = grading_seconds
-        self.questions: dict[str, tuple[Benchmark, list[Question]]] = {}
+        self.loaded: dict[str, tuple[Benchmark, list[Question]]] = {}  # on the first process, which alone grades
+        self.problems: dict[str, tuple[str, Dataset]] = {}
         self.failures = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -74,30 +79,50 @@ class BenchmarkCallback(TrainerCallback):
         for name in self.names:
             try:
                 metrics |= self._evaluate(name, step)
-            except Exception as error:  # generation may raise anything, and no benchmark may end a run
+            except BenchmarkError as error:
                 self.failures += 1
                 get_logger(__name__).warning(f"eval_benchmarks: {name} failed at step {step}: {error}")
         self.trainer.model.eval()  # the trainer then logs these metrics alone, without half of a training log
         self.trainer.log(metrics | {FAILURES: self.failures})
 
-    def _read(self, name: str) -> tuple[Benchmark, list[Question]]:
-        if name not in self.questions:
-            benchmark, asked = from_first_process(lambda: questions.load(name), self.trainer.is_world_process_zero())
-            if benchmark.kind == CODE:
-                raise ValueError("its answers are programs, which only entropy-grpo eval runs.")
-            self.questions[name] = benchmark, asked
-        return self.questions[name]
+    def _load(self, name: str) -> tuple[str, dict[str, list[str]]]:
+        """(name of the benchmark, columns of its problems); a benchmark itself holds functions and does not travel."""
+        benchmark, asked = questions.load(name)
+        if benchmark.kind == CODE:
+            raise ValueError("its answers are programs, which only entropy-grpo eval runs.")
+        prompts = [q.prompt for q in asked]
+        self._check_lengths(prompts)
+        self.loaded[name] = benchmark, asked
+        return benchmark.name, {"prompt": prompts, "solution": [q.reference for q in asked]}
+
+    def _check_lengths(self, prompts: list[str]) -> None:
+        """Refuse prompts that vLLM has no room for: it would raise on one process while the others wait."""
+        args = self.trainer.args
+        if not args.use_vllm:
+            return
+        room = args.vllm_max_model_length or self.trainer.model.config.get_text_config().max_position_embeddings
+        longest = max(len(ids) for ids in self.trainer.processing_class(prompts)["input_ids"])
+        if longest + args.max_completion_length > room:
+            raise ValueError(
+                f"its longest prompt has {longest} tokens; with max_completion_length ({args.max_completion_length}) "
+                f"that is more than the {room} tokens that vLLM has room for."
+            )
+
+    def _read(self, name: str) -> tuple[str, Dataset]:
+        if name not in self.problems:
+            title, columns = from_first_process(lambda: self._load(name), self.trainer.is_world_process_zero())
+            self.problems[name] = title, Dataset.from_dict(columns)
+        return self.problems[name]
 
     def _evaluate(self, name: str, step: int) -> dict[str, float]:
         """Answer one benchmark, write its files and return the metrics to log."""
-        benchmark, asked = self._read(name)
+        title, problems = self._read(name)
         start = time.perf_counter()
-        problems = Dataset.from_dict({"prompt": [q.prompt for q in asked], "solution": [q.reference for q in asked]})
-        answers = self.trainer.answer(problems, metric_key_prefix=f"eval_{benchmark.name}")
+        answers = self.trainer.answer(problems, metric_key_prefix=f"eval_{title}")
         seconds = (time.perf_counter() - start) / len(answers)
 
         def write() -> dict[str, float]:
-            return self._write(benchmark, asked, answers, step, seconds)
+            return self._write(*self.loaded[name], answers, step, seconds)
 
         return from_first_process(write, self.trainer.is_world_process_zero())
 

@@ -3,14 +3,23 @@
 import hashlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from httpx import TransportError
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..runs import files
 from ..runs.folder import RunFolder
@@ -22,6 +31,9 @@ from .config import CheckedModelConfig
 RESULTS = Path("evaluations")
 # Bytes read from each end of a weights file; header and last tensors suffice to distinguish two checkpoints.
 READ_BYTES = 2**16
+# What transformers and vLLM load; some repositories hold their weights a second time in another form.
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+ORIGINALS = ["original/*", "consolidated*"]
 
 
 def resolve(name: str | None, seed: int = 0, setting: str = "model") -> str:
@@ -102,6 +114,44 @@ def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Mo
     return model.eval(), tokenizer
 
 
+def resolve_snapshot(model_path: str, model_config: CheckedModelConfig) -> str:
+    """The folder of a model's files, for an id on the Hub that of the snapshot of its revision.
+
+    TRL gives vLLM the model's name without a revision: by the name alone vLLM would load another commit than the one
+    that is trained, or fail offline.
+    """
+    if Path(model_path).is_dir():
+        return model_path
+    with PartialState().local_main_process_first():
+        fetch = partial(
+            snapshot_download,
+            model_path,
+            revision=model_config.model_revision,
+            allow_patterns=MODEL_FILES,
+            ignore_patterns=ORIGINALS,
+        )
+        try:
+            try:
+                return fetch()
+            except (
+                ConnectionError,
+                TransportError,
+            ):  # offline; the cache may lack its list of files
+                return fetch(local_files_only=True)
+        except (OSError, TransportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"model_name_or_path is {model_path!r}, which does not load: {reason}") from error
+
+
+def restore_name(model: PreTrainedModel | PeftModel, name: str, revision: str | None) -> None:
+    """Name a model that was loaded from a snapshot by its id on the Hub, for its cards and adapters."""
+    if isinstance(model, PeftModel):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path, config.revision = name, revision
+        model = model.get_base_model()
+    model.name_or_path = model.config._name_or_path = name
+
+
 def raise_positions(model_path: str, model_config: CheckedModelConfig, positions: int) -> str:
     """Make a folder that links a model's files and holds its configuration with `max_position_embeddings` raised.
 
@@ -114,9 +164,6 @@ def raise_positions(model_path: str, model_config: CheckedModelConfig, positions
     """
     with PartialState().local_main_process_first():
         source = Path(model_path)
-        if not source.is_dir():
-            patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-            source = Path(snapshot_download(model_path, revision=model_config.model_revision, allow_patterns=patterns))
         text = (source / "config.json").read_text(encoding="utf-8")
         config = json.loads(text)
         has = config["max_position_embeddings"]

@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, is_peft_model
 from transformers import Trainer, TrainingArguments
 
 from ..config import recipe
@@ -105,7 +106,12 @@ def shards() -> bool:
 
 
 def save_whole(trainer: Trainer) -> None:
-    """Save the model as transformers loads it, also where it is sharded: checkpoints may be in pieces."""
+    """Save the model as transformers loads it, in the precision that it computed in; the trainer is of no use after.
+
+    Checkpoints may be in pieces and hold float32 weights. The cast is made in pieces, before any process gathers them.
+    """
+    if trainer.args.bf16 and not is_peft_model(trainer.model):
+        trainer.model.to(torch.bfloat16)
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()

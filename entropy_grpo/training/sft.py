@@ -23,9 +23,18 @@ from ..data.prompts import render
 from ..grading import boxed
 from ..grading.pool import Grader, worker_count
 from ..models.adapters import check_installed, check_quantised, check_targets, lora_config
-from ..models.load import check_ends, load_tokenizer, model_init_kwargs, resolve
+from ..models.load import (
+    check_ends,
+    load_tokenizer,
+    model_init_kwargs,
+    resolve,
+    resolve_snapshot,
+    restore_name,
+)
 from ..monitoring.callbacks import RunRecorder
 from ..runs import files
+from .fsdp2 import Float32Results
+from .requirements import check_packages, check_processes
 from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
 
 GRADED_AT_ONCE = 1024
@@ -34,14 +43,17 @@ GRADED_AT_ONCE = 1024
 def main(settings: Settings, name: str) -> None:
     """Fine-tune as the settings say; `name` is the run's unless they name one."""
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
+    check_processes(settings)
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
         check_quantised(model_config, False, shards())
+        check_packages(settings)
         check_installed(model_config)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
         rows = load_rows(run_config)
-        model_path = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
+        named = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
+        model_path = resolve_snapshot(named, model_config)
         tokenizer = load_tokenizer(model_path, model_config.model_revision, "model_name_or_path")
         check_ends(tokenizer, model_path)
         check_targets(model_path, model_config)
@@ -55,10 +67,11 @@ def main(settings: Settings, name: str) -> None:
             processing_class=tokenizer,
             peft_config=lora_config(model_config),
             quantization_config=get_quantization_config(model_config),
-            callbacks=[RunRecorder()],
+            callbacks=[Float32Results(), RunRecorder()],
         )
     except ValueError as error:
         raise RecipeError(str(error)) from error
+    restore_name(trainer.model, named, model_config.model_revision)
     if trainer.is_world_process_zero() and args.resume_from_checkpoint is None:
         write_recipe(settings, folder)
         files.write_json(folder.data, origin)

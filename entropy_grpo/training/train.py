@@ -20,13 +20,22 @@ from ..metrics import answers as metrics
 from ..metrics.tables import aligned
 from ..models.adapters import check_installed, check_quantised, check_targets, lora_config
 from ..models.config import CheckedModelConfig
-from ..models.load import check_ends, load_tokenizer, model_init_kwargs, raise_positions, resolve
+from ..models.load import (
+    check_ends,
+    load_tokenizer,
+    model_init_kwargs,
+    raise_positions,
+    resolve,
+    resolve_snapshot,
+    restore_name,
+)
 from ..monitoring.callbacks import RewardProgress
 from ..monitoring.trackers import open_trackio, send_plots
 from ..rewards.registry import get_rewards
 from ..runs import files, plots
 from ..runs.folder import RunFolder, checkpoints
 from ..tasks.registry import find
+from .requirements import check_packages, check_processes
 from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
 from .trainer import EntropyForkGRPOTrainer
 
@@ -34,10 +43,12 @@ from .trainer import EntropyForkGRPOTrainer
 def main(settings: Settings, name: str) -> None:
     """Train as the settings say; `name` is the run's unless they name one."""
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
+    check_processes(settings)
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
         check_quantised(model_config, args.use_vllm, shards())
+        check_packages(settings)
         check_installed(model_config)
         grader = Grader(worker_count(), run_config.grading_seconds, run_config.grading_total_seconds)
         reward_funcs = get_rewards(
@@ -52,7 +63,8 @@ def main(settings: Settings, name: str) -> None:
         problems = load_problems(run_config, args.seed, run_config.reference_grading, lengths)
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         folder = claim_folder(args, settings, resumes)
-        model_path = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
+        named = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
+        model_path = resolve_snapshot(named, model_config)
         if run_config.max_position_embeddings is not None:
             model_path = raise_positions(model_path, model_config, run_config.max_position_embeddings)
         tokenizer = load_tokenizer(model_path, model_config.model_revision, "model_name_or_path")
@@ -72,6 +84,7 @@ def main(settings: Settings, name: str) -> None:
         )
     except ValueError as error:
         raise RecipeError(str(error)) from error
+    restore_name(trainer.model, named, model_config.model_revision)
     if trainer.is_world_process_zero() and args.resume_from_checkpoint is None:
         write_recipe(settings, folder)
         files.write_json(folder.data, problems.origin)

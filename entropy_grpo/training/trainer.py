@@ -29,6 +29,7 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
@@ -56,6 +57,7 @@ from ..objective.window import (
     with_gradient,
 )
 from ..runs.weights import ADAPTER, WHOLE
+from .fsdp2 import Float32Results, answering, reshard_before_sync
 from .ranks import ranks_of
 from .resume import Resume
 from .rollouts import Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
@@ -98,14 +100,16 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     _name = "EntropyForkGRPO"
     args: EntropyForkGRPOConfig
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, callbacks: list[TrainerCallback] | None = None, **kwargs: Any):
+        super().__init__(*args, callbacks=[Float32Results(), *(callbacks or [])], **kwargs)
         self._call: Call | None = None
         self._window: Window | None = None
         self._answers: list[Row] | None = None  # of the evaluation under way
         self.ranks = ranks_of(self.accelerator)
         self.spec = self._decide()
         self._prepare_adapters()
+        if self.use_vllm:
+            reshard_before_sync(self.vllm_generation)
         self.scorer = Scorer(self.args.batch_by_length and self._padding_is_inert(), self.ranks.largest)
         self.transforms = transforms_of(self.args)
         self.stages = StageDetector(self.args.plateau_window, self.args.plateau_share)
@@ -471,7 +475,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         """
         self._answers, self.monitor.recorder.paused = [], True
         try:
-            self.evaluate(problems, metric_key_prefix=metric_key_prefix)
+            with answering(self):
+                self.evaluate(problems, metric_key_prefix=metric_key_prefix)
             rows = self._answers
         finally:
             self._answers, self.monitor.recorder.paused = None, False

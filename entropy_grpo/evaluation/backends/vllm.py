@@ -9,10 +9,22 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from .base import TURN_ENDS, VLLM, Request, Response, Sampling, check_length
 
 # Variables that tell torch.distributed of other processes; they are removed because the engines are independent.
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def check_gpus(count: int, visible: int) -> None:
+    """Refuse more GPUs than the processes of this machine have, `count` each; `visible` is asked of torch."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if visible and count * processes > visible:
+        raise ValueError(
+            f"tensor-parallel is {count}, which for {processes} processes on this machine takes {count * processes} "
+            f"GPUs, and there are {visible}: lower it, or launch {max(visible // count, 1)} processes."
+        )
 
 
 def take_own_gpus(count: int) -> None:
@@ -40,6 +52,7 @@ class VllmBackend:
     name, in_batches = VLLM, False
 
     def __init__(self, path: str, revision: str | None, dtype: str, tensor_parallel: int, **more: int | bool | str):
+        check_gpus(tensor_parallel, torch.cuda.device_count())
         take_own_gpus(tensor_parallel)
         from vllm import LLM
 

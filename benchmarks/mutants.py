@@ -1,0 +1,336 @@
+"""Mutation testing of the pure modules: one fault at a time is put into a module, and its quick tests must fail.
+
+    python -m benchmarks.mutants                         # every module, benchmarks/results/mutants.json
+    python -m benchmarks.mutants objective/selection     # modules by name; the others' figures stay
+    python -m benchmarks.mutants --survivors NAME ...    # only what survived last time
+
+A mutant differs from the module in one place: a comparison, a constant, an operator, a condition, a sign, a minimum
+for a maximum, a statement left out. Regular expressions and texts are not changed. Every mutant runs in a process
+forked from one that has imported the third-party packages, so that it costs its tests and no imports. Processes that
+the tests start import the module as it is on disk: what only a grading worker does is not tested here.
+
+A survivor is listed with its reason in `benchmarks/equivalent_mutants.json`, if no test could tell it from the module;
+else it is a gap in the tests.
+"""
+
+import argparse
+import ast
+import copy
+import importlib
+import importlib.abc
+import importlib.util
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+from benchmarks import measure
+from benchmarks.fixtures import REPOSITORY
+from entropy_grpo.runs import files
+from entropy_grpo.runs.environment import git_revision
+
+RESULTS = measure.RESULTS / "mutants.json"
+EQUIVALENT = REPOSITORY / "benchmarks" / "equivalent_mutants.json"
+PAIRS = ["test_grading.py", "test_rewards.py"]
+# Quick tests by module; of their files' tests those that load a model, train or start workers are left out.
+TESTS = {
+    "objective/selection": ["test_selection.py", "test_diagnostics.py"],
+    "objective/share": ["test_selection.py"],
+    "objective/advantages": ["test_shaping.py"],
+    "objective/stages": ["test_shaping.py"],
+    "objective/sampling": ["test_sampling.py"],
+    "objective/batching": ["test_batching.py"],
+    "objective/window": ["test_window.py"],
+    "monitoring/steps": ["test_steps.py"],
+    "metrics/answers": ["test_metrics.py"],
+    "metrics/intervals": ["test_intervals.py"],
+    "grading/__init__": PAIRS,
+    "grading/answers": PAIRS,
+    "grading/equivalence": PAIRS,
+    "grading/expressions": PAIRS,
+    "grading/latex": PAIRS,
+    "grading/number_sets": PAIRS,
+    "grading/phrases": PAIRS,
+    "grading/units": PAIRS,
+    "grading/pool": ["test_grading.py", "test_grader.py"],
+}
+SLOW_FIXTURES = {"tiny_model", "trained", "demo_run"}
+SLOW_TESTS = {
+    *("test_more_tokens_than_stock_quantile_takes", "test_long_texts_are_read_in_no_time", "test_under_attack"),
+    *("test_a_grader_with_a_tolerance", "test_answers_that_take_for_ever_are_classes_of_their_own"),
+    "test_the_code_of_the_attack_would_be_seen",
+}
+WITHOUT_WORKERS = {"grader"}
+PRELOADED = (
+    "pytest numpy scipy.stats sympy latex2sympy2_extended.latex2sympy2 pebble torch datasets peft "
+    "transformers.models.qwen3.modeling_qwen3 trl.trainer.grpo_trainer"
+).split()
+SHORTEST_LIMIT = 15.0
+
+OPERATORS = {
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div},
+    **{ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.BitXor: ast.BitAnd},
+    **{ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.And: ast.Or, ast.Or: ast.And},
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
+    **{ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is},
+    **{ast.Continue: ast.Break, ast.Break: ast.Continue},
+}
+_SWAPS = "min/max minimum/maximum any/all floor/ceil flip/clone argmin/argmax startswith/endswith lstrip/rstrip"
+NAMES = dict(pair for swap in _SWAPS.split() for pair in (tuple(swap.split("/")), tuple(swap.split("/")[::-1])))
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module with one fault: `key` names it whatever its line, `code` is what runs."""
+
+    key: str
+    line: int
+    code: CodeType
+
+
+def _replacements(node: ast.AST) -> Iterator[ast.AST]:
+    """The node with one fault each."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
+        yield ast.Constant(node.value + 1)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, float):
+        yield ast.Constant(node.value * 1.5 if node.value else 1.0)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.Invert):
+        yield node.operand
+    elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in OPERATORS:
+        yield _with(node, op=OPERATORS[type(node.op)]())
+    elif isinstance(node, ast.Compare):
+        for i, operator in enumerate(node.ops):
+            yield _with(node, ops=[*node.ops[:i], OPERATORS[type(operator)](), *node.ops[i + 1 :]])
+    elif isinstance(node, ast.Continue | ast.Break):
+        yield OPERATORS[type(node)]()
+    elif isinstance(node, ast.Name) and node.id in NAMES and isinstance(node.ctx, ast.Load):
+        yield _with(node, id=NAMES[node.id])
+    elif isinstance(node, ast.Attribute) and node.attr in NAMES:
+        yield _with(node, attr=NAMES[node.attr])
+    elif isinstance(node, ast.keyword) and node.arg in ("min", "max"):
+        yield _with(node, arg=NAMES[node.arg])
+    if isinstance(node, ast.If | ast.IfExp | ast.While):
+        yield from (_with(node, test=ast.Constant(value)) for value in (False, True)[: 1 + isinstance(node, ast.If)])
+    if isinstance(node, ast.comprehension) and node.ifs:
+        yield _with(node, ifs=[])
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield ast.Pass()
+
+
+def _with(node: ast.AST, **changes: Any) -> ast.AST:
+    changed = copy.copy(node)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def _places(node: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, str, int | None, ast.AST, str]]:
+    """(parent, field, index, node, function) of everything but annotations, decorators and `zip`'s `strict`."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list", "type_params"):
+            continue
+        for i, child in enumerate(value) if isinstance(value, list) else ((None, value),):
+            if isinstance(child, ast.AST) and not (isinstance(child, ast.keyword) and child.arg == "strict"):
+                named = isinstance(child, ast.FunctionDef | ast.ClassDef)
+                inner = f"{function}.{child.name}".lstrip(".") if named else function
+                yield node, field, i, child, inner
+                yield from _places(child, inner)
+
+
+def _first_line(node: ast.AST) -> str:
+    return ast.unparse(node).split("\n")[0]
+
+
+def mutants(path: Path) -> list[Mutant]:
+    """Every mutant of a module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found, seen = [], Counter()
+    for parent, field, i, node, function in _places(tree):
+        line = getattr(node, "lineno", getattr(parent, "lineno", 0))
+        whole = parent if isinstance(node, ast.Constant | ast.keyword) else node
+        before = _first_line(whole)
+        for replacement in _replacements(node):
+            ast.copy_location(replacement, node)
+            _put(parent, field, i, replacement)
+            after = _first_line(parent if whole is parent else replacement)
+            key = f"{function or 'module'}: {before} -> {after}"
+            seen[key] += 1
+            key += f" ({seen[key]})" if seen[key] > 1 else ""
+            found.append(Mutant(key, line, compile(ast.fix_missing_locations(tree), str(path), "exec")))
+            _put(parent, field, i, node)
+    return found
+
+
+def _put(parent: ast.AST, field: str, i: int | None, node: ast.AST) -> None:
+    if i is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[i] = node
+
+
+class _Loader(SourceFileLoader):
+    """Loads other code than its file's."""
+
+    code: CodeType
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.code
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds one module, with the code of a mutant."""
+
+    def __init__(self, module: str, path: Path, code: CodeType):
+        self.module, self.path, self.code = module, path, code
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None):
+        if name != self.module:
+            return None
+        loader = _Loader(name, str(self.path))
+        loader.code = self.code
+        inside = [str(self.path.parent)] if self.path.name == "__init__.py" else None
+        return importlib.util.spec_from_file_location(
+            name, self.path, loader=loader, submodule_search_locations=inside
+        )
+
+
+class _Quick:
+    """pytest's plugin that leaves slow tests out."""
+
+    def __init__(self, workers: bool):
+        self.fixtures = SLOW_FIXTURES if workers else SLOW_FIXTURES | WITHOUT_WORKERS
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        def quick(item) -> bool:
+            return self.fixtures.isdisjoint(item.fixturenames) and item.originalname not in SLOW_TESTS
+
+        items[:] = [item for item in items if quick(item)]
+
+
+def _path(name: str) -> Path:
+    return REPOSITORY / "entropy_grpo" / f"{name}.py"
+
+
+def _run_tests(name: str, code: CodeType | None) -> int:
+    """Run a module's tests, with a mutant in its place, and return pytest's exit code."""
+    import pytest
+
+    if code is not None:
+        module = ".".join(["entropy_grpo", *name.removesuffix("/__init__").split("/")])
+        for loaded in [key for key in sys.modules if key.split(".")[0] in ("entropy_grpo", "benchmarks")]:
+            del sys.modules[loaded]
+        sys.meta_path.insert(0, _Finder(module, _path(name), code))
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu and not record"]
+    tests = [str(REPOSITORY / "tests" / test) for test in TESTS[name]]
+    return int(pytest.main([*options, *tests], plugins=[_Quick(workers=name == "grading/pool")]))
+
+
+def judge(name: str, code: CodeType | None, limit: float) -> tuple[str, float]:
+    """(survived, killed or timeout; seconds) of a mutant's tests, in a process of their own."""
+    sys.stdout.flush()
+    start, child = time.monotonic(), os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
+        result = 99
+        try:
+            result = _run_tests(name, code)
+        finally:
+            os._exit(result)
+    while time.monotonic() - start < limit:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            outcome = "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+            _end_group(child)
+            return outcome, time.monotonic() - start
+        time.sleep(0.02)
+    _end_group(child)
+    os.waitpid(child, 0)
+    return "timeout", limit
+
+
+def _end_group(child: int) -> None:
+    """End what a child has started: grading workers outlive tests that were cut short."""
+    try:
+        os.killpg(child, 9)
+    except ProcessLookupError:
+        pass
+
+
+def try_module(name: str, most: int, only: set[str] | None) -> dict[str, Any]:
+    """Figures and survivors of a module; with more than `most` mutants, of a sample of these."""
+    outcome, baseline = judge(name, None, 600)
+    if outcome != "survived":
+        raise RuntimeError(f"{name}: its tests fail without a mutant, or there are none: {TESTS[name]}.")
+    limit = max(SHORTEST_LIMIT, 5 * baseline)
+    every = mutants(_path(name))
+    chosen = [m for m in every if only is None or m.key in only]
+    chosen = sorted(random.Random(0).sample(chosen, min(most, len(chosen))), key=lambda m: m.line)
+    counts, survivors = Counter(), []
+    for mutant in chosen:
+        outcome, _ = judge(name, mutant.code, limit)
+        counts[outcome] += 1
+        if outcome == "survived":
+            survivors.append(mutant.key)
+            print(f"  {name}:{mutant.line} {mutant.key}", flush=True)
+    print(f"{name}: {len(every)} mutants, tests {baseline:.1f} s, {dict(counts)}", flush=True)
+    return {"mutants": len(every), "tried": counts.total(), "timeout": counts["timeout"], "survivors": survivors}
+
+
+def warm_up() -> None:
+    """Fill the parser's tables and sympy's caches, which are of third-party packages and so serve every mutant."""
+    from benchmarks.fixtures.answer_pairs import cases
+    from entropy_grpo.grading import boxed, compare
+
+    for _, response, reference, tolerance, _ in cases():
+        compare(boxed(response) or "", reference, tolerance)
+
+
+def explained(name: str, survivors: list[str], reasons: dict[str, dict[str, str]]) -> dict[str, str | None]:
+    """Each survivor with the reason why no test can kill it, None for a gap in the tests."""
+    return {key: reasons.get(name, {}).get(key) for key in survivors}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("modules", nargs="*", default=list(TESTS), choices=list(TESTS), metavar="MODULE")
+    parser.add_argument("--most", type=int, default=10**6, help="mutants of a module; a sample, where it has more")
+    parser.add_argument("--survivors", action="store_true", help="only the mutants that survived last time")
+    options = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    for package in PRELOADED:
+        importlib.import_module(package)
+    if any(name.startswith("grading/") for name in options.modules):
+        warm_up()
+    recorded = files.read_json(RESULTS)["modules"] if RESULTS.exists() else {}
+    reasons = files.read_json(EQUIVALENT)
+    for name in options.modules:
+        before = recorded.get(name)
+        if options.survivors and before is None:
+            raise SystemExit(f"{RESULTS.name} has nothing of {name}: run it without --survivors first.")
+        only = set(before["survivors"]) if options.survivors else None
+        found = try_module(name, options.most, only)
+        if options.survivors:
+            found |= {"tried": before["tried"], "timeout": before["timeout"]}
+        found["survivors"] = explained(name, found["survivors"], reasons)
+        found["killed"] = found["tried"] - len(found["survivors"])
+        found["git_revision"] = git_revision()  # modules may be measured one at a time
+        recorded[name] = found
+        measure.write("mutants", "python -m benchmarks.mutants", {"modules": dict(sorted(recorded.items()))})
+    gaps = [f"{name}: {key}" for name in recorded for key, why in recorded[name]["survivors"].items() if why is None]
+    print(*gaps, f"{len(gaps)} survivors without a reason", sep="\n")
+
+
+if __name__ == "__main__":
+    main()

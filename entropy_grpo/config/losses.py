@@ -1,0 +1,47 @@
+"""Settings that each of TRL's losses reads; a setting with another meaning for the loss, or none, is refused."""
+
+from typing import Any
+
+from ..registry import one_of
+
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+# Losses that keep the ratio within [1 - epsilon, 1 + epsilon_high], and below `delta` where it is set.
+CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+# The level of importance sampling that these are made for; TRL warns and computes another loss.
+LEVELS = {"luspo": "sequence", "vespo": "token"}
+
+
+def check_loss(args: Any) -> None:
+    """Refuse what does not go with the loss.
+
+    Args:
+        args: a `trl.GRPOConfig`.
+
+    Raises:
+        ValueError: it names the setting, its value and one that goes.
+    """
+    loss = args.loss_type
+    one_of("loss_type", loss, LOSSES)  # TRL notices at the first optimiser step
+    highest = args.epsilon if args.epsilon_high is None else args.epsilon_high
+    if loss == "cispo" and highest < 1:
+        raise ValueError(
+            f"epsilon_high is {highest} but loss_type is 'cispo', which cuts off the ratio itself there: every token "
+            "would count as little. Set epsilon_high to 5.0 (arXiv 2510.13786), or above 1."
+        )
+    if args.delta is not None and loss not in CLIPPING_LOSSES:
+        raise ValueError(
+            f"delta is {args.delta} but loss_type is {loss!r}, which does not read it: set delta to null, or choose "
+            f"loss_type among {', '.join(CLIPPING_LOSSES)}."
+        )
+    level = LEVELS.get(loss)
+    if level is not None and args.importance_sampling_level != level:
+        raise ValueError(
+            f"importance_sampling_level is {args.importance_sampling_level!r} but loss_type is {loss!r}: set "
+            f"importance_sampling_level to {level!r}."
+        )
+    mode = args.vllm_importance_sampling_mode
+    if loss == "vespo" and args.use_vllm and args.vllm_importance_sampling_correction and "token" not in mode:
+        raise ValueError(
+            f"vllm_importance_sampling_mode is {mode!r} but loss_type is 'vespo', which corrects token by token: set "
+            "vllm_importance_sampling_mode to token_truncate or token_mask."
+        )

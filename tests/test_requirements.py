@@ -1,0 +1,102 @@
+"""What a machine lacks is refused in one sentence before a model loads."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from entropy_grpo.config.recipe import RecipeError, Setting
+from entropy_grpo.evaluation.backends.vllm import check_gpus
+from entropy_grpo.grading.pool import worker_count
+from entropy_grpo.training.requirements import check_packages, check_processes
+
+from .conftest import DEMO, REPOSITORY
+
+
+def settings(**values):
+    return {name: Setting(value, "here.yaml") for name, value in values.items()}
+
+
+def nothing(*packages):
+    return False
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"use_vllm": True}, ["use_vllm is True", 'pip install -e ".[vllm]"']),
+        ({"deepspeed": "ds.json"}, ["deepspeed is 'ds.json'", "pip install deepspeed"]),
+        ({"attn_implementation": "flash_attention_2"}, ["attn_implementation is 'flash_attention_2'", "sdpa"]),
+        ({"report_to": ["none", "comet_ml"]}, ["report_to names 'comet_ml'", "pip install comet-ml"]),
+        ({"report_to": "clearml"}, ["report_to names 'clearml'"]),
+    ],
+)
+def test_a_package_that_is_missing_is_named(values, parts):
+    with pytest.raises(RecipeError) as error:
+        check_packages(settings(**values), nothing)
+    assert str(error.value).startswith("here.yaml: ") and all(part in str(error.value) for part in parts)
+
+
+def test_what_no_package_is_needed_for_passes():
+    check_packages(settings(use_vllm=False, attn_implementation="sdpa", report_to="none", deepspeed=None), nothing)
+    check_packages(settings(report_to=["tensorboard"], attn_implementation="flash_attention_2"), lambda *names: True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "use_cpu", "gpus", "said"),
+    [
+        ({"WORLD_SIZE": "8"}, True, 8, "use_cpu is true, but the launcher started 8 processes"),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "True"}, True, 8, None),
+        ({}, True, 8, None),
+        ({"WORLD_SIZE": "2"}, True, 0, None),
+        ({}, False, 8, "one process sees 8 GPUs"),
+        ({"WORLD_SIZE": "8"}, False, 8, None),
+        ({}, False, 1, None),
+    ],
+)
+def test_processes_fit_the_recipe(environment, use_cpu, gpus, said, monkeypatch):
+    for name in ("WORLD_SIZE", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if said is None:
+        check_processes(settings(use_cpu=use_cpu), gpus)
+        return
+    with pytest.raises(RecipeError, match=said):
+        check_processes(settings(use_cpu=use_cpu), gpus)
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "visible", "said"),
+    [(2, "8", 8, "takes 16 GPUs, and there are 8: lower it, or launch 4"), (2, "4", 8, None), (8, None, 8, None)],
+)
+def test_tensor_parallel_has_its_gpus(count, processes, visible, said, monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    if said is None:
+        check_gpus(count, visible)
+        return
+    with pytest.raises(ValueError, match=said):
+        check_gpus(count, visible)
+
+
+def test_workers_are_as_many_as_this_process_may_use(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert worker_count() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert worker_count() == len(allowed)
+
+
+def test_a_recipe_that_needs_vllm_ends_before_its_data_loads(tmp_path):
+    """By the literal command, in an environment that has no vLLM."""
+    command = [sys.executable, DEMO, "--use_vllm", "true", "--output_dir", str(tmp_path / "run")]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: command line: use_vllm is True, which is not")
+    assert not (tmp_path / "run").exists()
