@@ -1,9 +1,9 @@
 """Benchmarks during training: every n optimiser steps the policy answers them, with the trainer's own generation.
 
-The settings are those of training (temperature, length) with `num_generations_eval` responses to a question. A
-benchmark fails if its questions do not load or do not fit, or its responses cannot be graded: the failure is counted
-and logged with the reason, and the run goes on. Generation is the trainer's own, and what it raises ends the run: the
-next rollout would meet the same, or the other processes are waiting in the middle of it.
+Temperature and length are the training's, with `num_generations_eval` responses to a question. A benchmark fails if
+its questions do not load or do not fit, or its responses cannot be graded. Failures are counted and logged with the
+reason, and the run continues. Generation is the trainer's own, and its errors end the run: the next rollout would
+raise the same error, or other processes are waiting in the middle of the generation.
 """
 
 import time
@@ -31,10 +31,10 @@ class BenchmarkError(Exception):
 
 
 def from_first_process(make: Callable[[], Any], is_first: bool) -> Any:
-    """Call `make` on the first process. Returns: what it returned, plain data, on every process.
+    """Call `make` on the first process, and return its result, plain data, on every process.
 
     Raises:
-        BenchmarkError: on every process, for whatever `make` raised.
+        BenchmarkError: `make` raised any error; raised on every process.
     """
     made: list[Any] = [None, None]
     if is_first:
@@ -52,7 +52,7 @@ class BenchmarkCallback(TrainerCallback):
     """Evaluates benchmarks every `steps` optimiser steps.
 
     Parameters:
-        trainer: has `answer(problems, metric_key_prefix) -> rows`.
+        trainer: trainer with a method `answer(problems, metric_key_prefix) -> rows`.
         names: as on the command line of `entropy-grpo eval`.
         grading_seconds: wall-clock limit for one answer.
     """
@@ -75,15 +75,15 @@ class BenchmarkCallback(TrainerCallback):
         vars(control).update(planned)
 
     def _evaluate_all(self, step: int) -> None:
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name in self.names:
             try:
-                found |= self._evaluate(name, step)
+                metrics |= self._evaluate(name, step)
             except BenchmarkError as error:
                 self.failures += 1
                 get_logger(__name__).warning(f"eval_benchmarks: {name} failed at step {step}: {error}")
         self.trainer.model.eval()  # so that the trainer logs these by themselves, not with half of a training log
-        self.trainer.log(found | {FAILURES: self.failures})
+        self.trainer.log(metrics | {FAILURES: self.failures})
 
     def _load(self, name: str) -> tuple[str, dict[str, list[str]]]:
         """(name of the benchmark, columns of its problems); a benchmark itself holds functions and does not travel."""
@@ -115,7 +115,7 @@ class BenchmarkCallback(TrainerCallback):
         return self.problems[name]
 
     def _evaluate(self, name: str, step: int) -> dict[str, float]:
-        """Answer one benchmark, write its files and return what to log."""
+        """Answer one benchmark, write its files and return the metrics to log."""
         title, problems = self._read(name)
         start = time.perf_counter()
         answers = self.trainer.answer(problems, metric_key_prefix=f"eval_{title}")

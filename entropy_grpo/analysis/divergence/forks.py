@@ -1,7 +1,7 @@
 """Counterfactual continuations at tokens of high and of low entropy (arXiv 2508.02260, Eq. 5, 6).
 
 At position t of a response, the sampled token o_t and the most probable other token are each forced once. After each
-of them, k continuations are sampled (k = 32 in the paper). I_t is the accuracy after o_t minus the accuracy after the
+token, k continuations are sampled (k = 32 in the paper). I_t is the accuracy after o_t minus the accuracy after the
 other token. The distance of paths is measured between continuations of the two tokens. Two continuations of one token
 differ by chance, so their distance is measured, too. The excess of the first distance over the second is the effect of
 the fork.
