@@ -59,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--base", required=True, help="the other revision")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--job", nargs="+", choices=JOBS, default=list(JOBS), help="all if none")
     options = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -67,8 +68,8 @@ def main() -> None:
             ["git", "-C", str(measure.ROOT), "worktree", "add", "--detach", str(base), options.base], check=True
         )
         try:
-            for name, job in JOBS.items():
-                turns = [(job(base), job(measure.ROOT)) for _ in range(options.turns)]
+            for name in options.job:
+                turns = [(JOBS[name](base), JOBS[name](measure.ROOT)) for _ in range(options.turns)]
                 before, after = (list(column) for column in zip(*turns, strict=True))
                 found[name] = {"base": before, "this": after, "this over base": measure.ratios(after, before)}
                 print(name, found[name]["this over base"], flush=True)

@@ -78,7 +78,6 @@ def take_processors_for_gpus():
     """
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "--use_cpu" not in sys.argv:
-        torch.distributed.init_process_group("gloo")
         PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
