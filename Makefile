@@ -12,7 +12,7 @@ RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench gpu sampling kill checkpoints verifier grading eval evaluation position diagnostics figures analysis decoding divergence mutants
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling kill checkpoints verifier grading eval evaluation position diagnostics figures analysis decoding divergence mutants
 
 help:  ## this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
@@ -77,6 +77,9 @@ rewards-tiny: setup  ## the same for true, random, inverted and format-only rewa
 
 bench: setup  ## measure speed against stock TRL (an hour on two cores; on a GPU with Qwen3-8B's head), benchmarks/results/
 	$(BIN)/python -m benchmarks.speed
+
+revisions: setup  ## time the head-bound step and the embedded job against BASE=COMMIT, in turns (ten minutes)
+	$(BIN)/python -m benchmarks.revisions --base $(BASE)
 
 gpu: setup  ## measure on one GPU what a processor cannot tell (nine minutes), benchmarks/results/gpu_*.json, docs/gpu.md
 	$(BIN)/python -m benchmarks.gpu --output benchmarks/results && $(BIN)/python -m benchmarks.gpu.page
