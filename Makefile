@@ -15,7 +15,7 @@ TEACHER ?= Qwen/Qwen3-32B
 .PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling kill checkpoints verifier grading eval evaluation position diagnostics figures analysis decoding divergence mutants
 
 help:  ## this list
-	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 11
+	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
 setup: $(VENV)/ready  ## make .venv with everything that the other targets need
 
