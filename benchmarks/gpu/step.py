@@ -7,6 +7,7 @@ the recipe.
 
 import gc
 import json
+import sys
 import tempfile
 import time
 import warnings
@@ -152,6 +153,13 @@ def timed(sizes: Sizes, stock: bool) -> dict[str, Any]:
     return found
 
 
+def _place(file: str) -> str:
+    """A source file's path inside this project, or inside the folder of its package."""
+    file = file.rsplit("site-packages/", 1)[-1]
+    folders = [f"{ROOT}/", *(f"{path}/" for path in sys.path if path)]
+    return next((file.removeprefix(folder) for folder in folders if file.startswith(folder)), file)
+
+
 def probe(sizes: Sizes, stock: bool) -> dict[str, Any]:
     """Synchronisations per micro-batch, where they come from, and the kernels of one micro-batch."""
     counts, micro_batches, kernels = Counter(), [], []
@@ -172,7 +180,7 @@ def probe(sizes: Sizes, stock: bool) -> dict[str, Any]:
                     loss = inner(*args, **kwargs)
                 kernels.extend(profiler.key_averages())
             found = [w for w in caught[before:] if "synchroniz" in str(w.message)]
-            counts.update(f"{w.filename.rsplit('site-packages/', 1)[-1]}:{w.lineno}" for w in found)
+            counts.update(f"{_place(w.filename)}:{w.lineno}" for w in found)
             micro_batches.append(len(found))
             return loss
 
