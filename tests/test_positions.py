@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from trl import ModelConfig
 
 from entropy_grpo.models.load import raise_positions
 
@@ -17,7 +16,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_first_positions_are_as_before_and_more_are_there(tiny_model):
-    raised = raise_positions(tiny_model, ModelConfig(), 200)
+    raised = raise_positions(tiny_model, 200)
     before, after = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (tiny_model, raised))
     assert (before.config.max_position_embeddings, after.config.max_position_embeddings) == (128, 200)
     ids = torch.arange(1, 151)[None] % before.config.vocab_size
@@ -27,8 +26,8 @@ def test_first_positions_are_as_before_and_more_are_there(tiny_model):
 
 def test_the_model_itself_is_untouched_and_made_once(tiny_model):
     config = (Path(tiny_model) / "config.json").read_text()
-    made = {raise_positions(tiny_model, ModelConfig(), 200) for _ in range(2)}
-    assert len(made) == 1 and raise_positions(tiny_model, ModelConfig(), 300) not in made
+    made = {raise_positions(tiny_model, 200) for _ in range(2)}
+    assert len(made) == 1 and raise_positions(tiny_model, 300) not in made
     assert (Path(tiny_model) / "config.json").read_text() == config
     (weights,) = Path(made.pop()).glob("*.safetensors")
     assert weights.is_symlink() and weights.resolve().parent == Path(tiny_model).resolve()
@@ -36,9 +35,9 @@ def test_the_model_itself_is_untouched_and_made_once(tiny_model):
 
 def test_fewer_and_scaled_positions_are_refused(tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"max_position_embeddings is 64, but .* has 128 positions: leave it out"):
-        raise_positions(tiny_model, ModelConfig(), 64)
+        raise_positions(tiny_model, 64)
     config = json.loads((Path(tiny_model) / "config.json").read_text())
     config["rope_parameters"] = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="scales its rotations"):
-        raise_positions(str(tmp_path), ModelConfig(), 256)
+        raise_positions(str(tmp_path), 256)

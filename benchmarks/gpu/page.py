@@ -6,6 +6,7 @@ python -m benchmarks.gpu.page
 from typing import Any
 
 from benchmarks import measure
+from entropy_grpo.metrics.tables import table
 from entropy_grpo.runs import files
 
 TABLE = "python -m benchmarks.gpu"
@@ -21,12 +22,6 @@ def recorded(name: str) -> dict[str, Any]:
 def rows_of(name: str, prefix: str = "") -> list[dict[str, Any]]:
     """The measurements of a part whose names begin alike."""
     return [row for row in recorded(name)["measurements"] if row["name"].startswith(prefix)]
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def head() -> str:
@@ -45,7 +40,7 @@ def head() -> str:
         found = [errors[name][key] for key in ("log_probs", "entropies", "grad_weight")]
         told = ["-" if value is None else f"{value:.1e}" for value in found]
         lines.append([name, *times, f"{max(run['peak_gib'] for run in runs.values()):.1f}", *told])
-    return table(header, lines)
+    return table([header, *lines])
 
 
 def step() -> str:
@@ -67,7 +62,7 @@ def step() -> str:
     syncs = {row["name"][7:]: row["synchronisations of each micro-batch"] for row in rows_of("step", "probe: ")}
     said = "; ".join(f"{name} {', '.join(map(str, counts))}" for name, counts in syncs.items())
     return (
-        table(["optimiser steps, Qwen3-1.7B", "s a step", "tokens/s", "MFU", "peak GiB"], lines)
+        table([["optimiser steps, Qwen3-1.7B", "s a step", "tokens/s", "MFU", "peak GiB"], *lines])
         + f"\n\nSynchronisations of the host in each of the four micro-batches of a rollout: {said}."
     )
 
@@ -84,7 +79,7 @@ def memory() -> str:
                 *(f"{x['bytes_once'] / 1e9:.1f}" for x in (measured, planned)),
             ]
         )
-    return table(["14B-shaped, one sequence", "GB a layer", "planned", "GB once", "planned"], lines)
+    return table([["14B-shaped, one sequence", "GB a layer", "planned", "GB once", "planned"], *lines])
 
 
 def numerics() -> str:
@@ -103,7 +98,7 @@ def numerics() -> str:
                         f"{found['relative error']:.1e}",
                     ]
                 )
-    return table(["FSDP2", "output", "dtype", "on the bfloat16 grid", "relative error"], lines)
+    return table([["FSDP2", "output", "dtype", "on the bfloat16 grid", "relative error"], *lines])
 
 
 def select() -> str:

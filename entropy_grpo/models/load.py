@@ -133,10 +133,8 @@ def resolve_snapshot(model_path: str, model_config: CheckedModelConfig) -> str:
         try:
             try:
                 return fetch()
-            except (
-                ConnectionError,
-                TransportError,
-            ):  # offline; the cache may lack its list of files
+            except (ConnectionError, TransportError):
+                # Offline, and the cache may lack its list of files.
                 return fetch(local_files_only=True)
         except (OSError, TransportError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -152,7 +150,7 @@ def restore_name(model: PreTrainedModel | PeftModel, name: str, revision: str | 
     model.name_or_path = model.config._name_or_path = name
 
 
-def raise_positions(model_path: str, model_config: CheckedModelConfig, positions: int) -> str:
+def raise_positions(model_path: str, positions: int) -> str:
     """Make a folder that links a model's files and holds its configuration with `max_position_embeddings` raised.
 
     vLLM builds its table of rotations from the configuration file and refuses longer responses, and checkpoints copy

@@ -66,7 +66,7 @@ def main(settings: Settings, name: str) -> None:
         named = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
         model_path = resolve_snapshot(named, model_config)
         if run_config.max_position_embeddings is not None:
-            model_path = raise_positions(model_path, model_config, run_config.max_position_embeddings)
+            model_path = raise_positions(model_path, run_config.max_position_embeddings)
         tokenizer = load_tokenizer(model_path, model_config.model_revision, "model_name_or_path")
         check_ends(tokenizer, model_path)
         check_targets(model_path, model_config)
