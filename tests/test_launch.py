@@ -35,7 +35,7 @@ def rows(run):
 
 @pytest.fixture(scope="module")
 def run(demo_run):
-    assert "sharding: none, there is one process" in demo_run[1].stdout
+    assert "sharding: none, because there is one process" in demo_run[1].stdout
     return demo_run
 
 

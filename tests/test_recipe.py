@@ -168,14 +168,14 @@ def test_a_scalar_is_a_list_of_one_where_a_list_belongs(tmp_path):
         ("steps: 1\n", ["--stepz", "2"], ["command line", "stepz", "Did you mean steps?"]),
         ("steps: 1\n", ["--steps", "two"], ["command line", "steps is 'two'", "int"]),
         ("steps: 1\n", ["--steps", "1", "--steps", "2"], ["command line", "--steps is given twice"]),
-        ("steps: 1\n", ["4"], ["command line", "'4' follows no --key"]),
-        ("steps: 1\n# two\nsteps: 2\n", [], ["r.yaml:3: steps is given twice: remove one of them."]),
+        ("steps: 1\n", ["4"], ["command line", "'4' is a value without a key"]),
+        ("steps: 1\n# two\nsteps: 2\n", [], ["r.yaml:3: steps is given twice: remove one of the two."]),
         ("rewards: [{a: 1, b: 2,\n  a: 3}]\n", [], ["r.yaml:2: a is given twice"]),
         ("1: 2\n", [], ["r.yaml:1: there is no setting 1 (value 2)."]),
         ("- 1\n", [], ["r.yaml", "a mapping of keys to values", "a list"]),
-        ("a: [1\n", [], ["r.yaml:2: this is not YAML: expected ',' or ']'"]),
-        ("steps: 1\n---\nsteps: 2\n", [], ["r.yaml:2: this is not YAML", "another document"]),
-        ("name: \0\n", [], ["r.yaml: this is not YAML: unacceptable character"]),
+        ("a: [1\n", [], ["r.yaml:2: the file is not YAML: expected ',' or ']'"]),
+        ("steps: 1\n---\nsteps: 2\n", [], ["r.yaml:2: the file is not YAML", "another document"]),
+        ("name: \0\n", [], ["r.yaml: the file is not YAML: unacceptable character"]),
         ("base: other.yaml\n", [], ["other.yaml", "base of", "r.yaml", "no such recipe file"]),
         ("base: 3\n", [], ["r.yaml", "base is 3"]),
     ],
@@ -192,7 +192,7 @@ def test_refusals_are_one_sentence(tmp_path, text, words, parts):
 def test_cycle_is_named(tmp_path):
     write(tmp_path / "a.yaml", "base: b.yaml\n")
     write(tmp_path / "b.yaml", "base: a.yaml\n")
-    with pytest.raises(RecipeError, match=r"leads back to itself \(.*a.yaml -> .*b.yaml -> .*a.yaml\)"):
+    with pytest.raises(RecipeError, match=r"is its own base \(.*a.yaml -> .*b.yaml -> .*a.yaml\)"):
         recipe.load(tmp_path / "a.yaml")
 
 
@@ -269,7 +269,7 @@ def test_dump_refuses_what_would_end_the_string():
             ["vllm_importance_sampling_mode is 'sequence_mask'", "token_truncate"],
         ),
         (["--entropy_denominator", "some"], ["entropy_denominator is 'some'", "kept, all"]),
-        (["--entropy_selection", "bottom", "--top_entropy_quantile", "1.0"], ["'bottom' keeps", "below 1"]),
+        (["--entropy_selection", "bottom", "--top_entropy_quantile", "1.0"], ["which keeps the share 1", "below 1"]),
         (["--loss_type", "grpo"], ["entropy_denominator is 'kept'", "loss_type is 'grpo'", "dapo"]),
         (["--per_device_train_batch_size", "31"], ["124", "num_generations (8)"]),
         (["--gradient_accumulation_steps", "3"], ["steps_per_generation is 4", "gradient_accumulation_steps is 3"]),
@@ -286,7 +286,7 @@ def test_dump_refuses_what_would_end_the_string():
         (["--num_logged_samples", "-1"], ["num_logged_samples is -1"]),
         (["--num_dev_problems", "-1"], ["num_dev_problems is -1"]),
         (["--dataset_name", "null"], ["dataset_name"]),
-        (["--max_completion_length", "100000000"], ["generation_batch_size (128)", "max_completion_length"]),
+        (["--max_completion_length", "100000000"], ["generation_batch_size is 128", "max_completion_length"]),
     ],
 )
 def test_method_refusals_name_field_value_and_fix(words, parts):
@@ -339,7 +339,7 @@ def test_settings_get_the_batches_of_the_rollout():
     ("processes", "per_device", "words"),
     [
         (3, 2, ["3 processes", "use 1, 2, 4, 8, 16, 32, 64, 128, 256 processes"]),
-        (1, 3, ["per_device_train_batch_size is 3", "lower it to a divisor of 512"]),
+        (1, 3, ["per_device_train_batch_size is 3", "set it to a divisor of 512"]),
     ],
 )
 def test_processes_that_cannot_share_a_step_are_refused(processes, per_device, words):

@@ -200,18 +200,21 @@ def test_a_run_stays_on_its_plateau_and_goes_on_after_a_checkpoint():
     [
         ({"ppl_shaping_alpha": 0.0}, "ppl_shaping_alpha is 0.0: it must be above 0"),
         ({"ppl_shaping_alpha": 0.7}, "num_generations 4 it must be below 0.6667"),
-        ({"ppl_shaping_start": 3}, "ppl_shaping_start is 3, which nothing reads.*set ppl_shaping_alpha"),
-        ({"position_shaping_m": 10.0}, "position_shaping_m is 10.0, which nothing reads.*set position_shaping_gamma"),
-        ({"position_shaping_plateau_steps": 9}, "position_shaping_plateau_steps is 9, which nothing reads"),
+        ({"ppl_shaping_start": 3}, "ppl_shaping_start is 3, but .* is null, so nothing reads it: set ppl_shaping_alpha"),
+        ({"position_shaping_m": 10.0}, "position_shaping_m is 10.0, but .* is null, so nothing reads it: set position_shaping_gamma"),
+        (
+            {"position_shaping_plateau_steps": 9},
+            "position_shaping_plateau_steps is 9, but position_shaping_gamma is null",
+        ),
         ({"position_shaping_gamma": -0.1}, "position_shaping_gamma is -0.1: it must be above 0"),
         (
             {"position_shaping_gamma": 0.1, "position_shaping_start": 5, "position_shaping_end": 5},
-            "end must come after",
+            "set the end to a later step",
         ),
         ({"position_shaping_gamma": 0.1, "position_shaping_start": -1}, "position_shaping_start is -1: it must be 0"),
         (
             {"position_shaping_gamma": 0.1, "position_shaping_plateau_steps": 9, "position_shaping_end": 5},
-            "takes the place of position_shaping_start .0. and position_shaping_end .5.",
+            "replaces position_shaping_start .0. and position_shaping_end .5.",
         ),
         ({"ppl_shaping_alpha": 0.1, "ppl_shaping_plateau_steps": 0}, "ppl_shaping_plateau_steps is 0: it must be 1"),
         ({"position_shaping_gamma": 0.1, "position_shaping_d": 0.0}, "position_shaping_d is 0.0: it must be above 0"),

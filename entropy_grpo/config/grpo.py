@@ -40,35 +40,36 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             the loss is stock TRL's loss.
         entropy_selection: rule that chooses the kept tokens: `top` (highest entropy), `bottom` (all that `top` drops),
             `random`, or `gradient_norm` (largest norm of the gradient in the LM head's weight).
-        entropy_scope: tokens that share a threshold, always over all ranks: `micro_batch` (tokens of one forward
-            pass), `global` (tokens of one optimiser step) or `rollout` (tokens of a whole rollout). With gradient
-            accumulation, `global` costs one more forward pass without gradient per micro-batch. `rollout` takes the
-            entropies of the policy that wrote the rollout, from the pass that scores old log-probabilities. If the
-            kept tokens are known before the forward pass, the LM head projects only them. The logged entropies then
-            come from the pass that ranked the tokens.
-        entropy_denominator: divisor of the loss: the `kept` tokens of the optimiser step (Eq. 6), or, as in stock TRL,
-            `all` completion tokens, which makes the loss rho times too small.
+        entropy_scope: tokens that share a threshold, over all ranks: those of one forward pass (`micro_batch`), one
+            optimiser step (`global`) or one rollout (`rollout`). With gradient accumulation, `global` costs one more
+            forward pass without gradient per micro-batch. `rollout` ranks by the entropies of the policy that wrote
+            the rollout, from the pass that scores old log-probabilities. If the kept tokens are known before the
+            forward pass, the LM head projects only them. The logged entropies then come from the pass that ranked the
+            tokens.
+        entropy_denominator: divisor of the loss: `kept` for the kept tokens of the optimiser step (Eq. 6), `all` for
+            all completion tokens as in stock TRL. `all` makes the loss smaller by the factor rho.
         fused_lm_head: `auto` differentiates only the rows that have a gradient, on the fastest kernel for the device;
             `liger` does so on Liger's kernel; `trl` is TRL's head. Models that the sparse head cannot serve keep
             TRL's head.
         batch_by_length: group the sequences of an optimiser step by length, trim the padding that the sequences of a
-            pass share, and leave out sequences without a gradient. Losses and gradients stay the same up to rounding,
-            with one exception: with `micro_batch` scope, different tokens share a threshold. If a loss is a mean over
-            a micro-batch (bnpo, an entropy bonus, load balancing), TRL's micro-batches stay together. `false` batches
+            pass share, and leave out sequences without a gradient. Losses and gradients stay the same up to rounding.
+            The exception is `micro_batch` scope, where other tokens share a threshold. If a loss is a mean over a
+            micro-batch (bnpo, an entropy bonus, load balancing), TRL's micro-batches stay together. `false` batches
             like TRL.
-        prompts_per_rollout, steps_per_rollout: prompts of a rollout and optimiser steps that share it, independent of
-            the number of processes. With `num_generations` and `per_device_train_batch_size` they determine
+        prompts_per_rollout, steps_per_rollout: prompts of a rollout over all processes, and optimiser steps that share
+            the rollout. With `num_generations` and `per_device_train_batch_size` they determine
             `steps_per_generation` and `gradient_accumulation_steps`.
         dynamic_sampling: draw groups until a rollout is full of informative groups (DAPO). A group is informative if
             its share of right responses (first reward above 0) is neither 0 nor 1. Surplus groups open the next
-            rollout. Dynamic sampling draws the training problems in an order of its own; `num_train_epochs` counts
-            rollouts as without it.
+            rollout. Dynamic sampling draws the training problems in an order of its own. `num_train_epochs` counts
+            rollouts as without dynamic sampling.
         min_accuracy, max_accuracy: the lowest and the highest share of right responses of an informative group.
         max_sampling_rounds: rounds of generation for one rollout.
-        sampling_round_size: prompts that a round may draw, in rollouts. With `max_sampling_rounds` this is DAPO's
-            limit.
-        at_sampling_limit: action if groups are missing after the last round: `raise`, `top_up` (fill up with other
-            groups, whose tokens count in the denominator) or `partial` (a smaller rollout).
+        sampling_round_size: largest number of prompts that a round draws, in multiples of a rollout's prompts. With
+            `max_sampling_rounds` this is DAPO's limit.
+        at_sampling_limit: action if groups are missing after the last round. `raise` ends the run. `top_up` fills up
+            with groups that are not informative, whose tokens have no gradient and count in the denominator.
+            `partial` trains on a smaller rollout.
         max_group_age: rollouts that a surplus informative group may wait; 0 discards surplus groups.
         max_skipped_steps: consecutive optimiser steps that may be skipped because their gradient is not finite.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
@@ -85,11 +86,12 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     vllm_importance_sampling_mode: str = field(
         default="token_truncate",
         metadata={
-            "help": "Correction for the gap between vLLM and the policy: per token and capped, or one of TRL's."
+            "help": "TRL's correction for the gap between vLLM and the policy; per token and capped by default."
         },
     )
     entropy_selection: str = field(
-        default="top", metadata={"help": "Which tokens are kept: top, bottom (the others), random or gradient_norm."}
+        default="top",
+        metadata={"help": "Rule for the kept tokens: top (highest entropy), bottom, random or gradient_norm."},
     )
     entropy_scope: str = field(
         default="rollout",
@@ -99,45 +101,51 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         default="kept", metadata={"help": "Divide the loss by the kept tokens (Eq. 6) or by all completion tokens."}
     )
     fused_lm_head: str = field(
-        default="auto", metadata={"help": "LM head: auto or liger (rows without gradient cost nothing), or trl."}
+        default="auto", metadata={"help": "LM head: auto or liger skip rows without gradient, trl computes all rows."}
     )
     batch_by_length: bool = field(
         default=True, metadata={"help": "Group sequences by length, trim shared padding, skip those without gradient."}
     )
     prompts_per_rollout: int | None = field(
-        default=None, metadata={"help": "Prompts of a rollout, over all processes; accumulation follows from it."}
+        default=None, metadata={"help": "Prompts of a rollout over all processes; determines gradient accumulation."}
     )
     steps_per_rollout: int | None = field(
-        default=None, metadata={"help": "Optimiser steps that share a rollout; with prompts_per_rollout."}
+        default=None, metadata={"help": "Optimiser steps that share a rollout; set it with prompts_per_rollout."}
     )
     dynamic_sampling: bool = field(
-        default=False, metadata={"help": "Draw groups until a rollout is full of informative ones."}
+        default=False, metadata={"help": "Draw groups of responses until a rollout is full of informative groups."}
     )
     min_accuracy: float | None = field(
-        default=None, metadata={"help": "Lowest share of right responses of an informative group; above 0 by default."}
+        default=None, metadata={"help": "Lowest share of right responses in an informative group; above 0 by default."}
     )
     max_accuracy: float | None = field(
-        default=None, metadata={"help": "Highest share of right responses; below 1 by default."}
+        default=None,
+        metadata={"help": "Highest share of right responses in an informative group; below 1 by default."},
     )
     max_sampling_rounds: int = field(default=10, metadata={"help": "Rounds of generation for one rollout."})
-    sampling_round_size: int = field(default=3, metadata={"help": "Prompts that a round may draw, in rollouts."})
+    sampling_round_size: int = field(
+        default=3, metadata={"help": "Prompts that a round draws at most, in multiples of a rollout's prompts."}
+    )
     at_sampling_limit: str = field(
-        default="top_up", metadata={"help": "When the rounds are over: raise, top_up or partial."}
+        default="top_up",
+        metadata={"help": "Action if groups are missing after the last round: raise, top_up, partial."},
     )
     max_group_age: int = field(
-        default=1, metadata={"help": "Rollouts that an informative group may wait for its turn; 0 for none."}
+        default=1, metadata={"help": "Rollouts that a surplus informative group may wait; 0 discards surplus groups."}
     )
     max_skipped_steps: int = field(
-        default=10, metadata={"help": "Steps in a row that may be skipped for want of a finite gradient."}
+        default=10, metadata={"help": "Consecutive steps that may be skipped because their gradient is not finite."}
     )
     log_diagnostics: bool = field(
-        default=True, metadata={"help": "Log what tells how a run is doing: quality, token categories, changes."}
+        default=True, metadata={"help": "Log the quality of responses, entropy by token category, and policy changes."}
     )
     watch: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "What a watcher does, by name: off, warn (the default) or stop."}
+        default_factory=dict,
+        metadata={"help": "Action of each watcher, by its name: off, warn (the default) or stop."},
     )
     num_logged_samples: int = field(
-        default=2, metadata={"help": "Responses per log written to samples.jsonl with their token entropies."}
+        default=2,
+        metadata={"help": "Responses per log that samples.jsonl keeps with their token entropies; 0 for none."},
     )
 
     def __post_init__(self) -> None:
@@ -159,11 +167,14 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         if not 0 < rho <= 1:
             raise ValueError(f"top_entropy_quantile is {rho}: the kept share rho must lie in (0, 1].")
         if rho == 1 and self.entropy_selection == "bottom":
-            raise ValueError("entropy_selection 'bottom' keeps 1 - top_entropy_quantile = 0 tokens: set it below 1.")
+            raise ValueError(
+                "top_entropy_quantile is 1 and entropy_selection is 'bottom', which keeps the share 1 - "
+                "top_entropy_quantile = 0: set top_entropy_quantile below 1."
+            )
         if rho < 1 and self.entropy_denominator == "kept" and self.loss_type not in TOKEN_LEVEL_LOSSES:
             raise ValueError(
-                f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which is not divided by a number "
-                f"of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
+                f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which does not divide by a "
+                f"number of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
             )
         self._check_sampling()
         self.check_shaping(self.num_generations)
@@ -179,14 +190,15 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         check_installed(self.fused_lm_head, self.device)
         if rho < 1 and self.steps_per_generation % self.gradient_accumulation_steps != 0:
             raise ValueError(
-                f"steps_per_generation is {self.steps_per_generation}, gradient_accumulation_steps is "
-                f"{self.gradient_accumulation_steps}: the first must be a multiple of the second, so that an "
-                "optimiser step does not reach into a rollout that does not exist yet."
+                f"steps_per_generation is {self.steps_per_generation} and gradient_accumulation_steps is "
+                f"{self.gradient_accumulation_steps}: set the first to a multiple of the second, because an optimiser "
+                "step must not need tokens of the next rollout."
             )
         if self.generation_batch_size * self.max_completion_length >= MAX_TOKENS:
             raise ValueError(
-                f"generation_batch_size ({self.generation_batch_size}) times max_completion_length "
-                f"({self.max_completion_length}) must stay below {MAX_TOKENS} tokens: generate in smaller batches."
+                f"generation_batch_size is {self.generation_batch_size} and max_completion_length is "
+                f"{self.max_completion_length}: their product must stay below {MAX_TOKENS} tokens, so lower one of "
+                "them."
             )
 
     def _shape_batches(self) -> None:
@@ -197,7 +209,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         for name, value in zip(("prompts_per_rollout", "steps_per_rollout"), given, strict=True):
             if value is None or value < 1:
                 raise ValueError(
-                    f"{name} is {value}: set prompts_per_rollout and steps_per_rollout, both to 1 or more."
+                    f"{name} is {value}: set prompts_per_rollout and steps_per_rollout together, each to 1 or more."
                 )
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         steps, accumulation = batch_shape(*given, self.num_generations, self.per_device_train_batch_size, processes)
@@ -205,12 +217,13 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         for name, (default, value) in derived.items():
             if getattr(self, name) not in (default, value):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but it follows from prompts_per_rollout and steps_per_rollout, "
-                    f"which make it {value}: leave it out."
+                    f"{name} is {getattr(self, name)}, but prompts_per_rollout and steps_per_rollout determine it "
+                    f"({value}): leave it out."
                 )
             setattr(self, name, value)
 
     def _check_sampling(self) -> None:
+        """Refuse settings of dynamic sampling under which no group could be informative, or that nothing reads."""
         one_of("at_sampling_limit", self.at_sampling_limit, LIMITS)
         for name in ("max_sampling_rounds", "sampling_round_size"):
             if getattr(self, name) < 1:
@@ -220,14 +233,14 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             if value is not None and not self.dynamic_sampling:
                 raise ValueError(f"{name} is {value}, which only dynamic sampling reads: set dynamic_sampling: true.")
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}: a share of right responses lies in [0, 1].")
+                raise ValueError(f"{name} is {value}: a share of right responses must lie in [0, 1].")
         if self.dynamic_sampling:
             group = self.num_generations
             shares = [right / group for right in range(group + 1)]
             if not any(informative(share, self.min_accuracy, self.max_accuracy) for share in shares):
                 raise ValueError(
                     f"min_accuracy is {self.min_accuracy} and max_accuracy is {self.max_accuracy}: no number of right "
-                    f"responses out of num_generations ({group}) lies between them."
+                    f"responses out of num_generations ({group}) lies between them, so widen them."
                 )
 
     def _refuse_biased_sampling(self) -> None:
@@ -238,6 +251,6 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             for name in sampling.keys() & neutral.keys():
                 if sampling[name] not in neutral[name]:
                     raise ValueError(
-                        f"{where}{name} is {sampling[name]}: rollouts would not be drawn from the distribution that "
-                        f"scores them, which biases every ratio; set {name} to {neutral[name][0]} for training."
+                        f"{where}{name} is {sampling[name]}: rollouts would come from another distribution than their "
+                        f"scores, which biases every ratio, so set {name} to {neutral[name][0]} for training."
                     )

@@ -1,32 +1,32 @@
-"""Settings that each of TRL's losses reads; a setting that a loss reads in another way, or not at all, is refused."""
+"""Checks of settings against TRL's losses: a setting that the loss reads in another way, or ignores, is refused."""
 
 from typing import Any
 
 from ..registry import one_of
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
-# Losses that keep the ratio within [1 - epsilon, 1 + epsilon_high], and below `delta` where it is set.
+# Losses that keep the ratio within [1 - epsilon, 1 + epsilon_high], and below `delta` if it is set.
 CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
-# The level of importance sampling that these are made for; TRL warns and computes another loss.
+# Importance sampling level that a loss is made for. With another level TRL only warns, and computes another loss.
 LEVELS = {"luspo": "sequence", "vespo": "token"}
 
 
 def check_loss(args: Any) -> None:
-    """Refuse what does not go with the loss.
+    """Refuse settings that do not fit the loss.
 
     Args:
         args: a `trl.GRPOConfig`.
 
     Raises:
-        ValueError: it names the setting, its value and one that goes.
+        ValueError: a setting does not fit. The message names the setting, its value and a value that fits.
     """
     loss = args.loss_type
-    one_of("loss_type", loss, LOSSES)  # TRL notices at the first optimiser step
+    one_of("loss_type", loss, LOSSES)  # TRL notices an unknown loss only at the first optimiser step
     highest = args.epsilon if args.epsilon_high is None else args.epsilon_high
     if loss == "cispo" and highest < 1:
         raise ValueError(
-            f"epsilon_high is {highest} but loss_type is 'cispo', which cuts off the ratio itself there: every token "
-            "would count as little. Set epsilon_high to 5.0 (arXiv 2510.13786), or above 1."
+            f"epsilon_high is {highest} but loss_type is 'cispo', which caps the ratio itself at epsilon_high, so "
+            "even a ratio of 1 would be cut: set epsilon_high to 5.0 (arXiv 2510.13786), or to at least 1."
         )
     if args.delta is not None and loss not in CLIPPING_LOSSES:
         raise ValueError(
@@ -42,6 +42,6 @@ def check_loss(args: Any) -> None:
     mode = args.vllm_importance_sampling_mode
     if loss == "vespo" and args.use_vllm and args.vllm_importance_sampling_correction and "token" not in mode:
         raise ValueError(
-            f"vllm_importance_sampling_mode is {mode!r} but loss_type is 'vespo', which corrects token by token: set "
+            f"vllm_importance_sampling_mode is {mode!r} but loss_type is 'vespo', which corrects each token: set "
             "vllm_importance_sampling_mode to token_truncate or token_mask."
         )

@@ -6,8 +6,8 @@ A recipe file is valid YAML and valid Python, because `accelerate launch FILE` c
     ... ordinary YAML ...
     # \"\"\"; from entropy_grpo.launch import main; __name__ == "__main__" and main(__file__)
 
-YAML reads the first line as one more key and the last line as a comment; Python reads the text between as a string.
-Plain YAML without the two lines is a recipe, too, for `accelerate launch -m entropy_grpo.launch FILE`.
+YAML reads the first line as one more key and the last line as a comment. Python reads the text between as a string.
+Plain YAML without the two lines is also a recipe, for `accelerate launch -m entropy_grpo.launch FILE`.
 
 Every value is checked against the type of its dataclass field before data or a model is loaded. An error message is
 one sentence with file and line, key, value, and the nearest valid key or the expected type.
@@ -56,18 +56,20 @@ def load(path: Path) -> Settings:
 def _load(path: Path, children: tuple[Path, ...]) -> Settings:
     path = path.resolve() if children else path
     if not path.is_file():
-        named = f" ({PARENT_KEY} of {_shown(children[-1])})" if children else ""
-        raise RecipeError(f"{_shown(path)}{named}: there is no such recipe file.")
+        child = f" ({PARENT_KEY} of {_shown(children[-1])})" if children else ""
+        raise RecipeError(f"{_shown(path)}{child}: there is no such recipe file.")
     if path.resolve() in [child.resolve() for child in children]:
         chain = " -> ".join(_shown(p) for p in (*children, path))
-        raise RecipeError(f"{_shown(path)}: {PARENT_KEY} leads back to itself ({chain}): remove one of them.")
+        raise RecipeError(f"{_shown(path)}: the recipe is its own {PARENT_KEY} ({chain}): remove one {PARENT_KEY}.")
     values, lines = _read(path)
     if not isinstance(values, dict):
-        raise RecipeError(f"{_shown(path)}: a recipe is a mapping of keys to values, this is {_kind(values)}.")
+        raise RecipeError(
+            f"{_shown(path)}: a recipe is a mapping of keys to values, but this file is {_kind(values)}."
+        )
     values.pop("recipe", None)
     parent = values.pop(PARENT_KEY, None)
     if parent is not None and not isinstance(parent, str):
-        raise RecipeError(f"{_shown(path)}: {PARENT_KEY} is {parent!r}: name one recipe file.")
+        raise RecipeError(f"{_shown(path)}: {PARENT_KEY} is {parent!r}: set it to the path of one recipe file.")
     inherited = _load(path.parent / parent, (*children, path)) if parent is not None else {}
     folder = path.resolve().parent
     own = {str(k): Setting(v, f"{_shown(path)}:{lines.get(str(k), 1)}", folder) for k, v in values.items()}
@@ -80,21 +82,24 @@ def _read(path: Path) -> tuple[Any, dict[str, int]]:
         text = path.read_text(encoding="utf-8")
         return yaml12.parse(text), yaml12.key_lines(text)
     except yaml12.RepeatedKey as error:
-        raise RecipeError(f"{_shown(path)}:{error.line}: {error}: remove one of them.") from error
+        raise RecipeError(f"{_shown(path)}:{error.line}: {error}: remove one of the two.") from error
     except (yaml12.NotYAML, UnicodeDecodeError) as error:
         line = getattr(error, "line", None)
         where = _shown(path) if line is None else f"{_shown(path)}:{line}"
-        raise RecipeError(f"{where}: this is not YAML: {error}.") from error
+        raise RecipeError(f"{where}: the file is not YAML: {error}.") from error
 
 
 def launch_words(path: str | Path) -> list[str]:
-    """Return the launcher's arguments before a recipe's name: plain YAML is not Python and needs a module to run."""
+    """Return the arguments of `accelerate launch` before a recipe's name.
+
+    Plain YAML is not Python, so a recipe without the two lines needs `-m entropy_grpo.launch`.
+    """
     lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n") if Path(path).is_file() else []
     return [] if lines[:1] == [FIRST_LINE] and LAST_LINE in lines[-2:] else ["-m", "entropy_grpo.launch"]
 
 
 def overrides(arguments: Sequence[str]) -> Settings:
-    """Parse `--key value`, `--key=value`, `--key a b c` (a list) and `--flag` (true); values are YAML."""
+    """Parse `--key value`, `--key=value`, `--key a b c` (a list) and `--flag` (true). Values are YAML."""
     settings: dict[str, list[str]] = {}
     key = None
     for argument in arguments:
@@ -102,10 +107,10 @@ def overrides(arguments: Sequence[str]) -> Settings:
             key, _, value = argument[2:].partition("=")
             key = key.replace("-", "_")
             if key in settings:
-                raise RecipeError(f"{COMMAND_LINE}: --{key} is given twice.")
+                raise RecipeError(f"{COMMAND_LINE}: --{key} is given twice: remove one of the two.")
             settings[key] = [value] if "=" in argument else []
         elif key is None:
-            raise RecipeError(f"{COMMAND_LINE}: {argument!r} follows no --key.")
+            raise RecipeError(f"{COMMAND_LINE}: {argument!r} is a value without a key: write --KEY before it.")
         else:
             settings[key].append(argument)
     return {key: Setting(_from_words(words), COMMAND_LINE) for key, words in settings.items()}
@@ -169,12 +174,13 @@ def _checked(key: str, setting: Setting, hint: Any) -> Any:
         if isinstance(value, str) and _is_number(value):
             advice = f": write {value} without quotes"
         raise RecipeError(
-            f"{setting.source}: {key} is {value!r}, {_kind(value)}, where {wanted} belongs{advice}."
+            f"{setting.source}: {key} is {value!r} ({_kind(value)}), but its type is {wanted}{advice}."
         ) from error
 
 
 def _also_meant(setting: Setting) -> list[Any]:
-    """Return other readings of a value of the wrong type: a list of one, and text on the command line (a name `7`)."""
+    """Return other readings of a value of the wrong type: a list of one and, on the command line, text (a name "
+    "`7`)."""
     value = setting.value
     if isinstance(value, (list, dict)):
         return []
@@ -194,7 +200,7 @@ def dump(settings: Settings) -> str:
     values = {key: setting.value for key, setting in sorted(settings.items())}
     body = yaml12.dump(values)
     if '"""' in body or any(line.startswith("---") for line in body.splitlines()):
-        raise RecipeError('a value contains """ or a line that starts with ---, which a recipe file cannot hold.')
+        raise RecipeError('a setting contains """ or a line that starts with ---, which a recipe file cannot hold.')
     return (
         f"{FIRST_LINE}\n# Every setting of this run; launch it again with: accelerate launch FILE\n{body}{LAST_LINE}\n"
     )

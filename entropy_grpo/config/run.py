@@ -22,19 +22,20 @@ class RunConfig(DataConfig, GradingConfig):
 
     Parameters, beside the parameters of `DataConfig` and `GradingConfig`:
         trainer: `grpo`, or `sft` for a cold start, whose settings are in `sft.SFTRunConfig`.
-        accelerate_config: file in `accelerate_configs/` (or any path) that sets the sharding if a launch with several
-            processes names no file itself; `none` for plain data parallelism.
+        accelerate_config: configuration file of accelerate that sets the sharding, such as
+            `accelerate_configs/fsdp2.yaml`. It is read if the launch has several processes and names no file itself.
+            `none` is plain data parallelism.
         max_position_embeddings: number of positions in a copy of the model's configuration, which vLLM, checkpoints
-            and evaluations read; null for the model's own.
-        rewards: names of reward functions (see `rewards.REWARDS`), `overlong`, or `module:function`; the first one
-            decides whether a response is right. TRL's `reward_weights` are their factors.
-        overlong_cache_length: with `overlong`, the last tokens before `max_completion_length`, over which DAPO's
-            penalty falls from 0 to -1.
+            and evaluations read. null keeps the model's own number.
+        rewards: names of reward functions (see `rewards.REWARDS`), `overlong`, or `module:function`. The first reward
+            decides whether a response is right. TRL's `reward_weights` are the factors of the rewards.
+        overlong_cache_length: number of tokens before `max_completion_length` over which DAPO's `overlong` penalty
+            falls from 0 to -1.
         reward_scale: values of a right and a wrong answer for rewards by name: `0/1` for 1 and 0, `+-1` for 1 and -1.
             `overlong` and your own functions have their own values.
-        eval_benchmarks: benchmarks that the policy answers during training, `num_generations_eval` times per question;
-            names of `entropy-grpo eval` or files. A benchmark that fails is logged, and the run continues.
-        eval_benchmark_steps: optimiser steps between evaluations; with eval_benchmarks.
+        eval_benchmarks: benchmarks that the policy answers during training, `num_generations_eval` times per question.
+            Each is a name of `entropy-grpo eval` or a file. A benchmark that fails is logged, and the run continues.
+        eval_benchmark_steps: optimiser steps between evaluations of `eval_benchmarks`.
     """
 
     trainer: str = "grpo"
@@ -66,7 +67,10 @@ class RunConfig(DataConfig, GradingConfig):
         for name in self.eval_benchmarks:
             benchmark = find(name)
             if benchmark is not None and benchmark.kind == CODE:
-                raise ValueError(f"eval_benchmarks names {name!r}, whose programs only entropy-grpo eval runs.")
+                raise ValueError(
+                    f"eval_benchmarks names {name!r}, a benchmark of programs, which only entropy-grpo eval can run: "
+                    "remove it."
+                )
             if benchmark is None and Path(name).suffix not in FILE_FORMATS:
                 raise ValueError(
                     f"eval_benchmarks names {name!r}: choose among {', '.join(BENCHMARKS)} and files that end in "
@@ -75,8 +79,8 @@ class RunConfig(DataConfig, GradingConfig):
         steps = self.eval_benchmark_steps
         if bool(self.eval_benchmarks) != (steps is not None) or (steps is not None and steps < 1):
             raise ValueError(
-                f"eval_benchmark_steps is {steps} and eval_benchmarks is {self.eval_benchmarks}: set both, the steps "
-                "to 1 or more, or neither."
+                f"eval_benchmark_steps is {steps} and eval_benchmarks is {self.eval_benchmarks}: set both, with 1 or "
+                "more steps, or neither."
             )
 
 

@@ -17,11 +17,11 @@ class SFTRunConfig(SourceConfig, GradingConfig):
     Parameters, beside the parameters of `SourceConfig` and `GradingConfig`:
         trainer: `sft`.
         accelerate_config: as in `RunConfig`.
-        dataset_name: a `.jsonl` / `.parquet` file or a Hub id with a row per response of the teacher, such as the
+        dataset_name: a `.jsonl` or `.parquet` file or a Hub id with a row per response of the teacher, such as the
             `BENCHMARK.parquet` of `entropy-grpo eval`.
-        response_column: column with the response, which is right if its boxed answer is right.
+        response_column: column with the response. A response is right if its boxed answer is right.
         prompt_template: the same template as in the training that follows.
-        num_responses: number of right responses to imitate, one per problem; null for all right responses.
+        num_responses: number of right responses to imitate, at most one per problem. null imitates all of them.
     """
 
     trainer: str = "sft"
@@ -31,16 +31,18 @@ class SFTRunConfig(SourceConfig, GradingConfig):
 
     def __post_init__(self) -> None:
         if not self.dataset_name:
-            raise ValueError("dataset_name is missing: name a file or a Hub id with a teacher's responses.")
+            raise ValueError("dataset_name is missing: set it to a file or a Hub id with a teacher's responses.")
         if self.num_responses is not None and self.num_responses < 1:
-            raise ValueError(f"num_responses is {self.num_responses}: it must be 1 or more, or null for all.")
+            raise ValueError(
+                f"num_responses is {self.num_responses}: it must be 1 or more, or null for all right ones."
+            )
         self.check_source()
         self.check_grading()
 
 
 @dataclass
 class TeacherSFTConfig(SFTConfig):
-    """`trl.SFTConfig` whose batch size is stated in responses.
+    """`trl.SFTConfig` with a batch size in responses.
 
     Parameters:
         responses_per_step: responses of an optimiser step, over all processes. With `per_device_train_batch_size` it
@@ -48,7 +50,8 @@ class TeacherSFTConfig(SFTConfig):
     """
 
     responses_per_step: int | None = field(
-        default=None, metadata={"help": "Responses of an optimiser step, over all processes; accumulation follows."}
+        default=None,
+        metadata={"help": "Responses of an optimiser step over all processes; determines gradient accumulation."},
     )
 
     def __post_init__(self) -> None:
@@ -63,8 +66,8 @@ class TeacherSFTConfig(SFTConfig):
                 )
             if self.gradient_accumulation_steps not in (1, accumulation):
                 raise ValueError(
-                    f"gradient_accumulation_steps is {self.gradient_accumulation_steps}, but it follows from "
-                    f"responses_per_step, which makes it {accumulation}: leave it out."
+                    f"gradient_accumulation_steps is {self.gradient_accumulation_steps}, but responses_per_step "
+                    f"determines it ({accumulation}): leave it out."
                 )
             self.gradient_accumulation_steps = accumulation
         super().__post_init__()

@@ -9,53 +9,65 @@ from ..objective.advantages import Schedule, largest_weight
 class ShapingConfig:
     """Fields of arXiv 2508.02260 in `EntropyForkGRPOConfig`; by default no advantage is shaped.
 
-    Optimiser steps are counted from 0. The optimiser step decides whether advantages are shaped. If several steps
-    share a rollout, the same responses may be shaped in some of these steps only.
+    Optimiser steps are counted from 0. Each optimiser step decides whether its advantages are shaped. If several steps
+    share a rollout, some of the steps may shape the advantages and others not.
 
     Parameters:
-        ppl_shaping_alpha: advantages become A * (1 - alpha * w), w the standardised log-perplexity of the response
-            within its group (Eq. 7, 9), under the policy that wrote it, at the sampling temperature.
-        position_shaping_gamma: advantages become A + sign(A) * b, b = gamma * sigmoid(d * m * (l - n)), l the relative
-            position of the token in [0, 1] (Eq. 8, 10).
-        position_shaping_d, position_shaping_m, position_shaping_n: shape of the bonus; with the paper's printed
-            n = -0.5, every token has the same bonus (see `objective.advantages`).
-        position_shaping_cap: largest bonus as a share of |A|; 0.5 in the released code.
+        ppl_shaping_alpha: strength of PPL shaping. Advantages become A * (1 - alpha * w), where w is the standardised
+            log-perplexity of the response within its group (Eq. 7, 9). The log-perplexity is that of the policy that
+            wrote the response, at the sampling temperature.
+        position_shaping_gamma: strength of position shaping. Advantages become A + sign(A) * b with the bonus
+            b = gamma * sigmoid(d * m * (l - n)), where l is the token's relative position in [0, 1] (Eq. 8, 10).
+        position_shaping_d, position_shaping_m, position_shaping_n: shape of the bonus. With the paper's printed
+            n = -0.5, every token has almost the same bonus (see `objective.advantages`).
+        position_shaping_cap: largest bonus as a share of |A|, 0.5 in the released code.
         ppl_shaping_start, position_shaping_start: first optimiser step with shaping.
-        ppl_shaping_end, position_shaping_end: first later optimiser step without shaping; null for the end of the run.
-        ppl_shaping_plateau_steps, position_shaping_plateau_steps: replaces start and end; shaping is active for this
+        ppl_shaping_end, position_shaping_end: first later optimiser step without shaping. null shapes until the end
+            of the run.
+        ppl_shaping_plateau_steps, position_shaping_plateau_steps: replaces start and end. Shaping is active for this
             many optimiser steps after the plateau is detected.
         plateau_window: optimiser steps over which the change of entropy and accuracy is measured (see
             `objective.stages`).
-        plateau_share: the plateau begins when both change by at most this share of their fastest change so far.
+        plateau_share: the plateau begins when entropy and accuracy change by at most this share of their fastest
+            change so far.
     """
 
     ppl_shaping_alpha: float | None = field(
-        default=None, metadata={"help": "PPL shaping: the weight of a response's perplexity; none by default."}
+        default=None, metadata={"help": "Strength of PPL shaping; none by default."}
     )
     ppl_shaping_start: int = field(default=0, metadata={"help": "First optimiser step with PPL shaping."})
-    ppl_shaping_end: int | None = field(default=None, metadata={"help": "First optimiser step without it again."})
+    ppl_shaping_end: int | None = field(
+        default=None,
+        metadata={"help": "First later optimiser step without PPL shaping; the end of the run by default."},
+    )
     ppl_shaping_plateau_steps: int | None = field(
-        default=None, metadata={"help": "Instead: optimiser steps with it, from the detected plateau on."}
+        default=None,
+        metadata={"help": "Optimiser steps with PPL shaping after the detected plateau; replaces start and end."},
     )
     position_shaping_gamma: float | None = field(
-        default=None, metadata={"help": "Position shaping: the largest bonus of a token; none by default."}
+        default=None, metadata={"help": "Strength of position shaping, the largest bonus of a token; none by default."}
     )
-    position_shaping_d: float = field(default=1.0, metadata={"help": "Factor in the bonus's sigmoid."})
-    position_shaping_m: float = field(default=15.0, metadata={"help": "How steeply the bonus grows."})
+    position_shaping_d: float = field(default=1.0, metadata={"help": "Factor in the sigmoid of the bonus."})
+    position_shaping_m: float = field(default=15.0, metadata={"help": "Steepness of the bonus."})
     position_shaping_n: float = field(default=0.5, metadata={"help": "Relative position with half the bonus."})
     position_shaping_cap: float | None = field(
-        default=None, metadata={"help": "Largest bonus as a share of the advantage; none by default."}
+        default=None, metadata={"help": "Largest bonus as a share of the absolute advantage; none by default."}
     )
     position_shaping_start: int = field(default=0, metadata={"help": "First optimiser step with position shaping."})
-    position_shaping_end: int | None = field(default=None, metadata={"help": "First optimiser step without it again."})
+    position_shaping_end: int | None = field(
+        default=None,
+        metadata={"help": "First later optimiser step without position shaping; the end of the run by default."},
+    )
     position_shaping_plateau_steps: int | None = field(
-        default=None, metadata={"help": "Instead: optimiser steps with it, from the detected plateau on."}
+        default=None,
+        metadata={"help": "Optimiser steps with position shaping after the detected plateau; replaces start and end."},
     )
     plateau_window: int = field(
-        default=80, metadata={"help": "Optimiser steps over which entropy's and accuracy's change is measured."}
+        default=80, metadata={"help": "Optimiser steps over which the change of entropy and accuracy is measured."}
     )
     plateau_share: float = field(
-        default=0.2, metadata={"help": "Plateau: both change by at most this share of their fastest change."}
+        default=0.2,
+        metadata={"help": "Plateau: entropy and accuracy change by at most this share of their fastest change."},
     )
 
     @property
@@ -73,12 +85,12 @@ class ShapingConfig:
         alpha, limit = self.ppl_shaping_alpha, 1 / largest_weight(group_size)
         if alpha is not None and alpha >= limit:
             raise ValueError(
-                f"ppl_shaping_alpha is {alpha}: with num_generations {group_size} it must be below {limit:.4g}, or an "
-                "advantage could change its sign."
+                f"ppl_shaping_alpha is {alpha}: with num_generations {group_size} it must be below {limit:.4g}, so "
+                "that no advantage can change its sign."
             )
         for name in ("position_shaping_d", "position_shaping_m"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0, or the bonus does not grow.")
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0, so that the bonus grows.")
         if self.position_shaping_cap is not None and self.position_shaping_cap <= 0:
             raise ValueError(f"position_shaping_cap is {self.position_shaping_cap}: it must be above 0, or null.")
         if self.plateau_window < 2:
@@ -93,7 +105,7 @@ class ShapingConfig:
                 value = getattr(self, setting.name)
                 if setting.name.startswith(method) and value != setting.default:
                     raise ValueError(
-                        f"{setting.name} is {value}, which nothing reads while {strength} is null: set {strength}."
+                        f"{setting.name} is {value}, but {strength} is null, so nothing reads it: set {strength}."
                     )
             return
         if getattr(self, strength) <= 0:
@@ -101,8 +113,8 @@ class ShapingConfig:
         start, end, plateau_steps = (getattr(self, f"{method}_{name}") for name in ("start", "end", "plateau_steps"))
         if plateau_steps is not None and (start, end) != (0, None):
             raise ValueError(
-                f"{method}_plateau_steps is {plateau_steps}, which takes the place of {method}_start ({start}) and "
-                f"{method}_end ({end}): leave those out."
+                f"{method}_plateau_steps is {plateau_steps}, which replaces {method}_start ({start}) and {method}_end "
+                f"({end}): leave start and end out."
             )
         if plateau_steps is not None and plateau_steps < 1:
             raise ValueError(f"{method}_plateau_steps is {plateau_steps}: it must be 1 or more optimiser steps.")
@@ -110,5 +122,5 @@ class ShapingConfig:
             raise ValueError(f"{method}_start is {start}: it must be 0 or more.")
         if end is not None and end <= start:
             raise ValueError(
-                f"{method}_start is {start} and {method}_end is {end}: the end must come after the start."
+                f"{method}_start is {start} and {method}_end is {end}: set the end to a later step than the start."
             )

@@ -18,14 +18,14 @@ def sharding_environment(config_file: Path) -> dict[str, str]:
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
 
-    # accelerate refuses a port in use, and its default is the one that the running launch itself listens on.
+    # accelerate refuses a port in use, and the running launch listens on accelerate's default port.
     words = ["--config_file", str(config_file), "--main_process_port", "0", "recipe.yaml"]
     parsed = launch_command_parser().parse_args(words)
     parsed, _, _ = _validate_launch_command(parsed)
     if parsed.use_deepspeed:
         raise RecipeError(
-            f"accelerate_config is {config_file}, a DeepSpeed configuration, which only the launcher can set up: "
-            f"run accelerate launch --config_file {config_file} RECIPE."
+            f"accelerate_config is {config_file}, a DeepSpeed configuration, which only the launcher can set up: run "
+            f"accelerate launch --config_file {config_file} RECIPE."
         )
     environment = prepare_multi_gpu_env(parsed)
     return {k: v for k, v in environment.items() if k.startswith(SHARDING_VARIABLES) and os.environ.get(k) != v}
@@ -43,8 +43,9 @@ def find_config(setting: Setting | None) -> Path | None:
     file = next((folder / setting.value for folder in folders if (folder / setting.value).is_file()), None)
     if file is None:
         raise RecipeError(
-            f"{setting.source}: accelerate_config is {setting.value!r}, and there is no such file in the working "
-            f"directory, the recipe's folder or those above it: name a file of accelerate_configs/, or {NO_CONFIG}."
+            f"{setting.source}: accelerate_config is {setting.value!r}: there is no such file in the working "
+            "directory, the recipe's folder or a folder above it. Set it to a file of accelerate_configs/ or to "
+            f"{NO_CONFIG}."
         )
     return file
 
@@ -58,11 +59,11 @@ def choose_sharding(settings: Settings) -> str:
     setting = settings.get("accelerate_config")
     chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
     if chosen:
-        return "sharding: as the launcher's own configuration says"
+        return "sharding: from the launcher's own configuration"
     file = find_config(setting)
     if file is None:
         return "sharding: none"
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return "sharding: none, there is one process"
+        return "sharding: none, because there is one process"
     os.environ.update(sharding_environment(file))
-    return f"sharding: as {setting.value} says"
+    return f"sharding: from {setting.value}"
