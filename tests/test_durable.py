@@ -159,7 +159,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tiny_model, tmp_path, mon
 def test_too_many_of_them_in_a_row_end_the_run(tiny_model, tmp_path, monkeypatch):
     poisoned = poison(fixed_rollout.EntropyForkGRPOTrainer, {0, 2, 3, 4}, float("nan"))
     monkeypatch.setattr(fixed_rollout, "EntropyForkGRPOTrainer", poisoned)
-    with pytest.raises(RuntimeError, match=r"3 optimiser steps in a row.*max_skipped_steps allows 2"):
+    with pytest.raises(RuntimeError, match=r"3 consecutive optimiser steps.*max_skipped_steps is 2"):
         fixed_rollout.train(tiny_model, tmp_path, max_steps=9, max_skipped_steps=2)
 
 

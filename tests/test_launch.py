@@ -190,7 +190,7 @@ def test_sharding_is_the_recipes_unless_the_launcher_chose(environment, value, s
     [
         (["--learning_rat", "1e-4"], ["command line", "learning_rat", "Did you mean learning_rate?"]),
         (["--num_train_problems", "15"], ["15 problems", "one rollout takes 16"]),
-        (["--output_dir", "/proc/nowhere"], ["output_dir is '/proc/nowhere'", "cannot write there"]),
+        (["--output_dir", "/proc/nowhere"], ["output_dir is '/proc/nowhere'", "cannot be written"]),
         (
             ["--output_dir", str(REPOSITORY / "recipes")],
             ["output_dir", "is not empty", "--resume_from_checkpoint true"],

@@ -360,7 +360,7 @@ def test_at_the_limit_of_rounds(tiny_model, tmp_path, limit):
     settings = {"data": data, "reward": reward, "top_entropy_quantile": 0.5, "entropy_scope": "rollout"}
     settings |= {"dynamic_sampling": True, "max_sampling_rounds": 3, "at_sampling_limit": limit}
     if limit == "raise":
-        with pytest.raises(RuntimeError, match=r"1 of 2 informative ones missing.*at_sampling_limit"):
+        with pytest.raises(RuntimeError, match=r"1 of 2 informative groups are missing.*at_sampling_limit"):
             fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
         return
     trainer = fixed_rollout.train(tiny_model, tmp_path / "a", **settings)

@@ -65,7 +65,7 @@ def taken(cfg, max_length=None):
 def test_the_first_right_response_of_a_problem_is_taken(tmp_path):
     found, origin = taken(config(tmp_path))
     assert found == [0, 3, 6, 7]
-    assert origin["left_out"] == {"wrong": 2, "another response to the problem is taken": 2}
+    assert origin["left_out"] == {"wrong": 2, "further right responses to a problem": 2}
 
 
 def test_one_that_is_too_long_gives_way_to_a_shorter_one(tmp_path):
@@ -86,7 +86,7 @@ def test_evaluation_problems_are_left_out(tmp_path):
 
 def test_too_few_right_responses_are_refused(tmp_path):
     assert taken(config(tmp_path, num_responses=3))[0] == [0, 3, 6]
-    with pytest.raises(ValueError, match=r"num_responses is 5 but .* has 4 to take"):
+    with pytest.raises(ValueError, match=r"num_responses is 5 but .* has 4 usable responses"):
         taken(config(tmp_path, num_responses=5))
 
 
@@ -132,7 +132,7 @@ def test_bad_settings_are_refused_in_a_sentence(tmp_path, fields, sentence):
 
 
 def test_missing_column_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"response_column is 'answer' but .* has none: .* \(response\)"):
+    with pytest.raises(ValueError, match=r"response_column is 'answer', which .* does not have: .* one of response\."):
         load_rows(config(tmp_path, response_column="answer"))
 
 

@@ -200,8 +200,8 @@ def test_a_run_stays_on_its_plateau_and_goes_on_after_a_checkpoint():
     [
         ({"ppl_shaping_alpha": 0.0}, "ppl_shaping_alpha is 0.0: it must be above 0"),
         ({"ppl_shaping_alpha": 0.7}, "num_generations 4 it must be below 0.6667"),
-        ({"ppl_shaping_start": 3}, "ppl_shaping_start is 3, but .* is null, so nothing reads it: set ppl_shaping_alpha"),
-        ({"position_shaping_m": 10.0}, "position_shaping_m is 10.0, but .* is null, so nothing reads it: set position_shaping_gamma"),
+        ({"ppl_shaping_start": 3}, "ppl_shaping_start is 3, but ppl_shaping_alpha is null.*: set"),
+        ({"position_shaping_m": 10.0}, "position_shaping_m is 10.0, but position_shaping_gamma is null.*: set"),
         (
             {"position_shaping_plateau_steps": 9},
             "position_shaping_plateau_steps is 9, but position_shaping_gamma is null",

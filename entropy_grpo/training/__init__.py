@@ -1,1 +1,1 @@
-"""The trainer, and the jobs that it and the cold start run."""
+"""The trainer, and the jobs of GRPO training and of the cold start."""

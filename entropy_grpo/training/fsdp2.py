@@ -1,4 +1,4 @@
-"""FSDP2 beside accelerate's and TRL's use of it: precision, weights for vLLM, answers before training."""
+"""Additions to FSDP2 in accelerate and TRL: float32 results, sharded weights for vLLM, evaluation before training."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,10 +15,11 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 
 class Float32Results(TrainerCallback):
-    """Keep the outputs of a sharded bfloat16 model as it computes them, and sum its gradients in float32.
+    """Keep the dtype of a sharded bfloat16 model's outputs, and sum its gradients over ranks in float32.
 
-    accelerate's policy for FSDP2 casts what the model returns, log-probabilities and entropies included, to bfloat16,
-    and reduces gradients in bfloat16, as ZeRO-3 does. This runs before any model is sharded, also a reference model.
+    accelerate's policy for FSDP2 casts the model's outputs, including log-probabilities and entropies, to bfloat16.
+    It also reduces gradients in bfloat16, as ZeRO-3 does. The callback runs before any model is sharded, including a
+    reference model.
     """
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -32,9 +33,9 @@ class Float32Results(TrainerCallback):
 
 
 def reshard(model: nn.Module) -> None:
-    """Divide every parameter over the processes again.
+    """Shard every parameter over the processes again.
 
-    After a pass without gradient FSDP2 leaves the final norm and the LM head whole, as plain tensors.
+    After a pass without gradient, FSDP2 leaves the final norm and the LM head unsharded, as plain tensors.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -42,7 +43,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def reshard_before_sync(generation: VLLMGeneration) -> None:
-    """Have TRL find sharded parameters whenever it sends them to vLLM: it calls `full_tensor()` on each."""
+    """Shard the parameters before TRL sends them to vLLM, because TRL calls `full_tensor()` on each parameter."""
     synchronise = generation.sync_weights
 
     def synchronise_sharded() -> None:
@@ -54,11 +55,11 @@ def reshard_before_sync(generation: VLLMGeneration) -> None:
 
 @contextmanager
 def answering(trainer: Trainer) -> Iterator[None]:
-    """Prepare the model of several processes as training does before it answers, and leave it sharded.
+    """Prepare the model on several processes as training does, and reshard it after the evaluation.
 
-    An evaluation before training would prepare the model by itself: accelerate refuses that for FSDP2, and for DDP it
-    marks the model as prepared, so that training would never wrap it, and processes would not share their gradients.
-    Training prepares model and optimiser again and looks for the parameters of one among those of the other.
+    An evaluation before training would prepare the model without an optimiser. accelerate refuses this for FSDP2. For
+    DDP it marks the model as prepared, so that training never wraps it and processes do not share gradients. The
+    optimiser is prepared with the model because training looks for the model's parameters in the optimiser.
     """
     is_prepared = isinstance(trainer.model, FSDPModule) or trainer.model_wrapped is not trainer.model
     several = trainer.accelerator.num_processes > 1 and not trainer.is_deepspeed_enabled

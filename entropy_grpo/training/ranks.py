@@ -1,4 +1,4 @@
-"""The processes of a launch, as `objective.ranks.Ranks`."""
+"""Processes of a launch as `objective.ranks.Ranks`."""
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,7 @@ def ranks_of(accelerator: Accelerator) -> Ranks:
 
     def gather(tensor: Tensor, pad_left: bool) -> Tensor:
         dtype = tensor.dtype
-        # A rank that pads booleans makes integers of them, and a rank that need not pad does not.
+        # A rank that pads turns booleans into integers, and a rank that needs no padding does not.
         tensor = tensor.byte() if dtype == torch.bool else tensor
         return accelerator.gather(accelerator.pad_across_processes(tensor, dim=1, pad_first=pad_left)).to(dtype)
 

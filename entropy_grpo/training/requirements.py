@@ -1,4 +1,4 @@
-"""Packages, GPUs and processes that a recipe needs, looked up before anything large is loaded."""
+"""Checks of the packages, GPUs and processes that a recipe needs, made before data or a model is loaded."""
 
 import importlib.util
 import os
@@ -11,28 +11,34 @@ from ..config.recipe import RecipeError, Settings
 
 
 def has(*packages: str) -> bool:
-    """True if one of the packages is installed."""
+    """True if at least one of the packages is installed."""
     return any(importlib.util.find_spec(package) is not None for package in packages)
 
 
 def check_packages(settings: Settings, has: Callable[..., bool] = has) -> None:
-    """Refuse settings whose package is not installed; `RecipeError` names the setting, its value and the command."""
+    """Refuse settings whose package is not installed.
+
+    Raises:
+        RecipeError: a package is missing. The message names the setting, its value and the command that installs it.
+    """
     trackers = settings["report_to"].value if "report_to" in settings else []
     available = get_available_reporting_integrations()
     missing = {
         "use_vllm": lambda value: value is True and not has("vllm") and 'pip install -e ".[vllm]"',
         "deepspeed": lambda value: value is not None and not has("deepspeed") and "pip install deepspeed",
-        # transformers takes the kernel from the Hub where `kernels` is installed.
+        # If `kernels` is installed, transformers takes the kernel from the Hub.
         "attn_implementation": lambda value: (
             str(value).startswith("flash_attention")
             and not has("flash_attn", "flash_attn_interface", "kernels")
-            and "pip install flash-attn, or set it to sdpa"
+            and "pip install flash-attn, or set attn_implementation to sdpa"
         ),
     }
     for name, command in missing.items():
-        if name in settings and (said := command(settings[name].value)):
+        if name in settings and (fix := command(settings[name].value)):
             setting = settings[name]
-            raise RecipeError(f"{setting.source}: {name} is {setting.value!r}, which is not installed: {said}.")
+            raise RecipeError(
+                f"{setting.source}: {name} is {setting.value!r}, but its package is not installed: {fix}."
+            )
     for tracker in [trackers] if isinstance(trackers, str) else trackers or []:
         if tracker in INTEGRATION_TO_CALLBACK and tracker not in available:
             raise RecipeError(
@@ -44,25 +50,28 @@ def check_packages(settings: Settings, has: Callable[..., bool] = has) -> None:
 def check_processes(settings: Settings, gpus: int | None = None) -> None:
     """Refuse a launch whose processes do not fit the recipe.
 
-    Without a configuration file `accelerate launch` starts a process for every GPU that it sees, also for a recipe of
-    the processor; and one process that sees several GPUs would have TRL refuse the model after loading it.
+    Without a configuration file, `accelerate launch` starts one process per visible GPU, even if the recipe trains on
+    the CPU. If one process sees several GPUs, TRL refuses the model only after loading it.
 
     Args:
-        gpus: how many are visible; asked of torch by default.
+        gpus: number of visible GPUs; torch's count by default.
+
+    Raises:
+        RecipeError: the number of processes does not fit. The message names the launch that does.
     """
     gpus = torch.cuda.device_count() if gpus is None else gpus
     if gpus < 2:
         return
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     on_processor = "use_cpu" in settings and settings["use_cpu"].value is True
-    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if on_processor and processes > 1 and not told:
+    launched_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if on_processor and processes > 1 and not launched_for_cpu:
         raise RecipeError(
             f"{settings['use_cpu'].source}: use_cpu is true, but the launcher started {processes} processes, one for "
             "each GPU: launch with --config_file accelerate_configs/cpu.yaml."
         )
     if not on_processor and processes == 1:
         raise RecipeError(
-            f"one process sees {gpus} GPUs, and would use them in a way that TRL does not support: launch the recipe "
-            "with accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU."
+            f"one process sees {gpus} GPUs, which TRL does not support: launch the recipe with accelerate launch, or "
+            "set CUDA_VISIBLE_DEVICES to one GPU."
         )

@@ -1,8 +1,8 @@
-"""Exact resume, and steps without a usable gradient.
+"""Exact resume, and skipped optimiser steps.
 
-What TRL's trainer leaves out of a checkpoint, and is put in here: the rollout that is being trained on and the place
-in it, the order of prompts from the second epoch on, and what has been gathered for the next log. Old checkpoints are
-deleted only when the new one is complete (see `runs.state`).
+TRL's trainer saves a checkpoint without the current rollout and the place in it, without the order of prompts from the
+second epoch on, and without the metrics gathered for the next log. `Resume` adds them. Old checkpoints are deleted
+only when the new checkpoint is complete (see `runs.state`).
 """
 
 import math
@@ -21,12 +21,12 @@ from ..runs.state import COMPLETE, RANK_STATE, SHARED_STATE, State, load_state, 
 
 
 class Resume:
-    """Saves and restores all that the rest of a run depends on beside TRL's checkpoint, and counts skipped steps.
+    """Saves and restores the state that TRL's checkpoint lacks, and counts skipped steps.
 
-    With another number of processes than wrote the checkpoint, the rollout in it is lost and a new one is begun.
+    If the number of processes has changed since the checkpoint, its rollout is lost and a new rollout begins.
 
     Args:
-        trainer: an `EntropyForkGRPOTrainer`, whose own state and that of its parts are saved.
+        trainer: an `EntropyForkGRPOTrainer`; its state and the state of its parts are saved.
     """
 
     def __init__(self, trainer: Any):
@@ -36,18 +36,21 @@ class Resume:
         self.skipped_in_a_row = 0
 
     def draw_orders(self, epochs: int) -> None:
-        """Draw the orders of the epochs that are over, so that the next epoch has the one that it would have had."""
+        """Draw the orders of finished epochs again, so that the next epoch has the same order as without a stop."""
         if self.sampler is not None and self.sampler.shuffle:
             for _ in range(epochs):
                 torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
 
     def check_gradient(self, model: Any, norm: float) -> None:
-        """Drop a gradient that is not finite, before the optimiser's step.
+        """Drop a gradient that is not finite before the optimiser's step.
 
-        Without gradients the optimiser does nothing: weights and its own state stay as they are.
+        Without gradients the optimiser changes neither the weights nor its own state.
+
+        Args:
+            norm: norm of the whole gradient, equal on all ranks.
 
         Raises:
-            RuntimeError: more than `max_skipped_steps` optimiser steps in a row had no finite gradient.
+            RuntimeError: more than `max_skipped_steps` consecutive optimiser steps had no finite gradient.
         """
         finite, limit = math.isfinite(norm), self.trainer.args.max_skipped_steps
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
@@ -55,15 +58,15 @@ class Resume:
             self.skipped_steps += 1
             model.zero_grad(set_to_none=True)
             step = self.trainer.state.global_step + 1
-            get_logger(__name__).warning(f"Step {step}: the gradient's norm is {norm}, the step is skipped.")
+            get_logger(__name__).warning(f"Step {step} is skipped, because the norm of its gradient is {norm}.")
         if self.skipped_in_a_row > limit:
             raise RuntimeError(
-                f"{self.skipped_in_a_row} optimiser steps in a row had no finite gradient, max_skipped_steps allows "
-                f"{limit}: the weights are those of the last finite step. Lower learning_rate, or look for the cause "
-                "from the last checkpoint on."
+                f"{self.skipped_in_a_row} consecutive optimiser steps had no finite gradient, but max_skipped_steps "
+                f"is {limit}. The weights are those of the last finite step. Lower learning_rate, or look for the "
+                "cause after the last checkpoint."
             )
 
-    # What a run depends on
+    # State
 
     def shared_state(self) -> State:
         """Return the state that all ranks share."""
@@ -81,7 +84,7 @@ class Resume:
         }
 
     def restore_shared_state(self, state: State) -> None:
-        """Go on from what `shared_state` said."""
+        """Continue from the result of `shared_state`."""
         trainer = self.trainer
         trainer._step = state["step"]
         trainer._total_loss_scalar, trainer._globalstep_last_logged = state["total_loss"], state["last_logged"]
@@ -100,10 +103,10 @@ class Resume:
         return state
 
     def restore_rank_state(self, state: State) -> None:
-        """Go on from what `rank_state` said."""
+        """Continue from the result of `rank_state`."""
         trainer = self.trainer
         trainer._buffered_inputs, trainer._tr_loss = state["buffered_inputs"], state["loss"]
-        # Older checkpoints have the threshold of a ranked rollout beside the rollout.
+        # Older checkpoints hold the threshold of a ranked rollout outside the rollout.
         threshold = [*state.get("thresholds", []), math.nan][0]
         for batch in trainer._buffered_inputs:
             if "kept_mask" in batch:
@@ -119,7 +122,7 @@ class Resume:
 
     @contextmanager
     def saving(self, folder: Path) -> Iterator[None]:
-        """Save the run's state around TRL's own saving; the folder counts as complete only afterwards."""
+        """Save the run's state around TRL's own saving, and mark the checkpoint as complete afterwards."""
         trainer, args = self.trainer, self.trainer.args
         if args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +130,7 @@ class Resume:
             save_state(folder / SHARED_STATE, self.shared_state())
         trainer.accelerator.wait_for_everyone()
         save_state(folder / RANK_STATE.format(trainer.accelerator.process_index), self.rank_state())
-        # The older checkpoint may be the only complete one until this one is, so TRL must not delete it.
+        # TRL must not delete older checkpoints yet: an older one may be the only complete checkpoint.
         limit, args.save_total_limit = args.save_total_limit, None
         try:
             yield
@@ -145,17 +148,21 @@ class Resume:
             )
 
     def load(self, folder: Path) -> None:
-        """Restore the run's state from a checkpoint, as far as it is there and was written by as many processes."""
+        """Restore the run's state from a checkpoint.
+
+        A checkpoint that is not complete restores nothing. A checkpoint of another number of processes restores the
+        shared state and begins a new rollout. Both are logged.
+        """
         accelerator = self.trainer.accelerator
         if not (folder / COMPLETE).exists():
-            get_logger(__name__).warning(f"{folder} has no {COMPLETE}: a new rollout is begun.")
+            get_logger(__name__).warning(f"{folder} has no {COMPLETE}, so a new rollout begins.")
             return
         shared = load_state(folder / SHARED_STATE)
         written_by = files.read_json(folder / COMPLETE)["num_processes"]
         if written_by != accelerator.num_processes:
             get_logger(__name__).warning(
-                f"{folder} was written by {written_by} processes and is resumed by {accelerator.num_processes}: "
-                "a new rollout is begun."
+                f"{folder} was written by {written_by} processes and is resumed by {accelerator.num_processes}, so a "
+                "new rollout begins."
             )
             self.restore_shared_state(shared | {"step": 0})
             return

@@ -1,10 +1,12 @@
 """Sources of rollouts: TRL's own generation, or dynamic sampling.
 
-TRL generates one batch of responses per rollout, scores it and rewards it. Dynamic sampling generates and rewards
-beforehand, in rounds, and hands TRL what it would have generated: everything that follows is TRL's, and a group that
-is dropped has cost its generation and its grading only.
+TRL generates one batch of responses per rollout, scores it and rewards it. Dynamic sampling generates and rewards in
+rounds beforehand and hands the chosen responses to TRL, which then continues as usual. A dropped group therefore costs
+only its generation and its grading.
 
-Every rank knows all groups of a rollout (see `sampling`), and takes its share of the responses in their order.
+Every rank knows all groups of a rollout (see `objective.sampling`), and takes its share of the responses in order.
+
+Shapes: B responses of this rank, T completion tokens including padding, F reward functions.
 """
 
 import math
@@ -26,25 +28,25 @@ from ..objective.window import Inputs, loss_mask
 from ..runs.state import State
 
 Row = dict[str, Any]
-# What TRL's `_generate` returns: prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images,
-# tool_images; a list per response, or None, and extra_fields by name.
+# Result of TRL's `_generate`: prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images,
+# tool_images. Each is a list with an entry per response or None, except extra_fields, a dictionary of such lists.
 Generated = tuple
 
 
 @dataclass
 class Supply:
-    """This rank's share of a rollout that was put together beforehand.
+    """This rank's share of a rollout from dynamic sampling.
 
     Attributes:
         rows: the problem of every response.
-        generated: what TRL would have generated.
-        rewards: (responses of all ranks, F) what TRL would have computed.
-        old_logps: of every response, (T,) or None if the current policy wrote it.
-        is_carried: whether any response of the rollout, on any rank, has some.
-        filling: (responses,) bool, those of groups that only fill up the rollout.
-        num_filling: such groups on all ranks.
-        accuracy: share of right responses among all that were drawn, NaN if none were.
-        metrics: what is logged of the sampling.
+        generated: the responses, in the form of TRL's `_generate`.
+        rewards: (responses of all ranks, F) float32, in the form of TRL's `_calculate_rewards`.
+        old_logps: for every response, (T,) float32 log-probabilities, or None if the current policy wrote it.
+        is_carried: whether any response of the rollout, on any rank, has `old_logps`.
+        filling: (B,) bool, true for responses of groups that only fill up the rollout.
+        num_filling: number of filling groups on all ranks.
+        accuracy: share of right responses among all drawn responses, NaN if none were drawn.
+        metrics: metrics of the sampling, for the log.
     """
 
     rows: list[Row]
@@ -60,12 +62,12 @@ class Supply:
 
 @dataclass(frozen=True)
 class Policy:
-    """The trainer, as a source of rollouts sees it.
+    """Functions of the trainer that a source of rollouts calls.
 
     Attributes:
-        generate: writes a response to each problem.
-        reward: (problems, what was generated) -> (responses of all ranks, F).
-        log_probs: (B, T) of the completions of a micro-batch under the current weights.
+        generate: generates a response to each problem.
+        reward: (problems, their responses) -> rewards (responses of all ranks, F).
+        log_probs: micro-batch -> (B, T) log-probabilities of its completions under the current weights.
     """
 
     generate: Callable[[list[Row]], Generated]
@@ -77,16 +79,16 @@ class RolloutSource(Protocol):
     """Supplies the rollouts of a run."""
 
     def next(self, problems: list[Row]) -> Supply | None:
-        """Return the next rollout, or None if TRL shall generate for these problems."""
+        """Return the next rollout, or None if TRL should generate responses to these problems."""
 
     def finish(self, output: Inputs, supply: Supply | None) -> Inputs:
-        """Return the scored and rewarded rollout as it is to be trained on."""
+        """Return the rollout for training, from the rollout that TRL has scored and rewarded."""
 
     def state(self) -> State:
-        """Return what the rollouts that follow depend on, the same on every rank."""
+        """Return the state on which later rollouts depend, equal on every rank."""
 
     def restore(self, state: State) -> None:
-        """Go on from a state; keys of other owners are passed over."""
+        """Continue from the result of `state`; other keys are ignored."""
 
 
 class Direct:
@@ -106,7 +108,8 @@ class Direct:
 
 
 def with_extra(rows: Sequence[Row], extra: dict[str, Any]) -> list[Row]:
-    """The problems with what generation added to them: a value for each, or one for all."""
+    """Problems with the columns that generation added. A list has a value for each problem, any other value is "
+    "shared."""
     return [
         row | {key: values[i] if isinstance(values, list) else values for key, values in extra.items()}
         for i, row in enumerate(rows)
@@ -114,7 +117,7 @@ def with_extra(rows: Sequence[Row], extra: dict[str, Any]) -> list[Row]:
 
 
 def responses_of(generated: Generated, which: Sequence[int]) -> list[Response]:
-    """Some of what was generated, response by response."""
+    """Convert the responses at the positions `which` from TRL's columns to rows."""
     prompt_ids, completion_ids, masks, completions, logprobs, extra, _, _ = generated
     rows = with_extra([{}] * len(completions), extra)
 
@@ -137,7 +140,8 @@ def responses_of(generated: Generated, which: Sequence[int]) -> list[Response]:
 
 
 def generated_of(responses: Sequence[Response]) -> Generated:
-    """The inverse of `responses_of`; what generation added is in the problems then."""
+    """Convert responses to TRL's columns, the inverse of `responses_of` except for extra columns, which stay in "
+    "rows."""
 
     def whole(name: str) -> list | None:
         values = [getattr(r, name) for r in responses]
@@ -148,7 +152,12 @@ def generated_of(responses: Sequence[Response]) -> Generated:
 
 
 def with_old_logps(logps: Tensor, old_logps: Sequence[Tensor | None]) -> Tensor:
-    """(B, T) log-probabilities with those of other policies, (t,) each, in their rows."""
+    """(B, T) log-probabilities in which rows of responses from older policies are replaced.
+
+    Args:
+        logps: (B, T).
+        old_logps: for each row, (t,) log-probabilities under the policy that wrote it, or None to keep the row.
+    """
     logps = logps.clone()
     for row, old in zip(logps, old_logps, strict=True):
         if old is not None:
@@ -157,15 +166,15 @@ def with_old_logps(logps: Tensor, old_logps: Sequence[Tensor | None]) -> Tensor:
 
 
 class DynamicSampling:
-    """Draws groups until a rollout is full of informative ones (see `objective.sampling`).
+    """Draws groups until a rollout is full of informative groups (see `objective.sampling`).
 
     Args:
-        policy: generates, rewards and scores.
-        data: training problems; drawn in an order of their own.
-        args: the run's settings.
-        reward_weights: (F,); the first reward of a weight other than 0 says which groups teach something.
-        pad_token: id.
-        device: of the tensors that are handed to TRL.
+        policy: generates, rewards and scores responses.
+        data: training problems, which the sampler draws in its own order.
+        args: settings of the run.
+        reward_weights: (F,); the first reward whose weight is not 0 decides which groups are informative.
+        pad_token: token id for padding.
+        device: device of the tensors for TRL.
     """
 
     def __init__(
@@ -192,7 +201,7 @@ class DynamicSampling:
         )
 
     def _share(self, values: Sequence[Any]) -> Sequence[Any]:
-        """This rank's part of what is the same on all ranks."""
+        """Return this rank's part of a sequence that is equal on all ranks."""
         size = len(values) // self.ranks.count
         return values[self.ranks.index * size :][:size]
 
@@ -227,20 +236,29 @@ class DynamicSampling:
         return supply
 
     def _draw(self, rows: list[int], spare: int) -> tuple[list[Group], list[Group], Tensor]:
-        """Draw a round: its informative groups, so many of the others, and the accuracy of all, on every rank."""
+        """Draw a round of groups.
+
+        Args:
+            rows: problems to draw.
+            spare: number of groups that are needed, informative or not.
+
+        Returns:
+            (informative groups, further groups up to `spare` in all, (groups,) accuracy of every group), equal on
+            every rank.
+        """
         size = self.args.num_generations
         places = self._share(range(len(rows) * size))
         problems = [self.data[rows[place // size]] for place in places]
         generated = self._generate_in_parts(problems)
         rewards = self.policy.reward(with_extra(problems, generated[5]), generated)
-        # A control's groups teach what the control pays for, while the first reward, of weight 0, judges the answers.
+        # A control experiment trains on another reward, and the first reward, with weight 0, only measures accuracy.
         taught = next((i for i, weight in enumerate(self.reward_weights) if weight), 0)
         paid = accuracies(rewards, size, taught).tolist()
         good = [informative(share, self.args.min_accuracy, self.args.max_accuracy) for share in paid]
         kept = [i for i, is_good in enumerate(good) if is_good]
         others = [i for i, is_good in enumerate(good) if not is_good][: max(spare - len(kept), 0)]
         wanted = set(kept + others)
-        # Only what is wanted travels.
+        # Only responses of the wanted groups are sent to other ranks.
         which = [i for i, place in enumerate(places) if place // size in wanted]
         mine = zip([places[i] for i in which], responses_of(generated, which), strict=True)
         found = dict(gather_object(list(mine)))
@@ -253,8 +271,10 @@ class DynamicSampling:
         return [group(i) for i in kept], [group(i) for i in others], accuracies(rewards, size)
 
     def _generate_in_parts(self, problems: list[Row]) -> Generated:
-        """Generate for as many problems at a time as a rollout has: TRL's own generation holds all of them in memory,
-        and what is written is graded while the next part is."""
+        """Generate responses in parts of a rollout's size.
+
+        TRL's own generation holds the whole part in memory. A part is graded while the next part is generated.
+        """
         own = self.args.per_device_train_batch_size * self.args.steps_per_generation
         part = len(problems) if self.args.use_vllm else own
         parts = [self.policy.generate(problems[start : start + part]) for start in range(0, len(problems), part)]
@@ -268,15 +288,17 @@ class DynamicSampling:
     def _at_limit(self, missing: int, drawn: int) -> None:
         args, size = self.args, self.sampler.size
         fact = (
-            f"{drawn} groups drawn in {args.max_sampling_rounds} rounds, {missing} of {size} informative ones missing"
+            f"{missing} of {size} informative groups are missing after {args.max_sampling_rounds} rounds with {drawn} "
+            "groups"
         )
         if args.at_sampling_limit == "raise":
             raise RuntimeError(
-                f"Dynamic sampling: {fact}. The problems may be too easy or too hard, or the band [min_accuracy, "
-                "max_accuracy] too narrow: raise max_sampling_rounds, or set at_sampling_limit to top_up or partial."
+                f"Dynamic sampling: {fact}. The problems may be too easy or too hard, or the band from min_accuracy "
+                "to max_accuracy too narrow. Raise max_sampling_rounds, or set at_sampling_limit to top_up or "
+                "partial."
             )
-        what = {"top_up": "filled up with others, without gradient", "partial": "the rollout is smaller"}
-        get_logger(__name__).warning(f"Dynamic sampling: {fact}: {what[args.at_sampling_limit]}.")
+        effect = {"top_up": "other groups fill up the rollout without gradient", "partial": "the rollout is smaller"}
+        get_logger(__name__).warning(f"Dynamic sampling: {fact}, so {effect[args.at_sampling_limit]}.")
 
     def _supply_of(self, groups: list[Group], filling: int) -> Supply:
         members = [(group, i) for group in groups for i in range(self.args.num_generations)]
@@ -294,10 +316,10 @@ class DynamicSampling:
             num_filling=filling,
         )
 
-    # What follows the scoring
+    # After the scoring
 
     def finish(self, output: Inputs, supply: Supply | None) -> Inputs:
-        """Take the gradient from groups that only fill up, and score the groups that wait for the next rollout."""
+        """Remove the gradient of filling groups, and score the groups that wait for the next rollout."""
         output = dict(output)
         if supply.num_filling:
             output["advantages"] = output["advantages"].masked_fill(supply.filling, 0.0)
@@ -308,7 +330,7 @@ class DynamicSampling:
         return output
 
     def _score_waiting(self) -> None:
-        """Keep the log-probabilities of groups that wait for the next rollout, as long as the policy is theirs."""
+        """Store log-probabilities of the waiting groups while the policy that wrote them is still the current one."""
         groups = [group for group in self.sampler.waiting if group.old_logps is None]
         if not groups:
             return
@@ -354,10 +376,10 @@ def make_source(
     device: torch.device,
     uses_tools: bool,
 ) -> RolloutSource:
-    """Choose the source that the settings name.
+    """Choose the source of rollouts by the settings.
 
     Raises:
-        ValueError: dynamic sampling cannot draw from these data, or for a policy with tools.
+        ValueError: `dynamic_sampling` is true for a stream, for problems with images, or for a policy with tools.
     """
     if not args.dynamic_sampling:
         return Direct()

@@ -1,7 +1,7 @@
-"""Scoring sequences in passes without shared padding, through TRL's own scoring of a micro-batch.
+"""Scoring of sequences in passes without shared padding, through TRL's own scoring of a micro-batch.
 
-TRL's function builds the labels and calls the model; what it calls here is a `Request`, which asks the model for no
-more than the pass is for. B sequences, P prompt columns, T completion columns.
+TRL's function builds the labels and calls the model. Here it calls a `Request`, which computes only the outputs that
+the pass needs. B sequences, P prompt columns, T completion columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,15 @@ from ..objective.window import Pass
 
 @dataclass
 class Request:
-    """The model, as TRL calls it to score a micro-batch.
+    """Stand-in for the model when TRL scores a micro-batch.
 
     Attributes:
-        model: what answers `model(..., labels=..., fused_lm_head=...)`.
-        outputs: the LM head's outputs that are wanted, or True for those of TRL's head. What TRL's contract has and
-            was not wanted is zero.
+        model: model with the call `model(..., labels=..., fused_lm_head=...)`.
+        outputs: requested outputs of the sparse LM head, or True for TRL's head. Entropies that TRL expects and that
+            are not requested are zero.
         kept: (B, T) bool, the completion tokens that the head projects; all by default.
-        residual_norms: of the calls so far, (b, L - 1) each, where `outputs` has them.
+        residual_norms: one (b, L - 1) float32 tensor per call so far, if `outputs` requests them. b is the number of
+            sequences of the call and L their length.
     """
 
     model: Any
@@ -45,8 +46,8 @@ class Request:
         return output
 
 
-# TRL's function of (model, input_ids, attention_mask, logits_to_keep), which returns log-probabilities, entropies and
-# the load-balancing loss.
+# TRL's function (model, input_ids, attention_mask, logits_to_keep) -> (log-probabilities, entropies, load-balancing
+# loss).
 Score = Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
 
 
@@ -54,8 +55,8 @@ class Scorer:
     """Runs passes without the padding that their sequences share.
 
     Args:
-        trims: whether padding is trimmed and sequences are packed by length; else a pass is one call of TRL's.
-        largest: the largest of the ranks' integers, since FSDP demands as many passes of every rank.
+        trims: if true, sequences are grouped by length and padding is trimmed. If false, TRL's function runs once.
+        largest: returns the largest of the ranks' integers. FSDP needs the same number of passes on every rank.
     """
 
     def __init__(self, trims: bool, largest: Callable[[int], int]):
@@ -73,15 +74,15 @@ class Scorer:
         kept: Tensor | None = None,
         has_images: bool = False,
     ) -> Pass:
-        """Score sequences in as many passes as needed and put the results back in their places.
+        """Score sequences in one or several passes, and return the results in the order of the sequences.
 
         Args:
-            score: also takes `batch_size`.
+            score: TRL's function, which also takes `batch_size`.
             model, outputs, kept: see `Request`.
             input_ids, attention_mask: (B, P + T).
             completion_width: T.
-            batch_size: sequences of a pass at their full width; all by default.
-            has_images: sequences with images are neither moved nor trimmed.
+            batch_size: sequences of a pass at their full width; all by default. Shorter sequences make larger passes.
+            has_images: if true, sequences are neither reordered nor trimmed.
         """
         if self.trims and not has_images:
             plan = trimmed_passes(attention_mask, completion_width, batch_size, self.largest)
@@ -102,11 +103,12 @@ def run_passes(
     completion_width: int,
     kept: Tensor | None = None,
 ) -> Pass:
-    """Score sequences as planned (see `batching.trimmed_passes`) and put the results back in their places.
+    """Score sequences in planned passes, and return the results in the order of the sequences.
 
     Args:
         score: see `Score`.
         model, outputs, kept: see `Request`.
+        plan: (sequences, first column, end column) of each pass, see `batching.trimmed_passes`.
         input_ids, attention_mask: (B, P + T).
         completion_width: T.
     """

@@ -19,9 +19,12 @@ from ..runs.state import newest_checkpoint
 
 
 def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
-    """The checkpoint to continue from: the named one, or the newest complete one of `output_dir`.
+    """Checkpoint to continue from: the named one, or the newest complete checkpoint of `output_dir`.
 
-    `true` demands that there is one; `auto`, for a run that is started again whenever it dies, begins without.
+    Without a checkpoint, `true` is an error and `auto` returns None, so that a restarted job begins anew.
+
+    Raises:
+        ValueError: the named folder is no checkpoint, or `output_dir` is missing or has no complete checkpoint.
     """
     wanted = args.resume_from_checkpoint
     if wanted is None:
@@ -29,7 +32,8 @@ def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
     if wanted.lower() not in ("true", "auto"):
         if not (Path(wanted) / "trainer_state.json").is_file():
             raise ValueError(
-                f"resume_from_checkpoint is {wanted!r}: it has no trainer_state.json, so it is no checkpoint."
+                f"resume_from_checkpoint is {wanted!r}, which is no checkpoint, because it has no trainer_state.json: "
+                "name a checkpoint-N folder."
             )
         return wanted
     if "output_dir" not in settings:
@@ -37,16 +41,21 @@ def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
     newest = newest_checkpoint(Path(args.output_dir))
     if newest is None and wanted.lower() == "true":
         raise ValueError(
-            f"resume_from_checkpoint is true, but {args.output_dir} has no complete checkpoint: auto begins anew then."
+            f"resume_from_checkpoint is true, but {args.output_dir} has no complete checkpoint: set it to auto to "
+            "begin anew."
         )
     return None if newest is None else str(newest)
 
 
 def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> RunFolder:
-    """Make the run folder and see that it can be written; the same folder on every rank.
+    """Create the run folder and check that it is writable. Every rank gets the same folder.
 
-    A folder that was named must be free, unless a run in it is resumed; one that was not is `runs/NAME`, or the first
-    free `runs/NAME-2`, `runs/NAME-3`, ...
+    A named folder must be empty, unless a run in it is resumed. By default the folder is `runs/NAME`, or the first
+    free
+    `runs/NAME-2`, `runs/NAME-3`, ...
+
+    Raises:
+        ValueError: the folder is not empty or not writable.
     """
     chosen: list[Any] = [None, None]
     if PartialState().is_main_process:
@@ -59,7 +68,7 @@ def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> 
             chosen[1] = str(error)
         except OSError as error:
             where = str(args.output_dir if "output_dir" in settings else RUNS)
-            chosen[1] = f"output_dir is {where!r}: cannot write there ({error.strerror}): name another."
+            chosen[1] = f"output_dir is {where!r}, which cannot be written ({error.strerror}): name another folder."
     broadcast_object_list(chosen)
     if chosen[1] is not None:
         raise ValueError(chosen[1])
@@ -83,8 +92,8 @@ def _free_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> 
         path = Path(args.output_dir)
         if taken(path) and not (resumes and RunFolder(path).recipe.exists()):
             raise ValueError(
-                f"output_dir is {args.output_dir!r}, which is not empty: name another, or continue that run with "
-                "--resume_from_checkpoint true."
+                f"output_dir is {args.output_dir!r}, which is not empty: name another folder, or continue its run "
+                "with --resume_from_checkpoint true."
             )
         return path
     path, number = RUNS / args.run_name, 2
@@ -94,7 +103,7 @@ def _free_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> 
 
 
 def write_recipe(settings: Settings, folder: RunFolder) -> None:
-    """Write the resolved recipe: every setting but where the run lies, where it goes on from, and secrets."""
+    """Write the resolved recipe: every setting except `output_dir`, `resume_from_checkpoint` and secrets."""
     kept = {key: s for key, s in settings.items() if key not in ("output_dir", "resume_from_checkpoint", *SECRETS)}
     files.write_text(folder.recipe, recipe.dump(kept))
 
@@ -106,9 +115,9 @@ def shards() -> bool:
 
 
 def save_whole(trainer: Trainer) -> None:
-    """Save the model as transformers loads it, in the precision that it computed in; the trainer is of no use after.
+    """Save the model in the format of transformers and in its compute dtype. The trainer cannot be used afterwards.
 
-    Checkpoints may be in pieces and hold float32 weights. The cast is made in pieces, before any process gathers them.
+    Checkpoints may be sharded and hold float32 weights. Each process casts its shard before the weights are gathered.
     """
     if trainer.args.bf16 and not is_peft_model(trainer.model):
         trainer.model.to(torch.bfloat16)
@@ -118,10 +127,10 @@ def save_whole(trainer: Trainer) -> None:
 
 
 def finish(trainer: Trainer) -> None:
-    """Leave the process group in an orderly way: together, and with nothing of it still referenced.
+    """Leave the process group on all ranks together, after every reference to it is dropped.
 
-    A rank that leaves early makes gloo abort or hang on the others, and a DDP model that outlives its group aborts the
-    interpreter at its end.
+    If one rank leaves early, gloo aborts or hangs on the other ranks. A DDP model that outlives its group aborts the
+    interpreter at exit.
     """
     accelerator = trainer.accelerator
     accelerator.wait_for_everyone()

@@ -1,7 +1,7 @@
-"""A cold start: supervised fine-tuning on a teacher's right responses, for models that solve too little to learn from.
+"""Cold start: supervised fine-tuning on a teacher's right responses, for models that solve too few problems for RLVR.
 
-arXiv 2506.01939 gives one to Llama-3.1-8B. The problems that it takes are written to the run folder, so that the
-training that follows can leave them out (`decontaminate_against`). Loss, batches and checkpoints are TRL's.
+arXiv 2506.01939 gives Llama-3.1-8B a cold start. The run folder lists its problems, so that the following training can
+exclude them (`decontaminate_against`). Loss, batches and checkpoints are TRL's.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ GRADED_AT_ONCE = 1024
 
 
 def main(settings: Settings, name: str) -> None:
-    """Fine-tune as the settings say; `name` is the run's unless they name one."""
+    """Fine-tune by the settings. `name` is the run's name if the settings name none."""
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
     check_processes(settings)
     run_config, args, model_config = recipe.build(settings, CLASSES)
@@ -85,20 +85,24 @@ def main(settings: Settings, name: str) -> None:
 
 
 def load_rows(config: SFTRunConfig) -> Dataset:
-    """The teacher's rows, their columns named `prompt`, `response` and `solution`."""
+    """Rows of the teacher's responses, with the columns `prompt`, `response` and `solution`.
+
+    Raises:
+        ValueError: the data set has no column `response_column`.
+    """
     rows = load_columns(config, named_source(config))
     column = config.response_column
     if column not in rows.column_names:
         others = ", ".join(name for name in rows.column_names if name not in COLUMNS)
         raise ValueError(
-            f"response_column is {column!r} but {config.dataset_name} has none: name the one with the teacher's "
-            f"responses, of its other columns ({others})."
+            f"response_column is {column!r}, which {config.dataset_name} does not have: set it to the column with the "
+            f"teacher's responses, one of {others}."
         )
     return rows if column == "response" else rows.rename_column(column, "response")
 
 
 def imitated(config: SFTRunConfig, rows: Dataset) -> Dataset:
-    """TRL's columns `prompt` and `completion`; TRL ends each completion with EOS, and the loss is on it alone."""
+    """TRL's columns `prompt` and `completion`. TRL appends EOS, and only completions have a loss."""
     return Dataset.from_dict(
         {
             "prompt": [render(config.prompt_template, prompt) for prompt in rows["prompt"]],
@@ -110,12 +114,17 @@ def imitated(config: SFTRunConfig, rows: Dataset) -> Dataset:
 def choose(
     config: SFTRunConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> tuple[list[int], dict[str, Any]]:
-    """(rows to imitate, what is said of the others): the first right response to each problem that is not too long.
+    """Choose the first right response to each problem that is not too long.
 
-    `max_length` is TRL's, in tokens of prompt, response and EOS: a response that it cut off would teach never to end.
+    Args:
+        max_length: TRL's limit in tokens of prompt, response and EOS. A response beyond it would be cut off, and would
+            teach the model never to end.
+
+    Returns:
+        (positions of the rows to imitate, record of the choice for `data.json`).
 
     Raises:
-        ValueError: there are fewer than `num_responses`.
+        ValueError: there are fewer than `num_responses` such responses, or none.
     """
     questions = [normalised(question_text(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
     reasons = {i: "wrong" for i, right in enumerate(_graded(config, rows)) if not right}
@@ -124,8 +133,8 @@ def choose(
         return [i for i in range(len(rows)) if i not in reasons]
 
     for name in config.decontaminate_against:
-        found = evaluation_questions(name)
-        reasons |= {i: f"in {name}" for i in left() if questions[i] in found}
+        excluded = evaluation_questions(name)
+        reasons |= {i: f"in {name}" for i in left() if questions[i] in excluded}
     if max_length is not None and (kept := left()):
         texts = imitated(config, rows.select(kept))
         whole = tokenizer([p + c for p, c in zip(texts["prompt"], texts["completion"], strict=True)])["input_ids"]
@@ -134,30 +143,32 @@ def choose(
     first: dict[str, int] = {}
     for i in left():
         first.setdefault(questions[i], i)
-    reasons |= {i: "another response to the problem is taken" for i in left() if first[questions[i]] != i}
+    reasons |= {i: "further right responses to a problem" for i in left() if first[questions[i]] != i}
     taken, counts = left(), dict(Counter(reasons.values()))
-    told = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+    left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
     wanted = len(taken) if config.num_responses is None else config.num_responses
     if not taken or len(taken) < wanted:
         raise ValueError(
-            f"num_responses is {config.num_responses} but {config.dataset_name} has {len(taken)} to take (left out: "
-            f"{told}): lower it, or sample more of the teacher."
+            f"num_responses is {config.num_responses}, but {config.dataset_name} has {len(taken)} usable responses "
+            f"(left out: {left_out}): lower it, or sample more of the teacher."
         )
     if PartialState().is_main_process:
-        print(f"{config.dataset_name}: {wanted} responses of {len(rows)}; left out: {told}", flush=True)
+        print(
+            f"{config.dataset_name}: {wanted} of {len(rows)} responses are imitated; left out: {left_out}", flush=True
+        )
     origin = {"dataset": config.dataset_name, "rows": len(rows), "left_out": counts, "train": wanted}
     return taken[:wanted], origin
 
 
 def _graded(config: SFTRunConfig, rows: Dataset) -> list[bool]:
     """Return whether the boxed answer of each response is right, graded on the first process for all processes."""
-    found: list[list[bool]] = [[]]
+    verdicts: list[list[bool]] = [[]]
     if PartialState().is_main_process:
         grade = Grader(worker_count(), config.grading_seconds, config.grading_total_seconds)
         for start in range(0, len(rows), GRADED_AT_ONCE):
             part = rows[start : start + GRADED_AT_ONCE]
             answers = [boxed(response) for response in part["response"]]
-            found[0] += [right == 1.0 for right in grade(answers, [str(s or "") for s in part["solution"]])]
+            verdicts[0] += [right == 1.0 for right in grade(answers, [str(s or "") for s in part["solution"]])]
         grade.close()
-    broadcast_object_list(found)
-    return found[0]
+    broadcast_object_list(verdicts)
+    return verdicts[0]

@@ -1,4 +1,4 @@
-"""One run, from settings to model card, top to bottom. The only module that imports the whole row."""
+"""A training run, top to bottom, from settings to model card. Only this module imports all parts of a run."""
 
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from .trainer import EntropyForkGRPOTrainer
 
 
 def main(settings: Settings, name: str) -> None:
-    """Train as the settings say; `name` is the run's unless they name one."""
+    """Train by the settings. `name` is the run's name if the settings name none."""
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
     check_processes(settings)
     run_config, args, model_config = recipe.build(settings, CLASSES)
@@ -111,7 +111,7 @@ def main(settings: Settings, name: str) -> None:
 
 
 def prompt_lengths(model_config: CheckedModelConfig, seed: int, prompts: list) -> list[int]:
-    """Tokens of prompts, texts or lists of messages, as the trainer will write them."""
+    """Number of tokens of each prompt, a text or a list of messages, as the trainer will tokenize it."""
     path = resolve(model_config.model_name_or_path, seed, "model_name_or_path")
     tokenizer = load_tokenizer(path, model_config.model_revision, "model_name_or_path")
     if isinstance(prompts[0], str):
@@ -123,7 +123,11 @@ def prompt_lengths(model_config: CheckedModelConfig, seed: int, prompts: list) -
 def evaluate(
     trainer: EntropyForkGRPOTrainer, problems: Problems, run_config: RunConfig, folder: RunFolder, when: str
 ) -> None:
-    """Answer the test problems, keep the answers, and renew the summary."""
+    """Answer the test problems, store the answers, and update the summary.
+
+    Args:
+        when: `before` or `after` the training.
+    """
     if problems.test is None:
         return
     open_trackio(trainer)

@@ -1,15 +1,15 @@
 """`EntropyForkGRPOTrainer`: TRL's `GRPOTrainer` with the kept-token objective of arXiv 2506.01939 (Eq. 6).
 
-TRL computes the loss. This class decides which tokens are in it, what it is divided by, which sequences are run
-together and where rollouts come from. Its methods are TRL's seams, and delegate to objects that the trainer owns:
+TRL computes the loss. This class decides the tokens in the loss, its divisor, the batches of sequences and the source
+of rollouts. Its methods override seams of TRL and delegate to objects that the trainer owns:
 
 - `spec` decides what the run computes (`objective.objective`), and `objective.window` plans each optimiser step;
 - `transforms` and `stages` shape the advantages of a step (`objective.advantages`, `objective.stages`);
 - `rollouts` supplies rollouts (`rollouts`), and `scorer` runs passes without shared padding (`scoring`);
 - `monitor` logs (`monitoring.steps`), and `resume` completes checkpoints (`resume`).
 
-What passes from one seam to another during a call into TRL is in `Call`; what belongs to an optimiser step is in
-`objective.window.Window`.
+`Call` carries values from one seam to another during a call into TRL. `objective.window.Window` holds the state of an
+optimiser step.
 
 Shapes: B sequences of the local micro-batch, T completion tokens including padding.
 """
@@ -63,22 +63,23 @@ from .resume import Resume
 from .rollouts import Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
 from .scoring import Scorer
 
-# The parts of a micro-batch that scoring takes by name (images and the like).
+# Entries of a micro-batch, such as images, that TRL's scoring takes by name.
 SCORING_ARGUMENTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
 
 
 @dataclass
 class Call:
-    """A call into TRL that is under way: what its seams need to know of it, and what they found.
+    """State of the current call into TRL: inputs for TRL's seams, and their results.
 
     Attributes:
-        inputs: the micro-batch whose loss is computed; empty in every other call.
-        rows: the problems that are being answered.
-        supply: what TRL is handed instead of generating and grading.
-        scores_rollout: whether entropies are wanted of every pass of the policy, to rank a rollout.
-        carried: old log-probabilities of older policies, one entry per response, which replace those of the next pass.
-        passes: the passes that were made, without graphs.
-        weight: (B, T) float32, what each token's loss was multiplied by.
+        inputs: the micro-batch whose loss is computed; empty in all other calls.
+        rows: the problems that are answered.
+        supply: responses and rewards that replace TRL's generation and grading.
+        scores_rollout: whether every pass of the policy computes entropies, to rank a rollout.
+        carried: for every response, log-probabilities (t,) under an older policy, or None. They replace the
+            log-probabilities of the next pass.
+        passes: results of the passes so far, without autograd graphs.
+        weight: (B, T) float32, factor of each token's loss.
     """
 
     inputs: Inputs = field(default_factory=dict)
@@ -91,9 +92,9 @@ class Call:
 
 
 class EntropyForkGRPOTrainer(GRPOTrainer):
-    """GRPO/DAPO on the top rho share of tokens by entropy.
+    """Trainer for GRPO or DAPO on the share rho of tokens with the highest entropy.
 
-    Takes `GRPOTrainer`'s arguments; `args.output_dir` becomes a run folder (see `runs.folder`).
+    The arguments are those of `GRPOTrainer`. `args.output_dir` becomes a run folder (see `runs.folder`).
     """
 
     _tag_names = ("trl", "grpo", "rlvr", "entropy-grpo")
@@ -104,7 +105,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         super().__init__(*args, callbacks=[Float32Results(), *(callbacks or [])], **kwargs)
         self._call: Call | None = None
         self._window: Window | None = None
-        self._answers: list[Row] | None = None  # of the evaluation under way
+        self._answers: list[Row] | None = None  # of the current evaluation
         self.ranks = ranks_of(self.accelerator)
         self.spec = self._decide()
         self._prepare_adapters()
@@ -140,22 +141,23 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self.add_callback(Watch(self.args.watch, self.spec.kept_share))
 
     def _decide(self) -> Objective:
-        """Decide what the run computes, and put the sparse LM head before TRL's if it serves."""
+        """Decide what the run computes, and install the sparse LM head if it supports the model."""
         model = self.model.get_base_model() if is_peft_model(self.model) else self.model
         spec = Objective.from_args(self.args, why_not(model), self.aux_loss_enabled)
         if spec.sparse_head:
             add_sparse_lm_head(model, self.temperature, self.args.fused_lm_head)
         elif spec.head_refusal is not None:
-            get_logger(__name__).warning(f"LM head: TRL's, for all rows, because {spec.head_refusal}.")
+            get_logger(__name__).warning(f"LM head: TRL's head computes all rows, because {spec.head_refusal}.")
         return spec
 
     def _prepare_adapters(self) -> None:
-        """Keep the base and the dtype of adapters as they are, in what goes to vLLM and comes from a checkpoint."""
+        """Keep base weights exact when adapters are sent to vLLM, and the adapters' dtype when a checkpoint is "
+        "loaded."""
         if not is_peft_model(self.model):
             return
         if self.use_vllm:
             sync_exactly(self.model, self.vllm_generation)
-        # PEFT reads adapters as float32, also if TRL trains them in bfloat16, as on a quantised base.
+        # PEFT loads adapters in float32, even if TRL trains them in bfloat16, as on a quantised base.
         self.model.load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
 
     def _padding_is_inert(self) -> bool:
@@ -164,15 +166,15 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if rope is not None and positions_are_relative(rope):
             return True
         get_logger(__name__).warning(
-            "batch_by_length: padding is not trimmed, because this model's positions depend on the width of its batch."
+            "batch_by_length does not trim padding, because this model's positions depend on the width of its batch."
         )
         return False
 
-    # What is under way
+    # The current call and step
 
     @contextmanager
     def _during(self, call: Call) -> Iterator[Call]:
-        """Make this the call under way; the outer one is restored afterwards."""
+        """Make `call` the current call, and restore the outer call afterwards."""
         outer, self._call = self._call, call
         try:
             yield call
@@ -181,26 +183,26 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     @property
     def _mode(self) -> str:
-        """TRL's name for metrics of the pass under way."""
+        """TRL's name for the metrics of the current mode: `train` or `eval`."""
         return "train" if self.model.training else "eval"
 
     @property
     def _step_seed(self) -> int:
-        """Seed of what is drawn in the optimiser step under way."""
+        """Seed of random choices in the current optimiser step."""
         return self.args.seed + self.state.global_step
 
     def _is_active(self, transform: AdvantageTransform) -> bool:
-        """Return whether a method shapes the current optimiser step."""
+        """Return whether a transform is active in the current optimiser step."""
         return transform.schedule.active(self.state.global_step, self.stages.plateau_step)
 
     def _shape(self, inputs: Inputs) -> Inputs:
-        """Return a micro-batch with the advantages that it has in the optimiser step under way."""
+        """Return a micro-batch with its advantages for the current optimiser step."""
         for transform in self.transforms:
             if self._is_active(transform):
                 inputs = inputs | {"advantages": transform.apply(inputs)}
         return inputs
 
-    # The policy, as a source of rollouts sees it
+    # Functions for the source of rollouts, see `rollouts.Policy`
 
     def _answer_problems(self, problems: list[Row]) -> Generated:
         with self._during(Call(rows=problems)):
@@ -213,7 +215,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def _score(self, inputs: Inputs, entropies: bool, in_rollout: bool = False) -> Pass:
-        """Run a pass over a micro-batch, or a rollout, under the current policy."""
+        """Score a micro-batch or a rollout under the current policy, without gradient."""
         images = {name: value for name, value in inputs.items() if name in SCORING_ARGUMENTS}
         with self._during(Call(scores_rollout=in_rollout)) as call:
             self._get_per_token_logps_and_entropies(
@@ -244,11 +246,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         with self._during(Call(rows=rows, supply=supply, scores_rollout=ranked, carried=carried)) as call:
             output = super()._generate_and_score_completions(rows)
         output = self._placed(self.rollouts.finish(output, supply))
-        # TRL scores the old log-probabilities first, if at all, and then perhaps those of a reference policy.
+        # If TRL scores old log-probabilities, that pass comes first, before the pass of a reference policy.
         return self._prepare_rollout(output, call.passes[0] if self.spec.scores_rollout else None, old_logps)
 
     def _placed(self, output: Inputs) -> Inputs:
-        """Return a rollout in which every sequence knows its place among those of all ranks."""
+        """Return a rollout with the index of every sequence among the sequences of all ranks, (B,) int64."""
         device, local = self.accelerator.device, output["completion_ids"].size(0)
         return output | {
             "sequence_index": self.ranks.index * local + torch.arange(local, device=device),
@@ -256,11 +258,12 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         }
 
     def _prepare_rollout(self, output: Inputs, scored: Pass | None, old_logps: list[Tensor | None] | None) -> Inputs:
-        """Add what the optimiser steps of a rollout read of its scoring, while its groups are in order.
+        """Add the columns that the optimiser steps of a rollout need, while its groups are still in order.
 
         Args:
-            scored: TRL's pass over it, if TRL made one.
-            old_logps: log-probabilities of the policies that wrote its older responses, if it has any.
+            scored: TRL's pass over the rollout, if TRL made one.
+            old_logps: for every response, log-probabilities (t,) under an older policy that wrote it, or None. None
+                if all responses are from the current policy.
         """
         ranked, has_steps = self.spec.ranked_in == "rollout", scored is not None or old_logps is not None
         # TRL skips old log-probabilities only if the rollout serves one step, whose methods are known.
@@ -276,7 +279,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         return self._ranked(output, scored) if ranked else output
 
     def _ranked(self, output: Inputs, scored: Pass) -> Inputs:
-        """Return a rollout with its kept tokens, under one threshold."""
+        """Return a rollout with its kept tokens, selected by one threshold."""
         shaped = self._shape(output)
         (kept,), threshold = select_tokens([scored], [shaped], self.spec, self.ranks, self._step_seed)
         self.monitor.gradients([scored], [shaped])
@@ -292,7 +295,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         rows = with_extra(call.rows, generated[5])
         columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
         for reward in self.reward_funcs:
-            if hasattr(reward, "begin"):  # grades in other processes, while this one goes on
+            if hasattr(reward, "begin"):  # other processes grade while this process continues
                 reward.begin(prompts=prompts, completions=generated[3], **columns)
         return generated
 
@@ -317,7 +320,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if not self.model.training:
             self._window = evaluation_window(inputs, self.spec, self.ranks)
             return inputs
-        if not self.spec.whole_steps:  # a step reaches into the next rollout; only rho = 1 is allowed to
+        if not self.spec.whole_steps:  # a step needs tokens of the next rollout, which only rho = 1 allows
             self._window = self._window or Window([], 0)
             return self._shape(inputs)
         place = self._step % accumulation
@@ -390,7 +393,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         scored = self.scorer.run(score, model, outputs, *sequences, batch_size, kept, has_images)
         if known:
             scored.entropies = call.inputs["entropies"]
-        if kept is not None:  # a ratio of 1 for tokens that were not projected
+        if kept is not None:  # tokens that were not projected get a ratio of 1
             old = call.inputs.get("old_per_token_logps", torch.zeros_like(scored.logps))
             scored.logps = torch.where(kept, scored.logps, old)
         call.passes.append(scored.detach())
@@ -401,9 +404,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """(B, T) float32 weight of every token's loss; 0 for tokens that are not kept.
 
-        TRL multiplies the loss of a token by it. With the denominator `kept` it is indicator * (TRL's denominator /
-        the window's kept tokens), so that what is left is the mean over kept tokens. `threshold` is TRL's quantile
-        level, 1 - rho, which the count replaces.
+        TRL multiplies each token's loss by its weight. With the denominator `kept`, the weight of a kept token is
+        TRL's denominator divided by the window's kept tokens, so that the loss is the mean over kept tokens.
+
+        Args:
+            threshold: TRL's quantile level 1 - rho, which is ignored, because the number of kept tokens decides.
         """
         call = self._call
         kept = call.inputs.get("kept_mask")
@@ -422,7 +427,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        if not self.is_deepspeed_enabled:  # it has taken its step by now, and looks after overflows itself
+        if not self.is_deepspeed_enabled:  # DeepSpeed has already taken its step, and handles overflows itself
             self.resume.check_gradient(model, float(norm))
             self._metrics["train"]["skipped_steps"] = [self.resume.skipped_steps]
         return norm
@@ -435,7 +440,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """The last thing that the training loop restores before it goes on; and then the rest."""
+        """Load TRL's random states, which the training loop restores last, and then the state of `resume`."""
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             self.resume.load(Path(checkpoint))
@@ -445,7 +450,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         return self.resume.sampler
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """An epoch; the training loop would take one more step with a checkpoint of the last one."""
+        """Run an epoch, or stop if the checkpoint is of the last step, where the loop would take one step too many."""
         if kwargs["epoch"] == kwargs["epochs_trained"]:
             self.resume.draw_orders(kwargs["epochs_trained"])
         if self.state.global_step < self.state.max_steps:
@@ -455,9 +460,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self.control.should_training_stop = True
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None):
-        """Write `README.md` from the files of the run folder; with new pictures only where it is about to be pushed.
+        """Write `README.md` from the files of the run folder, and draw new plots if the run is pushed to the Hub.
 
-        TRL asks for it before it saves a checkpoint, and before it pushes one.
+        TRL calls it before it saves a checkpoint, and before it pushes one.
         """
         if self.is_world_process_zero():
             saves = ADAPTER if is_peft_model(self.model) else WHOLE
@@ -470,8 +475,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         """Answer every problem `num_generations_eval` times with the current policy, through TRL's evaluation loop.
 
         Returns:
-            On every rank, a row per answer: the problem's columns, `completion`, its `length` in tokens, and `rewards`
-            by name. The copies that fill up an uneven last batch are left out.
+            A row per answer, equal on every rank: the problem's columns, `completion`, `length` in tokens, and
+            `rewards` by name. Copies that fill up an uneven last batch are excluded.
         """
         self._answers, self.monitor.recorder.paused = [], True
         try:
