@@ -567,7 +567,7 @@ def test_a_checkpoint_has_the_benchmarks_of_its_own_step(tmp_path):
     (run / "checkpoint-3").mkdir()
     card = ModelCard.load(write_card(run / "checkpoint-3", draws=False))
     assert {result.metric_value for result in card.data.eval_results} == {0.375}
-    assert "evaluation.json is about the end of the run" in card.text and "# run-checkpoint-3" in card.text
+    assert "evaluation.json describes the end of the run" in card.text and "# run-checkpoint-3" in card.text
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_an_older_checkpoint_has_no_results_of_the_end(run):
     (checkpoint / "trainer_state.json").write_text(state)
     card = parsed(write_card(checkpoint))
     assert card.data.eval_results is None and "for 1 optimiser step." in card.text
-    assert "evaluation.json is about the end of the run" in card.text
+    assert "evaluation.json describes the end of the run" in card.text
     assert "nats in the rollouts" not in card.text
     last = parsed(write_card(run / "checkpoint-2", draws=False))
     assert last.data.eval_results == parsed(run / "README.md").data.eval_results

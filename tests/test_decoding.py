@@ -101,5 +101,5 @@ def test_generate_draws_from_the_formula():
 
 @pytest.mark.parametrize("values", [(-1.0, 1.0, 0.5), (1.0, float("nan"), 0.5), (1.0, 1.0, float("inf")), ("2", 1, 1)])
 def test_bad_temperatures_are_refused(values):
-    with pytest.raises(ValueError, match=r"it must be a number, 0 or more"):
+    with pytest.raises(ValueError, match=r"it must be a finite number, 0 or more"):
         Temperatures(*values)

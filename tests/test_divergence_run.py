@@ -222,7 +222,7 @@ REFUSED = {
     "there are none": {"rows": []},
     "response 1 has no tokens": {"rows": [row_of(*RESPONSES[0]), row_of([0], [0], response="")]},
     "max_tokens is 4, but response 0 has 5 tokens": {"rows": [row_of([0], [3] * 5)]},
-    "32 positions and the longest prompt 30 tokens": {"rows": [row_of(LONG, [0])]},
+    "32 positions and the longest prompt has 30 tokens": {"rows": [row_of(LONG, [0])]},
     "model has 6 tokens, but response 0": {"rows": [row_of([0], [0], prompt_ids=[0], completion_ids=[6])]},
     "forks with rho 0.3, where 0.4 is asked for": {"rho": 0.4, "done": True},
 }

@@ -328,7 +328,7 @@ def test_a_server_that_refuses_ends_the_command_and_loses_nothing(server, tmp_pa
         reply(self, *((400, {"error": "too long"}) if refused else (status, value)))
 
     handler.reply = refuse
-    with pytest.raises(ValueError, match=r"refuses a request: 400 .*too long"):
+    with pytest.raises(ValueError, match=r"refused a request: 400 .*too long"):
         served(server, benchmark, tmp_path / "out", batch_size=1)
     before = lines(tmp_path / "out")
     assert len(before) == 4 * 8 + 5
@@ -361,7 +361,7 @@ def test_two_models_are_compared(server, tmp_path, capsys):
     assert (tmp_path / "b" / "sums_pass_at_k.png").stat().st_size > 10_000
     other = questions_file(tmp_path, 5)
     served(server, other, tmp_path / "c")
-    with pytest.raises(ValueError, match=r"has 5 questions of sums, .*has 6, and they are not the same"):
+    with pytest.raises(ValueError, match=r"has 5 questions of sums and .*has 6, which are not the same"):
         results.compare(tmp_path / "a", tmp_path / "c", "sums")
 
 
@@ -381,7 +381,7 @@ def test_an_absent_server_is_one_sentence(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main([*command("x", benchmark, tmp_path / "out"), "--backend", "http://127.0.0.1:9"])
     assert exit.value.code == 2
-    assert capsys.readouterr().err.startswith("error: backend is 'http://127.0.0.1:9', where no server says")
+    assert capsys.readouterr().err.startswith("error: backend is 'http://127.0.0.1:9', but no server there")
 
 
 @pytest.mark.parametrize(

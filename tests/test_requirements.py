@@ -69,7 +69,7 @@ def test_processes_fit_the_recipe(environment, use_cpu, gpus, said, monkeypatch)
 
 @pytest.mark.parametrize(
     ("count", "processes", "visible", "said"),
-    [(2, "8", 8, "takes 16 GPUs, and there are 8: lower it, or launch 4"), (2, "4", 8, None), (8, None, 8, None)],
+    [(2, "8", 8, "need 16 GPUs, but it has 8: lower it, or launch 4"), (2, "4", 8, None), (8, None, 8, None)],
 )
 def test_tensor_parallel_has_its_gpus(count, processes, visible, said, monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)

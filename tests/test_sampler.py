@@ -176,7 +176,7 @@ def test_what_does_not_fit_the_positions_is_refused(loaded):
     longest = max(len(ids) for ids in loaded[1](PROMPTS)["input_ids"])
     requests = [Request(p, 0) for p in PROMPTS]
     backend.check(requests, Sampling(max_tokens=128 - longest))
-    with pytest.raises(ValueError, match=f"128 positions and the longest prompt {longest} tokens: allow at most"):
+    with pytest.raises(ValueError, match=f"128 positions and the longest prompt has {longest} tokens: set it"):
         backend.check(requests, Sampling(max_tokens=129 - longest))
 
 
@@ -188,11 +188,11 @@ def test_what_does_not_fit_the_positions_is_refused(loaded):
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"top_k": -1}, "top_k is -1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"t_high": 1.2, "t_low": 1.0}, "t_high, t_low alone: forked decoding needs"),
+        ({"t_high": 1.2, "t_low": 1.0}, "t_high, t_low requests forked decoding, which also needs"),
         ({"t_high": -1.0, "t_low": 1.0, "entropy_threshold": 0.6}, "t_high is -1.0"),
         (
             {"temperature": 0.6, "t_high": 1.2, "t_low": 1.0, "entropy_threshold": 0.6},
-            "temperature is 0.6 with forked",
+            "temperature is 0.6, but forked",
         ),
     ],
 )

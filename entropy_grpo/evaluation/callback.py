@@ -1,9 +1,9 @@
-"""Benchmarks during training: every n optimiser steps the policy answers them, with the trainer's own generation.
+"""Benchmarks during training: the policy answers them every n optimiser steps, through the trainer's own generation.
 
-Temperature and length are the training's, with `num_generations_eval` responses to a question. A benchmark fails if
-its questions do not load or do not fit, or its responses cannot be graded. Failures are counted and logged with the
-reason, and the run continues. Generation is the trainer's own, and its errors end the run: the next rollout would
-raise the same error, or other processes are waiting in the middle of the generation.
+Temperature and length are those of the training, with `num_generations_eval` responses to each question. A benchmark
+fails if its questions do not load, a prompt is too long for vLLM, or its responses cannot be graded. Failures are
+counted and logged with the reason, and the run continues. An error in the generation ends the run, because the next
+rollout would raise the same error, or other processes wait in the middle of the generation.
 """
 
 import time
@@ -27,7 +27,7 @@ FAILURES = "eval_failures"
 
 
 class BenchmarkError(Exception):
-    """A benchmark that failed on the first process, raised on all of them."""
+    """Failure of a benchmark on the first process, raised on all processes."""
 
 
 def from_first_process(make: Callable[[], Any], is_first: bool) -> Any:
@@ -40,7 +40,7 @@ def from_first_process(make: Callable[[], Any], is_first: bool) -> Any:
     if is_first:
         try:
             made[0] = make()
-        except Exception as error:  # loading and grading may raise anything, and have touched nothing of the run
+        except Exception as error:  # loading and grading may raise any error, and do not change the run
             made[1] = f"{type(error).__name__}: {error}"
     broadcast_object_list(made)
     if made[1] is not None:
@@ -53,28 +53,31 @@ class BenchmarkCallback(TrainerCallback):
 
     Parameters:
         trainer: trainer with a method `answer(problems, metric_key_prefix) -> rows`.
-        names: as on the command line of `entropy-grpo eval`.
-        grading_seconds: wall-clock limit for one answer.
+        names: benchmarks, as on the command line of `entropy-grpo eval`.
+        steps: optimiser steps between evaluations.
+        folder: run folder, which receives the results.
+        grading_seconds: wall-clock limit for grading one answer.
     """
 
     def __init__(self, trainer: Any, names: Sequence[str], steps: int, folder: RunFolder, grading_seconds: float):
         self.trainer, self.names, self.steps, self.folder = trainer, names, steps, folder
         self.grading_seconds = grading_seconds
-        self.loaded: dict[str, tuple[Benchmark, list[Question]]] = {}  # on the first process, which alone grades
+        self.loaded: dict[str, tuple[Benchmark, list[Question]]] = {}  # only on the first process, which grades
         self.problems: dict[str, tuple[str, Dataset]] = {}
         self.failures = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.steps:
             return
-        planned = dict(vars(control))  # that a training log is due, say: an evaluation's log would take its place
+        planned = dict(vars(control))  # an evaluation's log would reset flags, such as that a training log is due
         gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(gpus):  # training draws what it would draw without benchmarks
+        with torch.random.fork_rng(gpus):  # training draws the same random numbers as without benchmarks
             torch.manual_seed(args.seed)
             self._evaluate_all(state.global_step)
         vars(control).update(planned)
 
     def _evaluate_all(self, step: int) -> None:
+        """Evaluate all benchmarks and log their metrics, and each failure with its reason."""
         metrics: dict[str, float] = {}
         for name in self.names:
             try:
@@ -82,21 +85,26 @@ class BenchmarkCallback(TrainerCallback):
             except BenchmarkError as error:
                 self.failures += 1
                 get_logger(__name__).warning(f"eval_benchmarks: {name} failed at step {step}: {error}")
-        self.trainer.model.eval()  # so that the trainer logs these by themselves, not with half of a training log
+        self.trainer.model.eval()  # in training mode the trainer would add unfinished training metrics to this log
         self.trainer.log(metrics | {FAILURES: self.failures})
 
     def _load(self, name: str) -> tuple[str, dict[str, list[str]]]:
-        """(name of the benchmark, columns of its problems); a benchmark itself holds functions and does not travel."""
+        """Load a benchmark on the first process.
+
+        Returns:
+            (name of the benchmark, columns of its problems), which other processes can receive. The benchmark itself
+            holds functions, which cannot be sent.
+        """
         benchmark, asked = questions.load(name)
         if benchmark.kind == CODE:
-            raise ValueError("its answers are programs, which only entropy-grpo eval runs.")
+            raise ValueError("its answers are programs, which only entropy-grpo eval can run.")
         prompts = [q.prompt for q in asked]
         self._check_lengths(prompts)
         self.loaded[name] = benchmark, asked
         return benchmark.name, {"prompt": prompts, "solution": [q.reference for q in asked]}
 
     def _check_lengths(self, prompts: list[str]) -> None:
-        """Refuse prompts that vLLM has no room for: it would raise on one process while the others wait."""
+        """Refuse prompts that are too long for vLLM, because vLLM would raise on one process while the others wait."""
         args = self.trainer.args
         if not args.use_vllm:
             return
@@ -104,11 +112,13 @@ class BenchmarkCallback(TrainerCallback):
         longest = max(len(ids) for ids in self.trainer.processing_class(prompts)["input_ids"])
         if longest + args.max_completion_length > room:
             raise ValueError(
-                f"its longest prompt has {longest} tokens; with max_completion_length ({args.max_completion_length}) "
-                f"that is more than the {room} tokens that vLLM has room for."
+                f"its longest prompt has {longest} tokens, which with max_completion_length "
+                f"({args.max_completion_length}) exceed vLLM's {room} tokens: raise vllm_max_model_length, or remove "
+                "the benchmark."
             )
 
     def _read(self, name: str) -> tuple[str, Dataset]:
+        """Return (name, problems) of a benchmark on every process, loaded once."""
         if name not in self.problems:
             title, columns = from_first_process(lambda: self._load(name), self.trainer.is_world_process_zero())
             self.problems[name] = title, Dataset.from_dict(columns)
@@ -129,6 +139,11 @@ class BenchmarkCallback(TrainerCallback):
     def _write(
         self, benchmark: Benchmark, asked: list[Question], answers: list[files.Row], step: int, seconds: float
     ) -> dict[str, float]:
+        """Grade the answers, write the benchmark's files, and return the metrics to log.
+
+        Args:
+            seconds: mean time of a response.
+        """
         args = self.trainer.args
         rows = sample_rows(asked, answers, args.max_completion_length, seconds)
         samples = results.table(benchmark, asked, rows, judge(benchmark, asked, rows, self.grading_seconds))
@@ -138,20 +153,23 @@ class BenchmarkCallback(TrainerCallback):
         figures = {"settings": settings, "step": step, **results.summary(samples, asked), "versions": versions()}
         figures |= {"git_revision": git_revision(), "hardware": hardware()}
         results.write(self.folder.benchmarks / f"step-{step}", benchmark.name, samples, figures)
-        found = figures["metrics"]
-        count = found["num_samples"]
+        metrics = figures["metrics"]
+        count = metrics["num_samples"]
         return {
-            f"eval_{benchmark.name}/acc@{count}": found["acc@N"]["value"],
-            f"eval_{benchmark.name}/maj@{count}": found["maj@N"]["value"],
-            f"eval_{benchmark.name}/pass@{count}": found["pass@k"][count]["value"],
-            f"eval_{benchmark.name}/len@{count}": found["len@N"]["value"],
+            f"eval_{benchmark.name}/acc@{count}": metrics["acc@N"]["value"],
+            f"eval_{benchmark.name}/maj@{count}": metrics["maj@N"]["value"],
+            f"eval_{benchmark.name}/pass@{count}": metrics["pass@k"][count]["value"],
+            f"eval_{benchmark.name}/len@{count}": metrics["len@N"]["value"],
         }
 
 
 def sample_rows(
     asked: Sequence[Question], answers: Sequence[files.Row], max_tokens: int, seconds: float
 ) -> list[files.Row]:
-    """The trainer's answers as the samples of an evaluation, question by question; a full length was cut off."""
+    """Convert the trainer's answers to samples of an evaluation, question by question.
+
+    A response of `max_tokens` tokens counts as cut off. `seconds` is the mean time of a response.
+    """
     by_prompt: dict[str, list[files.Row]] = {}
     for answer in answers:
         by_prompt.setdefault(answer["prompt"], []).append(answer)

@@ -34,7 +34,7 @@ def partial_prompt(problem: str, share: float = SHARE) -> tuple[str, str] | None
         (prompt, rest), or None if the rest has fewer than SHORTEST_REST words.
     """
     if not 0 < share < 1:
-        raise ValueError(f"share is {share}: give a share of the problem between 0 and 1, such as {SHARE}.")
+        raise ValueError(f"share is {share}: it must lie between 0 and 1, such as {SHARE}.")
     words = list(WORD.finditer(problem))
     shown = int(share * len(words))
     if shown == 0 or len(words) - shown < SHORTEST_REST:
@@ -61,7 +61,11 @@ def matches(completion: str, rest: str) -> tuple[bool, bool]:
 
 
 def summary(found: Sequence[tuple[bool, bool] | None]) -> dict[str, Any]:
-    """Return the shares of problems with an exact and with a fuzzy match; None stands for a problem too short."""
+    """Return the shares of problems with an exact and with a fuzzy match.
+
+    Args:
+        found: (exact, fuzzy) for each problem, or None for a problem that is too short.
+    """
     judged = [pair for pair in found if pair is not None]
     counts = {"num_problems": len(judged), "too_short": len(found) - len(judged)}
     if not judged:

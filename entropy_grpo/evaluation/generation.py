@@ -1,4 +1,4 @@
-"""Generation of the responses of one benchmark; finished responses are stored, so that a kill costs one batch.
+"""Generation of the responses of one benchmark. Finished responses are stored, so that a killed run loses one batch.
 
     DIR/BENCHMARK/settings.json    settings of the generation
     DIR/BENCHMARK/samples-R.jsonl  finished responses of process R of a launch, one per line
@@ -49,7 +49,7 @@ class Work:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings that decide the responses."""
+        """All settings on which the responses depend."""
         return self.about | {"samples": self.samples, "seed": self.seed} | asdict(self.sampling)
 
     @property
@@ -59,7 +59,7 @@ class Work:
 
     @property
     def requests(self) -> list[Request]:
-        """Requests in the order of `keys`; the seed of each request follows from its key."""
+        """Requests in the order of `keys`. The seed of each request is derived from its key."""
         return [
             Request(q.prompt, seed_of(self.seed, q.id, n))
             for q, n in itertools.product(self.questions, range(self.samples))
@@ -76,8 +76,8 @@ class Work:
         for name in before.keys() | wanted.keys() if before else ():
             if before.get(name) != wanted.get(name):
                 raise ValueError(
-                    f"{self.folder} holds responses with {name} {before.get(name)!r}, where {wanted.get(name)!r} is "
-                    "asked for: name another output folder, or delete that one."
+                    f"output: {self.folder} holds responses with {name} {before.get(name)!r}, but "
+                    f"{wanted.get(name)!r} is requested: name another output folder, or delete {self.folder}."
                 )
         if process()[0] == 0 and not before:
             files.write_json(path, wanted)

@@ -1,4 +1,4 @@
-"""Verdicts on responses and classes of equal answers, by the rewards' grader, a task's score or a program's tests."""
+"""Verdicts on responses, by the rewards' grader, a task's score or a program's tests, and classes of equal answers."""
 
 import math
 from collections.abc import Sequence
@@ -30,8 +30,11 @@ def judge(benchmark: Benchmark, questions: Sequence[Question], rows: Sequence[Ro
     """Judge every response.
 
     Args:
-        rows: responses, question by question, with the same number for each question.
+        rows: responses, question by question, equally many for each question.
         seconds: wall-clock limit for grading one answer.
+
+    Returns:
+        A judgement per row.
     """
     samples = len(rows) // len(questions)
     asked = [question for question in questions for _ in range(samples)]
@@ -52,7 +55,7 @@ def judge(benchmark: Benchmark, questions: Sequence[Question], rows: Sequence[Ro
 def passing(
     benchmark: Benchmark, asked: Sequence[Question], answers: Sequence[str | None], rows: Sequence[Row]
 ) -> list[bool]:
-    """Return whether each response passes: by a task's score, the letter of the right choice, or a program's tests."""
+    """Return whether each response passes, by a task's score, the letter of the right choice, or a program's tests."""
     if benchmark.kind == SCORED:
         return [benchmark.is_right(question, answer) for answer, question in zip(answers, asked, strict=True)]
     if benchmark.kind == CHOICE:
@@ -66,6 +69,6 @@ def passing(
 
 
 def same_text(answers: Sequence[str | None]) -> list[int]:
-    """Return classes of equal texts, numbered from 0; -1 stands for a missing answer."""
+    """Return the class of equal texts that each answer is in, numbered from 0, or -1 for a missing answer."""
     seen: dict[str, int] = {}
     return [-1 if answer is None else seen.setdefault(answer, len(seen)) for answer in answers]

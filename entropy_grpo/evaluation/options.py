@@ -22,42 +22,42 @@ class Options:
     """Model, benchmarks and sampling settings of an evaluation."""
 
     model: str
-    """a Hub id, a model or adapter folder, a checkpoint of a run, an embedded model"""
+    """Hub id, folder of a model or an adapter, checkpoint of a run, or name of an embedded model"""
     benchmarks: Sequence[str]
-    """names or .jsonl/.json/.parquet files, separated by commas"""
+    """names of benchmarks or .jsonl/.json/.parquet files, separated by commas"""
     output: Path | None = None
-    """folder of the results; a second model needs another; if unset, in the run folder, or evaluations/"""
+    """folder for the results of this model; if unset, the run folder, or evaluations/"""
     preset: Literal["forking", "shaping"] = "forking"
     """settings of a paper: arXiv 2506.01939 or arXiv 2508.02260"""
     samples: int | None = None
-    """responses to each question; if unset, the preset's"""
+    """number of responses to each question; if unset, that of the preset"""
     temperature: float | None = None
-    """0 for the most probable tokens; if unset, the preset's"""
+    """sampling temperature, 0 for the most probable tokens; if unset, that of the preset"""
     top_p: float | None = None
-    """share of the probability that is sampled from; if unset, the preset's"""
+    """probability mass of the tokens to sample from; if unset, that of the preset"""
     top_k: int = 0
-    """number of tokens that are sampled from; 0 for all"""
+    """number of tokens to sample from; 0 for all tokens"""
     t_high: float | None = None
     """forked decoding: temperature of tokens whose entropy is above the threshold"""
     t_low: float | None = None
-    """forked decoding: temperature of the other tokens"""
+    """forked decoding: temperature of all other tokens"""
     entropy_threshold: float | None = None
-    """forked decoding: in nats at temperature 1; 0.672 in arXiv 2506.01939"""
+    """forked decoding: threshold of the entropy in nats at temperature 1; 0.672 in arXiv 2506.01939"""
     max_tokens: int | None = None
-    """of a response; if unset, the preset's, or fewer where a benchmark needs fewer"""
+    """maximum number of tokens of a response; if unset, that of the benchmark or of the preset"""
     seed: int = 0
-    """decides every response"""
+    """seed of all responses"""
     revision: str | None = None
     """commit of the model on the Hub"""
     dtype: str = "auto"
-    """of the weights: auto (as they are saved), bfloat16, float32, ..."""
+    """dtype of the weights: auto (as saved), bfloat16, float32, ..."""
     backend: str = "auto"
-    """transformers, vllm, the URL of a server, or auto: vllm where it is installed"""
+    """transformers, vllm, the URL of a server, or auto, which is vllm if it is installed"""
     batch_size: int = 64
-    """responses that are written together, or requests under way"""
+    """responses of a batch with transformers, or concurrent requests to a server"""
     tensor_parallel: int = 1
-    """with vllm, GPUs that share the model"""
+    """number of GPUs that share the model with vllm"""
     contamination: bool = False
-    """also let the model complete problems from their first part"""
+    """also measure contamination: the model completes problems from their first part"""
     compare: Sequence[Path] = ()
-    """folders of other models' results to be compared with"""
+    """folders with results of other models to compare with"""

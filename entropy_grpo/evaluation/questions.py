@@ -17,7 +17,7 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
 
     Raises:
         hub.GatedError: the data set's terms have to be accepted first.
-        ValueError: the name is unknown, the data does not load, or its rows are not as expected.
+        ValueError: the name is unknown, the data does not load, or its columns are not those of the benchmark.
     """
     benchmark = find(name)
     if benchmark is not None:
@@ -39,7 +39,7 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
         )
     rows = load_file("benchmarks", name)
     if not len(rows):
-        raise ValueError(f"benchmarks names {name!r}, which has no rows.")
+        raise ValueError(f"benchmarks names {name!r}, a file without rows: name a file with questions.")
     benchmark = from_file(name, rows.column_names)
     return benchmark, benchmark.read(rows)
 

@@ -6,7 +6,7 @@ from ..metrics.tables import aligned, interval_text
 
 
 def metrics_table(results: dict[str, dict[str, Any]]) -> str:
-    """Return a table with one line per benchmark; `results` maps its name to the figures of its JSON file."""
+    """Return a table with one line per benchmark. `results` maps its name to the figures of its JSON file."""
     rows = [("benchmark", "questions", "N", "Acc@N", "Maj@N", "Pass@N", "Len@N", "cut off", "no answer")]
     for name, figures in results.items():
         metrics = figures["metrics"]
@@ -28,8 +28,8 @@ def metrics_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def gains_table(gains: dict[str, dict[str, Any]], other: str) -> str:
-    """Return a table with one line per benchmark; `gains` maps its name to paired differences."""
-    rows = [(f"above {other}", "Acc@N", "p", "smallest difference found 8 times in 10", "Maj@N", "Len@N")]
+    """Return a table with one line per benchmark. `gains` maps its name to paired differences."""
+    rows = [(f"difference from {other}", "Acc@N", "p", "difference detected with 80% power", "Maj@N", "Len@N")]
     for name, measures in gains.items():
         gain = measures["acc@N"]
         rows.append(

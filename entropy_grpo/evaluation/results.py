@@ -44,7 +44,10 @@ def table(
     rows: Sequence[files.Row],
     judgements: Sequence[Judgement],
 ) -> pa.Table:
-    """Return the samples of a benchmark, question by question, without texts if results may not repeat questions."""
+    """Return the samples of a benchmark, question by question.
+
+    The columns with the question's texts are null if the benchmark's terms forbid repeating them.
+    """
     asked = {q.id: q for q in questions} if benchmark.is_open else {}
     return pa.Table.from_pylist(
         [
@@ -124,7 +127,7 @@ def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:
     asked, asked_there = (list(dict.fromkeys(one["question"].to_pylist())) for one in (ours, theirs))
     if asked != asked_there:
         raise ValueError(
-            f"{other} has {len(asked_there)} questions of {name}, {folder} has {len(asked)}, and they are not the "
-            "same: evaluate both on the same file."
+            f"compare: {other} has {len(asked_there)} questions of {name} and {folder} has {len(asked)}, which are "
+            "not the same: evaluate both models on the same questions."
         )
     return paired(samples_of(theirs), samples_of(ours))

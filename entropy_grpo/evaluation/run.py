@@ -33,7 +33,7 @@ GRADING_SECONDS = 5.0
 
 
 def sampling_of(options: Options, benchmark: Benchmark) -> tuple[int, Sampling]:
-    """Return (samples per question, sampling settings) for a benchmark; the preset serves settings not given."""
+    """Return (samples per question, sampling settings) for a benchmark. The preset supplies settings not given."""
     preset = PRESETS[options.preset]
     chosen = {name: value if (value := getattr(options, name)) is not None else preset[name] for name in preset}
     if options.max_tokens is None and benchmark.max_tokens is not None:
@@ -56,7 +56,7 @@ class Job:
 
 
 def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
-    """Load the requested benchmarks; a gated benchmark whose terms were not accepted is skipped with a message."""
+    """Load the requested benchmarks. A gated benchmark whose terms were not accepted is skipped with a message."""
     settings = {
         "model": options.model,
         "model_revision": options.revision,
@@ -77,14 +77,14 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
             raise ValueError(f"benchmarks names {name!r}, whose programs need a sandbox: {reason}")
         if benchmark.name in jobs:
             raise ValueError(
-                f"benchmarks is {', '.join(options.benchmarks)}: two are {benchmark.name}, rename a file."
+                f"benchmarks is {', '.join(options.benchmarks)}: two have the name {benchmark.name}, so rename a file."
             )
         samples, sampling = sampling_of(options, benchmark)
         about = questions.origin(benchmark, len(asked)) | settings
         answers = Work(options.output / benchmark.name, asked, samples, options.seed, sampling, about)
         jobs[benchmark.name] = Job(benchmark, answers, completions_of(answers) if options.contamination else None)
     if not jobs:
-        raise ValueError(f"benchmarks is {', '.join(options.benchmarks)}: there is none left to evaluate.")
+        raise ValueError(f"benchmarks is {', '.join(options.benchmarks)}: none is left to evaluate, so name another.")
     return list(jobs.values())
 
 
@@ -138,10 +138,10 @@ def generate(works: Sequence[Work], backend: Backend) -> None:
 
 
 def wait_for_others(works: Sequence[Work]) -> None:
-    """Wait until every response is finished; if another process fails, the launcher ends this process, too."""
+    """Wait until every response is finished. If another process fails, the launcher also ends this process."""
     pause, longest = WAIT_SECONDS
     while missing := sum(len(work.missing()) for work in works):
-        print(f"waiting for {missing} responses of other processes", file=sys.stderr, flush=True)
+        print(f"waiting for {missing} responses from other processes", file=sys.stderr, flush=True)
         time.sleep(pause)
         pause = min(2 * pause, longest)
 
@@ -193,14 +193,16 @@ def run(options: Options) -> None:
     """Evaluate a model on benchmarks.
 
     Raises:
-        ValueError: an option is wrong; the message is one sentence.
+        ValueError: an option is invalid. The message is one sentence.
     """
     for other in options.compare:
         if not results.names_in(other):
-            raise ValueError(f"compare names {str(other)!r}, which holds no results.")
+            raise ValueError(
+                f"compare names {str(other)!r}, which holds no results: name a folder of entropy-grpo eval."
+            )
     datasets.disable_progress_bars()
     if len(options.compare) >= len(plots.COLOURS):
-        raise ValueError(f"compare names {len(options.compare)} folders: at most {len(plots.COLOURS) - 1}.")
+        raise ValueError(f"compare names {len(options.compare)} folders: name at most {len(plots.COLOURS) - 1}.")
     options = replace(options, output=options.output or load.output_folder(options.model))
     path = load.resolve(options.model)
     backend = choose(options.backend, has_adapter(path))

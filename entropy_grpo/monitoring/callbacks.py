@@ -17,8 +17,8 @@ from .watchers import WATCHERS, Log
 class RunRecorder(TrainerCallback):
     """Writes `environment.json`, `metrics.jsonl` and `samples.jsonl` of the run folder, on the first rank.
 
-    `samples` is a function that makes the rows for the next log, so that only the logging step of the first rank
-    decodes tokens. While `paused`, logs do not come from the training and are ignored.
+    `samples` is a function that returns the sample rows of the next log, so that tokens are decoded only on the first
+    rank and only for a log. Logs are ignored while `paused`, because they come from an evaluation.
     """
 
     def __init__(self):
@@ -84,10 +84,15 @@ class RewardProgress(ProgressCallback):
 
 
 class Watch(TrainerCallback):
-    """Callback that runs the watchers; each watcher warns once per run, in the log and in `warnings.jsonl`.
+    """Callback that runs the watchers. Each watcher warns once per run, in the log and in `warnings.jsonl`.
 
     Watchers read the trainer's log history, which every rank has and every checkpoint holds. All ranks therefore
     decide alike, and a resumed run still has the values of its start.
+
+    Args:
+        actions: `off`, `warn` or `stop` for watchers by name; `warn` by default. `stop` saves a checkpoint and ends
+            the run.
+        kept_share: share of tokens that the run should keep.
     """
 
     def __init__(self, actions: dict[str, str], kept_share: float):

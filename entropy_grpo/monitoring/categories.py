@@ -1,8 +1,7 @@
 """Categories of tokens by their text: the four categories of arXiv 2508.02260, appendix C.
 
-The paper names the categories and gives examples; the word lists are not from the paper. Each token is classified
-without its context. The parts of a word that a tokenizer splits are therefore classified separately, and `so` is
-always a connective.
+The paper names the categories and gives examples, but no word lists. Each token is classified without its context. The
+parts of a word that a tokenizer splits are therefore classified separately, and `so` is always a connective.
 """
 
 import unicodedata
@@ -47,7 +46,7 @@ def category(text: str) -> str:
 
 
 def _is_formal(word: str) -> bool:
-    """True if a token has digits, operators, brackets or other symbols but no letter; punctuation does not count."""
+    """True if a token has digits, operators, brackets or other symbols but no letter. Punctuation does not count."""
     if not word or word.isspace() or any(unicodedata.category(c)[0] in "LCM" for c in word):
         return False
     return not all(c in PUNCTUATION or c.isspace() for c in word)

@@ -1,9 +1,8 @@
 """Diagnostics of a run beside the objective's own metrics, after the analyses of arXiv 2508.02260.
 
-All metrics are computed from tensors that the training step already holds, without a pass of their own. One metric
-departs from the paper: the change of probabilities. The paper compares two checkpoints on a fixed set of responses.
-Here the change is that of the trained tokens since their rollout was written, one to `steps_per_rollout` - 1 optimiser
-steps before.
+All metrics are computed from tensors that the training step already holds, without an extra pass. The change of
+probabilities departs from the paper, which compares two checkpoints on a fixed set of responses. Here it is the change
+of the trained tokens since their rollout was written, at most `steps_per_rollout` - 1 optimiser steps before.
 
 `reduce` sums a tensor over ranks. Shapes: B sequences of a micro-batch, T completion tokens including padding.
 """
@@ -18,9 +17,9 @@ from ..objective.selection import Reduce
 from ..objective.window import Scored, flatten, row_advantages
 from .categories import CATEGORIES, category
 
-# Share of tokens, by largest change, whose part in the change of probabilities is logged.
+# Share of tokens with the largest change, whose part of the total change of probabilities is logged.
 TOP = 0.2
-# Mean changes below this value are rounding errors: at the first step of a rollout the policy has not changed yet.
+# Mean changes below this value are rounding errors: before the first step of a rollout the policy has not changed.
 ROUNDING = 1e-6
 
 
@@ -56,6 +55,7 @@ def answer_metrics(right: Tensor, lengths: Tensor, group_size: int) -> dict[str,
     Args:
         right: (N,) bool, group by group.
         lengths: (N,) tokens.
+        group_size: responses of a group; N is a multiple of it.
     """
     number = right.view(-1, group_size).sum(dim=1)
     lengths = lengths.double()
@@ -71,7 +71,10 @@ def answer_metrics(right: Tensor, lengths: Tensor, group_size: int) -> dict[str,
 def negative_only_entropy(
     ids: Tensor, entropies: Tensor, positive: Tensor, negative: Tensor, size: int, reduce: Reduce
 ) -> dict[str, float]:
-    """Return mean entropy and share of the tokens of negative responses whose id no positive response of the step has.
+    """Return mean entropy (nats) and share of tokens that occur only in negative responses.
+
+    A token of a negative response counts if no positive response of the step has its id. The share is that of all
+    tokens of negative responses.
 
     Args:
         ids, entropies: (n,) token ids and entropies in nats.
@@ -86,9 +89,9 @@ def negative_only_entropy(
 
 
 def category_metrics(categories: Tensor, kept: Tensor, entropies: Tensor, reduce: Reduce) -> dict[str, float]:
-    """Return, by the first word of a category, its share of the tokens, its kept share, and its mean entropy in nats.
+    """Return each category's share of the tokens, its kept share, and its mean entropy in nats.
 
-    The arguments are (n,) tensors of each rank's tokens.
+    Metric names hold the first word of the category. The arguments are (n,) tensors of each rank's tokens.
     """
     columns = (torch.ones_like(entropies), kept, entropies)
     sums = [torch.bincount(categories, weights=c.double(), minlength=len(CATEGORIES)) for c in columns]
@@ -102,9 +105,9 @@ def category_metrics(categories: Tensor, kept: Tensor, entropies: Tensor, reduce
 
 
 def change_metrics(logps: Tensor, old_logps: Tensor, reduce: Reduce) -> dict[str, float]:
-    """Return the mean change |p - p_old| of probabilities, and the part of it due to the fifth that changed most.
+    """Return the mean change |p - p_old| of probabilities, and the part of it in the 20% of tokens that changed most.
 
-    The fifth is taken among each rank's tokens. The part is NaN if nothing has changed. Both arguments are (n,)
+    The 20% are taken among each rank's tokens. The part is NaN if no probability has changed. Both arguments are (n,)
     log-probabilities of each rank's tokens.
     """
     change = (logps.double().exp() - old_logps.double().exp()).abs()
@@ -115,10 +118,10 @@ def change_metrics(logps: Tensor, old_logps: Tensor, reduce: Reduce) -> dict[str
 
 
 def gradient_metrics(norms: Tensor, entropies: Tensor, reduce: Reduce) -> dict[str, float]:
-    """Return median and upper percentiles of G_t (Eq. 4), and its rank correlation with the entropy.
+    """Return median, 90th and 99th percentile of G_t (Eq. 4), and its rank correlation with the entropy.
 
-    The results are means over ranks. Both arguments are (n,) values of one rank's tokens; ties are ranked in an
-    arbitrary order.
+    The results are means over ranks with at least two tokens. Ties are ranked in an arbitrary order. Both arguments
+    are (n,) values of one rank's tokens.
     """
     if len(norms) < 2:
         values = torch.zeros(5, dtype=torch.float64, device=norms.device)
@@ -136,7 +139,7 @@ def gradient_metrics(norms: Tensor, entropies: Tensor, reduce: Reduce) -> dict[s
 def step_metrics(
     scored: Sequence[Scored], everything: Sequence[Scored], categories: TokenCategories, reduce: Reduce
 ) -> dict[str, float]:
-    """Return the diagnostics of an optimiser step's tokens; see `steps.window_metrics` for the arguments."""
+    """Return the diagnostics of an optimiser step's tokens. See `steps.window_metrics` for the arguments."""
     mask = flatten([s.mask for s in everything])
     ids, entropies, kept, advantages = (
         flatten(parts)[mask]

@@ -34,18 +34,18 @@ from .diagnostics import TokenCategories, answer_metrics, gradient_metrics, shar
 def window_metrics(
     scored: Sequence[Scored], everything: Sequence[Scored], epsilon_low: float, epsilon_high: float, reduce: Reduce
 ) -> dict[str, float]:
-    """Compute the metrics of a finished window over all ranks; a mean over nothing is NaN.
+    """Compute the metrics of a finished window over all ranks.
 
     Args:
-        scored: micro-batches that were run, whose clip rates are known.
-        everything: all sequences whose entropies are known.
-        epsilon_low, epsilon_high: the surrogate's clip range.
+        scored: micro-batches of the training pass, from which clip rates are computed.
+        everything: all sequences with known entropies, including sequences that batching left out.
+        epsilon_low, epsilon_high: clip range of the surrogate.
         reduce: function that sums a tensor over ranks.
 
     Returns:
-        Mean entropies of kept and dropped tokens and by the sign of the advantage, percentiles of the entropy, the
-        kept fraction, and clip rates of kept tokens. `kept` and `all` are numbers of tokens, and `mean_entropy` is
-        the mean over all tokens.
+        Mean entropies (nats) of kept and dropped tokens and by the sign of the advantage, percentiles of the entropy,
+        the kept fraction, and clip rates of kept tokens. `kept` and `all` are numbers of tokens, and `mean_entropy`
+        is the mean over all tokens. A mean over no tokens is NaN.
     """
     mask, kept = flatten([s.mask for s in everything]), flatten([s.kept for s in everything])
     entropies = flatten([s.entropies for s in everything])
@@ -80,7 +80,8 @@ def window_metrics(
 
 
 def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str, Any]]:
-    """Return the first responses of a micro-batch, token by token."""
+    """Return the first `number` responses of a micro-batch with text, id, entropy (nats) and kept mark of each "
+    "token."""
     samples = []
     for i in range(min(number, scored.mask.size(0))):
         mask = scored.mask[i]
@@ -104,7 +105,7 @@ class StepMonitor:
     """Logs rollouts and optimiser steps among TRL's own metrics, and holds the accuracy of the latest rollout.
 
     Args:
-        metrics: TRL's metrics by mode (`train` or `eval`) and name; each list is averaged when it is logged.
+        metrics: TRL's metrics by mode (`train` or `eval`) and name. TRL logs the mean of each list.
         objective: objective of the run.
         ranks: processes that share a step.
         tokenizer: decodes tokens for their categories and for samples.
@@ -139,8 +140,8 @@ class StepMonitor:
         """Log the accuracy and, in training, the lengths and the quality of responses.
 
         Args:
-            rewards: (responses of all ranks, F), group by group; the first column decides correctness.
-            prompts, completions, lengths: this rank's responses; lengths in tokens.
+            rewards: (responses of all ranks, F), group by group. The first column decides correctness.
+            prompts, completions, lengths: this rank's responses, with lengths in tokens.
         """
         right = is_right(rewards[:, 0])
         accuracy = right.float().mean().item()
@@ -154,10 +155,10 @@ class StepMonitor:
 
     def _quality(self, prompts: list, completions: list, rewards: Tensor) -> dict[str, float]:
         """Return the figures of `metrics.quality` as means over ranks."""
-        written = quality([text_of(c) for c in completions], [text_of(p) for p in prompts])
-        values = torch.tensor(list(written.values()), device=rewards.device, dtype=torch.float32)
+        figures = quality([text_of(c) for c in completions], [text_of(p) for p in prompts])
+        values = torch.tensor(list(figures.values()), device=rewards.device, dtype=torch.float32)
         means = (self.ranks.sum(values) / self.ranks.count).tolist()
-        return {f"quality/{name}": value for name, value in zip(written, means, strict=True)}
+        return {f"quality/{name}": value for name, value in zip(figures, means, strict=True)}
 
     def gradients(self, passes: Sequence[Pass], batches: Sequence[Inputs], mode: str = "train") -> None:
         """Log the norms of token gradients and their correlation with entropies, if the passes have both."""
@@ -175,12 +176,12 @@ class StepMonitor:
             size: sequences of a micro-batch on one rank, before sequences are dropped.
 
         Returns:
-            The mean entropy of the step's tokens, or NaN if there are none.
+            Mean entropy of the step's tokens in nats, NaN without tokens.
         """
         scored, everything, objective = window.scored, window.all_tokens(), self.objective
         metrics = window_metrics(scored, everything, objective.epsilon_low, objective.epsilon_high, self.ranks.sum)
         kept, total, mean_entropy = metrics.pop("kept"), metrics.pop("all"), metrics.pop("mean_entropy")
-        if objective.ranked_in in ("window", "loss"):  # kept tokens of a rollout are checked when it is ranked
+        if objective.ranked_in in ("window", "loss"):  # the trainer checks the kept tokens of a ranked rollout
             check_kept(kept, total, window.kept, objective, len(window.thresholds))
         if objective.diagnostics:
             metrics |= step_metrics(scored, everything, self.categories, self.ranks.sum)

@@ -1,7 +1,7 @@
-"""Plots of a run in the trackers that `report_to` names; metrics reach trackers through transformers' callbacks.
+"""Plots of a run in the trackers that `report_to` names. Metrics reach trackers through transformers' callbacks.
 
-The plots are sent before the trackers' callbacks receive `on_train_end`, because some of them close then. Trackio's
-run is opened for evaluations outside the training, because TRL logs the time of each pass even to a closed run.
+Plots are sent before the trackers' callbacks receive `on_train_end`, because some trackers close then. Trackio's run
+is opened for evaluations outside the training, because TRL logs the time of each pass even to a closed run.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ SENDERS = {TensorBoardCallback: to_tensorboard, WandbCallback: to_wandb, Trackio
 
 
 def open_trackio(trainer: Trainer) -> None:
-    """Open Trackio's run if `report_to` names it and it is closed; after training the same run is reopened."""
+    """Open Trackio's run if `report_to` names Trackio and the run is closed. After training, the same run reopens."""
     for callback in trainer.callback_handler.callbacks:
         if type(callback) is TrackioCallback and not callback._initialized:
             callback.setup(trainer.args, trainer.state, trainer.model)

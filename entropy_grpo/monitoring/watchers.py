@@ -53,9 +53,9 @@ def entropy_collapse(log: Log) -> str | None:
     ends = log.ends("entropy/p95")
     if ends and ends[1] < 0.3 * ends[0]:
         return (
-            f"The 95th percentile of the entropy has fallen from {ends[0]:.3g} to {ends[1]:.3g} nats: the forks "
-            "close, and with them exploration. A higher epsilon_high, a lower learning rate or rho, or harder "
-            "problems help."
+            f"The 95th percentile of the entropy has fallen from {ends[0]:.3g} to {ends[1]:.3g} nats: the policy "
+            "explores less at forks. Raise epsilon_high, lower learning_rate or top_entropy_quantile, or train on "
+            "harder problems."
         )
     return None
 
@@ -64,8 +64,8 @@ def entropy_explosion(log: Log) -> str | None:
     ends = log.ends("entropy")
     if ends and ends[1] > 2 * ends[0] + 0.1:
         return (
-            f"The mean entropy has risen from {ends[0]:.3g} to {ends[1]:.3g} nats: responses turn into noise. A lower "
-            "learning rate or epsilon_high helps, and dual clipping (delta) where negative advantages drive it."
+            f"The mean entropy has risen from {ends[0]:.3g} to {ends[1]:.3g} nats: responses turn into noise. Lower "
+            "learning_rate or epsilon_high, or set delta (dual clipping) if negative advantages cause it."
         )
     return None
 
@@ -74,9 +74,9 @@ def length_collapse(log: Log) -> str | None:
     ends = log.ends("completions/mean_length")
     if ends and ends[1] < 0.4 * ends[0]:
         return (
-            f"Responses have shrunk from {ends[0]:.0f} to {ends[1]:.0f} tokens on average: the policy may guess "
-            "instead of reasoning. Look at samples.jsonl; overlong_cache_length may punish too early, or a short "
-            "trick may pay."
+            f"The mean length of responses has fallen from {ends[0]:.0f} to {ends[1]:.0f} tokens: the policy may "
+            "guess instead of reasoning. Read samples.jsonl: the overlong penalty may begin too early "
+            "(overlong_cache_length), or a short trick may earn the reward."
         )
     return None
 
@@ -85,8 +85,8 @@ def length_runaway(log: Log) -> str | None:
     ends = log.ends("completions/clipped_ratio")
     if ends and ends[1] > max(0.3, 2 * ends[0]):
         return (
-            f"{ends[1]:.0%} of the responses are cut off at max_completion_length, {ends[0]:.0%} were at the start: "
-            "more and more do not come to an end. The reward `overlong` helps, or a larger max_completion_length."
+            f"{ends[1]:.0%} of the responses are cut off at max_completion_length, after {ends[0]:.0%} at the start: "
+            "more and more responses do not end. Add the reward `overlong`, or raise max_completion_length."
         )
     return None
 
@@ -108,8 +108,8 @@ def reward_hacking(log: Log) -> str | None:
         return None
     return (
         f"The reward has risen from {before:.3g} to {after:.3g} since step {step}, while held-out accuracy has fallen "
-        f"from {best:.3g} to {later[-1]:.3g}: the policy learns the training problems, or to please the reward. Go "
-        f"back to the checkpoint of step {step}, and read the best-paid responses."
+        f"from {best:.3g} to {later[-1]:.3g}: the policy memorises the training problems or exploits the reward. Go "
+        f"back to the checkpoint of step {step}, and read the responses with the highest rewards."
     )
 
 
@@ -117,8 +117,8 @@ def clip_rate(log: Log) -> str | None:
     low, high = log.recent("clip_ratio/kept_low"), log.recent("clip_ratio/kept_high")
     if low is not None and high is not None and low + high > 0.2:
         return (
-            f"{low + high:.0%} of the kept tokens are clipped: the policy moves too far from the one that wrote "
-            "the rollout. A lower learning rate or fewer steps_per_rollout help."
+            f"{low + high:.0%} of the kept tokens are clipped: the policy moves too far from the policy that wrote "
+            "the rollout. Lower learning_rate or steps_per_rollout."
         )
     return None
 
@@ -127,8 +127,8 @@ def kept_fraction(log: Log) -> str | None:
     kept = log.recent("selection/kept_fraction")
     if kept is not None and abs(kept - log.kept_share) > 0.25 * min(log.kept_share, 1 - log.kept_share) + 0.02:
         return (
-            f"{kept:.1%} of the tokens of a step are kept where {log.kept_share:.1%} should be: its tokens are few, "
-            "or unlike those of the rest of the rollout. Larger steps help, or entropy_scope 'global'."
+            f"{kept:.1%} of a step's tokens are kept instead of {log.kept_share:.1%}: the step has few tokens, or its "
+            "entropies differ from the rest of the rollout. Use larger steps, or entropy_scope 'global'."
         )
     return None
 
@@ -137,8 +137,9 @@ def sampler_gap(log: Log) -> str | None:
     gap = log.recent("sampling/sampling_logp_difference/mean")
     if gap is not None and gap > 0.1:
         return (
-            f"The sampler's log-probabilities differ from the trainer's by {gap:.3g} on average: the sampler may have "
-            "stale weights, or other settings (dtype, temperature). Restart it, and see that weights are synced."
+            f"The sampler's log-probabilities differ from the trainer's by {gap:.3g} nats on average: the sampler may "
+            "have old weights, another dtype or another temperature. Restart it, and check that weights are "
+            "synchronised."
         )
     return None
 
@@ -147,13 +148,14 @@ def format_collapse(log: Log) -> str | None:
     spread, boxless = log.ends("quality/format_entropy"), log.ends("quality/no_box")
     if boxless and boxless[1] > boxless[0] + 0.25:
         return (
-            f"{boxless[1]:.0%} of the responses have no boxed answer, {boxless[0]:.0%} had none at the start: the "
-            "format that the reward reads is being unlearned. Look at samples.jsonl, and lower the learning rate."
+            f"{boxless[1]:.0%} of the responses have no boxed answer, after {boxless[0]:.0%} at the start: the policy "
+            "unlearns the format that the reward reads. Read samples.jsonl, and lower learning_rate."
         )
     if spread and spread[0] > 0.3 and spread[1] < 0.15 * spread[0]:
         return (
-            f"The entropy of the responses' formats has fallen from {spread[0]:.2g} to {spread[1]:.2g} nats: all are "
-            "written alike. Pass@k at large k is what that costs; a lower learning rate or more varied problems help."
+            f"The entropy of the responses' formats has fallen from {spread[0]:.2g} to {spread[1]:.2g} nats: all "
+            "responses have the same format, which lowers Pass@k at large k. Lower learning_rate, or train on more "
+            "varied problems."
         )
     return None
 
@@ -162,8 +164,8 @@ def verifier_timeouts(log: Log) -> str | None:
     share = log.recent("grading/timeouts")
     if share is not None and share > 0.02:
         return (
-            f"{share:.1%} of the answers take too long to grade and count as wrong: right ones among them teach the "
-            "opposite. Raise grading_seconds and grading_total_seconds, or look for answers that keep sympy busy."
+            f"{share:.1%} of the answers take too long to grade and count as wrong, even if they are right. Raise "
+            "grading_seconds and grading_total_seconds, or look for answers on which sympy takes long."
         )
     return None
 
@@ -175,9 +177,9 @@ def lucky_hits(log: Log) -> str | None:
     informative = 1 - none - all_right
     if none > 0.5 and one > 0.7 * informative > 0:
         return (
-            f"{none:.0%} of the groups are all wrong, and {one / informative:.0%} of those that teach have a single "
-            "right response: near-impossible problems pay by accident. dynamic_sampling with min_accuracy leaves them "
-            "out."
+            f"{none:.0%} of the groups are all wrong, and {one / informative:.0%} of the informative groups have a "
+            "single right response: almost impossible problems are rewarded by accident. Set dynamic_sampling and "
+            "min_accuracy to exclude them."
         )
     return None
 

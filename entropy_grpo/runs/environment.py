@@ -1,4 +1,4 @@
-"""The environment of a run: versions, the commit of this source tree, hardware, memory."""
+"""Environment of a run: versions, commit of this source tree, hardware, memory."""
 
 import importlib.metadata
 import platform

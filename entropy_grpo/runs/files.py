@@ -1,6 +1,6 @@
-"""Files of rows and of objects, from which a killed run loses nothing that it has written.
+"""Files of JSON rows and JSON objects. A killed run loses nothing that it has written.
 
-A file is either replaced in one step or only ever appended to.
+A file is either replaced in one step or only appended to.
 """
 
 import json
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def append_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows, each flushed as a whole line; a line that a killed run left unfinished is ended first."""
+    """Append rows, one line each. A line that a killed run left unfinished is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         if file.tell() > 0:
@@ -54,9 +54,9 @@ def read_steps(path: Path) -> list[Row]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, and then replace the file by the one written there, in one step.
+    """Yield a scratch path to write to, and then replace the file by the scratch file in one step.
 
-    An exception leaves the file as it was.
+    An exception leaves the file unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")

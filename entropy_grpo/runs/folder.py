@@ -1,18 +1,18 @@
-"""The folder of a run: its default place, and the paths inside it.
+"""Folder of a run: its default place, and the paths inside it.
 
 runs/NAME/
-    recipe.yaml       the resolved recipe; launches again to the same run
+    recipe.yaml       the resolved recipe, which launches the same run again
     environment.json  versions, git revision, hardware, every training argument
-    data.json         source and number of the problems, and the problems left out by reason
-    problems.jsonl    after a cold start, the problems that it took
+    data.json         source and number of the problems, and numbers of excluded problems by reason
+    problems.jsonl    problems that a cold start has used
     metrics.jsonl     one row per log
     warnings.jsonl    warnings of the watchers, if there are any
     samples.jsonl     responses with the entropy of every token and whether it was kept
-    answers/*.jsonl   the answers of the evaluations before and after training, one row each
-    evaluation.json   the metrics of these answers
-    benchmarks/*/     results of benchmarks, a folder for each step or checkpoint that was evaluated
-    plots/*.png       drawn from the files above
-    README.md         the model card, written from the files above
+    answers/*.jsonl   answers of the evaluations before and after training, one per row
+    evaluation.json   metrics of these answers
+    benchmarks/*/     results of benchmarks, one folder per evaluated step or checkpoint
+    plots/*.png       plots of the files above
+    README.md         model card, written from the files above
     checkpoint-N/, model.safetensors, ...
 """
 

@@ -1,4 +1,4 @@
-"""The plots of a run, drawn from the files of its folder, and the Pass@k curves of several models."""
+"""Plots of a run, drawn from the files of its folder, and Pass@k curves of several models."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from . import files
 from .files import Row
 from .folder import RunFolder
 
-# Okabe and Ito's colours (2008), told apart with every kind of colour vision; the markers tell them apart in grey.
+# Okabe and Ito's colours (2008) differ for every kind of colour vision. The markers differ in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
 DASHES = ("-", "--", "-.", ":")
@@ -35,11 +35,11 @@ def _axes(title: str, ylabel: str):
 
 
 def _mark_plateau(axes, rows: list[Row]) -> None:
-    """Draw a line at the step that found the plateau."""
+    """Draw a line at the step at which the plateau was detected."""
     steps, stages = _series(rows, "stage")
     plateau = [step for step, stage in zip(steps, stages, strict=True) if stage == PLATEAU]
     if plateau:
-        axes.axvline(plateau[0], color="tab:gray", linestyle="-.", label="plateau found")
+        axes.axvline(plateau[0], color="tab:gray", linestyle="-.", label="plateau detected")
 
 
 def _reward(rows: list[Row]) -> Figure:
@@ -85,7 +85,7 @@ def comparison(groups: dict[str, dict[int, dict[str, Any]]], labels: dict[str, s
     """Draw curves of several groups of runs, with a panel for each series of `labels` that any group has.
 
     Args:
-        groups: by group and series, {step: {"value", "low", "high"}}; the band is from low to high.
+        groups: by group and series, {step: {"value", "low", "high"}}. The band lies between low and high.
         labels: name of each series, with its unit.
     """
     series = [key for key in labels if any(group.get(key) for group in groups.values())]
@@ -110,7 +110,7 @@ def comparison(groups: dict[str, dict[int, dict[str, Any]]], labels: dict[str, s
 
 
 def draw(run: RunFolder, rows: list[Row] | None = None) -> list[Path]:
-    """Draw the metrics of a run, or these rows of it, into its folder and return the paths."""
+    """Draw the metrics of a run into its folder and return the paths. `rows` replaces the rows of `metrics.jsonl`."""
     rows = files.read_steps(run.metrics) if rows is None else rows
     if not rows:
         return []
@@ -124,13 +124,15 @@ def draw(run: RunFolder, rows: list[Row] | None = None) -> list[Path]:
 
 
 def pass_at_k(curves: Mapping[str, Mapping[int | str, Interval]], path: str | Path) -> Path:
-    """Draw Pass@k over k with its intervals: one curve per model, at most len(COLOURS), and a marker at each doubling.
+    """Draw Pass@k over k with its intervals, one curve per model, with a marker at each doubling of k.
 
-    Keys that a JSON file turned into strings are read as numbers. Models whose bands overlap may still differ, which
-    only the paired test can decide.
+    Models whose bands overlap may still differ. Only the paired test can decide it.
+
+    Args:
+        curves: by model, {k: interval}. k may be a string, as in JSON. At most len(COLOURS) models.
     """
     if not 0 < len(curves) <= len(COLOURS):
-        raise ValueError(f"pass_at_k draws 1 to {len(COLOURS)} models on one picture; got {len(curves)}.")
+        raise ValueError(f"curves has {len(curves)} models: pass_at_k draws 1 to {len(COLOURS)} models.")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for (name, curve), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):

@@ -1,12 +1,13 @@
-"""The files of a checkpoint beside TRL's, and the newest complete checkpoint of a run.
+"""Files of a checkpoint beside TRL's files, and the newest complete checkpoint of a run.
 
     checkpoint-N/
-        run_state.safetensors         state that all ranks have in common
+        run_state.safetensors         state that all ranks share
         run_state_RANK.safetensors    state of one rank
-        complete.json                 written last, when every rank has written all of its files
+        complete.json                 written last, after every rank has written its files
 
-A state is a safetensors file, so nothing is unpickled: its tensors, its texts one after another as UTF-8, and a JSON
-structure that points to both. The header may have 100 MB, which the texts of a few hundred groups fill.
+A state is a safetensors file, so that nothing is unpickled. It holds tensors, the concatenated texts as UTF-8, and a
+JSON structure that points to both. Texts are a tensor because safetensors limits its header to 100 MB, which the texts
+of a few hundred groups would fill.
 """
 
 import json
@@ -25,7 +26,7 @@ from .folder import checkpoints
 COMPLETE = "complete.json"
 SHARED_STATE = "run_state.safetensors"
 RANK_STATE = "run_state_{}.safetensors"
-# Names of tensors beside those of the state, which are numbered.
+# Names of two further tensors. The names of the state's tensors are numbers.
 TEXTS, STRUCTURE = "texts", "structure"
 
 State = dict[str, Any]
@@ -60,7 +61,7 @@ def save_state(path: Path, state: State) -> None:
 
 
 def _owning(tensor: Tensor, memory: set[int]) -> Tensor:
-    """The tensor, or a copy where it shares memory with another or is a view of more, which safetensors refuses."""
+    """The tensor, or a copy if it shares memory or is a view of a larger tensor, which safetensors refuses."""
     storage = tensor.untyped_storage()
     if storage.nbytes() != tensor.nbytes or storage.data_ptr() in memory:
         return tensor.clone()
@@ -69,9 +70,9 @@ def _owning(tensor: Tensor, memory: set[int]) -> Tensor:
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> State:
-    """Read what `save_state` wrote, tensors onto the device; tuples come back as lists."""
+    """Read a state that `save_state` wrote, with tensors on `device`. Tuples become lists."""
     with safe_open(path, framework="pt", device=str(device)) as tensors, safe_open(path, framework="pt") as file:
-        earlier = (file.metadata() or {}).get(STRUCTURE)  # of a checkpoint whose texts lie in the header
+        earlier = (file.metadata() or {}).get(STRUCTURE)  # older checkpoints hold structure and texts in the header
         texts = None if earlier else file.get_slice(TEXTS)
 
         def get(value: Any) -> Any:

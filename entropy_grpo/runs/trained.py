@@ -1,8 +1,8 @@
-"""A trained model and the remains of its run, read from files alone: the facts that a model card may state.
+"""Facts about a trained model and its run, read only from files, for the model card.
 
-The model is that of a run folder, of a checkpoint in one, or of a folder which has been taken out of its run. For a
-checkpoint, only facts known at its step are read: later rows and the evaluation after training belong to other
-weights.
+The model is in a run folder, in a checkpoint of a run, or in a folder of its own. For a checkpoint, only facts known
+at
+its step are read, because later rows and the evaluation after training belong to other weights.
 """
 
 import math
@@ -27,7 +27,7 @@ def _object(path: Path, read: Callable[[Path], Any]) -> Row:
     """The mapping in a file, empty if the file is absent.
 
     Raises:
-        ValueError: the file cannot be read, or holds no mapping; the message names it.
+        ValueError: the file cannot be read, or holds no mapping. The message names the file.
     """
     try:
         mapping = read(path) if path.exists() else {}
@@ -43,7 +43,7 @@ def read_recipe(folder: RunFolder) -> Row:
     """The settings in a run's `recipe.yaml`, empty if there is none.
 
     Raises:
-        ValueError: the file is broken; the message names it.
+        ValueError: the file is broken. The message names the file.
     """
     settings = _object(folder.recipe, lambda path: yaml12.parse(path.read_text(encoding="utf-8")) or {})
     return {key: value for key, value in settings.items() if key != "recipe"}
@@ -55,12 +55,14 @@ def _is_run(folder: RunFolder) -> bool:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Results of `entropy-grpo eval` on one benchmark, with the base model's if they lie beside them.
+    """Results of `entropy-grpo eval` on one benchmark, with the results of the base model if they exist.
 
     Attributes:
-        path: the file with the figures; the parquet file beside it has every sample.
-        baseline: the base model's figures, or empty.
-        gains: the paired comparison with the base model, or empty.
+        name: name of the benchmark.
+        path: file with the figures. The parquet file beside it has every sample.
+        figures: contents of the file.
+        baseline: figures of the base model, or empty.
+        gains: paired comparison with the base model, or empty.
     """
 
     name: str
@@ -72,16 +74,17 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Trained:
-    """The facts about a trained model.
+    """Facts about a trained model.
 
     Attributes:
         model: folder of the weights.
-        run: folder of the run; the same unless the model is a checkpoint inside it.
-        weights: WHOLE, ADAPTER, SHARDED or NONE, of `weights`.
-        step: optimiser steps that the model has taken; None if no file records them.
-        rows: the logs up to that step.
-        is_last: whether the run went no further.
-        lacks: the missing parts of the folder, each with its consequence for a reader.
+        run: folder of the run, which differs from `model` if the model is a checkpoint.
+        weights: WHOLE, ADAPTER, SHARDED or NONE (see `weights`).
+        recipe, environment, data, evaluation: contents of the run's files, empty if a file is absent.
+        rows: logs up to `step`.
+        step: optimiser steps of the model; None if no file records them.
+        is_last: whether the run ended at this step.
+        lacks: missing parts of the folder, each with its consequence for a reader.
     """
 
     model: Path
@@ -98,12 +101,12 @@ class Trained:
 
     @cached_property
     def arguments(self) -> Row:
-        """Settings of the recipe, overridden by the arguments that the run was made with."""
+        """Settings of the recipe, overridden by the training arguments in `environment.json`."""
         return self.recipe | self.environment.get("arguments", {})
 
     @property
     def versions(self) -> Row:
-        """Versions of the packages that the run was made with."""
+        """Versions of the packages that the run used."""
         return self.environment.get("versions", {})
 
     @cached_property
@@ -113,14 +116,14 @@ class Trained:
 
     @property
     def base(self) -> str | None:
-        """The base model, as the recipe, the environment or the adapter names it."""
+        """The base model that the recipe, the environment or the adapter names, in this order."""
         given = (self.recipe, "model_name_or_path"), (self.environment, "base_model")
         names = [source.get(key) for source, key in (*given, (self.adapter, "base_model_name_or_path"))]
         return next((str(name) for name in names if name), None)
 
     @property
     def base_id(self) -> str | None:
-        """The base model's id on the Hub; None for a local one or a task's own."""
+        """The base model's id on the Hub; None for a local model or the model of a task."""
         return hub_id(self.base)
 
     @property
@@ -130,7 +133,7 @@ class Trained:
 
     @property
     def dataset_id(self) -> str | None:
-        """The data set's id on the Hub; None for a local one or a task."""
+        """The data set's id on the Hub; None for a local data set or a task."""
         if self.dataset in TRAINING:
             return TRAINING[self.dataset].hub_id
         return hub_id(self.dataset)
@@ -173,16 +176,16 @@ class Trained:
 
 
 def _results(folder: Path) -> list[tuple[Path, Row]]:
-    """The files of a folder that hold results of a benchmark, with their contents."""
+    """JSON files of a folder with results of a benchmark, and their contents."""
     read = [(path, _object(path, files.read_json)) for path in sorted(folder.glob("*.json"))]
     return [(path, figures) for path, figures in read if "acc@N" in figures.get("metrics", {})]
 
 
 def read(path: Path, expected_weights: str | None = None) -> Trained:
-    """Read the files of a run folder, of a checkpoint in one, or of a model by itself.
+    """Read the files of a run folder, of a checkpoint in a run, or of a model outside a run.
 
     Args:
-        expected_weights: kind of weights that the folder will hold, if a trainer asks before it has saved.
+        expected_weights: kind of weights that the trainer will save into the folder later.
 
     Raises:
         ValueError: there is no such folder, or a file in it cannot be read.
@@ -219,19 +222,19 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
 def _list_gaps(trained: Trained, evaluation: Row) -> list[str]:
     run = trained.run
     lacks = []
-    for path, would in (
-        (run.recipe, "its settings are those that other files tell, and the run cannot be launched again from here"),
+    for path, consequence in (
+        (run.recipe, "settings are known only from other files, and the run cannot be launched again from here"),
         (run.environment, "versions, hardware and most settings are not known"),
-        (run.data, "which problems it was trained on, at which revision, is not known in full"),
+        (run.data, "training problems and their revision are not known in full"),
     ):
         if not path.exists():
-            lacks.append(f"{path.name}: {would}")
+            lacks.append(f"{path.name}: {consequence}")
     if not trained.rows:
         lacks.append(f"{run.metrics.name}: the course of the training is not known")
     if evaluation and not trained.is_last:
-        lacks.append(f"an evaluation of this checkpoint: {run.evaluation.name} is about the end of the run")
+        lacks.append(f"an evaluation of this checkpoint: {run.evaluation.name} describes the end of the run")
     elif "after" not in evaluation:
-        lacks.append("an evaluation after training: how well the model does is not known")
+        lacks.append("an evaluation after training: the accuracy of the model is not known")
     return lacks
 
 

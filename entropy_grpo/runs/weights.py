@@ -1,6 +1,6 @@
-"""Contents of a model's folder: a whole model, an adapter, pieces of a model, or none; and the files of each kind.
+"""Kinds of weights in a folder, and the files of each kind: a whole model, an adapter, shards of a model, or none.
 
-Only files with these names are ever published, so that no optimizer state, random state or pickle is.
+Only files with these names are published, and never an optimizer state, a random state or a pickle.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ def kind(folder: Path) -> str:
 
 
 def has_adapter(path: str | Path) -> bool:
-    """Return whether a model's name is a local folder with a LoRA adapter, which needs its base model beside it."""
+    """Return whether a model's name is a local folder with a LoRA adapter, which also needs its base model."""
     return (Path(path) / ADAPTER_CONFIG).is_file()
 
 
@@ -56,5 +56,5 @@ def missing(folder: Path) -> list[str]:
     if contents in CONFIGURATION and not _present(folder, CONFIGURATION[contents][:1]):
         lacks.append(f"{CONFIGURATION[contents][0]}: the weights do not load without it")
     if contents != SHARDED and not _present(folder, TOKENIZER):
-        lacks.append("the tokenizer: take that of the base model")
+        lacks.append("the tokenizer: use the tokenizer of the base model")
     return lacks

@@ -1,6 +1,6 @@
 """YAML 1.2, read and written by ruamel.yaml: `1e-6` is a number, `no` is text, and a repeated key is an error.
 
-The package's only YAML: recipes, recipes in run folders, words of a command line.
+All YAML of the package is read and written here: recipes, recipes in run folders, words of a command line.
 """
 
 import io
@@ -19,7 +19,7 @@ OLDER = VersionedResolver(version=(1, 1))
 
 
 class NotYAML(ValueError):
-    """Text that cannot be read, in one sentence without a full stop; `line` counts from 1, None if unknown."""
+    """Error for text that is not YAML. The reason has no full stop; `line` counts from 1, None if unknown."""
 
     def __init__(self, reason: str, line: int | None) -> None:
         super().__init__(reason)
@@ -27,7 +27,7 @@ class NotYAML(ValueError):
 
 
 class RepeatedKey(NotYAML):
-    """A key that a mapping has twice."""
+    """Error for a key that a mapping has twice."""
 
 
 class _Constructor(SafeConstructor):
@@ -91,7 +91,7 @@ def key_lines(text: str) -> dict[str, int]:
 
 
 def dump(values: dict[str, Any]) -> str:
-    """Values as block YAML, their order kept; readers of YAML 1.1 and of 1.2 read the same values."""
+    """Values as block YAML in their order. Readers of YAML 1.1 and of YAML 1.2 read the same values."""
     text = io.StringIO()
     _yaml().dump(values, text)
     return text.getvalue()

@@ -1,7 +1,7 @@
 """Interface of the generation backends: transformers in this process, vLLM in this process, or a running server.
 
-A backend takes requests, each with a seed derived from its question and number, and yields responses as they finish,
-in any order. The composition of a batch changes a response only through rounding.
+A backend takes requests and yields responses as they finish, in any order. The seed of a request is derived from its
+question and number. The composition of a batch changes a response only through rounding.
 """
 
 import importlib.util
@@ -40,14 +40,19 @@ class Sampling:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more.")
         given = [name for name in FORKED if getattr(self, name) is not None]
         if given and len(given) < len(FORKED):
-            raise ValueError(f"{', '.join(given)} alone: forked decoding needs {', '.join(FORKED)}.")
+            missing = ", ".join(name for name in FORKED if name not in given)
+            raise ValueError(
+                f"{', '.join(given)} requests forked decoding, which also needs {missing}: set all of "
+                f"{', '.join(FORKED)}."
+            )
         if given and self.temperature != 1:
             raise ValueError(
-                f"temperature is {self.temperature} with forked decoding, which takes entropies at 1: set it to 1."
+                f"temperature is {self.temperature}, but forked decoding takes entropies at temperature 1: set it to "
+                "1."
             )
         for name in given:
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be a number, 0 or more.")
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be a finite number, 0 or more.")
 
     @property
     def forked(self) -> dict[str, float] | None:
@@ -57,7 +62,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """Request for one response, which `seed`, below 2^31, decides."""
+    """Request for one response. `seed` is below 2^31; equal requests give equal responses up to rounding."""
 
     prompt: str
     seed: int
@@ -71,7 +76,7 @@ class Response:
         text: text without special tokens.
         tokens: number of tokens, including the token that ended the response.
         finish: `stop`, or `length` if the response was cut off.
-        seconds: an equal share of the batch's time, or, for a server or an engine, the time from request to response.
+        seconds: with transformers an equal share of the batch's time, otherwise the time from request to response.
     """
 
     text: str
@@ -85,8 +90,8 @@ class Backend(Protocol):
 
     Attributes:
         name: name in the results.
-        in_batches: whether the rounding of a response depends on its batch, so that a batch with a missing response
-            is generated again as a whole.
+        in_batches: whether the rounding of a response depends on its batch. If so, a batch with a missing response is
+            generated again as a whole.
     """
 
     name: str
@@ -106,8 +111,8 @@ def check_length(longest: int, max_tokens: int, positions: int) -> None:
     """Raise `ValueError` if the longest prompt and a whole response exceed the model's positions."""
     if longest + max_tokens > positions:
         raise ValueError(
-            f"max_tokens is {max_tokens}, but the model has {positions} positions and the longest prompt {longest} "
-            f"tokens: allow at most {positions - longest}."
+            f"max_tokens is {max_tokens}, but the model has {positions} positions and the longest prompt has "
+            f"{longest} tokens: set it to at most {positions - longest}."
         )
 
 

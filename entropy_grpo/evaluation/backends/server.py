@@ -41,7 +41,8 @@ class ServerBackend:
             self.model = self._ask("GET", "/models")["data"][0]["id"]
         except (ValueError, KeyError, IndexError) as error:
             raise ValueError(
-                f"backend is {url!r}, where no server says which model it has: {error!r:.200}."
+                f"backend is {url!r}, but no server there names its model ({error!r:.200}): start one, or correct the "
+                "URL."
             ) from error
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -57,10 +58,10 @@ class ServerBackend:
                     return reply.json()
                 reason = f"{reply.status_code} {reply.text:.200}"
                 if reply.status_code != 429 and reply.status_code < 500:
-                    raise ValueError(f"{self.name} refuses a request: {reason}")
+                    raise ValueError(f"backend {self.name} refused a request: {reason}")
             time.sleep(FIRST_PAUSE * 2**attempt)
         raise ValueError(
-            f"{self.name} did not answer {TRIES} times ({reason}): the same command goes on once it does."
+            f"backend {self.name} did not answer {TRIES} times ({reason}): run the same command again when it answers."
         )
 
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:

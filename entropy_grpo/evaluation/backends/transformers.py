@@ -19,7 +19,10 @@ def stop_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> list
     candidates |= {tokenizer.get_vocab().get(text) for text in TURN_ENDS}
     stops = sorted(candidates - {None})
     if not stops:
-        raise ValueError(f"model is {model.config._name_or_path!r}, which names no EOS token: no response would end.")
+        raise ValueError(
+            f"model is {model.config._name_or_path!r}, which has no EOS token, so that no response would end: add "
+            "eos_token_id to its generation configuration."
+        )
     return stops
 
 

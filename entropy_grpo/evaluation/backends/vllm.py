@@ -18,12 +18,17 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"
 
 
 def check_gpus(count: int, visible: int) -> None:
-    """Refuse more GPUs than the processes of this machine have, `count` each; `visible` is asked of torch."""
+    """Refuse a launch whose processes need more GPUs than this machine has.
+
+    Args:
+        count: GPUs of each process.
+        visible: number of GPUs that torch sees.
+    """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if visible and count * processes > visible:
         raise ValueError(
-            f"tensor-parallel is {count}, which for {processes} processes on this machine takes {count * processes} "
-            f"GPUs, and there are {visible}: lower it, or launch {max(visible // count, 1)} processes."
+            f"tensor-parallel is {count}, so {processes} processes on this machine need {count * processes} GPUs, but "
+            f"it has {visible}: lower it, or launch {max(visible // count, 1)} processes."
         )
 
 

@@ -35,7 +35,7 @@ class Temperatures:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name} is {value!r}: it must be a number, 0 or more.")
+                raise ValueError(f"{name} is {value!r}: it must be a finite number, 0 or more.")
 
 
 def entropies(logits: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Sampling in which every response has its own random numbers, independent of its batch.
 
-Textbook samplers draw the tokens of a batch from one generator, so that a response depends on its row. Here the token
-at step t is the inverse distribution function at u_t, the t-th uniform number of the response's own seed. The draw is
-exact and uses one number per token. Temperature, top-k and top-p are applied in the order of transformers and vLLM:
-temperature, then the k most probable tokens, then the fewest tokens whose probability reaches p.
+Textbook samplers draw the tokens of a batch from one generator, so that a response depends on its row. Here every
+response has a seed with uniform numbers u_t, and its token t is the inverse distribution function at u_t. The draw is
+exact and uses one number per token. The order of the filters is that of transformers and vLLM: temperature, then the k
+most probable tokens, then the fewest tokens whose probability reaches p.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from transformers import LogitsProcessor
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:
-    """Return (count,) float64 uniform numbers in [0, 1) from Philox, whose raw stream is fixed across versions."""
+    """Return (count,) float64 uniform numbers in [0, 1) from Philox, whose raw stream is the same in all versions."""
     return (np.random.Philox(key=seed).random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 
@@ -23,7 +23,7 @@ def distribution(logits: Tensor, temperature: float, top_p: float, top_k: int) -
     Args:
         logits: (B, V) float32.
         temperature: above 0.
-        top_p: in (0, 1]; among equally probable tokens, lower ids are kept first.
+        top_p: in (0, 1]. Among equally probable tokens, lower ids are kept first.
         top_k: 0 for all tokens.
     """
     probabilities = (logits.double() / temperature).softmax(-1)

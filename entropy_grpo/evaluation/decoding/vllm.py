@@ -35,11 +35,13 @@ def temperatures_of(params: SamplingParams) -> Temperatures | None:
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise ValueError(
-            f"forked decoding needs t_high, t_low and entropy_threshold: {', '.join(missing)} is missing."
+            f"forked decoding needs t_high, t_low and entropy_threshold, but {', '.join(missing)} is missing: set all "
+            "three."
         )
     if params.temperature != 1:
         raise ValueError(
-            f"temperature is {params.temperature:g} with forked decoding, which takes entropies at 1: set it to 1."
+            f"temperature is {params.temperature:g}, but forked decoding takes entropies at temperature 1: set it to "
+            "1."
         )
     return Temperatures(**{ARGUMENTS[name]: value for name, value in given.items()})
 
