@@ -64,16 +64,18 @@ def test_rows_are_read(name, row, text, reference):
     [
         ("aime24", {"id": 1, "problem": "P?"}, "answer was expected and is missing"),
         ("aime24", {"id": 1, "problem": "P?", "answer": "336^\\circ"}, "336"),
-        ("amc23", {"question": "Q?", "answer": "27.5"}, "27.5 where an integer was expected"),
-        ("amc23", {"question": "Q?", "answer": None}, "None where a number was expected"),
-        ("math500", {"problem": "P?", "answer": 3}, "answer is 3 where text was expected"),
-        ("olympiadbench", olympiad_row(["1", "2"]), "where a list of one text was expected"),
-        ("olympiadbench", olympiad_row("[1"), "where a list was expected"),
+        ("amc23", {"question": "Q?", "answer": "27.5"}, "27.5, but an integer was expected"),
+        ("amc23", {"question": "Q?", "answer": None}, "None, but a number was expected"),
+        ("math500", {"problem": "P?", "answer": 3}, "answer is 3, but text was expected"),
+        ("olympiadbench", olympiad_row(["1", "2"]), "but a list of one text was expected"),
+        ("olympiadbench", olympiad_row("[1"), "but a list was expected"),
         ("gpqa", {"Question": "Q?", "Record ID": "a"}, "Correct Answer was expected"),
     ],
 )
 def test_rows_of_another_form_are_refused(name, row, said):
-    with pytest.raises(ValueError, match=f"{name}: row 0 of .* has another form: .*{said.replace('^', '.')[:40]}"):
+    with pytest.raises(
+        ValueError, match=f"{name}: row 0 of .* has an unexpected form: .*{said.replace('^', '.')[:40]}"
+    ):
         BENCHMARKS[name].read([row])
 
 
@@ -192,7 +194,7 @@ def test_a_set_loads_at_its_commit(cached, name):
 
 def test_another_number_of_rows_is_refused(cached):
     cached("minerva", published_rows("minerva")[:-1])
-    with pytest.raises(ValueError, match=r"'minerva': math-ai/minervamath at ee46.* has 271 rows where 272"):
+    with pytest.raises(ValueError, match=r"'minerva': math-ai/minervamath at ee46.* has 271 rows, but 272"):
         questions.load("minerva")
 
 
@@ -219,7 +221,7 @@ def test_files_are_benchmarks(tmp_path, problem, answer):
 def test_files_without_the_columns_are_refused(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"problem": "1?", "key": 1}\n')
-    with pytest.raises(ValueError, match=r"has the columns problem, key: a benchmark needs one of problem, .*answer"):
+    with pytest.raises(ValueError, match=r"whose columns are problem, key: it needs one of problem, .*answer"):
         questions.load(str(path))
 
 

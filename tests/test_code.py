@@ -244,7 +244,7 @@ class Payload:
 
 def test_hidden_cases_run_nothing(tmp_path, monkeypatch):
     pickle.loads(pickle.dumps(Payload(str(tmp_path / "control")))).close()
-    with pytest.raises(ValueError, match=r"it names .*open"):
+    with pytest.raises(ValueError, match=r"the pickle names .*open"):
         livecodebench.decoded(pack(Payload(str(tmp_path / "ran"))))
     assert [path.name for path in tmp_path.iterdir()] == ["control"]
     with pytest.raises(ValueError, match="holds a list, not a string"):
@@ -288,7 +288,7 @@ def test_livecodebench_files(files):
     assert [problem.starter_code for problem in problems] == ["", "class Solution:"]
     assert problems[0].cases() == [Case("1\n5\n", "5\n", None)] * 3
     assert problems[1].cases() == [Case("[1]\n1", "[[1], 1]", "rotate")] * 3
-    with pytest.raises(ValueError, match=r"has 279 problems dated 2024-08-01 to 2025-02-01, but the files have 2:"):
+    with pytest.raises(ValueError, match=r"has 279 problems from 2024-08-01 to 2025-02-01, but the files have 2:"):
         livecodebench.problems(files)
     with pytest.raises(ValueError, match="each once"):
         livecodebench.problems([*files, files[0]], expected=3)

@@ -145,7 +145,8 @@ def test_something_must_be_left_to_train_on(tmp_path):
     path = write(tmp_path, ".jsonl")
     with pytest.raises(ValueError) as refusal:
         load(RunConfig(dataset_name=path, num_dev_problems=5, num_test_problems=6), seed=0)
-    assert "num_dev_problems + num_test_problems is 11" in str(refusal.value) and "11 problems" in str(refusal.value)
+    assert "num_dev_problems plus num_test_problems is 11" in str(refusal.value)
+    assert "11 problems" in str(refusal.value)
     config = RunConfig(dataset_name=path, num_dev_problems=5, num_test_problems=5)
     assert len(load(config, seed=0).train) == 1
 
@@ -167,7 +168,7 @@ def test_a_data_set_smaller_than_one_rollout_is_refused():
     with pytest.raises(ValueError) as refusal:
         check_size(train, 12)
     message = str(refusal.value)
-    assert "11 problems" in message and "takes 12" in message
+    assert "11 problems" in message and "needs 12" in message
     assert "generation_batch_size / num_generations" in message
 
 
@@ -219,7 +220,7 @@ def test_problems_are_left_out_for_their_reasons_and_counted(tmp_path, capsys):
                "\n\nAssistant:\n", row["solution"]) for row, reason in MIXED if reason is None]  # fmt: skip
     assert pairs(problems.train) == sorted(wanted)
     said = capsys.readouterr().out
-    assert "3 problems of 13" in said and "3 different answers" in said and "1 over 40 tokens" in said
+    assert "3 of 13 problems are used" in said and "3 different answers" in said and "1 over 40 tokens" in said
     assert repr("\\frac{3") in said
 
 
@@ -315,7 +316,7 @@ def test_an_evaluation_file_without_problems_is_refused(tmp_path):
     path = write(tmp_path, ".jsonl")
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"text": "1?"}) + "\n")
-    with pytest.raises(ValueError, match=r"other.jsonl', whose columns are text: rename the one"):
+    with pytest.raises(ValueError, match=r"other.jsonl', whose columns are text: rename the column"):
         load(RunConfig(dataset_name=path, decontaminate_against=[str(other)]), seed=0)
     with pytest.raises(ValueError, match=r"decontaminate_against is '.*absent.jsonl': there is no such file"):
         load(RunConfig(dataset_name=path, decontaminate_against=[str(tmp_path / "absent.jsonl")]), seed=0)

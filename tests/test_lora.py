@@ -227,7 +227,7 @@ def edit(path, **changes):
         (lambda run, out: (run / "adapter_config.json").unlink(), "has no adapter_config.json"),
         (lambda run, out: (run / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
         (lambda run, out: (run / "adapter_config.json").write_text("{"), "is not JSON"),
-        (lambda run, out: edit(run / "adapter_config.json", base_model_name_or_path=None), "names no base_model"),
+        (lambda run, out: edit(run / "adapter_config.json", base_model_name_or_path=None), "has no base_model"),
         (lambda run, out: edit(run / "adapter_config.json", base_model_name_or_path="a/b"), "'a/b' (revision main)"),
         (lambda run, out: (out.mkdir(), (out / "x").touch()), "is not empty"),
     ],

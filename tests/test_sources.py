@@ -128,7 +128,7 @@ def without(row, key):
 BROKEN = {
     "dapo_math": [
         (without(dapo("1?", "1"), "solution"), "solution was expected and is missing"),
-        (dapo("1?", "1") | {"solution": None}, "solution is None where text was expected"),
+        (dapo("1?", "1") | {"solution": None}, "solution is None, but text was expected"),
         (dapo(" ", "1"), "the question is empty"),
     ],
     "guru_math": [
@@ -141,11 +141,11 @@ BROKEN = {
     "still_3": [
         (verl("1?", "1"), "one 'User:'"),
         (verl(STILL.format("User: 1?"), "1"), "one 'User:'"),
-        (verl("User: 1?", "1"), "an 'Assistant:' after it"),
-        (verl("Assistant: what? User: 1?", "1"), "an 'Assistant:' after it"),
+        (verl("User: 1?", "1"), "a later 'Assistant:'"),
+        (verl("Assistant: what? User: 1?", "1"), "a later 'Assistant:'"),
     ],
     "math": [({"problem": "1?", "answer": "1"}, "solution was expected and is missing")],
-    "deepscaler": [({"problem": "1?", "answer": 4}, "answer is 4 where text was expected")],
+    "deepscaler": [({"problem": "1?", "answer": 4}, "answer is 4, but text was expected")],
     "gsm8k": [({"question": "1?", "answer": "It is 72."}, "'####' was expected")],
 }
 
@@ -245,7 +245,7 @@ def test_another_number_of_rows_is_refused_where_the_number_is_known(name, monke
         with pytest.raises(ValueError) as refusal:
             load(RunConfig(dataset_name=name), seed=0)
         message = str(refusal.value)
-        assert f"{len(rows)} rows where {EXPECTED_ROWS[name]} were expected" in message and name in message
+        assert f"{len(rows)} rows, but {EXPECTED_ROWS[name]} were expected" in message and name in message
         # A commit of the user's own has a number of rows of its own.
         problems = load(RunConfig(dataset_name=name, dataset_revision="abc"), seed=0)
         assert problems.origin["revision"] == "abc" and problems.origin["rows"] == len(rows)
@@ -309,7 +309,7 @@ def test_an_evaluation_set_with_other_rows_is_refused(cached_evaluation_sets, tm
     folder = cached_evaluation_sets / "datasets--HuggingFaceH4--aime_2024" / "snapshots" / source.revision
     write(folder / source.file, EVALUATION_ROWS["aime24"] * 32)
     path = write(tmp_path / "train.jsonl", [{"prompt": "1?", "solution": "1"}])
-    with pytest.raises(ValueError, match=r"'aime24'.*has 960 rows where 30 were expected"):
+    with pytest.raises(ValueError, match=r"'aime24'.*has 960 rows, but 30 were expected"):
         load(RunConfig(dataset_name=path, decontaminate_against=["aime24"]), seed=0)
 
 

@@ -1,4 +1,4 @@
-"""The settings of a run's problems."""
+"""Settings of a run's problems."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,13 +14,13 @@ class SourceConfig:
     """Location of the rows of a file or of a Hub id, and the columns to read.
 
     Parameters:
-        dataset_name: the file or the Hub id.
+        dataset_name: file or Hub id.
         dataset_config, dataset_revision: configuration and commit of the data set on the Hub.
         dataset_train_split: split to train on.
-        prompt_column, solution_column: the columns of a file or a Hub id that hold the problem and its reference.
-        prompt_template: text around a problem, one of `prompts.TEMPLATES`; null for nothing.
-        decontaminate_against: leave out problems that occur in these evaluation sets, each one of
-            `benchmarks.PUBLISHED` or a file with a column `problem`, `question` or `prompt`.
+        prompt_column, solution_column: columns of the problem and of its reference, in a file or a Hub data set.
+        prompt_template: text around a problem, one of `prompts.TEMPLATES`; null for the bare problem.
+        decontaminate_against: evaluation sets whose problems are excluded. Each is one of `benchmarks.PUBLISHED`, or a
+            file with a column `problem`, `question` or `prompt`.
     """
 
     dataset_name: str | None = None
@@ -33,11 +33,11 @@ class SourceConfig:
     decontaminate_against: list[str] = field(default_factory=list)
 
     def check_source(self) -> None:
-        """Refuse a template, or a set to decontaminate against, that does not exist: `ValueError`."""
+        """Raise `ValueError` if the template or a set to decontaminate against does not exist."""
         if self.prompt_template is not None and self.prompt_template not in TEMPLATES:
             raise ValueError(
-                f"prompt_template is {self.prompt_template!r}: choose one of {', '.join(TEMPLATES)}, or null for "
-                "prompts as they are."
+                f"prompt_template is {self.prompt_template!r}: choose one of {', '.join(TEMPLATES)}, or null for the "
+                "bare problem."
             )
         for name in self.decontaminate_against:
             if name not in PUBLISHED and Path(name).suffix not in FILE_FORMATS:
@@ -52,12 +52,13 @@ class DataConfig(SourceConfig):
     """Problems to train on and problems to hold out.
 
     Parameters:
-        dataset_name: a task (`embedded:NAME`), one of `sources.TRAINING`, a `.jsonl` / `.parquet` file, or a Hub id.
-        dataset_file: for one of `sources.TRAINING`, a local copy of its rows, which is read instead of the Hub.
-        max_prompt_length: leave out problems whose prompt has more tokens; null for no limit.
-        num_train_problems: for a task, the number of problems to generate.
-        num_dev_problems: held-out problems for evaluation during training (0 for none).
-        num_test_problems: held-out problems for the evaluation before and after training (0 for none).
+        dataset_name: a task (`embedded:NAME`), one of `sources.TRAINING`, a `.jsonl` or `.parquet` file, or a Hub id.
+        dataset_file: local copy of the rows of one of `sources.TRAINING`, which is read instead of the Hub.
+        max_prompt_length: largest number of tokens of a prompt. Problems with longer prompts are excluded; null for no
+            limit.
+        num_train_problems: number of training problems that a task generates.
+        num_dev_problems: number of held-out problems for evaluation during training; 0 for none.
+        num_test_problems: number of held-out problems for evaluation before and after training; 0 for none.
     """
 
     dataset_file: str | None = None
@@ -67,7 +68,7 @@ class DataConfig(SourceConfig):
     num_test_problems: int = 0
 
     def check_data(self) -> None:
-        """Refuse settings that name no data, that contradict each other or that nothing reads: `ValueError`."""
+        """Raise `ValueError` if settings name no data, contradict each other, or are not read."""
         if not self.dataset_name:
             raise ValueError(
                 f"dataset_name is missing: name {', '.join([*registry.TASKS, *TRAINING])}, a Hub id or a "
@@ -98,8 +99,8 @@ class DataConfig(SourceConfig):
             return
         if self.dataset_name not in TRAINING:
             raise ValueError(
-                f"dataset_file is {self.dataset_file!r} but dataset_name is {self.dataset_name!r}: it is a copy "
-                f"of one of {', '.join(TRAINING)}; name any other file as dataset_name."
+                f"dataset_file is {self.dataset_file!r} but dataset_name is {self.dataset_name!r}: set dataset_name "
+                f"to the file, or to one of {', '.join(TRAINING)} if the file is a copy of it."
             )
         if Path(self.dataset_file).suffix not in FILE_FORMATS:
             raise ValueError(f"dataset_file is {self.dataset_file!r}: it must end in {' or '.join(FILE_FORMATS)}.")

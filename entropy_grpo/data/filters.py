@@ -1,4 +1,4 @@
-"""Filters for the problems of a data set. Text in, positions or texts out; no data set, no model."""
+"""Filters for the problems of a data set, as functions from texts to positions or texts."""
 
 import re
 import unicodedata
@@ -11,9 +11,9 @@ from pebble import ProcessExpired, ProcessPool
 from ..grading import readable
 from ..grading.pool import LONGEST_ANSWER
 
-# References that no parser needs to look at; almost all of DAPO's are of this kind.
+# References that need no parser. Almost all references of DAPO's data are such numbers.
 PLAIN_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")
-# Variants of the same formula in LaTeX: delimiters, sizes of brackets and fractions, spaces.
+# Differences between equal formulas in LaTeX: delimiters, sizes of brackets and fractions, spaces.
 _SAME = [
     (re.compile(r"\\[dt]frac(?![a-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right)(?![a-z])|\\[()\[\],;!\s]|[$\s]"), ""),
@@ -21,7 +21,7 @@ _SAME = [
 
 
 def normalised(question: str) -> str:
-    """A question up to case, white space, delimiters of formulas and sizes of brackets and fractions."""
+    """A question without case, white space, delimiters of formulas and sizes of brackets and fractions."""
     question = unicodedata.normalize("NFC", question).casefold()
     for pattern, replacement in _SAME:
         question = pattern.sub(replacement, question)
@@ -31,10 +31,10 @@ def normalised(question: str) -> str:
 def repeated(questions: Sequence[str], answers: Sequence[str]) -> tuple[set[int], set[int]]:
     """Find repeated problems, and questions with different answers.
 
-    Questions are the same if their texts are equal, answers if they are equal without white space.
+    Questions are compared as texts, answers as texts without white space.
 
     Returns:
-        Positions whose question and answer came before, and all positions of questions with different answers.
+        (positions whose question and answer occurred before, all positions of questions with different answers).
     """
     seen: dict[str, list[int]] = {}
     for position, question in enumerate(questions):
@@ -58,7 +58,7 @@ def unreadable(references: Iterable[str], workers: int, seconds: float) -> list[
     short = [text for text in doubtful if len(text) <= LONGEST_ANSWER]
     read = set()
     if short:
-        # A worker imports sympy and the parser before its first task, so that the limit is for parsing alone.
+        # A worker imports sympy and the parser before its first task, so that the limit covers only parsing.
         with ProcessPool(
             min(workers, len(short)),
             initializer=readable,

@@ -1,7 +1,7 @@
 """Problems to train on and problems held out, as data sets with the columns `prompt` and `solution`.
 
 A source is a task (`embedded:NAME`), one of `sources.TRAINING`, a local `.jsonl` or `.parquet` file, or a data set's
-id on the Hub. From every source but a task, problems are left out that cannot teach or would flatter: see `_filter`.
+id on the Hub. Problems of a task are used as they are. Problems of all other sources are filtered, see `_filter`.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from .sources import FILE_FORMATS, TRAINING, Source, columns, read_rows
 COLUMNS = ("prompt", "solution")
 NUM_SHOWN = 3
 
-# Tokens of each prompt.
+# Function from prompts to their numbers of tokens.
 PromptLengths = Callable[[list], list[int]]
 
 
@@ -39,8 +39,8 @@ class Problems:
     """Disjoint sets of problems.
 
     Attributes:
-        dev, test: None if no problems of the kind were requested.
-        origin: the source, the number of problems, and the number left out for each reason.
+        train, dev, test: problems of each split; `dev` and `test` are None if none were requested.
+        origin: source, number of problems, and number of excluded problems by reason.
     """
 
     train: Dataset
@@ -55,11 +55,11 @@ def load_problems(
     """Load, check, filter and split the problems. All processes of a run call this together.
 
     Args:
-        grading: limits of the grader that has to read the references; None if a function of the user's own grades.
-        prompt_lengths: required, and called, only with `max_prompt_length`.
+        grading: limits of the grader that must read the references; None if the user's own function grades.
+        prompt_lengths: needed only with `max_prompt_length`.
 
     Raises:
-        ValueError: the problems cannot be used; the message names the data set, the fault and the fix.
+        ValueError: the problems cannot be used. The message names the data set, the fault and the fix.
     """
     task = registry.find(config.dataset_name, "dataset_name")
     if task is not None:
@@ -70,8 +70,8 @@ def load_problems(
     held_out = config.num_dev_problems + config.num_test_problems
     if held_out >= len(rows):
         raise ValueError(
-            f"num_dev_problems + num_test_problems is {held_out} but {config.dataset_name} has {len(rows)} problems: "
-            "hold out fewer."
+            f"num_dev_problems plus num_test_problems is {held_out}, but {config.dataset_name} has {len(rows)} "
+            "problems: hold out fewer."
         )
     # Held-out problems are the same for every seed, so that runs can be compared.
     rows = rows.shuffle(seed=0)
@@ -91,7 +91,7 @@ def load_problems(
 
 
 def _source(config: DataConfig) -> Source:
-    """The source of the problems; the number of rows is unknown for a local copy and a commit of the user's own."""
+    """The source of the problems. The number of rows is unknown for a local copy and for a user's own commit."""
     if config.dataset_name in TRAINING:
         source = TRAINING[config.dataset_name]
         if config.dataset_file is not None:
@@ -103,7 +103,7 @@ def _source(config: DataConfig) -> Source:
 
 
 def named_source(config: SourceConfig) -> Source:
-    """The source that the settings name: a Hub id, or a file, of which only the columns are read."""
+    """The source that the settings name: a Hub id, or a file, for which only the columns apply."""
     return Source(
         config.dataset_name,
         columns(config.prompt_column, config.solution_column),
@@ -133,24 +133,23 @@ def load_columns(config: SourceConfig, source: Source) -> Dataset:
     missing = [column for column in wanted if column not in rows.column_names]
     if missing:
         raise ValueError(
-            f"dataset_name is {config.dataset_name!r}, whose columns are {', '.join(rows.column_names)}: "
-            f"rename its columns so that it has {' and '.join(missing)}, or name them with prompt_column and "
-            "solution_column."
+            f"dataset_name is {config.dataset_name!r}, which has the columns {', '.join(rows.column_names)} and no "
+            f"column {' or '.join(missing)}: name its columns with prompt_column and solution_column."
         )
     in_the_way = [column for column in COLUMNS if column in rows.column_names and column not in wanted]
     rows = rows.remove_columns(in_the_way).rename_columns(wanted)
     solution = rows.features["solution"]
     if not isinstance(solution, Value):
         raise ValueError(
-            f"dataset_name is {config.dataset_name!r}, whose {config.solution_column} is no text: make a file with "
-            "plain references, or name their column with solution_column."
+            f"dataset_name is {config.dataset_name!r}, whose column {config.solution_column} is no text: name another "
+            "column with solution_column, or make a file with plain references."
         )
     # JSON and parquet read plain numbers as numbers, but graders compare text.
     return rows if solution.dtype.endswith("string") else rows.cast_column("solution", Value("string"))
 
 
 def evaluation_questions(name: str) -> set[str]:
-    """The problems of one of `PUBLISHED` or of a file, normalised."""
+    """The normalised problems of one of `PUBLISHED` or of a file."""
     if name in PUBLISHED:
         source = PUBLISHED[name].source
         problems = read_rows(name, source, load_hub(f"decontaminate_against names {name!r}", source))
@@ -159,8 +158,8 @@ def evaluation_questions(name: str) -> set[str]:
     column = next((column for column in PROBLEM_COLUMNS if column in rows.column_names), None)
     if column is None:
         raise ValueError(
-            f"decontaminate_against names {name!r}, whose columns are {', '.join(rows.column_names)}: rename the one "
-            f"with the problems to {PROBLEM_COLUMNS[0]}."
+            f"decontaminate_against names {name!r}, whose columns are {', '.join(rows.column_names)}: rename the "
+            f"column of the problems to {PROBLEM_COLUMNS[0]}."
         )
     return {normalised(question_text(name, i, prompt)) for i, prompt in enumerate(rows[column])}
 
@@ -169,12 +168,12 @@ def question_text(name: str, row: int, prompt: Any) -> str:
     """The text of a prompt, which is a text or a list of messages."""
     parts = [message.get("content") for message in prompt] if isinstance(prompt, list) else [prompt]
     if not parts or not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"{name}: row {row} has the prompt {prompt!r:.60}, where text or messages belong.")
+        raise ValueError(f"{name}: row {row} has the prompt {prompt!r:.60}, but text or messages were expected.")
     return "\n".join(parts)
 
 
 def _find_unreadable(grading: GradingConfig | None, references: list[str]) -> list[str]:
-    """`filters.unreadable`, computed on the first process for all; empty if a function of the user's own grades."""
+    """Result of `filters.unreadable`, computed on the first process; empty if the user's own function grades."""
     shared: list[list[str]] = [[]]
     if grading is not None:
         if PartialState().is_main_process:
@@ -184,14 +183,14 @@ def _find_unreadable(grading: GradingConfig | None, references: list[str]) -> li
 
 
 def _render_prompts(config: DataConfig, rows: Dataset) -> Dataset:
-    """The rows with their prompts in the template."""
+    """Rows whose prompts are in the template."""
     if config.prompt_template is None:
         return rows
     prompts = list(rows["prompt"])
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(
-            f"prompt_template is {config.prompt_template!r} but the prompts of {config.dataset_name} are messages, "
-            "which the tokenizer's chat template writes: leave it out."
+            f"prompt_template is {config.prompt_template!r}, but the prompts of {config.dataset_name} are messages, "
+            "to which the tokenizer's chat template applies: leave it out."
         )
     return rows.remove_columns("prompt").add_column("prompt", [render(config.prompt_template, p) for p in prompts])
 
@@ -201,16 +200,17 @@ def _filter(
 ) -> tuple[Dataset, dict[str, Any]]:
     """Filter the problems, and put the prompts into the template.
 
-    A problem is left out for the first reason that holds:
+    A problem is excluded for the first reason that holds:
 
     - it has no answer;
     - it is repeated, or its question has different answers;
-    - the grader cannot read its reference, unless a function of the user's own grades;
+    - the grader cannot read its reference, unless the user's own function grades;
     - it is in an evaluation set;
     - its prompt is too long.
 
     Returns:
-        The problems to keep; and the number of rows, of problems left out by reason, and the unreadable references.
+        (remaining problems, record with the number of rows, the number of excluded problems by reason, and the
+        unreadable references).
     """
     answers = [(answer or "").strip() for answer in rows["solution"]]
     questions = [normalised(question_text(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
@@ -236,17 +236,18 @@ def _filter(
     summary = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
     if not kept:
         raise ValueError(
-            f"dataset_name is {config.dataset_name!r}: all {len(rows)} problems are left out ({summary})."
+            f"dataset_name is {config.dataset_name!r}, but all its {len(rows)} problems are left out ({summary}): "
+            "name another data set, or change the setting that excludes them."
         )
     if PartialState().is_main_process:
-        print(f"{config.dataset_name}: {len(kept)} problems of {len(rows)}; left out: {summary}", flush=True)
+        print(f"{config.dataset_name}: {len(kept)} of {len(rows)} problems are used; left out: {summary}", flush=True)
         for reference in unread[:NUM_SHOWN]:
             print(f"  the grader cannot read the reference {reference!r:.200}", flush=True)
     return rows.select(kept), {"rows": len(rows), "left_out": counts, "unreadable_references": unread}
 
 
 def _generate(task: Task, config: DataConfig, seed: int) -> Problems:
-    """Generate the first problems of each split; held-out problems are the same for every seed."""
+    """Generate the first problems of each split. Held-out problems are the same for every seed."""
 
     def make(split: str, count: int) -> Dataset | None:
         problems = task.problems(split, seed if split == "train" else 0)
@@ -255,17 +256,17 @@ def _generate(task: Task, config: DataConfig, seed: int) -> Problems:
 
     train = make("train", config.num_train_problems)
     if train is None:
-        raise ValueError("num_train_problems is 0: make at least one generation batch of problems.")
+        raise ValueError("num_train_problems is 0: set it to at least the prompts of one rollout.")
     dev, test = make("dev", config.num_dev_problems), make("test", config.num_test_problems)
     sizes = {name: len(part) if part else 0 for name, part in (("train", train), ("dev", dev), ("test", test))}
     return Problems(train, dev, test, {"dataset": config.dataset_name, **sizes})
 
 
 def check_size(train: Dataset, problems_per_rollout: int) -> None:
-    """Refuse a data set too small for one rollout: TRL would train for zero steps, without an error."""
+    """Refuse a data set that is too small for one rollout, for which TRL would train zero steps without an error."""
     if len(train) < problems_per_rollout:
         raise ValueError(
-            f"the training set has {len(train)} problems but one rollout takes {problems_per_rollout} "
+            f"the training set has {len(train)} problems, but one rollout needs {problems_per_rollout} "
             "(generation_batch_size / num_generations): lower generation_batch_size, per_device_train_batch_size or "
-            "gradient_accumulation_steps, or bring more problems."
+            "gradient_accumulation_steps, or provide more problems."
         )

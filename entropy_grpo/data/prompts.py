@@ -1,6 +1,6 @@
-"""Prompt templates by name: text around a question that makes a base model answer in a form that rewards can read."""
+"""Prompt templates by name. Their text around a question makes a base model answer in a form that rewards can read."""
 
-# The name is the form of the answer: the reward `accuracy` reads `boxed`, `dapo_accuracy` reads `answer_line`.
+# The name describes the answer: the reward `accuracy` reads `boxed`, `dapo_accuracy` reads `answer_line`.
 # `code` is `boxed` without its instruction, for benchmarks whose answers are programs.
 TEMPLATES = {
     # arXiv 2506.01939, section 5.2.
@@ -18,9 +18,9 @@ TEMPLATES = {
 
 
 def render(template: str | None, question: str) -> str:
-    """The prompt for a question; None leaves the question as it is."""
+    """The prompt for a question. Without a template it is the question itself."""
     if template is None:
         return question
-    # Not `str.format`: questions and templates are full of braces. The question is put in last, once.
+    # `str.format` would fail, because questions and templates contain braces.
     before, after = TEMPLATES[template].split("{question}")
     return before + question + after

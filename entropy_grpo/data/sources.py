@@ -1,8 +1,9 @@
 """Training sets by name: their place and commit on the Hub, their number of rows, and the reader of a row.
 
-`read` turns a row into (question, answer), both plain text. The question comes without the text that its publisher put
-around it. The answer is a reference for the rewards, and empty if the row has none. A row of another form is a
-`ValueError` that says what was expected. Nothing here loads anything.
+`read` turns a row into (question, answer), both plain text. The question lacks the text that its publisher put around
+it. The answer is a reference for the rewards, and empty if the row has none. A row of another form raises a
+`ValueError`
+that names the expected form. This module loads no data.
 """
 
 import re
@@ -26,13 +27,13 @@ class Source:
     """A data set on the Hub.
 
     Parameters:
-        hub_id: its id.
-        read: (question, answer) of a row.
-        config, split: the part to load, if `file` is None.
-        file: path in the repository of the one file to load.
+        hub_id: id of the data set.
+        read: row -> (question, answer).
+        config, split: configuration and split to load, if `file` is None.
+        file: path of the only file to load in the repository.
         revision: commit; None if no commit is known, so that the newest is loaded.
-        rows: number of rows of that commit; None if no reliable figure is known.
-        languages: ISO 639-1 codes of its problems; empty if they are not documented.
+        rows: number of rows of that commit; None if no reliable number is known.
+        languages: ISO 639-1 codes of the problems' languages; empty if they are not documented.
     """
 
     hub_id: str
@@ -46,7 +47,11 @@ class Source:
 
 
 def text_at(row: Row, *path: str | int) -> str:
-    """The text at a place in a row; `ValueError` if there is none."""
+    """The text at a place in a row, given by keys and indices.
+
+    Raises:
+        ValueError: the place is missing or holds no text.
+    """
     value: Any = row
     shown = ".".join(map(str, path))
     for step in path:
@@ -55,17 +60,17 @@ def text_at(row: Row, *path: str | int) -> str:
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{shown} was expected and is missing") from error
     if not isinstance(value, str):
-        raise ValueError(f"{shown} is {value!r:.60} where text was expected")
+        raise ValueError(f"{shown} is {value!r:.60}, but text was expected")
     return value
 
 
 def columns(question: str, answer: str) -> Callable[[Row], Problem]:
-    """A reader of rows that have the question and the answer in one column each."""
+    """Reader of rows with one column for the question and one for the answer."""
     return lambda row: (text_at(row, question), text_at(row, answer))
 
 
 def last_box(text: str) -> str:
-    """The content of the last `\\boxed` or `\\fbox` of a text, in MATH also without braces; empty if none."""
+    """The content of the last `\\boxed` or `\\fbox` of a text, empty if there is none. MATH may omit the braces."""
     text = re.sub(r"\\(?:boxed|fbox)\s*", r"\\boxed", text)
     start = text.rfind("\\boxed")
     if start < 0:
@@ -79,7 +84,7 @@ def read_rows(name: str, source: Source, rows: Iterable[Row]) -> list[Problem]:
     """(question, answer) of every row.
 
     Raises:
-        ValueError: a row has another form; the message names the set and the row, counted from 0.
+        ValueError: a row has an unexpected form. The message names the set and the row, counted from 0.
     """
     problems = []
     for number, row in enumerate(rows):
@@ -88,7 +93,7 @@ def read_rows(name: str, source: Source, rows: Iterable[Row]) -> list[Problem]:
             if not question.strip():
                 raise ValueError("the question is empty")
         except ValueError as error:
-            raise ValueError(f"{name}: row {number} of {source.hub_id} has another form: {error}.") from error
+            raise ValueError(f"{name}: row {number} of {source.hub_id} has an unexpected form: {error}.") from error
         problems.append((question, answer))
     return problems
 
@@ -102,14 +107,14 @@ def read_gsm8k(row: Row) -> Problem:
     """Read a row of GSM8K: the answer follows the last `####`, with commas in large numbers."""
     _, mark, answer = text_at(row, "answer").rpartition("####")
     if not mark:
-        raise ValueError(f"answer is {answer!r:.60} where a text with '####' was expected")
+        raise ValueError(f"answer is {answer!r:.60}, but a text with '####' was expected")
     return text_at(row, "question"), answer.replace(",", "").strip()
 
 
 def _only_message(row: Row) -> str:
     prompt = row.get("prompt")
     if not isinstance(prompt, list) or len(prompt) != 1:
-        raise ValueError(f"prompt is {prompt!r:.60} where a list of one message was expected")
+        raise ValueError(f"prompt is {prompt!r:.60}, but a list of one message was expected")
     return text_at(row, "prompt", 0, "content")
 
 
@@ -117,7 +122,7 @@ def read_guru(row: Row) -> Problem:
     """Read a row of guru: one message, which ends in an instruction that is not part of the question."""
     content = _only_message(row).rstrip()
     if not content.endswith(GURU_INSTRUCTION):
-        raise ValueError(f"prompt ends in {content[-60:]!r} where {GURU_INSTRUCTION!r} was expected")
+        raise ValueError(f"prompt ends in {content[-60:]!r}, but {GURU_INSTRUCTION!r} was expected")
     return content.removesuffix(GURU_INSTRUCTION).rstrip(), text_at(row, "reward_model", "ground_truth")
 
 
@@ -127,7 +132,7 @@ def read_still_3(row: Row) -> Problem:
     _, user, rest = content.partition("User:")
     question, assistant, _ = rest.rpartition("Assistant:")
     if not user or not assistant or content.count("User:") != 1:
-        raise ValueError(f"prompt is {content!r:.60} where one 'User:' and an 'Assistant:' after it were expected")
+        raise ValueError(f"prompt is {content!r:.60}, but one 'User:' and a later 'Assistant:' were expected")
     return question.strip(), text_at(row, "reward_model", "ground_truth")
 
 
@@ -135,8 +140,8 @@ _DAPO = "open-r1/DAPO-Math-17k-Processed"
 _DAPO_REVISION = "31dd309567e3da778038cc87d868b6097a3ccf68"
 
 TRAINING = {
-    # The processed form of the training set of arXiv 2506.01939, with its 3,282 Chinese problems. The paper's Llama
-    # runs divide it into 10,000 + 7,398 rows. `solution` is the bare answer.
+    # Processed form of the training set of arXiv 2506.01939, with its 3,282 Chinese problems. The paper's Llama runs
+    # divide it into 10,000 and 7,398 rows. `solution` is the bare answer.
     "dapo_math": Source(
         _DAPO,
         columns("prompt", "solution"),
@@ -153,8 +158,8 @@ TRAINING = {
         rows=14_116,
         languages=("en",),
     ),
-    # The training set of the released scripts of arXiv 2506.01939. It is loaded by its file, because the schemas of
-    # the set's files differ.
+    # Training set of the released scripts of arXiv 2506.01939. One file is loaded, because the schemas of the files
+    # differ.
     "guru_math": Source(
         "LLM360/guru-RL-92k",
         read_guru,
@@ -196,7 +201,7 @@ FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def hub_id(name: str | None) -> str | None:
-    """The Hub id of a data set or model; None for a local one or a task's."""
+    """The Hub id of a data set or model; None for a local name or the name of a task."""
     if not name or Path(name).suffix in FILE_FORMATS:
         return None
     try:

@@ -31,7 +31,7 @@ def lora_config(config: CheckedModelConfig) -> PeftConfig | None:
 
 
 def check_quantised(config: CheckedModelConfig, use_vllm: bool, shards: bool) -> None:
-    """Refuse settings that a quantised base cannot be combined with.
+    """Refuse settings that cannot be combined with a quantised base.
 
     Args:
         shards: whether the launch divides the model over processes, by FSDP or DeepSpeed.
@@ -41,13 +41,13 @@ def check_quantised(config: CheckedModelConfig, use_vllm: bool, shards: bool) ->
     name = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
     if use_vllm:
         raise ValueError(
-            f"{name} and use_vllm are both true: TRL would merge adapters into quantised weights, which ruins them, "
-            "and send them without their scales; set use_vllm: false, or train LoRA on a base that is not quantised."
+            f"{name} and use_vllm are both true, but TRL would merge adapters into the quantised weights and send "
+            "them without their scales: set use_vllm: false, or train LoRA on a base that is not quantised."
         )
     if shards:
         raise ValueError(
-            f"{name} is true, but accelerate_config shards the model, and quantised weights are not sharded here: "
-            "use accelerate_configs/ddp.yaml or single_gpu.yaml."
+            f"{name} is true, but accelerate_config shards the model, which quantised weights do not support: use "
+            "accelerate_configs/ddp.yaml or single_gpu.yaml."
         )
 
 
@@ -59,10 +59,13 @@ def check_installed(config: CheckedModelConfig) -> None:
 
 
 def check_targets(model: str, config: CheckedModelConfig) -> None:
-    """Refuse adapters that do not fit a model, by adapting a model of its shape on the meta device.
+    """Refuse adapters that do not fit a model. A copy of the model on the meta device is adapted.
 
     Args:
-        model: a local folder or Hub id; only its `config.json` is read.
+        model: local folder or Hub id, of which only `config.json` is read.
+
+    Raises:
+        ValueError: see `adapt`.
     """
     if not config.use_peft:
         return
@@ -91,32 +94,32 @@ def adapt(bare: PreTrainedModel, config: CheckedModelConfig) -> PeftModel:
         for part in wanted:
             if not any(f".{name}".endswith(f".{part}") for name in names):
                 layers = sorted({n.rsplit(".", 1)[-1] for n in adapted.base_model.targeted_module_names})
-                raise ValueError(f"{setting} has {part!r}, and the model has no such module (adapted: {layers}).")
+                raise ValueError(f"{setting} names {part!r}, but the model has no such module: choose among {layers}.")
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise ValueError(
-            f"lora_target_modules is {targets!r}, which adapts the LM head, whose weight the loss reads directly: "
-            "leave it out, or train a copy of it with lora_modules_to_save: [lm_head]."
+            f"lora_target_modules is {targets!r}, which adapts the LM head, but the loss reads the head's weight "
+            "directly: leave the head out, or train a copy of it with lora_modules_to_save: [lm_head]."
         )
     refuse_tied(adapted)
     return adapted
 
 
 def refuse_tied(model: PeftModel) -> None:
-    """Refuse an adapted or copied embedding that is tied to the LM head, because a merge would change both."""
+    """Refuse an adapted or copied embedding that is tied to the LM head, because a merge would change both weights."""
     ends = {"embedding": model.get_input_embeddings(), "LM head": model.get_output_embeddings()}
     for name, module in ends.items():
         if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)) and model.config.tie_word_embeddings:
             raise ValueError(
-                f"lora_target_modules or lora_modules_to_save names the {name}, but in this model embedding and LM "
-                "head share one weight, and would no longer: leave both out."
+                f"lora_target_modules or lora_modules_to_save names the {name}, but embedding and LM head of this "
+                "model share one weight, which adapters would separate: leave both out."
             )
 
 
 def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
-    """Have TRL send copies of the merged weights, and restore the base's exact weights after every sync.
+    """Make TRL send copies of the merged weights, and restore the base's exact weights after every sync.
 
-    TRL yields references to the weights and unmerges them when the last one is fetched. Its client packs the last
-    weights after that, so that without copies the end of the model would be sent unmerged.
+    TRL yields references to the weights and unmerges them when the last weight is fetched. Its client packs the last
+    weights later, so that without copies the end of the model would be sent unmerged.
     """
     merged = [m.get_base_layer().weight for m in model.modules() if isinstance(m, BaseTunerLayer)]
     synchronise, iterate = generation.sync_weights, generation._iter_named_params

@@ -1,9 +1,9 @@
 """The sparse LM head, behind the contract of TRL's head: `model(..., labels=..., fused_lm_head=True)`.
 
 TRL's head and Liger's head differentiate every row. In this objective most rows have no gradient: dropped tokens,
-clipped tokens, and tokens of responses without advantage. Such rows reach the head as exact zeros in the upstream
-gradient. The backward pass therefore gathers the nonzero rows, runs the kernel on them, and scatters the result; the
-gradient of all other rows is exactly zero.
+clipped tokens, and tokens of responses without advantage. The upstream gradient of such rows is exactly zero. The
+backward pass therefore gathers the nonzero rows, runs the kernel on them, and scatters the result. The gradient of all
+other rows is exactly zero.
 
 The cost is counted in matmuls of all n rows with the head: 1 + 3 rho instead of 4. If the kept tokens are known
 beforehand, the labels of dropped tokens are -100, and the cost is 4 rho.
@@ -29,8 +29,9 @@ from .kernels import Kernel, choose
 class SparseLogProbs(torch.autograd.Function):
     """Log-probabilities with a backward pass over the rows whose upstream gradient is not zero.
 
-    apply(hidden (n, H), weight (V, H), targets (n,), temperature, kernel, outputs) -> log_probs (n,), and entropy and
-    log_sum_sq_probs (n,) or None, all float32. Only `log_probs` has a gradient. n may be 0.
+    apply(hidden (n, H), weight (V, H), targets (n,), temperature, kernel, outputs) -> (log_probs, entropy,
+    log_sum_sq_probs). All results are (n,) float32; the last two are None unless `outputs` requests them. Only
+    `log_probs` has a gradient. n may be 0.
     """
 
     @staticmethod
@@ -86,8 +87,8 @@ class SparseHeadOutput(ModelOutput):
     Attributes:
         log_probs: log-probability of each label, with gradient.
         entropy: entropy of the distribution at each position, nats.
-        residual_norm: ||e(label) - p||_2 * ||h||_2, the norm of the gradient that a token's log-probability has in
-            the head's weight (arXiv 2508.02260, Eq. 4, without its coefficient).
+        residual_norm: ||e(label) - p||_2 * ||h||_2, the gradient norm of the label's log-probability in the head's
+            weight (arXiv 2508.02260, Eq. 4, without its coefficient).
     """
 
     log_probs: Tensor | None = None
@@ -106,7 +107,7 @@ def residual_norms(hidden: Tensor, log_probs: Tensor, log_sum_sq_probs: Tensor) 
 
 def why_not(model: PreTrainedModel) -> str | None:
     """Return the reason why the sparse head cannot serve a model that has TRL's head, or `None` if it can."""
-    settings = inspect.getclosurevars(model.forward).nonlocals  # TRL's record of how the model computes logits
+    settings = inspect.getclosurevars(model.forward).nonlocals  # TRL's record of the computation of logits
     if settings["final_logit_softcapping"] is not None:
         return f"the model caps its logits softly (final_logit_softcapping {settings['final_logit_softcapping']})"
     if settings["logit_scale"] != 1:
@@ -116,7 +117,7 @@ def why_not(model: PreTrainedModel) -> str | None:
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         return "the LM head has a bias"
-    # PEFT's copy of a head in `modules_to_save` is a plain linear layer; other modules may compute other logits.
+    # PEFT's copy of a head in `modules_to_save` is a plain linear layer. Other modules may compute other logits.
     inner = head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
     if type(inner) is not nn.Linear:
         return f"the LM head is a {type(inner).__name__}"
@@ -124,12 +125,12 @@ def why_not(model: PreTrainedModel) -> str | None:
 
 
 def add_sparse_lm_head(model: PreTrainedModel, temperature: float, name: str) -> None:
-    """Serve the `fused_lm_head` calls of a model that has TRL's fused head, and leave its other calls unchanged.
+    """Replace TRL's fused head in the `fused_lm_head` calls of a model, and leave other calls unchanged.
 
     `fused_lm_head` may also name the requested outputs (`entropy`, `residual_norm`); `True` means `entropy`.
 
     Args:
-        model: causal language model after `trl.trainer.utils.add_fused_lm_head`, for which `why_not` is `None`.
+        model: causal language model with TRL's head (`trl.trainer.utils.add_fused_lm_head`); `why_not` is `None`.
         temperature: divisor of the logits.
         name: `auto` or `liger`, see `kernels.choose`.
     """

@@ -1,7 +1,7 @@
-"""Kernels of the sparse head: fused linear cross-entropy whose two halves can be called on different rows.
+"""Kernels of the sparse head: fused linear cross-entropy whose forward and backward may run on different rows.
 
-An autograd function runs both halves on the same rows. Here `forward` scores all rows and keeps no graph, and
-`backward` is called later with only the rows that have a gradient. `TILES` is TRL's kernel, which computes logits tile
+An autograd function runs forward and backward on the same rows. Here `forward` scores all rows and keeps no graph.
+`backward` is called later, only for the rows that have a gradient. `TILES` is TRL's kernel, which computes logits tile
 by tile and sums statistics and gradients in float32. `LIGER` is Liger's kernel, called through its public function.
 
 Shapes: n >= 1 rows, H hidden size, V vocabulary; hidden (n, H), weight (V, H), targets (n,) int64.
@@ -184,11 +184,13 @@ def check_installed(name: str, device: torch.device) -> None:
     if name != "liger":
         return
     if find_spec("liger_kernel") is None:
-        raise ValueError("fused_lm_head is 'liger', which is not installed: pip install liger-kernel, or choose auto.")
+        raise ValueError(
+            "fused_lm_head is 'liger', which is not installed: pip install liger-kernel, or set it to auto."
+        )
     if hopper(device) and find_spec("cutlass") is None:
         raise ValueError(
             "fused_lm_head is 'liger', whose Hopper kernel needs CuTe DSL: pip install 'liger-kernel[cutedsl]', or "
-            "choose auto."
+            "set it to auto."
         )
 
 
@@ -197,7 +199,7 @@ def choose(name: str, device: torch.device, outputs: Collection[str]) -> Kernel:
 
     `auto` is TRL's tiles, because no kernel of Liger's was faster on CPUs (benchmarks/results/head.json) or on an H100
     (docs/gpu.md). On the H100, Liger's Hopper kernel is more exact and needs less memory. With `liger`, tiles still
-    serve passes that Liger cannot serve in float32: sums of squared probabilities, and entropies on Hopper.
+    compute what Liger cannot compute in float32: sums of squared probabilities, and entropies on Hopper.
     """
     native = name == "liger" and "log_sum_sq_probs" not in outputs
     if native and not (hopper(device) and "entropy" in outputs):

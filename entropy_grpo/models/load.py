@@ -29,15 +29,15 @@ from ..tasks.registry import TASKS, find
 from .config import CheckedModelConfig
 
 RESULTS = Path("evaluations")
-# Bytes read from each end of a weights file; header and last tensors suffice to distinguish two checkpoints.
+# Bytes read from each end of a weights file. Header and last tensors suffice to distinguish two checkpoints.
 READ_BYTES = 2**16
-# What transformers and vLLM load; some repositories hold their weights a second time in another form.
+# Files that transformers and vLLM load. Some repositories hold their weights a second time in another form.
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 ORIGINALS = ["original/*", "consolidated*"]
 
 
 def resolve(name: str | None, seed: int = 0, setting: str = "model") -> str:
-    """Return the Hub id or local folder of a model by name; a task's own model is made on the first call.
+    """Return the Hub id or local folder of a model by name. The first call for a task's own model trains the model.
 
     All processes of a run may call this function at once. Adapter folders are returned unchanged, see `base_of`.
 
@@ -47,11 +47,11 @@ def resolve(name: str | None, seed: int = 0, setting: str = "model") -> str:
         setting: setting that gave the name, for error messages.
 
     Raises:
-        ValueError: no name, no such task, or a task without a model of its own.
+        ValueError: there is no name, no such task, or the task has no model of its own.
     """
     if not name:
         own = [known for known, task in TASKS.items() if task.model is not None]
-        raise ValueError(f"{setting} is missing: name a Hub id, a folder or {' or '.join(own)}.")
+        raise ValueError(f"{setting} is missing: set it to a Hub id, a folder or {' or '.join(own)}.")
     task = find(name, setting)
     if task is None:
         return name
@@ -69,7 +69,7 @@ def base_of(path: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _load(auto: Any, subject: str, path: str, revision: str | None, **options: Any) -> Any:
-    """Load with an auto class of transformers; errors become a `ValueError` that begins with `subject`."""
+    """Load with an auto class of transformers, and turn errors into a `ValueError` that begins with `subject`."""
     try:
         return auto.from_pretrained(path, revision=revision, **options)
     except OSError as error:
@@ -77,7 +77,7 @@ def _load(auto: Any, subject: str, path: str, revision: str | None, **options: A
 
 
 def load_tokenizer(path: str, revision: str | None = None, setting: str = "model") -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer with padding on the left; an adapter without a tokenizer uses its base's.
+    """Load a model's tokenizer with padding on the left. An adapter without a tokenizer has the tokenizer of its base.
 
     Args:
         path: model as `resolve` returns it.
@@ -90,10 +90,10 @@ def load_tokenizer(path: str, revision: str | None = None, setting: str = "model
 
 
 def check_ends(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Refuse to train a model whose tokenizer has no EOS token, with a `ValueError`."""
+    """Raise `ValueError` if the tokenizer of the model to train has no EOS token."""
     if tokenizer.eos_token is None:
         raise ValueError(
-            f"model_name_or_path is {path!r}, whose tokenizer has no EOS token: no response would ever end. Set "
+            f"model_name_or_path is {path!r}, whose tokenizer has no EOS token, so that no response would end: set "
             "eos_token in its tokenizer_config.json."
         )
 
@@ -115,10 +115,13 @@ def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Mo
 
 
 def resolve_snapshot(model_path: str, model_config: CheckedModelConfig) -> str:
-    """The folder of a model's files, for an id on the Hub that of the snapshot of its revision.
+    """The folder of a model's files; for a Hub id, the snapshot of its revision.
 
-    TRL gives vLLM the model's name without a revision: by the name alone vLLM would load another commit than the one
-    that is trained, or fail offline.
+    TRL gives vLLM the model's name without a revision. With a Hub id, vLLM would load another commit than the trained
+    one, or fail offline.
+
+    Raises:
+        ValueError: the model cannot be downloaded.
     """
     if Path(model_path).is_dir():
         return model_path
@@ -134,7 +137,7 @@ def resolve_snapshot(model_path: str, model_config: CheckedModelConfig) -> str:
             try:
                 return fetch()
             except (ConnectionError, TransportError):
-                # Offline, and the cache may lack its list of files.
+                # This machine is offline, and the cache may lack the list of files.
                 return fetch(local_files_only=True)
         except (OSError, TransportError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -142,7 +145,7 @@ def resolve_snapshot(model_path: str, model_config: CheckedModelConfig) -> str:
 
 
 def restore_name(model: PreTrainedModel | PeftModel, name: str, revision: str | None) -> None:
-    """Name a model that was loaded from a snapshot by its id on the Hub, for its cards and adapters."""
+    """Give a model that was loaded from a snapshot its Hub id as a name, for its cards and adapters."""
     if isinstance(model, PeftModel):
         for config in model.peft_config.values():
             config.base_model_name_or_path, config.revision = name, revision
@@ -154,11 +157,14 @@ def raise_positions(model_path: str, positions: int) -> str:
     """Make a folder that links a model's files and holds its configuration with `max_position_embeddings` raised.
 
     vLLM builds its table of rotations from the configuration file and refuses longer responses, and checkpoints copy
-    the configuration. An argument to transformers would reach neither. The rotations of the existing positions do not
+    the configuration. An argument to transformers would reach neither. The rotations of existing positions do not
     change.
 
     Returns:
         Path of the folder.
+
+    Raises:
+        ValueError: the model has more positions than `positions`, or its rotations depend on the number of positions.
     """
     with PartialState().local_main_process_first():
         source = Path(model_path)
@@ -169,7 +175,11 @@ def raise_positions(model_path: str, positions: int) -> str:
         if positions < has or rope.get("rope_type", rope.get("type", "default")) != "default":
             raise ValueError(
                 f"max_position_embeddings is {positions}, but {model_path} has {has} positions"
-                + (": leave it out." if positions <= has else " and scales its rotations by them: leave it out.")
+                + (
+                    ": leave it out."
+                    if positions <= has
+                    else " and scales its rotations by this number: leave it out."
+                )
             )
         digest = hashlib.sha256(f"{source.resolve()}\0{positions}\0{text}".encode()).hexdigest()[:12]
         folder = cache_dir() / f"{source.resolve().name}-{positions}-positions-{digest}"

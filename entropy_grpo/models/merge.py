@@ -1,8 +1,8 @@
-"""Merge a LoRA checkpoint into its base, which gives a plain model that needs no PEFT.
+"""Merge of a LoRA checkpoint into its base, which gives a plain model that needs no PEFT.
 
 A merged weight is W + (alpha / r) B A, rounded once to the dtype in which the run loaded the base. Adapters of a
-quantised base (QLoRA) are merged into the published base, which differs from the quantised base of the training by the
-quantisation error.
+quantised base (QLoRA) are merged into the published base. It differs from the base of the training by the quantisation
+error.
 """
 
 import json
@@ -23,17 +23,19 @@ def read_adapter(checkpoint: Path) -> dict[str, Any]:
     """Read an adapter's configuration.
 
     Raises:
-        ValueError: the folder holds no adapter that can be merged.
+        ValueError: the folder holds no adapter, or the adapter does not name its base.
     """
     for name in (ADAPTER_CONFIG, *WEIGHTS[ADAPTER]):
         if not (checkpoint / name).is_file():
-            raise ValueError(f"{checkpoint} has no {name}: name a checkpoint or run folder of a run with use_peft.")
+            raise ValueError(f"{checkpoint} has no {name}: name a checkpoint or the folder of a run with use_peft.")
     try:
         config = json.loads((checkpoint / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{checkpoint / ADAPTER_CONFIG}: this is not JSON: {error}.") from error
+        raise ValueError(f"{checkpoint / ADAPTER_CONFIG} is not JSON: {error}.") from error
     if not isinstance(config, dict) or not config.get("base_model_name_or_path"):
-        raise ValueError(f"{checkpoint / ADAPTER_CONFIG} names no base_model_name_or_path: the base is not known.")
+        raise ValueError(
+            f"{checkpoint / ADAPTER_CONFIG} has no base_model_name_or_path: set it to the adapter's base."
+        )
     return config
 
 
@@ -51,13 +53,13 @@ def merge(checkpoint: str | Path, output: str | Path, revision: str | None = Non
     Args:
         checkpoint: folder with an adapter: `runs/NAME` or `runs/NAME/checkpoint-N`.
         output: new or empty folder.
-        revision: commit of the base on the Hub; by default the one that the adapter was trained on.
+        revision: commit of the base on the Hub; by default the commit in the adapter's configuration.
 
     Returns:
         The output folder.
 
     Raises:
-        ValueError: no adapter, an output folder that is not empty, a base that does not load.
+        ValueError: there is no adapter, the output folder is not empty, or the base does not load.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     config = read_adapter(checkpoint)

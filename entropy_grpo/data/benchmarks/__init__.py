@@ -1,4 +1,4 @@
-"""Benchmarks by name; each module gives the source of the rows, their reader, and the traps in them."""
+"""Benchmarks by name. Each module gives the source of the rows, their reader, and known traps in the data."""
 
 from ...tasks import registry
 from . import aime24, aime25, amc23, gpqa, humaneval, livecodebench, math500, minerva, olympiadbench
@@ -19,15 +19,15 @@ BENCHMARKS = {
         livecodebench,
     )
 } | {task.name: of_task(task) for task in registry.TASKS.values()}
-# Benchmarks whose problems a training set can be searched for.
+# Benchmarks whose problems can be searched in a training set.
 PUBLISHED = {name: b for name, b in BENCHMARKS.items() if b.kind == MATHS and b.source is not None}
 
 
 def find(name: str) -> Benchmark | None:
-    """The benchmark of a name, or of a task's whole name (`embedded:NAME`); None if there is none.
+    """The benchmark with this name, or the task with this name (`embedded:NAME`); None if there is none.
 
     Raises:
-        ValueError: the name is a task provider's, and the provider has no such task.
+        ValueError: the name begins like a task's name, but there is no such task.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]

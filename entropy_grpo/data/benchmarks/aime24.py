@@ -1,6 +1,6 @@
 """AIME 2024, I and II: 30 problems, answers are integers from 0 to 999.
 
-Traps: this copy pads answers to three digits ("025"), and other copies do not; the copy in DAPO's data has every
+Traps: this copy pads answers to three digits ("025"), and other copies do not. The copy in DAPO's data has every
 problem 32 times.
 """
 

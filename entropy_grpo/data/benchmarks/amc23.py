@@ -1,6 +1,6 @@
 """AMC 12 of 2023, A and B, in a form whose answers are integers: 40 problems.
 
-Trap: answers are floats ("27.0"), as text in some accounts and as numbers in others.
+Trap: answers are floats ("27.0"), as text in some copies and as numbers in others.
 """
 
 from ..sources import Row, Source, text_at
@@ -11,9 +11,9 @@ def read(row: Row) -> tuple[str, str]:
     try:
         value = float(row["answer"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"answer is {row.get('answer')!r:.60} where a number was expected") from error
+        raise ValueError(f"answer is {row.get('answer')!r:.60}, but a number was expected") from error
     if not value.is_integer():
-        raise ValueError(f"answer is {value} where an integer was expected")
+        raise ValueError(f"answer is {value}, but an integer was expected")
     return text_at(row, "question"), str(int(value))
 
 

@@ -1,6 +1,6 @@
-"""The definition of a benchmark: its questions, the prompt around each, and the part of a response to be graded.
+"""Definition of a benchmark: its questions, the prompt of each, and the part of a response that is graded.
 
-Prompts and answers are read as in training: `prompts.TEMPLATES`, `grading.boxed`.
+Prompts and answers are the same as in training: `prompts.TEMPLATES`, `grading.boxed`.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from ...grading import boxed
 from ..prompts import render
 from ..sources import Row, Source, columns, read_rows
 
-# Columns in which a file of the user's own may have its problems and its references.
+# Columns of a user's own file that may hold the problems and the references.
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "solution")
 
@@ -25,11 +25,11 @@ class Question:
     """A question of a benchmark.
 
     Attributes:
-        id: its name in the benchmark, the same in every run.
+        id: name of the question in the benchmark, the same in every run.
         text: the question as published.
         prompt: the text that the model sees.
         reference: the right answer; empty if tests decide.
-        problem: the tests, for `code.passes`; otherwise None.
+        problem: the tests, for `grading.code.programs.passes`; None without tests.
     """
 
     id: str
@@ -40,13 +40,13 @@ class Question:
 
 
 def boxed_answer(question: Question, response: str) -> str | None:
-    """The content of the last box of a response."""
+    """The content of the last `\\boxed{}` of a response, or None."""
     return boxed(response)
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of a data set on the Hub that only `read` understands: paths of them -> questions."""
+    """Files of a data set on the Hub that are not simple rows. `read` turns their paths into questions."""
 
     hub_id: str
     revision: str
@@ -59,20 +59,20 @@ class Benchmark:
     """A benchmark.
 
     Attributes:
-        name: its name on the command line and in its files.
-        source: the place of its rows on the Hub, and their reader.
+        name: name on the command line and of the result files.
+        source: place of the rows on the Hub, and their reader.
         template: one of `prompts.TEMPLATES`; None if the question is the prompt.
         take: (question, response) -> the answer to grade, or None.
-        kind: `maths` (answers are compared with references), `choice` (they are letters), `code` (tests are run) or
+        kind: `maths` (answers are compared with references), `choice` (answers are letters), `code` (tests are run) or
             `scored` (`is_right` decides).
-        relative_tolerance: tolerance of numbers; 0 if they have to be equal.
+        relative_tolerance: relative tolerance for numbers; 0 if numbers must be equal.
         id_column: column with the published names of the rows; None if rows are numbered from 0.
         make: generates the questions; None if they are published.
-        files: the files of the questions, if they are more than rows.
-        problem: row -> its tests, for `code.passes`.
-        max_tokens: tokens of a response, if less than the command's default is enough.
-        is_open: whether results may repeat the questions.
-        is_right: (question, answer) -> whether the answer is right; for the kind `scored`.
+        files: the files of the questions, if they are not simple rows.
+        problem: row -> its tests, for `grading.code.programs.passes`.
+        max_tokens: maximum number of tokens of a response, if the preset allows more than needed.
+        is_open: whether result files may repeat the questions.
+        is_right: (question, answer) -> whether the answer is right, for the kind `scored`.
     """
 
     name: str
@@ -93,14 +93,14 @@ class Benchmark:
         """The questions of published rows.
 
         Raises:
-            ValueError: a row has another form, or two rows have the same name.
+            ValueError: a row has an unexpected form, or two rows have the same name.
         """
         rows = list(rows)
         problems = read_rows(self.name, self.source, rows)
         ids = [str(row[self.id_column]) if self.id_column else str(i) for i, row in enumerate(rows)]
         if len(set(ids)) < len(ids):
             twice = next(id for id in ids if ids.count(id) > 1)
-            raise ValueError(f"{self.name}: two rows have the {self.id_column} {twice!r}: names must differ.")
+            raise ValueError(f"{self.name}: two rows have the {self.id_column} {twice!r}, but names must differ.")
         return [
             Question(id, text, render(self.template, text), reference, self.problem and self.problem(row))
             for id, (text, reference), row in zip(ids, problems, rows, strict=True)
@@ -108,7 +108,7 @@ class Benchmark:
 
 
 def from_file(path: str, column_names: list[str]) -> Benchmark:
-    """A file of the user's own as a benchmark, with boxed answers.
+    """Benchmark of a user's own file, with boxed answers.
 
     Raises:
         ValueError: the file has no column of problems or of answers.
@@ -116,8 +116,8 @@ def from_file(path: str, column_names: list[str]) -> Benchmark:
     names = [next((c for c in wanted if c in column_names), None) for wanted in (PROBLEM_COLUMNS, ANSWER_COLUMNS)]
     if None in names:
         raise ValueError(
-            f"{path} has the columns {', '.join(column_names)}: a benchmark needs one of {', '.join(PROBLEM_COLUMNS)} "
-            f"and one of {', '.join(ANSWER_COLUMNS)}."
+            f"benchmarks names {path!r}, whose columns are {', '.join(column_names)}: it needs one of "
+            f"{', '.join(PROBLEM_COLUMNS)} and one of {', '.join(ANSWER_COLUMNS)}."
         )
     problem, answer = names
 
@@ -133,6 +133,6 @@ def plain(answer: Any) -> Any:
 
 
 def seed_of(*parts: Any) -> int:
-    """A number below 2^31 that depends on the parts alone, the same on every machine."""
+    """A number below 2^31 that depends only on the parts, and not on the machine."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

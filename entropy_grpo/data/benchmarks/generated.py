@@ -10,7 +10,7 @@ COUNT = 400
 
 
 def of_task(task: Task) -> Benchmark:
-    """The benchmark of a task, by the task's own name."""
+    """The benchmark of a task, with the task's name."""
 
     def make() -> Iterator[Question]:
         for i, problem in enumerate(itertools.islice(task.problems("test", 0), COUNT)):

@@ -1,8 +1,9 @@
 """GPQA diamond: 198 questions of graduate science with four choices. Out of domain.
 
-Traps: the set is gated, so it takes a token, and its authors ask not to publish the questions: results do not repeat
-them. Rows have no letters: the choices are put into an order that the record's id decides, the same in every run
-(other evaluations draw a new one). Choices have white space around them.
+Traps: the set is gated, so that a token is needed. Its authors ask not to publish the questions, so that results do
+not
+repeat them. Rows have no letters: the record's id decides the order of the choices, which is the same in every run
+(other evaluations draw a new order). Choices have white space around them.
 """
 
 import random
@@ -18,7 +19,7 @@ _LETTER = re.compile(r"(?:\\(?:text|mathrm|mathbf|textbf)\s*\{)?\s*\(?\s*([A-D])
 
 
 def read(row: Row) -> tuple[str, str]:
-    """(question with its lettered choices, letter of the right one)."""
+    """(question with its lettered choices, letter of the right choice)."""
     names = ("Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))
     order = list(range(4))
     random.Random(seed_of("gpqa", text_at(row, "Record ID"))).shuffle(order)

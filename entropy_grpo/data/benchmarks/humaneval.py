@@ -1,7 +1,7 @@
 """HumanEval: 164 Python functions to complete, each with its tests. Out of domain.
 
-Trap: the published prompt is a text to be continued, but a model trained to answer does not continue it. Here the
-model is asked for the whole function in a code block; a bare continuation is graded, too.
+Trap: the published prompt is a text to continue, but a model trained to answer does not continue it. Here the prompt
+asks for the whole function in a code block. A bare continuation is also graded.
 """
 
 from ...grading.code.programs import HumanEvalProblem, extract_code

@@ -1,9 +1,10 @@
-"""LiveCodeBench, its 279 problems from August 2024 to January 2025 ("v5"). Out of domain.
+"""LiveCodeBench: its 279 problems from August 2024 to January 2025 ("v5"). Out of domain.
 
-Traps: the data set's loading script no longer runs, so its files are read; they hold 4.5 GB. Hidden cases are a pickle
-inside zlib inside base64. The pickle holds one string, and here it can hold nothing else: `decoded` never looks up a
-class or a function that a pickle names. Windows are by contest date, and the files do not follow them. The
-instructions are the official ones.
+Traps: the data set's loading script no longer runs, so that its files (4.5 GB) are read directly. Hidden cases are a
+pickle inside zlib inside base64. The pickle must hold one string: `decoded` never looks up a class or a function that
+a
+pickle names. Windows are defined by contest date, and the files do not follow them. The instructions are the official
+instructions.
 """
 
 import base64
@@ -20,9 +21,9 @@ from ...grading.code.programs import Case, extract_code
 from ..prompts import render
 from .benchmark import CODE, Benchmark, Files, Question
 
-WINDOW = ("2024-08-01", "2025-02-01")  # the first day, and the first one after it
-IN_WINDOW = 279  # in that window, by LiveCodeBench's own count
-LARGEST = 1 << 29  # bytes of one problem's hidden cases, so that a small file cannot fill the memory
+WINDOW = ("2024-08-01", "2025-02-01")  # first day of the window, and first day after it
+IN_WINDOW = 279  # problems in the window, by LiveCodeBench's own count
+LARGEST = 1 << 29  # limit for one problem's hidden cases in bytes, so that a small file cannot fill the memory
 
 TEMPLATE = "code"
 WITH_STARTER = (
@@ -42,14 +43,14 @@ BEGINNING = (
 
 class _TextOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> None:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        raise pickle.UnpicklingError(f"the pickle names {module}.{name}")
 
 
 def decoded(text: str) -> list[dict]:
-    """Decode `private_test_cases`, which are JSON or packed.
+    """Decode `private_test_cases`, which are JSON, or JSON inside pickle, zlib and base64.
 
     Raises:
-        ValueError: the text is neither, or something other than a string is packed.
+        ValueError: the text has neither form, or the pickle holds anything but a string.
     """
     try:
         return json.loads(text)
@@ -59,18 +60,18 @@ def decoded(text: str) -> list[dict]:
         stream = zlib.decompressobj()
         packed = stream.decompress(base64.b64decode(text, validate=True), LARGEST)
         if not stream.eof:
-            raise ValueError(f"it is cut short or holds more than {LARGEST} bytes")
+            raise ValueError(f"the text is truncated or holds more than {LARGEST} bytes")
         inner = _TextOnly(io.BytesIO(packed)).load()
         if not isinstance(inner, str):
-            raise ValueError(f"it holds a {type(inner).__name__}, not a string")
+            raise ValueError(f"the pickle holds a {type(inner).__name__}, not a string")
         return json.loads(inner)
     except (binascii.Error, zlib.error, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(f"private_test_cases cannot be decoded: {error}; download the file again") from error
+        raise ValueError(f"private_test_cases cannot be decoded, because {error}: download the file again") from error
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem as the model sees it, and the place of its cases."""
+    """Text of a problem, and the place of its cases: the file `path` and the `offset` of the line in bytes."""
 
     question_id: str
     question_content: str
@@ -82,7 +83,7 @@ class Problem:
     offset: int
 
     def cases(self) -> list[Case]:
-        """The public cases and then the hidden ones, read from the file on every call."""
+        """The public cases, followed by the hidden cases. Every call reads the file."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             row = json.loads(file.readline())
@@ -92,7 +93,7 @@ class Problem:
 
 
 def _in_file(path: Path) -> Iterator[Problem]:
-    """The problems of a file, with one line in memory at a time: a file has up to 1.25 GB, a line some tens of MB."""
+    """The problems of a file, with one line in memory at a time. A file has up to 1.25 GB, a line some tens of MB."""
     offset = 0
     with path.open("rb") as file:
         for line in file:
@@ -113,8 +114,8 @@ def problems(paths: Iterable[Path], expected: int = IN_WINDOW) -> list[Problem]:
     in_window = [problem for path in paths for problem in _in_file(path) if first <= problem.contest_date[:10] < end]
     if len(in_window) != expected or len({problem.question_id for problem in in_window}) != expected:
         raise ValueError(
-            f"LiveCodeBench has {expected} problems dated {first} to {end}, but the files have {len(in_window)}: "
-            f"give test.jsonl and test2.jsonl to test6.jsonl of livecodebench/code_generation_lite, each once."
+            f"LiveCodeBench has {expected} problems from {first} to {end}, but the files have {len(in_window)}: give "
+            "test.jsonl and test2.jsonl to test6.jsonl of livecodebench/code_generation_lite, each once."
         )
     return in_window
 

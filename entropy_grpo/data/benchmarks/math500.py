@@ -1,7 +1,7 @@
 """MATH-500: 500 of the 5,000 test problems of MATH.
 
-Traps: answers are LaTeX, among them texts ("\\text{Evelyn}", "\\text{(C)}"), degrees, tuples and sets with commas. 42
-problems hold a figure as Asymptote code.
+Traps: answers are LaTeX, including texts ("\\text{Evelyn}", "\\text{(C)}"), degrees, tuples and sets with commas. 42
+problems contain a figure as Asymptote code.
 """
 
 from ..sources import Source, columns

@@ -1,8 +1,9 @@
-"""Minerva's 272 undergraduate science questions (OCW), as Qwen2.5-Math's evaluation has them.
+"""Minerva's 272 undergraduate science questions (OCW), in the version of Qwen2.5-Math's evaluation.
 
-Traps: answers are numbers rounded to two or three digits ("4.5e33"), without their units; some are formulas, equations
-or code ("np.arcsin(10/13)"). Hence the relative tolerance of 1%. Its size is a choice: published evaluations differ in
-it, and Qwen2.5-Math's allows 0.01% and counts fewer answers as right. lm-eval's "minerva_math" is another set.
+Traps: answers are numbers rounded to two or three digits ("4.5e33") without units, and some are formulas, equations or
+code ("np.arcsin(10/13)"). Numbers therefore have a relative tolerance of 1%. Published evaluations use different
+tolerances: Qwen2.5-Math's evaluation allows 0.01% and counts fewer answers as right. lm-eval's "minerva_math" is
+another set.
 """
 
 from ..sources import Source, columns

@@ -1,8 +1,8 @@
-"""OlympiadBench, its English mathematics competition problems with a final answer and no picture: 674.
+"""OlympiadBench: its 674 English competition problems in mathematics with a final answer and no picture.
 
-Traps: `final_answer` is a list of one text, in some copies the text of such a list. Several answers are packed into
-the one text, with a `$` around each ("$69$,$84$") or around all. Some answers have a unit or a tolerance in columns of
-their own, which are not read. Qwen2.5-Math's copy has 675 rows.
+Traps: `final_answer` is a list of one text, in some copies the text of such a list. The text may hold several answers,
+with a `$` around each ("$69$,$84$") or around all. Some answers have a unit or a tolerance in separate columns, which
+are not read. Qwen2.5-Math's copy has 675 rows.
 """
 
 import ast
@@ -12,7 +12,7 @@ from .benchmark import Benchmark
 
 
 def final_answer(value: object) -> str:
-    """The one answer of a row without its formula delimiters.
+    """The answer of a row without formula delimiters.
 
     Raises:
         ValueError: the row has no answer or several.
@@ -21,9 +21,9 @@ def final_answer(value: object) -> str:
         try:
             value = ast.literal_eval(value)
         except (SyntaxError, ValueError) as error:
-            raise ValueError(f"final_answer is {value!r:.60} where a list was expected") from error
+            raise ValueError(f"final_answer is {value!r:.60}, but a list was expected") from error
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], str):
-        raise ValueError(f"final_answer is {value!r:.60} where a list of one text was expected")
+        raise ValueError(f"final_answer is {value!r:.60}, but a list of one text was expected")
     return value[0].replace("$", "").strip().rstrip(".")
 
 
