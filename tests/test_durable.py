@@ -8,7 +8,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from benchmarks.fixtures import fixed_rollout, killed_runs
-from entropy_grpo.runs import files
+from entropy_grpo.runs import files, seal
 from entropy_grpo.runs import state as checkpoint
 
 
@@ -80,17 +80,6 @@ def test_a_state_with_its_texts_in_the_header_is_still_read(tmp_path):
     assert found["step"] == 3 and found["rows"][0] == {"text": "a"} and found["rows"][1].tolist() == [0, 1, 2]
 
 
-def test_newest_checkpoint_is_complete(tmp_path):
-    assert checkpoint.newest_checkpoint(tmp_path) is None
-    for step in (2, 10, 11):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert checkpoint.newest_checkpoint(tmp_path) is None
-    for step in (2, 10):
-        (tmp_path / f"checkpoint-{step}" / checkpoint.COMPLETE).write_text("{}")
-    assert checkpoint.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-
-
 def test_rows_behind_the_checkpoint_are_void(tmp_path):
     path = tmp_path / "metrics.jsonl"
     steps = [1, 2, 3, 4, ("resumed", 2), 3, 4, 5, ("resumed", 4), 5]
@@ -104,19 +93,24 @@ def test_rows_behind_the_checkpoint_are_void(tmp_path):
 
 def test_old_checkpoints_go_only_when_the_new_one_is_complete(tiny_model, tmp_path, monkeypatch):
     seen = []
-    original = files.write_json
+    original = seal.write
 
-    def watch(path, value):
-        if path.name == checkpoint.COMPLETE:
-            seen.append(sorted(p.parent.name for p in tmp_path.glob(f"checkpoint-*/{checkpoint.COMPLETE}")))
-        original(path, value)
+    def watch(folder, about, parts):
+        seen.append([path.name for path in seal.complete_checkpoints(tmp_path)])
+        original(folder, about, parts)
 
-    monkeypatch.setattr(files, "write_json", watch)
+    (tmp_path / "checkpoint-backup").mkdir()
+    monkeypatch.setattr(seal, "write", watch)
     fixed_rollout.train(
         tiny_model, tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1, learning_rate=0.0
     )
     assert seen == [[], ["checkpoint-1"], ["checkpoint-2"]]
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-backup"]
+    assert set(seal.read(tmp_path / "checkpoint-3")["files"]) == {
+        *("config.json", "generation_config.json", "model.safetensors", "optimizer.pt", "rng_state.pth"),
+        *("run_state.safetensors", "run_state_0.safetensors", "scheduler.pt", "tokenizer.json"),
+        *("tokenizer_config.json", "trainer_state.json", "training_args.bin"),
+    }
 
 
 def poison(trainer_class, steps, value):

@@ -22,7 +22,7 @@ from entropy_grpo.config.recipe import RecipeError
 from entropy_grpo.models import adapters
 from entropy_grpo.models.config import CheckedModelConfig
 from entropy_grpo.planning import plan
-from entropy_grpo.runs.state import COMPLETE
+from entropy_grpo.runs.seal import COMPLETE
 
 from .conftest import REPOSITORY
 

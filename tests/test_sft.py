@@ -21,6 +21,7 @@ from entropy_grpo.data.sources import TRAINING
 from entropy_grpo.evaluation import results
 from entropy_grpo.evaluation.judging import Judgement
 from entropy_grpo.grading import Verdict
+from entropy_grpo.runs import seal
 from entropy_grpo.tasks.cold_start import build_tokenizer
 from entropy_grpo.training.sft import choose, load_rows
 
@@ -178,6 +179,8 @@ def test_cold_start_and_what_follows_by_the_literal_commands(tmp_path):
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if "loss" in row]
     assert len(losses) == 2
+    assert [path.name for path in seal.complete_checkpoints(run)] == ["checkpoint-2"]
+    assert "optimizer.pt" in seal.read(run / "checkpoint-2")["files"]
     before, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     expected = [completion_loss(before, tokenizer, row) for row in rows[:4]]
     whole = sum(total for total, _ in expected) / sum(number for _, number in expected)

@@ -1,9 +1,9 @@
-"""Files of a checkpoint beside TRL's files, and the newest complete checkpoint of a run.
+"""Files of a checkpoint beside TRL's files.
 
     checkpoint-N/
         run_state.safetensors         state that all ranks share
         run_state_RANK.safetensors    state of one rank
-        complete.json                 written last, after every rank has written its files
+        complete.json                 seal, written last, after every rank has written its files
 
 A state is a safetensors file, so that nothing is unpickled. It holds tensors, the concatenated texts as UTF-8, and a
 JSON structure that points to both. Texts are a tensor because safetensors limits its header to 100 MB, which the texts
@@ -21,9 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import files
-from .folder import checkpoints
 
-COMPLETE = "complete.json"
 SHARED_STATE = "run_state.safetensors"
 RANK_STATE = "run_state_{}.safetensors"
 # Names of two further tensors. The names of the state's tensors are numbers.
@@ -88,9 +86,3 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> State:
             return {key: get(item) for key, item in value["dict"]}
 
         return get(json.loads(earlier or file.get_tensor(STRUCTURE).numpy().tobytes()))
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of a run with the most steps; None if it has none."""
-    complete = [path for path in checkpoints(folder) if (path / COMPLETE).exists()]
-    return complete[-1] if complete else None

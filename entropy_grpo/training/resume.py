@@ -2,7 +2,7 @@
 
 TRL's trainer saves a checkpoint without the current rollout and the place in it, without the order of prompts from the
 second epoch on, and without the metrics gathered for the next log. `Resume` adds them. Old checkpoints are deleted
-only when the new checkpoint is complete (see `runs.state`).
+only when the new checkpoint is complete (see `runs.seal`).
 """
 
 import math
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from torch.utils.data import Sampler
-from transformers.trainer_utils import rotate_checkpoints
 
-from ..runs import files
-from ..runs.state import COMPLETE, RANK_STATE, SHARED_STATE, State, load_state, save_state
+from ..runs import seal
+from ..runs.state import RANK_STATE, SHARED_STATE, State, load_state, save_state
+from .checkpoints import sealing
 
 
 class Resume:
@@ -122,30 +122,14 @@ class Resume:
 
     @contextmanager
     def saving(self, folder: Path) -> Iterator[None]:
-        """Save the run's state around TRL's own saving, and mark the checkpoint as complete afterwards."""
-        trainer, args = self.trainer, self.trainer.args
-        if args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / COMPLETE).unlink(missing_ok=True)
-            save_state(folder / SHARED_STATE, self.shared_state())
-        trainer.accelerator.wait_for_everyone()
-        save_state(folder / RANK_STATE.format(trainer.accelerator.process_index), self.rank_state())
-        # TRL must not delete older checkpoints yet: an older one may be the only complete checkpoint.
-        limit, args.save_total_limit = args.save_total_limit, None
-        try:
+        """Save the run's state around TRL's own saving, and seal the checkpoint afterwards."""
+        trainer = self.trainer
+        about = {"step": trainer.state.global_step, "num_processes": trainer.accelerator.num_processes}
+        with sealing(trainer, folder, about):
+            if trainer.args.should_save:
+                save_state(folder / SHARED_STATE, self.shared_state())
+            save_state(folder / RANK_STATE.format(trainer.accelerator.process_index), self.rank_state())
             yield
-        finally:
-            args.save_total_limit = limit
-        trainer.accelerator.wait_for_everyone()
-        if args.should_save:
-            about = {"step": trainer.state.global_step, "num_processes": trainer.accelerator.num_processes}
-            files.write_json(folder / COMPLETE, about)
-            rotate_checkpoints(
-                output_dir=str(folder.parent),
-                save_total_limit=limit,
-                best_model_checkpoint=trainer.state.best_model_checkpoint,
-                use_mtime=True,
-            )
 
     def load(self, folder: Path) -> None:
         """Restore the run's state from a checkpoint.
@@ -154,11 +138,11 @@ class Resume:
         shared state and begins a new rollout. Both are logged.
         """
         accelerator = self.trainer.accelerator
-        if not (folder / COMPLETE).exists():
-            get_logger(__name__).warning(f"{folder} has no {COMPLETE}, so a new rollout begins.")
+        if not (folder / seal.COMPLETE).exists():
+            get_logger(__name__).warning(f"{folder} has no {seal.COMPLETE}, so a new rollout begins.")
             return
         shared = load_state(folder / SHARED_STATE)
-        written_by = files.read_json(folder / COMPLETE)["num_processes"]
+        written_by = seal.read(folder)["num_processes"]
         if written_by != accelerator.num_processes:
             get_logger(__name__).warning(
                 f"{folder} was written by {written_by} processes and is resumed by {accelerator.num_processes}, so a "

@@ -1,4 +1,4 @@
-"""Run setup and end shared by GRPO and SFT: run folder, checkpoint to resume from, final save, shutdown."""
+"""Run setup and end shared by GRPO and SFT: run folder, final save, shutdown."""
 
 import gc
 import os
@@ -15,36 +15,6 @@ from ..config import recipe
 from ..config.recipe import FILE_NAME, Settings
 from ..runs import files
 from ..runs.folder import RUNS, SECRETS, RunFolder
-from ..runs.state import newest_checkpoint
-
-
-def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
-    """Checkpoint to continue from: the named one, or the newest complete checkpoint of `output_dir`.
-
-    Without a checkpoint, `true` is an error and `auto` returns None, so that a restarted job begins anew.
-
-    Raises:
-        ValueError: the named folder is no checkpoint, or `output_dir` is missing or has no complete checkpoint.
-    """
-    wanted = args.resume_from_checkpoint
-    if wanted is None:
-        return None
-    if wanted.lower() not in ("true", "auto"):
-        if not (Path(wanted) / "trainer_state.json").is_file():
-            raise ValueError(
-                f"resume_from_checkpoint is {wanted!r}, which is no checkpoint, because it has no trainer_state.json: "
-                "name a checkpoint-N folder."
-            )
-        return wanted
-    if "output_dir" not in settings:
-        raise ValueError(f"resume_from_checkpoint is {wanted}: name the run to continue with --output_dir runs/NAME.")
-    newest = newest_checkpoint(Path(args.output_dir))
-    if newest is None and wanted.lower() == "true":
-        raise ValueError(
-            f"resume_from_checkpoint is true, but {args.output_dir} has no complete checkpoint: set it to auto to "
-            "begin anew."
-        )
-    return None if newest is None else str(newest)
 
 
 def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> RunFolder:

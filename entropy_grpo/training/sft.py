@@ -5,12 +5,14 @@ exclude them (`decontaminate_against`). Loss, batches and checkpoints are TRL's.
 """
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 from trl import SFTTrainer, get_quantization_config
 
@@ -33,11 +35,22 @@ from ..models.load import (
 )
 from ..monitoring.callbacks import RunRecorder
 from ..runs import files
+from .checkpoints import find_checkpoint, sealing
 from .fsdp2 import Float32Results
 from .requirements import check_packages, check_processes
-from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
+from .setup import claim_folder, finish, save_whole, shards, write_recipe
 
 GRADED_AT_ONCE = 1024
+
+
+class Imitation(SFTTrainer):
+    """TRL's trainer, whose checkpoints are sealed."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        about = {"step": self.state.global_step, "num_processes": self.accelerator.num_processes}
+        with sealing(self, folder, about):
+            super()._save_checkpoint(model, trial)
 
 
 def main(settings: Settings, name: str) -> None:
@@ -60,7 +73,7 @@ def main(settings: Settings, name: str) -> None:
         taken, origin = choose(run_config, rows, tokenizer, args.max_length)
         folder = claim_folder(args, settings, resumes)
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
-        trainer = SFTTrainer(
+        trainer = Imitation(
             model=model_path,
             args=args,
             train_dataset=imitated(run_config, rows.select(taken)),

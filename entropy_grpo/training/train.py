@@ -35,8 +35,9 @@ from ..rewards.registry import get_rewards
 from ..runs import files, plots
 from ..runs.folder import RunFolder, checkpoints
 from ..tasks.registry import find
+from .checkpoints import find_checkpoint
 from .requirements import check_packages, check_processes
-from .setup import claim_folder, find_checkpoint, finish, save_whole, shards, write_recipe
+from .setup import claim_folder, finish, save_whole, shards, write_recipe
 from .trainer import EntropyForkGRPOTrainer
 
 

@@ -1,0 +1,128 @@
+"""The seal of a checkpoint: `complete.json`, written last, with size and digest of every file in the folder.
+
+A checkpoint without a seal is one whose saving was cut off. A checkpoint whose files differ from its seal is damaged:
+a bit has flipped, a file has been cut short, replaced or lost. The digest is XXH3 with 128 bits, which finds damage
+and is no protection against forgery. It reads a gibibyte of freshly written files in 0.1 to 0.15 s on one core, where
+SHA-256 needs 0.8 s and more; every rank reads its own files.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import xxhash
+
+from . import files
+from .files import Row
+from .folder import checkpoints, step_of
+
+COMPLETE = "complete.json"
+# The model card is the only file of a checkpoint that commands write again later.
+UNSEALED = (COMPLETE, "README.md")
+# Names that the ranks give to their files: TRL's random states, this package's states, torch's and DeepSpeed's shards.
+RANK_FILES = re.compile(r"(?:rng_state|run_state|rank|__)_?(\d+)(?:_\d+\.distcp|_mp_rank_.*|\..*)")
+# Fields of a seal, beside what the trainer says of the checkpoint.
+FILES, OWN_DIGEST = "files", "digest"
+
+# Size in bytes and digest of files, by their path in the checkpoint.
+Digests = dict[str, list[int | str]]
+
+
+def digest(path: Path) -> str:
+    """XXH3 of a file's content, as 32 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def _owner(path: Path, ranks: int) -> int:
+    match = RANK_FILES.search(path.name)
+    return int(match[1]) % ranks if match else 0
+
+
+def _sealed_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNSEALED)
+
+
+def digests(folder: Path, rank: int = 0, ranks: int = 1) -> Digests:
+    """Size and digest of the files that this rank wrote; files without a rank in their name are rank 0's."""
+    own = (path for path in _sealed_files(folder) if _owner(path, ranks) == rank)
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, digest(path)] for path in own}
+
+
+def _own_digest(content: Row) -> str:
+    rest = {key: value for key, value in content.items() if key != OWN_DIGEST}
+    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True, default=str).encode())
+
+
+def write(folder: Path, about: Row, parts: Iterable[Digests]) -> None:
+    """Seal a checkpoint with what the trainer says of it and the digests of all ranks."""
+    content = json.loads(json.dumps(about | {FILES: {k: v for part in parts for k, v in part.items()}}, default=str))
+    files.write_json(folder / COMPLETE, content | {OWN_DIGEST: _own_digest(content)})
+
+
+def read(folder: Path) -> Row:
+    """What a seal says; empty if there is none, or if it cannot be read."""
+    try:
+        content = files.read_json(folder / COMPLETE)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def can_be_checked(folder: Path) -> bool:
+    """False for a checkpoint of an earlier version or of TRL, which has no digests."""
+    return FILES in read(folder)
+
+
+def faults(folder: Path, rank: int = 0, ranks: int = 1) -> list[str]:
+    """Faults of a sealed checkpoint, a phrase for each damaged file; the files are divided among the ranks."""
+    content = read(folder)
+    if not content or (FILES in content and content.get(OWN_DIGEST) != _own_digest(content)):
+        return [f"{COMPLETE} cannot be read"]
+    found = []
+    for name, (size, expected) in sorted(content.get(FILES, {}).items())[rank::ranks]:
+        if (fault := _fault(folder / name, size, expected)) is not None:
+            found.append(f"{name} {fault}")
+    return found
+
+
+def _fault(path: Path, size: int, expected: str) -> str | None:
+    try:
+        if not path.is_file():
+            return "is missing"
+        if path.stat().st_size != size:
+            return f"has {path.stat().st_size:,} bytes of {size:,}"
+        return None if digest(path) == expected else "is not what was written"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run that have a seal, in the order of their steps."""
+    return [path for path in checkpoints(run) if (path / COMPLETE).exists()]
+
+
+def unseal(folder: Path) -> None:
+    """Make room for a checkpoint: what an earlier run left under its name goes, its seal first."""
+    (folder / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def rotate(newest: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints beside the newest one until `limit` are left; the best one stays.
+
+    First go checkpoints of later steps, which a run leaves that went on from an earlier step. Folders that are not
+    named like a checkpoint of TRL's, such as `checkpoint-backup`, are not touched.
+    """
+    if not limit or limit < 1:
+        return
+    others = [path for path in checkpoints(newest.parent) if path.name != newest.name]
+    others.sort(key=lambda path: (step_of(path.name) < step_of(newest.name), step_of(path.name)))
+    spare = [path for path in others if best is None or path.name != Path(best).name]
+    for path in spare[: max(len(others) + 1 - limit, 0)]:
+        (path / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,121 @@
+"""Checkpoints of a transformers trainer, sealed and rotated (see `runs.seal`), and the one to go on from."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from transformers import TrainingArguments
+
+from ..config.recipe import Settings
+from ..runs import seal
+from ..runs.files import Row
+
+
+@contextmanager
+def sealing(trainer: Any, folder: Path, about: Row) -> Iterator[None]:
+    """Seal what is written into a checkpoint's folder meanwhile, and delete older checkpoints afterwards.
+
+    Args:
+        about: what the seal says of the checkpoint, beside the digests.
+    """
+    accelerator, args = trainer.accelerator, trainer.args
+    if args.should_save:
+        seal.unseal(folder)
+    accelerator.wait_for_everyone()
+    # The older checkpoint may be the only complete one until this one is, so transformers must not delete it.
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        yield
+    finally:
+        args.save_total_limit = limit
+    accelerator.wait_for_everyone()
+    parts = gather_object([seal.digests(folder, accelerator.process_index, accelerator.num_processes)])
+    if args.should_save:
+        seal.write(folder, about, parts)
+        seal.rotate(folder, limit, trainer.state.best_model_checkpoint)
+
+
+def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
+    """The checkpoint to continue from: the named one, or the newest intact one of `output_dir`; alike on every rank.
+
+    `true` demands that there is one; `auto`, for a run that is started again whenever it dies, begins without.
+
+    Raises:
+        ValueError: the named checkpoint, or every complete checkpoint of the run, is damaged.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is None:
+        return None
+    if wanted.lower() not in ("true", "auto"):
+        return _named_checkpoint(Path(wanted))
+    if "output_dir" not in settings:
+        raise ValueError(f"resume_from_checkpoint is {wanted}: name the run to continue with --output_dir runs/NAME.")
+    complete = _on_main(lambda: seal.complete_checkpoints(Path(args.output_dir)))
+    damaged: list[str] = []
+    for folder in reversed(complete):
+        faults = _faults(folder)
+        if not faults:
+            _tell(folder, damaged)
+            return str(folder)
+        damaged.append(f"{folder.name} is damaged ({_first(faults)})")
+    if damaged:
+        raise ValueError(
+            f"resume_from_checkpoint is {wanted}, but {args.output_dir} has no intact checkpoint: "
+            f"{'; '.join(damaged)}: restore one from a copy, or begin anew in another output_dir."
+        )
+    if wanted.lower() == "true":
+        raise ValueError(
+            f"resume_from_checkpoint is true, but {args.output_dir} has no complete checkpoint: set it to auto to "
+            "begin anew."
+        )
+    return None
+
+
+def _named_checkpoint(folder: Path) -> str:
+    if not (folder / "trainer_state.json").is_file():
+        raise ValueError(
+            f"resume_from_checkpoint is {str(folder)!r}, which is no checkpoint, because it has no "
+            "trainer_state.json: name a checkpoint-N folder."
+        )
+    if (folder / seal.COMPLETE).exists():
+        faults = _faults(folder)
+        if faults:
+            raise ValueError(
+                f"resume_from_checkpoint is {str(folder)!r}, which is damaged ({_first(faults)}): name another, or "
+                "auto for the newest intact one."
+            )
+    _tell(folder, [])
+    return str(folder)
+
+
+def _faults(folder: Path) -> list[str]:
+    """Faults of a checkpoint's files, which the ranks divide among themselves."""
+    state = PartialState()
+    return sorted(set(gather_object(seal.faults(folder, state.process_index, state.num_processes))))
+
+
+def _first(faults: list[str]) -> str:
+    return faults[0] if len(faults) == 1 else f"{faults[0]}, and {len(faults) - 1} more"
+
+
+def _tell(folder: Path, damaged: list[str]) -> None:
+    """Say which checkpoint is taken where that is not plain."""
+    if not PartialState().is_main_process:
+        return
+    if damaged:
+        print(f"{'; '.join(damaged)}: the run goes on from {folder.name}.", file=sys.stderr)
+    if not seal.can_be_checked(folder):
+        print(
+            f"{folder} has no digests, so damage to its files cannot be found: it is taken as it is.", file=sys.stderr
+        )
+
+
+def _on_main(function: Any) -> Any:
+    """The first rank's result, on every rank."""
+    found = [function() if PartialState().is_main_process else None]
+    broadcast_object_list(found)
+    return found[0]
