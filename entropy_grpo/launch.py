@@ -7,6 +7,7 @@ accelerate launch -m entropy_grpo.launch FILE --max_steps 4     # FILE may be pl
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from .config import recipe
@@ -36,7 +37,8 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
             from .training import sft as chosen
         else:
             from .training import train as chosen
-        chosen.main(settings, path.stem)
+        with ExitStack() as held:
+            chosen.main(settings, path.stem, held)
     except RecipeError as error:
         if is_first_process():
             print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import gc
 import os
-import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,22 @@ from ..config import recipe
 from ..config.recipe import FILE_NAME, Settings
 from ..runs import files
 from ..runs.folder import RUNS, SECRETS, RunFolder
+from ..runs.lock import LOCK, InUse, locked
 
 
-def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> RunFolder:
-    """Create the run folder and check that it is writable. Every rank gets the same folder.
+def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool, held: ExitStack) -> RunFolder:
+    """Create the run folder and lock it until `held` is closed. Every rank gets the same folder.
 
     A named folder must be empty, unless a run in it is resumed. By default the folder is `runs/NAME`, or the first
-    free
-    `runs/NAME-2`, `runs/NAME-3`, ...
+    free of `runs/NAME-2`, `runs/NAME-3`, ...
 
     Raises:
-        ValueError: the folder is not empty or not writable.
+        ValueError: the folder is not empty, not writable, or in use by another run.
     """
     chosen: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
-            path = _free_folder(args, settings, resumes)
-            path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                chosen[0] = str(path)
+            chosen[0] = str(_locked_folder(args, settings, resumes, held))
         except ValueError as error:
             chosen[1] = str(error)
         except OSError as error:
@@ -54,22 +51,43 @@ def _tracked_name(folder: Path) -> str:
     return "-".join(parts).lstrip("/-")
 
 
-def _free_folder(args: TrainingArguments, settings: Settings, resumes: bool) -> Path:
-    def taken(path: Path) -> bool:
-        return path.exists() and (not path.is_dir() or any(path.iterdir()))
-
+def _locked_folder(args: TrainingArguments, settings: Settings, resumes: bool, held: ExitStack) -> Path:
     if "output_dir" in settings:
         path = Path(args.output_dir)
-        if taken(path) and not (resumes and RunFolder(path).recipe.exists()):
-            raise ValueError(
-                f"output_dir is {args.output_dir!r}, which is not empty: name another folder, or continue its run "
-                "with --resume_from_checkpoint true."
-            )
+        refusal = (
+            f"output_dir is {args.output_dir!r}, which is not empty: name another folder, or continue its run with "
+            "--resume_from_checkpoint true."
+        )
+        if path.exists() and not path.is_dir():
+            raise ValueError(refusal)
+        _lock(path, held)
+        if _taken(path) and not (resumes and RunFolder(path).recipe.exists()):
+            raise ValueError(refusal)
         return path
     path, number = RUNS / args.run_name, 2
-    while taken(path):
+    while True:
+        if not _taken(path):
+            with suppress(InUse):
+                _lock(path, held)
+                return path
         path, number = RUNS / f"{args.run_name}-{number}", number + 1
-    return path
+
+
+def _lock(path: Path, held: ExitStack) -> None:
+    if not path.exists():
+        path.mkdir(parents=True)
+        held.callback(_remove_if_empty, path)
+    held.enter_context(locked(path))
+
+
+def _remove_if_empty(path: Path) -> None:
+    """Remove the folder of a run that was refused before it wrote anything."""
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+
+
+def _taken(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()))
 
 
 def write_recipe(settings: Settings, folder: RunFolder) -> None:

@@ -5,6 +5,7 @@ exclude them (`decontaminate_against`). Loss, batches and checkpoints are TRL's.
 """
 
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,11 @@ class Imitation(SFTTrainer):
             super()._save_checkpoint(model, trial)
 
 
-def main(settings: Settings, name: str) -> None:
-    """Fine-tune by the settings. `name` is the run's name if the settings name none."""
+def main(settings: Settings, name: str, held: ExitStack) -> None:
+    """Fine-tune by the settings. `name` is the run's name if the settings name none.
+
+    What must last as long as the run, such as the lock of its folder, is entered into `held`.
+    """
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
     check_processes(settings)
     run_config, args, model_config = recipe.build(settings, CLASSES)
@@ -63,6 +67,7 @@ def main(settings: Settings, name: str) -> None:
         check_quantised(model_config, False, shards())
         check_packages(settings)
         check_installed(model_config)
+        folder = claim_folder(args, settings, resumes, held)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
         rows = load_rows(run_config)
         named = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
@@ -71,7 +76,6 @@ def main(settings: Settings, name: str) -> None:
         check_ends(tokenizer, model_path)
         check_targets(model_path, model_config)
         taken, origin = choose(run_config, rows, tokenizer, args.max_length)
-        folder = claim_folder(args, settings, resumes)
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
         trainer = Imitation(
             model=model_path,

@@ -1,5 +1,6 @@
 """A training run, top to bottom, from settings to model card. Only this module imports all parts of a run."""
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -41,8 +42,11 @@ from .setup import claim_folder, finish, save_whole, shards, write_recipe
 from .trainer import EntropyForkGRPOTrainer
 
 
-def main(settings: Settings, name: str) -> None:
-    """Train by the settings. `name` is the run's name if the settings name none."""
+def main(settings: Settings, name: str, held: ExitStack) -> None:
+    """Train by the settings. `name` is the run's name if the settings name none.
+
+    What must last as long as the run, such as the lock of its folder, is entered into `held`.
+    """
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
     check_processes(settings)
     run_config, args, model_config = recipe.build(settings, CLASSES)
@@ -59,11 +63,11 @@ def main(settings: Settings, name: str) -> None:
             run_config.overlong_cache_length,
             run_config.reward_scale,
         )
+        folder = claim_folder(args, settings, resumes, held)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
         lengths = partial(prompt_lengths, model_config, args.seed)
         problems = load_problems(run_config, args.seed, run_config.reference_grading, lengths)
         check_size(problems.train, args.generation_batch_size // args.num_generations)
-        folder = claim_folder(args, settings, resumes)
         named = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
         model_path = resolve_snapshot(named, model_config)
         if run_config.max_position_embeddings is not None:

@@ -1,0 +1,196 @@
+"""The lock of a run folder: two runs in one folder would write over each other.
+
+The lock is the file `.lock` in the folder. It is locked in the kernel (POSIX record locks, which NFS servers keep for
+their clients), and its content names host, process and start of the run. Its modification time is the heartbeat of the
+run. A killed process leaves the file behind. The next run takes it over if the kernel grants the lock and
+
+- on the same machine, no process with that number and start time is alive;
+- from another machine, the heartbeat stays away for `STALE` seconds, because some file systems grant locks to
+  everybody (NFS mounted with `nolock`, Lustre without `flock`).
+"""
+
+import _thread
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .files import Row
+
+LOCK = ".lock"
+# Seconds between two heartbeats, and without one after which a run counts as dead.
+BEAT, STALE = 15.0, 120.0
+REFUSED = (errno.EACCES, errno.EAGAIN)
+
+
+class InUse(ValueError):
+    """Another run writes into the folder; the message names its host and process."""
+
+
+def _machine() -> str:
+    """This machine and its process numbers: boot and namespace of process numbers where there is /proc."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if not boot.exists() or not space.exists():
+        return socket.gethostname()
+    return f"{boot.read_text().strip()} {space.stat().st_ino}"
+
+
+def _started(process: int) -> str | None:
+    """The start of a process in clock ticks since boot, `?` if it is alive but hidden; None if it is not alive."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        pass
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return None if Path("/proc/self/stat").exists() else "?"
+
+
+def _record() -> Row:
+    process = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "process": process,
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "machine": _machine(),
+        "started": _started(process),
+    }
+
+
+def _read(descriptor: int) -> Row:
+    """The record in a lock; empty if there is none, or if its writer was killed meanwhile."""
+    try:
+        record = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write(descriptor: int, record: Row) -> None:
+    content = json.dumps(record).encode()
+    os.pwrite(descriptor, content.ljust(512), 0)  # over all of an older record
+    os.fsync(descriptor)
+
+
+def _lock_in_kernel(descriptor: int, path: Path) -> bool:
+    """Lock a file in the kernel, without waiting; False where the file system has no locks."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in REFUSED:
+            raise _in_use(path, _read(descriptor)) from None
+        return False
+    return True
+
+
+def _in_use(path: Path, record: Row) -> InUse:
+    who = f"process {record.get('process', '?')} on {record.get('host', 'another machine')}"
+    return InUse(
+        f"{str(path.parent)!r} is in use by a run that goes on, {who}, since {record.get('since', 'just now')}: name "
+        "another output_dir, or stop that run first."
+    )
+
+
+def _age(path: Path) -> float:
+    """Seconds since the heartbeat, by the clock of the file system, which may be on another machine."""
+    with tempfile.TemporaryFile(dir=path.parent) as now:
+        return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime
+
+
+def _see_dead(path: Path, record: Row) -> None:
+    """Return if the run of a record is dead, which for a run on another machine takes up to `STALE` seconds to see."""
+    if record["machine"] == _machine():
+        if _started(record["process"]) == record["started"]:
+            raise _in_use(path, record)
+        return
+    beat, left = path.stat().st_mtime, STALE - _age(path)
+    if left > 0:
+        sentence = f"{path.parent} was in use by process {record['process']} on {record['host']} a moment ago"
+        print(f"{sentence}: waiting up to {left:.0f} s to see whether it goes on.", file=sys.stderr, flush=True)
+    until = time.monotonic() + left
+    while time.monotonic() < until:
+        time.sleep(min(BEAT / 5, left))
+        with path.open("rb"):  # an NFS client asks for the time anew when it opens a file
+            changed = path.stat().st_mtime != beat
+        if changed:
+            raise _in_use(path, record)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """(descriptor, whether the kernel has locked it) of the lock file, which a run that ends meanwhile may delete."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            locked = _lock_in_kernel(descriptor, path)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor, locked
+        except InUse:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _take(path: Path) -> tuple[int, Row]:
+    """Lock the file for this process: (its descriptor, what is written in it)."""
+    descriptor, locked = _open(path)
+    try:
+        before, record = _read(descriptor), _record()
+        if before:
+            _see_dead(path, before)
+        _write(descriptor, record)
+        if not locked:  # another run may have found the same dead one
+            time.sleep(2.0)
+            if _read(descriptor) != record:
+                raise _in_use(path, _read(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor, record
+
+
+def _beat(path: Path, descriptor: int, record: Row, ended: threading.Event, lost: Callable[[], None]) -> None:
+    while not ended.wait(BEAT):
+        if _read(descriptor) != record:  # this process stood still for so long that another run took over
+            print(f"{path.parent} was taken over by another run: this one ends.", file=sys.stderr, flush=True)
+            lost()
+            return
+        os.utime(path)
+
+
+@contextmanager
+def locked(run: Path, lost: Callable[[], None] = _thread.interrupt_main) -> Iterator[None]:
+    """Hold the lock of an existing run folder.
+
+    Args:
+        lost: called in another thread if another run has taken the folder over; interrupts the process by default.
+
+    Raises:
+        InUse: another run holds the lock.
+        OSError: the folder cannot be written.
+    """
+    path = run / LOCK
+    descriptor, record = _take(path)
+    ended = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, descriptor, record, ended, lost), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beat.join()
+        if _read(descriptor) == record:
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
