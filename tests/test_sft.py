@@ -179,7 +179,7 @@ def test_cold_start_and_what_follows_by_the_literal_commands(tmp_path):
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if "loss" in row]
     assert len(losses) == 2
-    assert [path.name for path in seal.complete_checkpoints(run)] == ["checkpoint-2"]
+    assert [path.name for path in seal.complete_checkpoints(run)] == ["checkpoint-1", "checkpoint-2"]
     assert "optimizer.pt" in seal.read(run / "checkpoint-2")["files"]
     before, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     expected = [completion_loss(before, tokenizer, row) for row in rows[:4]]
