@@ -64,7 +64,7 @@ def write(folder: Path, about: Row, parts: Iterable[Digests]) -> None:
 
 
 def read(folder: Path) -> Row:
-    """What a seal says; empty if there is none, or if it cannot be read."""
+    """Content of a seal; empty if there is none, or if it cannot be read."""
     try:
         content = files.read_json(folder / COMPLETE)
     except ValueError:
