@@ -180,7 +180,7 @@ def main():
 
         return report_and_finish
 
-    train.EntropyForkGRPOTrainer, sft.SFTTrainer = map(watch, (train.EntropyForkGRPOTrainer, sft.SFTTrainer))
+    train.EntropyForkGRPOTrainer, sft.Imitation = map(watch, (train.EntropyForkGRPOTrainer, sft.Imitation))
     train.finish, sft.finish = map(report_first, (train.finish, sft.finish))
     with dtypes.reductions(reduced):
         launch.run(recipe, words)
