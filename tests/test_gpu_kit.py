@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.gpu import head, memory, select, step
+from benchmarks.fixtures.tiny_gguf import save_tiny_gguf, tiny_llama
+from benchmarks.gpu import head, memory, select, step, weights
 from benchmarks.gpu.__main__ import DEFAULT, PARTS, run_part
 from benchmarks.gpu.report import COMPLETE, FAILED, Report
 from benchmarks.gpu.sizes import TINY
@@ -35,9 +36,9 @@ def kit(tmp_path, *words):
 
 
 def test_default_limits_leave_time():
-    assert sorted(PARTS) == list("ABCDEFG")
+    assert sorted(PARTS) == list("ABCDEFGH")
     assert sum(PARTS[part][1] for part in DEFAULT) < 540
-    assert set(PARTS) - set(DEFAULT) == {"G"}
+    assert set(PARTS) - set(DEFAULT) == {"G", "H"}
 
 
 def test_head(tmp_path):
@@ -153,3 +154,30 @@ def test_demo(tiny_model, tmp_path, monkeypatch):
     assert rows["cold start"]["cached before"]
     assert any("held-out problems" in line for line in rows["demo"]["console"])
     assert rows["demo"]["evaluation"]["gain"] and rows["demo"]["card"][0] == "---"
+
+
+@pytest.mark.slow
+def test_weights(tmp_path, monkeypatch):
+    """Two arms of a tiny chat model side by side, whose time is over at the first step, and their evaluations."""
+    monkeypatch.setenv("ENTROPY_GRPO_CACHE", str(tmp_path / "cache"))
+    source = save_tiny_gguf(tmp_path / "tiny.gguf", tiny_llama())
+    settings = TINY.weights_settings | {"max_steps": "50"}
+    sizes = replace(TINY, weights=source, seconds=0, weights_settings=settings)
+    rows = measured(weights, tmp_path, sizes)
+    assert set(rows) == {"conversion", *sizes.arms}
+    for arm in sizes.arms:
+        row = rows[arm]
+        assert row["steps"] == 1 and row["problems"]["train"] == 64 - 8
+        assert row["evaluation"]["after"]["accuracy"]["value"] == 0.0  # random weights, judged by the true reward
+        assert len(row["responses after"]) == weights.SHOWN
+    curves = files.read_json(tmp_path / "part.json")["curves"]
+    assert [[point["step"] for point in curves[arm]] for arm in sizes.arms] == [[1], [1]]
+    assert all(curves[arm][0]["rewards/dapo_accuracy/mean"] == 0.0 for arm in sizes.arms)
+
+
+def test_weights_that_are_missing_fail_the_part(tmp_path):
+    report = Report(tmp_path / "part.json", "H")
+    weights.run(report, TINY)
+    assert report.finish() == 1
+    (row,) = files.read_json(tmp_path / "part.json")["measurements"]
+    assert row["error"].startswith("ValueError: part H needs --weights")

