@@ -28,7 +28,7 @@ DEMO_CHANGES = {"use_cpu": "false: to train on the GPU"}
 # What part H changes of recipes/qwen3_1_7b.yaml, for all arms alike.
 WEIGHTS_CHANGES = {
     "model_name_or_path": "SmolLM2-135M-Instruct, dequantised from Q4_1: real weights that can be had without a hub",
-    "dataset_name": "sums of three numbers after two worked examples, without a template: a seventh is right before",
+    "dataset_name": "sums of three numbers after two worked examples, no template: one in sixteen is right before",
     "rewards": "dapo_accuracy without the penalty of length: the examples end with a line `Answer: N`",
     "use_vllm": "false: transformers samples all responses of a rollout in one call",
     "max_completion_length": "40: a worked answer has 30 tokens",
