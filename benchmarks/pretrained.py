@@ -40,7 +40,6 @@ def _save(gguf: Path, folder: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**place)
     tokenizer.eos_token = tokenizer.pad_token = END
-    tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # it would change what was written before it is graded
     config = loaded.config
     config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
