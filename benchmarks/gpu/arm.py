@@ -17,7 +17,10 @@ def main(seconds: float, recipe: str, words: list[str]) -> None:
     start = time.monotonic()
 
     def over(log: Log) -> str | None:
-        return f"{seconds:g} seconds are over." if time.monotonic() - start > seconds else None
+        # A watcher speaks once: before the first step, where the evaluation is logged, it could not stop anything.
+        if not log.values("loss") or time.monotonic() - start <= seconds:
+            return None
+        return f"{seconds:g} seconds are over."
 
     WATCHERS[NAME] = over
     launch.run(recipe, [*words, "--watch", f"{{{NAME}: stop}}"])
