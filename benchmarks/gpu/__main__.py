@@ -5,7 +5,7 @@
 
 Parts: A the tests that need a GPU, B the LM head, C optimiser steps against TRL, D memory of a 14B-shaped model,
 E selection and resume, F FSDP2 on one process, G the demo from cold start to card, H a pretrained 135M model on
-sums, from `--weights` (`benchmarks/pretrained.py` says where to have them). Each part is a process of its own,
+sums, from `--weights` (`benchmarks/gpu/pretrained.py` says where to have them). Each part is a process of its own,
 which is killed at its time limit, and writes `gpu_NAME.json` as it goes on. The output of all parts goes to
 `gpu.log`. The exit status is 1 if a part failed, was killed or has a measurement that failed.
 """

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sums
 from benchmarks.measure import ROOT
-from benchmarks.pretrained import convert
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 
+from . import sums
+from .pretrained import convert
 from .report import CONSOLE_WIDTH, Report
 from .sizes import WEIGHTS_CHANGES, Sizes
 

