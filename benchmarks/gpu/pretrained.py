@@ -9,7 +9,6 @@ is read as an archive. transformers reads the file with the package `gguf`.
 
 import argparse
 import hashlib
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -75,7 +74,7 @@ def convert(source: Path) -> Path:
         if not folder.exists():
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent)))
             _save(_gguf(source, scratch), scratch / "model")
-            shutil.move(scratch / "model", folder)
+            (scratch / "model").rename(folder)
     return folder
 
 
