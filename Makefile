@@ -12,7 +12,7 @@ RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling kill checkpoints verifier grading eval evaluation position diagnostics figures analysis decoding divergence mutants
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling kill checkpoints paper-size verifier grading eval evaluation position diagnostics figures analysis decoding divergence mutants
 
 help:  ## this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -98,6 +98,9 @@ kill: setup  ## kill runs at random moments and compare what they end with (half
 
 position: setup  ## draw the two forms of position shaping's bonus, docs/position_bonus.png
 	$(BIN)/python -m benchmarks.position
+
+paper-size: setup  ## run the data path of rollouts of the paper's size without a model (twenty minutes, 24 GB), benchmarks/results/
+	$(BIN)/python -m benchmarks.paper_size
 
 checkpoints: setup  ## measure the state of a checkpoint with 16,000 waiting responses (a minute, 6 GB of disk), benchmarks/results/
 	$(BIN)/python -m benchmarks.checkpoints

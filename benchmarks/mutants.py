@@ -24,7 +24,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -33,6 +33,7 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.fixtures import REPOSITORY
+from entropy_grpo.grading.pool import core_count
 from entropy_grpo.runs import files
 from entropy_grpo.runs.environment import git_revision
 
@@ -234,11 +235,20 @@ def _run_tests(name: str, code: CodeType | None) -> int:
     return int(pytest.main([*options, *tests], plugins=[_Quick(workers=name == "grading/pool")]))
 
 
-def judge(name: str, code: CodeType | None, limit: float) -> tuple[str, float]:
-    """(survived, killed or timeout; seconds) of a mutant's tests, in a process of their own."""
-    sys.stdout.flush()
-    start, child = time.monotonic(), os.fork()
-    if child == 0:
+class Trial:
+    """The tests of a mutant, or of the module itself, in a process of their own.
+
+    Attributes:
+        outcome: survived, killed or timeout; None while the tests run.
+        seconds: what the tests took.
+    """
+
+    def __init__(self, name: str, code: CodeType | None, limit: float):
+        self.limit, self.start, self.outcome, self.seconds = limit, time.monotonic(), None, 0.0
+        sys.stdout.flush()
+        self.child = os.fork()
+        if self.child:
+            return
         os.setpgid(0, 0)
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
@@ -248,16 +258,38 @@ def judge(name: str, code: CodeType | None, limit: float) -> tuple[str, float]:
             result = _run_tests(name, code)
         finally:
             os._exit(result)
-    while time.monotonic() - start < limit:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            outcome = "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
-            _end_group(child)
-            return outcome, time.monotonic() - start
+
+    def is_over(self) -> bool:
+        """Return whether the tests have ended; tests that have run for too long are ended."""
+        if self.outcome is not None:
+            return True
+        self.seconds = time.monotonic() - self.start
+        done, status = os.waitpid(self.child, os.WNOHANG)
+        if not done and self.seconds < self.limit:
+            return False
+        _end_group(self.child)
+        if not done:
+            os.waitpid(self.child, 0)
+            self.outcome = "timeout"
+        else:
+            self.outcome = "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+        return True
+
+
+def judge(name: str, codes: Sequence[CodeType | None], limit: float, jobs: int) -> list[Trial]:
+    """Try mutants of a module, `jobs` at a time."""
+    trials: list[Trial] = []
+    running: list[Trial] = []
+    for code in codes:
+        while len(running) >= jobs:
+            time.sleep(0.02)
+            running = [trial for trial in running if not trial.is_over()]
+        trials.append(Trial(name, code, limit))
+        running.append(trials[-1])
+    while running:
         time.sleep(0.02)
-    _end_group(child)
-    os.waitpid(child, 0)
-    return "timeout", limit
+        running = [trial for trial in running if not trial.is_over()]
+    return trials
 
 
 def _end_group(child: int) -> None:
@@ -268,24 +300,27 @@ def _end_group(child: int) -> None:
         pass
 
 
-def try_module(name: str, most: int, only: set[str] | None) -> dict[str, Any]:
+def try_module(name: str, most: int, only: set[str] | None, jobs: int) -> dict[str, Any]:
     """Figures and survivors of a module; with more than `most` mutants, of a sample of these."""
-    outcome, baseline = judge(name, None, 600)
-    if outcome != "survived":
+    (baseline,) = judge(name, [None], 600, 1)
+    if baseline.outcome != "survived":
         raise RuntimeError(f"{name}: its tests fail without a mutant, or there are none: {TESTS[name]}.")
-    limit = max(SHORTEST_LIMIT, 5 * baseline)
+    limit = max(SHORTEST_LIMIT, 5 * baseline.seconds)
     every = mutants(_path(name))
     chosen = [m for m in every if only is None or m.key in only]
     chosen = sorted(random.Random(0).sample(chosen, min(most, len(chosen))), key=lambda m: m.line)
-    counts, survivors = Counter(), []
-    for mutant in chosen:
-        outcome, _ = judge(name, mutant.code, limit)
-        counts[outcome] += 1
-        if outcome == "survived":
-            survivors.append(mutant.key)
-            print(f"  {name}:{mutant.line} {mutant.key}", flush=True)
-    print(f"{name}: {len(every)} mutants, tests {baseline:.1f} s, {dict(counts)}", flush=True)
-    return {"mutants": len(every), "tried": counts.total(), "timeout": counts["timeout"], "survivors": survivors}
+    trials = judge(name, [mutant.code for mutant in chosen], limit, jobs)
+    counts = Counter(trial.outcome for trial in trials)
+    survivors = [m for m, trial in zip(chosen, trials, strict=True) if trial.outcome == "survived"]
+    for mutant in survivors:
+        print(f"  {name}:{mutant.line} {mutant.key}", flush=True)
+    print(f"{name}: {len(every)} mutants, tests {baseline.seconds:.1f} s, {dict(counts)}", flush=True)
+    return {
+        "mutants": len(every),
+        "tried": counts.total(),
+        "timeout": counts["timeout"],
+        "survivors": [m.key for m in survivors],
+    }
 
 
 def warm_up() -> None:
@@ -306,6 +341,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("modules", nargs="*", default=list(TESTS), choices=list(TESTS), metavar="MODULE")
     parser.add_argument("--most", type=int, default=10**6, help="mutants of a module; a sample, where it has more")
+    parser.add_argument("--jobs", type=int, default=core_count(), help="mutants that are tried at a time")
     parser.add_argument("--survivors", action="store_true", help="only the mutants that survived last time")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -320,7 +356,7 @@ def main() -> None:
         if options.survivors and before is None:
             raise SystemExit(f"{RESULTS.name} has nothing of {name}: run it without --survivors first.")
         only = set(before["survivors"]) if options.survivors else None
-        found = try_module(name, options.most, only)
+        found = try_module(name, options.most, only, options.jobs)
         if options.survivors:
             found |= {"tried": before["tried"], "timeout": before["timeout"]}
         found["survivors"] = explained(name, found["survivors"], reasons)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from entropy_grpo.objective.selection import MAX_TOKENS, gradient_norms, percentiles, random_scores, select
-from entropy_grpo.objective.share import kept_count
+from entropy_grpo.objective.share import kept_count, kept_share
 
 from . import reference
 
@@ -219,3 +219,9 @@ def test_gradient_norms_are_those_of_the_surrogate(delta):
         surrogate.sum().backward()
         found = gradient_norms(norms, rows, ratios, 0.25, 0.5, delta)
         torch.testing.assert_close(found, logps.grad.abs() * norms)
+
+
+@pytest.mark.parametrize("rho", [0.2, 0.25, 1.0])
+def test_the_kept_share_is_what_the_kept_count_comes_to(rho):
+    for kind in ("top", "random", "gradient_norm", "bottom"):
+        assert kept_share(rho, kind) == pytest.approx(kept_count(10**6, rho, kind) / 10**6)
