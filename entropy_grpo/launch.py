@@ -4,10 +4,11 @@ accelerate launch recipes/demo_cpu.yaml --max_steps 4
 accelerate launch -m entropy_grpo.launch FILE --max_steps 4     # FILE may be plain YAML
 """
 
+import gc
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .config import recipe
@@ -18,6 +19,21 @@ from .config.sharding import choose_sharding
 def is_first_process() -> bool:
     """Return whether this process is rank 0, before torch.distributed is set up."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Import without collections of garbage, and leave what was imported out of all later ones.
+
+    A fifth of the time of the imports went to collections that found nothing, and each later one took a third of a
+    second more.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def run(recipe_file: str, arguments: Sequence[str]) -> None:
@@ -33,10 +49,11 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
         if is_first_process():
             print(sharding)
         trainer = settings.get("trainer")
-        if trainer is not None and trainer.value == "sft":
-            from .training import sft as chosen
-        else:
-            from .training import train as chosen
+        with without_collections():
+            if trainer is not None and trainer.value == "sft":
+                from .training import sft as chosen
+            else:
+                from .training import train as chosen
         with ExitStack() as held:
             chosen.main(settings, path.stem, held)
     except RecipeError as error:

@@ -18,7 +18,10 @@ from benchmarks.fixtures.tiny_model import save_tiny_model
 
 ACCELERATE = Path(sys.executable).parent / "accelerate"
 DEMO = "recipes/demo_cpu.yaml"
-TINY_DEMO = "--max_steps 2 --num_dev_problems 4 --num_test_problems 8 --eval_steps 2 --disable_tqdm true".split()
+TINY_DEMO = (
+    "--max_steps 2 --num_train_problems 256 --num_dev_problems 4 --num_test_problems 8 --eval_steps 2 "
+    "--disable_tqdm true"
+).split()
 
 
 def pytest_addoption(parser):

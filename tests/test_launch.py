@@ -77,16 +77,18 @@ def test_records_agree_with_one_another(run):
 
 
 def test_resolved_recipe_is_the_same_run(run, tmp_path):
-    """Launched from the run folder, from another working directory, it writes the same numbers."""
+    """As the parent of a plain file that is launched through the module, from another working directory."""
     folder, _ = run
-    again = tmp_path / "again"
     values = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert "output_dir" not in values and "base" not in values
-    result = accelerate_launch(folder / "recipe.yaml", "--output_dir", again)
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(f"base: {folder / 'recipe.yaml'}\n")
+    result = accelerate_launch("-m", "entropy_grpo.launch", plain, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
+    # A run whose folder was not named is runs/NAME in the working directory.
+    again = tmp_path / "runs" / values["run_name"]
     assert rows(again) == rows(folder)
-    first, second = ((path / "recipe.yaml").read_text() for path in (folder, again))
-    assert first == second
+    assert yaml.safe_load((again / "recipe.yaml").read_text()) == values
 
 
 def test_resume_goes_on_and_loses_nothing(run, tiny_model, tmp_path):
@@ -102,18 +104,6 @@ def test_resume_goes_on_and_loses_nothing(run, tiny_model, tmp_path):
     assert rows(copy)[:2] == rows(folder)
     assert (copy / "recipe.yaml").read_text() == (folder / "recipe.yaml").read_text()
     assert (copy / "answers" / "before.jsonl").read_text() == (folder / "answers" / "before.jsonl").read_text()
-
-
-def test_plain_yaml_through_the_module(tiny_model, tmp_path):
-    """From a working directory that is not the repository, with a parent there."""
-    plain = tmp_path / "plain.yaml"
-    plain.write_text(f"base: {REPOSITORY / DEMO}\nmodel_name_or_path: {tiny_model}\nrun_name: plain\n")
-    words = "--max_steps 1 --num_dev_problems 0 --num_test_problems 0 --eval_strategy no".split()
-    result = accelerate_launch("-m", "entropy_grpo.launch", plain, *words, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-3000:]
-    # A run whose folder was not named is runs/NAME in the working directory.
-    assert [row["step"] for row in rows(tmp_path / "runs" / "plain")] == [1]
-    assert "evaluation.json" not in {path.name for path in (tmp_path / "runs" / "plain").iterdir()}
 
 
 def test_two_processes_write_one_run(tiny_model, tmp_path):
@@ -162,8 +152,8 @@ def test_sharding_is_read_while_the_launcher_holds_its_port(name, monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "value", "sharded", "said"),
     [
-        ({"WORLD_SIZE": "2"}, "accelerate_configs/fsdp2.yaml", True, "as accelerate_configs/fsdp2.yaml says"),
-        ({"WORLD_SIZE": "2"}, "accelerate_configs/ddp.yaml", False, "as accelerate_configs/ddp.yaml says"),
+        ({"WORLD_SIZE": "2"}, "accelerate_configs/fsdp2.yaml", True, "from accelerate_configs/fsdp2.yaml"),
+        ({"WORLD_SIZE": "2"}, "accelerate_configs/ddp.yaml", False, "from accelerate_configs/ddp.yaml"),
         ({"WORLD_SIZE": "2"}, "none", False, "none"),
         ({"WORLD_SIZE": "1"}, "accelerate_configs/fsdp2.yaml", False, "there is one process"),
         ({}, "accelerate_configs/fsdp2.yaml", False, "there is one process"),
@@ -250,8 +240,8 @@ def test_tokenizer_without_eos_is_refused(tiny_model, tmp_path, monkeypatch, cap
             "adapts the LM head",
         ),
         (["--use_peft", "--lora_target_modules", "query"], "lora_target_modules is ['query']: Target modules"),
-        (["--use_peft", "--lora_target_modules", "q_proj", "query"], "lora_target_modules has 'query'"),
-        (["--use_peft", "--lora_modules_to_save", "head"], "lora_modules_to_save has 'head'"),
+        (["--use_peft", "--lora_target_modules", "q_proj", "query"], "lora_target_modules names 'query'"),
+        (["--use_peft", "--lora_modules_to_save", "head"], "lora_modules_to_save names 'head'"),
         (["--fused_lm_head", "liger", "--cast_lm_head_to_fp32", "true"], "fused_lm_head is 'liger', but cast_lm_head"),
     ],
 )

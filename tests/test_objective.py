@@ -555,38 +555,40 @@ DDP = ["accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cp
 FSDP2 = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
+# Scope, rho and accumulation by name; all of a launcher train in the same two processes.
+TWO_PROCESSES = {
+    "benchmarks.fixtures.fixed_rollout": {
+        "DDP": ("global", 0.2, 1),
+        "DDP accumulated": ("global", 0.2, 2),
+        "DDP, one token: a rank keeps none": ("global", 0.005, 1),
+        "DDP, rollout scope, most sequences keep none": ("rollout", 0.02, 2),
+    },
+    "benchmarks.fixtures.fsdp2_on_cpu": {
+        "FSDP2 accumulated": ("global", 0.2, 2),
+        "FSDP2, rollout scope": ("rollout", 0.2, 2),
+    },
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "script", "scope", "rho", "accumulation"),
-    [
-        (DDP, "benchmarks.fixtures.fixed_rollout", "global", 0.2, 1),
-        (DDP, "benchmarks.fixtures.fixed_rollout", "global", 0.2, 2),
-        (DDP, "benchmarks.fixtures.fixed_rollout", "global", 0.005, 1),
-        (FSDP2, "benchmarks.fixtures.fsdp2_on_cpu", "global", 0.2, 2),
-        (DDP, "benchmarks.fixtures.fixed_rollout", "rollout", 0.02, 2),
-        (FSDP2, "benchmarks.fixtures.fsdp2_on_cpu", "rollout", 0.2, 2),
-    ],
-    ids=[
-        "DDP",
-        "DDP accumulated",
-        "DDP, one token: a rank keeps none",
-        "FSDP2 accumulated",
-        "DDP, rollout scope, most sequences keep none",
-        "FSDP2, rollout scope",
-    ],
+    ("launcher", "script"), list(zip((DDP, FSDP2), TWO_PROCESSES, strict=True)), ids=("DDP", "FSDP2")
 )
-def test_two_processes_are_one(tiny_model, tmp_path, launcher, script, scope, rho, accumulation):
-    settings = {"top_entropy_quantile": rho, "entropy_scope": scope, "gradient_accumulation_steps": accumulation}
-    one = one_step(tiny_model, tmp_path / "one", per_device_train_batch_size=8 // accumulation, **settings)
-    (tmp_path / "two").mkdir()
-    overrides = json.dumps({"per_device_train_batch_size": 4 // accumulation, **settings})
-    command = [sys.executable, "-m", *launcher, "-m", script, tiny_model, str(tmp_path / "two"), overrides]
+def test_two_processes_are_one(tiny_model, tmp_path, launcher, script):
+    runs = {}
+    for name, (scope, rho, accumulation) in TWO_PROCESSES[script].items():
+        settings = {"top_entropy_quantile": rho, "entropy_scope": scope, "gradient_accumulation_steps": accumulation}
+        runs[name] = {"per_device_train_batch_size": 4 // accumulation, **settings}
+    command = [sys.executable, "-m", *launcher, "-m", script, tiny_model, str(tmp_path), json.dumps(runs)]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
-    log = json.loads((tmp_path / "two" / "log.json").read_text())
-    assert_same_step(tiny_model, one, (load_file(tmp_path / "two" / "weights.safetensors"), log))
-    if rho < 0.01:
-        assert round(log["selection/kept_fraction"] * log["completions/mean_length"] * 8) == 1
+    for name, settings in runs.items():
+        settings["per_device_train_batch_size"] *= 2
+        one = one_step(tiny_model, tmp_path / "one" / name, **settings)
+        log = json.loads((tmp_path / name / "log.json").read_text())
+        assert_same_step(tiny_model, one, (load_file(tmp_path / name / "weights.safetensors"), log))
+        if settings["top_entropy_quantile"] < 0.01:
+            assert round(log["selection/kept_fraction"] * log["completions/mean_length"] * 8) == 1
 
 
 def test_first_step_fails_if_the_share_is_wrong(tiny_model, tmp_path, monkeypatch):
