@@ -98,10 +98,11 @@ def test_benchmarks_import_no_tests_and_fixtures_no_benchmark():
 
 def test_behaviour_tests_import_only_fixtures_of_the_benchmarks():
     """Record checks, which the marker `record` sets apart, also import the benchmark whose results they read, and the
-    tests of the kit for a GPU import the kit."""
+    tests of a benchmark import that benchmark."""
+    tested = {"test_gpu_kit.py": "benchmarks.gpu", "test_paper_size.py": "benchmarks.paper_size"}
     for path in [*(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "tests_vllm").rglob("*.py")]:
         names = {name for name in imported(path) if within(name, "benchmarks")}
-        own = ["benchmarks.fixtures"] + (["benchmarks.gpu"] if path.name == "test_gpu_kit.py" else [])
+        own = {"benchmarks.fixtures", tested.get(path.name, "benchmarks.fixtures")}
         others = {name for name in names if not any(within(name, package) for package in own)}
         assert not others or "pytestmark = pytest.mark.record" in path.read_text(), f"{path.name} imports {others}"
 
