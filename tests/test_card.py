@@ -590,3 +590,11 @@ def test_the_card_of_a_cold_start_speaks_of_imitation(tmp_path):
     text = card_text(tmp_path, changed("recipe.yaml", trainer="sft"))
     assert "a cold start" in text and "reinforcement learning with verifiable rewards on" not in text
     assert "sft" in front_matter(text)["tags"] and "grpo" not in front_matter(text)["tags"]
+
+
+def test_a_card_says_what_truncated_sampling_means(tmp_path):
+    assert "truncated distribution" not in card_text(tmp_path / "whole")
+    cut = with_arguments(allow_truncated_sampling=True, top_p=0.95, top_k=0, min_p=None)
+    text = card_text(tmp_path / "cut", cut)
+    assert "drawn from a truncated distribution (top_p 0.95), and the loss scores them by the same truncation" in text
+    assert "top_p=0.95, top_k=0" in text

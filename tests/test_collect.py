@@ -189,7 +189,7 @@ def test_what_cannot_be_collected_is_refused(tmp_path, tiny_model):
     refuse("there is no such file", tmp_path, model=tiny_model)
     rows = [{"prompt": "go", "response": " to"}, {"prompt": "go"}]
     refuse("row 1: response is NoneType", tmp_path, rows, model=tiny_model)
-    refuse("there are none", tmp_path, [], model=tiny_model)
+    refuse("the file has no rows", tmp_path, [], model=tiny_model)
     refuse("the prompt has no tokens", tmp_path, [{"prompt": "", "response": " to"}], model=tiny_model)
     long = [{"prompt": "go", "response": " to" * 200}]
     refuse("128 positions, but response 0 has 201", tmp_path, long, model=tiny_model)

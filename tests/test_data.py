@@ -14,6 +14,7 @@ from trl import ModelConfig
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.data.problems import check_size
 from entropy_grpo.grading.pool import Grader
+from entropy_grpo.models.load import check_conversations
 from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.tasks import number_walk
 from entropy_grpo.tasks.number_walk import Problem
@@ -124,12 +125,12 @@ def test_missing_columns_are_named(tmp_path):
     with pytest.raises(ValueError) as refusal:
         load(RunConfig(dataset_name=path), seed=0)
     message = str(refusal.value)
-    assert path in message and "question, answer" in message and "prompt and solution" in message
+    assert path in message and "question, answer" in message and "prompt or solution" in message
 
 
 def test_one_missing_column_is_named_alone(tmp_path):
     path = write(tmp_path, ".parquet", [{"prompt": "1 + 1?", "answer": "2"}])
-    with pytest.raises(ValueError, match="has solution"):
+    with pytest.raises(ValueError, match="no column solution"):
         load(RunConfig(dataset_name=path), seed=0)
 
 
@@ -241,7 +242,7 @@ def test_with_a_reward_of_the_users_own_references_may_be_anything(tmp_path):
 
 def test_when_nothing_is_left_the_reasons_are_said(tmp_path):
     path = write(tmp_path, ".jsonl", [{"prompt": "1?", "solution": "1"}, {"prompt": "1?", "solution": "2"}])
-    with pytest.raises(ValueError, match=r"all 2 problems are left out \(2 different answers\)"):
+    with pytest.raises(ValueError, match=r"all its 2 problems are left out \(2 different answers\)"):
         load(RunConfig(dataset_name=path), seed=0)
 
 
@@ -251,7 +252,10 @@ def test_other_columns_are_mapped(tmp_path):
         for i in range(4)
     ]
     config = RunConfig(
-        dataset_name=write(tmp_path, ".parquet", rows), prompt_column="question", solution_column="answer"
+        dataset_name=write(tmp_path, ".parquet", rows),
+        prompt_column="question",
+        solution_column="answer",
+        rewards=["accuracy", "mine:reward"],
     )
     train = load(config, seed=0).train
     assert pairs(train) == [(f"{i}?", str(i)) for i in range(4)]
@@ -260,13 +264,13 @@ def test_other_columns_are_mapped(tmp_path):
 
 def test_mapped_columns_that_are_missing_are_named(tmp_path):
     path = write(tmp_path, ".jsonl")
-    with pytest.raises(ValueError, match=r"columns are prompt, solution, level.*has question.*prompt_column"):
+    with pytest.raises(ValueError, match=r"columns prompt, solution, level.*no column question.*prompt_column"):
         load(RunConfig(dataset_name=path, prompt_column="question"), seed=0)
 
 
 def test_references_that_are_no_text_are_refused(tmp_path):
     path = write(tmp_path, ".jsonl", [{"prompt": "1?", "solution": ["1", "2"]}])
-    with pytest.raises(ValueError, match="whose solution is no text"):
+    with pytest.raises(ValueError, match=r"line 1 of .*solution is \['1', '2'\] where text or a number"):
         load(RunConfig(dataset_name=path), seed=0)
 
 
@@ -287,7 +291,9 @@ def test_conversations_pass_and_take_no_template(tmp_path):
 @pytest.mark.parametrize("prompt", [7, None, [], [{"role": "user", "content": None}], [{"role": "user"}]])
 def test_a_prompt_that_is_no_text_is_refused_with_its_row(tmp_path, prompt):
     path = write(tmp_path, ".jsonl", [{"prompt": prompt, "solution": "1"}])
-    with pytest.raises(ValueError, match="row 0 has the prompt"):
+    with pytest.raises(
+        ValueError, match=r"line 1 of .*problems.jsonl has an unexpected form: prompt is .* where text or messages"
+    ):
         load(RunConfig(dataset_name=path), seed=0)
 
 
@@ -296,7 +302,7 @@ def test_prompts_are_measured_by_the_models_tokenizer(tiny_model, tmp_path, limi
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     rows = [{"prompt": "go 15 to 8 need -7 " * i, "solution": str(i)} for i in range(1, 9)]
     config = RunConfig(dataset_name=write(tmp_path, ".jsonl", rows), max_prompt_length=limit)
-    lengths = partial(prompt_lengths, ModelConfig(model_name_or_path=tiny_model), 0)
+    lengths = partial(prompt_lengths, ModelConfig(model_name_or_path=tiny_model), 0, {})
     kept = [row["solution"] for row in rows if len(tokenizer.encode(row["prompt"])) <= limit]
     assert 0 < len(kept) < len(rows)
     assert sorted(load(config, seed=0, prompt_lengths=lengths).train["solution"]) == kept
@@ -308,8 +314,26 @@ def test_messages_are_measured_as_the_chat_template_writes_them(tiny_model, tmp_
         "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}need need{% endif %}"
     )
     tokenizer.save_pretrained(tmp_path)
-    found = prompt_lengths(ModelConfig(model_name_or_path=str(tmp_path)), 0, [messages("go 15 to 8"), messages("go")])
+    config = ModelConfig(model_name_or_path=str(tmp_path))
+    found = prompt_lengths(config, 0, {}, [messages("go 15 to 8"), messages("go")])
     assert found == [len(tokenizer.encode(f"Think.\n{text}\nneed need")) for text in ("go 15 to 8", "go")]
+    tokenizer.chat_template += "{% if more %}{{ more }}{% endif %}"
+    tokenizer.save_pretrained(tmp_path)
+    longer = prompt_lengths(config, 0, {"more": "take take take"}, [messages("go 15 to 8")])
+    assert longer == [len(tokenizer.encode("Think.\ngo 15 to 8\nneed needtake take take"))] != found[:1]
+
+
+def test_conversations_that_the_chat_template_refuses_are_refused_in_a_sentence(tiny_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    with pytest.raises(ValueError, match=r"'x', whose tokenizer has no chat template, but the prompts are messages"):
+        check_conversations(tokenizer, [messages("go")], "x")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    check_conversations(tokenizer, ["go", messages("go")[1:]], "x")
+    with pytest.raises(ValueError, match=r"with the roles system, user: System role not supported\."):
+        check_conversations(tokenizer, [messages("go")[1:], messages("go")], "x")
 
 
 def test_an_evaluation_file_without_problems_is_refused(tmp_path):
@@ -318,7 +342,7 @@ def test_an_evaluation_file_without_problems_is_refused(tmp_path):
     other.write_text(json.dumps({"text": "1?"}) + "\n")
     with pytest.raises(ValueError, match=r"other.jsonl', whose columns are text: rename the column"):
         load(RunConfig(dataset_name=path, decontaminate_against=[str(other)]), seed=0)
-    with pytest.raises(ValueError, match=r"decontaminate_against is '.*absent.jsonl': there is no such file"):
+    with pytest.raises(ValueError, match=r"decontaminate_against names '.*absent.jsonl': there is no such file"):
         load(RunConfig(dataset_name=path, decontaminate_against=[str(tmp_path / "absent.jsonl")]), seed=0)
 
 
@@ -330,7 +354,7 @@ def test_an_evaluation_file_without_problems_is_refused(tmp_path):
         ({"max_prompt_length": 0}, "max_prompt_length is 0: it must be 1 or more, or null"),
         ({"decontaminate_against": ["math_500"]}, "'math_500': choose among aime24, aime25, amc23, math500, minerva"),
         ({"dataset_file": "copy.jsonl"}, "dataset_file is 'copy.jsonl' but dataset_name is 'problems.jsonl'"),
-        ({"dataset_name": "math", "dataset_file": "copy.csv"}, "dataset_file is 'copy.csv': it must end in .jsonl"),
+        ({"dataset_name": "math", "dataset_file": "copy.tsv"}, "dataset_file is 'copy.tsv': it must end in .jsonl"),
         ({"dataset_name": "math", "dataset_config": "algebra"}, "dataset_config is 'algebra' but dataset_name 'math'"),
         ({"dataset_name": "math", "dataset_train_split": "test"}, "dataset_train_split is 'test' but"),
         ({"dataset_name": "math", "prompt_column": "problem"}, "prompt_column is 'problem' but"),

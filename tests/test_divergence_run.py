@@ -219,7 +219,7 @@ REFUSED = {
     "humaneval is answered by programs": {"responses": None, "benchmarks": "humaneval"},
     "row 0: there is no reference or solution": {"rows": [row_of(*RESPONSES[0], reference=None)]},
     "row 0: prompt is NoneType": {"rows": [row_of(*RESPONSES[0], prompt=None)]},
-    "there are none": {"rows": []},
+    "the file has no rows": {"rows": []},
     "response 1 has no tokens": {"rows": [row_of(*RESPONSES[0]), row_of([0], [0], response="")]},
     "max_tokens is 4, but response 0 has 5 tokens": {"rows": [row_of([0], [3] * 5)]},
     "32 positions and the longest prompt has 30 tokens": {"rows": [row_of(LONG, [0])]},

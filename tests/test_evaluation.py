@@ -127,16 +127,12 @@ def test_two_processes_give_what_one_gives(alone, tiny_model, tmp_path):
     assert figures(tmp_path) == figures(undisturbed)
 
 
-def test_a_rerun_writes_nothing_and_loads_no_model(alone, tiny_model, capsys):
+def test_a_rerun_writes_nothing_and_loads_no_model(alone, tiny_model, capsys, monkeypatch):
     benchmark, output = alone
     written = {path: path.read_bytes() for path in output.glob("sums/*")}
     expected = samples(output)
-    weights = Path(tiny_model) / "config.json"
-    weights.rename(weights.with_suffix(".away"))  # nothing could load the model now
-    try:
-        cli.main(command(tiny_model, benchmark, output))
-    finally:
-        weights.with_suffix(".away").rename(weights)
+    monkeypatch.setattr("entropy_grpo.evaluation.run.load_backend", lambda *given: pytest.fail("a model was loaded"))
+    cli.main(command(tiny_model, benchmark, output))
     assert {path: path.read_bytes() for path in output.glob("sums/*")} == written
     assert samples(output) == expected
     assert "sums       6          4  " in capsys.readouterr().out
@@ -180,6 +176,59 @@ def test_other_weights_are_refused_in_the_same_folder(alone, tiny_model, tmp_pat
     with pytest.raises(SystemExit):
         cli.main(words)
     assert "holds responses with weights " in capsys.readouterr().err
+
+
+def test_other_questions_are_refused_in_the_same_folder(alone, tiny_model, tmp_path, capsys):
+    """A corrected file of as many rows."""
+    benchmark, output = alone
+    copy = str(tmp_path / "sums.jsonl")
+    shutil.copy(benchmark, copy)
+    shutil.copytree(output, tmp_path / "out")
+    settings = files.read_json(tmp_path / "out" / "sums" / "settings.json")
+    files.write_json(tmp_path / "out" / "sums" / "settings.json", settings | {"data_set": copy})
+    words = command(tiny_model, copy, tmp_path / "out")
+    cli.main(words)
+    rows = list(files.read_jsonl(Path(copy)))
+    for changed in ([*rows[:-1], rows[-1] | {"answer": "1234"}], [rows[0] | {"problem": "go 1"}, *rows[1:]]):
+        files.replace_jsonl(Path(copy), changed)
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert "holds responses with questions_sha256 " in capsys.readouterr().err
+        cli.main(command(tiny_model, copy, tmp_path / "again"))
+        with pytest.raises(ValueError, match="and they are not the same: evaluate both on the same file"):
+            results.compare(tmp_path / "out", tmp_path / "again", "sums")
+        shutil.rmtree(tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pytorch_model.bin", "model.safetensors", "x.gguf", "consolidated.00.pth", "tokenizer.json",
+     "chat_template.jinja", "config.json", "generation_config.json"],
+)  # fmt: skip
+def test_a_models_digest_is_of_all_that_decides_its_responses(tmp_path, name):
+    content = bytearray(random.Random(0).randbytes(2**20))
+    for other in ("training_args.bin", "optimizer.bin", "optimizer.pt", "rng_state_0.pth", "README.md", name):
+        (tmp_path / other).write_bytes(content)
+    digests = [load.fingerprint(str(tmp_path))]
+    for place in (0, 2**19, 2**20 - 1):
+        content[place] ^= 1
+        (tmp_path / name).write_bytes(content)
+        digests.append(load.fingerprint(str(tmp_path)))
+    assert len(set(digests)) == 4
+    for other in ("training_args.bin", "optimizer.bin", "optimizer.pt", "rng_state_0.pth", "README.md"):
+        (tmp_path / other).write_bytes(b"")
+    assert load.fingerprint(str(tmp_path)) == digests[-1]
+
+
+def test_an_adapters_digest_is_of_its_base_too(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder, name in ((base, "pytorch_model.bin"), (adapter, "adapter_model.bin")):
+        folder.mkdir()
+        (folder / name).write_bytes(b"1")
+    LoraConfig(base_model_name_or_path=str(base)).save_pretrained(adapter)
+    before = load.fingerprint(str(adapter))
+    (base / "pytorch_model.bin").write_bytes(b"2")
+    assert load.fingerprint(str(adapter)) != before
 
 
 def test_an_adapter_answers_as_the_model_that_it_makes(tiny_model, tmp_path):

@@ -1,6 +1,7 @@
 """The pool of graders: what it says, how long it takes to say it, and what it survives."""
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -203,3 +204,17 @@ def test_workers_are_those_of_the_cores_that_the_process_has(monkeypatch):
         os.sched_setaffinity(0, given)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert worker_count() == max(1, len(given) // 2)
+
+
+def test_a_script_without_a_guard_runs_once(tmp_path):
+    """Worker processes of `multiprocessing` run the main module again, and would train in there."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from entropy_grpo.grading.pool import Grader\n"
+        "print('once')\n"
+        "grade = Grader(2, seconds=20, total_seconds=60)\n"
+        "print(grade(['1/2', '3/4'], ['0.5', '0.5']))\n"
+        "grade.close()\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("once\n[1.0, 0.0]\n", 0), done.stderr

@@ -1,5 +1,6 @@
 """What is pushed: a whole upload by huggingface_hub, to a server of this process that stands in for the Hub."""
 
+import json
 import os
 import subprocess
 import sys
@@ -116,6 +117,37 @@ def test_what_cannot_be_pushed_is_one_sentence(tmp_path, change, repository, sai
     with pytest.raises(ValueError, match=said) as error:
         push.main(str(run), repository, only_show=True)
     assert "\n" not in str(error.value) and "hf_secret" not in str(error.value)
+
+
+def test_nothing_that_is_pushed_names_a_folder_of_this_machine(tmp_path):
+    private = "/home/ada/private"
+    recipe = CONTENTS["recipe.yaml"] | {
+        "dataset_name": f"{private}/problems.jsonl",
+        "model_name_or_path": f"{private}/models/base",
+        "decontaminate_against": ["aime24", f"{private}/held out.jsonl"],
+    }
+    data = {"dataset": f"{private}/problems.jsonl", "file": f"{private}/copy.jsonl", "train": 7,
+            "left_out": {f"in {private}/held out.jsonl": 2}}  # fmt: skip
+    figures = {"acc@N": {"value": 0.5, "low": 0.4, "high": 0.6}, "num_samples": 4, "num_questions": 3}
+    results = {"settings": {"data_set": f"{private}/mine.jsonl", "template": "boxed"}, "metrics": figures}
+    run = make_run(tmp_path / "run", CONTENTS | {"recipe.yaml": recipe, "data.json": data})
+    for name, content in {"adapter_model.safetensors": "x", "tokenizer.json": "{}"}.items():
+        (run / name).write_text(content)
+    (run / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": f"{private}/models/base", "r": 8}))
+    (run / "benchmarks" / "final").mkdir(parents=True)
+    (run / "benchmarks" / "final" / "mine.json").write_text(json.dumps(results))
+    place = tmp_path / "place"
+    place.mkdir()
+    push.lay_out(run, "me/walk", place)
+    pushed = {path.name: path.read_text() for path in place.iterdir() if path.is_file()}
+    assert [name for name, text in pushed.items() if private in text] == []
+    card = pushed["README.md"]
+    assert "problems.jsonl" in card and "aime24 held out.jsonl" in card and "mine.jsonl" in card
+    assert "in held out.jsonl" in pushed["data.json"] and "problems.jsonl" in pushed["recipe.yaml"]
+    assert "accelerate_configs/" in push.without_folders("accelerate_configs/x.yaml")  # what is no path of the machine
+    assert push.without_folders(["a/b", "7 / 2 = 3", "https://x.org/y", "./x"]) == [
+        *("a/b", "7 / 2 = 3", "https://x.org/y", "./x")
+    ]
 
 
 def test_without_a_network_a_push_is_one_sentence(tmp_path):

@@ -14,7 +14,7 @@ from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo.config import recipe
 from entropy_grpo.config.recipe import RecipeError, Setting
 from entropy_grpo.config.sft import CLASSES, SFTRunConfig
-from entropy_grpo.data import hub
+from entropy_grpo.data import rows as read_rows
 from entropy_grpo.data.benchmarks.benchmark import Benchmark
 from entropy_grpo.data.prompts import render
 from entropy_grpo.data.sources import TRAINING
@@ -95,9 +95,9 @@ def test_the_results_of_an_evaluation_of_the_teacher_are_read(tmp_path):
     """With the columns that the recipe names."""
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"What is {i}?", "solution": str(i)}) + "\n" for i in range(3)))
-    rows = hub.load_file("benchmarks", str(data))
+    given = read_rows.load("benchmarks", str(data)).rows
     benchmark = Benchmark("dapo_math", TRAINING["dapo_math"])
-    asked = benchmark.read(rows)
+    asked = benchmark.read(given)
     written = [
         {"question": q.id, "sample": 0, "text": f"\\boxed{{{i % 2}}}", "tokens": 3, "finish": "stop", "seconds": 0.1}
         for i, q in enumerate(asked)

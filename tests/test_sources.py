@@ -156,14 +156,16 @@ def test_a_row_of_another_form_is_named(name, row, said, tmp_path):
     with pytest.raises(ValueError) as refusal:
         load(RunConfig(dataset_name=name, dataset_file=path), seed=0)
     message = str(refusal.value)
-    assert message.startswith(f"{name}: row 0 of {TRAINING[name].hub_id}") and said in message and "\n" not in message
+    assert message.startswith(f"{name}: line 1 of {path} has") and said in message and "\n" not in message
 
 
 def test_the_row_is_counted(tmp_path):
     rows = [math(f"{i}?", f"\\boxed{{{i}}}") for i in range(5)]
     rows[3]["problem"] = ""
     path = write(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(ValueError, match="math: row 3 of DigitalLearningGmbH/MATH-lighteval"):
+    with pytest.raises(
+        ValueError, match=r"math: line 4 of .*rows.jsonl has an unexpected form: the question is empty"
+    ):
         load(RunConfig(dataset_name="math", dataset_file=path), seed=0)
 
 

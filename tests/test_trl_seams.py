@@ -14,6 +14,12 @@ from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_te
 from entropy_grpo import EntropyForkGRPOTrainer
 from entropy_grpo.config.losses import CLIPPING_LOSSES, LOSSES
 
+
+def test_the_first_arguments_of_a_trainer_are_as_known():
+    """EntropyForkGRPOTrainer makes its own class of `args`, which may be given by its place."""
+    assert list(inspect.signature(GRPOTrainer).parameters)[:3] == ["model", "reward_funcs", "args"]
+
+
 SEAMS = {
     "get_high_entropy_mask": (
         ["self", "entropies", "mask", "threshold"],

@@ -10,8 +10,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from ..data.sources import public_name
 from ..metrics.intervals import CONFIDENCE
 from ..metrics.tables import cell, table
+from ..objective.drawing import truncation_note
 from ..objective.share import kept_share
 from ..runs import files, plots, trained
 from ..runs.files import Row
@@ -68,6 +70,11 @@ def _joined(settings: Row, *names: str) -> str:
     return ", ".join(shown.values() if len(names) == 1 else (f"{name} {value}" for name, value in shown.items()))
 
 
+def _listed(settings: Row, name: str) -> list:
+    value = settings.get(name)
+    return value if isinstance(value, list) else []
+
+
 def _batch_text(arguments: Row) -> str:
     names = ("generation_batch_size", "num_generations", "steps_per_generation", "gradient_accumulation_steps")
     size, group, passes, accumulated = (arguments.get(name) for name in names)
@@ -115,8 +122,10 @@ def _problems_text(data: Row) -> str:
     if not data:
         return ""
     counts = [f"{data[part]:,} {part}" for part in ("train", "dev", "test") if isinstance(data.get(part), int)]
-    origin = [f"{name} {data[name]}" for name in ("config", "file", "revision") if data.get(name)]
-    return cell("; ".join([str(data.get("dataset", "")), *origin, *([", ".join(counts)] if counts else [])]))
+    origin = [f"{name} {public_name(str(data[name]))}" for name in ("config", "file", "revision") if data.get(name)]
+    return cell(
+        "; ".join([public_name(str(data.get("dataset", ""))), *origin, *([", ".join(counts)] if counts else [])])
+    )
 
 
 def _plots(folder: RunFolder) -> list[tuple[str, str]]:
@@ -158,8 +167,11 @@ def _training(model: Trained) -> Row:
         "parameters": environment.get("parameters"),
         "essentials": table([("what", "value"), *shown]) if shown else "",
         "problems": _problems_text(model.data),
+        "truncated": cell(truncation_note(arguments)),
         "longest": arguments.get("max_completion_length"),
-        "decontaminated": cell(_joined(arguments, "decontaminate_against")),
+        "decontaminated": cell(
+            " ".join(public_name(str(name)) for name in _listed(arguments, "decontaminate_against"))
+        ),
         "has_recipe": model.run.recipe.exists(),
         "dirty": str(environment.get("git_revision")).endswith("-dirty"),
         "versions": table([("package", "version"), *model.versions.items()]) if model.versions else "",

@@ -4,18 +4,25 @@ Published are the model, its tokenizer, the card with its pictures, and the reco
 responses and `environment.json`, which names paths on the machine, are not uploaded.
 """
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from httpx import HTTPError
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..runs import trained, weights
+from ..config import recipe
+from ..config.recipe import Setting
+from ..runs import files, trained, weights
 from ..runs.folder import SECRETS, RunFolder
 from ..runs.trained import Trained
 from .card import write_card
+
+# The folders of an absolute path that a text begins with, or that follows a space, as in "in /data/held_out.jsonl".
+ABSOLUTE = re.compile(r"(?:^|(?<=\s))~?/(?:.*/)?(?=[^\s/])")
 
 
 def _records(model: Trained) -> list[Path]:
@@ -35,19 +42,45 @@ def lay_out(folder: Path, repository: str, place: Path) -> None:
     except HFValidationError as error:
         raise ValueError(f"--push {repository}: it is no id of the Hub: name OWNER/NAME.") from error
     model = trained.read(folder)
-    files = weights.files(folder)
-    if not files:
+    parts = weights.files(folder)
+    if not parts:
         pieces = "a model in pieces: make a whole one of them, as its card says"
         held = pieces if model.weights == weights.SHARDED else "no weights"
         raise ValueError(f"--push {repository}: {folder} holds {held}.")
     for secret in SECRETS:
         if model.recipe.get(secret):
             raise ValueError(f"--push {repository}: {model.run.recipe} holds {secret}, a secret: take it out.")
-    for file in files + _records(model):
-        (place / file.name).symlink_to(file.resolve())
+    for file in parts:
+        if file.name != weights.ADAPTER_CONFIG:
+            (place / file.name).symlink_to(file.resolve())
+    for file in [*(file for file in parts if file.name == weights.ADAPTER_CONFIG), *_records(model)]:
+        _publish(file, place / file.name)
     if RunFolder(folder).plots.is_dir():
         shutil.copytree(RunFolder(folder).plots, RunFolder(place).plots, ignore=lambda _, names: _not_png(names))
     write_card(folder, repository=repository, output=place)
+
+
+def _publish(record: Path, target: Path) -> None:
+    """Link a record, or write it anew if it names folders of this machine."""
+    is_recipe = record.suffix == ".yaml"
+    whole = trained.read_recipe(RunFolder(record.parent)) if is_recipe else {}
+    whole = files.read_json(record) if record.suffix == ".json" else whole
+    public = without_folders(whole)
+    if public == whole:
+        target.symlink_to(record.resolve())
+    elif is_recipe:
+        files.write_text(target, recipe.dump({name: Setting(value, str(record)) for name, value in public.items()}))
+    else:
+        files.write_json(target, public)
+
+
+def without_folders(value: Any) -> Any:
+    """The value of a record without the folders of absolute paths in its texts."""
+    if isinstance(value, dict):
+        return {without_folders(key): without_folders(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_folders(one) for one in value]
+    return ABSOLUTE.sub("", value) if isinstance(value, str) else value
 
 
 def _not_png(names: list[str]) -> list[str]:
@@ -56,9 +89,9 @@ def _not_png(names: list[str]) -> list[str]:
 
 def described(place: Path, repository: str) -> str:
     """Describe an upload: the repository, the files with their sizes, and the card."""
-    files = sorted(path for path in place.rglob("*") if path.is_file())
-    width = max(len(f"{path.stat().st_size:,}") for path in files)
-    lines = [f"{path.stat().st_size:>{width},} bytes  {path.relative_to(place)}" for path in files]
+    laid_out = sorted(path for path in place.rglob("*") if path.is_file())
+    width = max(len(f"{path.stat().st_size:,}") for path in laid_out)
+    lines = [f"{path.stat().st_size:>{width},} bytes  {path.relative_to(place)}" for path in laid_out]
     card = RunFolder(place).card.read_text(encoding="utf-8")
     return "\n".join([f"would push to {repository}:", *lines, "", card])
 

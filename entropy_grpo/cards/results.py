@@ -4,6 +4,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..data.sources import public_name
 from ..metrics.intervals import CONFIDENCE
 from ..metrics.tables import interval_text
 from ..runs.files import Row
@@ -118,7 +119,7 @@ def _of_benchmark(one: Benchmark) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=TASK,
-            dataset_type=settings.get("data_set") or one.name,
+            dataset_type=public_name(settings.get("data_set") or one.name),
             dataset_name=one.name,
             dataset_revision=settings.get("revision"),
             metric_type=key,

@@ -48,6 +48,7 @@ def transformers_snippet(trained: Trained, model: str) -> str:
     arguments = trained.arguments
     temperature = _number(arguments.get("temperature"), 1.0)
     length = _number(arguments.get("max_completion_length"), 512)
+    top_p, top_k = _number(arguments.get("top_p"), 1.0), _number(arguments.get("top_k"), 0)
     return "\n".join(
         [
             *imports,
@@ -56,7 +57,8 @@ def transformers_snippet(trained: Trained, model: str) -> str:
             f'model = {loader}.from_pretrained(name, dtype="auto", device_map="auto")',
             "tokenizer = AutoTokenizer.from_pretrained(name)",
             *_prompt(trained),
-            f"sampling = dict(do_sample=True, temperature={temperature}, top_p=1.0, top_k=0, max_new_tokens={length})",
+            f"sampling = dict(do_sample=True, temperature={temperature}, top_p={top_p}, top_k={top_k}, "
+            f"max_new_tokens={length})",
             "output = model.generate(**inputs.to(model.device), eos_token_id=tokenizer.eos_token_id, **sampling)",
             'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
         ]

@@ -36,6 +36,24 @@ def batch_shape(
     return accumulation * steps_per_rollout, accumulation
 
 
+def check_evaluation_batch(args: GRPOConfig, processes: int) -> None:
+    """Refuse an evaluation batch that would cut groups of responses in two, which TRL notices in mid-run.
+
+    Args:
+        processes: number of processes that share the batch.
+
+    Raises:
+        ValueError: the batch on all processes is no multiple of the responses to a problem.
+    """
+    batch, group = args.per_device_eval_batch_size * processes, args.num_generations_eval or args.num_generations
+    if batch % group:
+        raise ValueError(
+            f"per_device_eval_batch_size makes evaluation batches of {batch} responses on all processes, but a "
+            f"problem has {group} (num_generations_eval, or else num_generations): choose a multiple, such as "
+            f"{group}."
+        )
+
+
 def limit_vllm(args: GRPOConfig, max_prompt_length: int | None) -> None:
     """Set `vllm_max_model_length` to the longest prompt plus the longest response, in tokens.
 

@@ -4,31 +4,23 @@ Hardware is described in `accelerate_configs/`, and the papers' numbers are in `
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
 
 from ..models.kernels import check_installed
+from ..models.truncation import Truncation
 from ..monitoring.watchers import ACTIONS, WATCHERS
+from ..objective.drawing import NEUTRAL_SAMPLING, TRUNCATING
 from ..objective.objective import CLIPPED_LOSSES, DENOMINATORS, TOKEN_LEVEL_LOSSES
 from ..objective.sampling import LIMITS, informative
 from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
 from ..registry import one_of
-from .batches import batch_shape
+from .batches import batch_shape, check_evaluation_batch
 from .losses import check_loss
 from .shaping import ShapingConfig
 
 HEADS = ("auto", "liger", "trl")
-# Settings that change the sampling distribution, with the values that leave it unchanged. The loss assumes that tokens
-# are sampled from the model's whole distribution, by vLLM and by transformers alike.
-NEUTRAL_SAMPLING = {
-    "top_p": (1.0,),
-    "top_k": (0, -1),
-    "min_p": (None, 0.0),
-    "repetition_penalty": (1.0,),
-    "presence_penalty": (0.0,),
-    "frequency_penalty": (0.0,),
-}
 
 
 @dataclass
@@ -71,6 +63,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             with groups that are not informative, whose tokens have no gradient and count in the denominator.
             `partial` trains on a smaller rollout.
         max_group_age: rollouts that a surplus informative group may wait; 0 discards surplus groups.
+        allow_truncated_sampling: take `top_p` below 1, `top_k` and `min_p`, which are refused otherwise. The
+            log-probabilities are then of the truncated distribution (`models.truncation`), from whole rows of logits,
+            which costs time. Entropies remain those of the whole distribution.
         max_skipped_steps: consecutive optimiser steps that may be skipped because their gradient is not finite.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
     """
@@ -133,6 +128,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     max_group_age: int = field(
         default=1, metadata={"help": "Rollouts that a surplus informative group may wait; 0 discards surplus groups."}
     )
+    allow_truncated_sampling: bool = field(
+        default=False, metadata={"help": "Take top_p, top_k and min_p, and score rollouts by what they leave."}
+    )
     max_skipped_steps: int = field(
         default=10, metadata={"help": "Consecutive steps that may be skipped because their gradient is not finite."}
     )
@@ -154,6 +152,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         one_of("entropy_denominator", self.entropy_denominator, DENOMINATORS)
         one_of("fused_lm_head", self.fused_lm_head, HEADS)
         check_loss(self)
+        self._check_shapes()
         if self.entropy_selection == "gradient_norm":
             if self.fused_lm_head == "trl":
                 raise ValueError("entropy_selection 'gradient_norm' needs fused_lm_head 'auto' or 'liger', not 'trl'.")
@@ -185,6 +184,8 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         for name in ("num_logged_samples", "max_skipped_steps", "max_group_age"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
+        if self.eval_strategy != "no":
+            check_evaluation_batch(self, int(os.environ.get("WORLD_SIZE", "1")))
         super().__post_init__()
         self._refuse_biased_sampling()
         check_installed(self.fused_lm_head, self.device)
@@ -199,6 +200,20 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 f"generation_batch_size is {self.generation_batch_size} and max_completion_length is "
                 f"{self.max_completion_length}: their product must stay below {MAX_TOKENS} tokens, so lower one of "
                 "them."
+            )
+
+    def _check_shapes(self) -> None:
+        """Refuse a group, a response or rows that TRL could not work with."""
+        if self.num_generations < 2:
+            raise ValueError(
+                f"num_generations is {self.num_generations}: an advantage compares the responses to one problem, so "
+                "it must be 2 or more."
+            )
+        if self.max_completion_length is None or self.max_completion_length < 1:
+            raise ValueError(f"max_completion_length is {self.max_completion_length}: it must be 1 or more.")
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns is true, which would take the references away from the rewards: leave it out."
             )
 
     def _shape_batches(self) -> None:
@@ -244,13 +259,60 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 )
 
     def _refuse_biased_sampling(self) -> None:
-        """Refuse sampling settings that change the distribution, because the loss scores with the unchanged one."""
+        """Refuse sampling settings that change the distribution in a way that the loss does not score."""
+        if self.allow_truncated_sampling:
+            self._check_truncation()
         fields = {name: getattr(self, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
         neutral = NEUTRAL_SAMPLING | {"temperature": (self.temperature,)}
         for where, sampling in (("", fields), ("generation_kwargs: ", self.generation_kwargs or {})):
             for name in sampling.keys() & neutral.keys():
-                if sampling[name] not in neutral[name]:
-                    raise ValueError(
-                        f"{where}{name} is {sampling[name]}: rollouts would come from another distribution than their "
-                        f"scores, which biases every ratio, so set {name} to {neutral[name][0]} for training."
-                    )
+                truncates = not where and name in TRUNCATING
+                if sampling[name] in neutral[name] or (truncates and self.allow_truncated_sampling):
+                    continue
+                allowed = ", or set allow_truncated_sampling: true to score by what is left" if truncates else ""
+                raise ValueError(
+                    f"{where}{name} is {sampling[name]}: rollouts would come from another distribution than their "
+                    f"scores, which biases every ratio, so set {name} to {neutral[name][0]} for training{allowed}."
+                )
+
+    def _check_truncation(self) -> None:
+        if not self.truncation:
+            raise ValueError("allow_truncated_sampling is true, but top_p, top_k and min_p cut nothing off: set one.")
+        for name, value, fits in (
+            ("top_p", self.top_p, 0 < self.top_p <= 1),
+            ("top_k", self.top_k, self.top_k >= -1),
+            ("min_p", self.min_p, self.min_p is None or 0 <= self.min_p <= 1),
+        ):
+            if not fits:
+                raise ValueError(f"{name} is {value}: a share lies in (0, 1], and top_k is 1 or more, or 0 for all.")
+        if self.fused_lm_head != "auto":
+            raise ValueError(
+                f"fused_lm_head is {self.fused_lm_head!r}, which scores with the whole distribution: with "
+                "allow_truncated_sampling it has to be auto."
+            )
+        if self.beta:
+            raise ValueError(
+                f"beta is {self.beta} with allow_truncated_sampling: the reference policy is scored with the whole "
+                "distribution, so that the KL term would compare unlike distributions; set beta to 0."
+            )
+
+    @property
+    def truncation(self) -> Truncation:
+        """Truncation of the distribution that rollouts are sampled from."""
+        return Truncation(self.top_p, max(self.top_k, 0), self.min_p)
+
+    @classmethod
+    def of(cls, args: GRPOConfig | None, output_dir: str) -> "EntropyForkGRPOConfig":
+        """The arguments that a trainer was given, of this class.
+
+        Args:
+            args: taken as they are if they are of this class. A plain `GRPOConfig` gets this class's other fields with
+                their defaults; None stands for defaults in `output_dir`.
+        """
+        if args is None:
+            return cls(output_dir)
+        if isinstance(args, cls):
+            return args
+        given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
+        # TRL has derived one from the other, and takes only one.
+        return cls(**given | {"generation_batch_size": None})

@@ -38,11 +38,15 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Setting:
-    """Value of a setting, its source (`FILE:LINE` or the command line), and the folder of the file."""
+    """Value of a setting, its source (`FILE:LINE` or the command line), and the folder of the file.
+
+    `word` is the value's text on the command line, if it was one word.
+    """
 
     value: Any
     source: str
     folder: Path = Path()
+    word: str | None = None
 
 
 Settings = dict[str, Setting]
@@ -113,17 +117,23 @@ def overrides(arguments: Sequence[str]) -> Settings:
             raise RecipeError(f"{COMMAND_LINE}: {argument!r} is a value without a key: write --KEY before it.")
         else:
             settings[key].append(argument)
-    return {key: Setting(_from_words(words), COMMAND_LINE) for key, words in settings.items()}
+    return {
+        key: Setting(_from_words(words), COMMAND_LINE, word=words[0] if len(words) == 1 else None)
+        for key, words in settings.items()
+    }
 
 
 def _from_words(words: list[str]) -> Any:
     if not words:
         return True
     try:
-        values = [yaml12.parse(word) for word in words]
+        # A command line has no comments: `data #2.jsonl` is a name.
+        values = [word if re.search(r"(^|\s)#", word) else yaml12.parse(word) for word in words]
     except yaml12.NotYAML:
         values = words
-    return values[0] if len(values) == 1 else values
+    if len(values) == 1:
+        return values[0]
+    return [word if isinstance(value, dict) else value for word, value in zip(words, values, strict=True)]
 
 
 def checked(settings: Settings, classes: Iterable[type]) -> Settings:
@@ -179,12 +189,13 @@ def _checked(key: str, setting: Setting, hint: Any) -> Any:
 
 
 def _also_meant(setting: Setting) -> list[Any]:
-    """Return other readings of a value of the wrong type: a list of one and, on the command line, text (a name "
-    "`7`)."""
-    value = setting.value
-    if isinstance(value, (list, dict)):
-        return []
-    text = ["none" if value is None else str(value)] if setting.source == COMMAND_LINE else []
+    """Return other readings of a value of the wrong type: a list of one, and text on the command line (a name `7`)."""
+    value, word = setting.value, setting.word
+    if isinstance(value, (list, dict)):  # on the command line, perhaps a name with a colon or in brackets
+        return [] if word is None else [word, [word]]
+    if setting.source == COMMAND_LINE and (word is None or value is None):
+        word = "none" if value is None else str(value)
+    text = [] if word is None else [word]
     return text if value is None else [*text, [value]]
 
 

@@ -1,16 +1,16 @@
 """Settings of a recipe beside TRL's fields: problems, rewards, sharding and benchmarks of a run."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..data.benchmarks import BENCHMARKS, find
 from ..data.benchmarks.benchmark import CODE
 from ..data.config import DataConfig
-from ..data.sources import FILE_FORMATS
+from ..data.sources import FILE_FORMATS, is_local
 from ..grading.config import GradingConfig
 from ..models.config import CheckedModelConfig
 from ..registry import one_of
 from ..rewards.registry import REWARD_SCALES
+from .batches import check_evaluation_batch
 from .grpo import EntropyForkGRPOConfig
 
 TRAINERS = ("grpo", "sft")
@@ -63,6 +63,11 @@ class RunConfig(DataConfig, GradingConfig):
         """Limits of the grader that reads the references, or None if the user's own function grades."""
         return None if ":" in self.rewards[0] else self
 
+    @property
+    def has_own_rewards(self) -> bool:
+        """True if a reward is a function of the user's own, which may read any column."""
+        return any(":" in name for name in self.rewards)
+
     def _check_benchmarks(self) -> None:
         for name in self.eval_benchmarks:
             benchmark = find(name)
@@ -71,7 +76,7 @@ class RunConfig(DataConfig, GradingConfig):
                     f"eval_benchmarks names {name!r}, a benchmark of programs, which only entropy-grpo eval can run: "
                     "remove it."
                 )
-            if benchmark is None and Path(name).suffix not in FILE_FORMATS:
+            if benchmark is None and not is_local(name):
                 raise ValueError(
                     f"eval_benchmarks names {name!r}: choose among {', '.join(BENCHMARKS)} and files that end in "
                     f"{' or '.join(FILE_FORMATS)}."
@@ -82,6 +87,12 @@ class RunConfig(DataConfig, GradingConfig):
                 f"eval_benchmark_steps is {steps} and eval_benchmarks is {self.eval_benchmarks}: set both, with 1 or "
                 "more steps, or neither."
             )
+
+
+def check_held_out(run: RunConfig, args: EntropyForkGRPOConfig, processes: int) -> None:
+    """Refuse test problems or benchmarks that do not fit the evaluation batch; see `check_evaluation_batch`."""
+    if run.num_test_problems or run.eval_benchmarks:
+        check_evaluation_batch(args, processes)
 
 
 # Dataclasses whose fields a recipe may set.

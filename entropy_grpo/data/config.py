@@ -1,12 +1,11 @@
 """Settings of a run's problems."""
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 from ..tasks import registry
 from .benchmarks import PUBLISHED
 from .prompts import TEMPLATES
-from .sources import FILE_FORMATS, TRAINING
+from .sources import FILE_FORMATS, TRAINING, format_of, is_local
 
 
 @dataclass
@@ -39,8 +38,21 @@ class SourceConfig:
                 f"prompt_template is {self.prompt_template!r}: choose one of {', '.join(TEMPLATES)}, or null for the "
                 "bare problem."
             )
+        if self.dataset_name and is_local(self.dataset_name):
+            of_the_hub = {"dataset_config": None, "dataset_revision": None, "dataset_train_split": "train"}
+            for name, default in of_the_hub.items():
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)!r}, but dataset_name {self.dataset_name!r} is a file, which "
+                        "does not read it: remove it."
+                    )
+        if self.prompt_column == self.solution_column:
+            raise ValueError(
+                f"prompt_column and solution_column are both {self.prompt_column!r}: name the column of the "
+                "references."
+            )
         for name in self.decontaminate_against:
-            if name not in PUBLISHED and Path(name).suffix not in FILE_FORMATS:
+            if name not in PUBLISHED and not is_local(name):
                 raise ValueError(
                     f"decontaminate_against names {name!r}: choose among {', '.join(PUBLISHED)} and files that end "
                     f"in {' or '.join(FILE_FORMATS)}."
@@ -102,5 +114,5 @@ class DataConfig(SourceConfig):
                 f"dataset_file is {self.dataset_file!r} but dataset_name is {self.dataset_name!r}: set dataset_name "
                 f"to the file, or to one of {', '.join(TRAINING)} if the file is a copy of it."
             )
-        if Path(self.dataset_file).suffix not in FILE_FORMATS:
+        if format_of(self.dataset_file) is None:
             raise ValueError(f"dataset_file is {self.dataset_file!r}: it must end in {' or '.join(FILE_FORMATS)}.")

@@ -4,12 +4,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import TimeoutError
-from multiprocessing import get_context
 
 from pebble import ProcessExpired, ProcessPool
 
 from ..grading import readable
-from ..grading.pool import LONGEST_ANSWER
+from ..grading.pool import LONGEST_ANSWER, WorkerContext
 
 # References that need no parser. Almost all references of DAPO's data are such numbers.
 PLAIN_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")
@@ -63,7 +62,7 @@ def unreadable(references: Iterable[str], workers: int, seconds: float) -> list[
             min(workers, len(short)),
             initializer=readable,
             initargs=("\\frac{1}{2}",),
-            context=get_context("forkserver"),
+            context=WorkerContext(),
         ) as pool:
             futures = [pool.schedule(readable, args=(text,), timeout=seconds) for text in short]
             for text, future in zip(short, futures, strict=True):

@@ -1,28 +1,20 @@
 """Rows of a local file, or of a data set on the Hub at its pinned commit, without any fallback to other data."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import GatedRepoError
 
-from .sources import FILE_FORMATS, Source
-
-# Formats of files on the Hub.
-FORMATS = FILE_FORMATS | {".csv": "csv"}
+from . import rows
+from .rows import Rows
+from .sources import Source
 
 
 class GatedError(ValueError):
     """Error for a data set whose terms must first be accepted on the Hub."""
-
-
-def load_file(name: str, path: str) -> Dataset:
-    """The rows of a local file. `name` is the setting that names the file, for the error message."""
-    if not Path(path).is_file():
-        raise ValueError(f"{name} is {path!r}: there is no such file.")
-    return load_dataset(FORMATS[Path(path).suffix], data_files=path, split="train")
 
 
 def download(name: str, hub_id: str, file: str, revision: str | None) -> str:
@@ -35,7 +27,7 @@ def download(name: str, hub_id: str, file: str, revision: str | None) -> str:
         return hf_hub_download(hub_id, file, repo_type="dataset", revision=revision)
 
 
-def load_hub(name: str, source: Source) -> Dataset:
+def load_hub(name: str, source: Source) -> Rows:
     """The rows of a data set on the Hub, whose number is checked.
 
     Args:
@@ -46,16 +38,20 @@ def load_hub(name: str, source: Source) -> Dataset:
         ValueError: the data set does not load, or the number of rows is not the expected one.
     """
     if source.file is not None:
-        rows = load_file(name, download(name, source.hub_id, source.file, source.revision))
+        found = rows.load(name, download(name, source.hub_id, source.file, source.revision))
     else:
+        if os.path.exists(source.hub_id):  # `load_dataset` would read it instead
+            raise ValueError(f"{name}: {source.hub_id} is a folder here, too: run from another folder, or rename it.")
         with _explain_errors(name, source.hub_id):
-            rows = load_dataset(source.hub_id, source.config, revision=source.revision, split=source.split)
-    if source.rows is not None and len(rows) != source.rows:
+            loaded = load_dataset(source.hub_id, source.config, revision=source.revision, split=source.split)
+        places = [f"row {number} of {source.hub_id}" for number in range(len(loaded))]
+        found = Rows(loaded.column_names, loaded, places)
+    if source.rows is not None and len(found.rows) != source.rows:
         raise ValueError(
-            f"{name}: {source.hub_id} at {source.revision} has {len(rows)} rows, but {source.rows} were expected: "
-            "load it again, or name a local file of it."
+            f"{name}: {source.hub_id} at {source.revision} has {len(found.rows)} rows, but {source.rows} were "
+            "expected: load it again, or name a local file of it."
         )
-    return rows
+    return found
 
 
 @contextmanager

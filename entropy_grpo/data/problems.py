@@ -6,28 +6,46 @@ id on the Hub. Problems of a task are used as they are. Problems of all other so
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, Value
+from datasets import Dataset
 
 from ..grading.config import GradingConfig
 from ..grading.pool import core_count
 from ..tasks import registry
 from ..tasks.task import Task
+from . import rows
 from .benchmarks import PUBLISHED
 from .benchmarks.benchmark import PROBLEM_COLUMNS
 from .config import DataConfig, SourceConfig
 from .filters import normalised, repeated, unreadable
-from .hub import load_file, load_hub
+from .hub import load_hub
 from .prompts import render
-from .sources import FILE_FORMATS, TRAINING, Source, columns, read_rows
+from .sources import (
+    TRAINING,
+    Row,
+    Source,
+    columns,
+    is_local,
+    prompt_in,
+    question_text,
+    read_rows,
+    reference_in,
+    text_at,
+)
 
 COLUMNS = ("prompt", "solution")
+# Columns that TRL reads as images, and those that it passes to rewards with another content.
+IMAGE_COLUMNS = ("image", "images")
+TRL_COLUMNS = (
+    *(*IMAGE_COLUMNS, "prompts", "completion", "completions", "completion_ids"),
+    *("trainer_state", "log_extra", "log_metric", "environments"),
+)
 NUM_SHOWN = 3
 
 # Function from prompts to their numbers of tokens.
@@ -50,13 +68,18 @@ class Problems:
 
 
 def load_problems(
-    config: DataConfig, seed: int, grading: GradingConfig | None = None, prompt_lengths: PromptLengths | None = None
+    config: DataConfig,
+    seed: int,
+    grading: GradingConfig | None = None,
+    prompt_lengths: PromptLengths | None = None,
+    keeps_columns: bool = False,
 ) -> Problems:
     """Load, check, filter and split the problems. All processes of a run call this together.
 
     Args:
         grading: limits of the grader that must read the references; None if the user's own function grades.
         prompt_lengths: needed only with `max_prompt_length`.
+        keeps_columns: whether the user's own function may read other columns than the problem and its reference.
 
     Raises:
         ValueError: the problems cannot be used. The message names the data set, the fault and the fix.
@@ -65,29 +88,39 @@ def load_problems(
     if task is not None:
         return _generate(task, config, seed)
     source = _source(config)
-    rows = _load_training(config, source) if config.dataset_name in TRAINING else load_columns(config, source)
-    rows, left_out = _filter(config, rows, grading, prompt_lengths)
+    if config.dataset_name in TRAINING:
+        loaded = _load_training(config, source)
+    else:
+        loaded = load_columns(config, lambda name: keeps_columns and name not in TRL_COLUMNS)
+    kept, left_out = _filter(config, loaded, grading, prompt_lengths)
     held_out = config.num_dev_problems + config.num_test_problems
-    if held_out >= len(rows):
+    if held_out >= len(kept):
         raise ValueError(
-            f"num_dev_problems plus num_test_problems is {held_out}, but {config.dataset_name} has {len(rows)} "
+            f"num_dev_problems plus num_test_problems is {held_out}, but {config.dataset_name} has {len(kept)} "
             "problems: hold out fewer."
         )
     # Held-out problems are the same for every seed, so that runs can be compared.
-    rows = rows.shuffle(seed=0)
-    dev, test = rows.select(range(config.num_dev_problems)), rows.select(range(config.num_dev_problems, held_out))
-    train = rows.select(range(held_out, len(rows)))
+    kept = kept.shuffle(seed=0)
+    dev, test = kept.select(range(config.num_dev_problems)), kept.select(range(config.num_dev_problems, held_out))
+    train = kept.select(range(held_out, len(kept)))
     origin = {
         "dataset": source.hub_id,
         "config": source.config,
         "file": source.file,
         "revision": source.revision,
         **left_out,
+        **_conversations(kept["prompt"]),
         "train": len(train),
         "dev": len(dev),
         "test": len(test),
     }
     return Problems(train, dev if len(dev) else None, test if len(test) else None, origin)
+
+
+def _conversations(prompts: Sequence[str | list]) -> dict[str, Any]:
+    """Record of prompts that are messages, for evaluations: the most frequent system message, if any."""
+    systems = Counter(p[0]["content"] if p[0]["role"] == "system" else None for p in prompts if isinstance(p, list))
+    return {"messages": {"system": systems.most_common(1)[0][0]}} if systems else {}
 
 
 def _source(config: DataConfig) -> Source:
@@ -116,60 +149,100 @@ def named_source(config: SourceConfig) -> Source:
 def _load_training(config: DataConfig, source: Source) -> Dataset:
     """The rows of one of `TRAINING`, read into the columns `prompt` and `solution`."""
     if config.dataset_file is not None:
-        rows = load_file("dataset_file", config.dataset_file)
+        found = rows.load(f"dataset_file is {config.dataset_file!r}", config.dataset_file)
     else:
-        rows = load_hub(f"dataset_name is {config.dataset_name!r}", source)
-    problems = read_rows(config.dataset_name, source, rows)
+        found = load_hub(f"dataset_name is {config.dataset_name!r}", source)
+    problems = read_rows(config.dataset_name, source, found.rows, found.places)
     return Dataset.from_dict({"prompt": [question for question, _ in problems], "solution": [a for _, a in problems]})
 
 
-def load_columns(config: SourceConfig, source: Source) -> Dataset:
-    """The rows of a file or a Hub id, with problems and references in the columns `prompt` and `solution`."""
-    if Path(config.dataset_name).suffix in FILE_FORMATS:
-        rows = load_file("dataset_name", config.dataset_name)
-    else:
-        rows = load_hub(f"dataset_name is {config.dataset_name!r}", source)
-    wanted = {config.prompt_column: "prompt", config.solution_column: "solution"}
-    missing = [column for column in wanted if column not in rows.column_names]
+def load_columns(
+    config: SourceConfig, keeps: Callable[[str], bool] | None = None, response_column: str | None = None
+) -> Dataset:
+    """The rows of a file or a Hub id, with problems and references in the columns `prompt` and `solution`.
+
+    Args:
+        keeps: whether another column is read by anyone; by default the other ones are left out.
+        response_column: a column of texts to be named `response`.
+
+    Raises:
+        ValueError: a column is missing, or a row has something else than text, messages or numbers where they belong;
+            the message names the row's place.
+    """
+    subject = f"dataset_name is {config.dataset_name!r}"
+    is_file = is_local(config.dataset_name)
+    found = rows.load(subject, config.dataset_name) if is_file else load_hub(subject, named_source(config))
+    _check_columns(config, subject, found.columns, response_column)
+    columns: dict[str, list] = {"prompt": [], "solution": []}
+    for row, place in zip(found.rows, found.places, strict=True):
+        try:
+            _refuse_images(row)
+            columns["prompt"].append(prompt_in(row, config.prompt_column))
+            columns["solution"].append(reference_in(row, config.solution_column))
+            if response_column is not None:
+                columns.setdefault("response", []).append(text_at(row, response_column))
+        except ValueError as error:
+            raise ValueError(f"dataset_name: {place} has an unexpected form: {error}.") from error
+    taken = (*columns, config.prompt_column, config.solution_column)
+    others = [name for name in found.columns if keeps is not None and name not in taken and keeps(name)]
+    columns |= {name: [row.get(name) for row in found.rows] for name in others}
+    for name, values in columns.items():
+        _check_alike(subject, name, values, found.places)
+    return Dataset.from_dict(columns)
+
+
+def _check_columns(config: SourceConfig, subject: str, names: list[str], response_column: str | None) -> None:
+    missing = [name for name in (config.prompt_column, config.solution_column) if name not in names]
     if missing:
         raise ValueError(
-            f"dataset_name is {config.dataset_name!r}, which has the columns {', '.join(rows.column_names)} and no "
-            f"column {' or '.join(missing)}: name its columns with prompt_column and solution_column."
+            f"{subject}, which has the columns {', '.join(names)} and no column {' or '.join(missing)}: name its "
+            "columns with prompt_column and solution_column."
         )
-    in_the_way = [column for column in COLUMNS if column in rows.column_names and column not in wanted]
-    rows = rows.remove_columns(in_the_way).rename_columns(wanted)
-    solution = rows.features["solution"]
-    if not isinstance(solution, Value):
+    if response_column is not None and response_column not in names:
+        others = ", ".join(name for name in names if name not in (config.prompt_column, config.solution_column))
         raise ValueError(
-            f"dataset_name is {config.dataset_name!r}, whose column {config.solution_column} is no text: name another "
-            "column with solution_column, or make a file with plain references."
+            f"response_column is {response_column!r}, which {config.dataset_name} does not have: set it to the column "
+            f"with the teacher's responses, one of {others}."
         )
-    # JSON and parquet read plain numbers as numbers, but graders compare text.
-    return rows if solution.dtype.endswith("string") else rows.cast_column("solution", Value("string"))
+
+
+def _refuse_images(row: Row) -> None:
+    for name in IMAGE_COLUMNS:
+        if row.get(name):
+            raise ValueError(f"{name} holds an image, and policies here read text alone")
+
+
+def _check_alike(subject: str, name: str, values: list, places: Sequence[str]) -> None:
+    """Refuse a column whose values have no common type."""
+    try:
+        pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        kinds = {type(value): place for value, place in reversed(list(zip(values, places, strict=True)))}
+        told = ", ".join(f"{kind.__name__} in {place}" for kind, place in kinds.items() if kind is not type(None))
+        raise ValueError(f"{subject}, whose column {name} has values of several types ({told}).") from error
 
 
 def evaluation_questions(name: str) -> set[str]:
     """The normalised problems of one of `PUBLISHED` or of a file."""
     if name in PUBLISHED:
         source = PUBLISHED[name].source
-        problems = read_rows(name, source, load_hub(f"decontaminate_against names {name!r}", source))
+        found = load_hub(f"decontaminate_against names {name!r}", source)
+        problems = read_rows(name, source, found.rows, found.places)
         return {normalised(question) for question, _ in problems}
-    rows = load_file("decontaminate_against", name)
-    column = next((column for column in PROBLEM_COLUMNS if column in rows.column_names), None)
+    found = rows.load(f"decontaminate_against names {name!r}", name)
+    column = next((column for column in PROBLEM_COLUMNS if column in found.columns), None)
     if column is None:
         raise ValueError(
-            f"decontaminate_against names {name!r}, whose columns are {', '.join(rows.column_names)}: rename the "
-            f"column of the problems to {PROBLEM_COLUMNS[0]}."
+            f"decontaminate_against names {name!r}, whose columns are {', '.join(found.columns)}: rename the column "
+            f"of the problems to {PROBLEM_COLUMNS[0]}."
         )
-    return {normalised(question_text(name, i, prompt)) for i, prompt in enumerate(rows[column])}
-
-
-def question_text(name: str, row: int, prompt: Any) -> str:
-    """The text of a prompt, which is a text or a list of messages."""
-    parts = [message.get("content") for message in prompt] if isinstance(prompt, list) else [prompt]
-    if not parts or not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"{name}: row {row} has the prompt {prompt!r:.60}, but text or messages were expected.")
-    return "\n".join(parts)
+    questions = set()
+    for row, place in zip(found.rows, found.places, strict=True):
+        try:
+            questions.add(normalised(question_text(prompt_in(row, column))))
+        except ValueError as error:
+            raise ValueError(f"decontaminate_against: {place} has an unexpected form: {error}.") from error
+    return questions
 
 
 def _find_unreadable(grading: GradingConfig | None, references: list[str]) -> list[str]:
@@ -182,21 +255,21 @@ def _find_unreadable(grading: GradingConfig | None, references: list[str]) -> li
     return shared[0]
 
 
-def _render_prompts(config: DataConfig, rows: Dataset) -> Dataset:
+def _render_prompts(config: DataConfig, problems: Dataset) -> Dataset:
     """Rows whose prompts are in the template."""
     if config.prompt_template is None:
-        return rows
-    prompts = list(rows["prompt"])
+        return problems
+    prompts = list(problems["prompt"])
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(
             f"prompt_template is {config.prompt_template!r}, but the prompts of {config.dataset_name} are messages, "
             "to which the tokenizer's chat template applies: leave it out."
         )
-    return rows.remove_columns("prompt").add_column("prompt", [render(config.prompt_template, p) for p in prompts])
+    return problems.remove_columns("prompt").add_column("prompt", [render(config.prompt_template, p) for p in prompts])
 
 
 def _filter(
-    config: DataConfig, rows: Dataset, grading: GradingConfig | None, prompt_lengths: PromptLengths | None
+    config: DataConfig, problems: Dataset, grading: GradingConfig | None, prompt_lengths: PromptLengths | None
 ) -> tuple[Dataset, dict[str, Any]]:
     """Filter the problems, and put the prompts into the template.
 
@@ -212,12 +285,12 @@ def _filter(
         (remaining problems, record with the number of rows, the number of excluded problems by reason, and the
         unreadable references).
     """
-    answers = [(answer or "").strip() for answer in rows["solution"]]
-    questions = [normalised(question_text(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
+    answers = [answer.strip() for answer in problems["solution"]]
+    questions = [normalised(question_text(prompt)) for prompt in problems["prompt"]]
     reasons = {i: "no answer" for i, answer in enumerate(answers) if not answer}
 
     def left() -> list[int]:
-        return [i for i in range(len(rows)) if i not in reasons]
+        return [i for i in range(len(problems)) if i not in reasons]
 
     kept = left()
     again, conflicting = repeated([questions[i] for i in kept], [answers[i] for i in kept])
@@ -227,23 +300,25 @@ def _filter(
     for name in config.decontaminate_against:
         evaluated = evaluation_questions(name)
         reasons |= {i: f"in {name}" for i in left() if questions[i] in evaluated}
-    rows, kept = _render_prompts(config, rows), left()
+    problems, kept = _render_prompts(config, problems), left()
     if config.max_prompt_length is not None and kept:
-        lengths = zip(kept, prompt_lengths(rows.select(kept)["prompt"][:]), strict=True)
+        lengths = zip(kept, prompt_lengths(problems.select(kept)["prompt"][:]), strict=True)
         reasons |= {i: f"over {config.max_prompt_length} tokens" for i, n in lengths if n > config.max_prompt_length}
 
     kept, counts = left(), dict(Counter(reasons.values()))
     summary = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
     if not kept:
         raise ValueError(
-            f"dataset_name is {config.dataset_name!r}, but all its {len(rows)} problems are left out ({summary}): "
+            f"dataset_name is {config.dataset_name!r}, but all its {len(problems)} problems are left out ({summary}): "
             "name another data set, or change the setting that excludes them."
         )
     if PartialState().is_main_process:
-        print(f"{config.dataset_name}: {len(kept)} of {len(rows)} problems are used; left out: {summary}", flush=True)
+        print(
+            f"{config.dataset_name}: {len(kept)} of {len(problems)} problems are used; left out: {summary}", flush=True
+        )
         for reference in unread[:NUM_SHOWN]:
             print(f"  the grader cannot read the reference {reference!r:.200}", flush=True)
-    return rows.select(kept), {"rows": len(rows), "left_out": counts, "unreadable_references": unread}
+    return problems.select(kept), {"rows": len(problems), "left_out": counts, "unreadable_references": unread}
 
 
 def _generate(task: Task, config: DataConfig, seed: int) -> Problems:

@@ -6,9 +6,12 @@ it. The answer is a reference for the rewards, and empty if the row has none. A 
 that names the expected form. This module loads no data.
 """
 
+import math
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,44 @@ def columns(question: str, answer: str) -> Callable[[Row], Problem]:
     return lambda row: (text_at(row, question), text_at(row, answer))
 
 
+def reference_in(row: Row, column: str) -> str:
+    """The reference in a column as text, empty if there is none; a number is written out, a whole one without point.
+
+    Raises:
+        ValueError: it is neither text nor a number.
+    """
+    value = row.get(column)
+    if value is None or value != value:  # pandas writes missing numbers as NaN
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or math.isinf(value):
+        raise ValueError(f"{column} is {value!r:.60} where text or a number was expected")
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return str(int(value) if whole else value)
+
+
+def prompt_in(row: Row, column: str) -> str | list:
+    """The prompt in a column, text or a list of messages.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    prompt = row.get(column)
+    parts = prompt if isinstance(prompt, list) and prompt else [{"role": "user", "content": prompt}]
+    for part in parts:
+        if not isinstance(part, dict) or not all(isinstance(part.get(key), str) for key in ("role", "content")):
+            raise ValueError(f"{column} is {prompt!r:.60} where text or messages were expected")
+    if not question_text(prompt).strip():
+        raise ValueError(f"{column} is empty")
+    return prompt
+
+
+def question_text(prompt: str | list) -> str:
+    """The text of a prompt, which is a text or a list of messages."""
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
+
 def last_box(text: str) -> str:
     """The content of the last `\\boxed` or `\\fbox` of a text, empty if there is none. MATH may omit the braces."""
     text = re.sub(r"\\(?:boxed|fbox)\s*", r"\\boxed", text)
@@ -80,11 +121,14 @@ def last_box(text: str) -> str:
     return text[start + len("\\boxed") :].split("$")[0].strip()
 
 
-def read_rows(name: str, source: Source, rows: Iterable[Row]) -> list[Problem]:
+def read_rows(name: str, source: Source, rows: Iterable[Row], places: Sequence[str] | None = None) -> list[Problem]:
     """(question, answer) of every row.
 
+    Args:
+        places: places of the rows, for messages; by default "row 0 of ID", "row 1 of ID", ...
+
     Raises:
-        ValueError: a row has an unexpected form. The message names the set and the row, counted from 0.
+        ValueError: a row has an unexpected form. The message names the set and the row's place.
     """
     problems = []
     for number, row in enumerate(rows):
@@ -93,7 +137,8 @@ def read_rows(name: str, source: Source, rows: Iterable[Row]) -> list[Problem]:
             if not question.strip():
                 raise ValueError("the question is empty")
         except ValueError as error:
-            raise ValueError(f"{name}: row {number} of {source.hub_id} has an unexpected form: {error}.") from error
+            place = f"row {number} of {source.hub_id}" if places is None else places[number]
+            raise ValueError(f"{name}: {place} has an unexpected form: {error}.") from error
         problems.append((question, answer))
     return problems
 
@@ -196,16 +241,34 @@ TRAINING = {
 }
 
 
-# Suffixes that make a `dataset_name` a local file, with the loader that reads it.
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+# Ends of the names of files that are read, in any case of letters.
+FILE_FORMATS = (".jsonl", ".json", ".parquet", ".csv")
+# Ends of names that are files for certain, though of no format that is read.
+OTHER_FORMATS = (".gz", ".zip", ".zst", ".xz", ".bz2", ".tsv", ".txt", ".arrow", ".xlsx")
+
+
+def format_of(name: str) -> str | None:
+    """The one of `FILE_FORMATS` that a file's name ends in, if any."""
+    return next((end for end in FILE_FORMATS if name.lower().endswith(end)), None)
+
+
+def is_local(name: str) -> bool:
+    """Return whether a name is a file's or a folder's on this machine, and not an id on the Hub."""
+    is_path = name.startswith(("/", "./", "../", "~"))
+    return is_path or name.lower().endswith(FILE_FORMATS + OTHER_FORMATS) or os.path.exists(name)
+
+
+def public_name(name: str) -> str:
+    """The name of a data set or model for readers elsewhere: of a local one, the last part of its path."""
+    return Path(name).name if is_local(name) else name
 
 
 def hub_id(name: str | None) -> str | None:
-    """The Hub id of a data set or model; None for a local name or the name of a task."""
-    if not name or Path(name).suffix in FILE_FORMATS:
+    """The Hub id of a data set or model; None for a local one or a task's."""
+    if not name or is_local(name):
         return None
     try:
         validate_repo_id(name)
     except HFValidationError:
         return None
-    return None if Path(name).exists() else name
+    return name

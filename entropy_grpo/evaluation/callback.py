@@ -17,10 +17,11 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from ..data.benchmarks.benchmark import CODE, Benchmark, Question
+from ..models.load import as_plain_text, positions_of, rendered
 from ..runs import files
 from ..runs.environment import git_revision, hardware, versions
 from ..runs.folder import RunFolder
-from . import questions, results
+from . import prompting, questions, results
 from .judging import judge
 
 FAILURES = "eval_failures"
@@ -62,6 +63,7 @@ class BenchmarkCallback(TrainerCallback):
     def __init__(self, trainer: Any, names: Sequence[str], steps: int, folder: RunFolder, grading_seconds: float):
         self.trainer, self.names, self.steps, self.folder = trainer, names, steps, folder
         self.grading_seconds = grading_seconds
+        self.form = prompting.form_of(None, str(folder.path))
         self.loaded: dict[str, tuple[Benchmark, list[Question]]] = {}  # only on the first process, which grades
         self.problems: dict[str, tuple[str, Dataset]] = {}
         self.failures = 0
@@ -98,17 +100,24 @@ class BenchmarkCallback(TrainerCallback):
         benchmark, asked = questions.load(name)
         if benchmark.kind == CODE:
             raise ValueError("its answers are programs, which only entropy-grpo eval can run.")
+        benchmark, asked = prompting.put(benchmark, asked, self.form, self._chat)
         prompts = [q.prompt for q in asked]
         self._check_lengths(prompts)
         self.loaded[name] = benchmark, asked
         return benchmark.name, {"prompt": prompts, "solution": [q.reference for q in asked]}
+
+    def _chat(self, messages: list[dict[str, str]], kwargs: dict[str, Any]) -> str:
+        tokenizer = self.trainer.processing_class
+        return as_plain_text(tokenizer, rendered(tokenizer, messages, "the model", **kwargs))
 
     def _check_lengths(self, prompts: list[str]) -> None:
         """Refuse prompts that are too long for vLLM, because vLLM would raise on one process while the others wait."""
         args = self.trainer.args
         if not args.use_vllm:
             return
-        room = args.vllm_max_model_length or self.trainer.model.config.get_text_config().max_position_embeddings
+        room = args.vllm_max_model_length or positions_of(self.trainer.model.config)
+        if room is None:
+            return
         longest = max(len(ids) for ids in self.trainer.processing_class(prompts)["input_ids"])
         if longest + args.max_completion_length > room:
             raise ValueError(
@@ -149,7 +158,7 @@ class BenchmarkCallback(TrainerCallback):
         samples = results.table(benchmark, asked, rows, judge(benchmark, asked, rows, self.grading_seconds))
         sampling = ("temperature", "top_p", "top_k", "seed")
         about = {"model": f"step {step}", "backend": "trainer", "max_tokens": args.max_completion_length}
-        settings = questions.origin(benchmark, len(asked)) | about | {name: getattr(args, name) for name in sampling}
+        settings = questions.origin(benchmark, asked) | about | {name: getattr(args, name) for name in sampling}
         figures = {"settings": settings, "step": step, **results.summary(samples, asked), "versions": versions()}
         figures |= {"git_revision": git_revision(), "hardware": hardware()}
         results.write(self.folder.benchmarks / f"step-{step}", benchmark.name, samples, figures)

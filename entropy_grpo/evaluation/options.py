@@ -13,8 +13,9 @@ PRESETS = {
 
 
 def names_in(texts: Sequence[str]) -> list[str]:
-    """Return the names in several texts, each of which may hold several names separated by commas."""
-    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+    """Return the names in several texts: each is a file, or holds several names separated by commas."""
+    parts = (part for text in texts for part in ([text] if Path(text).is_file() else text.split(",")))
+    return [part if Path(part).is_file() else part.strip() for part in parts if part.strip()]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Options:
     """names of benchmarks or .jsonl/.json/.parquet files, separated by commas"""
     output: Path | None = None
     """folder for the results of this model; if unset, the run folder, or evaluations/"""
+    prompt: str | None = None
+    """boxed, answer_line, or a run whose form of prompts and answers is used; if unset, that of the model's run"""
     preset: Literal["forking", "shaping"] = "forking"
     """settings of a paper: arXiv 2506.01939 or arXiv 2508.02260"""
     samples: int | None = None

@@ -1,12 +1,16 @@
 """Questions of a benchmark, by its name or from the user's own file."""
 
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data import rows
 from ..data.benchmarks import BENCHMARKS, find
 from ..data.benchmarks.benchmark import Benchmark, Question, from_file
-from ..data.hub import download, load_file, load_hub
-from ..data.sources import FILE_FORMATS, TRAINING
+from ..data.hub import download, load_hub
+from ..data.sources import FILE_FORMATS, TRAINING, is_local
 
 
 def load(name: str) -> tuple[Benchmark, list[Question]]:
@@ -28,30 +32,40 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
             subject = f"benchmarks names {name!r}"
             paths = [Path(download(subject, files.hub_id, file, files.revision)) for file in files.names]
             return benchmark, list(files.read(paths))
-        return benchmark, benchmark.read(load_hub(f"benchmarks names {name!r}", benchmark.source))
+        return benchmark, _read(benchmark)
     if name in TRAINING:
         benchmark = Benchmark(name, TRAINING[name])
-        return benchmark, benchmark.read(load_hub(f"benchmarks names {name!r}", benchmark.source))
-    if Path(name).suffix not in FILE_FORMATS:
+        return benchmark, _read(benchmark)
+    if not is_local(name):
         raise ValueError(
             f"benchmarks names {name!r}: choose among {', '.join([*BENCHMARKS, *TRAINING])} and files that end in "
             f"{' or '.join(FILE_FORMATS)}."
         )
-    rows = load_file("benchmarks", name)
-    if not len(rows):
-        raise ValueError(f"benchmarks names {name!r}, a file without rows: name a file with questions.")
-    benchmark = from_file(name, rows.column_names)
-    return benchmark, benchmark.read(rows)
+    found = rows.load(f"benchmarks names {name!r}", name)
+    benchmark = from_file(name, found.columns)
+    return benchmark, benchmark.read(found.rows, found.places)
 
 
-def origin(benchmark: Benchmark, count: int) -> dict[str, Any]:
-    """Return the origin of the questions, for the results."""
+def _read(benchmark: Benchmark) -> list[Question]:
+    found = load_hub(f"benchmarks names {benchmark.name!r}", benchmark.source)
+    return benchmark.read(found.rows, found.places)
+
+
+def digest(asked: Sequence[Question]) -> str:
+    """Return the SHA-256 of what was asked and of the references, without the tests of programs."""
+    content = [[question.id, question.prompt, question.reference] for question in asked]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def origin(benchmark: Benchmark, asked: Sequence[Question]) -> dict[str, Any]:
+    """Return the origin and the content of the questions, for the results."""
     source = benchmark.source or benchmark.files
     about = {} if source is None else {"data_set": source.hub_id, "revision": source.revision}
     return {
         "benchmark": benchmark.name,
         **about,
-        "num_questions": count,
+        "num_questions": len(asked),
+        "questions_sha256": digest(asked),
         "template": benchmark.template,
         "relative_tolerance": benchmark.relative_tolerance,
     }

@@ -124,7 +124,11 @@ def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:
         ValueError: the two folders hold different questions.
     """
     ours, theirs = (read(path, name)[0] for path in (folder, other))
-    asked, asked_there = (list(dict.fromkeys(one["question"].to_pylist())) for one in (ours, theirs))
+    # Two files may number other questions alike. Results that repeat no questions have nothing but names.
+    named = ("question", "problem", "reference")
+    asked, asked_there = (
+        list(dict.fromkeys(zip(*(one[name].to_pylist() for name in named), strict=True))) for one in (ours, theirs)
+    )
     if asked != asked_there:
         raise ValueError(
             f"compare: {other} has {len(asked_there)} questions of {name} and {folder} has {len(asked)}, which are "

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..models import load
 from ..runs import files, plots
 from ..runs.environment import git_revision, hardware, versions
 from ..runs.weights import has_adapter
-from . import contamination, questions, report, results
+from . import contamination, prompting, questions, report, results
 from .backends.base import FORKED, TRANSFORMERS, VLLM, Backend, Sampling, choose
 from .generation import Work, process
 from .judging import judge
@@ -66,6 +67,7 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
     }
     if backend == TRANSFORMERS:  # the composition of a batch decides the rounding of its responses
         settings["batch_size"] = options.batch_size
+    form = prompting.form_of(options.prompt, options.model)
     jobs: dict[str, Job] = {}
     for name in dict.fromkeys(options.benchmarks):
         try:
@@ -79,13 +81,26 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
             raise ValueError(
                 f"benchmarks is {', '.join(options.benchmarks)}: two have the name {benchmark.name}, so rename a file."
             )
+        of_the_form = {} if benchmark.template != prompting.BOXED else form.about
+        benchmark, asked = prompting.put(benchmark, asked, form, chat_of(path, options.revision))
         samples, sampling = sampling_of(options, benchmark)
-        about = questions.origin(benchmark, len(asked)) | settings
+        about = questions.origin(benchmark, asked) | settings | of_the_form
         answers = Work(options.output / benchmark.name, asked, samples, options.seed, sampling, about)
         jobs[benchmark.name] = Job(benchmark, answers, completions_of(answers) if options.contamination else None)
     if not jobs:
         raise ValueError(f"benchmarks is {', '.join(options.benchmarks)}: none is left to evaluate, so name another.")
     return list(jobs.values())
+
+
+def chat_of(path: str, revision: str | None) -> prompting.Chat:
+    """Return the function that writes a conversation as the model's chat template does; it loads the tokenizer."""
+
+    def chat(messages: list[dict[str, str]], kwargs: dict[str, Any]) -> str:
+        tokenizer = tokenizer_of(path, revision)
+        return load.as_plain_text(tokenizer, load.rendered(tokenizer, messages, f"model is {path!r}", **kwargs))
+
+    tokenizer_of = cache(load.load_tokenizer)
+    return chat
 
 
 def completions_of(answers: Work) -> Work:

@@ -16,13 +16,17 @@ import os
 import re
 import resource
 import signal
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError, wait
+from contextlib import contextmanager
 from itertools import accumulate
-from multiprocessing import forkserver, get_context
+from multiprocessing import context, forkserver
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from pebble import ProcessFuture, ProcessPool
 
@@ -82,6 +86,33 @@ def plain_verdict(answer: str | None, reference: str, relative_tolerance: float 
     return Verdict.WRONG if nesting(answer) > DEEPEST_ANSWER else None
 
 
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Hide where the program's main module lies, so that a process which begins now does not import it."""
+    main: ModuleType = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    vars(main).update(dict.fromkeys(kept))
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
+
+
+class _Worker(context.ForkServerProcess):
+    """A process that does not run the caller's script again: without a `__main__` guard it would train in there."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        with _without_script():
+            return context.ForkServerProcess._Popen(process_obj)
+
+
+class WorkerContext(context.ForkServerContext):
+    """Context of `multiprocessing` whose processes know nothing of the caller's script."""
+
+    Process = _Worker
+
+
 def _prepare_worker() -> None:
     # Memory that the worker was forked with does not count: a script with torch has gigabytes of address space.
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -120,7 +151,7 @@ class Grader:
         self._begun: dict[Pair, ProcessFuture] = {}
         # The fork server imports while the caller does something else. The workers are forked from it, not from this
         # process, whose threads may hold locks.
-        forkserver.set_forkserver_preload(["__main__", f"{__package__}.warm_up"])
+        forkserver.set_forkserver_preload([f"{__package__}.warm_up"])
         forkserver.ensure_running()
 
     def _open_pool(self) -> None:
@@ -132,7 +163,7 @@ class Grader:
                 max_workers=self.workers,
                 max_tasks=TASKS_PER_WORKER,
                 initializer=_prepare_worker,
-                context=get_context("forkserver"),
+                context=WorkerContext(),
             )
 
     def close(self) -> None:

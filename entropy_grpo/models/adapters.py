@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedModel
 from trl import get_peft_config
 from trl.generation.vllm_generation import VLLMGeneration
 
+from ..runs.weights import has_adapter
 from .config import CheckedModelConfig
 
 
@@ -56,6 +57,17 @@ def check_installed(config: CheckedModelConfig) -> None:
     if config.is_quantised and importlib.util.find_spec("bitsandbytes") is None:
         name = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
         raise ValueError(f'{name} is true, which needs bitsandbytes: pip install -e ".[qlora]".')
+
+
+def check_resumed(checkpoint: str | None, config: CheckedModelConfig) -> None:
+    """Refuse to continue adapters without `use_peft`, or a whole model with it."""
+    if checkpoint is None or has_adapter(checkpoint) == config.use_peft:
+        return
+    holds, wanted = ("a LoRA adapter", "true") if has_adapter(checkpoint) else ("a whole model", "false")
+    raise ValueError(
+        f"use_peft is {str(config.use_peft).lower()}, but the checkpoint {checkpoint} holds {holds}: continue it with "
+        f"--use_peft {wanted}, and the settings of its recipe.yaml."
+    )
 
 
 def check_targets(model: str, config: CheckedModelConfig) -> None:

@@ -24,6 +24,9 @@ from transformers.utils import ModelOutput
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from .kernels import Kernel, choose
+from .truncation import Truncation
+
+WHOLE_DISTRIBUTION = Truncation()
 
 
 class SparseLogProbs(torch.autograd.Function):
@@ -124,7 +127,9 @@ def why_not(model: PreTrainedModel) -> str | None:
     return None
 
 
-def add_sparse_lm_head(model: PreTrainedModel, temperature: float, name: str) -> None:
+def add_sparse_lm_head(
+    model: PreTrainedModel, temperature: float, name: str, truncation: Truncation = WHOLE_DISTRIBUTION
+) -> None:
     """Replace TRL's fused head in the `fused_lm_head` calls of a model, and leave other calls unchanged.
 
     `fused_lm_head` may also name the requested outputs (`entropy`, `residual_norm`); `True` means `entropy`.
@@ -133,7 +138,9 @@ def add_sparse_lm_head(model: PreTrainedModel, temperature: float, name: str) ->
         model: causal language model with TRL's head (`trl.trainer.utils.add_fused_lm_head`); `why_not` is `None`.
         temperature: divisor of the logits.
         name: `auto` or `liger`, see `kernels.choose`.
+        truncation: truncation of the sampling whose log-probabilities are scored.
     """
+    truncated = truncation.kernel() if truncation else None
     trl_forward = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` checks its arguments against the model's own signature
@@ -156,9 +163,10 @@ def add_sparse_lm_head(model: PreTrainedModel, temperature: float, name: str) ->
         scored = labels != -100
         rows = hidden.to(weight.device)[scored]
         statistics = {"entropy"} & set(wanted) | ({"log_sum_sq_probs"} if "residual_norm" in wanted else set())
+        kernel = truncated or choose(name, weight.device, statistics)
         with maybe_gather_lm_head_ctx(weight):
             log_probs, entropy, log_sum_sq_probs = SparseLogProbs.apply(
-                rows, weight, labels[scored], temperature, choose(name, weight.device, statistics), statistics
+                rows, weight, labels[scored], temperature, kernel, statistics
             )
         norms = None
         if log_sum_sq_probs is not None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from accelerate import PartialState
 from httpx import TransportError
 from huggingface_hub import snapshot_download
+from jinja2 import TemplateError
 from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
@@ -23,14 +25,12 @@ from transformers import (
 
 from ..runs import files
 from ..runs.folder import RunFolder
-from ..runs.weights import has_adapter
+from ..runs.weights import ADAPTER_CONFIG, deciding, has_adapter
 from ..tasks.cold_start import cache_dir
 from ..tasks.registry import TASKS, find
 from .config import CheckedModelConfig
 
 RESULTS = Path("evaluations")
-# Bytes read from each end of a weights file. Header and last tensors suffice to distinguish two checkpoints.
-READ_BYTES = 2**16
 # Files that transformers and vLLM load. Some repositories hold their weights a second time in another form.
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 ORIGINALS = ["original/*", "consolidated*"]
@@ -60,11 +60,23 @@ def resolve(name: str | None, seed: int = 0, setting: str = "model") -> str:
     return str(task.model(seed))
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its name if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def base_of(path: str, revision: str | None) -> tuple[str, str | None]:
     """Return (model, revision) of an adapter's base, or the arguments if the model is not an adapter."""
     if not has_adapter(path):
         return path, revision
-    config = PeftConfig.from_pretrained(path)
+    try:
+        config = PeftConfig.from_pretrained(path)
+    except Exception as error:
+        raise ValueError(
+            f"{Path(path) / ADAPTER_CONFIG}: PEFT cannot read this adapter: {first_line(error)}"
+        ) from error
+    if not config.base_model_name_or_path:
+        raise ValueError(f"{Path(path) / ADAPTER_CONFIG} names no base_model_name_or_path: add the adapter's base.")
     return config.base_model_name_or_path, config.revision
 
 
@@ -72,8 +84,8 @@ def _load(auto: Any, subject: str, path: str, revision: str | None, **options: A
     """Load with an auto class of transformers, and turn errors into a `ValueError` that begins with `subject`."""
     try:
         return auto.from_pretrained(path, revision=revision, **options)
-    except OSError as error:
-        raise ValueError(f"{subject} does not load: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # a damaged file raises what its format's library likes
+        raise ValueError(f"{subject} does not load: {first_line(error)}") from error
 
 
 def load_tokenizer(path: str, revision: str | None = None, setting: str = "model") -> PreTrainedTokenizerBase:
@@ -98,9 +110,64 @@ def check_ends(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
         )
 
 
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict], subject: str, **kwargs: Any) -> str:
+    """The text of a conversation as the model's chat template writes it, with the opening of an answer.
+
+    Args:
+        subject: beginning of messages, which names the setting and the model.
+        kwargs: the recipe's `chat_template_kwargs`.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or the template refuses the conversation.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"{subject}, whose tokenizer has no chat template, but the prompts are messages: bring prompts as text, "
+            "with a prompt_template, or a tokenizer with a chat template."
+        )
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs)
+    except (TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise ValueError(
+            f"{subject}, whose chat template refuses a prompt with the roles {roles}: "
+            f"{str(error).strip().splitlines()[0]}."
+        ) from error
+
+
+def as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A rendered conversation without the BOS token that the tokenizer puts before every text by itself."""
+    start = tokenizer.bos_token
+    adds = start is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(start) if adds else text
+
+
+def check_conversations(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str | list], path: str, **kwargs: Any
+) -> None:
+    """Refuse prompts that the chat template refuses: one of each sequence of roles is written."""
+    firsts = {tuple(m["role"] for m in prompt): prompt for prompt in prompts if not isinstance(prompt, str)}
+    for messages in firsts.values():
+        rendered(tokenizer, messages, f"model_name_or_path is {path!r}", **kwargs)
+
+
+def refuse_adapter(path: str) -> None:
+    """Refuse a local LoRA adapter as the model to train, with a `ValueError`."""
+    if has_adapter(path):
+        raise ValueError(
+            f"model_name_or_path is {path!r}, which holds a LoRA adapter and no model: make one of it with "
+            f"entropy-grpo merge {path} --output FOLDER, or name its base, {base_of(path, None)[0]}."
+        )
+
+
 def load_config(path: str, revision: str | None = None) -> PretrainedConfig:
     """Load the part of a model's configuration that describes its text model."""
     return _load(AutoConfig, f"model is {path!r}, which", *base_of(path, revision)).get_text_config()
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """The number of positions of a model, or None if nothing limits them, as with ALiBi or a state-space model."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
@@ -108,10 +175,17 @@ def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Mo
     tokenizer = load_tokenizer(path, revision)
     model = _load(AutoModelForCausalLM, f"model is {path!r}, which", *base_of(path, revision), dtype=dtype)
     if has_adapter(path):
-        model = PeftModel.from_pretrained(model, path)
+        model = _adapted(model, path)
     if torch.cuda.is_available():
         model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     return model.eval(), tokenizer
+
+
+def _adapted(model: PreTrainedModel, path: str) -> PeftModel:
+    try:
+        return PeftModel.from_pretrained(model, path)
+    except Exception as error:
+        raise ValueError(f"model is {path!r}, an adapter that does not load: {first_line(error)}") from error
 
 
 def resolve_snapshot(model_path: str, model_config: CheckedModelConfig) -> str:
@@ -124,6 +198,7 @@ def resolve_snapshot(model_path: str, model_config: CheckedModelConfig) -> str:
         ValueError: the model cannot be downloaded.
     """
     if Path(model_path).is_dir():
+        refuse_adapter(model_path)
         return model_path
     with PartialState().local_main_process_first():
         fetch = partial(
@@ -170,8 +245,14 @@ def raise_positions(model_path: str, positions: int) -> str:
         source = Path(model_path)
         text = (source / "config.json").read_text(encoding="utf-8")
         config = json.loads(text)
-        has = config["max_position_embeddings"]
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        # A model that also reads images describes its text model in a part of its configuration.
+        part = config if "max_position_embeddings" in config else config.get("text_config", {})
+        has = part.get("max_position_embeddings")
+        if has is None:
+            raise ValueError(
+                f"max_position_embeddings is {positions}, but {model_path} names no number of positions: leave it out."
+            )
+        rope = part.get("rope_parameters") or part.get("rope_scaling") or {}
         if positions < has or rope.get("rope_type", rope.get("type", "default")) != "default":
             raise ValueError(
                 f"max_position_embeddings is {positions}, but {model_path} has {has} positions"
@@ -189,7 +270,8 @@ def raise_positions(model_path: str, positions: int) -> str:
                 link = folder / file.name
                 if file.name != "config.json" and file.is_file() and not link.is_symlink():
                     link.symlink_to(file.resolve())
-            files.write_json(folder / "config.json", config | {"max_position_embeddings": positions})
+            part["max_position_embeddings"] = positions
+            files.write_json(folder / "config.json", config)
     return str(folder)
 
 
@@ -204,15 +286,18 @@ def model_init_kwargs(model_config: CheckedModelConfig) -> dict[str, Any]:
 
 
 def fingerprint(path: str) -> str | None:
-    """Return a digest of both ends of a local model's weight files, or None for a Hub id."""
+    """Return a digest of all that decides a local model's responses, or None for a Hub id.
+
+    The digest covers the content of weights, configuration and tokenizer, and for an adapter those of a local base.
+    """
     if not Path(path).is_dir():
         return None
     digest = hashlib.sha256()
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with file.open("rb") as weights:
-            digest.update(weights.read(READ_BYTES))
-            weights.seek(-min(READ_BYTES, file.stat().st_size), os.SEEK_END)
-            digest.update(weights.read())
+    for file in deciding(Path(path)):
+        with file.open("rb") as content:
+            digest.update(f"{file.name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\0".encode())
+    if has_adapter(path):
+        digest.update(str(fingerprint(base_of(path, None)[0])).encode())
     return digest.hexdigest()[:16]
 
 

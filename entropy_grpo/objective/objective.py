@@ -30,6 +30,11 @@ def _check_head(args: Any, why_not: str | None, has_bonus: bool, aux_loss_enable
         reason = "the loss has an entropy bonus"
     elif aux_loss_enabled:
         reason = "the loss has a load-balancing term (router_aux_loss_coef)"
+    if reason is not None and args.truncation:
+        raise ValueError(
+            f"allow_truncated_sampling is true, but {reason}, so that the LM head is TRL's, which scores with the "
+            "whole distribution: sample from the whole distribution."
+        )
     if reason is not None and args.fused_lm_head == "liger":
         raise ValueError(f"fused_lm_head is 'liger', but {reason}: choose auto or trl.")
     if reason is not None and args.entropy_selection == "gradient_norm":

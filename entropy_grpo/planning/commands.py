@@ -126,7 +126,7 @@ def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> 
             "--config_file the former wins; make them the same."
         )
     width = lengths.prompt + lengths.completion
-    if width > job.policy.positions:
+    if job.policy.positions is not None and width > job.policy.positions:
         sentences.append(
             f"max_completion_length is {lengths.completion} behind prompts of {lengths.prompt}: {width} tokens, but "
             f"the model has {job.policy.positions} positions; lower it, or raise them with max_position_embeddings."

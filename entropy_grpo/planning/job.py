@@ -9,7 +9,7 @@ from ..config import recipe
 from ..config.batches import batch_shape, limit_vllm
 from ..config.grpo import EntropyForkGRPOConfig
 from ..config.recipe import RecipeError, Setting, Settings
-from ..config.run import CLASSES, RunConfig
+from ..config.run import CLASSES, RunConfig, check_held_out
 from ..config.sft import CLASSES as SFT_CLASSES
 from ..config.sft import SFTRunConfig, TeacherSFTConfig
 from ..config.sharding import find_config
@@ -194,6 +194,8 @@ def resolve(
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is missing: name a Hub id or a local folder.")
     try:
+        if not supervised:
+            check_held_out(run, args, 1)
         policy, objective = _decide(run, args, model, _origin(model, Path(recipe_file)), model_config)
     except ValueError as error:
         raise RecipeError(str(error)) from error
@@ -202,7 +204,7 @@ def resolve(
     task = find(run.dataset_name)
     assumed = prompt_length is None and task is None and not supervised
     if supervised:
-        prompt_length, longest, limit = 0, args.max_length or policy.positions, "max_length"
+        prompt_length, longest, limit = 0, args.max_length or policy.positions or ASSUMED_PROMPT, "max_length"
     else:
         longest, limit = args.max_completion_length, "max_completion_length"
     if prompt_length is None:

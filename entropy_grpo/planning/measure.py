@@ -22,6 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 from ..models.adapters import adapt
 from ..models.config import CheckedModelConfig
 from ..models.head import why_not
+from ..models.load import positions_of
 
 # Sequence lengths; two lengths separate operations per token from operations per pair of tokens.
 SHORT, LONG = 64, 128
@@ -128,9 +129,9 @@ class Model:
         return self.config.get_text_config().num_hidden_layers
 
     @property
-    def positions(self) -> int:
-        """Maximum number of tokens of a sequence."""
-        return self.config.get_text_config().max_position_embeddings
+    def positions(self) -> int | None:
+        """Maximum number of tokens of a sequence, or None if nothing limits it."""
+        return positions_of(self.config)
 
     def _bare(self, config: PreTrainedConfig, **options: object) -> PreTrainedModel:
         try:

@@ -41,7 +41,7 @@ def sampler(job: Job) -> dict[str, Any] | None:
         "weights": round(weights),
         "profiled": round(profiled),
         "max_num_seqs": sequences,
-        "max_model_len": args.vllm_max_model_length or policy.positions,
+        "max_model_len": args.vllm_max_model_length or policy.positions or job.lengths.prompt + job.lengths.completion,
         "bytes_per_token": round(token),
         "cached_tokens": int(room / token),
         "concurrent_sequences": min(int(room / token / expected), sequences),

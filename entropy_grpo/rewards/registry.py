@@ -135,8 +135,9 @@ def imported(name: str) -> Reward:
         sys.path.append(os.getcwd())
     try:
         reward = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"rewards names {name!r}, which does not import: {error}.") from error
+    except Exception as error:  # the module is the user's, and may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(f"rewards names {name!r}, which does not import: {reason}.") from error
     if not callable(reward):
         raise ValueError(f"rewards names {name!r}, which is no function.")
     return reward

@@ -22,7 +22,7 @@ def append_jsonl(path: Path, rows: Iterable[Row]) -> None:
             if file.read(1) != b"\n":
                 file.write(b"\n")
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -72,7 +72,7 @@ def write_text(path: Path, text: str) -> None:
 
 def replace_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """Replace a file by rows."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
 def read_json(path: Path) -> Row:

@@ -23,6 +23,9 @@ TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
+# Ends of the names of weight files, and beginnings of names of other files with such ends in a checkpoint.
+WEIGHT_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 
 
 def _present(folder: Path, names: tuple[str, ...]) -> list[Path]:
@@ -45,6 +48,16 @@ def files(folder: Path) -> list[Path]:
     if contents not in CONFIGURATION:
         return []
     return _present(folder, WEIGHTS[contents] + CONFIGURATION[contents] + TOKENIZER)
+
+
+def deciding(folder: Path) -> list[Path]:
+    """The files that decide what a model writes: weights in any format, configuration and tokenizer, in order."""
+    named = {name for names in CONFIGURATION.values() for name in names} | set(TOKENIZER)
+
+    def decides(file: Path) -> bool:
+        return file.name in named or (file.suffix in WEIGHT_FORMATS and not file.name.startswith(NO_WEIGHTS))
+
+    return sorted(file for file in folder.iterdir() if decides(file) and file.is_file())
 
 
 def missing(folder: Path) -> list[str]:

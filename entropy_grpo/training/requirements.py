@@ -15,14 +15,26 @@ def has(*packages: str) -> bool:
     return any(importlib.util.find_spec(package) is not None for package in packages)
 
 
+# Parts of optimizers' names, and the package that the optimizers are from.
+OPTIMIZER_PACKAGES = {
+    "bnb": "bitsandbytes",
+    "8bit": "bitsandbytes",
+    "paged": "bitsandbytes",
+    "apex": "apex",
+    "galore": "galore_torch",
+    "lomo": "lomo_optim",
+    "apollo": "apollo_torch",
+    "schedule_free": "schedulefree",
+    "grokadamw": "grokadamw",
+}
+
+
 def check_packages(settings: Settings, has: Callable[..., bool] = has) -> None:
     """Refuse settings whose package is not installed.
 
     Raises:
         RecipeError: a package is missing. The message names the setting, its value and the command that installs it.
     """
-    trackers = settings["report_to"].value if "report_to" in settings else []
-    available = get_available_reporting_integrations()
     missing = {
         "use_vllm": lambda value: value is True and not has("vllm") and 'pip install -e ".[vllm]"',
         "deepspeed": lambda value: value is not None and not has("deepspeed") and "pip install deepspeed",
@@ -32,6 +44,16 @@ def check_packages(settings: Settings, has: Callable[..., bool] = has) -> None:
             and not has("flash_attn", "flash_attn_interface", "kernels")
             and "pip install flash-attn, or set attn_implementation to sdpa"
         ),
+        "use_liger_kernel": lambda value: value is True and not has("liger_kernel") and "pip install liger-kernel",
+        "log_completions": lambda value: value is True and not has("rich") and "pip install rich",
+        "optim": lambda value: next(
+            (
+                f"pip install {package.replace('_', '-')}, or set it to adamw_torch_fused"
+                for part, package in OPTIMIZER_PACKAGES.items()
+                if part in str(value) and not has(package)
+            ),
+            None,
+        ),
     }
     for name, command in missing.items():
         if name in settings and (fix := command(settings[name].value)):
@@ -39,12 +61,21 @@ def check_packages(settings: Settings, has: Callable[..., bool] = has) -> None:
             raise RecipeError(
                 f"{setting.source}: {name} is {setting.value!r}, but its package is not installed: {fix}."
             )
-    for tracker in [trackers] if isinstance(trackers, str) else trackers or []:
-        if tracker in INTEGRATION_TO_CALLBACK and tracker not in available:
+    if "report_to" in settings:
+        _check_trackers(settings["report_to"].value, settings["report_to"].source)
+
+
+def _check_trackers(named: str | list[str] | None, source: str) -> None:
+    available = get_available_reporting_integrations()
+    for tracker in [named] if isinstance(named, str) else named or []:
+        if tracker in ("all", "none") or tracker in available:
+            continue
+        if tracker in INTEGRATION_TO_CALLBACK:
+            command = f"pip install {tracker.replace('_', '-')}"
             raise RecipeError(
-                f"{settings['report_to'].source}: report_to names {tracker!r}, which is not installed: pip install "
-                f"{tracker.replace('_', '-')}, or set report_to to none."
+                f"{source}: report_to names {tracker!r}, which is not installed: {command}, or set report_to to none."
             )
+        raise RecipeError(f"{source}: report_to names {tracker!r}: choose among {', '.join(INTEGRATION_TO_CALLBACK)}.")
 
 
 def check_processes(settings: Settings, gpus: int | None = None) -> None:

@@ -21,11 +21,12 @@ from ..config import recipe
 from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
 from ..config.sft import CLASSES, SFTRunConfig
 from ..data.filters import normalised
-from ..data.problems import COLUMNS, evaluation_questions, load_columns, named_source, question_text
+from ..data.problems import evaluation_questions, load_columns
 from ..data.prompts import render
+from ..data.sources import question_text
 from ..grading import boxed
 from ..grading.pool import Grader, worker_count
-from ..models.adapters import check_installed, check_quantised, check_targets, lora_config
+from ..models.adapters import check_installed, check_quantised, check_resumed, check_targets, lora_config
 from ..models.load import (
     check_ends,
     load_tokenizer,
@@ -61,6 +62,8 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     """
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
     check_processes(settings)
+    # The arguments themselves need deepspeed.
+    check_packages({name: settings[name] for name in ("deepspeed",) if name in settings})
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
@@ -69,6 +72,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         check_installed(model_config)
         folder = claim_folder(args, settings, resumes, held)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
+        check_resumed(args.resume_from_checkpoint, model_config)
         rows = load_rows(run_config)
         named = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
         model_path = resolve_snapshot(named, model_config)
@@ -105,17 +109,15 @@ def load_rows(config: SFTRunConfig) -> Dataset:
     """Rows of the teacher's responses, with the columns `prompt`, `response` and `solution`.
 
     Raises:
-        ValueError: the data set has no column `response_column`.
+        ValueError: the data set has no column `response_column`, or its prompts are messages.
     """
-    rows = load_columns(config, named_source(config))
-    column = config.response_column
-    if column not in rows.column_names:
-        others = ", ".join(name for name in rows.column_names if name not in COLUMNS)
+    rows = load_columns(config, response_column=config.response_column)
+    if not isinstance(rows[0]["prompt"], str):
         raise ValueError(
-            f"response_column is {column!r}, which {config.dataset_name} does not have: set it to the column with the "
-            f"teacher's responses, one of {others}."
+            f"dataset_name is {config.dataset_name!r}, whose {config.prompt_column} holds messages: a cold start "
+            "takes prompts as text, with prompt_template around them."
         )
-    return rows if column == "response" else rows.rename_column(column, "response")
+    return rows
 
 
 def imitated(config: SFTRunConfig, rows: Dataset) -> Dataset:
@@ -143,7 +145,7 @@ def choose(
     Raises:
         ValueError: there are fewer than `num_responses` such responses, or none.
     """
-    questions = [normalised(question_text(config.dataset_name, i, prompt)) for i, prompt in enumerate(rows["prompt"])]
+    questions = [normalised(question_text(prompt)) for prompt in rows["prompt"]]
     reasons = {i: "wrong" for i, right in enumerate(_graded(config, rows)) if not right}
 
     def left() -> list[int]:

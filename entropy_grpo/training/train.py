@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import ProgressCallback
 from transformers.utils import logging
@@ -13,19 +14,21 @@ from ..cards.results import results_table
 from ..config import recipe
 from ..config.batches import limit_vllm
 from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
-from ..config.run import CLASSES, RunConfig
+from ..config.run import CLASSES, RunConfig, check_held_out
 from ..data.problems import Problems, check_size, load_problems
 from ..evaluation.callback import BenchmarkCallback
 from ..grading.pool import Grader, worker_count
 from ..metrics import answers as metrics
 from ..metrics.tables import aligned
-from ..models.adapters import check_installed, check_quantised, check_targets, lora_config
+from ..models.adapters import check_installed, check_quantised, check_resumed, check_targets, lora_config
 from ..models.config import CheckedModelConfig
 from ..models.load import (
+    check_conversations,
     check_ends,
     load_tokenizer,
     model_init_kwargs,
     raise_positions,
+    rendered,
     resolve,
     resolve_snapshot,
     restore_name,
@@ -49,9 +52,12 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     """
     settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
     check_processes(settings)
+    # The arguments themselves need deepspeed.
+    check_packages({name: settings[name] for name in ("deepspeed",) if name in settings})
     run_config, args, model_config = recipe.build(settings, CLASSES)
     resumes = args.resume_from_checkpoint is not None
     try:
+        check_held_out(run_config, args, args.world_size)
         check_quantised(model_config, args.use_vllm, shards())
         check_packages(settings)
         check_installed(model_config)
@@ -65,8 +71,11 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         )
         folder = claim_folder(args, settings, resumes, held)
         args.resume_from_checkpoint = find_checkpoint(args, settings)
-        lengths = partial(prompt_lengths, model_config, args.seed)
-        problems = load_problems(run_config, args.seed, run_config.reference_grading, lengths)
+        check_resumed(args.resume_from_checkpoint, model_config)
+        lengths = partial(prompt_lengths, model_config, args.seed, args.chat_template_kwargs or {})
+        problems = load_problems(
+            run_config, args.seed, run_config.reference_grading, lengths, run_config.has_own_rewards
+        )
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         named = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
         model_path = resolve_snapshot(named, model_config)
@@ -74,6 +83,8 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
             model_path = raise_positions(model_path, run_config.max_position_embeddings)
         tokenizer = load_tokenizer(model_path, model_config.model_revision, "model_name_or_path")
         check_ends(tokenizer, model_path)
+        for part in filter(None, (problems.train, problems.dev, problems.test)):
+            check_conversations(tokenizer, part["prompt"], model_path, **(args.chat_template_kwargs or {}))
         check_targets(model_path, model_config)
         limit_vllm(args, run_config.max_prompt_length)
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
@@ -115,14 +126,17 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     finish(trainer)
 
 
-def prompt_lengths(model_config: CheckedModelConfig, seed: int, prompts: list) -> list[int]:
+def prompt_lengths(
+    model_config: CheckedModelConfig, seed: int, template_kwargs: dict[str, Any], prompts: list
+) -> list[int]:
     """Number of tokens of each prompt, a text or a list of messages, as the trainer will tokenize it."""
     path = resolve(model_config.model_name_or_path, seed, "model_name_or_path")
     tokenizer = load_tokenizer(path, model_config.model_revision, "model_name_or_path")
     if isinstance(prompts[0], str):
         return [len(ids) for ids in tokenizer(prompts)["input_ids"]]
-    rendered = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True, return_dict=True)
-    return [len(ids) for ids in rendered["input_ids"]]
+    subject = f"model_name_or_path is {path!r}"
+    texts = [rendered(tokenizer, prompt, subject, **template_kwargs) for prompt in prompts]
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 def evaluate(

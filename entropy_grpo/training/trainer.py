@@ -27,11 +27,13 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
+from transformers import GenerationConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import get_config_model_id
 
 from ..cards.card import write_card
 from ..config.grpo import EntropyForkGRPOConfig
@@ -41,6 +43,7 @@ from ..monitoring.callbacks import RunRecorder, Watch
 from ..monitoring.steps import StepMonitor
 from ..objective.advantages import AdvantageTransform, transforms_of
 from ..objective.batching import positions_are_relative
+from ..objective.drawing import NEUTRAL_SAMPLING, truncation_note
 from ..objective.objective import Objective
 from ..objective.stages import StageDetector
 from ..objective.window import (
@@ -91,18 +94,36 @@ class Call:
     weight: Tensor | None = None
 
 
+def _short_name(model: str | PreTrainedModel | PeftModel) -> str:
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    return name.rstrip("/").rpartition("/")[2]
+
+
 class EntropyForkGRPOTrainer(GRPOTrainer):
     """Trainer for GRPO or DAPO on the share rho of tokens with the highest entropy.
 
-    The arguments are those of `GRPOTrainer`. `args.output_dir` becomes a run folder (see `runs.folder`).
+    The arguments are those of `GRPOTrainer`. `args.output_dir` becomes a run folder (see `runs.folder`). Without
+    `args` they are the method's defaults, and the folder is named after the model. A plain `GRPOConfig` is taken as it
+    is written: its `top_entropy_quantile` of 1 trains on all tokens.
     """
 
     _tag_names = ("trl", "grpo", "rlvr", "entropy-grpo")
     _name = "EntropyForkGRPO"
     args: EntropyForkGRPOConfig
 
-    def __init__(self, *args: Any, callbacks: list[TrainerCallback] | None = None, **kwargs: Any):
-        super().__init__(*args, callbacks=[Float32Results(), *(callbacks or [])], **kwargs)
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        *others: Any,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        args = EntropyForkGRPOConfig.of(args, f"{_short_name(model)}-{self._name}")
+        super().__init__(
+            model, reward_funcs, args, *others, callbacks=[Float32Results(), *(callbacks or [])], **kwargs
+        )
         self._call: Call | None = None
         self._window: Window | None = None
         self._answers: list[Row] | None = None  # of the current evaluation
@@ -111,6 +132,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self._prepare_adapters()
         if self.use_vllm:
             reshard_before_sync(self.vllm_generation)
+        self._tell_own_sampling()
         self.scorer = Scorer(self.args.batch_by_length and self._padding_is_inert(), self.ranks.largest)
         self.transforms = transforms_of(self.args)
         self.stages = StageDetector(self.args.plateau_window, self.args.plateau_share)
@@ -144,8 +166,10 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         """Decide what the run computes, and install the sparse LM head if it supports the model."""
         model = self.model.get_base_model() if is_peft_model(self.model) else self.model
         spec = Objective.from_args(self.args, why_not(model), self.aux_loss_enabled)
+        if self.args.truncation:
+            get_logger(__name__).warning(truncation_note(vars(self.args)))
         if spec.sparse_head:
-            add_sparse_lm_head(model, self.temperature, self.args.fused_lm_head)
+            add_sparse_lm_head(model, self.temperature, self.args.fused_lm_head, self.args.truncation)
         elif spec.head_refusal is not None:
             get_logger(__name__).warning(f"LM head: TRL's head computes all rows, because {spec.head_refusal}.")
         return spec
@@ -169,6 +193,19 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             "batch_by_length does not trim padding, because this model's positions depend on the width of its batch."
         )
         return False
+
+    def _tell_own_sampling(self) -> None:
+        """Log the parts of the model's own generation configuration that rollouts do not follow."""
+        own = self.model.generation_config.to_dict()
+        told = {
+            name: own.get(name) for name, neutral in NEUTRAL_SAMPLING.items() if own.get(name) not in (None, *neutral)
+        }
+        if told:
+            listed = ", ".join(f"{name} {value}" for name, value in told.items())
+            get_logger(__name__).info(
+                f"Rollouts ignore the sampling of the model's own generation_config.json ({listed}): the loss needs "
+                "responses from the whole distribution, as the recipe's settings draw them."
+            )
 
     # The current call and step
 
@@ -287,11 +324,22 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         check_kept(int(self.ranks.sum(kept.sum())), total, self.spec.kept_count(total), self.spec)
         return output | {"kept_mask": kept, "entropies": scored.entropies, "threshold": torch.tensor(threshold)}
 
+    @contextmanager
+    def _whole_distribution(self) -> Iterator[None]:
+        """Hide the model's own generation configuration, with which `generate` would fill up the recipe's."""
+        model = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            yield
+        finally:
+            model.generation_config = own
+
     def _generate(self, prompts: list) -> Generated:
         call = self._call
         if call.supply is not None:
             return call.supply.generated
-        generated = super()._generate(prompts)
+        with self._whole_distribution():
+            generated = super()._generate(prompts)
         rows = with_extra(call.rows, generated[5])
         columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
         for reward in self.reward_funcs:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...data import rows as data_rows
 from ...grading import Verdict
 from ...runs import files
 from ...runs.files import Row
@@ -19,24 +20,15 @@ from .store import RESPONSES, Collection
 
 # Names of the response column: in results of `entropy-grpo eval`, and in a run's `answers/`.
 TEXT_COLUMNS = ("response", "completion")
-READ_ROWS = 256
 
 
 def read(path: Path) -> Iterator[Row]:
-    """Stream the rows of a `.jsonl` or `.parquet` file.
+    """Stream the rows of a file, as `data.rows` reads them.
 
     Raises:
-        ValueError: the file does not exist, or its name has another suffix.
+        ValueError: the file cannot be read; the message names it and the place.
     """
-    if not path.is_file():
-        raise ValueError(f"responses is {str(path)!r}: there is no such file.")
-    if path.suffix == ".jsonl":
-        yield from files.read_jsonl(path)
-    elif path.suffix == ".parquet":
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=READ_ROWS):
-            yield from batch.to_pylist()
-    else:
-        raise ValueError(f"responses is {str(path)!r}: its name must end in .jsonl or .parquet.")
+    return (row for _, row in data_rows.iterate(f"responses is {str(path)!r}", str(path)))
 
 
 def correctness(row: Row) -> bool | None:

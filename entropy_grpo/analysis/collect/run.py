@@ -86,6 +86,8 @@ def claim(collection: Collection, options: Options, paths: dict[str, str]) -> No
         "dtype": options.dtype,
         **(generation if options.benchmarks else {"sha256": digest(options.responses)}),
     }
+    if given := {name: digest(Path(name)) for name in options.benchmarks if Path(name).is_file()}:
+        wanted["sha256"] = given
     checkpoints = {name: {"path": path, "weights": load.fingerprint(path)} for name, path in paths.items()}
     known = before.get("checkpoints", {})
     for name in wanted if before else ():
@@ -140,7 +142,7 @@ def score_checkpoint(collection: Collection, name: str, path: str, options: Opti
 
     model, tokenizer = load.load_model(path, None, options.dtype)
     rows_of_vocabulary = model.get_output_embeddings().weight.shape[0]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = load.positions_of(model.config)
     add_head(model, options.temperature)
     texts: dict[int, str] = {}
     file = pq.ParquetFile(collection.responses)

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ...data.benchmarks import BENCHMARKS
-from ...data.benchmarks.benchmark import CODE, Benchmark, Question, plain
+from ...data.benchmarks.benchmark import CODE, Benchmark, Question
+from ...data.sources import reference_in
 from ...evaluation import questions, results
 from ...evaluation.backends.base import TRANSFORMERS, check_length
 from ...evaluation.judging import judge
@@ -72,14 +73,18 @@ def sources(options: Options, folder: Path) -> list[tuple[Benchmark, Path]]:
 
 
 def _question(row: Row, number: int) -> Question:
-    reference = next((row[name] for name in REFERENCE_COLUMNS if row.get(name) is not None), None)
-    if reference is None:
+    column = next((name for name in REFERENCE_COLUMNS if row.get(name) is not None), None)
+    if column is None:
         raise ValueError(
             f"responses, row {number}: there is no {' or '.join(REFERENCE_COLUMNS)} to grade continuations by: add "
             "the right answer, or give results of entropy-grpo eval."
         )
+    try:
+        reference = reference_in(row, column)
+    except ValueError as error:
+        raise ValueError(f"responses, row {number}: {error}.") from error
     text = row.get("problem") or row["prompt"]
-    return Question(row.get("question") or str(number), text, row["prompt"], str(plain(reference)))
+    return Question(row.get("question") or str(number), text, row["prompt"], reference)
 
 
 def read(found: Sequence[tuple[Benchmark, Path]], tokenizer: Any, options: Options) -> list[Given]:
@@ -109,9 +114,7 @@ def check(given: Sequence[Given], settings: Settings, config: Any) -> None:
             )
         if max(*prompt, *ids) >= config.vocab_size:
             raise ValueError(f"model has {config.vocab_size} tokens, but response {number} has others: name its own.")
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None:
-        check_length(max(len(one.ids[0]) for one in given), settings.longest, positions)
+    check_length(max(len(one.ids[0]) for one in given), settings.longest, load.positions_of(config))
 
 
 def claim(path: Path, wanted: Row) -> None:

@@ -4,14 +4,14 @@ Prompts and answers are the same as in training: `prompts.TEMPLATES`, `grading.b
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...grading import boxed
 from ..prompts import render
-from ..sources import Row, Source, columns, read_rows
+from ..sources import Row, Source, format_of, prompt_in, question_text, read_rows, reference_in
 
 # Columns of a user's own file that may hold the problems and the references.
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
@@ -30,6 +30,7 @@ class Question:
         prompt: the text that the model sees.
         reference: the right answer; empty if tests decide.
         problem: the tests, for `grading.code.programs.passes`; None without tests.
+        messages: the question as a conversation, whose contents the text joins; None if it is plain text.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Question:
     prompt: str
     reference: str
     problem: Any = field(default=None, repr=False)
+    messages: list[dict] | None = field(default=None, repr=False)
 
 
 def boxed_answer(question: Question, response: str) -> str | None:
@@ -70,6 +72,7 @@ class Benchmark:
         make: generates the questions; None if they are published.
         files: the files of the questions, if they are not simple rows.
         problem: row -> its tests, for `grading.code.programs.passes`.
+        conversation: row -> its question as a conversation, or None.
         max_tokens: maximum number of tokens of a response, if the preset allows more than needed.
         is_open: whether result files may repeat the questions.
         is_right: (question, answer) -> whether the answer is right, for the kind `scored`.
@@ -85,24 +88,32 @@ class Benchmark:
     make: Callable[[], Iterator[Question]] | None = None
     files: Files | None = None
     problem: Callable[[Row], Any] | None = None
+    conversation: Callable[[Row], list[dict] | None] | None = None
     max_tokens: int | None = None
     is_open: bool = True
     is_right: Callable[[Question, str | None], bool] | None = None
 
-    def read(self, rows: Iterable[Row]) -> list[Question]:
-        """The questions of published rows.
+    def read(self, rows: Iterable[Row], places: Sequence[str] | None = None) -> list[Question]:
+        """The questions of published rows; `places` name the rows in messages.
 
         Raises:
             ValueError: a row has an unexpected form, or two rows have the same name.
         """
         rows = list(rows)
-        problems = read_rows(self.name, self.source, rows)
+        problems = read_rows(self.name, self.source, rows, places)
         ids = [str(row[self.id_column]) if self.id_column else str(i) for i, row in enumerate(rows)]
         if len(set(ids)) < len(ids):
             twice = next(id for id in ids if ids.count(id) > 1)
             raise ValueError(f"{self.name}: two rows have the {self.id_column} {twice!r}, but names must differ.")
         return [
-            Question(id, text, render(self.template, text), reference, self.problem and self.problem(row))
+            Question(
+                id,
+                text,
+                render(self.template, text),
+                reference,
+                self.problem and self.problem(row),
+                self.conversation and self.conversation(row),
+            )
             for id, (text, reference), row in zip(ids, problems, rows, strict=True)
         ]
 
@@ -122,14 +133,16 @@ def from_file(path: str, column_names: list[str]) -> Benchmark:
     problem, answer = names
 
     def read(row: Row) -> tuple[str, str]:
-        return columns(problem, answer)({**row, answer: plain(row[answer])})
+        text = reference_in(row, answer)
+        if not text.strip():
+            raise ValueError(f"{answer} is empty")
+        return question_text(prompt_in(row, problem)), text
 
-    return Benchmark(Path(path).stem, Source(path, read))
+    def conversation(row: Row) -> list[dict] | None:
+        return row[problem] if isinstance(row[problem], list) else None
 
-
-def plain(answer: Any) -> Any:
-    """A reference as text if a file has it as a number; any other reference unchanged."""
-    return str(answer) if isinstance(answer, (int, float)) and not isinstance(answer, bool) else answer
+    stem = Path(path).name[: -len(format_of(path))]
+    return Benchmark(stem, Source(path, read), conversation=conversation)
 
 
 def seed_of(*parts: Any) -> int:

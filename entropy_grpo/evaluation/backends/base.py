@@ -107,9 +107,9 @@ class Backend(Protocol):
         """Yield (position, response) of every request as the responses finish."""
 
 
-def check_length(longest: int, max_tokens: int, positions: int) -> None:
-    """Raise `ValueError` if the longest prompt and a whole response exceed the model's positions."""
-    if longest + max_tokens > positions:
+def check_length(longest: int, max_tokens: int, positions: int | None) -> None:
+    """Raise `ValueError` if the longest prompt and a whole response exceed the positions, if a model limits them."""
+    if positions is not None and longest + max_tokens > positions:
         raise ValueError(
             f"max_tokens is {max_tokens}, but the model has {positions} positions and the longest prompt has "
             f"{longest} tokens: set it to at most {positions - longest}."

@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ...models.load import positions_of
 from ..decoding.forked import ForkedTemperature, Temperatures
 from ..decoding.seeded import SeededSampler
 from .base import TRANSFORMERS, TURN_ENDS, Request, Response, Sampling, check_length
@@ -58,7 +59,7 @@ class TransformersBackend:
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """Raise `ValueError` if prompt and response may exceed the model's positions."""
         longest = max(self._lengths([request.prompt for request in requests]))
-        check_length(longest, sampling.max_tokens, self.model.config.max_position_embeddings)
+        check_length(longest, sampling.max_tokens, positions_of(self.model.config))
 
     @torch.inference_mode()
     def write(self, prefixes: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[int]]:

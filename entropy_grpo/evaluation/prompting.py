@@ -1,0 +1,109 @@
+"""The form in which questions are put to a model, and where its answers stand: a run's own, or one by name.
+
+A policy that was trained on messages, or to end in an `Answer:` line, is asked in the same form when it is evaluated.
+Benchmarks whose questions have a form of their own (programs, tasks) keep it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..data.benchmarks.benchmark import MATHS, Benchmark, Question
+from ..data.prompts import TEMPLATES, render
+from ..grading import answer_line
+from ..runs import files
+from ..runs.folder import RunFolder
+from ..runs.trained import read_recipe
+
+BOXED, ANSWER_LINE, MESSAGES = "boxed", "answer_line", "messages"
+# (template, messages) -> the prompt, as a model's chat template writes a conversation.
+Chat = Callable[[list[dict[str, str]], dict[str, Any]], str]
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of prompts and answers.
+
+    Attributes:
+        template: one of `prompts.TEMPLATES`, or `messages` for the model's chat template.
+        system: system message before the question, with `messages`.
+        chat_template_kwargs: the recipe's, with `messages`.
+        in_line: whether the answer stands in an `Answer:` line, and not in a box.
+    """
+
+    template: str = BOXED
+    system: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    in_line: bool = False
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The settings of the form that are set, beside the template, for the results."""
+        told = {
+            "system": self.system,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "answers": ANSWER_LINE if self.in_line else None,
+        }
+        return {name: value for name, value in told.items() if value}
+
+
+def form_of(prompt: str | None, model: str) -> Form:
+    """Return the form that `prompt` names, a template or a run's folder; by default that of the model's run.
+
+    Raises:
+        ValueError: it is neither a template nor a run.
+    """
+    if prompt in (BOXED, ANSWER_LINE):
+        return Form(prompt, in_line=prompt == ANSWER_LINE)
+    run = next((run for run in map(RunFolder, _folders(prompt or model)) if run.recipe.exists()), None)
+    if run is None and prompt is not None:
+        raise ValueError(f"prompt is {prompt!r}: choose {BOXED}, {ANSWER_LINE} or the folder of a run.")
+    return Form() if run is None else _of_run(run)
+
+
+def _folders(name: str) -> list[Path]:
+    """A run's folder, or a checkpoint's and the run's around it."""
+    path = Path(name)
+    return [path, path.resolve().parent] if path.is_dir() else []
+
+
+def _of_run(run: RunFolder) -> Form:
+    recipe = read_recipe(run)
+    template, rewards = recipe.get("prompt_template"), recipe.get("rewards") or [""]
+    in_line = rewards[0] == "dapo_accuracy" or template == ANSWER_LINE
+    default = ANSWER_LINE if in_line else BOXED
+    messages = files.read_json(run.data).get(MESSAGES)
+    if messages is not None:
+        return Form(MESSAGES, messages["system"], recipe.get("chat_template_kwargs") or {}, in_line)
+    return Form(template if template in TEMPLATES else default, in_line=in_line)
+
+
+def put(benchmark: Benchmark, asked: Sequence[Question], form: Form, chat: Chat) -> tuple[Benchmark, list[Question]]:
+    """Return a benchmark and its questions in a form, unchanged if the benchmark has a form of its own.
+
+    Questions that are conversations are put as such, whatever the form.
+
+    Args:
+        chat: called only for messages.
+    """
+    if benchmark.template != BOXED:
+        return benchmark, list(asked)
+
+    def prompt(question: Question) -> str:
+        if question.messages is None and form.template != MESSAGES:
+            return render(form.template, question.text)
+        system = [] if form.system is None else [{"role": "system", "content": form.system}]
+        own = [*system, {"role": "user", "content": question.text}]
+        return chat(question.messages or own, form.chat_template_kwargs)
+
+    template = MESSAGES if any(question.messages for question in asked) else form.template
+    changed = replace(benchmark, template=template, take=_in_line(benchmark) if form.in_line else benchmark.take)
+    return changed, [replace(question, prompt=prompt(question)) for question in asked]
+
+
+def _in_line(benchmark: Benchmark) -> Callable[[Question, str], str | None]:
+    if benchmark.kind == MATHS:
+        return lambda question, response: answer_line(response)
+    # A letter is taken out of a box, and out of a line as out of a box.
+    return lambda question, response: benchmark.take(question, f"\\boxed{{{answer_line(response) or ''}}}")

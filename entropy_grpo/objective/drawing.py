@@ -1,0 +1,42 @@
+"""Settings by which tokens are drawn: which change the distribution, and what truncation means for the loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_NEUTRAL_AT_1 = "typical_p encoder_repetition_penalty length_penalty num_beams num_beam_groups guidance_scale".split()
+_NEUTRAL_AT_0 = (
+    "min_length min_new_tokens min_tokens no_repeat_ngram_size diversity_penalty epsilon_cutoff eta_cutoff "
+    "penalty_alpha"
+).split()
+_NEUTRAL_WHEN_ABSENT = (
+    "top_h bad_words_ids bad_words sequence_bias logit_bias suppress_tokens begin_suppress_tokens allowed_token_ids "
+    "forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty watermarking_config"
+).split()
+# Settings that change the sampling distribution, as transformers and vLLM name them, with the values that leave it
+# unchanged. By default the loss assumes that tokens are sampled from the model's whole distribution.
+NEUTRAL_SAMPLING: dict[str, tuple[Any, ...]] = {
+    "top_p": (1.0,),
+    "top_k": (0, -1),
+    "min_p": (None, 0.0),
+    "repetition_penalty": (1.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    **dict.fromkeys(_NEUTRAL_AT_1, (None, 1.0)),
+    **dict.fromkeys(_NEUTRAL_AT_0, (None, 0.0)),
+    **dict.fromkeys(_NEUTRAL_WHEN_ABSENT, (None,)),
+}
+# Settings that leave a part of the distribution as it is, so that the loss can score by that part.
+TRUNCATING = ("top_p", "top_k", "min_p")
+
+
+def truncation_note(settings: Mapping[str, Any]) -> str:
+    """Return what truncated sampling means for a run's loss, in sentences, empty if the run does not allow it."""
+    if settings.get("allow_truncated_sampling") is not True:
+        return ""
+    given = {name: settings.get(name, NEUTRAL_SAMPLING[name][0]) for name in TRUNCATING}
+    told = ", ".join(f"{name} {value}" for name, value in given.items() if value not in NEUTRAL_SAMPLING[name])
+    return (
+        f"Rollouts are drawn from a truncated distribution ({told}), and the loss scores them by the same truncation "
+        "of the policy that is trained. A token that a later optimiser step of the rollout would cut off is scored as "
+        "if it were not, and entropies, which choose the kept tokens, are of the whole distribution."
+    )
