@@ -284,7 +284,7 @@ def test_conversations_pass_and_take_no_template(tmp_path):
     problems = load(RunConfig(dataset_name=path), seed=0)
     assert problems.origin["left_out"] == {"repeated": 1}
     assert sorted(row["prompt"][1]["content"] for row in problems.train) == ["1 + 1?", "4 / 2?"]
-    with pytest.raises(ValueError, match="prompt_template is 'boxed' but the prompts of"):
+    with pytest.raises(ValueError, match="prompt_template is 'boxed', but the prompts of"):
         load(RunConfig(dataset_name=path, prompt_template="boxed"), seed=0)
 
 

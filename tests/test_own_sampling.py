@@ -154,6 +154,8 @@ def test_what_cannot_be_scored_exactly_is_refused(tmp_path, settings, said):
 
 def test_a_trainer_without_arguments_has_defaults_as_trls(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # The defaults train in bfloat16, which transformers refuses without a GPU.
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
     given = {"reward_funcs": fixed_rollout.reward, "train_dataset": fixed_rollout.prompts(8)}
     ours, stock = (made(tiny_model, **given).args for made in (EntropyForkGRPOTrainer, GRPOTrainer))
     assert isinstance(ours, EntropyForkGRPOConfig) and ours.top_entropy_quantile == 0.2
