@@ -250,7 +250,8 @@ def in_processes(folder: Path, part: str, prompts: int, longest: int, processes:
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     command += ["benchmarks.paper_size", "--part", part, "--folder", str(folder)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    # Two processes would use cpu:0 and cpu:1, devices that torch.load cannot restore.
+    environment = os.environ | {"ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([*command, "--prompts", str(prompts), "--longest", str(longest)], check=True, env=environment)
     ranks = [files.read_json(folder / f"{part}-{rank}.json") for rank in range(processes)]
     return ranks[0] | {"peak_gib": max(rank["peak_gib"] for rank in ranks)}
