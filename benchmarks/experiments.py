@@ -31,7 +31,7 @@ from entropy_grpo.runs.plots import COLOURS, DASHES, MARKERS
 DOCS = measure.ROOT / "docs"
 PAGE = DOCS / "experiments.md"
 SEEDS = 3
-CURVES = {key: compare.CURVES[key] for key in ("eval_accuracy", "entropy")}
+CURVES = {key: compare.CURVES[key] for key in ("eval_accuracy", "entropy/mean")}
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def draw(recorded: dict[str, Any], path: Path) -> None:
         panels[0].plot(arm["by_seed"], [row + 0.25] * len(arm["by_seed"]), "|", color=colour)
         style = {"color": colour, "linestyle": DASHES[row // len(COLOURS)], "marker": MARKERS[row % len(MARKERS)]}
         for panel, key in zip(panels[1:], CURVES, strict=True):
-            points = arm["curves"][key]
+            # Older recordings have the entropy of the tokens that were run, by the step's own policy where rho was 1.
+            points = arm["curves"].get(key) or arm["curves"]["entropy"]
             panel.plot([int(step) for step in points], list(points.values()), label=label, markersize=4, **style)
     panels[0].set(xlabel="test accuracy: mean, 95% interval, seeds", yticks=range(len(arms)), yticklabels=list(arms))
     panels[0].invert_yaxis()

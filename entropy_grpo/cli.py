@@ -85,7 +85,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Eval(EvalOptions):
+class Eval(Unchecked, EvalOptions):
     """Answer benchmarks with a model, and say how well; the same command goes on where a killed one stopped.
 
     Several GPUs or machines, which share a file system: accelerate launch -m entropy_grpo.cli eval ...

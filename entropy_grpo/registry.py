@@ -1,7 +1,10 @@
-"""Check of settings that name one of several choices, shared by all folders."""
+"""Checks of settings that all folders share: one of several choices, and settings that nothing reads."""
 
+import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -14,3 +17,48 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """The end of a refusal: a question that offers the known name most like an unknown one, empty if none is near."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+@dataclass(frozen=True)
+class ReadIf:
+    """Settings that are read only if another setting has a certain value.
+
+    Attributes:
+        names: names of settings; a name that ends in `*` stands for all settings that begin so.
+        switch: the other setting, of the same dataclass.
+        reads: whether the settings are read with a value of the switch.
+        advice: the end of a sentence that begins with "which nothing reads": what the switch is and what to set.
+    """
+
+    names: tuple[str, ...]
+    switch: str
+    reads: Callable[[Any], bool]
+    advice: str
+
+    def covers(self, name: str) -> bool:
+        return name != self.switch and any(
+            name == known or (known.endswith("*") and name.startswith(known[:-1])) for known in self.names
+        )
+
+
+def refuse_unread(config: Any, rules: Iterable[ReadIf]) -> None:
+    """Refuse settings that nothing reads.
+
+    Args:
+        config: a dataclass instance. A setting with its default value counts as not set.
+        rules: rules whose switch the dataclass does not have are passed over.
+
+    Raises:
+        ValueError: the sentence names setting, value and switch.
+    """
+    fields = dataclasses.fields(config)
+    for rule in rules:
+        if not hasattr(config, rule.switch) or rule.reads(getattr(config, rule.switch)):
+            continue
+        for setting in fields:
+            default = setting.default
+            if setting.default_factory is not dataclasses.MISSING:
+                default = setting.default_factory()
+            value = getattr(config, setting.name)
+            if rule.covers(setting.name) and value != default:
+                raise ValueError(f"{setting.name} is {value!r}, which nothing reads {rule.advice}.")

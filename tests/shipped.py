@@ -39,7 +39,6 @@ SIZE = "size"
 # A setting that a recipe does not have stays out; those of ADDED come in.
 CHANGES = {
     "use_vllm": Change(False, "vLLM runs in `make test-vllm` alone; the walk over weights that it needs is made here"),
-    "vllm_enable_sleep_mode": Change(False, "nothing reads it without use_vllm"),
     "model_revision": Change("main", "a commit on the Hub, and the tiny model is a folder"),
     "decontaminate_against": Change([], "the benchmarks are on the Hub"),
     "rewards": Change(
@@ -55,6 +54,9 @@ CHANGES = {
     "overlong_cache_length": Change(8, SIZE),
     "max_position_embeddings": Change(160, "size; the tiny model has 128"),
     "max_steps": Change(4, SIZE),
+    "warmup_steps": Change(lambda steps: "1 rollouts" if steps else 0, SIZE),
+    "keep_weights": Change(lambda steps: [1, 3] if steps else [], SIZE),
+    "num_generations_eval": Change(4, SIZE),
     "save_steps": Change(3, "size; in the middle of the second rollout"),
     "eval_steps": Change(2, SIZE),
     "num_dev_problems": Change(4, SIZE),
@@ -66,7 +68,7 @@ CHANGES = {
 }
 ADDED = {
     "max_sampling_rounds": Change(2, SIZE),
-    "eval_benchmark_steps": Change(2, "recipes leave evaluation during training to the command line"),
+    "eval_benchmark_steps": Change(2, SIZE),
     "disable_tqdm": Change(True, "the output of a test is read when it fails"),
 }
 

@@ -18,6 +18,18 @@ BROKEN = [
     ("qwen3_14b", "", "max_promt_length: 2048", ["max_promt_length"]),
     ("qwen3_8b_dapo", "top_entropy_quantile: 1.0", "entropy_quantile: 1.0", ["entropy_quantile"]),
     ("qwen25_7b_grpo", "", "warmup: 10", ["warmup"]),
+    (
+        "qwen25_7b_grpo",
+        "lr_scheduler_type: constant_with_warmup",
+        "lr_scheduler_type: constant",
+        ["warmup_steps is '10 rollouts'", "constant_with_warmup"],
+    ),
+    (
+        "qwen3_14b",
+        "eval_benchmark_steps: 5 rollouts",
+        "eval_benchmark_steps: 5 epochs",
+        ["eval_benchmark_steps", "5 epochs"],
+    ),
     ("qwen3_8b_lora", "lora_r: 32", "lora_rank: 32", ["lora_rank"]),
     ("qwen3_0_6b", "", "gpu_memory: 24", ["gpu_memory"]),
     # Values of another kind.

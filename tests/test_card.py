@@ -65,8 +65,8 @@ RECIPE = {
     "top_entropy_quantile": 0.2,
 }
 METRICS = [
-    {"step": 1, "reward": 0.1, "step_time": 60.25, "num_tokens": 200.0, "entropy": 0.5},
-    {"step": 7, "reward": 0.3, "step_time": 30.25, "num_tokens": 1234.0, "entropy": 0.25},
+    {"step": 1, "reward": 0.1, "step_time": 60.25, "num_tokens": 200.0, "entropy/mean": 0.5},
+    {"step": 7, "reward": 0.3, "step_time": 30.25, "num_tokens": 1234.0, "entropy/mean": 0.25},
     {"step": 7, "peak_memory": 3 * 2**29},
 ]
 SAMPLES = [
@@ -316,6 +316,10 @@ def test_what_was_used_is_cited(tmp_path, arguments, cited):
         (
             {"top_entropy_quantile": 0.2, "entropy_selection": "gradient_norm"},
             "the 20% of tokens with the largest gradient in the LM head",
+        ),
+        (
+            {"top_entropy_quantile": 0.2, "entropy_selection": "random_matched"},
+            "random tokens with as much gradient as the 20% with the highest entropy",
         ),
         ({"top_entropy_quantile": 1.0}, "all tokens"),
     ],

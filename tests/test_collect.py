@@ -18,6 +18,7 @@ from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import cli
 from entropy_grpo.analysis.collect import run, scoring
 from entropy_grpo.analysis.collect.store import Collection, find
+from entropy_grpo.evaluation import run as evaluate
 
 TEMPERATURE = 0.7
 WORDS = "take need with yes no so to".split()
@@ -160,6 +161,27 @@ def test_generated_responses_are_those_of_eval(tmp_path, tiny_model):
     assert len(kept) == 6 and len(collection.column("base", "entropy")) == sum(len(r["completion_ids"]) for r in kept)
 
 
+def test_the_final_model_answers_and_the_base_gives_the_bins(tmp_path, tiny_model, other_model):
+    """The paper's order for Table 1 and Figure 4: the answers are those of `eval` with the final model."""
+    problems = [{"problem": f"go {i} to 9 need +2 with +3 -2 +1\n", "answer": "9"} for i in range(3)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    given = {"benchmarks": [str(tmp_path / "few.jsonl")], "samples": 2, "max_tokens": 7, "backend": "transformers"}
+    given |= {"model": f"base={tiny_model}", "against": [f"final={other_model}"]}
+    collection = run.run(run.Options(output=tmp_path / "out", answered_by="final", **given))
+    assert collection.checkpoints == ["base", "final"]  # the first gives positions and bins
+    evaluate.run(
+        evaluate.Options(other_model, given["benchmarks"], tmp_path / "eval", samples=2, max_tokens=7, top_p=1.0)
+    )
+    texts = [
+        pq.read_table(path)["response"].to_pylist() for path in (collection.responses, tmp_path / "eval/few.parquet")
+    ]
+    assert texts[0] == texts[1]
+    with pytest.raises(ValueError, match="answered_by is 'last', which is none of the checkpoints: base, final"):
+        run.run(run.Options(output=tmp_path / "new", answered_by="last", **given))
+    with pytest.raises(ValueError, match="answered_by 'final', where None is asked for"):
+        run.run(run.Options(output=tmp_path / "out", **given))
+
+
 def test_a_folder_holds_one_collection(collected, tiny_model, other_model, tmp_path):
     _, collection = collected
     rows = collection.path.parent / "rows.jsonl"
@@ -212,8 +234,8 @@ def test_ids_that_a_file_has_are_kept(tmp_path, tiny_model):
 def test_checkpoints_stand_in_the_order_of_their_steps():
     shell = run.named([f"run/checkpoint-{n}" for n in (120, 1000, 40)])
     assert list(run.by_step(shell)) == ["checkpoint-40", "checkpoint-120", "checkpoint-1000"]
-    mixed = {"checkpoint-120": "a", "final": "b", "checkpoint-40": "c"}
-    assert list(run.by_step(mixed)) == list(mixed)
+    mixed = {"step-120": "a", "final": "b", "step-40": "c"}
+    assert list(run.by_step(mixed)) == ["step-40", "step-120", "final"]
     assert run.named(["hub/Name-8B", "x=hub/Name-8B", "embedded:number_walk"]) == {
         "Name-8B": "hub/Name-8B",
         "x": "hub/Name-8B",

@@ -40,11 +40,11 @@ def plant(path, accuracy=0.5, seed=0, problems=20, samples=4, before=None, **set
     }
     (path / "evaluation.json").write_text(json.dumps({"after": summary}))
     steps = [
-        {"step": step, "entropy": 1.0 + seed + step, "step_time": 2.0, "num_tokens": 100.0 * step}
+        {"step": step, "entropy/mean": 1.0 + seed + step, "step_time": 2.0, "num_tokens": 100.0 * step}
         for step in (1, 2, 3)
     ]
     steps[2] |= {"eval_accuracy": accuracy}
-    steps += [{"step": 2, "resumed_from": 2}, {"step": 3, "entropy": 9.0, "step_time": 2.0, "num_tokens": 300.0}]
+    steps += [{"step": 2, "resumed_from": 2}, {"step": 3, "entropy/mean": 9.0, "step_time": 2.0, "num_tokens": 300.0}]
     steps.append({"step": 3, "peak_memory": 3 * 2**30})
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
     return read_run(path)
@@ -77,14 +77,16 @@ def test_groups_are_what_differs_but_for_the_seed(tmp_path):
 
 
 def test_long_series_are_means_of_stretches_from_the_lowest_to_the_highest_run(tmp_path):
-    rows = [[{"step": step, "entropy": float((7 * step + 3 * seed) % 11)} for step in range(1, 51)] for seed in (0, 1)]
+    rows = [
+        [{"step": step, "entropy/mean": float((7 * step + 3 * seed) % 11)} for step in range(1, 51)] for seed in (0, 1)
+    ]
     runs = runs_of(tmp_path, [0.5, 0.5])
     for run, log in zip(runs, rows, strict=True):
         run.steps[:] = log
-    found = compare.curve(runs, "entropy")
+    found = compare.curve(runs, "entropy/mean")
     assert list(found) == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45, 48, 50]
     for last, first in ((3, 1), (48, 46), (50, 49)):
-        means = [np.mean([row["entropy"] for row in log if first <= row["step"] <= last]) for log in rows]
+        means = [np.mean([row["entropy/mean"] for row in log if first <= row["step"] <= last]) for log in rows]
         assert found[last] == pytest.approx({"value": np.mean(means), "low": min(means), "high": max(means)})
 
 
@@ -97,8 +99,8 @@ def test_values_are_means_over_seeds_with_students_interval(tmp_path):
     assert found["over"] == "3 seeds"
     # Rows behind the checkpoint that a run went on from are void: the third step counts once.
     assert group["cost"] == {"seconds": 6.0, "tokens": 300.0, "peak_memory": 3 * 2**30}
-    assert group["curves"]["entropy"][1]["value"] == pytest.approx(3.0)
-    assert group["curves"]["entropy"][3]["value"] == 9.0
+    assert group["curves"]["entropy/mean"][1]["value"] == pytest.approx(3.0)
+    assert group["curves"]["entropy/mean"][3]["value"] == 9.0
     alone = compare.compare(runs_of(tmp_path, [0.5], rho=0.3))["groups"]["all"]["measures"]
     assert alone[COMPARED] == {"value": 0.5, "low": 0.1, "high": 0.9, "over": "problems"}
 
@@ -217,7 +219,7 @@ def test_a_benchmark_of_some_runs_or_under_other_settings_is_told(tmp_path):
     runs = runs_of(tmp_path, [0.4, 0.5], rho=0.2) + runs_of(tmp_path, [0.4, 0.5], rho=1.0)
     some = [plant_benchmark(run, [[True, False], [True, True]], "amc") for run in runs[:3]]
     found = compare.compare([*some, runs[3]], runs[3])
-    assert found["notes"] == [f"amc Acc@2: not known of {runs[3].path}."]
+    assert found["notes"] == [f"amc Acc@2, amc Len@2: not known of {runs[3].path}."]
     assert found["groups"]["rho 1.0"]["measures"]["amc Acc@2"]["over"] == "problems"
     # One seed in common, two questions.
     assert found["differences"]["rho 0.2"]["amc Acc@2"]["over"] == "2 problems"
@@ -231,6 +233,48 @@ def test_a_benchmark_of_some_runs_or_under_other_settings_is_told(tmp_path):
         path.unlink()
     found = compare.compare([read_run(run.path) for run in runs], other[0])
     assert found["groups"]["rho 1.0"]["measures"]["amc Acc@2"]["value"] == 0.75
+
+
+def test_lengths_and_averages_stand_beside_the_accuracies(tmp_path):
+    """Over the benchmarks that all runs have: a third of one run enters no average."""
+    runs = runs_of(tmp_path, [0.4, 0.5], rho=0.2) + runs_of(tmp_path, [0.4, 0.5], rho=1.0)
+    shares = []
+    for number, run in enumerate(runs):
+        aime, amc = [[True] * (number + 1) + [False] * (3 - number)], [[True, False]]
+        runs[number] = plant_benchmark(plant_benchmark(run, aime, "aime") and run, amc, "amc")
+        shares.append(((number + 1) / 4 + 0.5) / 2)
+    runs[0] = plant_benchmark(runs[0], [[True, True]], "minerva")
+    found = compare.compare(runs)["groups"]["rho 0.2"]["measures"]
+    assert found["Acc@N, average over benchmarks"]["value"] == pytest.approx(np.mean(shares[:2]))
+    assert found["Acc@N, average over benchmarks"]["over"] == "2 seeds"
+    assert found["Len@N, average over benchmarks"]["value"] == found["aime Len@4"]["value"] == 9
+    assert "9 [9, 9]" in tables.as_text(compare.compare(runs))
+    alone = compare.compare(runs[:1])["groups"]["all"]["measures"]["Acc@N, average over benchmarks"]
+    assert alone == {"value": pytest.approx((1 / 4 + 1 / 2 + 1) / 3)}
+
+
+def test_benchmarks_that_runs_answer_while_they_train_are_drawn(tmp_path):
+    runs = runs_of(tmp_path, [0.4, 0.5], rho=0.2) + runs_of(tmp_path, [0.4, 0.5], rho=1.0)
+    for run in runs:
+        run.steps.extend(
+            {"step": step, "eval_aime24/acc@16": 0.1 * step + run.seed, "eval_aime25/acc@16": 0.3, "eval_failures": 0}
+            for step in (0, 2, 4)
+        )
+    runs[0].steps.append({"step": 4, "eval_amc23/acc@16": 0.9})
+    found = compare.compare(runs)
+    labels = {key: found["curves"][key] for key in found["curves"].keys() - CURVES.keys()}
+    assert labels == {
+        "eval_aime24/acc@16": "aime24 Acc@16",
+        "eval_aime25/acc@16": "aime25 Acc@16",
+        "eval_amc23/acc@16": "amc23 Acc@16",
+        compare.AVERAGE: "Acc@N, average over benchmarks",
+    }
+    curves = found["groups"]["rho 0.2"]["curves"]
+    assert curves["eval_aime24/acc@16"][2] == pytest.approx({"value": 0.7, "low": 0.2, "high": 1.2})
+    assert curves[compare.AVERAGE][4] == pytest.approx({"value": 0.6, "low": 0.35, "high": 0.85})
+    assert curves["eval_amc23/acc@16"] == {} and list(curves[compare.AVERAGE]) == [0, 2, 4]
+    paths = compare.write(found, tmp_path / "out")
+    assert imread(paths[2]).std() > 0.05
 
 
 def test_command_writes_what_it_prints(tmp_path, capsys):

@@ -129,6 +129,7 @@ ROLLOUT = {"entropy_scope": "rollout", "gradient_accumulation_steps": 2, "steps_
         ({"importance_sampling_level": "sequence"}, 4),
         ({"loss_type": "vespo"}, 1 + 3 * 0.2),
         ({"entropy_selection": "bottom"}, 4 * 0.8),
+        ({"entropy_selection": "random_matched"}, 4),  # at most: how many tokens it takes is in the data
         ({"entropy_scope": "micro_batch"}, 1 + 3 * 0.2),
         ({"top_entropy_quantile": 1.0}, 4),
     ],

@@ -92,32 +92,42 @@ def trained(tiny_model, tmp_path_factory):
     )
 
 
-def tokens_of(trainer, step):
-    """(id, entropy, kept, advantage) of every token of an optimiser step."""
+def tokens_of(trainer, steps):
+    """(id, entropy, kept, advantage) of every token of some optimiser steps."""
     rows = []
-    for batch in trainer._buffered_inputs[2 * step : 2 * step + 2]:
+    for batch in (batch for step in steps for batch in trainer._buffered_inputs[2 * step : 2 * step + 2]):
         for i, t in batch["completion_mask"].nonzero().tolist():
             values = (batch[key][i, t].item() for key in ("completion_ids", "entropies", "kept_mask"))
             rows.append((*values, batch["advantages"][i].item()))
     return rows
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_a_step_logs_its_tokens(trained, step):
-    log, rows = trained.state.log_history[step], tokens_of(trained, step)
+def test_a_rollout_logs_its_tokens(trained):
+    """Once, with its first step, whichever of them that step trains on."""
+    log, rows = trained.state.log_history[0], tokens_of(trained, (0, 1))
+    assert log["entropy/mean"] == pytest.approx(statistics.fmean(h for _, h, _, _ in rows), rel=1e-5)
+    assert not [key for key in trained.state.log_history[1] if key.startswith("entropy/")]
     positive = {token for token, _, _, advantage in rows if advantage > 0}
     negatives = [row for row in rows if row[3] < 0]
     only = [entropy for token, entropy, _, _ in negatives if token not in positive]
-    assert log["entropy/negative_only"] == pytest.approx(statistics.fmean(only), rel=1e-5)
+    assert log["tokens/negative_only_entropy"] == pytest.approx(statistics.fmean(only), rel=1e-5)
     assert log["tokens/negative_only"] == pytest.approx(len(only) / len(negatives))
     for full in CATEGORIES:
         name = full.split()[0]
         own = [r for r in rows if category(trained.processing_class.decode([r[0]])) == full]
         assert log[f"tokens/{name}"] == pytest.approx(len(own) / len(rows))
-        for key, column in (("kept", 2), ("entropy", 1)):
-            value = pytest.approx(statistics.fmean(r[column] for r in own), rel=1e-5) if own else None
-            assert log[f"tokens/{name}_{key}"] == value
+        value = pytest.approx(statistics.fmean(r[1] for r in own), rel=1e-5) if own else None
+        assert log[f"tokens/{name}_entropy"] == value
     assert log["tokens/formal"] > 0 and log["tokens/semantic"] > 0
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_step_logs_its_tokens(trained, step):
+    log, rows = trained.state.log_history[step], tokens_of(trained, (step,))
+    for full in CATEGORIES:
+        own = [r for r in rows if category(trained.processing_class.decode([r[0]])) == full]
+        value = pytest.approx(statistics.fmean(r[2] for r in own), rel=1e-5) if own else None
+        assert log[f"tokens/{full.split()[0]}_kept"] == value
     changed = (log["probability/change"] > 1e-6, log["probability/top20_share"] is not None)
     assert changed == (step == 1, step == 1), "only the second step's policy is another"
 
@@ -131,6 +141,52 @@ def test_a_rollout_logs_its_responses(trained):
     assert log["completions/right_length"] == pytest.approx(statistics.fmean(right))
     assert log["completions/wrong_length"] == pytest.approx(statistics.fmean(wrong))
     assert log["quality/no_box"] == 1 and log["quality/format_entropy"] >= 0
+
+
+ARMS = {
+    "rho 1": {"top_entropy_quantile": 1.0},
+    "rollout": {"entropy_scope": "rollout", "top_entropy_quantile": 0.3},
+    "global": {"entropy_scope": "global", "top_entropy_quantile": 0.3},
+    "micro_batch": {"entropy_scope": "micro_batch", "top_entropy_quantile": 0.3},
+    "TRL's head": {"fused_lm_head": "trl", "top_entropy_quantile": 1.0},
+}
+
+
+def half_flat(completion_ids, **kwargs):
+    """Every second response is right in every other group, and all are in the rest, which have no advantage."""
+    return [float(i % 2) if i // fixed_rollout.GENERATIONS % 2 else 1.0 for i in range(len(completion_ids))]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_logs_the_entropies_of_one_population_by_one_policy(tiny_model, tmp_path, arm, steps):
+    """All tokens of the rollout under the policy that wrote it, in float64: half of its groups have no advantage, so
+    that not all sequences are run, and with two steps the second policy is another."""
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": steps}
+    settings |= {"steps_per_generation": 2 * steps, "learning_rate": 0.1, "reward": half_flat}
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, **settings, **ARMS[arm])
+    finish, kept = trainer.rollouts.finish, []
+    trainer.rollouts.finish = lambda output, supply: kept.append(finish(output, supply)) or kept[-1]
+    trainer.train()
+    model, (rollout,) = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64), kept
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    with torch.no_grad():
+        _, entropies = reference.score(model, *(rollout[key] for key in keys), 1.0)
+    mask = rollout["completion_mask"].bool()
+    ids = [row[m].tolist() for row, m in zip(rollout["completion_ids"], mask, strict=True)]
+    right = torch.tensor([value > 0 for value in half_flat(ids)])
+    log = trainer.state.log_history[0]
+    for name, chosen in (
+        ("mean", mask),
+        ("right", mask & right.unsqueeze(1)),
+        ("wrong", mask & ~right.unsqueeze(1)),
+        ("positive", mask & (rollout["advantages"] > 0).unsqueeze(1)),
+    ):
+        assert log[f"entropy/{name}"] == pytest.approx(entropies[chosen].mean().item(), rel=1e-4), name
+    ordered = entropies[mask].sort().values
+    for level in (5, 50, 95):
+        value = ordered[math.floor(level * (len(ordered) - 1) / 100)].item()
+        assert log[f"entropy/p{level}"] == pytest.approx(value, rel=1e-4)
 
 
 def test_nothing_of_it_is_logged_where_it_is_off(tiny_model, tmp_path):

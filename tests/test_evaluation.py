@@ -406,7 +406,7 @@ def test_two_models_are_compared(server, tmp_path, capsys):
     assert gain["value"] == pytest.approx(sum(differences) / 6)
     assert gain["low"] < gain["value"] < gain["high"]
     said = capsys.readouterr().out
-    assert f"above {tmp_path / 'a'}" in said and f"{gain['value']:+.3f} [{gain['low']:+.3f}" in said
+    assert f"difference from {tmp_path / 'a'}" in said and f"{gain['value']:+.3f} [{gain['low']:+.3f}" in said
     assert (tmp_path / "b" / "sums_pass_at_k.png").stat().st_size > 10_000
     other = questions_file(tmp_path, 5)
     served(server, other, tmp_path / "c")
@@ -428,7 +428,7 @@ def test_an_absent_server_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("entropy_grpo.evaluation.backends.server.FIRST_PAUSE", 0.001)
     benchmark = questions_file(tmp_path)
     with pytest.raises(SystemExit) as exit:
-        cli.main([*command("x", benchmark, tmp_path / "out"), "--backend", "http://127.0.0.1:9"])
+        cli.main([*command("x", benchmark, tmp_path / "out"), "--backend", "http://127.0.0.1:9", "--dtype", "auto"])
     assert exit.value.code == 2
     assert capsys.readouterr().err.startswith("error: backend is 'http://127.0.0.1:9', but no server there")
 

@@ -4,11 +4,17 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
-from entropy_grpo import launch
+from benchmarks.fixtures import fixed_rollout
+from entropy_grpo import EntropyForkGRPOConfig, launch
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.evaluation import callback, results
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend
+from entropy_grpo.models import load
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 
@@ -27,7 +33,7 @@ SETTINGS = {
     "max_completion_length": 12,
     "max_steps": 3,
     "disable_tqdm": "true",
-    "rewards": "[accuracy]",
+    "rewards": "[random]",  # so that steps have a gradient
 }
 
 
@@ -39,17 +45,22 @@ def train(model: str, run: RunFolder, **more) -> None:
 
 
 @pytest.mark.slow
-def test_a_benchmark_that_fails_does_not_stop_the_run(tiny_model, tmp_path):
+def test_a_benchmark_that_fails_does_not_stop_the_run(tiny_model, tmp_path, monkeypatch):
     benchmark = tmp_path / "walks.jsonl"
     rows = [json.dumps({"problem": f"go {n} to 8 need {8 - n:+d} with +7 -4 -1\n", "answer": 8}) for n in range(1, 6)]
     benchmark.write_text("\n".join(rows) + "\n")
     run = RunFolder(tmp_path / "run")
     names = f"[{benchmark}, {tmp_path / 'nowhere.jsonl'}]"
-    train(tiny_model, run, eval_benchmarks=names, eval_benchmark_steps=2)
+    sampling = {"eval_benchmark_temperature": 0.6, "eval_benchmark_top_p": 0.95}
+    drawn = watch_sampling(monkeypatch)
+    train(tiny_model, run, eval_benchmarks=names, eval_benchmark_steps=2, keep_weights="[1, 3]", **sampling)
+    # Evaluations before the first step and after the second, and a rollout for each step.
+    assert drawn == [(False, 0.6, 0.95), (True, 1.0, 1.0), (True, 1.0, 1.0), (False, 0.6, 0.95), (True, 1.0, 1.0)]
     logged = list(files.read_jsonl(run.metrics))
     assert [row["step"] for row in logged if "loss" in row] == [1, 2, 3]
-    [evaluated] = [row for row in logged if "eval_failures" in row]
-    assert (evaluated["step"], evaluated["eval_failures"]) == (2, 1)
+    first, evaluated = [row for row in logged if "eval_failures" in row]
+    assert (first["step"], first["eval_failures"]) == (0, 1)
+    assert (evaluated["step"], evaluated["eval_failures"]) == (2, 2)
     assert not any("reward" in row for row in logged if "eval_failures" in row)
     samples, figures = results.read(run.benchmarks / "step-2", "walks")
     table = samples.to_pylist()
@@ -58,11 +69,47 @@ def test_a_benchmark_that_fails_does_not_stop_the_run(tiny_model, tmp_path):
     assert evaluated["eval_walks/len@2"] == sum(row["tokens"] for row in table) / 10
     assert {row["finish"] for row in table if row["tokens"] == 12} <= {"length"}
     assert figures["settings"]["max_tokens"] == 12 and figures["step"] == 2
-    assert results.names_in(run.benchmarks / "step-2") == ["walks"]
+    assert (figures["settings"]["temperature"], figures["settings"]["top_p"]) == (0.6, 0.95)
+    assert [results.names_in(run.benchmarks / f"step-{step}") for step in (0, 2)] == [["walks"], ["walks"]]
+    # Weights alone, in the precision of the final model, which the last of them is.
+    assert sorted(path.name for path in (run.path / "weights").iterdir()) == ["step-1", "step-3"]
+    kept, final = (load_file(path / "model.safetensors") for path in (run.weights(3), run.path))
+    assert kept.keys() == final.keys() and all(torch.equal(kept[name], final[name]) for name in final)
+    assert not all(
+        torch.equal(weight, final[name]) for name, weight in load_file(run.weights(1) / "model.safetensors").items()
+    )
+    assert len(AutoTokenizer.from_pretrained(run.weights(1))) == len(AutoTokenizer.from_pretrained(run.path))
 
     without = RunFolder(tmp_path / "without")
     train(tiny_model, without)
     assert list(files.read_jsonl(run.samples)) == list(files.read_jsonl(without.samples))
+
+
+def test_training_and_evaluation_end_at_the_same_tokens(tiny_model, tmp_path):
+    """The tokens that the model's files declare; an end of a turn that they do not declare ends nothing."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    model.resize_token_embeddings(len(tokenizer))
+    model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    trainer = fixed_rollout.make_trainer(str(tmp_path / "model"), tmp_path / "run")
+    backend = TransformersBackend(*load.load_model(str(tmp_path / "model"), None, "auto"), batch_size=2)
+    asked = load.end_ids(tokenizer, load.load_generation_config(str(tmp_path / "model")))  # as vLLM's backend does
+    assert sorted(trainer.eos_token_ids) == backend.stops == asked == sorted([7, tokenizer.eos_token_id])
+
+
+def watch_sampling(monkeypatch):
+    """(is a rollout, temperature, top_p) of every generation, as transformers is asked for it."""
+    drawn, generate = [], GRPOTrainer._generate_single_turn
+
+    def note(self, *args, **kwargs):
+        config = self.generation_config
+        drawn.append((self.model.training, config.temperature, config.top_p))
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", note)
+    return drawn
 
 
 @pytest.mark.slow
@@ -85,9 +132,10 @@ def test_generation_that_fails_ends_the_run(tiny_model, tmp_path, monkeypatch):
 def test_answers_become_samples_of_their_questions():
     asked = [SimpleNamespace(id="a", prompt="1?"), SimpleNamespace(id="b", prompt="2?")]
     answers = [
-        {"prompt": p, "completion": c, "length": n} for p, c, n in [("2?", "x", 3), ("1?", "y", 5), ("2?", "z", 4)]
+        {"prompt": p, "completion": c, "length": n, "ended": n < 5}
+        for p, c, n in [("2?", "x", 3), ("1?", "y", 5), ("2?", "z", 4)]
     ]
-    rows = callback.sample_rows(asked, answers, 5, 0.25)
+    rows = callback.sample_rows(asked, answers, 0.25)
     assert [(row["question"], row["sample"], row["text"], row["finish"]) for row in rows] == [
         ("a", 0, "y", "length"),
         ("b", 0, "x", "stop"),
@@ -99,18 +147,57 @@ def test_answers_become_samples_of_their_questions():
     "settings, said",
     [
         ({"eval_benchmarks": ["aime24"]}, "eval_benchmark_steps is None and eval_benchmarks is"),
-        ({"eval_benchmark_steps": 3}, "eval_benchmark_steps is 3 and eval_benchmarks is"),
-        ({"eval_benchmarks": ["aime24"], "eval_benchmark_steps": 0}, "eval_benchmark_steps is 0"),
+        ({"eval_benchmark_steps": 3}, "eval_benchmark_steps is 3, which nothing reads without eval_benchmarks"),
+        ({"eval_benchmark_temperature": 0.6}, "eval_benchmark_temperature is 0.6, which nothing reads"),
+        (
+            {"eval_benchmarks": ["aime24"], "eval_benchmark_steps": 1, "eval_benchmark_top_p": 1.5},
+            "eval_benchmark_top_p is 1.5",
+        ),
+        (
+            {"eval_benchmarks": ["aime24"], "eval_benchmark_steps": 1, "eval_benchmark_temperature": 0.0},
+            "eval_benchmark_temperature is 0.0",
+        ),
         (
             {"eval_benchmarks": ["aime"], "eval_benchmark_steps": 1},
             "eval_benchmarks names 'aime': choose among aime24",
         ),
         (
             {"eval_benchmarks": ["humaneval"], "eval_benchmark_steps": 1},
-            "eval_benchmarks names 'humaneval', whose pro",
+            "eval_benchmarks names 'humaneval', a benchmark of programs",
         ),
     ],
 )
 def test_wrong_settings_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         RunConfig(dataset_name="gsm8k", **settings)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"eval_benchmarks": ["aime24"], "eval_benchmark_steps": 0}, "eval_benchmark_steps is 0: write 1 or more"),
+        ({"eval_benchmarks": ["aime24"], "eval_benchmark_steps": "2 rolls"}, "eval_benchmark_steps is '2 rolls'"),
+        ({"keep_weights": [3, "0 rollouts"]}, "keep_weights is '0 rollouts': write 1 or more"),
+    ],
+)
+def test_steps_are_read_by_the_size_of_a_rollout(settings, said, tmp_path):
+    args = EntropyForkGRPOConfig(
+        str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        num_generations=2,
+        prompts_per_rollout=8,
+        steps_per_rollout=4,
+        per_device_train_batch_size=2,
+    )
+    good = RunConfig(
+        dataset_name="gsm8k",
+        eval_benchmarks=["aime24"],
+        eval_benchmark_steps="3 rollouts",
+        keep_weights=[5, "1 rollout"],
+    )
+    assert (good.evaluation_steps(args), good.weight_steps(args)) == (12, [5, 4])
+    config = RunConfig(dataset_name="gsm8k", **settings)
+    with pytest.raises(ValueError, match=said):
+        config.evaluation_steps(args)
+        config.weight_steps(args)

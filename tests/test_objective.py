@@ -16,6 +16,7 @@ from entropy_grpo.objective.window import select_tokens, token_places
 
 from . import reference
 from .conftest import REPOSITORY
+from .test_selection import matched_by_brute_force
 
 TEMPERATURE = 0.7
 LIKE_TRL = {"fused_lm_head": "trl", "batch_by_length": False}
@@ -36,6 +37,7 @@ def make_batches(sizes, seed=0, vocabulary=377, empty_rows=()):
                 "completion_ids": torch.randint(3, vocabulary, (size, length), generator=rng),
                 "completion_mask": (torch.arange(length) < lengths.unsqueeze(1)).long(),
                 "advantages": torch.randn(size, generator=rng),
+                "right": torch.arange(first, first + size) % 3 == 0,
                 "noise": 0.4 * torch.randn(size, length, generator=rng),
                 "sequence_index": torch.arange(first, first + size),
                 "sequence_count": torch.tensor(total),
@@ -178,6 +180,7 @@ def test_rollout_scope_divides_each_step_by_its_own_kept_tokens(tiny_model, tmp_
     shares, first = [], 0
     for b, (logps, _), mask in zip(batches, scores, masks, strict=True):
         b["kept_mask"] = whole[first : first + mask.size(0), : mask.size(1)]
+        b["counted"] = b["kept_mask"].sum(1)
         b["entropies"] = scores[len(shares)][1].detach().float()
         b["threshold"] = torch.tensor(math.nan)
         first += mask.size(0)
@@ -236,11 +239,12 @@ def test_metrics_are_the_formulas(tiny_model, tmp_path):
         )
         for b in batches
     ]
-    rows = []  # entropy, advantage, ratio of every token of the window
+    rows, right = [], []  # entropy, advantage, ratio of every token of the window; entropies of right responses
     for (logps, entropies), b in zip(scores, batches, strict=True):
         for i, t in b["completion_mask"].nonzero().tolist():
             ratio = (logps[i, t] - b["old_per_token_logps"][i, t]).exp().item()
             rows.append((entropies[i, t].item(), b["advantages"][i].item(), ratio))
+            right += [entropies[i, t].item()] if b["right"][i] else []
     rows.sort(reverse=True)
     number = -(-len(rows) // 5)
     kept, dropped = rows[:number], rows[number:]
@@ -251,8 +255,12 @@ def test_metrics_are_the_formulas(tiny_model, tmp_path):
 
     metrics = {key: values[-1] for key, values in trainer._metrics["train"].items()}
     assert metrics["selection/threshold"] == pytest.approx(kept[-1][0], rel=1e-5)
-    assert metrics["entropy/kept"] == pytest.approx(mean(h for h, _, _ in kept), rel=1e-5)
-    assert metrics["entropy/dropped"] == pytest.approx(mean(h for h, _, _ in dropped), rel=1e-5)
+    assert metrics["selection/kept_entropy"] == pytest.approx(mean(h for h, _, _ in kept), rel=1e-5)
+    assert metrics["selection/dropped_entropy"] == pytest.approx(mean(h for h, _, _ in dropped), rel=1e-5)
+    assert metrics["entropy/mean"] == pytest.approx(mean(h for h, _, _ in rows), rel=1e-5)
+    assert metrics["entropy/right"] == pytest.approx(mean(right), rel=1e-5)
+    everything = sum(h for h, _, _ in rows)
+    assert metrics["entropy/wrong"] == pytest.approx((everything - sum(right)) / (len(rows) - len(right)), rel=1e-5)
     assert metrics["entropy/positive"] == pytest.approx(mean(h for h, a, _ in rows if a > 0), rel=1e-5)
     assert metrics["entropy/negative"] == pytest.approx(mean(h for h, a, _ in rows if a < 0), rel=1e-5)
     low, high = mean(a < 0 and r < 0.8 for _, a, r in kept), mean(a > 0 and r > 1.28 for _, a, r in kept)
@@ -337,7 +345,7 @@ def assert_same_step(tiny_model, first, second):
     start = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
     steps = [{name: weight - start[name] for name, weight in weights.items()} for weights, _ in (first, second)]
     assert_close(*steps, 1e-5)
-    for key in ("loss", "selection/kept_fraction", "entropy/kept", "entropy/p90"):
+    for key in ("loss", "selection/kept_fraction", "selection/kept_entropy", "entropy/p90"):
         assert first[1][key] == pytest.approx(second[1][key], rel=1e-4, abs=1e-6), key
 
 
@@ -382,10 +390,12 @@ def test_sparse_head_and_trimmed_batches_change_nothing(tiny_model, tmp_path, rh
     start = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
     assert_close(*({n: w - start[n] for n, w in fixed_rollout.weights(t).items()} for t in (plain, fast)), 1e-5)
     for row, plain_row in zip(fast.state.log_history[:steps], plain.state.log_history[:steps], strict=True):
-        keys = ["loss", "grad_norm"]
+        keys = ["loss", "grad_norm", "selection/kept_fraction"]
+        # Of all tokens of the rollout, also where sequences without an advantage are not run.
+        keys += [key for key in plain_row if key.startswith("entropy/")]
+        assert ("entropy/p90" in keys) == (plain_row["step"] == 1)
         if rho < 1:  # the entropies of sequences that are not run are known where the tokens are ranked beforehand
-            keys += ["entropy/kept", "entropy/positive", "entropy/p90", "selection/kept_fraction"]
-            keys += ["clip_ratio/kept_low", "clip_ratio/kept_high"]
+            keys += ["selection/kept_entropy", "clip_ratio/kept_low", "clip_ratio/kept_high"]
         for key in keys:
             assert row[key] == pytest.approx(plain_row[key], rel=1e-4, abs=1e-6, nan_ok=True), key
         assert plain_row["batching/run_fraction"] == 1
@@ -489,20 +499,8 @@ def test_only_tokens_with_a_gradient_are_projected(tiny_model, tmp_path, monkeyp
     assert sum(forward) == sum(backward) == wanted
 
 
-@pytest.mark.parametrize("scope", ["micro_batch", "global", "rollout"])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_gradient_norm_keeps_the_tokens_of_largest_gradient_in_the_head(tiny_model, tmp_path, scope, accumulation):
-    """Each token's loss alone, differentiated in float64 with the whole (V, H) gradient of the head."""
-    trainer = make_trainer(
-        tiny_model,
-        tmp_path,
-        accumulation,
-        top_entropy_quantile=0.2,
-        entropy_selection="gradient_norm",
-        entropy_scope=scope,
-    )
-    batches = make_batches((8,) if accumulation == 1 else (4, 4), seed=2)
-    set_old_logps(trainer.model, batches)
+def differentiate(tiny_model, batches):
+    """Add `norms`: each token's loss alone, differentiated in float64 with the whole (V, H) gradient of the head."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
     for b in batches:
         keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -516,12 +514,28 @@ def test_gradient_norm_keeps_the_tokens_of_largest_gradient_in_the_head(tiny_mod
             (gradient,) = torch.autograd.grad(surrogate, model.lm_head.weight, retain_graph=True)
             norms[i, t] = gradient.norm()
         b["norms"] = norms
+
+
+@pytest.mark.parametrize("scope", ["micro_batch", "global", "rollout"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_gradient_norm_keeps_the_tokens_of_largest_gradient_in_the_head(tiny_model, tmp_path, scope, accumulation):
+    trainer = make_trainer(
+        tiny_model,
+        tmp_path,
+        accumulation,
+        top_entropy_quantile=0.2,
+        entropy_selection="gradient_norm",
+        entropy_scope=scope,
+    )
+    batches = make_batches((8,) if accumulation == 1 else (4, 4), seed=2)
+    set_old_logps(trainer.model, batches)
+    differentiate(tiny_model, batches)
     assert any((b["norms"] == 0)[b["completion_mask"].bool()].any() for b in batches), "some tokens should be clipped"
     if scope == "rollout":
         scored = [trainer._score(b, entropies=True) for b in batches]
         masks, threshold = select_tokens(scored, batches, trainer.spec, trainer.ranks, seed=0)
         batches = [
-            b | {"kept_mask": m, "entropies": s.entropies, "threshold": torch.tensor(threshold)}
+            b | {"kept_mask": m, "counted": m.sum(1), "entropies": s.entropies, "threshold": torch.tensor(threshold)}
             for b, m, s in zip(batches, masks, scored, strict=True)
         ]
     run_window(trainer, batches)
@@ -540,6 +554,39 @@ def test_gradient_norm_keeps_the_tokens_of_largest_gradient_in_the_head(tiny_mod
     assert trainer._metrics["train"]["selection/threshold"][-1] == pytest.approx(lowest * TEMPERATURE, rel=1e-4)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_matched_norms_are_those_of_the_top_and_so_is_the_denominator(tiny_model, tmp_path, accumulation):
+    """Loss and gradient in float64: random tokens until their gradients add up to the top's, over the top's number."""
+    settings = {"top_entropy_quantile": 0.2, "entropy_selection": "random_matched"}
+    trainer = make_trainer(tiny_model, tmp_path, accumulation, **settings)
+    batches = make_batches((8,) if accumulation == 1 else (4, 4), seed=2)
+    set_old_logps(trainer.model, batches)
+    differentiate(tiny_model, batches)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    scores = [reference.score(model, *(b[key] for key in keys), TEMPERATURE) for b in batches]
+    logps, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
+    old, norms, mask, advantages = (
+        torch.cat([b[key] for b in batches])
+        for key in ("old_per_token_logps", "norms", "completion_mask", "advantages")
+    )
+    places = torch.cat([token_places(b) for b in batches])
+    kept, top = matched_by_brute_force(entropies.detach(), norms, mask.bool(), 0.2, places, trainer._step_seed)
+    loss = reference.objective(logps, old.double(), advantages.double(), kept, 0.2, 0.28) * kept.sum() / top.sum()
+    loss.backward()
+    found, gradients = run_window(trainer, batches)
+    assert found == pytest.approx(loss.item(), rel=1e-4)
+    assert_close(gradients, {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}, 1e-4)
+    assert kept.sum() != top.sum() or not torch.equal(kept, top)
+    assert -1e-6 < norms[kept].sum() - norms[top].sum() < norms.max()
+
+
+def test_matched_norms_of_a_rollout_are_those_of_its_only_step(tiny_model, tmp_path):
+    settings = {"top_entropy_quantile": 0.2, "entropy_selection": "random_matched"}
+    runs = [one_step(tiny_model, tmp_path / scope, entropy_scope=scope, **settings) for scope in ("global", "rollout")]
+    assert_same_step(tiny_model, *runs)
+
+
 def test_accumulation_changes_the_tokens_under_micro_batch_scope(tiny_model, tmp_path):
     """The documented difference: a threshold per forward pass keeps other tokens, and more, each count rounded up."""
     settings = {"top_entropy_quantile": 0.2, "entropy_scope": "micro_batch"}
@@ -548,7 +595,7 @@ def test_accumulation_changes_the_tokens_under_micro_batch_scope(tiny_model, tmp
         tiny_model, tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=8, **settings
     )
     assert split["selection/kept_fraction"] > whole["selection/kept_fraction"]
-    assert split["entropy/kept"] < whole["entropy/kept"]
+    assert split["selection/kept_entropy"] < whole["selection/kept_entropy"]
 
 
 DDP = ["accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0"]
@@ -562,6 +609,7 @@ TWO_PROCESSES = {
         "DDP accumulated": ("global", 0.2, 2),
         "DDP, one token: a rank keeps none": ("global", 0.005, 1),
         "DDP, rollout scope, most sequences keep none": ("rollout", 0.02, 2),
+        "DDP, rollout scope, random tokens of matched norm": ("matched", 0.2, 2),
     },
     "benchmarks.fixtures.fsdp2_on_cpu": {
         "FSDP2 accumulated": ("global", 0.2, 2),
@@ -578,6 +626,8 @@ def test_two_processes_are_one(tiny_model, tmp_path, launcher, script):
     runs = {}
     for name, (scope, rho, accumulation) in TWO_PROCESSES[script].items():
         settings = {"top_entropy_quantile": rho, "entropy_scope": scope, "gradient_accumulation_steps": accumulation}
+        if scope == "matched":
+            settings |= {"entropy_scope": "rollout", "entropy_selection": "random_matched"}
         runs[name] = {"per_device_train_batch_size": 4 // accumulation, **settings}
     command = [sys.executable, "-m", *launcher, "-m", script, tiny_model, str(tmp_path), json.dumps(runs)]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)

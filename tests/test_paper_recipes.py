@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+import torch
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config, get_scheduler
 
 from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo.config import recipe
 from entropy_grpo.config.batches import batch_shape
+from entropy_grpo.config.run import CLASSES
 from entropy_grpo.planning import plan
 
 from .conftest import REPOSITORY
@@ -47,6 +49,12 @@ FORKING = {
     "learning_rate": 1e-6,
     "lr_scheduler_type": "constant",
     "warmup_steps": 0,
+    # The last step of Table 1, which looks at these steps; curves of both AIMEs, 16 responses at temperature 1.
+    "max_steps": 1360,
+    "keep_weights": [16, 112, 160, 480, 800, 840, 864, 1280, 1360],
+    "eval_benchmarks": ["aime24", "aime25"],
+    "eval_benchmark_steps": "5 rollouts",
+    "num_generations_eval": 16,
     "weight_decay": 0.1,
     "max_grad_norm": 1.0,
     "rewards": ["accuracy", "overlong"],
@@ -67,14 +75,26 @@ EXCHANGE = {
     "max_completion_length": 8192,
     "overlong_cache_length": 1024,
     "learning_rate": 1e-6,
-    "warmup_steps": 10,
+    # verl's steps are rollouts, of 16 optimiser steps.
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": "10 rollouts",
+    "max_steps": "300 rollouts",
+    "weight_decay": 0.1,
+    "max_grad_norm": 1.0,
+    # Figure 1, and the settings of its evaluation.
+    "eval_benchmarks": ["aime24", "aime25", "math500"],
+    "eval_benchmark_steps": "10 rollouts",
+    "eval_benchmark_temperature": 0.6,
+    "eval_benchmark_top_p": 0.95,
+    "num_generations_eval": 8,
     "reward_scale": "+-1",
     "dataset_name": "still_3",
     "model_name_or_path": "Qwen/Qwen2.5-7B",
 }
 PPL = {"ppl_shaping_alpha": 0.01}
 POSITION = {f"position_shaping_{name}": value for name, value in (("gamma", 0.1), ("d", 1), ("m", 15), ("n", 0.5))}
-POSITION |= {"position_shaping_start": 200, "position_shaping_end": 300}
+POSITION |= {"position_shaping_start": "200 rollouts", "position_shaping_end": "300 rollouts"}
+ON_ONE_CPU = "--use_cpu true --bf16 false --use_vllm false".split()
 RAISED = 160  # positions of a tiny model that has 128
 # Its 4,096 positions hold no prompt of 2,048 tokens and response of 8,192.
 MATH = EXCHANGE | {"model_name_or_path": "Qwen/Qwen2.5-Math-7B", "max_position_embeddings": 2048 + 8192}
@@ -84,6 +104,9 @@ SMALL = {
     "steps_per_rollout",
     "max_completion_length",
     "overlong_cache_length",
+    "keep_weights",
+    "eval_benchmark_steps",
+    "num_generations_eval",
 }
 ADAPTERS = {"use_peft": True, "model_name_or_path": "Qwen/Qwen3-8B-Base", "learning_rate": 1e-5}
 FIGURES = {
@@ -95,6 +118,7 @@ FIGURES = {
     **{f"qwen3_8b_top{share}": FORKING | {"top_entropy_quantile": share / 100} for share in (10, 15, 25, 30, 50)},
     "qwen3_8b_bottom80": FORKING | {"entropy_selection": "bottom"},
     "qwen3_8b_random20": FORKING | {"entropy_selection": "random"},
+    "qwen3_8b_matched20": FORKING | {"entropy_selection": "random_matched"},
     "qwen3_8b_gradient20": FORKING | {"entropy_selection": "gradient_norm"},
     **{
         f"qwen3_8b_reward_{name}": FORKING
@@ -105,6 +129,14 @@ FIGURES = {
     "qwen25_7b_ppl": EXCHANGE | PPL,
     "qwen25_7b_position": EXCHANGE | POSITION,
     "qwen25_7b_ppl_position": EXCHANGE | PPL | POSITION,
+    **{
+        f"{family}_{name}": figures | changed
+        for family, figures in (("qwen25_7b", EXCHANGE), ("qwen25_math_7b", MATH))
+        for name, changed in (
+            ("position_early", POSITION | {"position_shaping_d": -1}),
+            ("ppl_high", {"ppl_shaping_alpha": -0.01}),
+        )
+    },
     "qwen25_7b_forking": EXCHANGE | {"top_entropy_quantile": 0.2},
     "qwen25_math_7b_grpo": MATH,
     "qwen25_math_7b_ppl": MATH | PPL,
@@ -132,6 +164,27 @@ def test_figures_are_those_of_the_paper(name):
     values = {key: setting.value for key, setting in settings.items()}
     for key, expected in FIGURES[name].items():
         assert values[key] == expected, key
+
+
+EXCHANGED = sorted(name for name in RECIPES if name.startswith("qwen25"))
+
+
+@pytest.mark.parametrize("name", EXCHANGED)
+def test_a_step_of_the_second_paper_is_a_rollout(name):
+    """16 optimiser steps, whatever the launch: warm-up until 160, shaping from 3,200 to 4,800, where a run ends."""
+    _, args, _ = recipe.build(recipe.load(RECIPES[name]) | recipe.overrides(ON_ONE_CPU), CLASSES)
+    assert (args.warmup_steps, args.max_steps, args.save_steps) == (160, 4800, 160)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(args.max_steps), args.max_steps)
+    rates = []
+    for _ in range(170):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1e-6 * min(step / 160, 1) for step in range(170)])
+    if "position" in name:
+        active = [step for step in range(5000) if args.position_schedule.active(step, None)]
+        assert active == list(range(3200, 4800))
 
 
 def test_every_recipe_has_figures():
@@ -233,7 +286,7 @@ def test_two_steps_by_the_literal_command(tmp_path, name, family):
         "--prompts_per_rollout 4 --steps_per_rollout 2 --num_generations 4 --per_device_train_batch_size 2 "
         "--max_completion_length 16 --overlong_cache_length 8 --max_sampling_rounds 2 --save_strategy no "
         "--accelerate_config none --model_revision main --disable_tqdm true "
-        "--decontaminate_against []"
+        "--decontaminate_against [] --keep_weights [] --eval_benchmarks []"
     )
     if "_math_7b" in name:
         words += f" --max_position_embeddings {RAISED}"

@@ -727,8 +727,11 @@ def test_a_checkpoint_has_the_bytes_of_its_files(tmp_path):
     for name, file in ("weights", "model.safetensors"), ("optimizer", "optimizer.pt"):
         assert 0 <= (tmp_path / file).stat().st_size - found[name] < 40_000
     assert found["kept"] == 4 and found["run"] == 4 * found["checkpoint"] + found["weights"]
-    none = plan.resolve(str(REPOSITORY / "recipes/demo_cpu.yaml"), [*words, "--save_strategy", "no"])
+    none = plan.resolve(str(REPOSITORY / "recipes/demo_cpu.yaml"), [*words[:-2], "--save_strategy", "no"])
     assert disk.disk(none)["run"] == found["weights"]
+    kept = disk.disk(plan.resolve(str(REPOSITORY / "recipes/demo_cpu.yaml"), [*words, "--keep_weights", "[3, 7, 9]"]))
+    assert kept["kept_weights"] == 2 * found["weights"], "the run has seven steps"
+    assert kept["run"] == found["run"] + kept["kept_weights"]
 
 
 def test_a_port_in_use_is_named(recipe_file):

@@ -19,10 +19,10 @@ def rows(count=5):
             "step": step,
             "reward": 0.1 * step,
             "eval_accuracy": 0.05 * step if step % 2 else None,
-            "entropy": 0.5 - 0.02 * step,
+            "entropy/mean": 0.5 - 0.02 * step,
             **{f"entropy/{key}": 0.1 * i for i, key in enumerate(("p5", "p25", "p50", "p75", "p90", "p95", "p99"))},
-            "entropy/kept": 1.0 - 0.05 * step,
-            "entropy/dropped": 0.05,
+            "selection/kept_entropy": 1.0 - 0.05 * step,
+            "selection/dropped_entropy": 0.05,
             "selection/threshold": 0.3,
             "selection/kept_fraction": 0.2,
         }
@@ -68,11 +68,11 @@ def test_the_same_metrics_give_the_same_plots(tmp_path, usual):
     [
         ("reward", "reward.png"),
         ("eval_accuracy", "reward.png"),
-        ("entropy", "entropy.png"),
+        ("entropy/mean", "entropy.png"),
         ("entropy/p99", "entropy.png"),
         ("selection/threshold", "entropy.png"),
         ("selection/kept_fraction", "kept.png"),
-        ("entropy/dropped", "kept.png"),
+        ("selection/dropped_entropy", "kept.png"),
     ],
 )
 def test_a_metric_changes_its_own_plot_alone(tmp_path, usual, key, plot):
@@ -106,7 +106,7 @@ def test_a_missing_value_is_left_out_of_its_own_curve(tmp_path):
 
 def test_missing_and_null_values_are_the_same(tmp_path):
     missing, null = rows(), rows()
-    for key in ("reward", "entropy/p50", "entropy/kept", "selection/threshold", "eval_accuracy"):
+    for key in ("reward", "entropy/p50", "selection/kept_entropy", "selection/threshold", "eval_accuracy"):
         for i in (0, 3):
             missing[i].pop(key)
             null[i][key] = None

@@ -276,7 +276,10 @@ def test_dump_refuses_what_would_end_the_string():
             ["vllm_importance_sampling_mode is 'sequence_mask'", "token_truncate"],
         ),
         (["--entropy_denominator", "some"], ["entropy_denominator is 'some'", "kept, all"]),
-        (["--entropy_selection", "bottom", "--top_entropy_quantile", "1.0"], ["which keeps the share 1", "below 1"]),
+        (
+            ["--entropy_selection", "bottom", "--top_entropy_quantile", "1.0"],
+            ["entropy_selection is 'bottom'", "below 1"],
+        ),
         (["--loss_type", "grpo"], ["entropy_denominator is 'kept'", "loss_type is 'grpo'", "dapo"]),
         (["--per_device_train_batch_size", "31"], ["124", "num_generations (8)"]),
         (["--gradient_accumulation_steps", "3"], ["steps_per_generation is 4", "gradient_accumulation_steps is 3"]),

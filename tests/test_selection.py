@@ -6,7 +6,14 @@ import threading
 import pytest
 import torch
 
-from entropy_grpo.objective.selection import MAX_TOKENS, gradient_norms, percentiles, random_scores, select
+from entropy_grpo.objective.selection import (
+    MAX_TOKENS,
+    gradient_norms,
+    percentiles,
+    random_scores,
+    select,
+    select_matched,
+)
 from entropy_grpo.objective.share import kept_count, kept_share
 
 from . import reference
@@ -131,6 +138,58 @@ def test_ranks_keep_what_one_process_keeps(kind, rho):
     assert torch.equal(torch.cat([kept for kept, _ in results]), whole)
     if kind != "random":
         assert {t for _, t in results} == {threshold}
+
+
+def matched_by_brute_force(entropies, norms, mask, rho, places, seed):
+    """Random tokens one by one, until their norms, in units of 2^-30 of the largest, add up to those of the top."""
+    units = {
+        c: round(float(norms[c].double() / norms[mask].max().double()) * 2**30)
+        for c in map(tuple, mask.nonzero().tolist())
+    }
+    top = reference.top(entropies, mask, rho, places)
+    wanted = sum(units[c] for c in units if top[c])
+    drawn = random_scores(places, seed)
+    kept, total = torch.zeros_like(mask), 0
+    for cell in sorted(units, key=lambda c: (-float(drawn[c]), int(places[c]))):
+        if total >= wanted:
+            break
+        kept[cell] = True
+        total += units[cell]
+    return kept, top
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rho", [0.01, 0.2, 0.9])
+def test_matched_tokens_have_the_gradient_of_the_top(seed, rho):
+    entropies, mask, places = ragged(seed)
+    rng = torch.Generator().manual_seed(seed + 10)
+    # Norms grow with the entropy, and some are zero, as those of tokens without advantage are.
+    norms = (
+        (entropies + 0.1)
+        * torch.rand(entropies.shape, generator=rng)
+        * (torch.rand(entropies.shape, generator=rng) < 0.8)
+    )
+    kept = select_matched(entropies, norms, mask, rho, places, seed=seed)
+    expected, top = matched_by_brute_force(entropies, norms, mask, rho, places, seed)
+    assert torch.equal(kept, expected)
+    excess = norms[kept].double().sum() - norms[top].double().sum()
+    assert -1e-6 < excess < norms[mask].max() + 1e-6
+    parts = [slice(0, 2), slice(2, 3), slice(3, 7)]
+    results = on_ranks(
+        [(rows,) for rows in parts],
+        lambda reduce, rows: select_matched(
+            entropies[rows], norms[rows], mask[rows], rho, places[rows], seed=seed, reduce=reduce
+        ),
+    )
+    assert torch.equal(torch.cat(results), kept)
+
+
+def test_matched_tokens_without_a_gradient_are_none():
+    entropies, mask, places = ragged(0)
+    assert not select_matched(entropies, torch.zeros_like(entropies), mask, 0.2, places).any()
+    assert not select_matched(entropies, entropies, torch.zeros_like(mask), 0.2, places).any()
+    only_dropped = (entropies == entropies[mask].min()).float()
+    assert not select_matched(entropies, only_dropped, mask, 0.1, places).any(), "the top has no gradient either"
 
 
 def test_batching_does_not_change_a_random_selection():

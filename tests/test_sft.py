@@ -58,9 +58,9 @@ def config(tmp_path, rows=ROWS, **fields):
     return SFTRunConfig(dataset_name=write(tmp_path / "teacher.jsonl", rows), **named)
 
 
-def taken(cfg, max_length=None):
+def taken(cfg, max_length=None, seed=0):
     rows = load_rows(cfg)
-    return choose(cfg, rows, build_tokenizer(), max_length)
+    return choose(cfg, rows, build_tokenizer(), max_length, seed)
 
 
 def test_the_first_right_response_of_a_problem_is_taken(tmp_path):
@@ -86,9 +86,20 @@ def test_evaluation_problems_are_left_out(tmp_path):
 
 
 def test_too_few_right_responses_are_refused(tmp_path):
-    assert taken(config(tmp_path, num_responses=3))[0] == [0, 3, 6]
-    with pytest.raises(ValueError, match=r"num_responses is 5 but .* has 4 usable responses"):
+    with pytest.raises(ValueError, match=r"num_responses is 5, but .* has 4 usable responses"):
         taken(config(tmp_path, num_responses=5))
+
+
+def test_the_responses_are_drawn_at_random(tmp_path):
+    """Each problem equally often, not the first ones of the file."""
+    rows = [teach(i) for i in range(1, 13)]
+    cfg = config(tmp_path, rows, num_responses=3)
+    draws = [taken(cfg, seed=seed)[0] for seed in range(60)]
+    assert all(draw == sorted(set(draw)) and len(draw) == 3 for draw in draws)
+    assert draws[0] == taken(cfg, seed=0)[0]
+    counts = [sum(i in draw for draw in draws) for i in range(12)]
+    assert 4 < min(counts) and max(counts) < 30  # 15 on average, standard deviation 3.4
+    assert taken(cfg, seed=0)[1]["drawn_from"] == 12
 
 
 def test_the_results_of_an_evaluation_of_the_teacher_are_read(tmp_path):

@@ -51,6 +51,18 @@ def test_perplexity_weights_are_the_formula():
             assert weights[i].item() == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_ablations_are_the_other_signs():
+    """1 + alpha w favours high perplexity; d = -1 gives the early tokens what d = 1 gives the late ones."""
+    weights = torch.tensor([-1.0, 0.5, 1.0], dtype=torch.float64)
+    advantages = torch.tensor([2.0, -1.0, -3.0], dtype=torch.float64)
+    expected = [2 * (1 - 0.01), -1 * (1 + 0.005), -3 * (1 + 0.01)]
+    assert shaping.ppl_advantages(advantages, weights, -0.01).tolist() == pytest.approx(expected)
+    early = shaping.position_advantages(advantages, torch.ones(3, 5), 0.1, d=-1.0)
+    late = shaping.position_advantages(advantages, torch.ones(3, 5), 0.1, d=1.0)
+    assert torch.allclose(early, late.flip(1), atol=1e-12)
+    assert early[0].tolist() == pytest.approx([2 + 0.1 * sigmoid(-15 * (t / 4 - 0.5)) for t in range(5)])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_perplexities_do_not_blow_up(dtype):
     """Rounding errors are no perplexities: the same tokens in another order, and a difference below the floor."""
@@ -198,14 +210,12 @@ def test_a_run_stays_on_its_plateau_and_goes_on_after_a_checkpoint():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"ppl_shaping_alpha": 0.0}, "ppl_shaping_alpha is 0.0: it must be above 0"),
-        ({"ppl_shaping_alpha": 0.7}, "num_generations 4 it must be below 0.6667"),
-        ({"ppl_shaping_start": 3}, "ppl_shaping_start is 3, but ppl_shaping_alpha is null.*: set"),
-        ({"position_shaping_m": 10.0}, "position_shaping_m is 10.0, but position_shaping_gamma is null.*: set"),
-        (
-            {"position_shaping_plateau_steps": 9},
-            "position_shaping_plateau_steps is 9, but position_shaping_gamma is null",
-        ),
+        ({"ppl_shaping_alpha": 0.0}, "ppl_shaping_alpha is 0.0: .* must not be 0"),
+        ({"ppl_shaping_alpha": 0.7}, "num_generations 4 it must lie between -0.6667 and 0.6667"),
+        ({"ppl_shaping_alpha": -0.7}, "num_generations 4 it must lie between -0.6667 and 0.6667"),
+        ({"ppl_shaping_start": 3}, "ppl_shaping_start is 3, which nothing reads.*set ppl_shaping_alpha"),
+        ({"position_shaping_m": 10.0}, "position_shaping_m is 10.0, which nothing reads.*set position_shaping_gamma"),
+        ({"position_shaping_plateau_steps": 9}, "position_shaping_plateau_steps is 9, which nothing reads"),
         ({"position_shaping_gamma": -0.1}, "position_shaping_gamma is -0.1: it must be above 0"),
         (
             {"position_shaping_gamma": 0.1, "position_shaping_start": 5, "position_shaping_end": 5},
@@ -217,7 +227,14 @@ def test_a_run_stays_on_its_plateau_and_goes_on_after_a_checkpoint():
             "replaces position_shaping_start .0. and position_shaping_end .5.",
         ),
         ({"ppl_shaping_alpha": 0.1, "ppl_shaping_plateau_steps": 0}, "ppl_shaping_plateau_steps is 0: it must be 1"),
-        ({"position_shaping_gamma": 0.1, "position_shaping_d": 0.0}, "position_shaping_d is 0.0: it must be above 0"),
+        (
+            {"position_shaping_gamma": 0.1, "position_shaping_d": 0.0},
+            "position_shaping_d is 0, with which every token has",
+        ),
+        (
+            {"position_shaping_gamma": 0.1, "position_shaping_m": -1.0},
+            "position_shaping_m is -1.0: it must be above 0",
+        ),
         ({"position_shaping_gamma": 0.1, "position_shaping_cap": 0.0}, "position_shaping_cap is 0.0"),
         ({"plateau_window": 1}, "plateau_window is 1: it must be 2 or more"),
         ({"plateau_share": 1.0}, "plateau_share is 1.0: it must lie between 0 and 1"),
@@ -405,19 +422,19 @@ def improving(completion_ids, trainer_state, **kwargs):
     ("settings", "saved", "flags"),
     [
         ({"ppl_shaping_start": 2, "ppl_shaping_end": 5}, 3, [0, 0, 1, 1, 1, 0, 0, 0]),
-        ({"ppl_shaping_plateau_steps": 3, "plateau_window": 2, "reward": improving}, 5, None),
+        ({"ppl_shaping_plateau_steps": 3, "plateau_window": 2, "reward": improving}, None, None),
     ],
     ids=["steps", "plateau"],
 )
 def test_a_run_goes_on_in_the_middle_of_a_window(tiny_model, tmp_path, settings, saved, flags):
     """In the middle of a rollout, too: the same weights and the same log to the last bit."""
-    settings = BOTH | settings | RESUMED | {"save_steps": saved}
+    settings = BOTH | settings | RESUMED | {"save_steps": saved or 1}
     whole = fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
     log = [row for row in whole.state.log_history if "loss" in row]
     active = [row["shaping/ppl"] for row in log]
     if flags is None:  # from the step after the one that logs the plateau first
         first = [row["stage"] for row in log].index(1) + 1
-        flags = [first <= step < first + 3 for step in range(8)]
+        flags, saved = [first <= step < first + 3 for step in range(8)], first + 1
     assert flags[saved - 1] and flags[saved], "the checkpoint should lie in the window"
     assert active == flags
     resumed = fixed_rollout.make_trainer(tiny_model, tmp_path / "b", **settings)
@@ -427,7 +444,7 @@ def test_a_run_goes_on_in_the_middle_of_a_window(tiny_model, tmp_path, settings,
     again = [row for row in resumed.state.log_history if "loss" in row]
     for row, other in zip(log, again, strict=True):
         keys = ("loss", "stage", "shaping/ppl", "shaping/position", "entropy/positive")
-        assert [row[key] for key in keys] == [other[key] for key in keys]
+        assert [row.get(key) for key in keys] == [other.get(key) for key in keys]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import statistics
 import pytest
 import torch
 
-from entropy_grpo.monitoring.steps import token_samples, window_metrics
+from entropy_grpo.monitoring.steps import rollout_metrics, token_samples, window_metrics
 from entropy_grpo.objective.selection import on_one_process
 from entropy_grpo.objective.window import Scored, loss_mask, probability_ratio, row_advantages
 
@@ -48,20 +48,15 @@ def test_metrics_are_sums_over_the_tokens(per_token):
         return pytest.approx(statistics.fmean(chosen), rel=1e-5)
 
     kept_count = sum(kept for _, kept, _, _ in known)
-    entropies = sorted(entropy for *_, entropy, _ in known)
     expected = {
-        "entropy/kept": mean(lambda a, kept: kept),
-        "entropy/dropped": mean(lambda a, kept: not kept),
-        "entropy/positive": mean(lambda a, kept: a > 0),
-        "entropy/negative": mean(lambda a, kept: a < 0),
-        "mean_entropy": mean(lambda a, kept: True),
+        "selection/kept_entropy": mean(lambda a, kept: kept),
+        "selection/dropped_entropy": mean(lambda a, kept: not kept),
         "kept": kept_count,
         "all": len(known),
         "selection/kept_fraction": kept_count / len(known),
         "clip_ratio/kept_low": sum(k and a < 0 and r < 1 - EPSILON_LOW - 1e-6 for a, k, _, r in run) / kept_count,
         "clip_ratio/kept_high": sum(k and a > 0 and r > 1 + EPSILON_HIGH + 1e-6 for a, k, _, r in run) / kept_count,
     }
-    expected |= {f"entropy/p{p}": entropies[math.floor(p * (len(known) - 1) / 100)] for p in LEVELS}
     assert found == expected
     assert found["clip_ratio/kept_low"] > 0 and found["clip_ratio/kept_high"] > 0
 
@@ -72,8 +67,37 @@ def test_sums_of_ranks_are_what_one_process_logs():
     one = window_metrics(scored, scored, EPSILON_LOW, EPSILON_HIGH, on_one_process)
     two = window_metrics(scored, scored, EPSILON_LOW, EPSILON_HIGH, lambda counts: 2 * counts)
     sizes = {"kept": 2 * one["kept"], "all": 2 * one["all"]}
-    means = {name: value for name, value in one.items() if "/p" not in name or name == "entropy/positive"}
-    assert {name: two[name] for name in means} == pytest.approx(means | sizes)
+    assert two == pytest.approx(one | sizes)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_entropies_of_a_rollout_are_those_of_all_its_tokens(per_token):
+    """By correctness and by the sign of the advantage, which are two things: an overlong right response."""
+    scored = [micro_batch(seed, per_token) for seed in range(3)]
+    batches = [
+        s.inputs | {"completion_mask": s.mask, "right": torch.tensor([True, False, i > 0])}
+        for i, s in enumerate(scored)
+    ]
+    found = rollout_metrics(batches, [s.entropies for s in scored], on_one_process)
+    rows = []  # entropy, advantage, right
+    for batch, one in zip(batches, scored, strict=True):
+        for i, t in one.mask.nonzero().tolist():
+            advantage = batch["advantages"][i, t] if per_token else batch["advantages"][i]
+            rows.append((float(one.entropies[i, t]), float(advantage), bool(batch["right"][i])))
+
+    def mean(condition):
+        return pytest.approx(statistics.fmean(h for h, a, right in rows if condition(a, right)), rel=1e-5)
+
+    entropies = sorted(h for h, _, _ in rows)
+    assert found == {
+        "entropy/mean": mean(lambda a, right: True),
+        "entropy/right": mean(lambda a, right: right),
+        "entropy/wrong": mean(lambda a, right: not right),
+        "entropy/positive": mean(lambda a, right: a > 0),
+        "entropy/negative": mean(lambda a, right: a < 0),
+        **{f"entropy/p{p}": entropies[math.floor(p * (len(rows) - 1) / 100)] for p in LEVELS},
+    }
+    assert found["entropy/right"] != found["entropy/positive"] and found["entropy/wrong"] != found["entropy/negative"]
 
 
 def test_a_window_without_tokens_logs_no_number():

@@ -7,6 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from entropy_grpo.analysis.report import figures
 from entropy_grpo.analysis.views import categories, distribution, over_training, position, words
 from entropy_grpo.monitoring.categories import CATEGORIES, FORMAL, LOGICAL, METACOGNITIVE, SEMANTIC, category
 
@@ -159,14 +160,25 @@ def test_categories_are_those_of_a_loop():
     ("kind", "texts"),
     [
         (FORMAL, ["7", " +12", "=", " \\frac", "\\boxed{", "}", "^{", "≤", " 3.14", "²", "(", "$"]),
+        # Tokens that the paper itself lists as formal reasoning.
+        (FORMAL, ["frac", "sqrt", " times", "cdot", "x", " n", "sin", " mod", "\\", " X", "θ"]),
         (LOGICAL, [" so", "However", " because", "Therefore", " if"]),
         (METACOGNITIVE, ["Wait", " check", " Alternatively", "Hmm"]),
         (SEMANTIC, [" the", "\n\n", "", ".", " ,", "x1", "等", "\u202e", "\\xf0".replace("\\", "")]),
+        (SEMANTIC, [" a", " I", " text", " to", "ing"]),
     ],
 )
 def test_tokens_have_their_category(kind, texts):
     assert kind in CATEGORIES
     assert {text: category(text) for text in texts} == dict.fromkeys(texts, kind)
+
+
+def test_both_word_clouds_draw_high_entropy_large():
+    """As the clouds of arXiv 2506.01939, Fig. 2b and c; the rows of both begin with the most extreme token."""
+    highest = [{"text": " so", "entropy": 2.0}, {"text": "but", "entropy": 1.5}, {"text": "so", "entropy": 1.0}]
+    assert figures.cloud_weights(highest) == {"so": 3, "but": 2}
+    lowest = [{"text": "ing", "entropy": 0.01}, {"text": "7", "entropy": 0.02}, {"text": " ", "entropy": 0.03}]
+    assert figures.cloud_weights(lowest) == {"ing": 1, "7": 2, "␣": 3}
 
 
 def test_bins_of_position_hold_a_few_tokens():

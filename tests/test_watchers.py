@@ -21,7 +21,7 @@ def healthy(step, rng):
     row = {
         "step": step,
         "reward": 0.2 + 0.4 * progress * noise,
-        "entropy": 0.5 * (1 - 0.5 * progress) * noise,
+        "entropy/mean": 0.5 * (1 - 0.5 * progress) * noise,
         "entropy/p95": 2.0 * (1 - 0.4 * progress) * noise,
         "completions/mean_length": 300 * (1 + 0.5 * progress) * noise,
         "completions/clipped_ratio": 0.05 * noise,
@@ -41,8 +41,8 @@ def healthy(step, rng):
 
 # By watcher, what a fault does to a row from the middle of the run on.
 FAULTS = {
-    "entropy_collapse": lambda row: {"entropy/p95": 0.2, "entropy": 0.05},
-    "entropy_explosion": lambda row: {"entropy": 3.0, "entropy/p95": 9.0},
+    "entropy_collapse": lambda row: {"entropy/p95": 0.2, "entropy/mean": 0.05},
+    "entropy_explosion": lambda row: {"entropy/mean": 3.0, "entropy/p95": 9.0},
     "length_collapse": lambda row: {"completions/mean_length": 40.0},
     "length_runaway": lambda row: {"completions/clipped_ratio": 0.7, "completions/mean_length": 2000.0},
     "reward_hacking": lambda row: {"reward": 0.9} | ({"eval_accuracy": 0.1} if "eval_accuracy" in row else {}),
@@ -89,7 +89,7 @@ def test_boxes_that_are_unlearned_are_found():
 # By watcher, metrics as (mean at the start, recent mean): at the limit, where nothing is said, and just beyond it.
 LIMITS = [
     ("entropy_collapse", {"entropy/p95": (2.0, 0.61)}, {"entropy/p95": (2.0, 0.59)}),
-    ("entropy_explosion", {"entropy": (0.5, 1.1)}, {"entropy": (0.5, 1.11)}),
+    ("entropy_explosion", {"entropy/mean": (0.5, 1.1)}, {"entropy/mean": (0.5, 1.11)}),
     ("length_collapse", {"completions/mean_length": (300, 120)}, {"completions/mean_length": (300, 119)}),
     ("length_runaway", {"completions/clipped_ratio": (0.1, 0.3)}, {"completions/clipped_ratio": (0.1, 0.31)}),
     ("length_runaway", {"completions/clipped_ratio": (0.25, 0.5)}, {"completions/clipped_ratio": (0.25, 0.51)}),
@@ -155,7 +155,7 @@ def test_none_speaks_of_a_healthy_run(seed):
 
 
 def test_nothing_is_said_of_what_is_not_logged():
-    assert fired([{"step": step, "loss": 0.1, "entropy": None} for step in range(40)]) == {}
+    assert fired([{"step": step, "loss": 0.1, "entropy/mean": None} for step in range(40)]) == {}
     assert fired([{"step": step, "selection/kept_fraction": 1.0} for step in range(40)], kept_share=1.0) == {}
 
 
@@ -197,3 +197,13 @@ def test_what_a_watcher_does_to_a_run(tiny_model, tmp_path, action):
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
     assert again.state.global_step == 14
     assert len(files.read_steps(RunFolder(tmp_path).warnings)) == 1
+
+
+def test_reward_hacking_is_seen_on_benchmarks_of_a_run_without_held_out_problems():
+    rows = [{"step": step, "reward": step / 60} for step in range(60)]
+    for step, accuracy in ((10, 0.5), (20, 0.3), (30, 0.2)):
+        rows[step] |= {"eval_aime24/acc@16": accuracy, "eval_aime25/acc@16": accuracy - 0.1}
+    assert "held-out accuracy has fallen" in WATCHERS["reward_hacking"](Log(rows[:45], 0.2))
+    for row in rows:
+        row.pop("eval_aime24/acc@16", None), row.pop("eval_aime25/acc@16", None)
+    assert WATCHERS["reward_hacking"](Log(rows[:45], 0.2)) is None

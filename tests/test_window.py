@@ -195,7 +195,8 @@ def test_a_ranked_rollout_needs_no_pass(tmp_path):
     batches = make_batches(4)
     masks, threshold = select_tokens([score(b) for b in batches], batches, objective, ALONE, seed=0)
     ranked = [
-        b | {"kept_mask": m, "entropies": score(b).entropies, "threshold": torch.tensor(threshold)}
+        b
+        | {"kept_mask": m, "counted": m.sum(1), "entropies": score(b).entropies, "threshold": torch.tensor(threshold)}
         for b, m in zip(batches, masks, strict=True)
     ]
     assert tokens_of(ranked) == sorted_top(batches, 0.2)

@@ -31,7 +31,8 @@ TOKENS_TEXT = {
     "top": "the {kept} of tokens with the highest entropy",
     "bottom": "the {kept} of tokens with the lowest entropy, a control",
     "random": "a random {kept} of tokens, a control",
-    "gradient_norm": "the {kept} of tokens with the largest gradient in the LM head, a control",
+    "gradient_norm": "the {kept} of tokens with the largest gradient in the LM head, another arm",
+    "random_matched": "random tokens with as much gradient as the {kept} with the highest entropy, a control",
 }
 PLOTS_TEXT = {
     "reward": "Reward of the rollouts, and accuracy on held-out problems, over optimiser steps",

@@ -9,6 +9,7 @@ import re
 from huggingface_hub import ModelCardData
 
 from ..data.sources import TRAINING
+from ..objective.share import BY_NORM
 from ..runs.trained import Trained
 from ..runs.weights import ADAPTER
 from .results import TASK, eval_results
@@ -34,7 +35,7 @@ def is_shaped(trained: Trained) -> bool:
     """Return whether the run used a method of arXiv 2508.02260: shaped advantages or selection by gradient norm."""
     arguments = trained.arguments
     strengths = (arguments.get(name) for name in ("ppl_shaping_alpha", "position_shaping_gamma"))
-    return any(strengths) or arguments.get("entropy_selection") == "gradient_norm"
+    return any(strengths) or arguments.get("entropy_selection") in BY_NORM
 
 
 def papers(trained: Trained) -> list[str]:

@@ -12,11 +12,13 @@ If true and spurious rewards are among the runs, `claims` states the claims that
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..metrics.logged import BENCHMARK_ACCURACY, benchmark_accuracies, mean_accuracies
 from ..metrics.seeds import Side, correct, difference, over_seeds
 from ..registry import nearest
 from ..rewards.registry import OVERLONG
@@ -30,9 +32,11 @@ POINTS = 24
 CURVES = {
     "eval_accuracy": "accuracy on held-out problems",
     "reward": "reward of the rollouts",
-    "entropy": "mean token entropy (nats)",
+    "entropy/mean": "mean token entropy of the rollouts (nats)",
     "completions/mean_length": "mean response length (tokens)",
 }
+# Mean over the benchmarks that all compared runs have, as a measure and as a curve.
+AVERAGE = "average over benchmarks"
 
 Groups = dict[str, list[Run]]
 
@@ -97,6 +101,45 @@ def curve(runs: Sequence[Run], key: str) -> dict[int, dict[str, float]]:
     }
 
 
+def curve_labels(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the captions of the drawn series: `CURVES`, and every benchmark that some run answers in training."""
+    names = dict.fromkeys(name for run in runs for name in benchmark_accuracies(run.steps))
+    matches = {name: BENCHMARK_ACCURACY.fullmatch(name) for name in names}
+    labels = CURVES | {name: f"{match['benchmark']} Acc@{match['samples']}" for name, match in matches.items()}
+    return labels | ({AVERAGE: f"Acc@N, {AVERAGE}"} if len(_shared_curves(runs)) > 1 else {})
+
+
+def _shared_curves(runs: Sequence[Run]) -> list[str]:
+    """Return the logged accuracies on benchmarks that all runs have."""
+    names = [benchmark_accuracies(run.steps) for run in runs]
+    return [name for name in names[0] if all(name in others for others in names)]
+
+
+def _curves(members: Sequence[Run], labels: dict[str, str], shared: Sequence[str]) -> dict[str, Any]:
+    """Return the curves of a group by series."""
+    curves = {key: curve(members, key) for key in labels if key != AVERAGE}
+    if AVERAGE in labels:
+        averages = [
+            [{"step": s, AVERAGE: value} for s, value in mean_accuracies(run.steps, shared)] for run in members
+        ]
+        curves[AVERAGE] = curve(
+            [replace(run, steps=rows) for run, rows in zip(members, averages, strict=True)], AVERAGE
+        )
+    return curves
+
+
+def _averages(members: Sequence[Run], shared: Sequence[str]) -> dict[str, Any]:
+    """Return Acc@N and Len@N, averaged over the benchmarks that all compared runs have, if there are several."""
+    if len(shared) < 2:
+        return {}
+    averages: dict[str, Any] = {}
+    for kind in ("Acc@N", "Len@N"):
+        names = [name.replace("Acc@", kind[:4]) for name in shared]
+        values = [float(np.mean([run.measures[name]["value"] for name in names])) for run in members]
+        averages[f"{kind}, {AVERAGE}"] = over_seeds(values) if len(values) > 1 else {"value": values[0]}
+    return averages
+
+
 def _measure(members: Sequence[Run], name: str) -> dict[str, Any]:
     """Return the value of a measure over the runs of a group that have the measure."""
     values = [run.measures[name] for run in members if name in run.measures]
@@ -105,15 +148,17 @@ def _measure(members: Sequence[Run], name: str) -> dict[str, Any]:
     return values[0] | {"over": "problems"} if isinstance(values[0], dict) else {"value": values[0]}
 
 
-def _group(members: Sequence[Run]) -> dict[str, Any]:
+def _group(members: Sequence[Run], runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the values, curves and cost of a group; `runs` are all runs that are compared."""
+    shared = [name for name in runs[0].benchmarks if all(name in run.benchmarks for run in runs)]
     names = dict.fromkeys(name for run in members for name in run.measures)
     costs = [cost(run.steps) for run in members]
     return {
         "runs": [str(run.path) for run in members],
         "seeds": sorted(run.seed for run in members),
-        "measures": {name: _measure(members, name) for name in names},
+        "measures": {name: _measure(members, name) for name in names} | _averages(members, shared),
         "cost": {name: float(np.mean([c[name] for c in costs])) for name in costs[0] if all(name in c for c in costs)},
-        "curves": {key: curve(members, key) for key in CURVES},
+        "curves": _curves(members, curve_labels(runs), _shared_curves(runs)),
         "hardware": sorted({run.environment.get("hardware", "unknown") for run in members}),
     }
 
@@ -181,7 +226,8 @@ def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = N
     groups = grouped(runs, by)
     result: dict[str, Any] = {
         "differing": differing(runs) if by is None else [by],
-        "groups": {label: _group(members) for label, members in groups.items()},
+        "groups": {label: _group(members, runs) for label, members in groups.items()},
+        "curves": curve_labels(runs),
         "notes": _notes(runs),
     }
     trials = [trial for label, members in groups.items() if (trial := _trial(label, members)) is not None]
@@ -207,7 +253,7 @@ def compare_folders(paths: Sequence[str | Path], baseline: str | Path | None, by
 def write(found: dict[str, Any], folder: Path) -> list[Path]:
     """Write `comparison.md`, `.json` and `.png`, and return their paths."""
     paths = [folder / f"comparison.{suffix}" for suffix in ("md", "json", "png")]
-    plots.comparison({name: group["curves"] for name, group in found["groups"].items()}, CURVES, paths[2])
+    plots.comparison({name: group["curves"] for name, group in found["groups"].items()}, found["curves"], paths[2])
     files.write_text(paths[0], f"{tables.as_markdown(found)}\n\n![curves](comparison.png)\n")
     files.write_json(paths[1], found)
     return paths

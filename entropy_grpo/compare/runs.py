@@ -102,7 +102,9 @@ class Run:
     def measures(self) -> dict[str, Any]:
         """Numbers and intervals by name."""
         values = {name: value for name, value in self.after.items() if not name.startswith("num_")}
-        return values | {name: one.figures["metrics"]["acc@N"] for name, one in self.benchmarks.items()}
+        figures = {name: one.figures["metrics"] for name, one in self.benchmarks.items()}
+        values |= {name: of["acc@N"] for name, of in figures.items()}
+        return values | {name.replace(" Acc@", " Len@"): of["len@N"] for name, of in figures.items()}
 
 
 def read_run(path: str | Path) -> Run:

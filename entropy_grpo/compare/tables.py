@@ -14,18 +14,19 @@ UNITS = {
 Rows = list[list[str]]
 
 
-def _shown(measured: dict[str, Any] | None) -> str:
+def _shown(measured: dict[str, Any] | None, name: str) -> str:
     if measured is None:
         return ""
+    digits = 0 if "Len@" in name else 3
     if "low" in measured and not math.isnan(measured["low"]):
-        return interval_text(measured)
-    return f"{measured['value']:.3f}"
+        return interval_text(measured, digits)
+    return f"{measured['value']:.{digits}f}"
 
 
 def _results(groups: dict[str, Any]) -> Rows:
     names = list(dict.fromkeys(name for group in groups.values() for name in group["measures"]))
     return [["runs", "seeds", *names]] + [
-        [label, ", ".join(map(str, group["seeds"])), *(_shown(group["measures"].get(name)) for name in names)]
+        [label, ", ".join(map(str, group["seeds"])), *(_shown(group["measures"].get(name), name) for name in names)]
         for label, group in groups.items()
     ]
 

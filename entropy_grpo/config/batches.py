@@ -1,6 +1,39 @@
-"""Shape of batches on a number of processes, and their longest sequence."""
+"""Shape of batches on a number of processes, their longest sequence, and the two units of a run's length.
+
+TRL counts optimiser steps. verl, with which arXiv 2508.02260 trained, counts rollouts: it steps the learning rate's
+schedule once after all optimiser steps of a rollout (`update_actor` of its workers), and its step 200 is rollout 200.
+"""
+
+import re
 
 from trl import GRPOConfig
+
+ROLLOUTS = re.compile(r"(\d+) rollouts?")
+
+
+def optimizer_steps(name: str, value: str, micro_batches: int, accumulation: int) -> int:
+    """Return the optimiser steps of `"N rollouts"`.
+
+    Args:
+        name: setting that has the value.
+        micro_batches: micro-batches of a rollout on one process, each use of a response counted.
+        accumulation: micro-batches of an optimiser step.
+
+    Raises:
+        ValueError: the value is another text, or a rollout is no whole number of optimiser steps.
+    """
+    match = ROLLOUTS.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(
+            f"{name} is {value!r}: write a number of optimiser steps, or of rollouts, as in '10 rollouts'."
+        )
+    steps, rest = divmod(micro_batches, accumulation)
+    if rest:
+        raise ValueError(
+            f"{name} is {value!r}, but a rollout has {micro_batches} micro-batches and an optimiser step "
+            f"{accumulation}: write a number of optimiser steps."
+        )
+    return int(match[1]) * steps
 
 
 def batch_shape(

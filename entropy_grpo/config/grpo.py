@@ -15,12 +15,19 @@ from ..objective.drawing import NEUTRAL_SAMPLING, TRUNCATING
 from ..objective.objective import CLIPPED_LOSSES, DENOMINATORS, TOKEN_LEVEL_LOSSES
 from ..objective.sampling import LIMITS, informative
 from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
-from ..registry import one_of
-from .batches import batch_shape, check_evaluation_batch
+from ..objective.share import BY_NORM
+from ..registry import one_of, refuse_unread
+from .batches import batch_shape, check_evaluation_batch, optimizer_steps
 from .losses import check_loss
 from .shaping import ShapingConfig
+from .unread import RULES
 
 HEADS = ("auto", "liger", "trl")
+# Settings that may be counted in rollouts.
+STEPS = (
+    *("max_steps", "warmup_steps", "save_steps", "eval_steps", "logging_steps", "plateau_window"),
+    *(f"{method}_shaping_{when}" for method in ("ppl", "position") for when in ("start", "end", "plateau_steps")),
+)
 
 
 @dataclass
@@ -68,8 +75,21 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             which costs time. Entropies remain those of the whole distribution.
         max_skipped_steps: consecutive optimiser steps that may be skipped because their gradient is not finite.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
+        max_steps, warmup_steps, save_steps, eval_steps, logging_steps, and the shaping settings in steps: a number
+            counts optimiser steps; `"10 rollouts"` counts rollouts, and stands for the optimiser steps of so many
+            (verl counts rollouts). `self` holds optimiser steps.
     """
 
+    # TRL's and transformers' fields, with rollouts as a second unit.
+    max_steps: int | str = field(default=-1, metadata={"help": "Steps, or 'N rollouts', of the run; -1 for epochs."})
+    warmup_steps: float | str = field(
+        default=0, metadata={"help": "Steps, 'N rollouts', or a share of the run below 1, of a linear warm-up."}
+    )
+    save_steps: float | str = field(default=500, metadata={"help": "Steps, or 'N rollouts', between checkpoints."})
+    eval_steps: float | str | None = field(
+        default=None, metadata={"help": "Steps, or 'N rollouts', between evaluations on held-out problems."}
+    )
+    logging_steps: float | str = field(default=10, metadata={"help": "Steps, or 'N rollouts', between logs."})
     # Defaults of the method that differ from TRL's (arXiv 2506.01939, section 5.2).
     top_entropy_quantile: float = field(
         default=0.2, metadata={"help": "rho: share of highest-entropy tokens that carry gradient, in (0, 1]."}
@@ -152,35 +172,35 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         one_of("entropy_denominator", self.entropy_denominator, DENOMINATORS)
         one_of("fused_lm_head", self.fused_lm_head, HEADS)
         check_loss(self)
+        refuse_unread(self, RULES)
         self._check_shapes()
-        if self.entropy_selection == "gradient_norm":
+        if self.entropy_selection in BY_NORM:
             if self.fused_lm_head == "trl":
-                raise ValueError("entropy_selection 'gradient_norm' needs fused_lm_head 'auto' or 'liger', not 'trl'.")
+                raise ValueError(
+                    f"entropy_selection {self.entropy_selection!r} needs fused_lm_head 'auto' or 'liger', not 'trl'."
+                )
             if self.loss_type not in CLIPPED_LOSSES or self.importance_sampling_level != "token":
                 raise ValueError(
-                    f"entropy_selection is 'gradient_norm' but loss_type is {self.loss_type!r} with "
+                    f"entropy_selection is {self.entropy_selection!r} but loss_type is {self.loss_type!r} with "
                     f"importance_sampling_level {self.importance_sampling_level!r}: use loss_type "
                     f"{' or '.join(CLIPPED_LOSSES)} with importance_sampling_level 'token'."
                 )
         rho = self.top_entropy_quantile
         if not 0 < rho <= 1:
             raise ValueError(f"top_entropy_quantile is {rho}: the kept share rho must lie in (0, 1].")
-        if rho == 1 and self.entropy_selection == "bottom":
-            raise ValueError(
-                "top_entropy_quantile is 1 and entropy_selection is 'bottom', which keeps the share 1 - "
-                "top_entropy_quantile = 0: set top_entropy_quantile below 1."
-            )
         if rho < 1 and self.entropy_denominator == "kept" and self.loss_type not in TOKEN_LEVEL_LOSSES:
             raise ValueError(
                 f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which does not divide by a "
                 f"number of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
             )
         self._check_sampling()
-        self.check_shaping(self.num_generations)
         for name, action in self.watch.items():
             one_of("a name in watch", name, tuple(WATCHERS))
             one_of(f"watch: {name}", action, ACTIONS)
         self._shape_batches()
+        for name in STEPS:
+            setattr(self, name, self.in_steps(name, getattr(self, name)))
+        self.check_shaping(self.num_generations)
         for name in ("num_logged_samples", "max_skipped_steps", "max_group_age"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
@@ -237,6 +257,22 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 )
             setattr(self, name, value)
 
+    def in_steps(self, name: str, value: float | str | None) -> float | None:
+        """Return the optimiser steps of a setting's value, a number or `"N rollouts"`.
+
+        Raises:
+            ValueError: the text is neither, or the size of a rollout is not given.
+        """
+        if not isinstance(value, str):
+            return value
+        if self.generation_batch_size is not None and self.steps_per_generation is None:
+            raise ValueError(
+                f"{name} is {value!r} beside generation_batch_size: set prompts_per_rollout and steps_per_rollout "
+                "instead of it, so that a rollout has a known number of steps."
+            )
+        micro_batches = self.steps_per_generation or self.gradient_accumulation_steps
+        return optimizer_steps(name, value, micro_batches * self.num_iterations, self.gradient_accumulation_steps)
+
     def _check_sampling(self) -> None:
         """Refuse settings of dynamic sampling under which no group could be informative, or that nothing reads."""
         one_of("at_sampling_limit", self.at_sampling_limit, LIMITS)
@@ -245,8 +281,6 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more.")
         for name in ("min_accuracy", "max_accuracy"):
             value = getattr(self, name)
-            if value is not None and not self.dynamic_sampling:
-                raise ValueError(f"{name} is {value}, which only dynamic sampling reads: set dynamic_sampling: true.")
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}: a share of right responses must lie in [0, 1].")
         if self.dynamic_sampling:

@@ -25,11 +25,13 @@ import pydantic
 
 from ..registry import nearest
 from ..runs import yaml12
+from .unread import RULES
 
 FIRST_LINE = 'recipe: r"""'
 LAST_LINE = '# """; from entropy_grpo.launch import main; __name__ == "__main__" and main(__file__)'
 PARENT_KEY = "base"
 COMMAND_LINE = "command line"
+LAST_LAYER = 2**31
 
 
 class RecipeError(ValueError):
@@ -38,15 +40,20 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Setting:
-    """Value of a setting, its source (`FILE:LINE` or the command line), and the folder of the file.
+    """Value of a setting and where it comes from.
 
-    `word` is the value's text on the command line, if it was one word.
+    Attributes:
+        source: `FILE:LINE`, or the command line.
+        folder: folder of the file.
+        word: the value's text on the command line, if it was one word.
+        layer: number of the file among a recipe and its parents, 0 for the parent of all; the command line is last.
     """
 
     value: Any
     source: str
     folder: Path = Path()
     word: str | None = None
+    layer: int = 0
 
 
 Settings = dict[str, Setting]
@@ -76,7 +83,8 @@ def _load(path: Path, children: tuple[Path, ...]) -> Settings:
         raise RecipeError(f"{_shown(path)}: {PARENT_KEY} is {parent!r}: set it to the path of one recipe file.")
     inherited = _load(path.parent / parent, (*children, path)) if parent is not None else {}
     folder = path.resolve().parent
-    own = {str(k): Setting(v, f"{_shown(path)}:{lines.get(str(k), 1)}", folder) for k, v in values.items()}
+    layer = max((setting.layer for setting in inherited.values()), default=-1) + 1
+    own = {str(k): Setting(v, f"{_shown(path)}:{lines.get(str(k), 1)}", folder, layer) for k, v in values.items()}
     return inherited | own
 
 
@@ -118,7 +126,7 @@ def overrides(arguments: Sequence[str]) -> Settings:
         else:
             settings[key].append(argument)
     return {
-        key: Setting(_from_words(words), COMMAND_LINE, word=words[0] if len(words) == 1 else None)
+        key: Setting(_from_words(words), COMMAND_LINE, word=words[0] if len(words) == 1 else None, layer=LAST_LAYER)
         for key, words in settings.items()
     }
 
@@ -137,7 +145,10 @@ def _from_words(words: list[str]) -> Any:
 
 
 def checked(settings: Settings, classes: Iterable[type]) -> Settings:
-    """Return the settings with each value in the type of its field; every key must be a field of some class."""
+    """Return the settings with each value in the type of its field; every key must be a field of some class.
+
+    Inherited settings that a later switch leaves without a reader are dropped.
+    """
     hints = {}
     for cls in classes:
         types = typing.get_type_hints(cls)
@@ -147,10 +158,24 @@ def checked(settings: Settings, classes: Iterable[type]) -> Settings:
             raise RecipeError(
                 f"{setting.source}: there is no setting {key} (value {setting.value!r}).{nearest(key, hints)}"
             )
-    return {
+    values = {
         key: dataclasses.replace(setting, value=_checked(key, setting, hints[key]))
         for key, setting in settings.items()
     }
+    return _without_unread(values)
+
+
+def _without_unread(settings: Settings) -> Settings:
+    """Drop settings that nothing reads because a child, or the command line, changed the setting that they need."""
+    for rule in RULES:
+        switch = settings.get(rule.switch)
+        if switch is not None and not rule.reads(switch.value):
+            settings = {
+                key: setting
+                for key, setting in settings.items()
+                if not (rule.covers(key) and setting.layer < switch.layer)
+            }
+    return settings
 
 
 def build(settings: Settings, classes: Iterable[type]) -> list[Any]:

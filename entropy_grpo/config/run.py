@@ -8,10 +8,11 @@ from ..data.config import DataConfig
 from ..data.sources import FILE_FORMATS, is_local
 from ..grading.config import GradingConfig
 from ..models.config import CheckedModelConfig
-from ..registry import one_of
+from ..registry import one_of, refuse_unread
 from ..rewards.registry import REWARD_SCALES
 from .batches import check_evaluation_batch
 from .grpo import EntropyForkGRPOConfig
+from .unread import RULES
 
 TRAINERS = ("grpo", "sft")
 
@@ -33,9 +34,13 @@ class RunConfig(DataConfig, GradingConfig):
             falls from 0 to -1.
         reward_scale: values of a right and a wrong answer for rewards by name: `0/1` for 1 and 0, `+-1` for 1 and -1.
             `overlong` and your own functions have their own values.
-        eval_benchmarks: benchmarks that the policy answers during training, `num_generations_eval` times per question.
-            Each is a name of `entropy-grpo eval` or a file. A benchmark that fails is logged, and the run continues.
-        eval_benchmark_steps: optimiser steps between evaluations of `eval_benchmarks`.
+        eval_benchmarks: benchmarks that the policy answers before and during training, `num_generations_eval` times
+            per question. Each is a name of `entropy-grpo eval` or a file. A benchmark that fails is logged, and the
+            run continues.
+        eval_benchmark_steps: optimiser steps, or `"N rollouts"`, between evaluations of `eval_benchmarks`.
+        eval_benchmark_temperature, eval_benchmark_top_p: sampling of these answers. null keeps training's.
+        keep_weights: optimiser steps, or `"N rollouts"`, after which the weights alone are written to
+            `weights/step-N`. No `save_total_limit` deletes them. They serve analyses of the evolution over training.
     """
 
     trainer: str = "grpo"
@@ -45,7 +50,10 @@ class RunConfig(DataConfig, GradingConfig):
     overlong_cache_length: int | None = None
     reward_scale: str = "0/1"
     eval_benchmarks: list[str] = field(default_factory=list)
-    eval_benchmark_steps: int | None = None
+    eval_benchmark_steps: int | str | None = None
+    eval_benchmark_temperature: float | None = None
+    eval_benchmark_top_p: float | None = None
+    keep_weights: list[int | str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         one_of("trainer", self.trainer, TRAINERS)
@@ -57,6 +65,16 @@ class RunConfig(DataConfig, GradingConfig):
         self.check_grading()
         one_of("reward_scale", self.reward_scale, tuple(REWARD_SCALES))
         self._check_benchmarks()
+
+    def evaluation_steps(self, args: EntropyForkGRPOConfig) -> int | None:
+        """Return the optimiser steps between evaluations on benchmarks, or None without benchmarks."""
+        if not self.eval_benchmarks:
+            return None
+        return _at_least_one(args, "eval_benchmark_steps", self.eval_benchmark_steps)
+
+    def weight_steps(self, args: EntropyForkGRPOConfig) -> list[int]:
+        """Return the optimiser steps of `keep_weights`."""
+        return [_at_least_one(args, "keep_weights", value) for value in self.keep_weights]
 
     @property
     def reference_grading(self) -> GradingConfig | None:
@@ -81,12 +99,24 @@ class RunConfig(DataConfig, GradingConfig):
                     f"eval_benchmarks names {name!r}: choose among {', '.join(BENCHMARKS)} and files that end in "
                     f"{' or '.join(FILE_FORMATS)}."
                 )
-        steps = self.eval_benchmark_steps
-        if bool(self.eval_benchmarks) != (steps is not None) or (steps is not None and steps < 1):
+        refuse_unread(self, RULES)
+        if self.eval_benchmarks and self.eval_benchmark_steps is None:
             raise ValueError(
-                f"eval_benchmark_steps is {steps} and eval_benchmarks is {self.eval_benchmarks}: set both, with 1 or "
-                "more steps, or neither."
+                f"eval_benchmark_steps is None and eval_benchmarks is {self.eval_benchmarks}: set the steps, or the "
+                "rollouts, between two evaluations."
             )
+        temperature, top_p = self.eval_benchmark_temperature, self.eval_benchmark_top_p
+        if temperature is not None and temperature <= 0:
+            raise ValueError(f"eval_benchmark_temperature is {temperature}: it must be above 0.")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"eval_benchmark_top_p is {top_p}: it must lie in (0, 1].")
+
+
+def _at_least_one(args: EntropyForkGRPOConfig, name: str, value: int | str) -> int:
+    steps = args.in_steps(name, value)
+    if steps < 1:
+        raise ValueError(f"{name} is {value!r}: write 1 or more optimiser steps, or rollouts.")
+    return steps
 
 
 def check_held_out(run: RunConfig, args: EntropyForkGRPOConfig, processes: int) -> None:

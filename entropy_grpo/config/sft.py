@@ -8,6 +8,8 @@ from trl import SFTConfig
 from ..data.config import SourceConfig
 from ..grading.config import GradingConfig
 from ..models.config import CheckedModelConfig
+from ..registry import refuse_unread
+from .unread import RULES
 
 
 @dataclass
@@ -21,7 +23,8 @@ class SFTRunConfig(SourceConfig, GradingConfig):
             `BENCHMARK.parquet` of `entropy-grpo eval`.
         response_column: column with the response. A response is right if its boxed answer is right.
         prompt_template: the same template as in the training that follows.
-        num_responses: number of right responses to imitate, at most one per problem. null imitates all of them.
+        num_responses: number of right responses to imitate, at most one per problem, drawn at random with the run's
+            seed. null imitates all of them.
     """
 
     trainer: str = "sft"
@@ -70,6 +73,7 @@ class TeacherSFTConfig(SFTConfig):
                     f"determines it ({accumulation}): leave it out."
                 )
             self.gradient_accumulation_steps = accumulation
+        refuse_unread(self, RULES)
         super().__post_init__()
 
 

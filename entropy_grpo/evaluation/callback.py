@@ -1,9 +1,10 @@
-"""Benchmarks during training: the policy answers them every n optimiser steps, through the trainer's own generation.
+"""Benchmarks before and during training: the policy answers them through the trainer's own generation.
 
-Temperature and length are those of the training, with `num_generations_eval` responses to each question. A benchmark
-fails if its questions do not load, a prompt is too long for vLLM, or its responses cannot be graded. Failures are
-counted and logged with the reason, and the run continues. An error in the generation ends the run, because the next
-rollout would raise the same error, or other processes wait in the middle of the generation.
+Temperature and top_p are those of the training unless the recipe gives others. The length is that of the training,
+with `num_generations_eval` responses to each question. A benchmark fails if its questions do not load, a prompt is too
+long for vLLM, or its responses cannot be graded. Failures are counted and logged with the reason, and the run
+continues. An error in the generation ends the run, because the next rollout would raise the same error, or other
+processes wait in the middle of the generation.
 """
 
 import time
@@ -50,27 +51,43 @@ def from_first_process(make: Callable[[], Any], is_first: bool) -> Any:
 
 
 class BenchmarkCallback(TrainerCallback):
-    """Evaluates benchmarks every `steps` optimiser steps.
+    """Evaluates benchmarks before training and every `steps` optimiser steps.
 
     Parameters:
-        trainer: trainer with a method `answer(problems, metric_key_prefix) -> rows`.
+        trainer: trainer with a method `answer(problems, metric_key_prefix, sampling) -> rows`.
         names: benchmarks, as on the command line of `entropy-grpo eval`.
         steps: optimiser steps between evaluations.
+        sampling: `temperature` and `top_p` of the answers.
         folder: run folder, which receives the results.
         grading_seconds: wall-clock limit for grading one answer.
     """
 
-    def __init__(self, trainer: Any, names: Sequence[str], steps: int, folder: RunFolder, grading_seconds: float):
+    def __init__(
+        self,
+        trainer: Any,
+        names: Sequence[str],
+        steps: int,
+        sampling: dict[str, float],
+        folder: RunFolder,
+        grading_seconds: float,
+    ):
         self.trainer, self.names, self.steps, self.folder = trainer, names, steps, folder
-        self.grading_seconds = grading_seconds
+        self.sampling, self.grading_seconds = sampling, grading_seconds
         self.form = prompting.form_of(None, str(folder.path))
         self.loaded: dict[str, tuple[Benchmark, list[Question]]] = {}  # only on the first process, which grades
         self.problems: dict[str, tuple[str, Dataset]] = {}
         self.failures = 0
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._evaluate_undisturbed(args, state, control)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.steps:
-            return
+        if state.global_step % self.steps == 0:
+            self._evaluate_undisturbed(args, state, control)
+
+    def _evaluate_undisturbed(self, args: Any, state: Any, control: Any) -> None:
+        """Evaluate without an effect on the plans and the random numbers of the training."""
         planned = dict(vars(control))  # an evaluation's log would reset flags, such as that a training log is due
         gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(gpus):  # training draws the same random numbers as without benchmarks
@@ -137,7 +154,7 @@ class BenchmarkCallback(TrainerCallback):
         """Answer one benchmark, write its files and return the metrics to log."""
         title, problems = self._read(name)
         start = time.perf_counter()
-        answers = self.trainer.answer(problems, metric_key_prefix=f"eval_{title}")
+        answers = self.trainer.answer(problems, metric_key_prefix=f"eval_{title}", sampling=self.sampling)
         seconds = (time.perf_counter() - start) / len(answers)
 
         def write() -> dict[str, float]:
@@ -154,11 +171,11 @@ class BenchmarkCallback(TrainerCallback):
             seconds: mean time of a response.
         """
         args = self.trainer.args
-        rows = sample_rows(asked, answers, args.max_completion_length, seconds)
+        rows = sample_rows(asked, answers, seconds)
         samples = results.table(benchmark, asked, rows, judge(benchmark, asked, rows, self.grading_seconds))
-        sampling = ("temperature", "top_p", "top_k", "seed")
         about = {"model": f"step {step}", "backend": "trainer", "max_tokens": args.max_completion_length}
-        settings = questions.origin(benchmark, asked) | about | {name: getattr(args, name) for name in sampling}
+        about |= self.sampling | {"top_k": args.top_k, "seed": args.seed}
+        settings = questions.origin(benchmark, asked) | about
         figures = {"settings": settings, "step": step, **results.summary(samples, asked), "versions": versions()}
         figures |= {"git_revision": git_revision(), "hardware": hardware()}
         results.write(self.folder.benchmarks / f"step-{step}", benchmark.name, samples, figures)
@@ -172,12 +189,10 @@ class BenchmarkCallback(TrainerCallback):
         }
 
 
-def sample_rows(
-    asked: Sequence[Question], answers: Sequence[files.Row], max_tokens: int, seconds: float
-) -> list[files.Row]:
+def sample_rows(asked: Sequence[Question], answers: Sequence[files.Row], seconds: float) -> list[files.Row]:
     """Convert the trainer's answers to samples of an evaluation, question by question.
 
-    A response of `max_tokens` tokens counts as cut off. `seconds` is the mean time of a response.
+    `seconds` is the mean time of a response.
     """
     by_prompt: dict[str, list[files.Row]] = {}
     for answer in answers:
@@ -188,7 +203,7 @@ def sample_rows(
             "sample": i,
             "text": answer["completion"],
             "tokens": answer["length"],
-            "finish": "length" if answer["length"] >= max_tokens else "stop",
+            "finish": "stop" if answer["ended"] else "length",
             "seconds": seconds,
         }
         for q in asked

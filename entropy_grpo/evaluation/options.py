@@ -5,11 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..registry import ReadIf, refuse_unread
+
 # `forking`: section 5.2 of arXiv 2506.01939. `shaping`: arXiv 2508.02260, with the response length of its training.
 PRESETS = {
     "forking": {"samples": 16, "temperature": 1.0, "top_p": 1.0, "max_tokens": 20480},
     "shaping": {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 8192},
 }
+
+
+READ_IF = (
+    ReadIf(
+        ("tensor_parallel",),
+        "backend",
+        lambda value: value in ("auto", "vllm"),
+        "unless vLLM answers: set backend to vllm",
+    ),
+    ReadIf(("batch_size",), "backend", lambda value: value != "vllm", "with vLLM, which forms its own batches"),
+    ReadIf(
+        ("dtype",), "backend", lambda value: not value.startswith("http"), "with a server, which has its own weights"
+    ),
+)
 
 
 def names_in(texts: Sequence[str]) -> list[str]:
@@ -64,3 +80,6 @@ class Options:
     """also measure contamination: the model completes problems from their first part"""
     compare: Sequence[Path] = ()
     """folders with results of other models to compare with"""
+
+    def __post_init__(self) -> None:
+        refuse_unread(self, READ_IF)

@@ -1,4 +1,23 @@
-"""Names of figures that a run logs and that plots, reports and watchers read."""
+"""Names of figures that a run logs and that plots, comparisons, reports and watchers read."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Percentiles of the token entropy by their level: `entropy/p95` is the 95th.
 ENTROPY_PERCENTILES = {level: f"p{level}" for level in (5, 25, 50, 75, 90, 95, 99)}
+# Accuracy on a benchmark that a run answers while it trains: `eval_aime24/acc@16`.
+BENCHMARK_ACCURACY = re.compile(r"eval_(?P<benchmark>.+)/acc@(?P<samples>\d+)")
+
+
+def benchmark_accuracies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the logged names of accuracies on benchmarks, in the order of their first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row if BENCHMARK_ACCURACY.fullmatch(key)))
+
+
+def mean_accuracies(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[int, float]]:
+    """Return (step, mean accuracy over the benchmarks `names`) for every evaluation that has all of them."""
+    if not names:
+        return []
+    complete = [row for row in rows if all(row.get(name) is not None for name in names)]
+    return [(row["step"], sum(row[name] for name in names) / len(names)) for row in complete]

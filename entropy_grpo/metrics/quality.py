@@ -1,8 +1,10 @@
 """Style of responses, right or wrong: boxes, language, repetition, and the spread of formats.
 
-The measures read text only and take linear time, so that they also serve as diagnostics of every training step. Format
-violations and language mixing are those of arXiv 2508.02260; repetition stands for its irrelevant content. The list of
-formats is our own. It follows arXiv 2504.07912, which finds that reinforcement learning amplifies one output format of
+The measures read text only and take linear time, so that they also serve as diagnostics of every training step. They
+follow arXiv 2508.02260, with these differences. Format violations are the paper's. Language mixing is a Chinese
+character in the paper; here kana and Hangul count, too, and a response to a question that has such characters does not
+count. Repetition stands for the paper's irrelevant content, which a language model judges. The list of formats is our
+own. It follows arXiv 2504.07912, which finds that reinforcement learning amplifies one output format of
 the pre-training data. A format entropy that falls to 0 early in a run is that collapse.
 """
 

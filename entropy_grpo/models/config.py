@@ -1,14 +1,11 @@
 """Settings of a recipe's model and adapters. Settings that TRL would ignore silently are refused."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from trl import ModelConfig
 
-# Prefixes of settings that are read only with `use_peft`, and only with `load_in_4bit`.
-WITH_LORA = ("lora_", "use_rslora", "use_dora")
-
-
-WITH_4_BIT = ("bnb_4bit_", "use_bnb_nested_quant")
+from ..registry import refuse_unread
+from .unread import READ_IF
 
 
 @dataclass
@@ -27,10 +24,7 @@ class CheckedModelConfig(ModelConfig):
         if self.is_quantised and not self.use_peft:
             name = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
             raise ValueError(f"{name} is true, but quantised weights cannot be trained: set use_peft: true.")
-        if not self.use_peft:
-            self._refuse_unread(WITH_LORA, "use_peft: true")
-        if not self.load_in_4bit:
-            self._refuse_unread(WITH_4_BIT, "load_in_4bit: true")
+        refuse_unread(self, READ_IF)
         if self.load_in_4bit and self.dtype in (None, "auto"):
             raise ValueError(
                 f"dtype is {self.dtype!r}, but load_in_4bit needs a dtype to compute in: set it to bfloat16, float16 "
@@ -48,14 +42,6 @@ class CheckedModelConfig(ModelConfig):
         if isinstance(targets, str) and targets.isidentifier():
             # TRL turns a list of one name into a pattern, and a layer's name as a pattern matches no layer.
             self.lora_target_modules = [targets]
-
-    def _refuse_unread(self, prefixes: tuple[str, ...], needed: str) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name.startswith(prefixes) and value != setting.default:
-                raise ValueError(
-                    f"{setting.name} is {value!r}, which nothing reads without {needed}: set both or none."
-                )
 
     @property
     def is_quantised(self) -> bool:

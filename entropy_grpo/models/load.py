@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -99,6 +100,26 @@ def load_tokenizer(path: str, revision: str | None = None, setting: str = "model
     with_tokenizer = path if (Path(path) / "tokenizer_config.json").is_file() else base
     subject = f"{setting} is {path!r}, whose tokenizer"
     return _load(AutoTokenizer, subject, with_tokenizer, revision, padding_side="left")
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> list[int]:
+    """Return the tokens that end a response: the EOS tokens that a model's files declare, as TRL takes them to train.
+
+    Training, evaluation and analysis share this definition. A base Qwen3 declares `<|endoftext|>` alone, although
+    its chat template writes `<|im_end|>`; a post-trained one declares both.
+    """
+    named = generation.eos_token_id
+    declared = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
+    return sorted(declared - {None})
+
+
+def load_generation_config(path: str, revision: str | None = None) -> GenerationConfig:
+    """Load a model's generation configuration, made of its configuration if it has none, as transformers does."""
+    base, revision = base_of(path, revision)
+    try:
+        return GenerationConfig.from_pretrained(base, revision=revision)
+    except OSError:
+        return GenerationConfig.from_model_config(load_config(path, revision))
 
 
 def check_ends(tokenizer: PreTrainedTokenizerBase, path: str) -> None:

@@ -62,7 +62,7 @@ class RunRecorder(TrainerCallback):
 class RewardProgress(ProgressCallback):
     """Progress bar with reward, accuracy and entropy instead of a printed dictionary per log."""
 
-    SHOWN = ("reward", "accuracy", "entropy")
+    SHOWN = ("reward", "accuracy", "entropy/mean")
 
     def __init__(self):
         super().__init__()
@@ -92,7 +92,7 @@ class Watch(TrainerCallback):
     Args:
         actions: `off`, `warn` or `stop` for watchers by name; `warn` by default. `stop` saves a checkpoint and ends
             the run.
-        kept_share: share of tokens that the run should keep.
+        kept_share: share of tokens that the run should keep, NaN if it is not known beforehand.
     """
 
     def __init__(self, actions: dict[str, str], kept_share: float):

@@ -1,7 +1,9 @@
 """Categories of tokens by their text: the four categories of arXiv 2508.02260, appendix C.
 
-The paper names the categories and gives examples, but no word lists. Each token is classified without its context. The
-parts of a word that a tokenizer splits are therefore classified separately, and `so` is always a connective.
+The paper names the categories and gives examples, but no word lists. Its examples of formal reasoning have `frac`,
+`sqrt`, `times`, `cdot`, `x`, `n`, `sin` and `mod` (Fig. 1b, appendix C). Each token is classified without its context.
+The parts of a word that a tokenizer splits are therefore classified separately: `\\frac` arrives as `\\` and `frac`.
+`so` is always a connective, `a` and `I` are always words, and every other single letter is a variable.
 """
 
 import unicodedata
@@ -28,6 +30,18 @@ METACOGNITIVE_WORDS = frozenset(
     "confirm reconsider rethink let try trying consider think thinking recall remember notice realize mistake wrong "
     "sure correct incorrect indeed summarize conclude conclusion overall again".split()
 )
+# Commands of LaTeX without their backslash, and names of functions. Words that prose uses as often (`text`, `left`,
+# `to`, `begin`) are left out.
+FORMAL_WORDS = frozenset(
+    "frac dfrac tfrac cfrac sqrt times cdot cdots ldots div pm mp leq geq neq approx equiv cong infty sum prod "
+    "int lim binom pmod bmod mod gcd lcm sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp "
+    "min max det boxed overline vec mathbb mathrm mathbf mathcal operatorname lfloor rfloor lceil rceil langle "
+    "rangle subset subseteq cup cap setminus emptyset notin forall iff rightarrow leftarrow mapsto angle triangle "
+    "circ perp parallel nabla partial alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu "
+    "xi pi rho sigma tau phi varphi chi psi omega aligned pmatrix bmatrix quad".split()
+)
+# Single letters that are words of prose.
+LETTER_WORDS = frozenset("ai")
 # Punctuation of prose, which does not make a token formal.
 PUNCTUATION = frozenset(".,;:!?'\"`´’‘“”…")  # noqa: RUF001
 
@@ -40,9 +54,14 @@ def category(text: str) -> str:
         return METACOGNITIVE
     if word in LOGICAL_WORDS:
         return LOGICAL
-    if word.startswith("\\") or _is_formal(word):
+    if word.startswith("\\") or word in FORMAL_WORDS or _is_variable(word) or _is_formal(word):
         return FORMAL
     return SEMANTIC
+
+
+def _is_variable(word: str) -> bool:
+    """True for a single Latin or Greek letter that is no word of prose."""
+    return len(word) == 1 and ("a" <= word <= "z" or "\u03b1" <= word <= "\u03c9") and word not in LETTER_WORDS
 
 
 def _is_formal(word: str) -> bool:

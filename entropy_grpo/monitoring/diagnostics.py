@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..objective.selection import Reduce
-from ..objective.window import Scored, flatten, row_advantages
+from ..objective.window import Inputs, Scored, flatten, loss_mask, row_advantages
 from .categories import CATEGORIES, category
 
 # Share of tokens with the largest change, whose part of the total change of probabilities is logged.
@@ -73,7 +73,7 @@ def negative_only_entropy(
 ) -> dict[str, float]:
     """Return mean entropy (nats) and share of tokens that occur only in negative responses.
 
-    A token of a negative response counts if no positive response of the step has its id. The share is that of all
+    A token of a negative response counts if no positive response of the rollout has its id. The share is that of all
     tokens of negative responses.
 
     Args:
@@ -85,23 +85,33 @@ def negative_only_entropy(
     only = negative & ~in_positive[ids]
     totals = torch.stack([(entropies * only).sum().double(), only.sum().double(), negative.sum().double()])
     entropy, count, negatives = reduce(totals).tolist()
-    return {"entropy/negative_only": share(entropy, count), "tokens/negative_only": share(count, negatives)}
+    return {"tokens/negative_only_entropy": share(entropy, count), "tokens/negative_only": share(count, negatives)}
 
 
-def category_metrics(categories: Tensor, kept: Tensor, entropies: Tensor, reduce: Reduce) -> dict[str, float]:
-    """Return each category's share of the tokens, its kept share, and its mean entropy in nats.
+def by_category(categories: Tensor, columns: Sequence[Tensor], reduce: Reduce) -> list[list[float]]:
+    """Return the number of tokens of each category, and the sum of each column over them; all are (n,) tensors."""
+    weights = [torch.ones(len(categories), dtype=torch.float64, device=categories.device), *columns]
+    sums = [torch.bincount(categories, weights=w.double(), minlength=len(CATEGORIES)) for w in weights]
+    return reduce(torch.stack(sums)).tolist()
+
+
+NAMES = tuple(full.split()[0] for full in CATEGORIES)
+
+
+def category_metrics(categories: Tensor, entropies: Tensor, reduce: Reduce) -> dict[str, float]:
+    """Return each category's share of the tokens and its mean entropy in nats.
 
     Metric names hold the first word of the category. The arguments are (n,) tensors of each rank's tokens.
     """
-    columns = (torch.ones_like(entropies), kept, entropies)
-    sums = [torch.bincount(categories, weights=c.double(), minlength=len(CATEGORIES)) for c in columns]
-    counts, kept_counts, entropy_sums = reduce(torch.stack(sums)).tolist()
-    metrics = {}
-    for i, name in enumerate(full.split()[0] for full in CATEGORIES):
-        metrics[f"tokens/{name}"] = share(counts[i], sum(counts))
-        metrics[f"tokens/{name}_kept"] = share(kept_counts[i], counts[i])
-        metrics[f"tokens/{name}_entropy"] = share(entropy_sums[i], counts[i])
-    return metrics
+    counts, sums = by_category(categories, [entropies], reduce)
+    metrics = {f"tokens/{name}": share(count, sum(counts)) for name, count in zip(NAMES, counts, strict=True)}
+    return metrics | {f"tokens/{n}_entropy": share(*pair) for n, *pair in zip(NAMES, sums, counts, strict=True)}
+
+
+def kept_by_category(categories: Tensor, kept: Tensor, reduce: Reduce) -> dict[str, float]:
+    """Return the kept share of each category's tokens; the arguments are (n,) tensors of each rank's tokens."""
+    counts, sums = by_category(categories, [kept], reduce)
+    return {f"tokens/{name}_kept": share(*pair) for name, *pair in zip(NAMES, sums, counts, strict=True)}
 
 
 def change_metrics(logps: Tensor, old_logps: Tensor, reduce: Reduce) -> dict[str, float]:
@@ -136,22 +146,33 @@ def gradient_metrics(norms: Tensor, entropies: Tensor, reduce: Reduce) -> dict[s
     return {name: share(value, ranks) for name, value in zip(names, sums, strict=True)}
 
 
+def rollout_diagnostics(
+    batches: Sequence[Inputs], entropies: Sequence[Tensor], categories: TokenCategories, reduce: Reduce
+) -> dict[str, float]:
+    """Return the diagnostics of a rollout's tokens; see `steps.rollout_metrics` for the arguments."""
+    mask = flatten([loss_mask(b) for b in batches]).bool()
+    ids, values, advantages = (
+        flatten(parts)[mask]
+        for parts in (
+            [b["completion_ids"] for b in batches],
+            list(entropies),
+            [row_advantages(b).expand_as(b["completion_ids"]) for b in batches],
+        )
+    )
+    metrics = negative_only_entropy(ids, values, advantages > 0, advantages < 0, categories.size, reduce)
+    return metrics | category_metrics(categories(ids), values, reduce)
+
+
 def step_metrics(
     scored: Sequence[Scored], everything: Sequence[Scored], categories: TokenCategories, reduce: Reduce
 ) -> dict[str, float]:
     """Return the diagnostics of an optimiser step's tokens. See `steps.window_metrics` for the arguments."""
     mask = flatten([s.mask for s in everything])
-    ids, entropies, kept, advantages = (
+    ids, kept = (
         flatten(parts)[mask]
-        for parts in (
-            [s.inputs["completion_ids"] for s in everything],
-            [s.entropies for s in everything],
-            [s.kept for s in everything],
-            [row_advantages(s.inputs).expand_as(s.mask) for s in everything],
-        )
+        for parts in ([s.inputs["completion_ids"] for s in everything], [s.kept for s in everything])
     )
-    metrics = negative_only_entropy(ids, entropies, advantages > 0, advantages < 0, categories.size, reduce)
-    metrics |= category_metrics(categories(ids), kept, entropies, reduce)
+    metrics = kept_by_category(categories(ids), kept, reduce)
     if "old_per_token_logps" in scored[0].inputs:
         # If the kept tokens are known beforehand, dropped tokens are not projected and have no log-probability.
         trained = flatten([s.kept & (row_advantages(s.inputs) != 0) for s in scored])

@@ -28,7 +28,14 @@ from ..objective.window import (
 )
 from ..rewards.registry import text_of
 from .callbacks import RunRecorder
-from .diagnostics import TokenCategories, answer_metrics, gradient_metrics, share, step_metrics
+from .diagnostics import (
+    TokenCategories,
+    answer_metrics,
+    gradient_metrics,
+    rollout_diagnostics,
+    share,
+    step_metrics,
+)
 
 
 def window_metrics(
@@ -43,20 +50,13 @@ def window_metrics(
         reduce: function that sums a tensor over ranks.
 
     Returns:
-        Mean entropies (nats) of kept and dropped tokens and by the sign of the advantage, percentiles of the entropy,
-        the kept fraction, and clip rates of kept tokens. `kept` and `all` are numbers of tokens, and `mean_entropy`
-        is the mean over all tokens. A mean over no tokens is NaN.
+        Mean entropies (nats) of kept and dropped tokens, the kept fraction, and clip rates of kept tokens. `kept` and
+        `all` are numbers of tokens. The entropies are those that ranked the tokens, of the sequences in `everything`;
+        `rollout_metrics` has the entropies by which arms may be compared. A mean over no tokens is NaN.
     """
     mask, kept = flatten([s.mask for s in everything]), flatten([s.kept for s in everything])
     entropies = flatten([s.entropies for s in everything])
-    advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in everything])
-    groups = {
-        "all": mask,
-        "kept": kept,
-        "dropped": mask & ~kept,
-        "positive": mask & (advantages > 0),
-        "negative": mask & (advantages < 0),
-    }
+    groups = {"all": mask, "kept": kept, "dropped": mask & ~kept}
     run = flatten([s.kept for s in scored])
     run_advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in scored])
     ratios = flatten([probability_ratio(s.logps, s.inputs) for s in scored])
@@ -70,13 +70,47 @@ def window_metrics(
     count = dict(zip((*groups, *clipped), totals, strict=False))
     total_entropy = dict(zip(groups, totals[len(count) :], strict=True))
 
-    metrics = {f"entropy/{name}": share(total_entropy[name], count[name]) for name in groups if name != "all"}
-    levels = percentiles(entropies, mask, tuple(ENTROPY_PERCENTILES), reduce)
-    metrics |= {f"entropy/{name}": value for name, value in zip(ENTROPY_PERCENTILES.values(), levels, strict=True)}
+    metrics = {
+        f"selection/{name}_entropy": share(total_entropy[name], count[name]) for name in groups if name != "all"
+    }
     metrics["selection/kept_fraction"] = share(count["kept"], count["all"])
     metrics |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
-    mean_entropy = share(total_entropy["all"], count["all"])
-    return metrics | {"kept": count["kept"], "all": count["all"], "mean_entropy": mean_entropy}
+    return metrics | {"kept": count["kept"], "all": count["all"]}
+
+
+def rollout_metrics(batches: Sequence[Inputs], entropies: Sequence[Tensor], reduce: Reduce) -> dict[str, float]:
+    """Compute the entropies of a rollout's tokens over all ranks, in nats; a mean over nothing is NaN.
+
+    All tokens count, whatever is kept or run of them, so that runs with different selections can be compared.
+
+    Args:
+        batches: this rank's sequences of the rollout; `right` is (B,) bool.
+        entropies: (B, T) of each batch, under the policy that wrote the rollout.
+        reduce: function that sums a tensor over ranks.
+
+    Returns:
+        Mean and percentiles, and the means by correctness (`right`, `wrong`: the positive and negative samples of
+        arXiv 2508.02260) and by the sign of the advantage (`positive`, `negative`). A right response can have a
+        negative advantage, for example if it is overlong.
+    """
+    mask = flatten([loss_mask(b) for b in batches]).bool()
+    values = flatten(entropies)
+    right = flatten([b["right"].unsqueeze(1).expand_as(e) for b, e in zip(batches, entropies, strict=True)])
+    advantages = flatten([row_advantages(b).expand_as(e) for b, e in zip(batches, entropies, strict=True)])
+    groups = {
+        "mean": mask,
+        "right": mask & right,
+        "wrong": mask & ~right,
+        "positive": mask & (advantages > 0),
+        "negative": mask & (advantages < 0),
+    }
+    sums = [(values * group).sum() for group in groups.values()]
+    counts = [group.sum() for group in groups.values()]
+    totals = reduce(torch.stack([x.double() for x in (*sums, *counts)])).tolist()
+    means = [share(*pair) for pair in zip(totals[: len(groups)], totals[len(groups) :], strict=True)]
+    levels = percentiles(values, mask, tuple(ENTROPY_PERCENTILES), reduce)
+    names = (*groups, *ENTROPY_PERCENTILES.values())
+    return {f"entropy/{name}": value for name, value in zip(names, (*means, *levels), strict=True)}
 
 
 def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str, Any]]:
@@ -102,7 +136,7 @@ def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str,
 
 
 class StepMonitor:
-    """Logs rollouts and optimiser steps among TRL's own metrics, and holds the accuracy of the latest rollout.
+    """Logs rollouts and optimiser steps among TRL's own metrics; holds accuracy and entropy of the latest rollout.
 
     Args:
         metrics: TRL's metrics by mode (`train` or `eval`) and name. TRL logs the mean of each list.
@@ -129,7 +163,7 @@ class StepMonitor:
         self.metrics, self.objective, self.ranks = metrics, objective, ranks
         self.tokenizer, self.group_size, self.num_samples, self.recorder = tokenizer, group_size, num_samples, recorder
         self.categories = TokenCategories(tokenizer.decode, vocabulary)
-        self.accuracy = math.nan
+        self.accuracy = self.entropy = math.nan
 
     def log(self, values: dict[str, float], mode: str = "train") -> None:
         """Add values to the next log."""
@@ -169,19 +203,28 @@ class StepMonitor:
         entropies = flatten([p.entropies for p in passes])
         self.log(gradient_metrics(norms[trained], entropies[trained], self.ranks.sum), mode)
 
-    def step(self, window: Window, size: int) -> float:
+    def rollout(self, batches: Sequence[Inputs], entropies: Sequence[Tensor]) -> None:
+        """Log the entropies of a rollout's tokens over all ranks; see `rollout_metrics` for the arguments."""
+        metrics = rollout_metrics(batches, entropies, self.ranks.sum)
+        if self.objective.diagnostics:
+            metrics |= rollout_diagnostics(batches, entropies, self.categories, self.ranks.sum)
+        self.entropy = metrics["entropy/mean"]
+        self.log(metrics)
+
+    def step(self, window: Window, size: int) -> None:
         """Log a finished optimiser step over all ranks, and check the number of kept tokens.
 
         Args:
             size: sequences of a micro-batch on one rank, before sequences are dropped.
-
-        Returns:
-            Mean entropy of the step's tokens in nats, NaN without tokens.
         """
         scored, everything, objective = window.scored, window.all_tokens(), self.objective
         metrics = window_metrics(scored, everything, objective.epsilon_low, objective.epsilon_high, self.ranks.sum)
-        kept, total, mean_entropy = metrics.pop("kept"), metrics.pop("all"), metrics.pop("mean_entropy")
-        if objective.ranked_in in ("window", "loss"):  # the trainer checks the kept tokens of a ranked rollout
+        kept, total = metrics.pop("kept"), metrics.pop("all")
+        if not objective.measures_rollout:  # the step is the only one of its rollout, and its policy wrote it
+            self.rollout([s.inputs for s in everything], [s.entropies for s in everything])
+        if (
+            objective.ranked_in in ("window", "loss") and not objective.matches_norms
+        ):  # the trainer checks the kept tokens of a ranked rollout
             check_kept(kept, total, window.kept, objective, len(window.thresholds))
         if objective.diagnostics:
             metrics |= step_metrics(scored, everything, self.categories, self.ranks.sum)
@@ -191,4 +234,3 @@ class StepMonitor:
         self.log(metrics)
         shown = everything[len(everything) // 2]
         self.recorder.samples = partial(token_samples, shown, self.num_samples, self.tokenizer)
-        return mean_entropy

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..metrics.logged import benchmark_accuracies, mean_accuracies
+
 Row = dict[str, Any]
 ACTIONS = ("off", "warn", "stop")
 # Number of values in a mean. Most metrics have one value per optimiser step; generation metrics have one per rollout.
@@ -61,7 +63,7 @@ def entropy_collapse(log: Log) -> str | None:
 
 
 def entropy_explosion(log: Log) -> str | None:
-    ends = log.ends("entropy")
+    ends = log.ends("entropy/mean")
     if ends and ends[1] > 2 * ends[0] + 0.1:
         return (
             f"The mean entropy has risen from {ends[0]:.3g} to {ends[1]:.3g} nats: responses turn into noise. Lower "
@@ -93,7 +95,7 @@ def length_runaway(log: Log) -> str | None:
 
 def reward_hacking(log: Log) -> str | None:
     """Warn if held-out accuracy is below its best twice in a row while the reward has risen since the best."""
-    held_out = log.points("eval_accuracy")
+    held_out = log.points("eval_accuracy") or mean_accuracies(log.rows, benchmark_accuracies(log.rows))
     if len(held_out) < 3:
         return None
     step, best = max(held_out, key=lambda point: point[1])

@@ -3,8 +3,9 @@
     A_i   <- A_i * (1 - alpha * w_i)            w_i: standardised log-perplexity within the group
     A_i,t <- A_i + sign(A_i) * b_t              b_t = gamma * sigmoid(d * m * (l_t - n)),  l_t in [0, 1]
 
-Confident responses weigh more, and so do late tokens; the sign of an advantage never changes. Used together,
-perplexity scales the group's advantage and the bonus is added to the result: it is not scaled.
+Confident responses weigh more, and so do late tokens; the sign of an advantage never changes. The paper's ablations
+are the other signs: alpha < 0 favours high perplexity, d < 0 favours early tokens. Used together, perplexity scales
+the group's advantage and the bonus is added to the result: it is not scaled.
 
 This departs from the paper in one sign: n is +0.5, and the paper prints -0.5. With l + 0.5 the argument lies between
 7.5 and 22.5 (m = 15). Then the sigmoid is 1 up to 6e-4 at every token, and no token is preferred to another. With
@@ -91,7 +92,7 @@ def ppl_advantages(advantages: Tensor, weights: Tensor, alpha: float) -> Tensor:
     Args:
         advantages: (B,).
         weights: (B,), see `perplexity_weights`.
-        alpha: below 1 / `largest_weight`, so that no advantage changes its sign.
+        alpha: of either sign, and smaller than 1 / `largest_weight`, so that no advantage changes its sign.
     """
     return advantages * (1 - alpha * weights).to(advantages.dtype)
 
@@ -117,7 +118,9 @@ def position_advantages(
     n: float = 0.5,
     cap: float | None = None,
 ) -> Tensor:
-    """(B, T) advantages with the bonus for late tokens (Eq. 10); zero in the padding and for zero advantages.
+    """(B, T) advantages with the bonus for late tokens, or for early ones if d < 0 (Eq. 10).
+
+    They are zero in the padding, and zero advantages stay zero.
 
     Args:
         advantages: (B,) or (B, T).

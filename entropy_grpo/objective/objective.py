@@ -11,7 +11,7 @@ given here.
 from dataclasses import dataclass
 from typing import Any
 
-from .share import kept_count, kept_share
+from .share import BY_NORM, MATCHED, kept_count, kept_share
 
 # Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
 TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
@@ -37,8 +37,8 @@ def _check_head(args: Any, why_not: str | None, has_bonus: bool, aux_loss_enable
         )
     if reason is not None and args.fused_lm_head == "liger":
         raise ValueError(f"fused_lm_head is 'liger', but {reason}: choose auto or trl.")
-    if reason is not None and args.entropy_selection == "gradient_norm":
-        raise ValueError(f"entropy_selection is 'gradient_norm', but {reason}: choose another selection.")
+    if reason is not None and args.entropy_selection in BY_NORM:
+        raise ValueError(f"entropy_selection is {args.entropy_selection!r}, but {reason}: choose another selection.")
     return reason
 
 
@@ -140,8 +140,18 @@ class Objective:
 
     @property
     def kept_share(self) -> float:
-        """Share of the tokens that are kept."""
+        """Share of the tokens by whose number the loss is divided: those that are kept, unless norms are matched."""
         return kept_share(self.rho, self.selection)
+
+    @property
+    def matches_norms(self) -> bool:
+        """True if tokens are drawn until their gradient is that of the top tokens; how many are kept is not known."""
+        return self.selection == MATCHED
+
+    @property
+    def largest_kept_share(self) -> float:
+        """Upper bound of the share of tokens that are kept."""
+        return 1.0 if self.matches_norms else self.kept_share
 
     def kept_count(self, n: int) -> int:
         """Number of kept tokens among `n` that share a threshold."""
@@ -180,8 +190,12 @@ class Objective:
 
     @property
     def drops_sequences(self) -> bool:
-        """True if sequences without a gradient are left out of the forward pass."""
-        return self.regroups and self.surrogate and self.token_level and self.ranked_in != "loss"
+        """True if sequences without a gradient are left out of the forward pass.
+
+        That takes an earlier pass over all of them, because the entropies of all tokens of a rollout are logged.
+        """
+        measured = self.measures_rollout or self.ranked_in == "window"
+        return self.regroups and self.surrogate and self.token_level and self.ranked_in != "loss" and measured
 
     # The LM head
 
@@ -193,12 +207,12 @@ class Objective:
     @property
     def projected_share(self) -> float:
         """Share of the response tokens that the head projects to compute the loss."""
-        return self.kept_share if self.projects_kept else 1.0
+        return self.largest_kept_share if self.projects_kept else 1.0
 
     @property
     def differentiated_share(self) -> float:
         """Share of the response tokens that the head differentiates."""
-        return self.kept_share if self.sparse_head and self.surrogate and self.token_ratio else 1.0
+        return self.largest_kept_share if self.sparse_head and self.surrogate and self.token_ratio else 1.0
 
     @property
     def head_units(self) -> float:
@@ -213,10 +227,19 @@ class Objective:
             in_rollout: whether the pass scores a rollout. There the norms cost one more sum over the vocabulary, and
                 are logged.
         """
-        wants_norms = self.selection == "gradient_norm" or (self.diagnostics and in_rollout)
+        wants_norms = self.selection in BY_NORM or (self.diagnostics and in_rollout)
         return ("log_probs", *(["entropy"] if ranks else []), *(["residual_norm"] if ranks and wants_norms else []))
 
     # Passes
+
+    @property
+    def measures_rollout(self) -> bool:
+        """True if a pass over the rollout, made for another purpose, also gives the entropies of its tokens.
+
+        Otherwise the rollout serves a single optimiser step, whose own passes are made by the policy that wrote it
+        and give the same entropies.
+        """
+        return self.scores_rollout or self.ranked_in == "rollout"
 
     @property
     def scoring_passes(self) -> dict[str, float]:

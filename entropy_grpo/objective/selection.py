@@ -17,11 +17,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from .share import kept_count
+from .share import BY_NORM, kept_count
 
 Reduce = Callable[[Tensor], Tensor]
 
-SELECTIONS = ("top", "bottom", "random", "gradient_norm")
+SELECTIONS = ("top", "bottom", "random", *BY_NORM)
 SCOPES = ("micro_batch", "global", "rollout")
 
 # A key has 63 bits, a non-negative int64: 32 for the score and 31 for the place.
@@ -50,18 +50,23 @@ def score_from_bits(bits: int) -> float:
     return torch.tensor(signed, dtype=torch.int32).view(torch.float32).item()
 
 
-def kth_largest(keys: Tensor, ranks: Sequence[int], reduce: Reduce = on_one_process, bits: int = 64) -> list[int]:
+def kth_largest(
+    keys: Tensor, ranks: Sequence[int], reduce: Reduce = on_one_process, bits: int = 64, weights: Tensor | None = None
+) -> list[int]:
     """The k-th largest, for every k >= 1 in `ranks`, of the processes' non-negative int64 keys below 2^bits.
 
     Every duplicate counts. The search makes one histogram of 2^16 counts per digit and distinct prefix, most
     significant digit first. Only keys that match the digits found so far stay in the search. The histograms of a digit
     are exchanged together.
+
+    Args:
+        weights: non-negative int64, how often each key counts; once by default.
     """
     ranks, prefixes = list(ranks), [0] * len(ranks)
-    matching = {0: keys.flatten()}  # keys by the digits found so far
+    matching = {0: (keys.flatten(), weights)}  # keys and their weights by the digits found so far
     for shift in range(bits - DIGIT_BITS, -1, -DIGIT_BITS):
-        digits = {prefix: (part >> shift) & (2**DIGIT_BITS - 1) for prefix, part in matching.items()}
-        counts = reduce(torch.stack([torch.bincount(d, minlength=2**DIGIT_BITS) for d in digits.values()]))
+        digits = {prefix: (part >> shift) & (2**DIGIT_BITS - 1) for prefix, (part, _) in matching.items()}
+        counts = reduce(torch.stack([_histogram(d, matching[prefix][1]) for prefix, d in digits.items()]))
         from_top = dict(zip(digits, counts.flip(1).cumsum(1), strict=True))
         going_on = {}
         for i, (k, prefix) in enumerate(zip(ranks, prefixes, strict=True)):
@@ -70,9 +75,18 @@ def kth_largest(keys: Tensor, ranks: Sequence[int], reduce: Reduce = on_one_proc
             digit = 2**DIGIT_BITS - 1 - place
             prefixes[i] = prefix << DIGIT_BITS | digit
             if prefixes[i] not in going_on:
-                going_on[prefixes[i]] = matching[prefix][digits[prefix] == digit]
+                part, of_part = matching[prefix]
+                chosen = digits[prefix] == digit
+                going_on[prefixes[i]] = part[chosen], of_part if of_part is None else of_part[chosen]
         matching = going_on
     return prefixes
+
+
+def _histogram(digits: Tensor, weights: Tensor | None) -> Tensor:
+    """(2^16,) int64: the number, or the summed weights, of every digit."""
+    if weights is None:
+        return torch.bincount(digits, minlength=2**DIGIT_BITS)
+    return digits.new_zeros(2**DIGIT_BITS).index_add_(0, digits, weights)
 
 
 def random_scores(order: Tensor, seed: int) -> Tensor:
@@ -132,6 +146,45 @@ def select(
     return (mask & ~top if kind == "bottom" else top), threshold
 
 
+def select_matched(
+    entropies: Tensor,
+    norms: Tensor,
+    mask: Tensor,
+    rho: float,
+    order: Tensor,
+    seed: int = 0,
+    reduce: Reduce = on_one_process,
+) -> Tensor:
+    """Keep random tokens until their summed gradient norms reach those of the tokens that `top` keeps.
+
+    This control answers whether entropy is only a proxy for large gradients: it has as much gradient as `top`, on
+    tokens that entropy has no part in. The sum exceeds that of `top` by less than the norm of the last token. If no
+    token has a gradient, none is kept.
+
+    The norms are added as integers, in units of 2^-30 of the largest, so that the sums are the same for every number
+    of ranks and in every order.
+
+    Args:
+        norms: `gradient_norms`, non-negative.
+        entropies, mask, rho, order, seed: see `select`.
+    """
+    mask = mask.bool()
+    top, _ = select(entropies, mask, rho, order, reduce=reduce)
+    if not int(reduce(mask.sum())):
+        return top
+    (bits,) = kth_largest(order_bits(norms)[mask], [1], reduce, bits=32)
+    largest = score_from_bits(bits)
+    if not 0 < largest < math.inf:
+        return torch.zeros_like(mask)
+    weights = (norms.double() / largest * 2**30).round().long()
+    wanted = int(reduce((weights * top).sum()))
+    if not wanted:
+        return torch.zeros_like(mask)
+    keys = (order_bits(random_scores(order, seed)) << PLACE_BITS) | (MAX_TOKENS - 1 - order.long())
+    (smallest_kept,) = kth_largest(keys[mask], [wanted], reduce, weights=weights[mask])
+    return mask & (keys >= smallest_kept)
+
+
 def gradient_norms(
     residual_norms: Tensor,
     advantages: Tensor,
@@ -144,6 +197,11 @@ def gradient_norms(
 
     The gradient is an outer product, alpha * (e(o) - p) h^T, with the norm |alpha| * ||e(o) - p||_2 * ||h||_2.
     So the (V, H) matrix is never formed.
+
+    alpha is not the letter of the paper's alpha_t. It is the factor of d log p(o) in the loss that is trained here:
+    advantage times ratio, and zero where the clip, or the dual clip, stops the gradient. The caller multiplies it by
+    vLLM's importance correction. Left out are the divisor of the loss and the sampling temperature, which all tokens
+    of an optimiser step share.
 
     Args:
         residual_norms: (B, T) float32, ||e(o) - p||_2 * ||h||_2.

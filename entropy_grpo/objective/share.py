@@ -1,10 +1,14 @@
-"""Number and share of the tokens that a selection keeps.
+"""Number and share of the tokens that a selection keeps, or, with `random_matched`, divides the loss by.
 
 No torch here, so that a reader of a run's settings need not load it.
 """
 
 import math
 from fractions import Fraction
+
+MATCHED = "random_matched"
+# Selections that need the norm of every token's gradient.
+BY_NORM = ("gradient_norm", MATCHED)
 
 
 def kept_share(rho: float, kind: str = "top") -> float:

@@ -9,8 +9,9 @@ So the rule has no unit and assumes nothing about how far a model can get. A run
 whose accuracy has never climbed, is rising. A run that has reached the plateau stays there. The window must be long
 enough for the means of its halves to be free of noise: a window that is too short finds a plateau early.
 
-Accuracy is the share of right responses among all responses drawn for the rollout, and counts at each of its steps.
-The mean reward would serve as well if dynamic sampling did not choose groups by it.
+Entropy is the mean over all tokens of the rollout under the policy that wrote it. Accuracy is the share of right
+responses among all responses drawn for it. Both count at each step of the rollout, so that a window has to span
+several rollouts. The mean reward would serve as well if dynamic sampling did not choose groups by it.
 """
 
 import math

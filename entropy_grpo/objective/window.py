@@ -9,6 +9,7 @@ No function here changes its arguments or knows a trainer. Shapes: B sequences o
 including padding.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 from .batching import by_length, cut, deal, merge, take
 from .objective import Objective
 from .ranks import Ranks
-from .selection import gradient_norms, select
+from .selection import gradient_norms, select, select_matched
+from .share import BY_NORM
 
 # A micro-batch, or a rollout: TRL's tensors by name.
 Inputs = dict[str, Any]
@@ -64,7 +66,8 @@ class Window:
     Attributes:
         batches: the local micro-batches to run. If the kept tokens are known beforehand, they carry `kept_mask` and
             `entropies`, (B, T).
-        kept: number of tokens kept over all micro-batches and ranks.
+        kept: divisor of the loss with the denominator `kept`: the number of tokens kept over all micro-batches and
+            ranks, or, for `random_matched`, of those that `top` would keep.
         everything: if the kept tokens are known beforehand, micro-batches that also hold the local sequences that are
             not run; None otherwise.
         thresholds: the lowest score that was kept, in each selection so far.
@@ -147,22 +150,21 @@ def select_tokens(
     """Keep tokens under one threshold for all of these micro-batches on all ranks.
 
     Returns:
-        One (B, T) bool mask per micro-batch, and the threshold: the lowest score that `top` keeps, NaN for `random`.
+        One (B, T) bool mask per micro-batch, and the threshold: the lowest score that `top` keeps, NaN for random
+        tokens.
     """
-    by_norm = objective.selection == "gradient_norm"
-    scores = [
-        token_gradient_norms(p, b, objective) if by_norm else p.entropies for p, b in zip(passes, batches, strict=True)
-    ]
-    kept, threshold = select(
-        flatten(scores),
-        flatten([loss_mask(b) for b in batches]),
-        objective.rho,
-        flatten([token_places(b) for b in batches]),
-        kind=objective.selection,
-        seed=seed,
-        reduce=ranks.sum,
-    )
-    return [k.view_as(s) for k, s in zip(kept.split([s.numel() for s in scores]), scores, strict=True)], threshold
+    entropies = [p.entropies for p in passes]
+    norms = None
+    if objective.selection in BY_NORM:
+        norms = [token_gradient_norms(p, b, objective) for p, b in zip(passes, batches, strict=True)]
+    mask, places = flatten([loss_mask(b) for b in batches]), flatten([token_places(b) for b in batches])
+    given = {"mask": mask, "rho": objective.rho, "order": places, "seed": seed, "reduce": ranks.sum}
+    if objective.matches_norms:
+        kept, threshold = select_matched(flatten(entropies), flatten(norms), **given), math.nan
+    else:
+        kept, threshold = select(flatten(norms or entropies), kind=objective.selection, **given)
+    parts = kept.split([e.numel() for e in entropies])
+    return [part.view_as(e) for part, e in zip(parts, entropies, strict=True)], threshold
 
 
 def check_kept(kept: float, total: float, expected: int, objective: Objective, selections: int = 1) -> None:
@@ -247,7 +249,7 @@ def plan_window(
     if objective.ranked_in is None:
         return Window(regroup(batches, objective, ranks, size), 0)
     if objective.ranked_in == "rollout":
-        kept = ranks.sum(torch.stack([b["kept_mask"].sum() for b in batches]).sum())
+        kept = ranks.sum(torch.stack([b["counted"].sum() for b in batches]).sum())
         thresholds = [float(batches[0]["threshold"])]
         return Window(regroup(batches, objective, ranks, size), int(kept), batches, thresholds)
     if objective.ranked_in == "loss":

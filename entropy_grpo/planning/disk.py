@@ -22,6 +22,8 @@ def disk(job: Job) -> dict[str, Any]:
     rollout = rollout_buffer(lengths.prompt, lengths.completion, args.generation_batch_size) if job.samples else 0
     checkpoint = copies * weights + states + rollout
     kept = _kept(job)
+    elements = sum(n for n, _ in trained_tensors(job))
+    models = (job.compute if not job.model.use_peft else 4) * elements * _kept_weights(job)
     return {
         "checkpoint": round(checkpoint),
         "weights": round(copies * weights),
@@ -29,10 +31,21 @@ def disk(job: Job) -> dict[str, Any]:
         "rollout_at_most": round(rollout),
         "copies_of_weights": copies,
         "kept": kept,
+        "kept_weights": round(models),
         # The oldest checkpoint is deleted after the newest one is complete.
-        "run": None if kept is None else round((kept + 1 if args.save_total_limit else kept) * checkpoint + weights),
+        "run": None
+        if kept is None
+        else round((kept + 1 if args.save_total_limit else kept) * checkpoint + weights + models),
         "gathered_on_rank_0": round(weights + states) if copies == 2 else 0,
     }
+
+
+def _kept_weights(job: Job) -> int:
+    """Return the number of steps whose weights a run keeps by themselves."""
+    if not job.samples:
+        return 0
+    steps = batches(job)["steps"]
+    return sum(steps is None or step <= steps for step in job.run.weight_steps(job.args))
 
 
 def _kept(job: Job) -> int | None:

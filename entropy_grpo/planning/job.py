@@ -194,8 +194,9 @@ def resolve(
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is missing: name a Hub id or a local folder.")
     try:
-        if not supervised:
+        if not supervised:  # what a launch would refuse
             check_held_out(run, args, 1)
+            run.evaluation_steps(args), run.weight_steps(args)
         policy, objective = _decide(run, args, model, _origin(model, Path(recipe_file)), model_config)
     except ValueError as error:
         raise RecipeError(str(error)) from error

@@ -136,6 +136,8 @@ def _disk_lines(files: dict[str, Any]) -> list[str]:
     rollout = scaled_bytes(files["rollout_at_most"])
     note = f"{copies}, the optimizer, at most {rollout} of rollout"
     rows = [("checkpoint", scaled_bytes(files["checkpoint"]), note)]
+    if files["kept_weights"]:
+        rows.append(("weights", scaled_bytes(files["kept_weights"]), "models of the steps that keep_weights names"))
     if files["run"] is not None:
         rows.append(("run", scaled_bytes(files["run"]), f"{files['kept']} checkpoints, one being written, the model"))
     if files["gathered_on_rank_0"]:

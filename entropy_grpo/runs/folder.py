@@ -13,6 +13,7 @@ runs/NAME/
     benchmarks/*/     results of benchmarks, one folder per evaluated step or checkpoint
     plots/*.png       plots of the files above
     README.md         model card, written from the files above
+    weights/step-N/   models of the steps that `keep_weights` names
     checkpoint-N/, model.safetensors, ...
 """
 
@@ -91,6 +92,9 @@ class RunFolder:
     @property
     def benchmarks(self) -> Path:
         return self.path / "benchmarks"
+
+    def weights(self, step: int) -> Path:
+        return self.path / "weights" / f"step-{step}"
 
     def answers(self, name: str) -> Path:
         return self.path / "answers" / f"{name}.jsonl"

@@ -60,7 +60,7 @@ def _entropy(rows: list[Row]) -> Figure:
     for i, key in enumerate(ENTROPY_PERCENTILES.values(), start=1):
         axes.plot(*_series(rows, f"entropy/{key}"), color=shades(i), label=key)
     axes.plot(*_series(rows, "selection/threshold"), "--", color="tab:red", label="threshold")
-    axes.plot(*_series(rows, "entropy"), color="black", label="mean")
+    axes.plot(*_series(rows, "entropy/mean"), color="black", label="mean")
     _mark_plateau(axes, rows)
     axes.set_ylim(bottom=0)
     axes.legend(ncols=3, fontsize="small")
@@ -74,7 +74,9 @@ def _kept(rows: list[Row]) -> Figure:
     axes.set_ylabel("kept share of tokens")
     other = axes.twinx()
     for key, style in (("kept", "-"), ("dropped", ":")):
-        other.plot(*_series(rows, f"entropy/{key}"), style, color="tab:blue", label=f"entropy of {key} tokens")
+        other.plot(
+            *_series(rows, f"selection/{key}_entropy"), style, color="tab:blue", label=f"entropy of {key} tokens"
+        )
     other.set(ylabel="mean entropy (nats)")
     other.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")

@@ -79,6 +79,7 @@ class Resume:
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
             "rollout_accuracy": trainer.monitor.accuracy,
+            "rollout_entropy": trainer.monitor.entropy,
             "stages": trainer.stages.state(),
             **trainer.rollouts.state(),
         }
@@ -91,6 +92,7 @@ class Resume:
         trainer._metrics["train"].update(state["metrics"])
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
         trainer.monitor.accuracy = state["rollout_accuracy"]
+        trainer.monitor.entropy = state.get("rollout_entropy", math.nan)  # older checkpoints have none
         trainer.stages.restore(state["stages"])
         trainer.rollouts.restore(state)
 
@@ -111,6 +113,7 @@ class Resume:
         for batch in trainer._buffered_inputs:
             if "kept_mask" in batch:
                 batch.setdefault("threshold", torch.tensor(threshold))
+                batch.setdefault("counted", batch["kept_mask"].sum(1))
         for name, values in state.get("logs", {}).items():
             if isinstance(values, dict):
                 for key, items in values.items():

@@ -4,6 +4,7 @@ arXiv 2506.01939 gives Llama-3.1-8B a cold start. The run folder lists its probl
 exclude them (`decontaminate_against`). Loss, batches and checkpoints are TRL's.
 """
 
+import random
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,7 +80,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         tokenizer = load_tokenizer(model_path, model_config.model_revision, "model_name_or_path")
         check_ends(tokenizer, model_path)
         check_targets(model_path, model_config)
-        taken, origin = choose(run_config, rows, tokenizer, args.max_length)
+        taken, origin = choose(run_config, rows, tokenizer, args.max_length, args.seed)
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
         trainer = Imitation(
             model=model_path,
@@ -131,16 +132,17 @@ def imitated(config: SFTRunConfig, rows: Dataset) -> Dataset:
 
 
 def choose(
-    config: SFTRunConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    config: SFTRunConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, seed: int
 ) -> tuple[list[int], dict[str, Any]]:
-    """Choose the first right response to each problem that is not too long.
+    """Choose the rows to imitate: `num_responses` problems at random, each with its first right response that fits.
 
     Args:
         max_length: TRL's limit in tokens of prompt, response and EOS. A response beyond it would be cut off, and would
             teach the model never to end.
+        seed: seed of the draw. arXiv 2506.01939 draws its 10,000 responses at random.
 
     Returns:
-        (positions of the rows to imitate, record of the choice for `data.json`).
+        (positions of the rows to imitate in rising order, record of the choice for `data.json`).
 
     Raises:
         ValueError: there are fewer than `num_responses` such responses, or none.
@@ -176,7 +178,8 @@ def choose(
             f"{config.dataset_name}: {wanted} of {len(rows)} responses are imitated; left out: {left_out}", flush=True
         )
     origin = {"dataset": config.dataset_name, "rows": len(rows), "left_out": counts, "train": wanted}
-    return taken[:wanted], origin
+    origin |= {"drawn_from": len(taken), "seed": seed}
+    return sorted(random.Random(seed).sample(taken, wanted)), origin
 
 
 def _graded(config: SFTRunConfig, rows: Dataset) -> list[bool]:

@@ -13,6 +13,7 @@ from ..cards.card import write_card
 from ..cards.results import results_table
 from ..config import recipe
 from ..config.batches import limit_vllm
+from ..config.grpo import EntropyForkGRPOConfig
 from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
 from ..config.run import CLASSES, RunConfig, check_held_out
 from ..data.problems import Problems, check_size, load_problems
@@ -43,6 +44,7 @@ from .checkpoints import find_checkpoint
 from .requirements import check_packages, check_processes
 from .setup import claim_folder, finish, save_whole, shards, write_recipe
 from .trainer import EntropyForkGRPOTrainer
+from .weights import KeepWeights
 
 
 def main(settings: Settings, name: str, held: ExitStack) -> None:
@@ -58,6 +60,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     resumes = args.resume_from_checkpoint is not None
     try:
         check_held_out(run_config, args, args.world_size)
+        every, weight_steps = run_config.evaluation_steps(args), run_config.weight_steps(args)
         check_quantised(model_config, args.use_vllm, shards())
         check_packages(settings)
         check_installed(model_config)
@@ -109,8 +112,11 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     send_plots(trainer)
 
     if run_config.eval_benchmarks:
-        names, steps = run_config.eval_benchmarks, run_config.eval_benchmark_steps
-        trainer.add_callback(BenchmarkCallback(trainer, names, steps, folder, run_config.grading_seconds))
+        names, seconds = run_config.eval_benchmarks, run_config.grading_seconds
+        trainer.add_callback(
+            BenchmarkCallback(trainer, names, every, benchmark_sampling(run_config, args), folder, seconds)
+        )
+    trainer.add_callback(KeepWeights(trainer, weight_steps, folder))
 
     logging.disable_progress_bar()  # of the files that every checkpoint writes
 
@@ -124,6 +130,15 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         card = write_card(folder.path, repository=trainer.hub_model_id, draws=False)
         print(report(folder, [*drawn, card]))
     finish(trainer)
+
+
+def benchmark_sampling(run_config: RunConfig, args: EntropyForkGRPOConfig) -> dict[str, float]:
+    """Temperature and top_p of the answers to benchmarks."""
+    temperature, top_p = run_config.eval_benchmark_temperature, run_config.eval_benchmark_top_p
+    return {
+        "temperature": args.temperature if temperature is None else temperature,
+        "top_p": args.top_p if top_p is None else top_p,
+    }
 
 
 def prompt_lengths(

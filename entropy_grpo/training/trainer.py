@@ -18,7 +18,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..cards.card import write_card
 from ..config.grpo import EntropyForkGRPOConfig
+from ..metrics.correctness import is_right
 from ..models.adapters import sync_exactly
 from ..models.head import add_sparse_lm_head, why_not
 from ..monitoring.callbacks import RunRecorder, Watch
@@ -78,9 +79,10 @@ class Call:
         inputs: the micro-batch whose loss is computed; empty in all other calls.
         rows: the problems that are answered.
         supply: responses and rewards that replace TRL's generation and grading.
-        scores_rollout: whether every pass of the policy computes entropies, to rank a rollout.
+        scores_rollout: whether every pass of the policy computes entropies, to log and to rank a rollout.
         carried: for every response, log-probabilities (t,) under an older policy, or None. They replace the
             log-probabilities of the next pass.
+        rewards: (responses of all ranks, F), set when TRL has them.
         passes: results of the passes so far, without autograd graphs.
         weight: (B, T) float32, factor of each token's loss.
     """
@@ -90,6 +92,7 @@ class Call:
     supply: Supply | None = None
     scores_rollout: bool = False
     carried: list[Tensor | None] | None = None
+    rewards: Tensor | None = None
     passes: list[Pass] = field(default_factory=list)
     weight: Tensor | None = None
 
@@ -160,7 +163,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             recorder,
         )
         self.add_callback(recorder)
-        self.add_callback(Watch(self.args.watch, self.spec.kept_share))
+        self.add_callback(Watch(self.args.watch, math.nan if self.spec.matches_norms else self.spec.kept_share))
 
     def _decide(self) -> Objective:
         """Decide what the run computes, and install the sparse LM head if it supports the model."""
@@ -279,10 +282,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         rows = inputs if supply is None else supply.rows
         old_logps = supply.old_logps if supply is not None and supply.is_carried else None
         carried = old_logps if self.spec.scores_rollout else None
-        ranked = self.spec.ranked_in == "rollout"
-        with self._during(Call(rows=rows, supply=supply, scores_rollout=ranked, carried=carried)) as call:
+        measured = self.spec.measures_rollout
+        with self._during(Call(rows=rows, supply=supply, scores_rollout=measured, carried=carried)) as call:
             output = super()._generate_and_score_completions(rows)
         output = self._placed(self.rollouts.finish(output, supply))
+        output["right"] = is_right(call.rewards[:, 0])[output["sequence_index"]]
         # If TRL scores old log-probabilities, that pass comes first, before the pass of a reference policy.
         return self._prepare_rollout(output, call.passes[0] if self.spec.scores_rollout else None, old_logps)
 
@@ -313,16 +317,23 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         logps = output.get("old_per_token_logps", None if scored is None else scored.logps)
         for transform in transforms:
             output |= transform.prepare(output, logps, self.ranks)
+        if self.spec.measures_rollout:
+            self.monitor.rollout([output], [scored.entropies])
+            self.monitor.gradients([scored], [self._shape(output)])
         return self._ranked(output, scored) if ranked else output
 
     def _ranked(self, output: Inputs, scored: Pass) -> Inputs:
         """Return a rollout with its kept tokens, selected by one threshold."""
         shaped = self._shape(output)
         (kept,), threshold = select_tokens([scored], [shaped], self.spec, self.ranks, self._step_seed)
-        self.monitor.gradients([scored], [shaped])
+        counted = kept
+        if self.spec.matches_norms:  # one denominator for both arms: the tokens that `top` would keep
+            top = replace(self.spec, selection="top")
+            (counted,), _ = select_tokens([scored], [shaped], top, self.ranks, self._step_seed)
         (total,) = count_tokens([output], self.ranks)
-        check_kept(int(self.ranks.sum(kept.sum())), total, self.spec.kept_count(total), self.spec)
-        return output | {"kept_mask": kept, "entropies": scored.entropies, "threshold": torch.tensor(threshold)}
+        check_kept(int(self.ranks.sum(counted.sum())), total, self.spec.kept_count(total), self.spec)
+        ranked = {"kept_mask": kept, "counted": counted.sum(1), "entropies": scored.entropies}
+        return output | ranked | {"threshold": torch.tensor(threshold)}
 
     @contextmanager
     def _whole_distribution(self) -> Iterator[None]:
@@ -349,15 +360,19 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
         if self._call.supply is not None:
-            return self._call.supply.rewards
+            self._call.rewards = self._call.supply.rewards
+            return self._call.rewards
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._call.rewards = rewards
         lengths = [len(ids) for ids in completion_ids_list]
         self.monitor.rewards(rewards, prompts, completions, lengths, self._mode)
         if self._answers is not None:
-            columns = gather_object(inputs), gather_object(completions), gather_object(lengths), rewards.tolist()
-            for row, completion, length, values in zip(*columns, strict=True):
+            ended = [ids[-1] in self.eos_token_ids for ids in completion_ids_list]
+            columns = [gather_object(column) for column in (inputs, completions, lengths, ended)]
+            for row, completion, length, end, values in zip(*columns, rewards.tolist(), strict=True):
                 scores = dict(zip(self.reward_func_names, values, strict=True))
-                self._answers.append({**row, "completion": completion, "length": length, "rewards": scores})
+                answer = {"completion": completion, "length": length, "ended": end, "rewards": scores}
+                self._answers.append({**row, **answer})
         return rewards
 
     # TRL's seams: the optimiser step
@@ -407,9 +422,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _close(self, window: Window) -> None:
         """Log a finished optimiser step."""
-        mean_entropy = self.monitor.step(window, self.args.per_device_train_batch_size)
+        self.monitor.step(window, self.args.per_device_train_batch_size)
         active = {f"shaping/{transform.name}": float(self._is_active(transform)) for transform in self.transforms}
-        self.stages.update(self.state.global_step + 1, mean_entropy, self.monitor.accuracy)
+        self.stages.update(self.state.global_step + 1, self.monitor.entropy, self.monitor.accuracy)
         self.monitor.log(active | {"stage": float(self.stages.stage)})
 
     def _get_per_token_logps_and_entropies(
@@ -437,6 +452,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             **images,
         )
         has_images = any(value is not None for value in images.values())
+        if batch_size is None and not self.model.training:  # an evaluation batch is as large as generation needs
+            batch_size = self.args.per_device_train_batch_size
         sequences = (input_ids, attention_mask, logits_to_keep)
         scored = self.scorer.run(score, model, outputs, *sequences, batch_size, kept, has_images)
         if known:
@@ -519,16 +536,33 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     # Evaluation
 
-    def answer(self, problems: Dataset, metric_key_prefix: str = "eval") -> list[Row]:
+    @contextmanager
+    def _sampling(self, settings: dict[str, float]) -> Iterator[None]:
+        """Sample responses at another temperature or top_p than training's."""
+        sampler = self.vllm_generation if self.use_vllm else self.generation_config
+        before = {name: getattr(sampler, name) for name in settings}
+        vars(sampler).update(settings)
+        try:
+            yield
+        finally:
+            vars(sampler).update(before)
+
+    def answer(
+        self, problems: Dataset, metric_key_prefix: str = "eval", sampling: dict[str, float] | None = None
+    ) -> list[Row]:
         """Answer every problem `num_generations_eval` times with the current policy, through TRL's evaluation loop.
 
+        Args:
+            sampling: `temperature` and `top_p`; training's by default.
+
         Returns:
-            A row per answer, equal on every rank: the problem's columns, `completion`, `length` in tokens, and
-            `rewards` by name. Copies that fill up an uneven last batch are excluded.
+            A row per answer, equal on every rank: the problem's columns, `completion`, `length` in tokens, whether it
+            `ended` by itself (see `models.load.end_ids`), and `rewards` by name. Copies that fill up an uneven last
+            batch are excluded.
         """
         self._answers, self.monitor.recorder.paused = [], True
         try:
-            with answering(self):
+            with answering(self), self._sampling(sampling or {}):
                 self.evaluate(problems, metric_key_prefix=metric_key_prefix)
             rows = self._answers
         finally:

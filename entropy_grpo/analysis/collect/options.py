@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...registry import ReadIf, refuse_unread
+
+ANSWERING = ("answered_by", "samples", "max_tokens", "seed", "backend")
+READ_IF = (ReadIf(ANSWERING, "benchmarks", bool, "without benchmarks to answer: leave it out"),)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -19,6 +24,8 @@ class Options:
     """.jsonl or .parquet with prompt and response, and correct if it is known"""
     benchmarks: Sequence[str] = ()
     """in place of responses: the model answers these, as in entropy-grpo eval"""
+    answered_by: str | None = None
+    """with benchmarks, name of the checkpoint that answers them; if unset, the model"""
     samples: int | None = None
     """with benchmarks, responses to each question; if unset, 16"""
     max_tokens: int | None = None
@@ -37,6 +44,7 @@ class Options:
     def __post_init__(self) -> None:
         if (self.responses is None) == (not self.benchmarks):
             raise ValueError("give either responses, a file, or benchmarks to answer.")
+        refuse_unread(self, READ_IF)
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}: it must be above 0 to have entropies.")
         if self.batch_tokens < 1:

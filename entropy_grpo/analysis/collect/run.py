@@ -1,6 +1,7 @@
 """`entropy-grpo analyze collect`: collect responses, then run a forward pass of every checkpoint over their tokens."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from tqdm import tqdm
 
 from ...models import load
 from ...runs import files
-from ...runs.folder import step_of
 from ..text.pieces import piece
 from . import inputs
 from .options import Options
@@ -20,6 +20,7 @@ from .store import TOKENS, Collection, write_parquet
 # Tokens of a part: a kill loses at most one part of a checkpoint's pass, and a view holds one part at a time.
 PART_TOKENS = 65536
 GENERATED = "responses"
+_STEP = re.compile(r"(?:checkpoint|step)-(\d+)")
 
 
 def named(given: Sequence[str]) -> dict[str, str]:
@@ -42,10 +43,10 @@ def named(given: Sequence[str]) -> dict[str, str]:
 
 
 def by_step(paths: dict[str, str]) -> dict[str, str]:
-    """Return checkpoints of a run in the order of their steps, because a shell sorts `checkpoint-*` as text."""
-    if any(step_of(name) is None for name in paths):
-        return paths
-    return {name: paths[name] for name in sorted(paths, key=step_of)}
+    """Return checkpoints of a run in the order of their steps, because a shell sorts `step-*` as text; others last."""
+    steps = {name: match for name in paths if (match := _STEP.fullmatch(name))}
+    ordered = sorted(steps, key=lambda name: int(steps[name][1]))
+    return {name: paths[name] for name in (*ordered, *(name for name in paths if name not in steps))}
 
 
 def generate(model: str, benchmarks: Sequence[str], folder: Path, **sampling: Any) -> list[Path]:
@@ -80,6 +81,7 @@ def claim(collection: Collection, options: Options, paths: dict[str, str]) -> No
     source = str(options.responses) if options.responses else list(options.benchmarks)
     before = files.read_json(collection.settings) if collection.responses.exists() else {}
     generation = {"samples": options.samples, "max_tokens": options.max_tokens, "seed": options.seed}
+    generation |= {"answered_by": options.answered_by}
     wanted: dict[str, Any] = {
         "responses": source,
         "temperature": options.temperature,
@@ -192,10 +194,13 @@ def run(options: Options) -> Collection:
     first = next(iter(given))
     given = {first: given.pop(first), **by_step(given)}
     paths = {name: load.resolve(path) for name, path in given.items()}
+    answering = options.answered_by or first
+    if answering not in given:
+        raise ValueError(f"answered_by is {answering!r}, which is none of the checkpoints: {', '.join(given)}.")
     tokenizer = same_vocabulary(paths)
     claim(collection, options, paths)
     if not collection.responses.exists():
-        rows = (row for file in responses_of(options, given[first]) for row in inputs.read(file))
+        rows = (row for file in responses_of(options, given[answering]) for row in inputs.read(file))
         inputs.write(collection, inputs.tokenized(rows, tokenizer), PART_TOKENS)
     for name, path in paths.items():
         score_checkpoint(collection, name, path, options)

@@ -50,7 +50,11 @@ def histogram(found: Mapping[str, tuple[np.ndarray, np.ndarray]], marks: Mapping
 
 
 def cloud(rows: Sequence[Mapping[str, Any]], path: Path, low: bool) -> Path | None:
-    """Draw a word cloud in which more extreme tokens are larger.
+    """Draw a word cloud in which tokens of higher mean entropy are larger, as in both clouds of the paper.
+
+    Args:
+        rows: rows of `views.words.extremes`.
+        low: whether the rows are the tokens of lowest entropy, which have another colour.
 
     Returns:
         The path, or None without the `analysis` extra or without words.
@@ -59,11 +63,7 @@ def cloud(rows: Sequence[Mapping[str, Any]], path: Path, low: bool) -> Path | No
         from wordcloud import WordCloud
     except ImportError:
         return None
-    from ..text.pieces import visible
-
-    weights: dict[str, float] = {}
-    for rank, row in enumerate(rows):
-        weights.setdefault(visible(row["text"]).strip("␣") or "␣", len(rows) - rank)
+    weights = cloud_weights(rows)
     if not weights:
         return None
     picture = WordCloud(
@@ -79,6 +79,17 @@ def cloud(rows: Sequence[Mapping[str, Any]], path: Path, low: bool) -> Path | No
     )
     picture.generate_from_frequencies(weights).to_file(str(path))
     return path
+
+
+def cloud_weights(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the size of each text of a word cloud: its rank by mean entropy, 1 for the lowest.
+
+    Texts that differ in a leading space alone are one word, with the larger of their ranks.
+    """
+    from ..text.pieces import visible
+
+    rising = sorted(rows, key=lambda row: row["entropy"])
+    return {visible(row["text"]).strip("␣") or "␣": rank for rank, row in enumerate(rising, start=1)}
 
 
 def font() -> str:
@@ -176,8 +187,8 @@ def categories(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
 
 
 def signs(rows: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
-    """Plot a run's logged mean entropies of responses with positive and with negative advantage."""
-    figure, axes = _axes("Entropy of rewarded and of punished responses", "optimiser step", f"mean {NAT}")
+    """Plot a run's logged mean entropies of right and wrong responses, and of positive and negative advantages."""
+    figure, axes = _axes("Entropy by correctness and by advantage", "optimiser step", f"mean {NAT}")
     for (label, (steps, values)), colour, style in zip(rows.items(), COLOURS, STYLES, strict=False):
         axes.plot(steps, values, style, color=colour, label=label)
     axes.set_ylim(bottom=0)

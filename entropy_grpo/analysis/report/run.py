@@ -217,7 +217,9 @@ def log_section(logs: dict[str, Any], folder: Path) -> Section:
         pictures.append((figures.save(figure, folder / "log-percentiles.png"), "logged percentiles of entropy"))
     if "signs" in logs:
         figure = figures.signs(logs["signs"])
-        pictures.append((figures.save(figure, folder / "log-signs.png"), "entropy by the sign of the advantage"))
+        pictures.append(
+            (figures.save(figure, folder / "log-signs.png"), "entropy by correctness and by the sign of the advantage")
+        )
     text = "As the run logged it, each step of the responses of its time (Fig. 5), positive and negative ones apart."
     return Section("During training", text, pictures)
 

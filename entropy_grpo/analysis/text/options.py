@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...registry import ReadIf, refuse_unread
 from ...runs.folder import RunFolder
 
 RHO = 0.2
+READ_IF = (ReadIf(("temperature", "dtype"), "checkpoints", bool, "without checkpoints: leave it out"),)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Options:
     def __post_init__(self) -> None:
         if not RunFolder(self.run).samples.exists():
             raise ValueError(f"run is {str(self.run)!r}, where there is no samples.jsonl: name a run folder.")
+        refuse_unread(self, READ_IF)
         if self.responses < 1:
             raise ValueError(f"responses is {self.responses}: it must be 1 or more.")
         for name, value, most in (("rho", self.rho, 1), ("temperature", self.temperature, float("inf"))):

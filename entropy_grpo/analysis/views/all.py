@@ -12,7 +12,12 @@ from ...runs.folder import RunFolder
 from ..collect.store import Collection, Columns
 from . import categories, distribution, over_training, position, words
 
-SIGNS = {"positive": "positive advantage", "negative": "negative advantage"}
+SIGNS = {
+    "right": "right responses",
+    "wrong": "wrong responses",
+    "positive": "positive advantage",
+    "negative": "negative advantage",
+}
 
 
 def _described(parts: Any, texts: dict[int, str]) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def of_samples(run: RunFolder) -> dict[str, Any]:
 
 
 def of_logs(run: RunFolder) -> dict[str, Any]:
-    """Return a run's logged `percentiles` of the entropy, and its mean by the `signs` of the advantage.
+    """Return a run's logged `percentiles` of the entropy, and its `signs`: means by correctness and by advantage.
 
     Each series is (steps, values).
     """

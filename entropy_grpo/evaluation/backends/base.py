@@ -11,8 +11,6 @@ from typing import Protocol
 
 FORKED = ("t_high", "t_low", "entropy_threshold")
 TRANSFORMERS, VLLM, AUTO = "transformers", "vllm", "auto"
-# Base models end a turn with either token: the first is in their chat template, the second is their EOS.
-TURN_ENDS = ("<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,10 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ...models.load import positions_of
+from ...models.load import end_ids, positions_of
 from ..decoding.forked import ForkedTemperature, Temperatures
 from ..decoding.seeded import SeededSampler
-from .base import TRANSFORMERS, TURN_ENDS, Request, Response, Sampling, check_length
-
-
-def stop_ids(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end a response: the model's EOS tokens, the tokenizer's EOS, and ends of a turn."""
-    named = model.generation_config.eos_token_id
-    candidates = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
-    candidates |= {tokenizer.get_vocab().get(text) for text in TURN_ENDS}
-    stops = sorted(candidates - {None})
-    if not stops:
-        raise ValueError(
-            f"model is {model.config._name_or_path!r}, which has no EOS token, so that no response would end: add "
-            "eos_token_id to its generation configuration."
-        )
-    return stops
+from .base import TRANSFORMERS, Request, Response, Sampling, check_length
 
 
 class TransformersBackend:
@@ -39,7 +25,11 @@ class TransformersBackend:
 
     def __init__(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        self.stops = stop_ids(model, tokenizer)
+        self.stops = end_ids(tokenizer, model.generation_config)
+        if not self.stops:
+            raise ValueError(
+                f"model is {model.config._name_or_path!r}, which names no EOS token: no response would end."
+            )
         self.pad = self.stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Sampling settings of the model's own configuration, such as penalties, would add to the requested ones.
         model.generation_config = GenerationConfig(pad_token_id=self.pad, eos_token_id=self.stops)

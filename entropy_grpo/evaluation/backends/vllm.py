@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .base import TURN_ENDS, VLLM, Request, Response, Sampling, check_length
+from ...models.load import end_ids, load_generation_config
+from .base import VLLM, Request, Response, Sampling, check_length
 
 # Variables that tell torch.distributed of other processes; they are removed because the engines are independent.
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -72,8 +73,7 @@ class VllmBackend:
             logits_processors=["entropy_grpo.evaluation.decoding.vllm:ForkedTemperature"],
             **more,
         )
-        vocabulary = self.llm.get_tokenizer().get_vocab()
-        self.turn_ends = [vocabulary[text] for text in TURN_ENDS if text in vocabulary]
+        self.stops = end_ids(self.llm.get_tokenizer(), load_generation_config(path, revision))
 
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """Raise `ValueError` if prompt and response may exceed the engine's maximum length."""
@@ -97,7 +97,7 @@ class VllmBackend:
                 top_k=sampling.top_k,
                 max_tokens=sampling.max_tokens,
                 seed=request.seed,
-                stop_token_ids=self.turn_ends,
+                stop_token_ids=self.stops,
                 extra_args=sampling.forked,
             )
             engine.add_request(str(i), request.prompt, params)

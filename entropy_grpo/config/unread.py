@@ -1,0 +1,163 @@
+"""Settings that nothing reads unless another setting is made: one table for TRL's fields and our own.
+
+A dataclass refuses such a setting if its value differs from the default (`registry.refuse_unread`). A recipe that
+turns a switch off drops what its parents set for it (`recipe.checked`): `--use_vllm false` needs no further words.
+"""
+
+from ..models.unread import READ_IF as MODEL
+from ..registry import ReadIf
+
+# Schedules that start at the whole learning rate (transformers.optimization.get_scheduler).
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+
+
+def _text(value: object) -> str:
+    """Return the value of a setting that may be a member of transformers' enumerations."""
+    return str(getattr(value, "value", value))
+
+
+def _is_set(value: object) -> bool:
+    return bool(value)
+
+
+TRAINING = (
+    ReadIf(
+        ("warmup_steps",),
+        "lr_scheduler_type",
+        lambda value: _text(value) not in WITHOUT_WARMUP,
+        "with a schedule that has no warm-up: set lr_scheduler_type to constant_with_warmup, or another that has one",
+    ),
+    ReadIf(("num_train_epochs",), "max_steps", lambda value: value == -1, "beside max_steps: leave one of them out"),
+    ReadIf(
+        ("save_steps", "save_total_limit", "save_only_model"),
+        "save_strategy",
+        lambda value: _text(value) != "no",
+        "while save_strategy is no: set save_strategy to steps",
+    ),
+    ReadIf(
+        ("save_steps",),
+        "save_strategy",
+        lambda value: _text(value) not in ("epoch", "best"),
+        "unless save_strategy is steps: set it so",
+    ),
+    ReadIf(
+        ("eval_steps",),
+        "eval_strategy",
+        lambda value: _text(value) == "steps",
+        "unless eval_strategy is steps: set it so",
+    ),
+    ReadIf(
+        ("eval_delay",),
+        "eval_strategy",
+        lambda value: _text(value) != "no",
+        "while eval_strategy is no: set it to steps",
+    ),
+    ReadIf(
+        ("logging_steps",),
+        "logging_strategy",
+        lambda value: _text(value) == "steps",
+        "unless logging_strategy is steps: set it so",
+    ),
+    ReadIf(
+        ("gradient_checkpointing_kwargs",), "gradient_checkpointing", _is_set, "without gradient_checkpointing: true"
+    ),
+    ReadIf(("liger_kernel_config",), "use_liger_kernel", _is_set, "without use_liger_kernel: true"),
+    ReadIf(("hub_*",), "push_to_hub", _is_set, "without push_to_hub: true"),
+)
+
+SAMPLING = (
+    ReadIf(("vllm_*",), "use_vllm", _is_set, "without use_vllm: true"),
+    ReadIf(
+        ("vllm_server_*", "vllm_group_port"),
+        "vllm_mode",
+        lambda value: value == "server",
+        "in vLLM's mode colocate: set vllm_mode to server",
+    ),
+    ReadIf(
+        ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_enable_sleep_mode", "vllm_model_impl"),
+        "vllm_mode",
+        lambda value: value == "colocate",
+        "in vLLM's mode server, where the server has settings of its own: set vllm_mode to colocate",
+    ),
+    ReadIf(
+        ("vllm_server_host", "vllm_server_port"),
+        "vllm_server_base_url",
+        lambda value: value is None,
+        "beside vllm_server_base_url: leave one of them out",
+    ),
+    ReadIf(
+        ("vllm_importance_sampling_*",),
+        "vllm_importance_sampling_correction",
+        _is_set,
+        "without vllm_importance_sampling_correction: true",
+    ),
+    ReadIf(("cache_implementation",), "use_vllm", lambda value: not value, "with use_vllm: true"),
+    ReadIf(
+        ("transformers_continuous_batching_config",),
+        "use_transformers_continuous_batching",
+        _is_set,
+        "without use_transformers_continuous_batching: true",
+    ),
+    ReadIf(
+        (
+            "min_accuracy",
+            "max_accuracy",
+            "max_sampling_rounds",
+            "sampling_round_size",
+            "at_sampling_limit",
+            "max_group_age",
+        ),
+        "dynamic_sampling",
+        _is_set,
+        "without dynamic_sampling: true",
+    ),
+    ReadIf(
+        ("num_completions_to_print", "log_unique_prompts", "log_completions_hub_repo"),
+        "log_completions",
+        _is_set,
+        "without log_completions: true",
+    ),
+)
+
+LOSS = (
+    ReadIf(
+        ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "use_bias_correction_kl"),
+        "beta",
+        lambda value: value != 0,
+        "while beta is 0, without a reference model: set beta above 0",
+    ),
+    ReadIf(
+        ("ref_model_mixup_alpha", "ref_model_sync_steps"), "sync_ref_model", _is_set, "without sync_ref_model: true"
+    ),
+    ReadIf(
+        ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
+        "use_adaptive_entropy",
+        _is_set,
+        "without use_adaptive_entropy: true",
+    ),
+    ReadIf(("sapo_*",), "loss_type", lambda value: value == "sapo", "unless loss_type is sapo"),
+    ReadIf(("vespo_*",), "loss_type", lambda value: value == "vespo", "unless loss_type is vespo"),
+    # With rho = 1 every scope and denominator is the same loss, but a selection by another score would not be made.
+    ReadIf(
+        ("entropy_selection",),
+        "top_entropy_quantile",
+        lambda value: value != 1,
+        "while top_entropy_quantile is 1, which keeps all tokens: set it below 1",
+    ),
+    ReadIf(
+        ("ppl_shaping_*",),
+        "ppl_shaping_alpha",
+        lambda value: value is not None,
+        "while ppl_shaping_alpha is null: set ppl_shaping_alpha",
+    ),
+    ReadIf(
+        ("position_shaping_*",),
+        "position_shaping_gamma",
+        lambda value: value is not None,
+        "while position_shaping_gamma is null: set position_shaping_gamma",
+    ),
+)
+
+RUN = (ReadIf(("eval_benchmark_*",), "eval_benchmarks", _is_set, "without eval_benchmarks: name benchmarks there"),)
+
+RULES = (*TRAINING, *SAMPLING, *LOSS, *RUN, *MODEL)

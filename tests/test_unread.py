@@ -1,0 +1,128 @@
+"""Settings that nothing reads are refused, and dropped where a child turned off what reads them."""
+
+import dataclasses
+
+import pytest
+
+from entropy_grpo import EntropyForkGRPOConfig, cli
+from entropy_grpo.config import recipe
+from entropy_grpo.config.run import CLASSES, RunConfig
+from entropy_grpo.config.sft import TeacherSFTConfig
+from entropy_grpo.config.unread import RULES
+from entropy_grpo.models.config import CheckedModelConfig
+
+from .conftest import REPOSITORY
+
+ON_CPU = {"use_cpu": True, "bf16": False, "num_generations": 4, "per_device_train_batch_size": 4}
+# Settings that nothing reads, and the switch that the sentence names.
+UNREAD = [
+    ({"lr_scheduler_type": "constant", "warmup_steps": 10}, "warmup_steps is 10", "constant_with_warmup"),
+    ({"lr_scheduler_type": "constant", "warmup_steps": "2 rollouts"}, "warmup_steps is '2 rollouts'", "warm-up"),
+    ({"lr_scheduler_type": "greedy", "warmup_steps": 0.1}, "warmup_steps is 0.1", "constant_with_warmup"),
+    ({"max_steps": 3, "num_train_epochs": 2.0}, "num_train_epochs is 2.0", "max_steps"),
+    ({"save_strategy": "no", "save_total_limit": 2}, "save_total_limit is 2", "save_strategy"),
+    ({"save_strategy": "epoch", "save_steps": 7}, "save_steps is 7", "save_strategy"),
+    ({"eval_steps": 5}, "eval_steps is 5", "eval_strategy"),
+    ({"logging_strategy": "epoch", "logging_steps": 1}, "logging_steps is 1", "logging_strategy"),
+    ({"hub_private_repo": True}, "hub_private_repo is True", "push_to_hub: true"),
+    ({"gradient_checkpointing": False, "gradient_checkpointing_kwargs": {}}, "gradient_checkpointing_kwargs", "true"),
+    ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size is 2", "use_vllm: true"),
+    ({"vllm_importance_sampling_mode": "token_mask"}, "vllm_importance_sampling_mode is 'token_mask'", "use_vllm"),
+    ({"use_vllm": True, "vllm_server_timeout": 60.0}, "vllm_server_timeout is 60.0", "vllm_mode to server"),
+    (
+        {"use_vllm": True, "vllm_mode": "server", "vllm_gpu_memory_utilization": 0.6},
+        "vllm_gpu_memory_utilization is 0.6",
+        "vllm_mode to colocate",
+    ),
+    (
+        {"use_vllm": True, "vllm_importance_sampling_correction": False, "vllm_importance_sampling_clip_max": 2.0},
+        "vllm_importance_sampling_clip_max is 2.0",
+        "vllm_importance_sampling_correction",
+    ),
+    ({"ref_model_sync_steps": 64, "beta": 0.1}, "ref_model_sync_steps is 64", "sync_ref_model: true"),
+    ({"sync_ref_model": True}, "sync_ref_model is True", "beta"),
+    ({"entropy_target": 0.3}, "entropy_target is 0.3", "use_adaptive_entropy: true"),
+    ({"sapo_temperature_neg": 2.0}, "sapo_temperature_neg is 2.0", "sapo"),
+    ({"max_sampling_rounds": 3}, "max_sampling_rounds is 3", "dynamic_sampling: true"),
+    ({"top_entropy_quantile": 1.0, "entropy_selection": "random"}, "entropy_selection is 'random'", "below 1"),
+    ({"ppl_shaping_start": 3}, "ppl_shaping_start is 3", "ppl_shaping_alpha"),
+    ({"log_unique_prompts": True}, "log_unique_prompts is True", "log_completions: true"),
+]
+
+
+@pytest.mark.parametrize(("settings", "named", "switch"), UNREAD, ids=lambda value: str(value)[:40])
+def test_what_nothing_reads_is_refused(tmp_path, settings, named, switch):
+    with pytest.raises(ValueError, match="which nothing reads") as error:
+        EntropyForkGRPOConfig(str(tmp_path), **ON_CPU, **settings)
+    assert str(error.value).startswith(named) and switch in str(error.value)
+
+
+def test_a_cold_start_and_a_model_refuse_them_too(tmp_path):
+    with pytest.raises(ValueError, match=r"warmup_steps is 0\.1, which nothing reads"):
+        TeacherSFTConfig(str(tmp_path), use_cpu=True, bf16=False, lr_scheduler_type="constant", warmup_steps=0.1)
+    with pytest.raises(ValueError, match="lora_r is 4, which nothing reads without use_peft: true"):
+        CheckedModelConfig(lora_r=4)
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("analyze collect --model m --output o --responses r.jsonl --samples 4", "samples is 4"),
+        ("analyze collect --model m --output o --responses r.jsonl --answered-by m", "answered_by is 'm'"),
+        ("eval --model m --benchmarks aime24 --backend vllm --batch-size 8", "batch_size is 8"),
+        ("eval --model m --benchmarks aime24 --backend transformers --tensor-parallel 2", "tensor_parallel is 2"),
+        ("eval --model m --benchmarks aime24 --backend http://localhost:1 --dtype float32", "dtype is 'float32'"),
+    ],
+)
+def test_commands_refuse_options_that_nothing_reads(command, named, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(command.split())
+    assert f"{named}, which nothing reads" in capsys.readouterr().err
+
+
+def test_every_rule_is_about_settings_that_exist():
+    known = {
+        field.name
+        for cls in (RunConfig, EntropyForkGRPOConfig, CheckedModelConfig)
+        for field in dataclasses.fields(cls)
+    }
+    for rule in RULES:
+        assert rule.switch in known
+        for name in rule.names:
+            assert any(rule.covers(field) for field in known), name
+            assert name.endswith("*") or name in known, name
+
+
+def load(name, words):
+    return recipe.checked(recipe.load(REPOSITORY / "recipes" / f"{name}.yaml") | recipe.overrides(words), CLASSES)
+
+
+def test_what_a_parent_set_for_a_switch_goes_with_it():
+    """A launch without vLLM needs no further words, and its saved recipe is one that a launch takes."""
+    settings = load("qwen3_14b", ["--use_vllm", "false"])
+    assert not [key for key in settings if key.startswith("vllm_")]
+    assert "vllm_tensor_parallel_size" in load("qwen3_14b", [])
+    assert settings["dynamic_sampling"].value is True
+    assert load("qwen25_7b_grpo", ["--lr_scheduler_type", "constant"]).keys() >= {"learning_rate"}
+    assert "warmup_steps" not in load("qwen25_7b_grpo", ["--lr_scheduler_type", "constant"])
+    # What is set beside the switch, or after it, was meant.
+    both = load("qwen3_14b", ["--use_vllm", "false", "--vllm_max_model_length", "4096"])
+    with pytest.raises(recipe.RecipeError, match="command line: vllm_max_model_length is 4096, which nothing reads"):
+        recipe.build(both | recipe.overrides(["--use_cpu", "true", "--bf16", "false"]), CLASSES)
+
+
+def test_rollouts_are_counted_in_optimiser_steps(tmp_path):
+    def steps(**settings):
+        args = EntropyForkGRPOConfig(str(tmp_path), **ON_CPU | settings, save_steps="3 rollouts")
+        return args.save_steps
+
+    assert steps() == 3
+    assert steps(prompts_per_rollout=8, steps_per_rollout=4) == 12
+    assert steps(prompts_per_rollout=8, steps_per_rollout=4, num_iterations=2) == 24
+    assert steps(steps_per_generation=6, gradient_accumulation_steps=2) == 9
+    with pytest.raises(ValueError, match="save_steps is '3 rollouts', but a rollout has 3 micro-batches"):
+        steps(steps_per_generation=3, gradient_accumulation_steps=2, top_entropy_quantile=1.0)
+    with pytest.raises(ValueError, match="save_steps is '3 rollouts' beside generation_batch_size"):
+        steps(generation_batch_size=8)
+    with pytest.raises(ValueError, match="warmup_steps is 'ten': write a number"):
+        EntropyForkGRPOConfig(str(tmp_path), **ON_CPU, warmup_steps="ten")
