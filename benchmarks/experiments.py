@@ -21,9 +21,9 @@ from entropy_grpo.compare import compare, sweep
 from entropy_grpo.compare.options import SweepOptions
 from entropy_grpo.compare.runs import COMPARED
 from entropy_grpo.compare.tables import claimed
+from entropy_grpo.config.offline import resolve
 from entropy_grpo.metrics.tables import cell, interval_text
 from entropy_grpo.metrics.tables import table as markdown_table
-from entropy_grpo.planning.job import check
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.plots import COLOURS, DASHES, MARKERS
@@ -90,7 +90,7 @@ def run(name: str, jobs: int) -> None:
     variants = list(experiment.arms.values())
     launcher = "accelerate launch --quiet"
     options = SweepOptions(experiment.recipe, (), variants, SEEDS, variants[0], folder, jobs, launcher)
-    sweep.main(options, [], check)
+    sweep.main(options, [], resolve)
     found = files.read_json(folder / "comparison.json")
     trials = sweep.trials(sweep.variants([], variants), 1, folder)
     names = {trial.folder.parent.name: label for trial, label in zip(trials, experiment.arms, strict=True)}

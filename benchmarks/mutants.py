@@ -49,6 +49,7 @@ TESTS = {
     "objective/sampling": ["test_sampling.py"],
     "objective/batching": ["test_batching.py"],
     "objective/window": ["test_window.py"],
+    "objective/tokens": ["test_window.py", "test_steps.py"],
     "monitoring/steps": ["test_steps.py"],
     "metrics/answers": ["test_metrics.py"],
     "metrics/intervals": ["test_intervals.py"],

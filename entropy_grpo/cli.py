@@ -22,6 +22,7 @@ from .analysis.text.options import Options as TextOptions
 from .compare.options import CompareOptions, SweepOptions
 from .evaluation.options import PRESETS, names_in
 from .evaluation.options import Options as EvalOptions
+from .planning.options import PlanOptions
 
 Kind = TypeVar("Kind")
 Recipe = Positional[Annotated[str, arg(metavar="RECIPE", help="a file of recipes/, or any YAML")]]
@@ -53,24 +54,10 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Unchecked, PlanOptions):
     """Batches, memory, operations and commands of a recipe, without a GPU; other --key value pairs override it."""
 
     recipe: Recipe
-    gpus: int | None = None
-    """GPUs of a machine; if unset, as the recipe's accelerate configuration says"""
-    nodes: int | None = None
-    """machines; if unset, as the recipe's accelerate configuration says"""
-    gpu_memory: float = 80.0
-    """GiB of a GPU"""
-    mean_length: float | None = None
-    """tokens of a response on average, for the operations of a step"""
-    prompt_length: int | None = None
-    """tokens of the longest prompt; if unset, the recipe's limit, or 2048"""
-    problems: int | None = None
-    """problems of the training set, for the number of steps"""
-    model_config: str | None = None
-    """config.json of a model that is not known, or its folder"""
     json: bool = False
     """print JSON and nothing else"""
 
@@ -79,9 +66,7 @@ class Plan:
 
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # set by a surrounding job, but one process makes a plan
             os.environ.pop(name, None)
-        names = ("gpus", "nodes", "mean_length", "prompt_length", "problems", "model_config")
-        options = {name: getattr(self, name) for name in names}
-        plan.run(self.recipe, overrides, self.json, memory=self.gpu_memory, **options)
+        plan.run(checked(self, PlanOptions), overrides, self.json)
 
 
 @dataclass(frozen=True)
@@ -251,9 +236,9 @@ class Sweep(SweepOptions):
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from .compare import sweep
-        from .planning.job import check
+        from .config.offline import resolve
 
-        if not sweep.main(checked(self, SweepOptions), overrides, check):
+        if not sweep.main(checked(self, SweepOptions), overrides, resolve):
             sys.exit(1)
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from .config import recipe
 from .config.recipe import RecipeError
 from .config.sharding import choose_sharding
+from .runs.processes import rank
 
 
 def is_first_process() -> bool:
     """Return whether this process is rank 0, before torch.distributed is set up."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 @contextmanager
@@ -48,9 +49,8 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
 
         if is_first_process():
             print(sharding)
-        trainer = settings.get("trainer")
         with without_collections():
-            if trainer is not None and trainer.value == "sft":
+            if recipe.is_cold_start(settings):
                 from .training import sft as chosen
             else:
                 from .training import train as chosen

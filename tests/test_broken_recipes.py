@@ -3,7 +3,7 @@
 import pytest
 
 from entropy_grpo import launch
-from entropy_grpo.training import train
+from entropy_grpo.training import start, train
 
 from .conftest import REPOSITORY
 
@@ -137,8 +137,8 @@ def test_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, name, line, i
     def loads(*args, **kwargs):
         pytest.fail("it was not refused before something loaded")
 
-    for loader in ("load_tokenizer", "EntropyForkGRPOTrainer"):
-        monkeypatch.setattr(train, loader, loads)
+    monkeypatch.setattr(start, "load_tokenizer", loads)
+    monkeypatch.setattr(train, "EntropyForkGRPOTrainer", loads)
     monkeypatch.setattr("entropy_grpo.data.problems.load_hub", loads)
     monkeypatch.setattr("entropy_grpo.training.setup.RUNS", tmp_path / "runs")
     text = (REPOSITORY / "recipes" / f"{name}.yaml").read_text()

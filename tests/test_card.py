@@ -10,9 +10,10 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from entropy_grpo.cards import card, metadata
+from entropy_grpo.cards import card
 from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.data import sources
+from entropy_grpo.models.known import KNOWN
 from entropy_grpo.runs.files import write_json
 
 from . import hub_rules
@@ -178,8 +179,8 @@ def test_a_result_without_what_the_hub_requires_is_seen(tmp_path, place):
 
 
 def test_licences_languages_and_ids_that_cards_may_name_are_the_hubs():
-    assert set(metadata.LICENCES.values()) <= set(hub_rules.LICENCES)
-    assert all(map(hub_rules.is_id, metadata.LICENCES))
+    assert {known.licence for known in KNOWN.values()} <= set(hub_rules.LICENCES)
+    assert all(map(hub_rules.is_id, KNOWN))
     assert all(hub_rules.is_id(source.hub_id) for source in sources.TRAINING.values())
     assert {code for source in sources.TRAINING.values() for code in source.languages} <= set(hub_rules.LANGUAGES)
 
@@ -263,6 +264,20 @@ def test_batches_are_told_in_prompts_and_steps(tmp_path):
     assert table(text, "| what | value |")["batch"] == [
         "rollouts of 8 prompts with 8 responses each, 4 optimiser steps per rollout"
     ]
+
+
+def test_what_a_run_recorded_of_its_objective_counts(tmp_path):
+    """Not what its settings would mean today; an older run recorded nothing."""
+    recorded = {"kept_share": 0.5, "selection": "bottom", "shaping": ["ppl"], "loss_type": "cispo"}
+    recorded |= {"steps_per_rollout": 0.5, "sparse_head": False, "head_refusal": "the loss has an entropy bonus"}
+    shape = {"generation_batch_size": 64, "num_generations": 8, "steps_per_generation": 8}
+    environment = with_arguments(**shape, gradient_accumulation_steps=2)["environment.json"] | {"objective": recorded}
+    text = card_text(tmp_path, CONTENTS | {"environment.json": environment})
+    assert "the 50% of tokens with the lowest entropy" in text
+    assert "dapo" not in front_matter(text)["tags"] and "arxiv:2508.02260" in front_matter(text)["tags"]
+    rows = table(text, "| what | value |")
+    assert rows["batch"] == ["rollouts of 8 prompts with 8 responses each, 0.5 optimiser steps per rollout"]
+    assert rows["LM head"] == ["TRL's, because the loss has an entropy bonus"]
 
 
 def python_blocks(text):

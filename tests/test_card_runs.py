@@ -79,6 +79,9 @@ def test_the_run_ends_with_the_card_that_the_command_writes(run):
     assert results["accuracy"].metric_args["high"] == pytest.approx(after["accuracy"]["high"], abs=5e-5)
     assert "| accuracy |" in card.text and "accelerate launch recipe.yaml" in card.text
     assert "Not in the folder" not in card.text
+    decided = read_json(run / "environment.json")["objective"]
+    assert decided["kept_share"] == 0.2 and decided["ranked_in"] == "rollout"
+    assert "the 20% of tokens with the highest entropy" in card.text and "| LM head | sparse |" in card.text
 
 
 def test_every_picture_of_a_card_is_in_its_folder(run):

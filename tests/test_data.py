@@ -9,16 +9,14 @@ import pandas
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
-from trl import ModelConfig
 
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.data.problems import check_size
 from entropy_grpo.grading.pool import Grader
-from entropy_grpo.models.load import check_conversations
+from entropy_grpo.models.load import check_conversations, count_tokens, load_tokenizer
 from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.tasks import number_walk
 from entropy_grpo.tasks.number_walk import Problem
-from entropy_grpo.training.train import prompt_lengths
 
 from .loading import load
 
@@ -302,7 +300,7 @@ def test_prompts_are_measured_by_the_models_tokenizer(tiny_model, tmp_path, limi
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     rows = [{"prompt": "go 15 to 8 need -7 " * i, "solution": str(i)} for i in range(1, 9)]
     config = RunConfig(dataset_name=write(tmp_path, ".jsonl", rows), max_prompt_length=limit)
-    lengths = partial(prompt_lengths, ModelConfig(model_name_or_path=tiny_model), 0, {})
+    lengths = partial(count_tokens, load_tokenizer(tiny_model), path=tiny_model)
     kept = [row["solution"] for row in rows if len(tokenizer.encode(row["prompt"])) <= limit]
     assert 0 < len(kept) < len(rows)
     assert sorted(load(config, seed=0, prompt_lengths=lengths).train["solution"]) == kept
@@ -314,12 +312,11 @@ def test_messages_are_measured_as_the_chat_template_writes_them(tiny_model, tmp_
         "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}need need{% endif %}"
     )
     tokenizer.save_pretrained(tmp_path)
-    config = ModelConfig(model_name_or_path=str(tmp_path))
-    found = prompt_lengths(config, 0, {}, [messages("go 15 to 8"), messages("go")])
+    found = count_tokens(load_tokenizer(str(tmp_path)), [messages("go 15 to 8"), messages("go")], "x")
     assert found == [len(tokenizer.encode(f"Think.\n{text}\nneed need")) for text in ("go 15 to 8", "go")]
     tokenizer.chat_template += "{% if more %}{{ more }}{% endif %}"
     tokenizer.save_pretrained(tmp_path)
-    longer = prompt_lengths(config, 0, {"more": "take take take"}, [messages("go 15 to 8")])
+    longer = count_tokens(load_tokenizer(str(tmp_path)), [messages("go 15 to 8")], "x", more="take take take")
     assert longer == [len(tokenizer.encode("Think.\ngo 15 to 8\nneed needtake take take"))] != found[:1]
 
 

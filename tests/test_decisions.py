@@ -1,9 +1,14 @@
 """What `Objective` says of a run, against rows and passes that are counted in the LM head's kernel while it trains."""
 
 import dataclasses
+import json
+import math
 from collections import Counter
 
 import pytest
+import torch
+from peft import LoraConfig
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 from trl.kernels import ChunkedLogProbFunction
 
@@ -14,6 +19,8 @@ from entropy_grpo.objective.objective import Objective
 RESPONSES, TOKENS = 8, 10  # of an optimiser step, and of each response
 # A whole number of 80 tokens and of the 40 of a micro-batch, and so many that every response has kept tokens.
 RHO = 0.75
+# torch's counter does not know the product that adds to its own sum.
+IN_PLACE = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
 
 
 def equal_lengths(prompts, trainer, ragged=fixed_rollout.fixed_completions):
@@ -29,19 +36,26 @@ def by_turn(completion_ids, **kwargs):
 
 
 class CountedRows(TrainerCallback):
-    """Rows that the kernel under both heads has seen, and their number at every optimiser step's end."""
+    """Rows that the kernel under both heads has seen, and its matmuls of a row, at every optimiser step's end."""
 
     def __init__(self, monkeypatch):
         self.rows, self.by_step = Counter(), []
         forward, backward = ChunkedLogProbFunction.forward, ChunkedLogProbFunction.backward
 
-        def counted_forward(ctx, hidden, *args):
+        def counted_forward(ctx, hidden, weight, *args):
             self.rows["projected" if hidden.requires_grad else "scored"] += hidden.size(0)
-            return forward(ctx, hidden, *args)
+            with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+                results = forward(ctx, hidden, weight, *args)
+            self.rows["matmuls"] += hidden.requires_grad * counter.get_total_flops() / (2 * weight.numel())
+            return results
 
         def counted_backward(ctx, *gradients):
-            self.rows["differentiated"] += ctx.saved_tensors[0].size(0)
-            return backward(ctx, *gradients)
+            hidden, weight = ctx.saved_tensors[:2]
+            self.rows["differentiated"] += hidden.size(0)
+            with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+                results = backward(ctx, *gradients)
+            self.rows["matmuls"] += counter.get_total_flops() / (2 * weight.numel())
+            return results
 
         monkeypatch.setattr(ChunkedLogProbFunction, "forward", staticmethod(counted_forward))
         monkeypatch.setattr(ChunkedLogProbFunction, "backward", staticmethod(counted_backward))
@@ -67,6 +81,10 @@ VARIANTS = {
     "bnpo": {"loss_type": "bnpo", "entropy_denominator": "all"},
     "perplexity": {"ppl_shaping_alpha": 0.3},
     "position": {"position_shaping_gamma": 0.1},
+    "LoRA": {"peft_config": LoraConfig(target_modules="all-linear")},
+    "LoRA with a trained head": {"peft_config": LoraConfig(modules_to_save=["lm_head"])},
+    "LoRA, KL": {"peft_config": LoraConfig(target_modules="all-linear"), "beta": 0.1},
+    "LoRA, TRL's head": {"peft_config": LoraConfig(target_modules="all-linear"), "fused_lm_head": "trl"},
 }
 
 
@@ -106,8 +124,23 @@ def test_rows_and_passes_are_those_that_are_made(
     spec = trainer.spec
     assert made["projected"] == spec.projected_share
     assert made["differentiated"] == spec.differentiated_share
-    assert made["projected"] + 3 * made["differentiated"] == pytest.approx(spec.head_units)
+    assert made["matmuls"] == pytest.approx(spec.head_units)
     assert made.get("scored", 0) == sum(spec.scoring_passes.values())
+
+
+def test_only_the_ranking_pass_computes_entropies(tiny_model, tmp_path, monkeypatch):
+    """With adapters, the reference policy is the policy's own model, and its pass is not the policy's."""
+    asked, forward = [], ChunkedLogProbFunction.forward
+
+    def noted(ctx, hidden, *args):
+        asked.append("entropy" in args[-1])
+        return forward(ctx, hidden, *args)
+
+    monkeypatch.setattr(ChunkedLogProbFunction, "forward", staticmethod(noted))
+    settings = {"beta": 0.1, "peft_config": LoraConfig(target_modules="all-linear"), "entropy_scope": "rollout"}
+    # Two steps share the rollout, so that TRL scores it: old log-probabilities, then those of the reference policy.
+    fixed_rollout.train(tiny_model, tmp_path, max_steps=2, steps_per_generation=2, **settings)
+    assert sum(asked) == asked.index(False) > 0
 
 
 def decided(tmp_path, **settings):
@@ -175,3 +208,23 @@ def test_a_head_that_cannot_serve_is_refused_or_replaced(tmp_path):
 def test_decisions_cannot_be_changed(tmp_path):
     with pytest.raises(dataclasses.FrozenInstanceError):
         decided(tmp_path).rho = 0.5
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "limits"), [("dapo", (0.75, 1.5)), ("cispo", (0.0, 5.0)), ("vespo", (0.0, math.inf))]
+)
+def test_ratios_are_clipped_where_the_loss_clips_them(tmp_path, loss_type, limits):
+    high = 5.0 if loss_type == "cispo" else 0.5
+    assert decided(tmp_path, loss_type=loss_type, epsilon=0.25, epsilon_high=high).ratio_limits == limits
+
+
+def test_a_record_holds_the_decisions_as_json(tmp_path):
+    made = decided(tmp_path, **ROLLOUT, entropy_selection="bottom", position_shaping_gamma=0.1)
+    record = json.loads(json.dumps(made.record(), allow_nan=False))
+    assert record["kept_share"] == 0.8 and record["ranked_in"] == "rollout" and record["steps_per_rollout"] == 2
+    assert record["shaping"] == ["position"] and record["head_units"] == pytest.approx(4 * 0.8)
+    assert all(record[field.name] is not None for field in dataclasses.fields(made) if field.name not in NULLABLE)
+
+
+# Nothing was set, and nothing refused.
+NULLABLE = ("delta", "head_refusal")

@@ -40,11 +40,12 @@ def test_head_is_as_exact_as_that_of_trl_in_bf16(name, outputs):
     from trl.kernels import ChunkedLogProbFunction
 
     from entropy_grpo.models.head import SparseLogProbs
-    from entropy_grpo.models.kernels import LIGER, check_installed, choose
+    from entropy_grpo.models.kernels import LIGER, choose
+    from entropy_grpo.training.requirements import check_package
 
     device = torch.device("cuda")
     try:
-        check_installed(name, device)
+        check_package("fused_lm_head", name)
     except ValueError as error:
         pytest.skip(str(error))
     kernel = choose(name, device, outputs)

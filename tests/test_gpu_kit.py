@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.fixtures.tiny_gguf import SPECIAL, save_tiny_gguf, tiny_llama
 from benchmarks.gpu import head, memory, select, step, sums, weights
 from benchmarks.gpu.__main__ import DEFAULT, PARTS, run_part
+from benchmarks.gpu.models import with_layers
 from benchmarks.gpu.pretrained import END, convert
 from benchmarks.gpu.report import COMPLETE, FAILED, Report
-from benchmarks.gpu.sizes import TINY
+from benchmarks.gpu.sizes import FULL, TINY
 from entropy_grpo.grading import answer_line
 from entropy_grpo.runs import files
 
@@ -93,6 +94,22 @@ def test_memory(tmp_path):
     # A checkpointed layer keeps its input; weights and gradients are bfloat16.
     slope = rows["slope: bfloat16, padded"]["planned"]["bytes_per_layer"]
     assert slope == pytest.approx(2 * 2 * layer + 2 * tokens * config.hidden_size)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_recorded_memory_is_what_is_planned(padded):
+    """A record check. Without padding the measured attention needed neither a mask nor repeated keys and values."""
+    for row in files.read_json(REPOSITORY / "benchmarks/results/gpu_memory.json")["measurements"]:
+        name = row["name"]
+        if name.startswith("slope") or name.endswith(", padded") != padded:
+            continue
+        config = with_layers(FULL.memory_model, row["layers"])
+        planned = memory.predicted(config, FULL.memory_tokens, "autocast" in name)
+        measured = row["measured"]["peak beyond weights and gradients"] + planned["weights"] + planned["gradients"]
+        if padded:
+            assert planned["sum"] == pytest.approx(measured, rel=1e-3), name
+        else:
+            assert 1.8e9 < planned["sum"] - measured < 2e9, name
 
 
 def test_select(tmp_path):

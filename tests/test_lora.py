@@ -18,10 +18,10 @@ from trl.generation.vllm_generation import VLLMGeneration
 from benchmarks.fixtures import fixed_rollout, killed_runs
 from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import cli, launch
-from entropy_grpo.config.recipe import RecipeError
 from entropy_grpo.models import adapters
 from entropy_grpo.models.config import CheckedModelConfig
 from entropy_grpo.planning import plan
+from entropy_grpo.planning.options import PlanOptions
 from entropy_grpo.runs.seal import COMPLETE
 
 from .conftest import REPOSITORY
@@ -299,10 +299,10 @@ def test_quantised_weights_are_not_sharded(gpus, refused):
     recipe = str(REPOSITORY / "recipes/qwen3_8b_qlora.yaml")
     words = ["--accelerate_config", str(REPOSITORY / "accelerate_configs/fsdp2.yaml")]
     if not refused:
-        assert plan.resolve(recipe, words, gpus=gpus, nodes=1).sharding.kind == "none"
+        assert plan.resolve(PlanOptions(recipe, gpus, 1), words).sharding.kind == "none"
         return
-    with pytest.raises(RecipeError, match="load_in_4bit is true, but accelerate_config shards"):
-        plan.resolve(recipe, words, gpus=gpus, nodes=1)
+    with pytest.raises(ValueError, match="load_in_4bit is true, but accelerate_config shards"):
+        plan.resolve(PlanOptions(recipe, gpus, 1), words)
 
 
 def test_missing_bitsandbytes_is_one_sentence(tiny_model, tmp_path, monkeypatch, capsys):

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.fixtures import fixed_rollout
-from entropy_grpo.objective.window import select_tokens, token_places
+from entropy_grpo.objective.tokens import token_places
+from entropy_grpo.objective.window import select_tokens
 
 from . import reference
 from .conftest import REPOSITORY

@@ -16,6 +16,7 @@ from entropy_grpo.config import recipe
 from entropy_grpo.config.batches import batch_shape
 from entropy_grpo.config.run import CLASSES
 from entropy_grpo.planning import plan
+from entropy_grpo.planning.options import PlanOptions
 
 from .conftest import REPOSITORY
 
@@ -222,7 +223,7 @@ def test_sharding_is_a_file_that_exists(name):
     [(name, n) for name in sorted(RECIPES) for n in ((1, 8) if name in ONE_GPU else (1, 8, 64))],
 )
 def test_recipe_is_planned(name, processes):
-    made = plan.make(plan.resolve(str(RECIPES[name]), [], gpus=min(processes, 8), nodes=max(processes // 8, 1)))
+    made = plan.make(plan.resolve(PlanOptions(str(RECIPES[name]), min(processes, 8), max(processes // 8, 1))))
     values = {key: setting.value for key, setting in recipe.load(RECIPES[name]).items()}
     found = made["batches"]
     assert found["processes"] == processes

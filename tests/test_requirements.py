@@ -28,6 +28,8 @@ def nothing(*packages):
         ({"use_vllm": True}, ["use_vllm is True", 'pip install -e ".[vllm]"']),
         ({"deepspeed": "ds.json"}, ["deepspeed is 'ds.json'", "pip install deepspeed"]),
         ({"attn_implementation": "flash_attention_2"}, ["attn_implementation is 'flash_attention_2'", "sdpa"]),
+        ({"fused_lm_head": "liger"}, ["fused_lm_head is 'liger'", "pip install liger-kernel"]),
+        ({"load_in_4bit": True}, ["load_in_4bit is True", 'pip install -e ".[qlora]"']),
         ({"report_to": ["none", "comet_ml"]}, ["report_to names 'comet_ml'", "pip install comet-ml"]),
         ({"report_to": "clearml"}, ["report_to names 'clearml'"]),
     ],
@@ -39,7 +41,7 @@ def test_a_package_that_is_missing_is_named(values, parts):
 
 
 def test_what_no_package_is_needed_for_passes():
-    check_packages(settings(use_vllm=False, attn_implementation="sdpa", report_to="none", deepspeed=None), nothing)
+    check_packages(settings(use_vllm=False, fused_lm_head="auto", report_to="none", deepspeed=None), nothing)
     check_packages(settings(report_to=["tensorboard"], attn_implementation="flash_attention_2"), lambda *names: True)
 
 
@@ -98,5 +100,9 @@ def test_a_recipe_that_needs_vllm_ends_before_its_data_loads(tmp_path):
     command = [sys.executable, DEMO, "--use_vllm", "true", "--output_dir", str(tmp_path / "run")]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
-    assert result.stderr.strip().splitlines()[-1].startswith("error: command line: use_vllm is True, which is not")
+    assert (
+        result.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: command line: use_vllm is True, but its package is not")
+    )
     assert not (tmp_path / "run").exists()

@@ -8,9 +8,10 @@ import torch
 
 from entropy_grpo.monitoring.steps import rollout_metrics, token_samples, window_metrics
 from entropy_grpo.objective.selection import on_one_process
-from entropy_grpo.objective.window import Scored, loss_mask, probability_ratio, row_advantages
+from entropy_grpo.objective.tokens import loss_mask, probability_ratio, row_advantages
+from entropy_grpo.objective.window import Scored
 
-EPSILON_LOW, EPSILON_HIGH = 0.25, 0.5
+LIMITS = LOWEST, HIGHEST = 0.75, 1.5
 LEVELS = (5, 25, 50, 75, 90, 95, 99)
 
 
@@ -20,7 +21,7 @@ def micro_batch(seed, per_token):
     mask = torch.rand(3, 8, generator=rng) < 0.8
     advantages = torch.randn(3, 8, generator=rng) if per_token else torch.tensor([0.7, 0.0, -0.4])
     ratios = torch.rand(3, 8, generator=rng) * 2 + 0.05
-    ratios[:, :2] = torch.tensor([1 - EPSILON_LOW, 1 + EPSILON_HIGH])
+    ratios[:, :2] = torch.tensor([LOWEST, HIGHEST])
     inputs = {"advantages": advantages, "old_per_token_logps": torch.zeros(3, 8)}
     kept = mask & (torch.rand(3, 8, generator=rng) < 0.5)
     return Scored(inputs, mask, kept, torch.rand(3, 8, generator=rng) * 3, ratios.log())
@@ -40,7 +41,7 @@ def tokens(scored):
 def test_metrics_are_sums_over_the_tokens(per_token):
     scored = [micro_batch(seed, per_token) for seed in range(4)]
     everything = [*scored, micro_batch(9, per_token)]  # a sequence that is not run has entropies, but no clip rate
-    found = window_metrics(scored, everything, EPSILON_LOW, EPSILON_HIGH, on_one_process)
+    found = window_metrics(scored, everything, LIMITS, on_one_process)
     known, run = list(tokens(everything)), list(tokens(scored))
 
     def mean(condition):
@@ -54,8 +55,8 @@ def test_metrics_are_sums_over_the_tokens(per_token):
         "kept": kept_count,
         "all": len(known),
         "selection/kept_fraction": kept_count / len(known),
-        "clip_ratio/kept_low": sum(k and a < 0 and r < 1 - EPSILON_LOW - 1e-6 for a, k, _, r in run) / kept_count,
-        "clip_ratio/kept_high": sum(k and a > 0 and r > 1 + EPSILON_HIGH + 1e-6 for a, k, _, r in run) / kept_count,
+        "clip_ratio/kept_low": sum(k and a < 0 and r < LOWEST - 1e-6 for a, k, _, r in run) / kept_count,
+        "clip_ratio/kept_high": sum(k and a > 0 and r > HIGHEST + 1e-6 for a, k, _, r in run) / kept_count,
     }
     assert found == expected
     assert found["clip_ratio/kept_low"] > 0 and found["clip_ratio/kept_high"] > 0
@@ -64,8 +65,8 @@ def test_metrics_are_sums_over_the_tokens(per_token):
 def test_sums_of_ranks_are_what_one_process_logs():
     """A rank whose sums come with those of an equal one: twice the tokens, and the same means."""
     scored = [micro_batch(seed, True) for seed in range(2)]
-    one = window_metrics(scored, scored, EPSILON_LOW, EPSILON_HIGH, on_one_process)
-    two = window_metrics(scored, scored, EPSILON_LOW, EPSILON_HIGH, lambda counts: 2 * counts)
+    one = window_metrics(scored, scored, LIMITS, on_one_process)
+    two = window_metrics(scored, scored, LIMITS, lambda counts: 2 * counts)
     sizes = {"kept": 2 * one["kept"], "all": 2 * one["all"]}
     assert two == pytest.approx(one | sizes)
 
@@ -103,7 +104,7 @@ def test_entropies_of_a_rollout_are_those_of_all_its_tokens(per_token):
 def test_a_window_without_tokens_logs_no_number():
     empty = micro_batch(0, False)
     empty.mask[:], empty.kept[:] = False, False
-    found = window_metrics([empty], [empty], EPSILON_LOW, EPSILON_HIGH, on_one_process)
+    found = window_metrics([empty], [empty], LIMITS, on_one_process)
     assert found.pop("kept") == found.pop("all") == 0
     assert all(math.isnan(value) for value in found.values())
 

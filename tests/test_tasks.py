@@ -23,6 +23,7 @@ from entropy_grpo.evaluation import questions
 from entropy_grpo.grading.pool import Grader
 from entropy_grpo.models.load import resolve
 from entropy_grpo.planning import plan
+from entropy_grpo.planning.options import PlanOptions
 from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.tasks import cold_start, registry
 
@@ -157,7 +158,7 @@ def test_the_card_tells_generated_data_from_a_model_of_the_hub(pairs, tmp_path):
 
 def test_any_task_is_planned(pairs):
     words = ["--dataset_name", NAME, "--model_name_or_path", NAME, "--rewards", "pair_accuracy"]
-    job = plan.resolve(str(REPOSITORY / DEMO), words)
+    job = plan.resolve(PlanOptions(str(REPOSITORY / DEMO)), words)
     assert job.lengths.prompt == 5 and job.problems == 4096
 
 

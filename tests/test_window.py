@@ -10,16 +10,8 @@ import torch
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective.objective import Objective
 from entropy_grpo.objective.ranks import ALONE, Ranks
-from entropy_grpo.objective.window import (
-    Pass,
-    Window,
-    check_kept,
-    evaluation_window,
-    loss_mask,
-    plan_window,
-    select_tokens,
-    with_gradient,
-)
+from entropy_grpo.objective.tokens import loss_mask, with_gradient
+from entropy_grpo.objective.window import Pass, Window, check_kept, evaluation_window, plan_window, select_tokens
 
 from . import reference
 

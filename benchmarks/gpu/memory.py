@@ -15,7 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 from benchmarks.measure import peak_memory, seconds
 from entropy_grpo.models.config import CheckedModelConfig
 from entropy_grpo.models.head import add_sparse_lm_head
-from entropy_grpo.planning.measure import Model
+from entropy_grpo.models.measure import Model
 from entropy_grpo.planning.memory import head_memory
 
 from .models import random_model, with_layers
@@ -29,16 +29,16 @@ def predicted(config: PreTrainedConfig, tokens: int, autocast: bool) -> dict[str
     """Bytes by part, as `entropy-grpo plan` adds them up."""
     element = 4 if autocast else 2
     policy = Model(config, CheckedModelConfig(dtype="float32" if autocast else "bfloat16"))
-    kept = policy.activations(1, tokens, torch.bfloat16, autocast, "sdpa", checkpointing=True)
-    cast = 2 * sum(outputs * inputs for outputs, inputs in policy.linear) if autocast else 0
+    activations = policy.activations(1, tokens, torch.bfloat16, autocast, "sdpa", checkpointing=True)
     rows = RHO * tokens
     parts = {
         "weights": element * policy.parameters,
         "gradients": element * policy.parameters,
-        "activations": kept.kept + max(kept.layer, cast),
+        "activations": activations.kept,
         "head": head_memory(policy.vocabulary, policy.hidden, rows, rows, 2, element, True),
+        "decoder": activations.peak - activations.kept,
     }
-    return parts | {"sum": sum(parts.values())}
+    return parts | {"sum": sum(parts.values()) - min(parts["head"], parts["decoder"])}
 
 
 def measured(config: PreTrainedConfig, sizes: Sizes, autocast: bool, padded: bool) -> dict[str, Any]:

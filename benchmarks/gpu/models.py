@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from entropy_grpo.models.config import CheckedModelConfig
-from entropy_grpo.planning.measure import Model
+from entropy_grpo.models.measure import Model
 
 # Dense bfloat16 operations per second of an H100 with SXM5, from its data sheet.
 H100_PEAK = 989e12

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, Qwen3Config
 
-from entropy_grpo.planning.models import read_config
+from entropy_grpo.models.load import read_local_config
 
 from .models import with_layers
 
@@ -104,17 +104,17 @@ FULL = Sizes(
     head_rows=(4096, 20_480),
     exact_rows=512,
     tiles=(8192, 16_384, 32_768, 65_536),
-    step_model=read_config("Qwen/Qwen3-1.7B-Base"),
+    step_model=read_local_config("Qwen/Qwen3-1.7B-Base"),
     step_prompt=256,
     step_longest=8192,
     step_batch=8,
     step_turns=2,
     probe_longest=1024,
-    memory_model=read_config("Qwen/Qwen3-14B-Base"),
+    memory_model=read_local_config("Qwen/Qwen3-14B-Base"),
     memory_layers=(2, 4),
     memory_tokens=22_528,
     tokens=(8192, 2560),
-    fsdp_model=with_layers(read_config("Qwen/Qwen3-0.6B-Base"), 8),
+    fsdp_model=with_layers(read_local_config("Qwen/Qwen3-0.6B-Base"), 8),
     fsdp_batch=(4, 2048),
     weights_settings={
         "per_device_train_batch_size": "128",

@@ -29,6 +29,7 @@ from entropy_grpo.config import recipe
 from entropy_grpo.config.run import CLASSES
 from entropy_grpo.planning.job import resolve
 from entropy_grpo.planning.memory import memory
+from entropy_grpo.planning.options import PlanOptions
 from entropy_grpo.tasks.cold_start import build_tokenizer
 
 from .models import H100_PEAK, model_operations, random_model
@@ -117,15 +118,8 @@ def planned(sizes: Sizes) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(sizes.step_model.to_dict()))
-        job = resolve(
-            str(RECIPE),
-            words(sizes, sizes.step_longest),
-            gpus=1,
-            nodes=1,
-            prompt_length=sizes.step_prompt,
-            model_config=str(config),
-        )
-    return memory(job)
+        options = PlanOptions(str(RECIPE), 1, 1, prompt_length=sizes.step_prompt, model_config=str(config))
+        return memory(resolve(options, words(sizes, sizes.step_longest)))
 
 
 def timed(sizes: Sizes, stock: bool) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from ..data.sources import public_name
 from ..metrics.intervals import CONFIDENCE
 from ..metrics.tables import cell, table
 from ..objective.drawing import truncation_note
-from ..objective.share import kept_share
 from ..runs import files, plots, trained
 from ..runs.files import Row
 from ..runs.folder import RunFolder
@@ -41,14 +40,22 @@ PLOTS_TEXT = {
 }
 
 
-def _tokens_text(arguments: Row) -> str:
+def _tokens_text(objective: Row) -> str:
     """Return a phrase that describes the trained tokens, empty if the folder does not tell."""
-    rho, chosen = arguments.get("top_entropy_quantile"), arguments.get("entropy_selection")
-    if not isinstance(rho, (int, float)) or (rho < 1 and chosen not in TOKENS_TEXT):
-        return ""
-    if rho == 1:
+    share, chosen = objective.get("kept_share"), objective["selection"]
+    if share == 1:
         return "on all tokens"
-    return "on " + TOKENS_TEXT[chosen].format(kept=f"{kept_share(rho, chosen):.0%}")
+    if share is None or chosen not in TOKENS_TEXT:
+        return ""
+    return "on " + TOKENS_TEXT[chosen].format(kept=f"{share:.0%}")
+
+
+def _head_text(objective: Row) -> str:
+    """Return which LM head served, empty if the run did not record it."""
+    if "sparse_head" not in objective:
+        return ""
+    reason = objective["head_refusal"]
+    return "sparse" if objective["sparse_head"] else "TRL's" + (f", because {reason}" if reason else "")
 
 
 def _linked(name: str | None, hub_id: str | None, folder: str = "") -> str | None:
@@ -76,13 +83,12 @@ def _listed(settings: Row, name: str) -> list:
     return value if isinstance(value, list) else []
 
 
-def _batch_text(arguments: Row) -> str:
+def _batch_text(arguments: Row, objective: Row) -> str:
     names = ("generation_batch_size", "num_generations", "steps_per_generation", "gradient_accumulation_steps")
-    size, group, passes, accumulated = (arguments.get(name) for name in names)
-    if not all(isinstance(value, int) and value > 0 for value in (size, group, passes, accumulated)):
+    size, group, steps = arguments.get(names[0]), arguments.get(names[1]), objective.get("steps_per_rollout")
+    if not all(isinstance(value, (int, float)) and value > 0 for value in (size, group, steps)):
         return _joined(arguments, *names, "per_device_train_batch_size")
-    steps = max(passes * (arguments.get("num_iterations") or 1) // accumulated, 1)
-    return f"rollouts of {size // group} prompts with {group} responses each, {steps} optimiser steps per rollout"
+    return f"rollouts of {size // group} prompts with {group} responses each, {steps:g} optimiser steps per rollout"
 
 
 def _time_text(seconds: float) -> str:
@@ -106,7 +112,8 @@ def essentials(model: Trained) -> list[tuple[str, str]]:
         "prompt template": _joined(arguments, "prompt_template"),
         "lengths (tokens)": _joined(arguments, "max_prompt_length", "max_completion_length", "overlong_cache_length"),
         "sampling": _joined(arguments, "temperature", "top_p", "dynamic_sampling"),
-        "batch": _batch_text(arguments),
+        "batch": _batch_text(arguments, model.objective),
+        "LM head": _head_text(model.objective),
         "learning rate": _joined(arguments, "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
         "adapter": _joined(model.adapter, "peft_type", "r", "lora_alpha", "target_modules"),
         "seed": _joined(arguments, "seed"),
@@ -160,7 +167,7 @@ def _training(model: Trained) -> Row:
         "base": _linked(model.base, model.base_id),
         "dataset": _linked(model.dataset, model.dataset_id, "datasets/"),
         "imitates": is_cold_start(model),
-        "tokens": _tokens_text(arguments),
+        "tokens": _tokens_text(model.objective),
         "rewards": cell(_joined(arguments, "rewards")),
         "steps": model.step,
         "makes_data": model.makes_data,
@@ -195,7 +202,7 @@ def build_card(model: Trained, name: str, repository: str | None = None, output:
         template_path=str(TEMPLATE),
         name=cell(name),
         local=repository is None,
-        has_analysis=repository is None and (model.model / "analysis" / "report.md").exists(),
+        has_analysis=repository is None and RunFolder(model.model).report.exists(),
         weights=model.weights,
         plots=_plots(RunFolder(output or model.model)),
         transformers_snippet=snippets.transformers_snippet(model, where),

@@ -4,11 +4,10 @@ The Hub reads base model and data set as names of its repositories, so both are 
 a task. An unknown licence is left out, too.
 """
 
-import re
-
 from huggingface_hub import ModelCardData
 
 from ..data.sources import TRAINING
+from ..models.known import KNOWN
 from ..objective.share import BY_NORM
 from ..runs.trained import Trained
 from ..runs.weights import ADAPTER
@@ -16,14 +15,6 @@ from .results import TASK, eval_results
 
 TAGS = ("trl", "grpo", "rlvr", "reinforcement-learning", "entropy-grpo")
 FORKING, SHAPING, DAPO = "2506.01939", "2508.02260", "2503.14476"
-# Licences, as Hub identifiers, of the models that recipes train; a card names no licence for other models.
-_QWEN3 = ("0.6B", "1.7B", "4B", "8B", "14B")
-LICENCES = {
-    **{f"Qwen/Qwen3-{size}{kind}": "apache-2.0" for size in _QWEN3 for kind in ("", "-Base")},
-    **{f"Qwen/{name}": "apache-2.0" for name in ("Qwen3-32B", "Qwen2.5-7B", "Qwen2.5-Math-7B")},
-    "meta-llama/Llama-3.1-8B": "llama3.1",
-}
-COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 
 def is_cold_start(trained: Trained) -> bool:
@@ -33,9 +24,7 @@ def is_cold_start(trained: Trained) -> bool:
 
 def is_shaped(trained: Trained) -> bool:
     """Return whether the run used a method of arXiv 2508.02260: shaped advantages or selection by gradient norm."""
-    arguments = trained.arguments
-    strengths = (arguments.get(name) for name in ("ppl_shaping_alpha", "position_shaping_gamma"))
-    return any(strengths) or arguments.get("entropy_selection") in BY_NORM
+    return bool(trained.objective["shaping"]) or trained.objective["selection"] in BY_NORM
 
 
 def papers(trained: Trained) -> list[str]:
@@ -48,13 +37,13 @@ def papers(trained: Trained) -> list[str]:
 def metadata(trained: Trained, name: str) -> ModelCardData:
     """Return the front matter of a model's card."""
     tags = ("trl", "sft", "entropy-grpo") if is_cold_start(trained) else TAGS
-    if trained.arguments.get("loss_type") == "dapo":
+    if trained.objective["loss_type"] == "dapo":
         tags += ("dapo",)
     source = TRAINING.get(trained.dataset)
     is_adapter = trained.weights == ADAPTER
     results = eval_results(trained)
     given = {
-        "license": LICENCES.get(trained.base_id),
+        "license": KNOWN[trained.base_id].licence if trained.base_id in KNOWN else None,
         "language": list(source.languages) if source and source.languages else None,
         "base_model": trained.base_id,
         "base_model_relation": ("adapter" if is_adapter else "finetune") if trained.base_id else None,

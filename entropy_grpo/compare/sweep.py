@@ -122,7 +122,7 @@ def run(recipe: str, planned: Sequence[Trial], folder: Path, launch: Sequence[st
     return failed
 
 
-def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Sequence[str]], None]) -> bool:
+def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Sequence[str]], object]) -> bool:
     """Run or print a sweep and compare its runs.
 
     Args:

@@ -3,20 +3,19 @@
 Hardware is described in `accelerate_configs/`, and the papers' numbers are in `recipes/`.
 """
 
-import os
 from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
 
-from ..models.kernels import check_installed
 from ..models.truncation import Truncation
 from ..monitoring.watchers import ACTIONS, WATCHERS
 from ..objective.drawing import NEUTRAL_SAMPLING, TRUNCATING
-from ..objective.objective import CLIPPED_LOSSES, DENOMINATORS, TOKEN_LEVEL_LOSSES
+from ..objective.objective import DENOMINATORS, TOKEN_CLIPPING_LOSSES, TOKEN_LEVEL_LOSSES, Objective
 from ..objective.sampling import LIMITS, informative
 from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
-from ..objective.share import BY_NORM
+from ..objective.share import BY_NORM, RHO
 from ..registry import one_of, refuse_unread
+from ..runs.processes import process_count
 from .batches import batch_shape, check_evaluation_batch, optimizer_steps
 from .losses import check_loss
 from .shaping import ShapingConfig
@@ -92,7 +91,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     logging_steps: float | str = field(default=10, metadata={"help": "Steps, or 'N rollouts', between logs."})
     # Defaults of the method that differ from TRL's (arXiv 2506.01939, section 5.2).
     top_entropy_quantile: float = field(
-        default=0.2, metadata={"help": "rho: share of highest-entropy tokens that carry gradient, in (0, 1]."}
+        default=RHO, metadata={"help": "rho: share of highest-entropy tokens that carry gradient, in (0, 1]."}
     )
     epsilon_high: float | None = field(
         default=0.28, metadata={"help": "Upper clip range (clip-higher); the lower one is `epsilon`."}
@@ -174,25 +173,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         check_loss(self)
         refuse_unread(self, RULES)
         self._check_shapes()
-        if self.entropy_selection in BY_NORM:
-            if self.fused_lm_head == "trl":
-                raise ValueError(
-                    f"entropy_selection {self.entropy_selection!r} needs fused_lm_head 'auto' or 'liger', not 'trl'."
-                )
-            if self.loss_type not in CLIPPED_LOSSES or self.importance_sampling_level != "token":
-                raise ValueError(
-                    f"entropy_selection is {self.entropy_selection!r} but loss_type is {self.loss_type!r} with "
-                    f"importance_sampling_level {self.importance_sampling_level!r}: use loss_type "
-                    f"{' or '.join(CLIPPED_LOSSES)} with importance_sampling_level 'token'."
-                )
         rho = self.top_entropy_quantile
         if not 0 < rho <= 1:
             raise ValueError(f"top_entropy_quantile is {rho}: the kept share rho must lie in (0, 1].")
-        if rho < 1 and self.entropy_denominator == "kept" and self.loss_type not in TOKEN_LEVEL_LOSSES:
-            raise ValueError(
-                f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which does not divide by a "
-                f"number of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
-            )
         self._check_sampling()
         for name, action in self.watch.items():
             one_of("a name in watch", name, tuple(WATCHERS))
@@ -205,16 +188,10 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
         if self.eval_strategy != "no":
-            check_evaluation_batch(self, int(os.environ.get("WORLD_SIZE", "1")))
+            check_evaluation_batch(self, process_count())
         super().__post_init__()
         self._refuse_biased_sampling()
-        check_installed(self.fused_lm_head, self.device)
-        if rho < 1 and self.steps_per_generation % self.gradient_accumulation_steps != 0:
-            raise ValueError(
-                f"steps_per_generation is {self.steps_per_generation} and gradient_accumulation_steps is "
-                f"{self.gradient_accumulation_steps}: set the first to a multiple of the second, because an optimiser "
-                "step must not need tokens of the next rollout."
-            )
+        self._check_objective(Objective.from_args(self))
         if self.generation_batch_size * self.max_completion_length >= MAX_TOKENS:
             raise ValueError(
                 f"generation_batch_size is {self.generation_batch_size} and max_completion_length is "
@@ -236,6 +213,37 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 "remove_unused_columns is true, which would take the references away from the rewards: leave it out."
             )
 
+    def _check_objective(self, objective: Objective) -> None:
+        """Refuse settings whose combination the objective cannot compute."""
+        if objective.selection in BY_NORM:
+            if self.fused_lm_head == "trl":
+                raise ValueError(
+                    f"entropy_selection {self.entropy_selection!r} needs fused_lm_head 'auto' or 'liger', not 'trl'."
+                )
+            if objective.loss_type not in TOKEN_CLIPPING_LOSSES or not objective.token_ratio:
+                raise ValueError(
+                    f"entropy_selection is {self.entropy_selection!r} but loss_type is {self.loss_type!r} with "
+                    f"importance_sampling_level {self.importance_sampling_level!r}: use loss_type "
+                    f"{' or '.join(TOKEN_CLIPPING_LOSSES)} with importance_sampling_level 'token'."
+                )
+        if objective.selects and objective.denominator == "kept" and not objective.token_level:
+            raise ValueError(
+                f"entropy_denominator is 'kept' but loss_type is {self.loss_type!r}, which does not divide by a "
+                f"number of tokens: use loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}, or entropy_denominator 'all'."
+            )
+        if objective.selects and not objective.whole_steps:
+            raise ValueError(
+                f"steps_per_generation is {self.steps_per_generation} and gradient_accumulation_steps is "
+                f"{self.gradient_accumulation_steps}: set the first to a multiple of the second, because an optimiser "
+                "step must not need tokens of the next rollout."
+            )
+        if objective.loss_type == "cispo" and objective.epsilon_high < 1:
+            raise ValueError(
+                f"epsilon_high is {objective.epsilon_high} but loss_type is 'cispo', which caps the ratio itself at "
+                "epsilon_high, so even a ratio of 1 would be cut: set epsilon_high to 5.0 (arXiv 2510.13786), or at "
+                "least to 1."
+            )
+
     def _shape_batches(self) -> None:
         """Set TRL's batch sizes from the size of the rollout, if the recipe gives it."""
         given = (self.prompts_per_rollout, self.steps_per_rollout)
@@ -246,7 +254,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 raise ValueError(
                     f"{name} is {value}: set prompts_per_rollout and steps_per_rollout together, each to 1 or more."
                 )
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        processes = process_count()
         steps, accumulation = batch_shape(*given, self.num_generations, self.per_device_train_batch_size, processes)
         derived = {"steps_per_generation": (None, steps), "gradient_accumulation_steps": (1, accumulation)}
         for name, (default, value) in derived.items():

@@ -2,11 +2,10 @@
 
 from typing import Any
 
+from ..objective.objective import CLIPPING_LOSSES
 from ..registry import one_of
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
-# Losses that keep the ratio within [1 - epsilon, 1 + epsilon_high], and below `delta` if it is set.
-CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 # Importance sampling level that a loss is made for. With another level TRL only warns, and computes another loss.
 LEVELS = {"luspo": "sequence", "vespo": "token"}
 
@@ -22,12 +21,6 @@ def check_loss(args: Any) -> None:
     """
     loss = args.loss_type
     one_of("loss_type", loss, LOSSES)  # TRL notices an unknown loss only at the first optimiser step
-    highest = args.epsilon if args.epsilon_high is None else args.epsilon_high
-    if loss == "cispo" and highest < 1:
-        raise ValueError(
-            f"epsilon_high is {highest} but loss_type is 'cispo', which caps the ratio itself at epsilon_high, so "
-            "even a ratio of 1 would be cut: set epsilon_high to 5.0 (arXiv 2510.13786), or to at least 1."
-        )
     if args.delta is not None and loss not in CLIPPING_LOSSES:
         raise ValueError(
             f"delta is {args.delta} but loss_type is {loss!r}, which does not read it: set delta to null, or choose "

@@ -110,6 +110,11 @@ def launch_words(path: str | Path) -> list[str]:
     return [] if lines[:1] == [FIRST_LINE] and LAST_LINE in lines[-2:] else ["-m", "entropy_grpo.launch"]
 
 
+def is_cold_start(settings: Settings) -> bool:
+    """Return whether a recipe imitates responses (`trainer: sft`) instead of reinforcing them."""
+    return "trainer" in settings and settings["trainer"].value == "sft"
+
+
 def overrides(arguments: Sequence[str]) -> Settings:
     """Parse `--key value`, `--key=value`, `--key a b c` (a list) and `--flag` (true). Values are YAML."""
     settings: dict[str, list[str]] = {}

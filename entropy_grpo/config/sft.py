@@ -1,6 +1,5 @@
 """Settings of a recipe with `trainer: sft`: TRL's fields and the source of a teacher's responses."""
 
-import os
 from dataclasses import dataclass, field
 
 from trl import SFTConfig
@@ -9,6 +8,7 @@ from ..data.config import SourceConfig
 from ..grading.config import GradingConfig
 from ..models.config import CheckedModelConfig
 from ..registry import refuse_unread
+from ..runs.processes import process_count
 from .unread import RULES
 
 
@@ -59,7 +59,7 @@ class TeacherSFTConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         if self.responses_per_step is not None:
-            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            processes = process_count()
             micro = self.per_device_train_batch_size * processes
             accumulation, rest = divmod(self.responses_per_step, micro)
             if rest or not accumulation:

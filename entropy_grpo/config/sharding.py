@@ -1,8 +1,11 @@
 """Sharding of a run, set by the launcher's own configuration or by the recipe."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..runs import yaml12
+from ..runs.processes import process_count
 from .recipe import RecipeError, Setting, Settings
 
 NO_CONFIG = "none"
@@ -50,6 +53,11 @@ def find_config(setting: Setting | None) -> Path | None:
     return file
 
 
+def launcher_shards() -> bool:
+    """Return whether the environment of this launch has FSDP or DeepSpeed."""
+    return "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+
+
 def choose_sharding(settings: Settings) -> str:
     """Shard as the recipe's `accelerate_config` says, unless the launcher chose a sharding.
 
@@ -57,13 +65,54 @@ def choose_sharding(settings: Settings) -> str:
         A line that describes the sharding.
     """
     setting = settings.get("accelerate_config")
-    chosen = [k for k in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if os.environ.get(k) == "true"]
-    if chosen:
+    if launcher_shards():
         return "sharding: from the launcher's own configuration"
     file = find_config(setting)
     if file is None:
         return "sharding: none"
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if process_count() < 2:
         return "sharding: none, because there is one process"
     os.environ.update(sharding_environment(file))
     return f"sharding: from {setting.value}"
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Sharding of a model, as an accelerate configuration describes it; without one, plain data parallelism.
+
+    Attributes:
+        kind: `none`, `ddp`, `fsdp2` or `zero3`.
+        file: configuration file.
+        mixed_precision: precision in the configuration.
+        in_pieces: whether every process writes its own part of a checkpoint.
+        gpus, nodes: GPUs per machine and number of machines for which the file is written.
+    """
+
+    kind: str = "ddp"
+    file: str | None = None
+    mixed_precision: str | None = None
+    in_pieces: bool = False
+    gpus: int = 1
+    nodes: int = 1
+
+    @property
+    def shards(self) -> bool:
+        """True if weights, gradients and optimiser states are divided by the number of GPUs."""
+        return self.kind in ("fsdp2", "zero3")
+
+
+def read_sharding(settings: Settings) -> Sharding:
+    """Read the accelerate configuration that a recipe names."""
+    file = find_config(settings.get("accelerate_config"))
+    if file is None:
+        return Sharding()
+    config = yaml12.parse(file.read_text(encoding="utf-8"))
+    nodes = config.get("num_machines", 1)
+    return Sharding(
+        kind={"FSDP": "fsdp2", "DEEPSPEED": "zero3"}.get(config["distributed_type"], "ddp"),
+        file=str(file),
+        mixed_precision=config.get("mixed_precision"),
+        in_pieces=config.get("fsdp_config", {}).get("fsdp_state_dict_type") == "SHARDED_STATE_DICT",
+        gpus=config.get("num_processes", 1) // nodes,
+        nodes=nodes,
+    )

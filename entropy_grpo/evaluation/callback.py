@@ -21,7 +21,7 @@ from ..data.benchmarks.benchmark import CODE, Benchmark, Question
 from ..models.load import as_plain_text, positions_of, rendered
 from ..runs import files
 from ..runs.environment import git_revision, hardware, versions
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, results_of
 from . import prompting, questions, results
 from .judging import judge
 
@@ -178,7 +178,7 @@ class BenchmarkCallback(TrainerCallback):
         settings = questions.origin(benchmark, asked) | about
         figures = {"settings": settings, "step": step, **results.summary(samples, asked), "versions": versions()}
         figures |= {"git_revision": git_revision(), "hardware": hardware()}
-        results.write(self.folder.benchmarks / f"step-{step}", benchmark.name, samples, figures)
+        results.write(self.folder.benchmarks / results_of(step), benchmark.name, samples, figures)
         metrics = figures["metrics"]
         count = metrics["num_samples"]
         return {

@@ -9,7 +9,6 @@ another.
 """
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.benchmarks.benchmark import Question, seed_of
-from ..runs import files
+from ..runs import files, processes
 from .backends.base import Backend, Request, Sampling
 
 Key = tuple[str, int]
@@ -26,7 +25,7 @@ Key = tuple[str, int]
 @cache
 def process() -> tuple[int, int]:
     """Return (rank, number of processes) of this launch; cached, because vLLM's backend removes the variables."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return processes.rank(), processes.process_count()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ..grading.code.sandbox import unavailable
 from ..models import load
 from ..runs import files, plots
 from ..runs.environment import git_revision, hardware, versions
+from ..runs.folder import COMPARISON
 from ..runs.weights import has_adapter
 from . import contamination, prompting, questions, report, results
 from .backends.base import FORKED, TRANSFORMERS, VLLM, Backend, Sampling, choose
@@ -190,7 +191,7 @@ def compare(output: Path, others: Sequence[Path], names: Sequence[str]) -> None:
         if common:
             print(report.gains_table(gains[str(other)], str(other)))
     if others:
-        files.write_json(output / "comparison.json", gains)
+        files.write_json(output / COMPARISON, gains)
 
 
 def draw(output: Path, others: Sequence[Path], name: str) -> Path:

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 # Emphasis, strikethrough, formulas, code, the second half of links and pictures, GitHub's references, mentions and
@@ -18,11 +18,19 @@ def interval_text(interval: dict[str, float], digits: int = 3, sign: str = "") -
     return f"{interval['value']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as columns for a terminal."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = (), indent: str = "") -> str:
+    """Rows of text as columns for a terminal.
+
+    Args:
+        right: columns that are aligned on the right.
+        indent: text before every row.
+    """
+    columns = [
+        [text.rjust(width) if i in right else text.ljust(width) for text in column]
+        for i, column in enumerate(zip(*rows, strict=True))
+        for width in [max(map(len, column))]
+    ]
+    return "\n".join(f"{indent}{'  '.join(row)}".rstrip() for row in zip(*columns, strict=True))
 
 
 def cell(value: Any) -> str:
@@ -31,7 +39,11 @@ def cell(value: Any) -> str:
     return MARKUP.sub(r"\\\g<0>", line)
 
 
-def table(rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown; the first row is the header."""
-    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in rows]
+def table(rows: Sequence[Sequence[Any]], as_text: Callable[[Any], str] = cell) -> str:
+    """A table in Markdown; the first row is the header.
+
+    Args:
+        as_text: turns a value into Markdown; by default no value is read as markup.
+    """
+    lines = ["| " + " | ".join(map(as_text, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -6,7 +6,6 @@ the merged weights, and subtracts the adapters again in the base's own precision
 restore the base, so that the base would drift with every rollout.
 """
 
-import importlib.util
 from collections.abc import Iterator
 
 import torch
@@ -50,13 +49,6 @@ def check_quantised(config: CheckedModelConfig, use_vllm: bool, shards: bool) ->
             f"{name} is true, but accelerate_config shards the model, which quantised weights do not support: use "
             "accelerate_configs/ddp.yaml or single_gpu.yaml."
         )
-
-
-def check_installed(config: CheckedModelConfig) -> None:
-    """Refuse a quantised base if bitsandbytes is not installed."""
-    if config.is_quantised and importlib.util.find_spec("bitsandbytes") is None:
-        name = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
-        raise ValueError(f'{name} is true, which needs bitsandbytes: pip install -e ".[qlora]".')
 
 
 def check_resumed(checkpoint: str | None, config: CheckedModelConfig) -> None:

@@ -127,6 +127,11 @@ def why_not(model: PreTrainedModel) -> str | None:
     return None
 
 
+def trains_head(model: PreTrainedModel) -> bool:
+    """Return whether the LM head's weight has a gradient; with adapters it has none unless a copy is trained."""
+    return model.get_output_embeddings().weight.requires_grad
+
+
 def add_sparse_lm_head(
     model: PreTrainedModel, temperature: float, name: str, truncation: Truncation = WHOLE_DISTRIBUTION
 ) -> None:

@@ -9,7 +9,6 @@ Shapes: n >= 1 rows, H hidden size, V vocabulary; hidden (n, H), weight (V, H), 
 
 from collections.abc import Callable, Collection
 from functools import cache
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -173,25 +172,6 @@ def liger_backward(
 
 TILES = Kernel(tiles_forward, tiles_backward)
 LIGER = Kernel(liger_forward, liger_backward)
-
-
-def check_installed(name: str, device: torch.device) -> None:
-    """Refuse a kernel that cannot run on a device.
-
-    Raises:
-        ValueError: Liger or its Hopper dependency is not installed.
-    """
-    if name != "liger":
-        return
-    if find_spec("liger_kernel") is None:
-        raise ValueError(
-            "fused_lm_head is 'liger', which is not installed: pip install liger-kernel, or set it to auto."
-        )
-    if hopper(device) and find_spec("cutlass") is None:
-        raise ValueError(
-            "fused_lm_head is 'liger', whose Hopper kernel needs CuTe DSL: pip install 'liger-kernel[cutedsl]', or "
-            "set it to auto."
-        )
 
 
 def choose(name: str, device: torch.device, outputs: Collection[str]) -> Kernel:

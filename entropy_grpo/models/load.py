@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from httpx import TransportError
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from jinja2 import TemplateError
 from peft import PeftConfig, PeftModel
 from transformers import (
@@ -19,7 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    PretrainedConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,6 +30,7 @@ from ..runs.weights import ADAPTER_CONFIG, deciding, has_adapter
 from ..tasks.cold_start import cache_dir
 from ..tasks.registry import TASKS, find
 from .config import CheckedModelConfig
+from .known import KNOWN
 
 RESULTS = Path("evaluations")
 # Files that transformers and vLLM load. Some repositories hold their weights a second time in another form.
@@ -181,14 +182,60 @@ def refuse_adapter(path: str) -> None:
         )
 
 
-def load_config(path: str, revision: str | None = None) -> PretrainedConfig:
+def count_tokens(tokenizer: PreTrainedTokenizerBase, prompts: list, path: str, **kwargs: Any) -> list[int]:
+    """Return the number of tokens of each prompt, a text or a list of messages, as the trainer will encode it.
+
+    Args:
+        path: the model, for error messages.
+        kwargs: the recipe's `chat_template_kwargs`.
+    """
+    if isinstance(prompts[0], str):
+        return [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+    texts = [rendered(tokenizer, prompt, f"model_name_or_path is {path!r}", **kwargs) for prompt in prompts]
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
     """Load the part of a model's configuration that describes its text model."""
     return _load(AutoConfig, f"model is {path!r}, which", *base_of(path, revision)).get_text_config()
 
 
-def positions_of(config: PretrainedConfig) -> int | None:
+def positions_of(config: PreTrainedConfig) -> int | None:
     """The number of positions of a model, or None if nothing limits them, as with ALiBi or a state-space model."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def read_local_config(name: str, revision: str | None = None, path: str | None = None) -> PreTrainedConfig:
+    """Read the configuration of a model without a download.
+
+    Args:
+        name: Hub id, local folder, or a task's name.
+        revision: commit of the Hub id, for the Hub's local cache.
+        path: `config.json`, or its folder, to read instead.
+
+    Raises:
+        ValueError: no local source has the configuration, or transformers cannot read it.
+    """
+    file = Path(path or name)
+    if path is None and not file.is_dir():
+        if name in KNOWN:
+            return AutoConfig.for_model(**KNOWN[name].config)
+        task = find(name, "model_name_or_path")
+        if task is not None and task.model_config is not None:
+            return task.model_config()
+        cached = try_to_load_from_cache(name, "config.json", revision=revision) if name.count("/") <= 1 else None
+        if not isinstance(cached, str):
+            raise ValueError(
+                f"model_name_or_path is {name!r}, which is no local folder, no model of the recipes, and not in the "
+                "Hub's local cache: give its config.json, or the folder that holds it, with --model-config PATH."
+            )
+        file = Path(cached)
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        return AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{file}: transformers cannot read this config.json: {reason}") from error
 
 
 def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.logging import get_logger
 from transformers import ProgressCallback, TrainerCallback
 
+from ..objective.objective import Objective
 from ..runs import files
 from ..runs.environment import git_revision, hardware, peak_memory, versions
 from ..runs.folder import RunFolder
@@ -19,9 +20,13 @@ class RunRecorder(TrainerCallback):
 
     `samples` is a function that returns the sample rows of the next log, so that tokens are decoded only on the first
     rank and only for a log. Logs are ignored while `paused`, because they come from an evaluation.
+
+    Args:
+        objective: what the run computes; None for a run that imitates responses.
     """
 
-    def __init__(self):
+    def __init__(self, objective: Objective | None = None):
+        self.objective = objective
         self.samples: Callable[[], list[dict[str, Any]]] = list
         self.paused = False
 
@@ -38,6 +43,8 @@ class RunRecorder(TrainerCallback):
             "parameters": sum(p.numel() for p in model.parameters()),
             "arguments": args.to_dict(),
         }
+        if self.objective is not None:
+            environment["objective"] = self.objective.record()
         folder = RunFolder(Path(args.output_dir))
         files.write_json(folder.environment, environment)
         for path in (folder.metrics, folder.samples, folder.warnings):

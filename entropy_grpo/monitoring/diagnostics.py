@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..objective.selection import Reduce
-from ..objective.window import Inputs, Scored, flatten, loss_mask, row_advantages
+from ..objective.tokens import Inputs, flatten, loss_mask, row_advantages
+from ..objective.window import Scored
 from .categories import CATEGORIES, category
 
 # Share of tokens with the largest change, whose part of the total change of probabilities is logged.

@@ -14,18 +14,8 @@ from ..metrics.quality import quality
 from ..objective.objective import Objective
 from ..objective.ranks import Ranks
 from ..objective.selection import Reduce, percentiles
-from ..objective.window import (
-    Inputs,
-    Pass,
-    Scored,
-    Window,
-    check_kept,
-    flatten,
-    loss_mask,
-    probability_ratio,
-    row_advantages,
-    token_gradient_norms,
-)
+from ..objective.tokens import Inputs, flatten, loss_mask, probability_ratio, row_advantages
+from ..objective.window import Pass, Scored, Window, check_kept, token_gradient_norms
 from ..rewards.registry import text_of
 from .callbacks import RunRecorder
 from .diagnostics import (
@@ -39,14 +29,14 @@ from .diagnostics import (
 
 
 def window_metrics(
-    scored: Sequence[Scored], everything: Sequence[Scored], epsilon_low: float, epsilon_high: float, reduce: Reduce
+    scored: Sequence[Scored], everything: Sequence[Scored], limits: tuple[float, float], reduce: Reduce
 ) -> dict[str, float]:
     """Compute the metrics of a finished window over all ranks.
 
     Args:
         scored: micro-batches of the training pass, from which clip rates are computed.
         everything: all sequences with known entropies, including sequences that batching left out.
-        epsilon_low, epsilon_high: clip range of the surrogate.
+        limits: lowest and highest ratio that the loss does not clip (`Objective.ratio_limits`).
         reduce: function that sums a tensor over ranks.
 
     Returns:
@@ -61,8 +51,8 @@ def window_metrics(
     run_advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in scored])
     ratios = flatten([probability_ratio(s.logps, s.inputs) for s in scored])
     clipped = {
-        "low": run & (run_advantages < 0) & (ratios < 1 - epsilon_low),
-        "high": run & (run_advantages > 0) & (ratios > 1 + epsilon_high),
+        "low": run & (run_advantages < 0) & (ratios < limits[0]),
+        "high": run & (run_advantages > 0) & (ratios > limits[1]),
     }
     counts = [group.sum() for group in (*groups.values(), *clipped.values())]
     sums = [(entropies * group).sum() for group in groups.values()]
@@ -218,7 +208,7 @@ class StepMonitor:
             size: sequences of a micro-batch on one rank, before sequences are dropped.
         """
         scored, everything, objective = window.scored, window.all_tokens(), self.objective
-        metrics = window_metrics(scored, everything, objective.epsilon_low, objective.epsilon_high, self.ranks.sum)
+        metrics = window_metrics(scored, everything, objective.ratio_limits, self.ranks.sum)
         kept, total = metrics.pop("kept"), metrics.pop("all")
         if not objective.measures_rollout:  # the step is the only one of its rollout, and its policy wrote it
             self.rollout([s.inputs for s in everything], [s.entropies for s in everything])

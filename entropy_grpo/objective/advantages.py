@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .ranks import Ranks
-from .window import Inputs, loss_mask
+from .tokens import Inputs, loss_mask
 
 # Log-perplexities that differ by less carry no information: their weights would be amplified rounding errors.
 MIN_SIGMA = 1e-6
@@ -147,6 +147,10 @@ class AdvantageTransform(Protocol):
     needs_logps: ClassVar[bool]
     schedule: Schedule
 
+    @classmethod
+    def of(cls, args: Any) -> "AdvantageTransform":
+        """Make the method of a run from its settings (`config.shaping.ShapingConfig`)."""
+
     def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
         """Return columns that travel with a rollout, once, while its groups are in order on all ranks.
 
@@ -167,6 +171,10 @@ class PerplexityShaping:
     schedule: Schedule
     group_size: int
     alpha: float
+
+    @classmethod
+    def of(cls, args: Any) -> "PerplexityShaping":
+        return cls(args.ppl_schedule, args.num_generations, args.ppl_shaping_alpha)
 
     def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
         """Return `perplexity_weights`, (B,) of this rank's responses; a group may span ranks."""
@@ -191,6 +199,10 @@ class PositionShaping:
     n: float
     cap: float | None
 
+    @classmethod
+    def of(cls, args: Any) -> "PositionShaping":
+        return cls(args.position_schedule, *(getattr(args, f"position_shaping_{x}") for x in ("gamma", *"dmn", "cap")))
+
     def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
         return {}
 
@@ -200,12 +212,13 @@ class PositionShaping:
         )
 
 
-def transforms_of(args: Any) -> list[AdvantageTransform]:
-    """The methods named by a run's settings (`config.shaping.ShapingConfig`), in the order in which they apply."""
-    transforms: list[AdvantageTransform] = []
-    if args.ppl_shaping_alpha is not None:
-        transforms.append(PerplexityShaping(args.ppl_schedule, args.num_generations, args.ppl_shaping_alpha))
-    if args.position_shaping_gamma is not None:
-        settings = [getattr(args, f"position_shaping_{name}") for name in ("gamma", "d", "m", "n", "cap")]
-        transforms.append(PositionShaping(args.position_schedule, *settings))
-    return transforms
+# The methods by the setting that turns each on, in the order in which they apply.
+METHODS: dict[str, type[AdvantageTransform]] = {
+    "ppl_shaping_alpha": PerplexityShaping,
+    "position_shaping_gamma": PositionShaping,
+}
+
+
+def methods_of(args: Any) -> list[type[AdvantageTransform]]:
+    """The methods that a run's settings turn on."""
+    return [method for setting, method in METHODS.items() if getattr(args, setting) is not None]

@@ -1,6 +1,6 @@
 """The object that decides what a run does: which tokens count, which passes are made, what the LM head is asked for.
 
-Every answer follows from the arguments and three facts about the model. The trainer acts on the answers, and the
+Every answer follows from the arguments and a few facts about the model. The trainer acts on the answers, and the
 planner counts them; neither has rules of its own.
 
 Costs are shares of the response tokens of an optimiser step. What depends on the data is left out: sequences without
@@ -8,19 +8,25 @@ an advantage, clipped tokens, and the groups that dynamic sampling carries over.
 given here.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from .share import BY_NORM, MATCHED, kept_count, kept_share
 
 # Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
 TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
-# Losses whose gradient at a token is advantage * ratio unless the ratio is clipped.
-CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
+# Losses that keep the ratio of a token within [1 - epsilon, 1 + epsilon_high], and below `delta` where it is set.
+# Their gradient at a token is advantage * ratio unless the ratio is clipped. LUSPO clips the ratio of a sequence.
+TOKEN_CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
+CLIPPING_LOSSES = (*TOKEN_CLIPPING_LOSSES, "luspo")
 DENOMINATORS = ("kept", "all")
 
-# The LM head's backward pass makes three matmuls: the logits once more, and the gradients of hidden states and weight.
-BACKWARD_MATMULS = 3
+
+def backward_matmuls(trains_head: bool) -> int:
+    """Return the matmuls of the LM head's backward pass: logits, gradient of hidden states, gradient of the weight."""
+    return 2 + trains_head
 
 
 def _check_head(args: Any, why_not: str | None, has_bonus: bool, aux_loss_enabled: bool) -> str | None:
@@ -59,7 +65,9 @@ class Objective:
         scores_rollout: whether TRL itself scores the rollout, because the policy moves on before its last step, or
             because vLLM's importance correction needs the log-probabilities.
         has_reference: whether the loss has a KL term, for which a reference policy scores the rollout.
-        weighs_perplexity: whether perplexity shaping needs the log-probabilities of the rollout.
+        shaping: names of the methods that shape advantages.
+        shapes_by_logps: whether such a method needs the log-probabilities of the rollout.
+        trains_head: whether the LM head's weight has a gradient.
         sparse_head: whether the sparse LM head serves the policy instead of TRL's.
         head_refusal: the reason why TRL's head serves although it was not asked for; None otherwise.
         token_ratio: whether importance ratios are per token, so that a token's loss has no gradient in other tokens.
@@ -85,7 +93,9 @@ class Objective:
     diagnostics: bool
     scores_rollout: bool
     has_reference: bool
-    weighs_perplexity: bool
+    shaping: tuple[str, ...]
+    shapes_by_logps: bool
+    trains_head: bool
     sparse_head: bool
     head_refusal: str | None
     token_ratio: bool
@@ -94,17 +104,23 @@ class Objective:
     batch_means: bool
 
     @classmethod
-    def from_args(cls, args: Any, why_not: str | None = None, aux_loss_enabled: bool = False) -> "Objective":
+    def from_args(
+        cls, args: Any, why_not: str | None = None, aux_loss_enabled: bool = False, trains_head: bool = True
+    ) -> "Objective":
         """Decide from a run's arguments and its model.
 
         Args:
             args: an `EntropyForkGRPOConfig`; the number of processes plays no part.
             why_not: why the sparse LM head cannot serve the model (see `models.head.why_not`), or None.
             aux_loss_enabled: whether the loss has the load-balancing term of a mixture of experts.
+            trains_head: whether the LM head's weight has a gradient (see `models.head.trains_head`).
 
         Raises:
             ValueError: `fused_lm_head` or `entropy_selection` needs the sparse head, which cannot serve.
         """
+        from .advantages import methods_of  # needs torch, which a reader of the record does without
+
+        methods = methods_of(args)
         has_bonus = args.entropy_coef != 0 or args.use_adaptive_entropy
         uses_trl_head = args.fused_lm_head == "trl"
         refusal = None if uses_trl_head else _check_head(args, why_not, has_bonus, aux_loss_enabled)
@@ -127,7 +143,9 @@ class Objective:
             scores_rollout=args.gradient_accumulation_steps % per_rollout != 0
             or (args.use_vllm and args.vllm_importance_sampling_correction),
             has_reference=args.beta != 0,
-            weighs_perplexity=args.ppl_shaping_alpha is not None,
+            shaping=tuple(method.name for method in methods),
+            shapes_by_logps=any(method.needs_logps for method in methods),
+            trains_head=trains_head,
             sparse_head=not uses_trl_head and refusal is None,
             head_refusal=refusal,
             token_ratio=token_ratio,
@@ -137,6 +155,11 @@ class Objective:
         )
 
     # Tokens
+
+    @property
+    def selects(self) -> bool:
+        """True if some tokens are dropped."""
+        return self.rho < 1
 
     @property
     def kept_share(self) -> float:
@@ -160,7 +183,7 @@ class Objective:
     @property
     def ranked_in(self) -> str | None:
         """The pass that ranks the tokens: `rollout`, `window` (a pass of its own), `loss`, or None if all are kept."""
-        if self.rho == 1:
+        if not self.selects:
             return None
         if self.scope == "global":
             return "window" if self.accumulation > 1 else "loss"
@@ -170,6 +193,13 @@ class Objective:
     def kept_known(self) -> bool:
         """True if the kept tokens are known before the loss is computed."""
         return self.ranked_in in ("rollout", "window")
+
+    @property
+    def ratio_limits(self) -> tuple[float, float]:
+        """Importance ratios at which the loss clips, for negative and for positive advantages."""
+        if self.loss_type in CLIPPING_LOSSES:
+            return 1 - self.epsilon_low, 1 + self.epsilon_high
+        return 0.0, self.epsilon_high if self.loss_type == "cispo" else math.inf
 
     # Sequences
 
@@ -182,6 +212,11 @@ class Objective:
     def whole_steps(self) -> bool:
         """True if a rollout is a whole number of optimiser steps, so that a step begins with all its sequences."""
         return self.micro_batches % self.accumulation == 0
+
+    @property
+    def steps_per_rollout(self) -> Fraction:
+        """Optimiser steps for which a rollout is used."""
+        return Fraction(self.micro_batches * self.iterations, self.accumulation)
 
     @property
     def regroups(self) -> bool:
@@ -216,8 +251,8 @@ class Objective:
 
     @property
     def head_units(self) -> float:
-        """Cost of the head in a training pass, in matmuls of all response tokens with a trained LM head."""
-        return self.projected_share + BACKWARD_MATMULS * self.differentiated_share
+        """Cost of the head in a training pass, in matmuls of all response tokens."""
+        return self.projected_share + backward_matmuls(self.trains_head) * self.differentiated_share
 
     def outputs(self, ranks: bool, in_rollout: bool) -> tuple[str, ...]:
         """Name the outputs that the sparse head computes in a pass.
@@ -245,12 +280,22 @@ class Objective:
     def scoring_passes(self) -> dict[str, float]:
         """Passes without gradient over the responses of an optimiser step, by purpose.
 
-        A pass over a rollout counts for each of the `iterations` steps that see its responses. If perplexity shaping
-        has a schedule, its pass is made only while the schedule is active.
+        A pass over a rollout counts for each of the `iterations` steps that see its responses. If a shaping
+        method has a schedule, its pass is made only while the schedule is active.
         """
-        scored = self.scores_rollout or self.ranked_in == "rollout" or self.weighs_perplexity
+        scored = self.scores_rollout or self.ranked_in == "rollout" or self.shapes_by_logps
         return {
             "rollout": scored / self.iterations,
             "reference": self.has_reference / self.iterations,
             "ranking": float(self.ranked_in == "window"),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Return the decisions and what a reader of the run asks of them, in JSON types, for the files of the run."""
+        return asdict(self) | {
+            "kept_share": self.kept_share,
+            "ranked_in": self.ranked_in,
+            "steps_per_rollout": float(self.steps_per_rollout),
+            "head_units": self.head_units,
+            "scoring_passes": self.scoring_passes,
         }

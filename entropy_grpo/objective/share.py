@@ -6,6 +6,8 @@ No torch here, so that a reader of a run's settings need not load it.
 import math
 from fractions import Fraction
 
+# Share of the tokens that arXiv 2506.01939 trains on, those with the highest entropy.
+RHO = 0.2
 MATCHED = "random_matched"
 # Selections that need the norm of every token's gradient.
 BY_NORM = ("gradient_norm", MATCHED)

@@ -1,8 +1,8 @@
 """Bytes of one GPU by part: resident states, working memory of a pass, and sampling.
 
-The decoder's activations are measured (`measure`); all other parts are computed. States follow ZeRO (Rajbhandari et
-al., arXiv 1910.02054, section 3.1): per parameter a weight, a gradient and Adam's two moments, each divided by the
-GPUs that share them. Quantised weights follow QLoRA (Dettmers et al., arXiv 2305.14314, section 3).
+The decoder's activations are measured (`models.measure`); all other parts are computed. States follow ZeRO
+(Rajbhandari et al., arXiv 1910.02054, section 3.1): per parameter a weight, a gradient and Adam's two moments, each
+divided by the GPUs that share them. Quantised weights follow QLoRA (Dettmers et al., arXiv 2305.14314, section 3).
 """
 
 import math
@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 
+from ..models.kernels import GPU_TILE
+from ..models.measure import Activations
 from .job import Job
 
 GIB = 2**30
@@ -18,8 +21,6 @@ FLOAT32 = 4
 # Values of `optim` with Adam moments of 1 byte; all other optimisers are counted as AdamW.
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit", "adamw_8bit")
 ADAMW_STEP = 4  # bytes; torch keeps a float32 step counter for every tensor
-# Rows and columns of a tile of logits.
-TILE_ROWS, TILE_COLUMNS = 4096, 32768
 # Bytes of a token of the rollout: ids and masks are int64. Old log-probabilities, the sampler's log-probabilities,
 # their ratio and entropies are float32. The kept mask has 1 byte.
 PROMPT_TOKEN, COMPLETION_TOKEN = 8 + 8, 8 + 8 + 3 * 4 + 4 + 1
@@ -66,13 +67,18 @@ def trained_tensors(job: Job) -> list[tuple[int, int]]:
     return [(p.numel(), fixed or p.element_size()) for p in job.policy.whole.parameters() if p.requires_grad]
 
 
+def trained_bytes(job: Job) -> int:
+    """Return the bytes of the trained weights, over all GPUs."""
+    return sum(n * element for n, element in trained_tensors(job))
+
+
 def frozen_weights(job: Job) -> float:
     """Return the bytes of the frozen base under adapters, on one GPU."""
     policy, model = job.policy, job.model
     if not model.use_peft:
         return 0.0
     if not model.is_quantised:
-        return policy.parameters * job.loaded / (job.machines.processes if job.sharding.shards else 1)
+        return policy.parameters * job.loaded / job.shards
     bits = 4 if model.load_in_4bit else 8
     quantised = sum(quantised_weight(*size, bits, model.use_bnb_nested_quant) for size in policy.linear)
     return (policy.parameters - sum(a * b for a, b in policy.linear)) * job.loaded + quantised
@@ -88,55 +94,50 @@ def keeps_whole_gradients(job: Job) -> bool:
     return job.sharding.kind == "fsdp2" and accumulates
 
 
-def _by_element(trained: list[tuple[int, int]], factor: dict[int, int] | None = None) -> str:
+def _by_element(job: Job, factor: dict[int, int] | None = None) -> str:
     """Return text such as `4 bytes x 8,190,735,360 trained`, with a term for every element size."""
+    trained = trained_tensors(job)
     return " + ".join(
         f"{factor[e] if factor else e} bytes x {sum(n for n, b in trained if b == e):,} trained"
         for e in sorted({e for _, e in trained})
     )
 
 
-def _gradients(job: Job, trained: list[tuple[int, int]], group: int, divided: str) -> dict[str, Any]:
-    number, size = sum(n for n, _ in trained), sum(n * element for n, element in trained)
-    if keeps_whole_gradients(job):
-        formula = f"{job.compute} bytes x {number:,}: not divided while micro-batches add up"
-        return _part(number * job.compute, formula)
+def _gradients(job: Job, divided: str) -> dict[str, Any]:
+    size = trained_bytes(job)
+    if keeps_whole_gradients(job):  # in the dtype of the reduction, see `training.fsdp2`
+        number = sum(n for n, _ in trained_tensors(job))
+        return _part(number * FLOAT32, f"{FLOAT32} bytes x {number:,}: not divided while micro-batches add up")
     if job.sharding.kind == "ddp":
-        return _part(2 * size, f"{_by_element(trained)}, and DDP's buckets of the same size")
-    return _part(size / group, _by_element(trained) + divided)
+        return _part(2 * size, f"{_by_element(job)}, and DDP's buckets of the same size")
+    return _part(size / job.shards, _by_element(job) + divided)
 
 
-def optimizer_states(job: Job) -> float:
-    """Return the bytes of AdamW's states and DeepSpeed's master weights, over all GPUs."""
-    return _optimizer(job, trained_tensors(job), 1, "")["bytes"]
-
-
-def _optimizer(job: Job, trained: list[tuple[int, int]], group: int, divided: str) -> dict[str, Any]:
-    has_masters = job.sharding.kind == "zero3" and job.compute == 2
+def optimizer_states(job: Job) -> tuple[float, str]:
+    """Return the bytes of AdamW's states and DeepSpeed's master weights, over all GPUs, and their formula."""
+    trained, has_masters = trained_tensors(job), job.sharding.kind == "zero3" and job.compute == 2
     elements = {element for _, element in trained}
     # AdamW's moments have the dtype of their parameter, or float32 with master weights.
     moments = {e: 1 if job.args.optim in EIGHT_BIT else 4 if has_masters else e for e in elements}
     size = sum(adamw_states([n for n, b in trained if b == e], moments[e]) for e in elements)
     masters = FLOAT32 * sum(n for n, _ in trained) if has_masters else 0
-    formula = _by_element(trained, {e: 2 * moment for e, moment in moments.items()})
-    return _part((size + masters) / group, f"AdamW: {formula}{' + 4 for masters' if masters else ''}{divided}")
+    formula = _by_element(job, {e: 2 * moment for e, moment in moments.items()})
+    return size + masters, f"AdamW: {formula}{' + 4 for masters' if masters else ''}"
 
 
 def _states(job: Job) -> dict[str, Any]:
     """Return the parts for weights, gradients, optimiser states, and the reference model of a KL term."""
-    group = job.machines.processes if job.sharding.shards else 1
-    divided = f" / {group} GPUs" if group > 1 else ""
-    frozen, trained = frozen_weights(job), trained_tensors(job)
-    size = sum(n * element for n, element in trained)
+    divided = f" / {job.shards} GPUs" if job.shards > 1 else ""
+    frozen, (states, formula) = frozen_weights(job), optimizer_states(job)
     also = f" + {scaled_bytes(frozen)} frozen" if frozen else ""
     parts = {
-        "weights": _part(frozen + size / group, _by_element(trained) + divided + also),
-        "gradients": _gradients(job, trained, group, divided),
-        "optimizer": _optimizer(job, trained, group, divided),
+        "weights": _part(frozen + trained_bytes(job) / job.shards, _by_element(job) + divided + also),
+        "gradients": _gradients(job, divided),
+        "optimizer": _part(states / job.shards, formula + divided),
     }
     if job.objective is not None and job.objective.has_reference and not job.model.use_peft:
         whole = job.policy.parameters
-        parts["reference model"] = _part(whole * job.loaded / group, f"{job.loaded} bytes x {whole:,}{divided}")
+        parts["reference model"] = _part(whole * job.loaded / job.shards, f"{job.loaded} bytes x {whole:,}{divided}")
     return parts
 
 
@@ -154,31 +155,11 @@ def _gathered_weights(job: Job) -> dict[str, Any]:
     return _part(job.compute * (2 * layer + head), formula)
 
 
-def _cast_weights(job: Job) -> int:
-    """Return the bytes of autocast's copies of trained weights, which are kept until the end of a forward pass."""
-    if not job.autocasts or job.model.use_peft:
-        return 0
-    return job.compute * sum(outputs * inputs for outputs, inputs in job.policy.linear)
-
-
-def _activations(job: Job, checkpointing: bool) -> dict[str, Any]:
-    """Return the part for activations of a micro-batch, including, with checkpointing, the recomputed layer."""
-    width = job.lengths.prompt + job.lengths.completion
-    activations = job.policy.activations(
-        job.per_device,
-        width,
-        torch.float32 if job.compute == FLOAT32 else torch.bfloat16,
-        job.autocasts,
-        job.model.attn_implementation,
-        checkpointing,
-    )
-    size = activations.kept
-    if checkpointing:
-        size += max(activations.layer, _cast_weights(job))
-    mode = "with" if checkpointing else "without"
-    tokens = job.per_device * width
-    formula = f"{size / tokens:,.0f} bytes a token ({mode} gradient checkpointing) x {job.per_device} x {width:,}"
-    return _part(size, formula)
+def _activations(job: Job, checkpointing: bool) -> Activations:
+    """Return the measured activations of a micro-batch of the longest sequences."""
+    compute = torch.float32 if job.compute == FLOAT32 else torch.bfloat16
+    attention = job.model.attn_implementation
+    return job.policy.activations(job.per_device, job.lengths.whole, compute, job.autocasts, attention, checkpointing)
 
 
 def head_memory(
@@ -192,15 +173,10 @@ def head_memory(
         weight: bytes of an element of the weight; a weight that is not float32 needs a cast copy of the gradient.
         trained: whether the weight has a gradient.
     """
-    tile = min(projected, TILE_ROWS) * min(vocabulary, TILE_COLUMNS) * compute
+    tile = min(projected, TOKEN_CHUNK_SIZE) * min(vocabulary, GPU_TILE) * compute
     weight_gradient = vocabulary * hidden * (FLOAT32 + (weight if weight != FLOAT32 else 0))
     rows = projected * hidden * compute + differentiated * hidden * FLOAT32
     return tile + rows + (weight_gradient if trained else 0)
-
-
-def full_logits(vocabulary: int, rows: float, compute: int) -> float:
-    """Return the bytes of whole logits and their float32 log-softmax, which a head without tiles allocates."""
-    return rows * vocabulary * (compute + FLOAT32)
 
 
 def _head(job: Job) -> dict[str, Any]:
@@ -209,11 +185,23 @@ def _head(job: Job) -> dict[str, Any]:
     differentiated = rows * (job.objective.differentiated_share if job.objective else 1)
     element = job.compute if job.sharding.shards else job.loaded
     sizes = (policy.vocabulary, policy.hidden)
-    size = head_memory(*sizes, projected, differentiated, job.compute, element, job.trains_head)
+    size = head_memory(*sizes, projected, differentiated, job.compute, element, policy.trains_head)
     formula = f"a tile of logits, {projected:,.0f} rows of {policy.hidden}, {differentiated:,.0f} with a gradient"
-    if job.trains_head:
+    if policy.trains_head:
         formula += f", float32 gradient of {policy.vocabulary} x {policy.hidden}"
     return _part(size, formula)
+
+
+def _pass(job: Job, activations: Activations) -> dict[str, Any]:
+    """Return the parts of a training pass. Head and decoder differentiate one after the other."""
+    tokens, width = job.per_device * job.lengths.whole, job.lengths.whole
+    mode = "with" if job.args.gradient_checkpointing else "without"
+    size = f"{activations.kept / tokens:,.0f} bytes a token ({mode} gradient checkpointing) x {job.per_device}"
+    return {
+        "activations": _part(activations.kept, f"{size} x {width:,}"),
+        "head": _head(job),
+        "decoder": _part(activations.peak - activations.kept, "a layer's own tensors and gradients, after the head"),
+    }
 
 
 # Sampling
@@ -232,49 +220,44 @@ def _rollout(job: Job) -> dict[str, Any]:
     )
 
 
-def _sampler(job: Job) -> tuple[str, dict[str, Any]] | None:
-    """Return name and part of the sampler's memory on a training GPU, or None for a server."""
-    args = job.args
-    if not args.use_vllm:
-        sequences, width = job.per_device * args.steps_per_generation, job.lengths.prompt + job.lengths.completion
-        token = job.policy.cache_token() * job.compute
-        formula = f"{token:,.0f} bytes a token x {sequences} responses x {width:,}"
-        return "KV cache", _part(sequences * width * token, formula)
-    if args.vllm_mode == "server":
-        return None
-    share = args.vllm_gpu_memory_utilization
-    slept = ", asleep while training" if args.vllm_enable_sleep_mode else ""
-    return "vLLM", _part(share * job.machines.memory * GIB, f"{share:g} of {job.machines.memory:g} GiB{slept}")
+def _sampler(job: Job) -> dict[str, Any]:
+    """Return the part of the sampler on a training GPU, by name; none for a server."""
+    args, memory = job.args, job.options.gpu_memory
+    if job.serves:
+        return {}
+    if job.colocates:
+        share = args.vllm_gpu_memory_utilization
+        slept = ", asleep while training" if args.vllm_enable_sleep_mode else ""
+        return {"vLLM": _part(share * memory * GIB, f"{share:g} of {memory:g} GiB{slept}")}
+    sequences, width = job.per_device * args.steps_per_generation, job.lengths.whole
+    token = job.policy.cache_token() * job.compute
+    formula = f"{token:,.0f} bytes a token x {sequences} responses x {width:,}"
+    return {"KV cache": _part(sequences * width * token, formula)}
 
 
 def memory(job: Job) -> dict[str, Any]:
     """Return the bytes of one GPU by part, and the peaks of training and of sampling, which alternate."""
-    parts = _states(job)
-    resident = [name for name in parts if name != "gradients"]  # gradients are freed between optimiser steps
-    if job.sharding.shards:
-        parts["gathered weights"] = _gathered_weights(job)
+    states = _states(job)
+    gathered = {"gathered weights": _gathered_weights(job)} if job.sharding.shards else {}
     activations = {on: _activations(job, on) for on in (True, False)}
-    parts["activations"] = activations[job.args.gradient_checkpointing]
-    parts["head"] = _head(job)
-    training, sampling = sum(part["bytes"] for part in parts.values()), 0
-    if job.samples:
-        parts["rollout"] = _rollout(job)
-        training += parts["rollout"]["bytes"]
-        gathers = ["gathered weights"] if job.sharding.shards and not job.args.use_vllm else []
-        sampling = sum(parts[name]["bytes"] for name in (*resident, "rollout", *gathers))
-        sampler = _sampler(job)
-        if sampler is not None:
-            name, parts[name] = sampler
-            sampling += parts[name]["bytes"]
-            asleep = name == "KV cache" or job.args.vllm_enable_sleep_mode
-            training += 0 if asleep else parts[name]["bytes"]
-    responses = job.per_device * job.lengths.completion
+    working = gathered | _pass(job, activations[job.args.gradient_checkpointing])
+    rollout = {} if job.objective is None else {"rollout": _rollout(job)}
+    sampler = {} if job.objective is None else _sampler(job)
+    stays = sampler if job.colocates and not job.args.vllm_enable_sleep_mode else {}
+
+    def total(*parts: dict[str, Any]) -> int:
+        return sum(part["bytes"] for some in parts for part in some.values())
+
+    training = total(states, working, rollout, stays) - min(working["head"]["bytes"], working["decoder"]["bytes"])
+    resident = {name: part for name, part in states.items() if name != "gradients"}  # freed after an optimiser step
+    sampling = total(resident, rollout, sampler, {} if job.uses_vllm else gathered) if rollout else 0
+    logits = job.per_device * job.lengths.completion * job.policy.vocabulary * (job.compute + FLOAT32)
     return {
-        "parts": parts,
+        "parts": states | working | rollout | sampler,
         "training": training,
         "sampling": sampling,
         "peak": max(training, sampling),
-        "activations_without_checkpointing": activations[False]["bytes"],
-        "activations_with_checkpointing": activations[True]["bytes"],
-        "full_logits_avoided": round(full_logits(job.policy.vocabulary, responses, job.compute)),
+        "activations_without_checkpointing": round(activations[False].peak),
+        "activations_with_checkpointing": round(activations[True].peak),
+        "full_logits_avoided": logits,
     }

@@ -1,9 +1,9 @@
 """Plan of a recipe for given machines: batches, memory, operations, warnings and commands.
 
 A plan needs no download and no GPU. The recipe is resolved and checked as by a launch, its model is measured without
-weights (`measure`), and the trainer's own `Objective` determines the passes. All other figures are computed from
-these. Memory counts tensors only. The CUDA context, NCCL's buffers and fragmentation add to it, so that a plan that
-fills a GPU completely does not fit.
+weights (`models.measure`), and the trainer's own `Objective` determines the passes. All other figures are computed
+from these. Memory counts tensors only. The CUDA context, NCCL's buffers and fragmentation add to it, so that a plan
+that fills a GPU completely does not fit.
 """
 
 import json
@@ -11,42 +11,42 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .commands import commands, warnings
+from ..metrics.tables import aligned
+from .commands import commands
 from .disk import disk
 from .flops import batches, operations
 from .job import Job, resolve
 from .memory import GIB, memory, scaled_bytes, trained_tensors
+from .options import PlanOptions
 from .vllm import holds_a_sequence, sampler
+from .warnings import warnings
 
 
 def _essentials(job: Job) -> dict[str, Any]:
     """Return the objective of the recipe and the lengths of its sequences."""
-    args = job.args
-    if job.objective is None:
+    args, objective = job.args, job.objective
+    if objective is None:
         return {"objective": "cross-entropy on right responses", "max_length": job.lengths.completion}
+    because = "" if objective.head_refusal is None else f", because {objective.head_refusal}"
     return {
         "rewards": job.run.rewards,
         "objective": f"{args.loss_type}, clip {args.epsilon:g} / {args.epsilon_high:g}, beta {args.beta:g}",
-        "rho": args.top_entropy_quantile,
-        "selection": args.entropy_selection,
-        "scope": args.entropy_scope,
-        "lm_head": "sparse" if job.objective.sparse_head else "TRL's" + _because(job.objective.head_refusal),
+        "rho": objective.rho,
+        "selection": objective.selection,
+        "scope": objective.scope,
+        "lm_head": "sparse" if objective.sparse_head else f"TRL's{because}",
         "max_prompt_length": job.lengths.prompt,
         "max_completion_length": job.lengths.completion,
         "sampler": f"vLLM, {args.vllm_mode}" if args.use_vllm else "transformers",
     }
 
 
-def _because(reason: str | None) -> str:
-    return "" if reason is None else f", because {reason}"
-
-
 def verdict(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, Any]:
     """Return whether the run fits its GPUs (`None` on a CPU), with a sentence."""
     if job.use_cpu:
         return {"fits": None, "sentence": f"runs on the processor: {scaled_bytes(needed['peak'])}"}
-    sizes = f"{needed['peak'] / GIB:.0f} of {job.machines.memory:g} GiB"
-    if needed["peak"] > job.machines.memory * GIB:
+    sizes = f"{needed['peak'] / GIB:.0f} of {job.options.gpu_memory:g} GiB"
+    if needed["peak"] > job.options.gpu_memory * GIB:
         return {"fits": False, "sentence": f"does not fit: {sizes}"}
     if cache is not None and not holds_a_sequence(cache):
         tokens, longest = cache["cached_tokens"], cache["max_model_len"]
@@ -60,7 +60,7 @@ def make(job: Job) -> dict[str, Any]:
     args, needed, cache = job.args, memory(job), sampler(job)
     return {
         "recipe": {
-            "file": job.recipe,
+            "file": job.options.recipe,
             "model": job.model.model_name_or_path,
             "parameters": job.policy.parameters,
             "trained": sum(size for size, _ in trained_tensors(job)),
@@ -71,7 +71,7 @@ def make(job: Job) -> dict[str, Any]:
             "accelerate_config": job.sharding.file,
             "sharding": job.sharding.kind,
         },
-        "machines": {"nodes": job.machines.nodes, "gpus": job.machines.gpus, "gpu_memory_gib": job.machines.memory},
+        "machines": {"nodes": job.nodes, "gpus": job.gpus, "gpu_memory_gib": job.options.gpu_memory},
         "verdict": verdict(job, needed, cache),
         "batches": batches(job),
         "memory": needed,
@@ -94,47 +94,50 @@ def _scaled_operations(number: float) -> str:
     return f"{number / 10**power:.2f} {unit}"
 
 
-def _table(rows: list[tuple[str, str, str]]) -> list[str]:
-    names, sizes = (max(len(row[i]) for row in rows) for i in (0, 1))
-    return [f"  {name:{names}}  {size:>{sizes}}  {note}".rstrip() for name, size, note in rows]
+def _block(title: str, rows: list[tuple[str, str, str]]) -> str:
+    """Return a titled block of rows of name, size and note."""
+    return f"{title}\n{aligned(rows, right=(1,), indent='  ')}"
 
 
-def _recipe_lines(plan: dict[str, Any]) -> list[str]:
+def _recipe_block(plan: dict[str, Any]) -> str:
     shown = dict(plan["recipe"])
     shown["parameters"] = f"{shown['parameters']:,} ({shown.pop('trained'):,} trained)"
     if "rewards" in shown:
         shown["rewards"] = ", ".join(shown["rewards"])
-    return ["recipe", *_table([(name.replace("_", " "), "", f"{value}") for name, value in shown.items()])]
+    return _block("recipe", [(name.replace("_", " "), "", f"{value}") for name, value in shown.items()])
 
 
-def _batch_lines(plan: dict[str, Any]) -> list[str]:
-    named = {name: value for name, value in plan["batches"].items() if name == "steps" or value is not None}
-    rows = [(name.replace("_", " "), _count(value), "") for name, value in named.items()]
-    return [f"batches: {plan['machines']['nodes']} x {plan['machines']['gpus']} GPUs", *_table(rows)]
+def _batch_block(plan: dict[str, Any]) -> str:
+    known = {name: value for name, value in plan["batches"].items() if name == "steps" or value is not None}
+    rows = [(name.replace("_", " "), _count(value), "") for name, value in known.items()]
+    return _block(f"batches: {plan['machines']['nodes']} x {plan['machines']['gpus']} GPUs", rows)
 
 
-def _memory_lines(plan: dict[str, Any]) -> list[str]:
+def _memory_block(plan: dict[str, Any]) -> str:
     needed = plan["memory"]
     rows = [(name, scaled_bytes(part["bytes"]), part["formula"]) for name, part in needed["parts"].items()]
-    rows += [(f"peak, {name}", scaled_bytes(needed[name]), "") for name in ("training", "sampling") if needed[name]]
+    notes = {"training": "of head and decoder, only the larger counts", "sampling": ""}
+    rows += [(f"peak, {name}", scaled_bytes(needed[name]), note) for name, note in notes.items() if needed[name]]
     others = ("activations_without_checkpointing", "activations_with_checkpointing", "full_logits_avoided")
     rows += [(f"({name.replace('_', ' ')})", scaled_bytes(needed[name]), "") for name in others]
-    return ["memory of one GPU", *_table(rows)]
+    return _block("memory of one GPU", rows)
 
 
-def _vllm_lines(cache: dict[str, Any]) -> list[str]:
-    sizes = [(name, scaled_bytes(cache[name]), "") for name in ("weights", "profiled")]
-    sizes[1] = (*sizes[1][:2], f"set aside for max_num_seqs = {cache['max_num_seqs']:,} sequences at once")
-    sizes.append(("cache", f"{cache['cached_tokens']:,} tokens", f"{cache['bytes_per_token']:,} bytes each"))
-    sizes.append(("at once", f"{cache['concurrent_sequences']:,} sequences", f"on {cache['gpus']} GPU(s)"))
-    sizes.append(("longest", f"{cache['max_model_len']:,} tokens", "max_model_len, which the cache has to hold"))
-    return [f"vLLM ({cache['mode']}), {cache['share']:g} of a GPU", *_table(sizes)]
+def _vllm_block(cache: dict[str, Any]) -> str:
+    sequences = f"{cache['max_num_seqs']:,}"
+    rows = [
+        ("weights", scaled_bytes(cache["weights"]), ""),
+        ("profiled", scaled_bytes(cache["profiled"]), f"set aside for max_num_seqs = {sequences} sequences at once"),
+        ("cache", f"{cache['cached_tokens']:,} tokens", f"{cache['bytes_per_token']:,} bytes each"),
+        ("at once", f"{cache['concurrent_sequences']:,} sequences", f"on {cache['gpus']} GPU(s)"),
+        ("longest", f"{cache['max_model_len']:,} tokens", "max_model_len, which the cache has to hold"),
+    ]
+    return _block(f"vLLM ({cache['mode']}), {cache['share']:g} of a GPU", rows)
 
 
-def _disk_lines(files: dict[str, Any]) -> list[str]:
+def _disk_block(files: dict[str, Any]) -> str:
     copies = "the model twice" if files["copies_of_weights"] == 2 else "the model"
-    rollout = scaled_bytes(files["rollout_at_most"])
-    note = f"{copies}, the optimizer, at most {rollout} of rollout"
+    note = f"{copies}, the optimizer, at most {scaled_bytes(files['rollout_at_most'])} of rollout"
     rows = [("checkpoint", scaled_bytes(files["checkpoint"]), note)]
     if files["kept_weights"]:
         rows.append(("weights", scaled_bytes(files["kept_weights"]), "models of the steps that keep_weights names"))
@@ -142,39 +145,38 @@ def _disk_lines(files: dict[str, Any]) -> list[str]:
         rows.append(("run", scaled_bytes(files["run"]), f"{files['kept']} checkpoints, one being written, the model"))
     if files["gathered_on_rank_0"]:
         rows.append(("rank 0", scaled_bytes(files["gathered_on_rank_0"]), "gathered in its memory for a checkpoint"))
-    return ["disk", *_table(rows)]
+    return _block("disk", rows)
 
 
-def _operation_lines(flops: dict[str, Any]) -> list[str]:
+def _operation_block(flops: dict[str, Any]) -> str:
     parts = {name: value for name, value in {**flops["parts"], "total": flops["total"]}.items() if value}
     rows = [(name, _scaled_operations(value), f"{value / flops['total']:.1%}") for name, value in parts.items()]
-    lines = [f"operations of an optimiser step, responses of {flops['length']:g} tokens", *_table(rows)]
-    if flops["saved_by_selection"] > 0:
-        lines.append(
-            f"  the head on all tokens takes {_scaled_operations(flops['head_on_all_tokens'])}: selection saves "
-            f"{flops['share_of_head_saved']:.1%} of that, {flops['share_of_step_saved']:.1%} of the step"
-        )
-    return lines
+    block = _block(f"operations of an optimiser step, responses of {flops['length']:g} tokens", rows)
+    if flops["saved_by_selection"] <= 0:
+        return block
+    return (
+        f"{block}\n  the head on all tokens takes {_scaled_operations(flops['head_on_all_tokens'])}: selection saves "
+        f"{flops['share_of_head_saved']:.1%} of that, {flops['share_of_step_saved']:.1%} of the step"
+    )
 
 
 def render(plan: dict[str, Any]) -> str:
     """Return the plan as text, with the verdict last."""
-    blocks = [_recipe_lines(plan), _batch_lines(plan), _memory_lines(plan)]
-    blocks += [_vllm_lines(plan["vllm"])] if plan["vllm"] else []
-    blocks += [_disk_lines(plan["disk"]), _operation_lines(plan["operations"])]
-    blocks += [["warnings", *(f"  {warning}" for warning in plan["warnings"])]] if plan["warnings"] else []
-    blocks += [[where, *(f"  {command}" for command in found)] for where, found in plan["commands"].items()]
-    blocks.append([plan["verdict"]["sentence"]])
-    return "\n\n".join("\n".join(block) for block in blocks)
+    blocks = [_recipe_block(plan), _batch_block(plan), _memory_block(plan)]
+    blocks += [_vllm_block(plan["vllm"])] if plan["vllm"] else []
+    blocks += [_disk_block(plan["disk"]), _operation_block(plan["operations"])]
+    listed = {"warnings": plan["warnings"]} | plan["commands"]
+    blocks += ["\n  ".join([title, *sentences]) for title, sentences in listed.items() if sentences]
+    return "\n\n".join([*blocks, plan["verdict"]["sentence"]])
 
 
-def run(recipe_file: str, words: Sequence[str], as_json: bool, **options: Any) -> None:
+def run(options: PlanOptions, words: Sequence[str], as_json: bool) -> None:
     """Print the plan of a recipe, and exit with status 1 if it does not fit.
 
     Raises:
-        RecipeError: the recipe is wrong.
+        ValueError: the recipe or an option is wrong.
     """
-    plan = make(resolve(recipe_file, words, **options))
+    plan = make(resolve(options, words))
     print(json.dumps(plan, indent=2) if as_json else render(plan))
     if plan["verdict"]["fits"] is False:
         sys.exit(1)

@@ -23,16 +23,15 @@ def sampler(job: Job) -> dict[str, Any] | None:
     args, policy = job.args, job.policy
     if not job.uses_vllm:
         return None
-    colocated = args.vllm_mode == "colocate"
-    ranks = args.vllm_tensor_parallel_size if colocated else 1
+    ranks = args.vllm_tensor_parallel_size if job.colocates else 1
     weights = policy.parameters * ELEMENT / ranks
     keys = getattr(policy.config.get_text_config(), "num_key_value_heads", None) or ranks
     token = policy.cache_token() * ELEMENT / min(ranks, keys)  # ranks share the key-value heads, but not one head
     # TRL sets max_num_seqs to the responses of a rollout on the GPUs that share a model.
-    sequences = job.per_device * ranks * args.steps_per_generation if colocated else SERVER_SEQUENCES
+    sequences = job.per_device * ranks * args.steps_per_generation if job.colocates else SERVER_SEQUENCES
     profiled = min(sequences, BATCHED_TOKENS) * policy.vocabulary * SAMPLED_LOGIT
-    share = args.vllm_gpu_memory_utilization if colocated else SERVER_SHARE
-    room = max(share * job.machines.memory * GIB - weights - profiled, 0)
+    share = args.vllm_gpu_memory_utilization if job.colocates else SERVER_SHARE
+    room = max(share * job.options.gpu_memory * GIB - weights - profiled, 0)
     expected = job.lengths.prompt + (job.lengths.mean or job.lengths.completion)
     return {
         "mode": args.vllm_mode,
@@ -41,7 +40,7 @@ def sampler(job: Job) -> dict[str, Any] | None:
         "weights": round(weights),
         "profiled": round(profiled),
         "max_num_seqs": sequences,
-        "max_model_len": args.vllm_max_model_length or policy.positions or job.lengths.prompt + job.lengths.completion,
+        "max_model_len": args.vllm_max_model_length or policy.positions or job.lengths.whole,
         "bytes_per_token": round(token),
         "cached_tokens": int(room / token),
         "concurrent_sequences": min(int(room / token / expected), sequences),

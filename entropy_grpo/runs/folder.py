@@ -25,6 +25,8 @@ from pathlib import Path
 RUNS = Path("runs")
 
 
+# TRL's own file in a checkpoint, and the comparison in a folder of benchmark results.
+STATE, COMPARISON = "trainer_state.json", "comparison.json"
 # Settings that no file of a run may hold.
 SECRETS = ("hub_token", "push_to_hub_token")
 
@@ -35,6 +37,11 @@ def step_of(name: str) -> int | None:
     """The optimiser step of a checkpoint folder's name; None for any other name."""
     match = _CHECKPOINT.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def results_of(step: int | None) -> str:
+    """Name of the folder of the benchmark results at an optimiser step."""
+    return f"step-{step}"
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -84,6 +91,14 @@ class RunFolder:
     @property
     def plots(self) -> Path:
         return self.path / "plots"
+
+    @property
+    def analysis(self) -> Path:
+        return self.path / "analysis"
+
+    @property
+    def report(self) -> Path:
+        return self.analysis / "report.md"
 
     @property
     def card(self) -> Path:

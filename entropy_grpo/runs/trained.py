@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sources import TRAINING, hub_id
+from ..objective.share import kept_share
 from ..tasks.registry import is_task
 from . import files, weights, yaml12
 from .files import Row
-from .folder import RunFolder, step_of
+from .folder import COMPARISON, STATE, RunFolder, results_of, step_of
 
-STATE = "trainer_state.json"
 # Folder in which `entropy-grpo eval` leaves the results of a run's models.
 BENCHMARKS = "benchmarks"
 
@@ -104,6 +104,11 @@ class Trained:
         """Settings of the recipe, overridden by the training arguments in `environment.json`."""
         return self.recipe | self.environment.get("arguments", {})
 
+    @cached_property
+    def objective(self) -> Row:
+        """The decisions that the run recorded (`Objective.record`); for an older run, those that its settings tell."""
+        return self.environment.get("objective") or _decided_by(self.arguments)
+
     @property
     def versions(self) -> Row:
         """Versions of the packages that the run used."""
@@ -159,10 +164,10 @@ class Trained:
         """Results for this model, by the name of the benchmark."""
         folders = {path.name: path for path in (self.run.path / BENCHMARKS).glob("*") if path.is_dir()}
         baseline = next((path for path in folders.values() if self._is_of_base(path)), None)
-        own = ["final"] * self.is_last + [f"checkpoint-{self.step}", f"step-{self.step}"]
+        own = ["final"] * self.is_last + [f"checkpoint-{self.step}", results_of(self.step)]
         results: dict[str, Benchmark] = {}
         for folder in (folders[name] for name in own if name in folders):
-            gains = _object(folder / "comparison.json", files.read_json)
+            gains = _object(folder / COMPARISON, files.read_json)
             beside = next((gains[key] for key in gains if baseline and Path(key).name == baseline.name), {})
             for path, figures in _results(folder):
                 base = _object(baseline / path.name, files.read_json) if baseline else {}
@@ -172,7 +177,25 @@ class Trained:
 
     def _is_of_base(self, folder: Path) -> bool:
         models = {figures.get("settings", {}).get("model") for _, figures in _results(folder)}
-        return folder.name == "step-0" or bool(models & ({self.base} - {None}))
+        return folder.name == results_of(0) or bool(models & ({self.base} - {None}))
+
+
+def _decided_by(arguments: Row) -> Row:
+    """The decisions of a run that recorded none, by the names of `Objective.record`, as far as its settings tell."""
+    rho, selection = arguments.get("top_entropy_quantile"), arguments.get("entropy_selection")
+    names = ("steps_per_generation", "gradient_accumulation_steps")
+    sizes = [arguments.get(name) for name in names]
+    shaping = {"ppl": "ppl_shaping_alpha", "position": "position_shaping_gamma"}
+    decided = {
+        "selection": selection,
+        "loss_type": arguments.get("loss_type"),
+        "shaping": [name for name, strength in shaping.items() if arguments.get(strength)],
+    }
+    if isinstance(rho, (int, float)) and (rho == 1 or selection):
+        decided["kept_share"] = kept_share(rho, selection)
+    if all(isinstance(size, int) and size > 0 for size in sizes):
+        decided["steps_per_rollout"] = max(sizes[0] * (arguments.get("num_iterations") or 1) // sizes[1], 1)
+    return decided
 
 
 def _results(folder: Path) -> list[tuple[Path, Row]]:

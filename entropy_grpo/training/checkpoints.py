@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from ..config.recipe import Settings
 from ..runs import seal
 from ..runs.files import Row
+from ..runs.folder import STATE
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
 
 
 def _named_checkpoint(folder: Path) -> str:
-    if not (folder / "trainer_state.json").is_file():
+    if not (folder / STATE).is_file():
         raise ValueError(
             f"resume_from_checkpoint is {str(folder)!r}, which is no checkpoint, because it has no "
             "trainer_state.json: name a checkpoint-N folder."

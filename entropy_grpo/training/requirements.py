@@ -3,11 +3,16 @@
 import importlib.util
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..config.recipe import RecipeError, Settings
+from ..models.kernels import hopper
+from ..runs.processes import process_count
+
+Has = Callable[..., bool]
 
 
 def has(*packages: str) -> bool:
@@ -29,38 +34,69 @@ OPTIMIZER_PACKAGES = {
 }
 
 
-def check_packages(settings: Settings, has: Callable[..., bool] = has) -> None:
+def _liger(value: Any, has: Has) -> str | None:
+    if value != "liger":
+        return None
+    if not has("liger_kernel"):
+        return "pip install liger-kernel, or set fused_lm_head to auto"
+    if torch.cuda.is_available() and hopper(torch.device("cuda")) and not has("cutlass"):
+        return "pip install 'liger-kernel[cutedsl]', or set fused_lm_head to auto"
+    return None
+
+
+def _if_true(package: str, fix: str) -> Callable[[Any, Has], str | None]:
+    return lambda value, has: fix if value is True and not has(package) else None
+
+
+def _flash(value: Any, has: Has) -> str | None:
+    # If `kernels` is installed, transformers takes the kernel from the Hub.
+    if not str(value).startswith("flash_attention") or has("flash_attn", "flash_attn_interface", "kernels"):
+        return None
+    return "pip install flash-attn, or set attn_implementation to sdpa"
+
+
+def _optimizer(value: Any, has: Has) -> str | None:
+    packages = (package for part, package in OPTIMIZER_PACKAGES.items() if part in str(value) and not has(package))
+    fixes = (f"pip install {package.replace('_', '-')}, or set it to adamw_torch_fused" for package in packages)
+    return next(fixes, None)
+
+
+# By setting: (value, has) -> how to get the package that the value needs, or None if nothing is missing.
+NEEDS: dict[str, Callable[[Any, Has], str | None]] = {
+    "use_vllm": _if_true("vllm", 'pip install -e ".[vllm]"'),
+    "deepspeed": lambda value, has: "pip install deepspeed" if value is not None and not has("deepspeed") else None,
+    "attn_implementation": _flash,
+    "fused_lm_head": _liger,
+    "load_in_4bit": _if_true("bitsandbytes", 'pip install -e ".[qlora]"'),
+    "load_in_8bit": _if_true("bitsandbytes", 'pip install -e ".[qlora]"'),
+    "use_liger_kernel": _if_true("liger_kernel", "pip install liger-kernel"),
+    "log_completions": _if_true("rich", "pip install rich"),
+    "optim": _optimizer,
+}
+
+
+def check_package(name: str, value: Any, has: Has = has) -> None:
+    """Refuse the value of a setting whose package is not installed.
+
+    Raises:
+        ValueError: a package is missing. The message names the setting, its value and the command that installs it.
+    """
+    fix = NEEDS[name](value, has)
+    if fix is not None:
+        raise ValueError(f"{name} is {value!r}, but its package is not installed: {fix}.")
+
+
+def check_packages(settings: Settings, has: Has = has) -> None:
     """Refuse settings whose package is not installed.
 
     Raises:
-        RecipeError: a package is missing. The message names the setting, its value and the command that installs it.
+        RecipeError: see `check_package`.
     """
-    missing = {
-        "use_vllm": lambda value: value is True and not has("vllm") and 'pip install -e ".[vllm]"',
-        "deepspeed": lambda value: value is not None and not has("deepspeed") and "pip install deepspeed",
-        # If `kernels` is installed, transformers takes the kernel from the Hub.
-        "attn_implementation": lambda value: (
-            str(value).startswith("flash_attention")
-            and not has("flash_attn", "flash_attn_interface", "kernels")
-            and "pip install flash-attn, or set attn_implementation to sdpa"
-        ),
-        "use_liger_kernel": lambda value: value is True and not has("liger_kernel") and "pip install liger-kernel",
-        "log_completions": lambda value: value is True and not has("rich") and "pip install rich",
-        "optim": lambda value: next(
-            (
-                f"pip install {package.replace('_', '-')}, or set it to adamw_torch_fused"
-                for part, package in OPTIMIZER_PACKAGES.items()
-                if part in str(value) and not has(package)
-            ),
-            None,
-        ),
-    }
-    for name, command in missing.items():
-        if name in settings and (fix := command(settings[name].value)):
-            setting = settings[name]
-            raise RecipeError(
-                f"{setting.source}: {name} is {setting.value!r}, but its package is not installed: {fix}."
-            )
+    for name in [name for name in NEEDS if name in settings]:
+        try:
+            check_package(name, settings[name].value, has)
+        except ValueError as error:
+            raise RecipeError(f"{settings[name].source}: {error}") from error
     if "report_to" in settings:
         _check_trackers(settings["report_to"].value, settings["report_to"].source)
 
@@ -93,7 +129,7 @@ def check_processes(settings: Settings, gpus: int | None = None) -> None:
     gpus = torch.cuda.device_count() if gpus is None else gpus
     if gpus < 2:
         return
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = process_count()
     on_processor = "use_cpu" in settings and settings["use_cpu"].value is True
     launched_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     if on_processor and processes > 1 and not launched_for_cpu:

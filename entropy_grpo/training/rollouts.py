@@ -24,7 +24,7 @@ from trl.trainer.utils import pad
 from ..config.grpo import EntropyForkGRPOConfig
 from ..objective.ranks import Ranks
 from ..objective.sampling import DynamicSampler, Group, Response, accuracies, informative
-from ..objective.window import Inputs, loss_mask
+from ..objective.tokens import Inputs, loss_mask
 from ..runs.state import State
 
 Row = dict[str, Any]

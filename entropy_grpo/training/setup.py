@@ -1,7 +1,6 @@
 """Run setup and end shared by GRPO and SFT: run folder, final save, shutdown."""
 
 import gc
-import os
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from ..config import recipe
 from ..config.recipe import FILE_NAME, Settings
+from ..config.sharding import launcher_shards
 from ..runs import files
 from ..runs.folder import RUNS, SECRETS, RunFolder
 from ..runs.lock import LOCK, InUse, locked
@@ -98,8 +98,7 @@ def write_recipe(settings: Settings, folder: RunFolder) -> None:
 
 def shards() -> bool:
     """Return whether this launch divides the model over processes, by FSDP or DeepSpeed."""
-    chosen = os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED")
-    return "true" in chosen and PartialState().num_processes > 1
+    return launcher_shards() and PartialState().num_processes > 1
 
 
 def save_whole(trainer: Trainer) -> None:

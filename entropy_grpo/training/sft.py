@@ -15,11 +15,9 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
-from trl import SFTTrainer, get_quantization_config
+from trl import SFTTrainer
 
-from ..config import recipe
-from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
+from ..config.recipe import Settings
 from ..config.sft import CLASSES, SFTRunConfig
 from ..data.filters import normalised
 from ..data.problems import evaluation_questions, load_columns
@@ -27,21 +25,12 @@ from ..data.prompts import render
 from ..data.sources import question_text
 from ..grading import boxed
 from ..grading.pool import Grader, worker_count
-from ..models.adapters import check_installed, check_quantised, check_resumed, check_targets, lora_config
-from ..models.load import (
-    check_ends,
-    load_tokenizer,
-    model_init_kwargs,
-    resolve,
-    resolve_snapshot,
-    restore_name,
-)
 from ..monitoring.callbacks import RunRecorder
 from ..runs import files
-from .checkpoints import find_checkpoint, sealing
+from .checkpoints import sealing
 from .fsdp2 import Float32Results
-from .requirements import check_packages, check_processes
-from .setup import claim_folder, finish, save_whole, shards, write_recipe
+from .setup import finish, save_whole
+from .start import Start, refusals
 
 GRADED_AT_ONCE = 1024
 
@@ -61,44 +50,18 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
 
     What must last as long as the run, such as the lock of its folder, is entered into `held`.
     """
-    settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
-    check_processes(settings)
-    # The arguments themselves need deepspeed.
-    check_packages({name: settings[name] for name in ("deepspeed",) if name in settings})
-    run_config, args, model_config = recipe.build(settings, CLASSES)
-    resumes = args.resume_from_checkpoint is not None
-    try:
-        check_quantised(model_config, False, shards())
-        check_packages(settings)
-        check_installed(model_config)
-        folder = claim_folder(args, settings, resumes, held)
-        args.resume_from_checkpoint = find_checkpoint(args, settings)
-        check_resumed(args.resume_from_checkpoint, model_config)
-        rows = load_rows(run_config)
-        named = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
-        model_path = resolve_snapshot(named, model_config)
-        tokenizer = load_tokenizer(model_path, model_config.model_revision, "model_name_or_path")
-        check_ends(tokenizer, model_path)
-        check_targets(model_path, model_config)
-        taken, origin = choose(run_config, rows, tokenizer, args.max_length, args.seed)
-        args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
+    with refusals():
+        start = Start(settings, name, CLASSES)
+        config, args = start.config, start.args
+        folder, rows, path = start.claim_folder(held), load_rows(config), start.snapshot()
+        taken, origin = choose(config, rows, start.tokenizer, args.max_length, args.seed)
         trainer = Imitation(
-            model=model_path,
-            args=args,
-            train_dataset=imitated(run_config, rows.select(taken)),
-            processing_class=tokenizer,
-            peft_config=lora_config(model_config),
-            quantization_config=get_quantization_config(model_config),
+            **start.options(path),
+            train_dataset=imitated(config, rows.select(taken)),
             callbacks=[Float32Results(), RunRecorder()],
         )
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-    restore_name(trainer.model, named, model_config.model_revision)
-    if trainer.is_world_process_zero() and args.resume_from_checkpoint is None:
-        write_recipe(settings, folder)
-        files.write_json(folder.data, origin)
+    if start.record(trainer, folder, origin):
         files.replace_jsonl(folder.problems, ({"problem": rows[i]["prompt"]} for i in taken))
-    logging.disable_progress_bar()  # of the files that every checkpoint writes
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     save_whole(trainer)
     if trainer.is_world_process_zero():

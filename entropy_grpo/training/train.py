@@ -1,48 +1,30 @@
 """A training run, top to bottom, from settings to model card. Only this module imports all parts of a run."""
 
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from transformers import ProgressCallback
-from transformers.utils import logging
-from trl import get_quantization_config
 
 from ..cards.card import write_card
 from ..cards.results import results_table
-from ..config import recipe
 from ..config.batches import limit_vllm
 from ..config.grpo import EntropyForkGRPOConfig
-from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
+from ..config.recipe import Settings
 from ..config.run import CLASSES, RunConfig, check_held_out
 from ..data.problems import Problems, check_size, load_problems
 from ..evaluation.callback import BenchmarkCallback
 from ..grading.pool import Grader, worker_count
 from ..metrics import answers as metrics
 from ..metrics.tables import aligned
-from ..models.adapters import check_installed, check_quantised, check_resumed, check_targets, lora_config
-from ..models.config import CheckedModelConfig
-from ..models.load import (
-    check_conversations,
-    check_ends,
-    load_tokenizer,
-    model_init_kwargs,
-    raise_positions,
-    rendered,
-    resolve,
-    resolve_snapshot,
-    restore_name,
-)
+from ..models.load import check_conversations, count_tokens, raise_positions
 from ..monitoring.callbacks import RewardProgress
 from ..monitoring.trackers import open_trackio, send_plots
 from ..rewards.registry import get_rewards
 from ..runs import files, plots
 from ..runs.folder import RunFolder, checkpoints
 from ..tasks.registry import find
-from .checkpoints import find_checkpoint
-from .requirements import check_packages, check_processes
-from .setup import claim_folder, finish, save_whole, shards, write_recipe
+from .setup import finish, save_whole
+from .start import Start, refusals
 from .trainer import EntropyForkGRPOTrainer
 from .weights import KeepWeights
 
@@ -52,18 +34,11 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
 
     What must last as long as the run, such as the lock of its folder, is entered into `held`.
     """
-    settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, CLASSES)
-    check_processes(settings)
-    # The arguments themselves need deepspeed.
-    check_packages({name: settings[name] for name in ("deepspeed",) if name in settings})
-    run_config, args, model_config = recipe.build(settings, CLASSES)
-    resumes = args.resume_from_checkpoint is not None
-    try:
+    with refusals():
+        start = Start(settings, name, CLASSES)
+        run_config, args, templating = start.config, start.args, start.args.chat_template_kwargs or {}
         check_held_out(run_config, args, args.world_size)
         every, weight_steps = run_config.evaluation_steps(args), run_config.weight_steps(args)
-        check_quantised(model_config, args.use_vllm, shards())
-        check_packages(settings)
-        check_installed(model_config)
         grader = Grader(worker_count(), run_config.grading_seconds, run_config.grading_total_seconds)
         reward_funcs = get_rewards(
             run_config.rewards,
@@ -72,41 +47,28 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
             run_config.overlong_cache_length,
             run_config.reward_scale,
         )
-        folder = claim_folder(args, settings, resumes, held)
-        args.resume_from_checkpoint = find_checkpoint(args, settings)
-        check_resumed(args.resume_from_checkpoint, model_config)
-        lengths = partial(prompt_lengths, model_config, args.seed, args.chat_template_kwargs or {})
+        folder = start.claim_folder(held)
+
+        def lengths(prompts: list) -> list[int]:
+            return count_tokens(start.tokenizer, prompts, start.named, **templating)
+
         problems = load_problems(
             run_config, args.seed, run_config.reference_grading, lengths, run_config.has_own_rewards
         )
         check_size(problems.train, args.generation_batch_size // args.num_generations)
-        named = resolve(model_config.model_name_or_path, args.seed, "model_name_or_path")
-        model_path = resolve_snapshot(named, model_config)
+        path = start.snapshot()
         if run_config.max_position_embeddings is not None:
-            model_path = raise_positions(model_path, run_config.max_position_embeddings)
-        tokenizer = load_tokenizer(model_path, model_config.model_revision, "model_name_or_path")
-        check_ends(tokenizer, model_path)
+            path = raise_positions(path, run_config.max_position_embeddings)
         for part in filter(None, (problems.train, problems.dev, problems.test)):
-            check_conversations(tokenizer, part["prompt"], model_path, **(args.chat_template_kwargs or {}))
-        check_targets(model_path, model_config)
+            check_conversations(start.tokenizer, part["prompt"], start.named, **templating)
         limit_vllm(args, run_config.max_prompt_length)
-        args.model_init_kwargs = {**(args.model_init_kwargs or {}), **model_init_kwargs(model_config)}
         trainer = EntropyForkGRPOTrainer(
-            model=model_path,
+            **start.options(path),
             reward_funcs=reward_funcs,
-            args=args,
             train_dataset=problems.train,
             eval_dataset=problems.dev,
-            processing_class=tokenizer,
-            peft_config=lora_config(model_config),
-            quantization_config=get_quantization_config(model_config),
         )
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-    restore_name(trainer.model, named, model_config.model_revision)
-    if trainer.is_world_process_zero() and args.resume_from_checkpoint is None:
-        write_recipe(settings, folder)
-        files.write_json(folder.data, problems.origin)
+    start.record(trainer, folder, problems.origin)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(RewardProgress())
     send_plots(trainer)
@@ -117,8 +79,6 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
             BenchmarkCallback(trainer, names, every, benchmark_sampling(run_config, args), folder, seconds)
         )
     trainer.add_callback(KeepWeights(trainer, weight_steps, folder))
-
-    logging.disable_progress_bar()  # of the files that every checkpoint writes
 
     if args.resume_from_checkpoint is None:
         evaluate(trainer, problems, run_config, folder, "before")
@@ -139,19 +99,6 @@ def benchmark_sampling(run_config: RunConfig, args: EntropyForkGRPOConfig) -> di
         "temperature": args.temperature if temperature is None else temperature,
         "top_p": args.top_p if top_p is None else top_p,
     }
-
-
-def prompt_lengths(
-    model_config: CheckedModelConfig, seed: int, template_kwargs: dict[str, Any], prompts: list
-) -> list[int]:
-    """Number of tokens of each prompt, a text or a list of messages, as the trainer will tokenize it."""
-    path = resolve(model_config.model_name_or_path, seed, "model_name_or_path")
-    tokenizer = load_tokenizer(path, model_config.model_revision, "model_name_or_path")
-    if isinstance(prompts[0], str):
-        return [len(ids) for ids in tokenizer(prompts)["input_ids"]]
-    subject = f"model_name_or_path is {path!r}"
-    texts = [rendered(tokenizer, prompt, subject, **template_kwargs) for prompt in prompts]
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 def evaluate(

@@ -39,30 +39,29 @@ from ..cards.card import write_card
 from ..config.grpo import EntropyForkGRPOConfig
 from ..metrics.correctness import is_right
 from ..models.adapters import sync_exactly
-from ..models.head import add_sparse_lm_head, why_not
+from ..models.head import add_sparse_lm_head, trains_head, why_not
 from ..monitoring.callbacks import RunRecorder, Watch
 from ..monitoring.steps import StepMonitor
-from ..objective.advantages import AdvantageTransform, transforms_of
+from ..objective.advantages import AdvantageTransform, methods_of
 from ..objective.batching import positions_are_relative
 from ..objective.drawing import NEUTRAL_SAMPLING, truncation_note
 from ..objective.objective import Objective
 from ..objective.stages import StageDetector
+from ..objective.tokens import Inputs, loss_mask, with_gradient
 from ..objective.window import (
-    Inputs,
     Pass,
     Scored,
     Window,
     check_kept,
     count_tokens,
     evaluation_window,
-    loss_mask,
     plan_window,
     select_tokens,
-    with_gradient,
 )
 from ..runs.weights import ADAPTER, WHOLE
 from .fsdp2 import Float32Results, answering, reshard_before_sync
 from .ranks import ranks_of
+from .requirements import check_package
 from .resume import Resume
 from .rollouts import Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
 from .scoring import Scorer
@@ -79,7 +78,8 @@ class Call:
         inputs: the micro-batch whose loss is computed; empty in all other calls.
         rows: the problems that are answered.
         supply: responses and rewards that replace TRL's generation and grading.
-        scores_rollout: whether every pass of the policy computes entropies, to log and to rank a rollout.
+        scores_rollout: whether the first pass computes entropies, to log and to rank a rollout. With adapters, a pass
+            of the reference policy follows, which is the same model without them.
         carried: for every response, log-probabilities (t,) under an older policy, or None. They replace the
             log-probabilities of the next pass.
         rewards: (responses of all ranks, F), set when TRL has them.
@@ -137,7 +137,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             reshard_before_sync(self.vllm_generation)
         self._tell_own_sampling()
         self.scorer = Scorer(self.args.batch_by_length and self._padding_is_inert(), self.ranks.largest)
-        self.transforms = transforms_of(self.args)
+        self.transforms = [method.of(self.args) for method in methods_of(self.args)]
         self.stages = StageDetector(self.args.plateau_window, self.args.plateau_share)
         self.rollouts = make_source(
             Policy(self._answer_problems, self._reward_answers, lambda inputs: self._score(inputs, False).logps),
@@ -150,7 +150,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             uses_tools=bool(self.tools) or self.environment_factories is not None,
         )
         self.resume = Resume(self)
-        recorder = RunRecorder()
+        recorder = RunRecorder(self.spec)
         vocabulary = max(self.model.config.get_text_config().vocab_size, len(self._tokenizer))
         self.monitor = StepMonitor(
             self._metrics,
@@ -167,8 +167,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _decide(self) -> Objective:
         """Decide what the run computes, and install the sparse LM head if it supports the model."""
+        check_package("fused_lm_head", self.args.fused_lm_head)
         model = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        spec = Objective.from_args(self.args, why_not(model), self.aux_loss_enabled)
+        spec = Objective.from_args(self.args, why_not(model), self.aux_loss_enabled, trains_head(model))
         if self.args.truncation:
             get_logger(__name__).warning(truncation_note(vars(self.args)))
         if spec.sparse_head:
@@ -282,8 +283,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         rows = inputs if supply is None else supply.rows
         old_logps = supply.old_logps if supply is not None and supply.is_carried else None
         carried = old_logps if self.spec.scores_rollout else None
-        measured = self.spec.measures_rollout
-        with self._during(Call(rows=rows, supply=supply, scores_rollout=measured, carried=carried)) as call:
+        with self._during(
+            Call(rows=rows, supply=supply, scores_rollout=self.spec.scores_rollout, carried=carried)
+        ) as call:
             output = super()._generate_and_score_completions(rows)
         output = self._placed(self.rollouts.finish(output, supply))
         output["right"] = is_right(call.rewards[:, 0])[output["sequence_index"]]
@@ -439,11 +441,12 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         **images: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         call, is_policy = self._call or Call(), model is not self.ref_model
-        compute_entropy |= is_policy and call.scores_rollout
+        ranks_rollout = is_policy and call.scores_rollout and not call.passes
+        compute_entropy |= ranks_rollout
         known = "kept_mask" in call.inputs
         outputs: tuple[str, ...] | bool = True
         if is_policy and self.spec.sparse_head:
-            outputs = self.spec.outputs(compute_entropy and not known, call.scores_rollout)
+            outputs = self.spec.outputs(compute_entropy and not known, ranks_rollout)
         kept = with_gradient(call.inputs) if known and self.spec.projects_kept else None
         score = partial(
             super()._get_per_token_logps_and_entropies,

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...runs import files
+from ...runs.folder import RunFolder
 
 RESPONSES = pa.schema(
     [
@@ -122,7 +123,7 @@ def find(path: str | Path) -> Collection:
     Raises:
         ValueError: neither folder holds collected tokens.
     """
-    for folder in (Path(path), Path(path) / "analysis"):
+    for folder in (Path(path), RunFolder(Path(path)).analysis):
         collection = Collection(folder)
         if collection.responses.exists() and collection.checkpoints:
             return collection

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...objective.share import RHO
+
 LONGEST = 20480
 
 
@@ -11,7 +13,7 @@ LONGEST = 20480
 class Settings:
     """Settings of the choice and the continuation of forks."""
 
-    rho: float = 0.2
+    rho: float = RHO
     """share of the tokens that are of high entropy"""
     forks: int = 1
     """of high and of low entropy, from each response"""

@@ -36,7 +36,7 @@ def folder_of(path: Path) -> Path:
     Raises:
         ValueError: the path is neither a run nor a collection.
     """
-    run, inside = RunFolder(path), path / "analysis"
+    run, inside = RunFolder(path), RunFolder(path).analysis
     if holds_analyses(path):
         return path
     if run.metrics.exists() or run.recipe.exists() or holds_analyses(inside):

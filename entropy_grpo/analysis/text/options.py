@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...objective.share import RHO
 from ...registry import ReadIf, refuse_unread
 from ...runs.folder import RunFolder
 
-RHO = 0.2
 READ_IF = (ReadIf(("temperature", "dtype"), "checkpoints", bool, "without checkpoints: leave it out"),)
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ...objective.share import RHO
 from ...runs import files
 from .. import pages
-from .options import RHO
 from .tokens import Response, View, shown
 
 # Quantile of the entropies that has the strongest colour; tokens above it have the same colour.

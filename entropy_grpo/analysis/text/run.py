@@ -40,6 +40,6 @@ def run(options: Options) -> Path:
     rows = files.read_steps(RunFolder(options.run).samples)[-options.responses :]
     responses = score(rows, options) if options.checkpoints else from_samples(rows)
     sys.stdout.write(terminal.text(responses, options.rho, terminal.wants_colour(sys.stdout)))
-    path = options.run / "analysis" / "text.html"
+    path = RunFolder(options.run).analysis / "text.html"
     write_page(path, f"Tokens of {options.run.resolve().name}", responses, options.rho)
     return path

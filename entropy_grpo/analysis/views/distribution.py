@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from ...objective.selection import percentiles, select
-from ...objective.share import kept_count
+from ...objective.share import RHO, kept_count
 
 LOW = 1e-2  # nats; the paper calls tokens below this entropy nearly certain
-RHO = 0.2
 LEVELS = tuple(range(0, 101, 5))  # Fig. 5
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .distribution import RHO, levels, top
+from ...objective.share import RHO
+from .distribution import levels, top
 
 BINS = 20  # of 5% each
 

@@ -1,28 +1,32 @@
 """Measurement of a model without weights, for any architecture that transformers builds from a configuration.
 
-Parameters are counted on the meta device. Operations are counted, and tensors kept for the backward pass are summed,
-on copies with one and two decoder layers. Equal layers cost the same, so that both copies determine the whole model.
-A model with different layers is measured as a whole.
+Parameters are counted on the meta device. Operations are counted, and memory of a training pass is followed, on copies
+with one and two decoder layers. Equal layers cost the same, so that both copies determine the whole model. A model
+with different layers is measured as a whole.
 """
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from trl.trainer.utils import add_fused_lm_head
 
-from ..models.adapters import adapt
-from ..models.config import CheckedModelConfig
-from ..models.head import why_not
-from ..models.load import positions_of
+from .adapters import adapt
+from .config import CheckedModelConfig
+from .head import trains_head, why_not
+from .load import positions_of
 
 # Sequence lengths; two lengths separate operations per token from operations per pair of tokens.
 SHORT, LONG = 64, 128
@@ -46,15 +50,15 @@ class Operations:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that the decoder keeps for its backward pass.
+    """Bytes of a training pass of the decoder, beyond weights and their gradients.
 
     Attributes:
-        kept: bytes kept after the forward pass.
-        layer: bytes of the layer that keeps most; part of `kept`, or, with gradient checkpointing, in addition to it.
+        kept: bytes kept for the backward pass at the end of the forward pass.
+        peak: most bytes at one moment of both passes, `kept` included.
     """
 
     kept: float
-    layer: float
+    peak: float
 
 
 @contextmanager
@@ -81,21 +85,23 @@ def _signature(layer: nn.Module) -> tuple:
     return modules, tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
 
 
-def _explicit_mask(batch: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return a mask (B, 1, width, width), which transformers uses without reading values; meta tensors have none."""
-    return torch.ones(batch, 1, width, width, dtype=dtype)
+def _decoder(model: _Trained) -> nn.Module:
+    """Return the model without its LM head, as the fused heads call it."""
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
 
 
 class Model:
     """Causal language model on the meta device, with the adapters of a recipe.
 
     Attributes:
-        parameters: parameters of the model without adapters; a tied LM head counts once.
-        tensors: sizes of its parameter tensors.
+        loaded: dtype of the loaded weights.
+        tensors: sizes of the parameter tensors of the model without adapters; a tied LM head counts once.
         layer_sizes: parameters of each decoder layer.
         linear: (outputs, inputs) of its linear layers, without the LM head.
         vocabulary, hidden: sizes of the LM head.
-        positions: `max_position_embeddings`.
+        positions: maximum number of tokens of a sequence, or None if nothing limits it.
+        head_refusal: why the sparse LM head cannot serve the model, or None.
+        trains_head: whether the LM head's weight has a gradient.
         whole: model with its adapters.
 
     Raises:
@@ -104,10 +110,11 @@ class Model:
 
     def __init__(self, config: PreTrainedConfig, settings: CheckedModelConfig):
         self.config, self.settings = config, settings
-        # Published weights are bfloat16.
-        self._loaded = torch.float32 if settings.dtype == "float32" else torch.bfloat16
+        self.loaded = torch.float32 if settings.dtype == "float32" else torch.bfloat16  # as published
         with torch.device("meta"):
-            base = self._bare(config, dtype=self._loaded)
+            base = self._bare(config, dtype=self.loaded)
+            self.positions = positions_of(config)
+            self._depth = config.get_text_config().num_hidden_layers
             head = base.get_output_embeddings()
             self.vocabulary, self.hidden = head.weight.shape
             self.tensors = [p.numel() for p in base.parameters()]
@@ -118,20 +125,12 @@ class Model:
             add_fused_lm_head(base)
             self.head_refusal = why_not(base)
             self.whole = self._adapted(base)
+            self.trains_head = trains_head(self.whole)
 
     @property
     def parameters(self) -> int:
         """Number of parameters; a tied LM head counts once."""
         return sum(self.tensors)
-
-    @property
-    def _depth(self) -> int:
-        return self.config.get_text_config().num_hidden_layers
-
-    @property
-    def positions(self) -> int | None:
-        """Maximum number of tokens of a sequence, or None if nothing limits it."""
-        return positions_of(self.config)
 
     def _bare(self, config: PreTrainedConfig, **options: object) -> PreTrainedModel:
         try:
@@ -189,7 +188,7 @@ class Model:
     def activations(
         self, batch: int, width: int, compute: torch.dtype, autocast: bool, attention: str | None, checkpointing: bool
     ) -> Activations:
-        """Return the bytes kept for `batch` sequences of `width` tokens, including padding.
+        """Return the bytes of a training pass over `batch` sequences of `width` tokens, including padding.
 
         Args:
             compute: dtype of the linear layers' arithmetic.
@@ -198,21 +197,20 @@ class Model:
                 name stands for an attention without a mask.
             checkpointing: whether gradient checkpointing is on.
         """
-        weights = self._loaded if autocast else compute
+        weights = self.loaded if autocast else compute
 
-        def measure(depth: int, checkpointed: bool) -> list[float]:
-            model = self._copy(depth, checkpointed, None if attention not in MASKED else attention, weights)
+        def measure(depth: int) -> list[float]:
+            model = self._copy(depth, checkpointing, attention if attention in MASKED else None, weights)
             name = _decoder(model).config.get_text_config()._attn_implementation
-            with FakeTensorMode(), torch.autocast("cpu", compute) if autocast else nullcontext():
+            masked = attention is None or attention in MASKED
+            mask = (compute if name == "eager" else torch.bool) if masked else None
+            with FakeTensorMode():
                 _materialise(model, None if autocast else compute)
-                mask = None
-                if attention is None or attention in MASKED:
-                    mask = _explicit_mask(batch, width, compute if name == "eager" else torch.bool)
-                return _saved(model, batch, width, mask)
+                ids = torch.zeros(batch, width, dtype=torch.long)
+                return _followed(model, ids, mask, torch.autocast("cpu", compute, enabled=autocast))
 
-        _, layer = measure(min(self._depth, 2) if self._uniform else self._depth, False)
-        kept, _ = self._over_depth(lambda depth: measure(depth, checkpointing))
-        return Activations(kept, layer)
+        kept, forward, backward = self._over_depth(measure)
+        return Activations(kept, max(forward, backward))
 
     def cache_token(self) -> float:
         """Return the number of elements of a token's keys and values in all layers."""
@@ -228,25 +226,9 @@ class Model:
         return self._over_depth(measure)[0]
 
 
-def _materialise(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Move a model from the meta device to the CPU; under FakeTensorMode this allocates no memory.
-
-    Args:
-        dtype: dtype of the parameters; `None` for their own.
-    """
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    for module in model.modules():
-        for name, old in module._parameters.items():
-            if old is not None and old not in made:
-                made[old] = nn.Parameter(torch.empty(old.shape, dtype=dtype or old.dtype), old.requires_grad)
-            module._parameters[name] = made.get(old)
-        for name, old in module._buffers.items():
-            module._buffers[name] = None if old is None else torch.empty(old.shape, dtype=old.dtype)
-
-
-def _decoder(model: _Trained) -> nn.Module:
-    """Return the model without its LM head, as the fused heads call it."""
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+def _explicit_mask(batch: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return a mask (B, 1, width, width), which transformers uses without reading values; meta tensors have none."""
+    return torch.ones(batch, 1, width, width, dtype=dtype)
 
 
 def _counted(model: _Trained, width: int) -> tuple[int, int]:
@@ -265,29 +247,74 @@ def _operations(short: float, long: float) -> Operations:
     return Operations(short / SHORT - pair * SHORT, pair)
 
 
-def _saved(model: _Trained, batch: int, width: int, mask: torch.Tensor | None) -> list[float]:
-    """Return the bytes kept for a backward pass by the decoder and by its largest layer, without parameters.
+def _materialise(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Move a model from the meta device to the CPU; under FakeTensorMode this allocates no memory.
 
-    Every storage counts once, in the first layer that keeps it.
+    Trained parameters get gradients, as after an earlier micro-batch.
+
+    Args:
+        dtype: dtype of the parameters; `None` for their own.
     """
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}  # holds the tensors, so that no address of a storage is reused
-    entered: list[int] = []
-    layers: list[int] = []
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is not None and old not in made:
+                made[old] = nn.Parameter(torch.empty(old.shape, dtype=dtype or old.dtype), old.requires_grad)
+                made[old].grad = torch.empty_like(made[old]) if old.requires_grad else None
+            module._parameters[name] = made.get(old)
+        for name, old in module._buffers.items():
+            module._buffers[name] = None if old is None else torch.empty(old.shape, dtype=old.dtype)
 
-    def size() -> int:
-        return sum(t.untyped_storage().nbytes() for t in kept.values())
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage()._cdata
-        if place not in own:
-            kept.setdefault(place, tensor)
-        return tensor
+class _Allocated(TorchDispatchMode):
+    """Bytes of all tensors that are made under this mode, until nothing refers to their storage any more.
 
-    decoder = _decoder(model)
-    for layer in _decoder_layers(decoder, decoder.config.get_text_config().num_hidden_layers):
-        layer.register_forward_pre_hook(lambda *_: entered.append(size()))
-        layer.register_forward_hook(lambda *_: layers.append(size() - entered[-1]))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        decoder(input_ids=torch.zeros(batch, width, dtype=torch.long), attention_mask=mask, use_cache=False)
-    return [size(), max(layers)]
+    Attributes:
+        now: bytes at this moment.
+        peak: most bytes since `peak` was set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}  # by address of the storage
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = function(*args, **(kwargs or {}))
+        ours = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in ours | self._sizes.keys():
+                storage = tensor.untyped_storage()
+                self._sizes[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage._cdata)
+        self.peak = max(self.peak, self.now)
+        return results
+
+    def _free(self, address: int) -> None:
+        self.now -= self._sizes.pop(address)
+
+
+def _followed(model: _Trained, ids: torch.Tensor, mask: torch.dtype | None, precision: torch.autocast) -> list[float]:
+    """Return the bytes kept by a decoder's forward pass, and the peaks of its forward and of its backward pass.
+
+    The backward pass ends at the embeddings, whose gradient is smaller than the LM head's.
+
+    Args:
+        ids: (B, T).
+        mask: dtype of the padding mask; `None` for no mask.
+        precision: context of the forward pass.
+    """
+    with _Allocated() as allocated:
+        masks = None if mask is None else _explicit_mask(*ids.shape, mask)
+        with precision:
+            embedded = model.get_input_embeddings()(ids)
+            embedded = embedded.detach().requires_grad_(embedded.requires_grad)
+            hidden = _decoder(model)(inputs_embeds=embedded, attention_mask=masks, use_cache=False).last_hidden_state
+        # Like the LM head, the sum keeps neither the hidden states nor their gradient.
+        loss = hidden.sum()
+        del hidden
+        kept, forward = allocated.now, allocated.peak
+        allocated.peak = kept
+        loss.backward()
+        return [kept, forward, allocated.peak]

@@ -1,0 +1,48 @@
+"""Tokens of a micro-batch or a rollout, read from TRL's tensors by name.
+
+Pure functions. Shapes: B sequences, T completion tokens including padding.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A micro-batch, or a rollout: TRL's tensors by name.
+Inputs = dict[str, Any]
+
+
+def loss_mask(inputs: Inputs) -> Tensor:
+    """(B, T): the completion tokens that the policy wrote itself."""
+    mask = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+
+
+def flatten(tensors: list[Tensor]) -> Tensor:
+    """All elements of the tensors in one dimension."""
+    return torch.cat([t.flatten() for t in tensors])
+
+
+def probability_ratio(logps: Tensor, inputs: Inputs) -> Tensor:
+    """(B, T): current over old probability; TRL omits the old log-probabilities while the policy is the rollout's."""
+    old = inputs.get("old_per_token_logps")
+    return torch.ones_like(logps) if old is None else torch.exp(logps - old)
+
+
+def row_advantages(inputs: Inputs) -> Tensor:
+    """The advantages as (B, 1) or (B, T)."""
+    advantages = inputs["advantages"]
+    return advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
+
+
+def with_gradient(inputs: Inputs) -> Tensor:
+    """(B, T) bool: the tokens whose loss is not constant, clipping aside."""
+    tokens = loss_mask(inputs).bool() & (row_advantages(inputs) != 0)
+    return tokens & inputs["kept_mask"] if "kept_mask" in inputs else tokens
+
+
+def token_places(inputs: Inputs) -> Tensor:
+    """(B, T) int64: each token's place in the rollout, independent of batching, ranks and padding."""
+    sequences = inputs["sequence_index"].unsqueeze(1)
+    positions = torch.arange(inputs["completion_ids"].size(1), device=sequences.device)
+    return positions * inputs["sequence_count"] + sequences

@@ -1,0 +1,133 @@
+"""Warnings about a job on its machines: a sentence for every likely problem, with the change that solves it."""
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from .job import Job
+from .memory import EIGHT_BIT, GIB, keeps_whole_gradients
+from .vllm import holds_a_sequence
+
+PORT = 29500  # accelerate's default
+LOCAL = ("0.0.0.0", "localhost", "127.0.0.1")
+
+
+def _port_in_use(port: int) -> bool:
+    """Return whether a process on this machine listens on a port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _smaller_training(job: Job) -> list[str]:
+    """Return the changes open to this job that reduce the memory of training."""
+    changes = {
+        "set gradient_checkpointing: true": not job.args.gradient_checkpointing,
+        "lower per_device_train_batch_size": job.per_device > 1,
+        "set vllm_enable_sleep_mode: true": job.colocates and not job.args.vllm_enable_sleep_mode,
+        "shard over more GPUs": job.sharding.shards,
+        "shard over several GPUs with accelerate_configs/fsdp2.yaml": not (
+            job.sharding.shards or job.model.is_quantised
+        ),
+        "train with LoRA": not job.model.use_peft,
+        "lower max_completion_length": True,
+    }
+    return [change for change, is_open in changes.items() if is_open]
+
+
+def _smaller_sampling(job: Job) -> list[str]:
+    """Return the changes open to this job that reduce the memory of sampling."""
+    changes = ["make rollouts smaller"]
+    if job.uses_vllm:
+        changes = ["lower vllm_gpu_memory_utilization", "serve the model on a GPU of its own with vllm_mode: server"]
+    return [*changes, *(["shard over more GPUs"] if job.sharding.shards else [])]
+
+
+def _about_memory(job: Job, needed: dict[str, Any]) -> Iterator[str]:
+    room = job.options.gpu_memory
+    peak = needed["peak"] / GIB
+    if job.use_cpu:
+        return
+    if 0.9 * room < peak <= room:
+        yield (
+            f"{peak:.1f} of {room:g} GiB are tensors, more than nine tenths: the CUDA context and the allocator may "
+            "not find the room that they need."
+        )
+    for when, changes in (("training", _smaller_training(job)), ("sampling", _smaller_sampling(job))):
+        if needed[when] > room * GIB:
+            *others, last = changes
+            advice = f"{', '.join(others)}{' or ' if others else ''}{last}"
+            yield f"{when} takes {needed[when] / GIB:.1f} GiB of a GPU, which has {room:g}: {advice}."
+
+
+def _about_settings(job: Job, needed: dict[str, Any]) -> Iterator[str]:
+    args, lengths = job.args, job.lengths
+    if keeps_whole_gradients(job):
+        yield (
+            f"gradient_accumulation_steps is {args.gradient_accumulation_steps} under FSDP2, which adds up whole "
+            f"float32 gradients ({needed['parts']['gradients']['bytes'] / GIB:.1f} GiB): it adds up sharded ones "
+            "with accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}."
+        )
+    if job.sharding.mixed_precision not in (None, job.precision):
+        yield (
+            f"{job.sharding.file} has mixed_precision: {job.sharding.mixed_precision} and the recipe trains with "
+            f"{job.precision}: with --config_file the former wins; make them the same."
+        )
+    if job.policy.positions is not None and lengths.whole > job.policy.positions:
+        yield (
+            f"max_completion_length is {lengths.completion} behind prompts of {lengths.prompt}: {lengths.whole} "
+            f"tokens, but the model has {job.policy.positions} positions; lower it, or raise them with "
+            "max_position_embeddings."
+        )
+
+
+def _about_vllm(job: Job, cache: dict[str, Any]) -> Iterator[str]:
+    longest, width = cache["max_model_len"], job.lengths.whole
+    if not holds_a_sequence(cache):
+        change = "serve the model on more GPUs with --tensor-parallel-size"
+        if longest > width:
+            change = f"set vllm_max_model_length to {width}, the longest prompt and response"
+        elif job.colocates:
+            change = "raise vllm_gpu_memory_utilization or vllm_tensor_parallel_size"
+        yield (
+            f"vLLM refuses to start: beside its weights and its first pass, {cache['share']:g} of "
+            f"{job.options.gpu_memory:g} GiB hold {cache['cached_tokens']:,} tokens, fewer than the {longest:,} of "
+            f"one sequence: {change}."
+        )
+    if longest < width:
+        yield (
+            f"vllm_max_model_length is {job.args.vllm_max_model_length}, but a prompt and its response have up to "
+            f"{width} tokens: set it to {width}."
+        )
+    if job.colocates and job.processes % cache["gpus"]:
+        yield f"vllm_tensor_parallel_size is {cache['gpus']} on {job.processes} GPUs: choose a divisor of them."
+
+
+def _about_ports(job: Job) -> Iterator[str]:
+    args = job.args
+    needed = {"--main_process_port": PORT} if job.processes > 1 else {}
+    if job.serves:
+        needed["vllm_group_port"] = args.vllm_group_port
+    for name, port in needed.items():
+        if _port_in_use(port):
+            yield f"port {port} is in use on this machine: choose another with {name}."
+    is_local = job.serves and not args.vllm_server_base_url and args.vllm_server_host in LOCAL
+    if is_local and _port_in_use(args.vllm_server_port):
+        yield (
+            f"port {args.vllm_server_port} is in use on this machine: fine if the vLLM server of this run already "
+            "listens there, else choose another with vllm_server_port."
+        )
+
+
+def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> list[str]:
+    """Return the warnings about a job with this memory and this cache of vLLM."""
+    sentences = [*_about_memory(job, needed), *_about_settings(job, needed)]
+    sentences += [] if cache is None else _about_vllm(job, cache)
+    if job.lengths.assumed:
+        sentences.append(
+            f"no max_prompt_length is set: prompts of up to {job.lengths.prompt} tokens are assumed; --prompt-length "
+            "says how long they are."
+        )
+    if job.args.optim not in EIGHT_BIT and not job.args.optim.startswith("adamw_torch"):
+        sentences.append(f"optim is {job.args.optim.value!r}: its states are counted as AdamW's in float32.")
+    return [*sentences, *_about_ports(job)]

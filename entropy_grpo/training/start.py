@@ -1,0 +1,102 @@
+"""Start of a run, shared by GRPO and SFT: checked settings, files of the model, and the first files of the run."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.utils import logging
+from trl import get_quantization_config
+
+from ..config import recipe
+from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
+from ..models.adapters import check_quantised, check_resumed, check_targets, lora_config
+from ..models.load import check_ends, load_tokenizer, model_init_kwargs, resolve, resolve_snapshot, restore_name
+from ..runs import files
+from ..runs.folder import RunFolder
+from .checkpoints import find_checkpoint
+from .requirements import check_packages, check_processes
+from .setup import claim_folder, shards, write_recipe
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn every `ValueError` into a `RecipeError`, which the launch reports in one sentence."""
+    try:
+        yield
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+class Start:
+    """A run before its training.
+
+    Files of the model are looked up when they are first needed. A mistake in the data is therefore refused before a
+    model is downloaded, or made by its task.
+
+    Attributes:
+        settings: checked settings of the recipe.
+        config, args, model: the same settings by class.
+        resumes: whether the recipe asks to continue a run.
+    """
+
+    def __init__(self, settings: Settings, name: str, classes: Sequence[type]):
+        """Check the settings; `name` is the run's name if the settings name none."""
+        self.settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, classes)
+        check_processes(self.settings)
+        check_packages(self.settings)
+        self.config, self.args, self.model = recipe.build(self.settings, classes)
+        self.resumes = self.args.resume_from_checkpoint is not None
+        uses_vllm = "use_vllm" in self.settings and self.settings["use_vllm"].value
+        check_quantised(self.model, uses_vllm, shards())
+
+    @cached_property
+    def named(self) -> str:
+        """Hub id or local folder of the model."""
+        return resolve(self.model.model_name_or_path, self.args.seed, "model_name_or_path")
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the model."""
+        tokenizer = load_tokenizer(self.named, self.model.model_revision, "model_name_or_path")
+        check_ends(tokenizer, self.named)
+        return tokenizer
+
+    def claim_folder(self, held: ExitStack) -> RunFolder:
+        """Create and lock the run folder (see `setup.claim_folder`), and find the checkpoint to continue from."""
+        folder = claim_folder(self.args, self.settings, self.resumes, held)
+        self.args.resume_from_checkpoint = find_checkpoint(self.args, self.settings)
+        check_resumed(self.args.resume_from_checkpoint, self.model)
+        return folder
+
+    def snapshot(self) -> str:
+        """Return the local folder of the model's files, after the recipe's adapters are checked on its shape."""
+        path = resolve_snapshot(self.named, self.model)
+        check_targets(path, self.model)
+        return path
+
+    def options(self, path: str) -> dict[str, Any]:
+        """Return the arguments of TRL's trainers that concern the model.
+
+        Args:
+            path: local folder of the model's files.
+        """
+        self.args.model_init_kwargs = {**(self.args.model_init_kwargs or {}), **model_init_kwargs(self.model)}
+        return {
+            "model": path,
+            "args": self.args,
+            "processing_class": self.tokenizer,
+            "peft_config": lora_config(self.model),
+            "quantization_config": get_quantization_config(self.model),
+        }
+
+    def record(self, trainer: Trainer, folder: RunFolder, origin: dict[str, Any]) -> bool:
+        """Write the recipe and the origin of the data, unless a run is continued; whether this process wrote them."""
+        restore_name(trainer.model, self.named, self.model.model_revision)
+        logging.disable_progress_bar()  # of the files that every checkpoint writes
+        writes = trainer.is_world_process_zero() and self.args.resume_from_checkpoint is None
+        if writes:
+            write_recipe(self.settings, folder)
+            files.write_json(folder.data, origin)
+        return writes
