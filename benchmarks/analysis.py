@@ -25,6 +25,7 @@ from entropy_grpo.analysis.collect.run import PART_TOKENS, token_table
 from entropy_grpo.analysis.collect.store import RESPONSES, Collection, write_parquet
 from entropy_grpo.analysis.report import run as report
 from entropy_grpo.analysis.views import categories, distribution, over_training, position, words
+from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.models.kernels import choose
 from entropy_grpo.runs import files
 
@@ -143,18 +144,13 @@ def run() -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """The recorded figures in Markdown."""
-    lines = [
+    rows = [("", "seconds", "peak MiB")]
+    for name, part in results["parts"].items():
+        rows.append((name, f"{part['seconds']:.1f}", f"{part['peak_bytes'] / 2**20:,.0f}"))
+    return (
         f"{results['tokens']:,} tokens, vocabulary {results['vocabulary']:,}, hidden size {results['hidden']}, "
-        f"{results['hardware']}.",
-        "",
-        "| | seconds | peak MiB |",
-        "|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {part['seconds']:.1f} | {part['peak_bytes'] / 2**20:,.0f} |"
-        for name, part in results["parts"].items()
-    ]
-    return "\n".join(lines)
+        f"{results['hardware']}.\n\n{markdown_table(rows)}"
+    )
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from entropy_grpo.analysis.text.alternatives import score
 from entropy_grpo.cards.results import share_text
 from entropy_grpo.evaluation.decoding.forked import ForkedTemperature, Temperatures
 from entropy_grpo.metrics.intervals import gain_interval, share_interval
+from entropy_grpo.metrics.tables import table as markdown_table
 
 RESULTS = measure.RESULTS / "decoding.json"
 PAGE = measure.ROOT / "docs" / "entropy.md"
@@ -102,15 +103,14 @@ def draw(results: dict) -> Figure:
 def table(results: dict) -> str:
     """The recorded accuracies in Markdown."""
     heads = [f"{name}, {varied}" for name, varied in itertools.product(results["models"], VARIED)]
-    lines = [f"| temperature | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    rows = [("temperature", *heads)]
     columns = [
         dict(line(model["settings"], varied))
         for model, varied in itertools.product(results["models"].values(), VARIED)
     ]
     for temperature in columns[0]:
-        cells = [share_text(column[temperature]["accuracy"]) for column in columns]
-        lines.append(f"| {temperature:g} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append((f"{temperature:g}", *(share_text(column[temperature]["accuracy"]) for column in columns)))
+    return markdown_table(rows)
 
 
 def main() -> None:

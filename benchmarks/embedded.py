@@ -21,6 +21,7 @@ from scipy import stats
 
 from benchmarks import measure
 from entropy_grpo.cards.results import share_text
+from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks import registry
@@ -132,22 +133,17 @@ def run_all(jobs: int) -> dict:
 
 def table(results: dict) -> str:
     """The recorded results in Markdown."""
-    lines = [
-        "| tokens trained on | learning rate | accuracy before | accuracy after | gain | good moves before | after |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = "tokens trained on, learning rate, accuracy before, accuracy after, gain, good moves before, after"
+    arms = [heads.split(", ")]
     for arm, result in results["arms"].items():
         accuracy, good = result["accuracy"], result["good_choices"]
-        lines.append(
-            f"| {arm} | {float(result['learning_rate']):.0e} | {accuracy['before']['value']:.3f} | "
-            f"{share_text(accuracy['after'])} | {share_text(accuracy['gain'], '+')} | {good['before']['value']:.3f} | "
-            f"{share_text(good['after'])} |"
-        )
-    lines += ["", "| difference over the same seeds | accuracy | share of good moves |", "|---|---|---|"]
+        cells = [f"{float(result['learning_rate']):.0e}", f"{accuracy['before']['value']:.3f}"]
+        cells += [share_text(accuracy["after"]), share_text(accuracy["gain"], "+")]
+        arms.append([arm, *cells, f"{good['before']['value']:.3f}", share_text(good["after"])])
+    paired = [("difference over the same seeds", "accuracy", "share of good moves")]
     for name, difference in results["paired"].items():
-        accuracy, good = (share_text(difference[measure], "+") for measure in MEASURES)
-        lines.append(f"| {name} | {accuracy} | {good} |")
-    return "\n".join(lines)
+        paired.append((name, *(share_text(difference[measure], "+") for measure in MEASURES)))
+    return f"{markdown_table(arms)}\n\n{markdown_table(paired)}"
 
 
 def main() -> None:

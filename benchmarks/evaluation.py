@@ -29,6 +29,7 @@ from entropy_grpo.evaluation.backends.base import Request, Sampling
 from entropy_grpo.evaluation.backends.transformers import TransformersBackend
 from entropy_grpo.metrics.answers import paired, summarize_samples
 from entropy_grpo.metrics.tables import interval_text
+from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.models import load
 from entropy_grpo.runs import files, plots
 from entropy_grpo.tasks import cold_start
@@ -171,17 +172,22 @@ def compare_speed() -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     names = list(found["models"])
-    lines = [f"| | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
-    rows = {"Acc@16": "acc@N", "Maj@16": "maj@N", "no answer": "no_answer", "cut off": "truncated"}
-    for name, key in rows.items():
-        lines.append(f"| {name} | {' | '.join(interval_text(one[key]) for one in found['models'].values())} |")
-    lines.append(f"| Len@16 | {' | '.join(interval_text(one['len@N'], 1) for one in found['models'].values())} |")
-    for k in map(str, SHOWN_K):
-        shares = (interval_text(one["pass@k"][k]) for one in found["models"].values())
-        lines.append(f"| Pass@{k} | {' | '.join(shares)} |")
+    models = found["models"].values()
+    metrics = {"Acc@16": "acc@N", "Maj@16": "maj@N", "no answer": "no_answer", "cut off": "truncated"}
+    rows = [("", *names)]
+    rows += [(name, *(interval_text(one[key]) for one in models)) for name, key in metrics.items()]
+    rows.append(("Len@16", *(interval_text(one["len@N"], 1) for one in models)))
+    rows += [(f"Pass@{k}", *(interval_text(one["pass@k"][str(k)]) for one in models)) for k in SHOWN_K]
     gain, kill, speed = found["gain"]["acc@N"], found["kill"], found["speed"]
     rate = speed["tokens_per_second"]["backend"]
-    lines += [
+    times = {name: times for name, times in speed["times_faster"].items() if name != "backend"}
+    of_backend = [
+        ("transformers backend on the demo's model, processor", ""),
+        ("tokens per second", f"{rate['median']:.0f}"),
+        *((f"times {name}", f"{t['median']:.1f} ({t['low']:.1f} to {t['high']:.1f})") for name, t in times.items()),
+    ]
+    lines = [
+        markdown_table(rows),
         "",
         f"{names[-1]} minus {names[-2]}, question by question: Acc@16 {interval_text(gain, sign='+')}, p = "
         f"{gain['p_value']:.1g}; a difference of {gain['minimum_detectable']:.3f} would have been found four times "
@@ -191,13 +197,8 @@ def table(found: dict[str, Any]) -> str:
         f"again: {kill['written_twice']} written twice, {kill['lost']} lost, {kill['differing_rows']} that differ "
         "from those of one left alone.",
         "",
-        "| transformers backend on the demo's model, processor | |",
-        "|---|---|",
-        f"| tokens per second | {rate['median']:.0f} |",
+        markdown_table(of_backend),
     ]
-    for name, times in speed["times_faster"].items():
-        if name != "backend":
-            lines.append(f"| times {name} | {times['median']:.1f} ({times['low']:.1f} to {times['high']:.1f}) |")
     return "\n".join(lines)
 
 

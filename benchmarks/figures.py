@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks import embedded, measure
 from entropy_grpo.analysis.report import figures, run
+from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks import cold_start
 
@@ -117,42 +118,33 @@ def sum_up() -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The recorded figures beside the paper's, in Markdown."""
     own = results["own responses"]
-    header = "| | tokens | mean, nats | below 0.01 nats | 80th percentile | entropy held by the top 20% |"
-    lines = [header, "|---|---|---|---|---|---|"]
+    entropies = [
+        ("", *"tokens; mean, nats; below 0.01 nats; 80th percentile; entropy held by the top 20%".split("; "))
+    ]
     for name, one in own.items():
-        lines.append(
-            f"| {name} | {one['tokens']:,} | {one['mean']:.3f} | {one['share_below_0.01']:.1%} | "
-            f"{one['percentiles']['80']:.3f} | {one['held_by_top_20']:.1%} |"
-        )
-    lines.append("| *Qwen3-8B on AIME* | *above 10^6* | | *50.64%* | *0.672* | |")
+        shares = (f"{one['share_below_0.01']:.1%}", f"{one['percentiles']['80']:.3f}", f"{one['held_by_top_20']:.1%}")
+        entropies.append((name, f"{one['tokens']:,}", f"{one['mean']:.3f}", *shares))
+    entropies.append(("*Qwen3-8B on AIME*", "*above 10^6*", "", "*50.64%*", "*0.672*", ""))
     steps = list(results["overlaps"]["all"])
-    lines += [
-        "",
-        "| top 20% shared with the cold start | " + " | ".join(steps) + " |",
-        "|---" * (len(steps) + 1) + "|",
-    ]
+    overlaps = [("top 20% shared with the cold start", *steps)]
     for group, shares in results["overlaps"].items():
-        lines.append(f"| {group} responses | " + " | ".join(f"{shares[step]:.1%}" for step in steps) + " |")
-    lines.append("| *the paper's base, 1360 steps* |" + " |" * (len(steps) - 1) + " *above 86%* |")
+        overlaps.append((f"{group} responses", *(f"{shares[step]:.1%}" for step in steps)))
+    overlaps.append(("*the paper's base, 1360 steps*", *[""] * (len(steps) - 1), "*above 86%*"))
     groups = list(results["changes"])
-    lines += [
-        "",
-        f"| percentile of the cold start's entropy | its mean | {' | '.join(f'change, {g}' for g in groups)} |",
-        "|---" * (len(groups) + 2) + "|",
-    ]
+    changes = [("percentile of the cold start's entropy", "its mean", *(f"change, {g}" for g in groups))]
     for i, row in enumerate(results["changes"]["all"]):
         if row["from"] >= 50:
-            moved = " | ".join(f"{results['changes'][g][i]['change']:+.3f}" for g in groups)
-            lines.append(f"| {row['from']:.0f} to {row['to']:.0f} | {row['entropy']:.3f} | {moved} |")
-    header = "| category | tokens, cold start | trained | mean entropy | change on the same tokens | of probability |"
-    lines += ["", header, "|---|---|---|---|---|---|"]
+            moved = (f"{results['changes'][g][i]['change']:+.3f}" for g in groups)
+            changes.append((f"{row['from']:.0f} to {row['to']:.0f}", f"{row['entropy']:.3f}", *moved))
+    heads = "category; tokens, cold start; trained; mean entropy; change on the same tokens; of probability"
+    categories = [heads.split("; ")]
     for kind, change in results["category_changes"].items():
         before, after = own[COLD]["categories"][kind], own[TRAINED]["categories"][kind]
-        lines.append(
-            f"| {kind} | {before['tokens']:,} ({before['share']:.1%}) | {after['tokens']:,} ({after['share']:.1%}) | "
-            f"{before['entropy']:.4f} | {change['entropy']:+.4f} | {change['probability']:+.4f} |"
-        )
-    return "\n".join(lines)
+        counts = [f"{one['tokens']:,} ({one['share']:.1%})" for one in (before, after)]
+        moved = [f"{change[name]:+.4f}" for name in ("entropy", "probability")]
+        categories.append([kind, *counts, f"{before['entropy']:.4f}", *moved])
+    tables = (entropies, overlaps, changes, categories)
+    return "\n\n".join(markdown_table(rows, as_text=str) for rows in tables)  # the paper's figures are in italics
 
 
 def main() -> None:

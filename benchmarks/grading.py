@@ -12,6 +12,7 @@ from math_verify import parse, verify
 
 from benchmarks.fixtures.answer_pairs import NEAR, Case, cases
 from entropy_grpo.grading import Verdict, boxed, compare
+from entropy_grpo.metrics.tables import table as markdown_table
 
 COMMAND = "python -m benchmarks.grading"
 
@@ -41,17 +42,13 @@ def wrong(grade: Callable[[str, str, float], bool], found: list[Case]) -> dict[s
 
 def table(results: dict[str, Any]) -> str:
     """The recorded results in Markdown."""
-    lines = [
-        f"| {results['equal']} answers that are right, {results['unequal']} that are not | counted as right though "
-        "wrong | counted as wrong though right |",
-        "|---|---|---|",
-    ]
+    answers = f"{results['equal']} answers that are right, {results['unequal']} that are not"
+    rows = [(answers, "counted as right though wrong", "counted as wrong though right")]
     for name in GRADERS:
-        mistakes = results[name]
-        lines.append(f"| {name} | {len(mistakes['false_positives'])} | {len(mistakes['false_negatives'])} |")
+        rows.append((name, *(len(results[name][kind]) for kind in ("false_positives", "false_negatives"))))
     near = sum(case[0] == NEAR for case in results["plain math-verify"]["false_negatives"])
-    lines += ["", f"{near} of those that plain math-verify refuses are right within 1%, for which it has no setting."]
-    return "\n".join(lines)
+    said = f"{near} of those that plain math-verify refuses are right within 1%, for which it has no setting."
+    return f"{markdown_table(rows)}\n\n{said}"
 
 
 def listing(results: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import measure
 from benchmarks.fixtures.killed_runs import CASES, STEPS, Case, differences, finish, kill, kill_at, start
 from benchmarks.fixtures.tiny_model import save_tiny_model
+from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import files
 
 RESULTS = measure.RESULTS / "kill.json"
@@ -52,15 +53,11 @@ def compare(case: Case, model: str, folder: Path, kills: int, seed: int) -> list
 def table(results: dict) -> str:
     """The figures as Markdown."""
     names = ("kills", "inside a save", "runs that differ")
-    lines = [
+    rows = [("", *names), *((case["case"], *(case[name] for name in names)) for case in results["cases"])]
+    return (
         f"Runs of {results['steps']} optimiser steps in three epochs, killed by SIGKILL and resumed, against the same "
-        "runs left alone.",
-        "",
-        f"| | {' | '.join(names)} |",
-        f"|{'---|' * (len(names) + 1)}",
-    ]
-    lines += [f"| {case['case']} | {' | '.join(str(case[name]) for name in names)} |" for case in results["cases"]]
-    return "\n".join(lines)
+        f"runs left alone.\n\n{markdown_table(rows)}"
+    )
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from benchmarks import embedded, end_to_end, measure
+from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.objective.sampling import DynamicSampler, Group
 from entropy_grpo.runs import files
 from entropy_grpo.training.trainer import EntropyForkGRPOTrainer
@@ -130,32 +131,31 @@ def summary(arm: str, runs: dict[int, list[dict]]) -> dict:
 
 def table(results: dict) -> str:
     """The figures as Markdown."""
+    simulated = [
+        ("informative", "groups per step, least and most", "generated per group trained on", "by the released logic")
+    ]
+    for row in results["simulated"]:
+        ours, released, steps = row["ours"], row["released"], row["ours"]["groups_per_step"]
+        generated = [f"{logic['generated_per_trained']:.2f}" for logic in (ours, released)]
+        simulated.append((f"{row['informative']:.0%}", f"{steps['lowest']:.0f}, {steps['highest']:.0f}", *generated))
+    heads = "steps, rounds, groups generated, seconds, seconds a rollout, accuracy at the end".split(", ")
+    embedded = [("dynamic sampling", *heads)]
+    for row in results["embedded"]:
+        cells = ["-" if (m := row[name]["median"]) is None else f"{m:.0f}" for name in COSTS]
+        cells.append(f"{statistics.median(row['seconds_per_rollout']):.2f}")
+        cells.append(", ".join(f"{value:.2f}" for value in row["final_accuracy"]))
+        embedded.append((row["arm"], *cells))
     lines = [
         f"A policy whose groups are informative at a fixed rate, {results['prompts']} groups a rollout, "
         f"{results['steps_per_rollout']} optimiser steps: groups a step trains on, and groups generated for each of "
         "them. The released logic draws 1,536 prompts at a time and throws the surplus away.",
         "",
-        "| informative | groups per step, least and most | generated per group trained on | by the released logic |",
-        "|---|---|---|---|",
-    ]
-    for row in results["simulated"]:
-        ours, released, steps = row["ours"], row["released"], row["ours"]["groups_per_step"]
-        lines.append(
-            f"| {row['informative']:.0%} | {steps['lowest']:.0f}, {steps['highest']:.0f} | "
-            f"{ours['generated_per_trained']:.2f} | {released['generated_per_trained']:.2f} |"
-        )
-    lines += [
+        markdown_table(simulated),
         "",
         f"The embedded job to a held-out accuracy of {results['accuracy']}: medians over three seeds.",
         "",
-        "| dynamic sampling | steps | rounds | groups generated | seconds | seconds a rollout | accuracy at the end |",
-        "|---|---|---|---|---|---|---|",
+        markdown_table(embedded),
     ]
-    for row in results["embedded"]:
-        cells = ["-" if (m := row[name]["median"]) is None else f"{m:.0f}" for name in COSTS]
-        cells.append(f"{statistics.median(row['seconds_per_rollout']):.2f}")
-        cells.append(", ".join(f"{value:.2f}" for value in row["final_accuracy"]))
-        lines.append(f"| {row['arm']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ import sys
 
 from benchmarks import measure
 from entropy_grpo.cards.results import share_text
+from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import files
 
 TABLE = "python -m benchmarks.speed --table"
@@ -37,9 +38,8 @@ def head_table(results: dict) -> list[str]:
         f"{results['hardware']}. Times faster than TRL's head: median [lowest, highest], and what the number of "
         "matmuls alone would give.",
         "",
-        f"| V | rho | TRL's head | {' | '.join(HEADS.values())} | peak MiB, TRL | ours |",
-        f"|{'---|' * (len(HEADS) + 5)}",
     ]
+    timed = [("V", "rho", "TRL's head", *HEADS.values(), "peak MiB, TRL", "ours")]
     cells: dict[tuple, dict[str, dict]] = {}
     for row in results["times"]:
         cells.setdefault((row["vocabulary"], row["rho"]), {})[row["variant"]] = row
@@ -47,16 +47,14 @@ def head_table(results: dict) -> list[str]:
         faster = [f"{times(row[name]['times faster than TRL'])}, {4 / row[name]['units']:.1f}x" for name in HEADS]
         peaks = [f"{row[name]['peak_bytes'] / 2**20:.0f}" for name in ("TRL", "known after")]
         seconds = f"{row['TRL']['seconds']['median']:.2f} s"
-        lines.append(f"| {vocabulary:,} | {rho} | {seconds} | {' | '.join([*faster, *peaks])} |")
-    lines += [
-        "",
-        "| relative error against float64 | log-probability | entropy | gradient of hidden | gradient of weight |",
-        "|---|---|---|---|---|",
+        timed.append((f"{vocabulary:,}", rho, seconds, *faster, *peaks))
+    errors = [
+        ("relative error against float64", "log-probability", "entropy", "gradient of hidden", "gradient of weight")
     ]
     for row in results["accuracy"]:
         values = (row[name] for name in ("log_probs", "entropy", "grad_hidden", "grad_weight"))
-        lines.append(f"| {row['dtype']}, {row['variant']} | {' | '.join(f'{x:.1e}' for x in values)} |")
-    return lines
+        errors.append((f"{row['dtype']}, {row['variant']}", *(f"{x:.1e}" for x in values)))
+    return [*lines, markdown_table(timed), "", markdown_table(errors)]
 
 
 def step_table(results: dict) -> list[str]:
@@ -66,30 +64,23 @@ def step_table(results: dict) -> list[str]:
         f"{results['batch']} x {results['accumulation']} sequences a step, {results['steps_per_rollout']} steps a "
         "rollout with its scoring. *Limit* is padded over real tokens: what trimming alone could give.",
         "",
-        "| mean length over longest | trainer | seconds a step | times faster | limit |",
-        "|---|---|---|---|---|",
     ]
+    rows = [("mean length over longest", "trainer", "seconds a step", "times faster", "limit")]
     for row in results["times"]:
-        lines.append(
-            f"| {row['mean_length']} | {row['variant']} | {row['seconds_per_step']['median']:.2f} | "
-            f"{times(row['times faster than TRL'])} | {row['padded_over_real']:.2f}x |"
-        )
-    return lines
+        seconds, limit = f"{row['seconds_per_step']['median']:.2f}", f"{row['padded_over_real']:.2f}x"
+        rows.append((row["mean_length"], row["variant"], seconds, times(row["times faster than TRL"]), limit))
+    return [*lines, markdown_table(rows)]
 
 
 def end_to_end_table(results: dict) -> list[str]:
     """The embedded job."""
-    lines = [
-        f"The embedded job: training seconds to a held-out accuracy of {results['accuracy']}, by seed.",
-        "",
-        "| trainer | seconds | times faster |",
-        "|---|---|---|",
-    ]
+    rows = [("trainer", "seconds", "times faster")]
     for row in results["runs"]:
         taken = ", ".join("not reached" if x is None else f"{x:.0f}" for x in row["seconds"])
         faster = row.get("times faster than TRL")
-        lines.append(f"| {row['variant']} | {taken} | {times(faster) if faster else ''} |")
-    return lines
+        rows.append((row["variant"], taken, times(faster) if faster else ""))
+    said = f"The embedded job: training seconds to a held-out accuracy of {results['accuracy']}, by seed."
+    return [said, "", markdown_table(rows)]
 
 
 def scopes_table(results: dict) -> list[str]:
@@ -98,19 +89,16 @@ def scopes_table(results: dict) -> list[str]:
         "Share of the tokens that `global` keeps and another scope keeps, too (embedded task, learning rate 1e-4, a "
         "hundred times the papers').",
         "",
-        "| steps per rollout | rollout, mean | first step of a rollout | last | micro_batch, mean |",
-        "|---|---|---|---|---|",
     ]
+    shares = [("steps per rollout", "rollout, mean", "first step of a rollout", "last", "micro_batch, mean")]
     for run in results["runs"]:
         places = run["rollout"]["by_place_in_rollout"]
-        lines.append(
-            f"| {run['steps_per_rollout']} | {run['rollout']['mean']:.3f} | {places[0]:.3f} | {places[-1]:.3f} | "
-            f"{run['micro_batch']['mean']:.3f} |"
-        )
-    lines += ["", "| scope | accuracy after training, three seeds | share of good moves |", "|---|---|---|"]
+        values = (run["rollout"]["mean"], places[0], places[-1], run["micro_batch"]["mean"])
+        shares.append((run["steps_per_rollout"], *(f"{value:.3f}" for value in values)))
+    learned = [("scope", "accuracy after training, three seeds", "share of good moves")]
     for row in results["learned"]:
-        lines.append(f"| {row['scope']} | {share_text(row['accuracy'])} | {share_text(row['good_choices'])} |")
-    return lines
+        learned.append((row["scope"], share_text(row["accuracy"]), share_text(row["good_choices"])))
+    return [*lines, markdown_table(shares), "", markdown_table(learned)]
 
 
 TABLES = {"head": head_table, "step": step_table, "end_to_end": end_to_end_table, "scopes": scopes_table}

@@ -18,6 +18,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 
 from benchmarks.fixtures.hostile_answers import KINDS, hostile_answers
 from entropy_grpo.grading.pool import FIRST_SECONDS, Grader, plain_verdict
+from entropy_grpo.metrics.tables import table as markdown_table
 
 # `benchmarks.measure` is imported where it is used: every worker imports the main module again, and `measure` needs
 # torch.
@@ -213,28 +214,32 @@ def table(results: dict[str, Any]) -> str:
     """The recorded results in Markdown."""
     a, m, t = results["attack"], results["mixed"], results["throughput"]
     alone = t["answers_per_second"]["plain math-verify"]
+    hostile = f"{a['answers']:,} hostile answers, {len(a['kinds'])} kinds, one call, {a['limit_seconds']:g} s each"
+    after = f"{a['ordinary_after_as_math_verify']} of {a['ordinary_after']}, {a['ordinary_after_seconds']:.1f} s"
+    attack = [
+        (hostile, ""),
+        ("graded right", a["graded_right"]),
+        ("too long or too deep for a worker", f"{a['without_worker']:,}"),
+        ("timeouts, failures", f"{a['timeouts']:,}, {a['failures']}"),
+        ("longest time at one answer beyond the limit", f"{a['longest_beyond_limit_seconds']:.2f} s"),
+        ("workers alive afterwards", f"{a['workers_alive_after']} of {a['workers']}"),
+        ("files made by code in answers", a["files_made"]),
+        ("whole time", f"{a['seconds']:.0f} s"),
+        ("ordinary answers right after, same limit, graded as by math-verify", after),
+    ]
+    rates = [
+        (f"ordinary answers ({t['answers']:,} a turn, median of {t['turns']})", "answers per second", "times plain")
+    ]
+    for name, rate in t["answers_per_second"].items():
+        rates.append((name, f"{rate:.0f}", f"{rate / alone:.1f}x"))
     lines = [
-        f"| {a['answers']:,} hostile answers, {len(a['kinds'])} kinds, one call, {a['limit_seconds']:g} s each | |",
-        "|---|---|",
-        f"| graded right | {a['graded_right']} |",
-        f"| too long or too deep for a worker | {a['without_worker']:,} |",
-        f"| timeouts, failures | {a['timeouts']:,}, {a['failures']} |",
-        f"| longest time at one answer beyond the limit | {a['longest_beyond_limit_seconds']:.2f} s |",
-        f"| workers alive afterwards | {a['workers_alive_after']} of {a['workers']} |",
-        f"| files made by code in answers | {a['files_made']} |",
-        f"| whole time | {a['seconds']:.0f} s |",
-        "| ordinary answers right after, same limit, graded as by math-verify | "
-        f"{a['ordinary_after_as_math_verify']} of {a['ordinary_after']}, {a['ordinary_after_seconds']:.1f} s |",
+        markdown_table(attack),
         "",
         f"Among {m['hostile']} hostile answers, with the default limits of {m['limit_seconds']:g} s for an answer and "
         f"{m['total_limit_seconds']:g} s for a call, {m['ordinary_as_math_verify']} of {m['ordinary']} ordinary ones "
         f"are graded as by math-verify; the call takes {m['seconds']:.0f} s.",
         "",
-        f"| ordinary answers ({t['answers']:,} a turn, median of {t['turns']}) | answers per second | times plain |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {name} | {rate:.0f} | {rate / alone:.1f}x |" for name, rate in t["answers_per_second"].items()]
-    lines += [
+        markdown_table(rates),
         "",
         f"{t['plain_share']:.0%} of these need no worker, {t['repeated_share']:.0%} repeat another; "
         f"{t['graded_otherwise_than_math_verify']} are graded otherwise than by plain math-verify.",
