@@ -50,7 +50,7 @@ recipes: setup  ## take two steps of every recipe on tiny models, by the literal
 	$(BIN)/python -m pytest tests/test_paper_recipes.py tests/test_sft.py -k literal --every-recipe $(PYTEST_ARGS)
 
 llama31_8b: setup  ## arXiv 2506.01939's Llama-3.1-8B: right responses of TEACHER=Qwen/Qwen3-32B, cold start, training
-	$(BIN)/entropy-grpo eval --model $(TEACHER) --benchmarks dapo_math --samples 1 --output runs/llama31_8b_teacher
+	$(BIN)/entropy-grpo eval --model $(TEACHER) --chat --benchmarks dapo_math --samples 1 --output runs/llama31_8b_teacher
 	$(BIN)/accelerate launch recipes/llama31_8b_cold_start.yaml
 	$(BIN)/accelerate launch recipes/llama31_8b.yaml
 

@@ -124,7 +124,6 @@ def table(results: dict[str, Any]) -> str:
     for name, one in own.items():
         shares = (f"{one['share_below_0.01']:.1%}", f"{one['percentiles']['80']:.3f}", f"{one['held_by_top_20']:.1%}")
         entropies.append((name, f"{one['tokens']:,}", f"{one['mean']:.3f}", *shares))
-    entropies.append(("*Qwen3-8B on AIME*", "*above 10^6*", "", "*50.64%*", "*0.672*", ""))
     steps = list(results["overlaps"]["all"])
     overlaps = [("top 20% shared with the cold start", *steps)]
     for group, shares in results["overlaps"].items():

@@ -39,7 +39,7 @@ from benchmarks.fixtures.tiny_model import tiny_decoder
 from benchmarks.step import lengths
 from entropy_grpo import EntropyForkGRPOTrainer
 from entropy_grpo.config import recipe
-from entropy_grpo.config.recipe import Setting
+from entropy_grpo.config.recipe import LAST_LAYER, Setting
 from entropy_grpo.config.run import CLASSES
 from entropy_grpo.grading.pool import Grader, worker_count
 from entropy_grpo.models.head import SparseHeadOutput
@@ -175,7 +175,8 @@ def make_trainer(folder: Path, prompts: int, longest: int, clock: Clock) -> Entr
         "max_steps": SAVED + 1,
         "save_steps": SAVED,
         "use_vllm": False,
-        "vllm_enable_sleep_mode": False,
+        "eval_benchmarks": [],
+        "keep_weights": [],
         "decontaminate_against": [],
         # The model has nothing that could be sharded, and a processor no bfloat16 that would be measured here.
         "bf16": False,
@@ -185,7 +186,7 @@ def make_trainer(folder: Path, prompts: int, longest: int, clock: Clock) -> Entr
         "disable_tqdm": True,
     }
     settings = recipe.load(measure.ROOT / "recipes" / "qwen3_14b.yaml")
-    settings |= {name: Setting(value, COMMAND) for name, value in changes.items()}
+    settings |= {name: Setting(value, COMMAND, layer=LAST_LAYER) for name, value in changes.items()}
     settings |= {"run_name": Setting("paper_size", COMMAND)}
     run_config, args, _ = recipe.build(recipe.checked(settings, CLASSES), CLASSES)
     grader = Grader(worker_count(), run_config.grading_seconds, run_config.grading_total_seconds)

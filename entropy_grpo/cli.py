@@ -17,6 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from .analysis.collect.options import Options as CollectOptions
+from .analysis.decoding.options import Options as DecodingOptions
 from .analysis.divergence.options import Options as DivergenceOptions
 from .analysis.text.options import Options as TextOptions
 from .compare.options import CompareOptions, SweepOptions
@@ -104,6 +105,20 @@ class Collect(Unchecked, CollectOptions):
         print(f"tokens  {collection.path}")
 
 
+@dataclass(frozen=True)
+class Decoding(Unchecked, DecodingOptions):
+    """Accuracy with one temperature at forks and another elsewhere, over a range of both.
+
+    The same command goes on where a killed one stopped; more temperatures may be added.
+    """
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from .analysis.decoding import run
+
+        for path in run.run(checked(self, DecodingOptions, benchmarks=names_in(self.benchmarks))):
+            print(path)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Divergence(Unchecked, DivergenceOptions):
     """Force another token at forks of responses, continue, and see what it decides.
@@ -150,6 +165,7 @@ class Analyze:
 
     view: (
         Annotated[Collect, subcommand("collect")]
+        | Annotated[Decoding, subcommand("decoding")]
         | Annotated[Divergence, subcommand("divergence")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Text, subcommand("text")]

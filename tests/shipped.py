@@ -54,7 +54,7 @@ CHANGES = {
     "overlong_cache_length": Change(8, SIZE),
     "max_position_embeddings": Change(160, "size; the tiny model has 128"),
     "max_steps": Change(4, SIZE),
-    "warmup_steps": Change(lambda steps: "1 rollouts" if steps else 0, SIZE),
+    "warmup_steps": Change(lambda steps: "1 rollouts" if isinstance(steps, str) else steps, SIZE),
     "keep_weights": Change(lambda steps: [1, 3] if steps else [], SIZE),
     "num_generations_eval": Change(4, SIZE),
     "save_steps": Change(3, "size; in the middle of the second rollout"),

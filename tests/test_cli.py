@@ -12,7 +12,7 @@ from .test_imports import loaded
 
 PATHS = [Path("a"), Path("b")]
 COMMANDS = ["train", "plan", "eval", "card", "merge", "compare", "sweep"]
-COMMANDS += [f"analyze {name}" for name in ("collect", "divergence", "report", "text")]
+COMMANDS += [f"analyze {name}" for name in ("collect", "decoding", "divergence", "report", "text")]
 
 
 def parsed(line):
@@ -124,7 +124,7 @@ def show(words):
         ("eval --model m --benchmarks b --preset forkin", "forking"),
         ("eval --model m --benchmarks b --samples many", "--samples"),
         ("merge runs/x", "--output"),
-        ("analyze", "collect, divergence, report, text"),
+        ("analyze", "collect, decoding, divergence, report, text"),
     ],
 )
 def test_a_wrong_command_line_is_told_what_is_right(line, said, capsys):

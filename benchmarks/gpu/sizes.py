@@ -37,6 +37,7 @@ WEIGHTS_CHANGES = {
     "sampling_round_size": "2 rollouts instead of 3: the caches of three arms share one GPU",
     "max_steps": "until the time is over",
     "eval_strategy": "steps, on held-out problems, and before and after training on others",
+    "eval_benchmarks": "none: there is no hub to load them from",
     "save_strategy": "no: checkpoints are not what is measured",
 }
 

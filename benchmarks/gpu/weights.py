@@ -41,6 +41,7 @@ COMMON = {
     "max_steps": "100000",
     "save_strategy": "no",
     "eval_strategy": "steps",
+    "eval_benchmarks": "[]",
     "num_generations_eval": "4",
     "seed": "0",
     "disable_tqdm": "true",

@@ -33,6 +33,12 @@ NOT_THE_EXPERIMENT = {
     "logging_steps",
     "num_logged_samples",
     "accelerate_config",
+    # Evaluations in training leave what it draws as it is.
+    "keep_weights",
+    "eval_benchmarks",
+    "eval_benchmark_steps",
+    "eval_benchmark_temperature",
+    "eval_benchmark_top_p",
 }
 REWARDS = {"rewards", "reward_weights"}
 # Settings of a benchmark that do not change the measurement: the model and the backend.

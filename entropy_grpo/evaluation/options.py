@@ -14,7 +14,10 @@ PRESETS = {
 }
 
 
+CHAT = ReadIf(("system", "thinking"), "chat", bool, "without chat: add --chat")
 READ_IF = (
+    CHAT,
+    ReadIf(("prompt",), "chat", lambda value: not value, "with --chat: leave one of them out"),
     ReadIf(
         ("tensor_parallel",),
         "backend",
@@ -76,6 +79,12 @@ class Options:
     """responses of a batch with transformers, or concurrent requests to a server"""
     tensor_parallel: int = 1
     """number of GPUs that share the model with vllm"""
+    chat: bool = False
+    """ask with the chat template of the model's tokenizer"""
+    system: str | None = None
+    """with chat, the system message"""
+    thinking: Literal["true", "false"] | None = None
+    """with chat, thinking mode; if unset, the template's default"""
     contamination: bool = False
     """also measure contamination: the model completes problems from their first part"""
     compare: Sequence[Path] = ()

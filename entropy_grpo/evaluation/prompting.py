@@ -9,14 +9,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from ..data.benchmarks.benchmark import MATHS, Benchmark, Question
 from ..data.prompts import TEMPLATES, render
 from ..grading import answer_line
+from ..models.load import end_ids, load_generation_config
 from ..runs import files
 from ..runs.folder import RunFolder
 from ..runs.trained import read_recipe
 
 BOXED, ANSWER_LINE, MESSAGES = "boxed", "answer_line", "messages"
+PROGRAMS = "code"  # the template of benchmarks whose answers are programs
 # (template, messages) -> the prompt, as a model's chat template writes a conversation.
 Chat = Callable[[list[dict[str, str]], dict[str, Any]], str]
 
@@ -30,12 +34,16 @@ class Form:
         system: system message before the question, with `messages`.
         chat_template_kwargs: the recipe's, with `messages`.
         in_line: whether the answer stands in an `Answer:` line, and not in a box.
+        instruction: text after the question of a maths problem, with `messages`.
+        with_programs: whether benchmarks of programs are asked in this form, too.
     """
 
     template: str = BOXED
     system: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     in_line: bool = False
+    instruction: str = ""
+    with_programs: bool = False
 
     @property
     def about(self) -> dict[str, Any]:
@@ -44,8 +52,57 @@ class Form:
             "system": self.system,
             "chat_template_kwargs": self.chat_template_kwargs,
             "answers": ANSWER_LINE if self.in_line else None,
+            "instruction": self.instruction,
         }
         return {name: value for name, value in told.items() if value}
+
+    def serves(self, benchmark: Benchmark) -> bool:
+        """Return whether the questions of a benchmark are put in this form, and not in one of their own."""
+        return benchmark.template == BOXED or (self.with_programs and benchmark.template == PROGRAMS)
+
+
+def chat_form(system: str | None, thinking: bool | None) -> Form:
+    """Return the form of a model that was trained elsewhere to chat: its template, with the instruction of `boxed`.
+
+    Args:
+        system: system message, or None.
+        thinking: the template's `enable_thinking`, or None for its default.
+    """
+    instruction = TEMPLATES[BOXED].partition("{question}")[2].partition("\n\nAssistant:")[0]
+    kwargs = {} if thinking is None else {"enable_thinking": thinking}
+    return Form(MESSAGES, system, kwargs, instruction=instruction, with_programs=True)
+
+
+def check_chat(form: Form, tokenizer: PreTrainedTokenizerBase, path: str, revision: str | None) -> None:
+    """Refuse a chat that a model cannot have.
+
+    Args:
+        path, revision: the model, whose files declare the tokens that end a response.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, the template does not read `thinking`, or it ends a turn with
+            a token that does not end a response of this model.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(f"chat is true, but the tokenizer of {path!r} has no chat template: leave chat out.")
+    user = [{"role": "user", "content": "QUESTION"}]
+    whole = tokenizer.apply_chat_template([*user, {"role": "assistant", "content": "ANSWER"}], tokenize=False)
+    end = whole.rpartition("ANSWER")[2]
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+    if not ids or ids[0] not in end_ids(tokenizer, load_generation_config(path, revision)):
+        raise ValueError(
+            f"chat is true, but the chat template of {path!r} ends a turn with {end.strip()!r}, which its files do "
+            "not declare as EOS, so that no response would end: add it to eos_token_id in generation_config.json."
+        )
+    thinking = form.chat_template_kwargs.get("enable_thinking")
+    prompts = {
+        tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True, enable_thinking=value)
+        for value in (True, False)
+    }
+    if thinking is not None and len(prompts) == 1:
+        raise ValueError(
+            f"thinking is {str(thinking).lower()}, but the chat template of {path!r} does not read it: leave it out."
+        )
 
 
 def form_of(prompt: str | None, model: str) -> Form:
@@ -87,14 +144,15 @@ def put(benchmark: Benchmark, asked: Sequence[Question], form: Form, chat: Chat)
     Args:
         chat: called only for messages.
     """
-    if benchmark.template != BOXED:
+    if not form.serves(benchmark):
         return benchmark, list(asked)
+    instruction = form.instruction if benchmark.template == BOXED else ""
 
     def prompt(question: Question) -> str:
         if question.messages is None and form.template != MESSAGES:
             return render(form.template, question.text)
         system = [] if form.system is None else [{"role": "system", "content": form.system}]
-        own = [*system, {"role": "user", "content": question.text}]
+        own = [*system, {"role": "user", "content": question.text + instruction}]
         return chat(question.messages or own, form.chat_template_kwargs)
 
     template = MESSAGES if any(question.messages for question in asked) else form.template

@@ -68,7 +68,7 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
     }
     if backend == TRANSFORMERS:  # the composition of a batch decides the rounding of its responses
         settings["batch_size"] = options.batch_size
-    form = prompting.form_of(options.prompt, options.model)
+    form = form_of(options, path)
     jobs: dict[str, Job] = {}
     for name in dict.fromkeys(options.benchmarks):
         try:
@@ -82,7 +82,7 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
             raise ValueError(
                 f"benchmarks is {', '.join(options.benchmarks)}: two have the name {benchmark.name}, so rename a file."
             )
-        of_the_form = {} if benchmark.template != prompting.BOXED else form.about
+        of_the_form = form.about if form.serves(benchmark) else {}
         benchmark, asked = prompting.put(benchmark, asked, form, chat_of(path, options.revision))
         samples, sampling = sampling_of(options, benchmark)
         about = questions.origin(benchmark, asked) | settings | of_the_form
@@ -91,6 +91,15 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
     if not jobs:
         raise ValueError(f"benchmarks is {', '.join(options.benchmarks)}: none is left to evaluate, so name another.")
     return list(jobs.values())
+
+
+def form_of(options: Options, path: str) -> prompting.Form:
+    """Return the form in which the model is asked: a chat, or the form of a run or a template."""
+    if not options.chat:
+        return prompting.form_of(options.prompt, options.model)
+    form = prompting.chat_form(options.system, None if options.thinking is None else options.thinking == "true")
+    prompting.check_chat(form, load.load_tokenizer(path, options.revision), path, options.revision)
+    return form
 
 
 def chat_of(path: str, revision: str | None) -> prompting.Chat:

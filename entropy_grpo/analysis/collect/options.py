@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from ...evaluation.options import CHAT
 from ...registry import ReadIf, refuse_unread
 
-ANSWERING = ("answered_by", "samples", "max_tokens", "seed", "backend")
-READ_IF = (ReadIf(ANSWERING, "benchmarks", bool, "without benchmarks to answer: leave it out"),)
+ASKING = ("prompt", "chat", "system", "thinking")
+ANSWERING = ("answered_by", "samples", "max_tokens", "seed", "backend", *ASKING)
+READ_IF = (ReadIf(ANSWERING, "benchmarks", bool, "without benchmarks to answer: leave it out"), CHAT)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,14 @@ class Options:
     """in place of responses: the model answers these, as in entropy-grpo eval"""
     answered_by: str | None = None
     """with benchmarks, name of the checkpoint that answers them; if unset, the model"""
+    prompt: str | None = None
+    """with benchmarks, as in entropy-grpo eval"""
+    chat: bool = False
+    """with benchmarks, ask with the chat template of the model's tokenizer"""
+    system: str | None = None
+    """with chat, the system message"""
+    thinking: Literal["true", "false"] | None = None
+    """with chat, thinking mode; if unset, the template's default"""
     samples: int | None = None
     """with benchmarks, responses to each question; if unset, 16"""
     max_tokens: int | None = None

@@ -14,7 +14,7 @@ from ...models import load
 from ...runs import files
 from ..text.pieces import piece
 from . import inputs
-from .options import Options
+from .options import ASKING, Options
 from .store import TOKENS, Collection, write_parquet
 
 # Tokens of a part: a kill loses at most one part of a checkpoint's pass, and a view holds one part at a time.
@@ -65,7 +65,7 @@ def responses_of(options: Options, model: str) -> list[Path]:
     """Return the files of the responses: the given file, or files that the model's answers are written to."""
     if options.responses is not None:
         return [options.responses]
-    names = ("samples", "temperature", "max_tokens", "seed", "dtype", "backend")
+    names = ("samples", "temperature", "max_tokens", "seed", "dtype", "backend", *ASKING)
     sampling = {name: getattr(options, name) for name in names}
     return generate(model, options.benchmarks, options.output / GENERATED, top_p=1.0, **sampling)
 
@@ -81,7 +81,7 @@ def claim(collection: Collection, options: Options, paths: dict[str, str]) -> No
     source = str(options.responses) if options.responses else list(options.benchmarks)
     before = files.read_json(collection.settings) if collection.responses.exists() else {}
     generation = {"samples": options.samples, "max_tokens": options.max_tokens, "seed": options.seed}
-    generation |= {"answered_by": options.answered_by}
+    generation |= {name: getattr(options, name) or None for name in ("answered_by", *ASKING)}
     wanted: dict[str, Any] = {
         "responses": source,
         "temperature": options.temperature,

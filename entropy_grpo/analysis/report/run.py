@@ -27,7 +27,9 @@ from .render import Section, Table, markdown, page
 # Number of a run's last responses on its coloured page, as in `analyze text`.
 RESPONSES = 8
 TEXT = "text.html"
+# Fig. 2a, and how it was measured: Qwen3-8B in thinking mode answers AIME at temperature 1.
 PAPER = ("Qwen3-8B on AIME (the paper)", "", "", "50.64%", "0.672", "")
+PAPER_BENCHMARKS = {"aime24", "aime25"}
 
 
 def folder_of(path: Path) -> Path:
@@ -55,6 +57,8 @@ def measure(path: Path) -> dict[str, Any]:
     tokens = {}
     if collection.responses.exists() and collection.checkpoints:
         tokens = views.of_collection(collection)
+        if is_like_the_paper(files.read_json(collection.settings)):
+            tokens["like_the_paper"] = True
     else:
         tokens = views.of_samples(run)
     others = {"divergence": summary.read(collection.path), "logs": views.of_logs(run)}
@@ -74,8 +78,16 @@ def ends(found: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys([names[0], names[-1]]))
 
 
+def is_like_the_paper(settings: dict[str, Any]) -> bool:
+    """Return whether responses were collected as those of the paper's Fig. 2a, with whatever model."""
+    asked = settings.get("responses")
+    on_aime = isinstance(asked, list) and bool(asked) and set(asked) <= PAPER_BENCHMARKS
+    thinks = bool(settings.get("chat")) and settings.get("thinking") in (None, "true")
+    return on_aime and thinks and settings.get("temperature") == 1
+
+
 def distribution_section(found: dict[str, Any], folder: Path) -> Section:
-    """Make the section of Fig. 2a, with the paper's figures in the last row."""
+    """Make the section of Fig. 2a, with the paper's figures in the last row if they were measured alike."""
     checkpoints = found["checkpoints"]
     histograms = {
         name: (np.array(one["histogram"]["edges"]), np.array(one["histogram"]["counts"]))
@@ -94,9 +106,10 @@ def distribution_section(found: dict[str, Any], folder: Path) -> Section:
         )
         for name, one in checkpoints.items()
     ]
+    rows += [PAPER] if found.get("like_the_paper") else []
     header = ("", "tokens", "mean (nats)", "below 0.01 nats", "80th percentile (nats)", "entropy held by the top 20%")
     text = "A minority of tokens, the forks, holds most of the entropy (arXiv 2506.01939, Fig. 2a)."
-    return Section("Distribution", text, [(picture, "histogram of token entropy")], [Table(header, [*rows, PAPER])])
+    return Section("Distribution", text, [(picture, "histogram of token entropy")], [Table(header, rows)])
 
 
 def word_section(name: str, one: dict[str, Any], folder: Path, number: int) -> Section:
@@ -207,7 +220,7 @@ def divergence_section(found: dict[str, Any], folder: Path) -> Section:
 
 
 def log_section(logs: dict[str, Any], folder: Path) -> Section:
-    """Make the section of the entropies that the run logged at every step."""
+    """Make the section of the entropies that the run logged of its rollouts."""
     pictures = []
     if "percentiles" in logs:
         logged = logs["percentiles"]
@@ -220,7 +233,11 @@ def log_section(logs: dict[str, Any], folder: Path) -> Section:
         pictures.append(
             (figures.save(figure, folder / "log-signs.png"), "entropy by correctness and by the sign of the advantage")
         )
-    text = "As the run logged it, each step of the responses of its time (Fig. 5), positive and negative ones apart."
+    text = (
+        "As the run logged it, each rollout under the policy that wrote it (Fig. 5). Right and wrong responses are "
+        "the positive and negative samples of arXiv 2508.02260. The sign of the advantage differs for a right "
+        "response that is overlong."
+    )
     return Section("During training", text, pictures)
 
 

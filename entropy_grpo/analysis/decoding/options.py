@@ -1,0 +1,55 @@
+"""Options of `entropy-grpo analyze decoding`, without heavy imports, because the command line reads them for help."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ...evaluation.options import CHAT
+from ...registry import refuse_unread
+
+
+@dataclass(frozen=True)
+class Options:
+    """Model, benchmarks and temperatures."""
+
+    model: str
+    """a Hub id, a model, checkpoint or adapter folder, an embedded model"""
+    output: Path
+    """folder of the responses, decoding.json and decoding.png; a run's is RUN/analysis/decoding"""
+    benchmarks: Sequence[str] = ("aime24", "aime25")
+    """as in entropy-grpo eval"""
+    t_high: Sequence[float] = (0.5, 0.7, 0.9, 1.0, 1.2, 1.4)
+    """temperatures at forks, with 1 elsewhere"""
+    t_low: Sequence[float] = (0.5, 0.7, 0.9, 1.0, 1.2, 1.4)
+    """temperatures elsewhere, with 1 at forks"""
+    entropy_threshold: float | None = None
+    """of a fork, in nats; if unset, the 80th percentile of the model's own tokens, of one response to each question"""
+    samples: int = 16
+    """responses to each question"""
+    max_tokens: int | None = None
+    """of a response; if unset, 20480, or fewer where a benchmark needs fewer"""
+    prompt: str | None = None
+    """as in entropy-grpo eval"""
+    chat: bool = False
+    """ask with the chat template of the model's tokenizer"""
+    system: str | None = None
+    """with chat, the system message"""
+    thinking: Literal["true", "false"] | None = None
+    """with chat, thinking mode; if unset, the template's default"""
+    seed: int = 0
+    """decides every response"""
+    dtype: str = "auto"
+    """of the weights: auto, bfloat16, float32, ..."""
+    backend: str = "auto"
+    """transformers, vllm, or auto: vllm where it is installed"""
+
+    def __post_init__(self) -> None:
+        refuse_unread(self, (CHAT,))
+        for name in ("t_high", "t_low"):
+            if not all(0 <= value < float("inf") for value in getattr(self, name)):
+                raise ValueError(f"{name} is {list(getattr(self, name))}: every temperature must be 0 or more.")
+        if not (*self.t_high, *self.t_low):
+            raise ValueError("t_high and t_low are empty: give temperatures for one of them.")
+        if self.entropy_threshold is not None and not 0 <= self.entropy_threshold < float("inf"):
+            raise ValueError(f"entropy_threshold is {self.entropy_threshold}: it must be a number, 0 or more.")

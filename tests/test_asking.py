@@ -1,0 +1,96 @@
+"""Models that chat: their own template, thinking mode, and what the results say of it."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from entropy_grpo import cli
+from entropy_grpo.analysis.report.run import is_like_the_paper
+from entropy_grpo.data.benchmarks.benchmark import Question
+from entropy_grpo.data.benchmarks.humaneval import BENCHMARK as HUMANEVAL
+from entropy_grpo.data.prompts import TEMPLATES
+from entropy_grpo.evaluation.prompting import chat_form, check_chat, put
+
+# As Qwen3's: a turn ends with <|im_end|>, and without thinking an empty thought is written for the model.
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+ROWS = [{"problem": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory, tiny_model):
+    """A post-trained model: it declares the end of its turns."""
+    path = tmp_path_factory.mktemp("chat") / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = CHAT
+    model.resize_token_embeddings(len(tokenizer))
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    for part in (model, tokenizer):
+        part.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+def evaluate(model, benchmark, output, *words):
+    command = ["eval", "--model", model, "--benchmarks", benchmark, "--output", str(output), "--samples", "1"]
+    cli.main([*command, "--max-tokens", "4", "--backend", "transformers", *words])
+    prompts = pq.read_table(output / "sums.parquet")["prompt"].to_pylist()
+    return prompts, json.loads((output / "sums.json").read_text())["settings"]
+
+
+@pytest.mark.parametrize("thinking", [None, "true", "false"])
+def test_a_model_is_asked_with_its_chat_template_and_the_results_say_so(chat_model, benchmark, tmp_path, thinking):
+    words = ["--chat", "--system", "Be brief.", *(["--thinking", thinking] if thinking else [])]
+    prompts, settings = evaluate(chat_model, benchmark, tmp_path / "out", *words)
+    question = f"{ROWS[1]['problem']}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+    assert prompts[1] == (
+        f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+        "<|im_start|>assistant\n" + ("<think>\n\n</think>\n\n" if thinking == "false" else "")
+    )
+    assert (settings["template"], settings["system"]) == ("messages", "Be brief.")
+    assert settings.get("chat_template_kwargs") == ({"enable_thinking": thinking == "true"} if thinking else None)
+    with pytest.raises(SystemExit, match="2"):  # other responses than those in the folder
+        evaluate(chat_model, benchmark, tmp_path / "out")
+    plain, settings = evaluate(chat_model, benchmark, tmp_path / "plain")
+    assert plain[1] == TEMPLATES["boxed"].replace("{question}", ROWS[1]["problem"])
+    assert settings["template"] == "boxed" and "instruction" not in settings
+
+
+def test_programs_are_asked_for_in_a_chat_without_the_instruction_of_maths():
+    asked = [Question("0", "Complete f.", "User:\nComplete f.\n\nAssistant:\n", "")]
+    written = []
+    put(HUMANEVAL, asked, chat_form(None, None), lambda messages, kwargs: written.append(messages) or "")
+    assert written == [[{"role": "user", "content": "Complete f."}]]
+
+
+def test_a_chat_that_cannot_be_is_refused(chat_model, tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    with pytest.raises(ValueError, match="has no chat template: leave chat out"):
+        check_chat(chat_form(None, None), AutoTokenizer.from_pretrained(tiny_model), tiny_model, None)
+    with pytest.raises(ValueError, match=r"ends a turn with .*im_end.*do not declare as EOS"):
+        check_chat(chat_form(None, None), tokenizer, tiny_model, None)
+    check_chat(chat_form(None, True), tokenizer, chat_model, None)
+    tokenizer.chat_template = CHAT.split("{% if enable")[0] + "{% endif %}"
+    check_chat(chat_form(None, None), tokenizer, chat_model, None)
+    with pytest.raises(ValueError, match=r"thinking is true, but the chat template of .* does not read it"):
+        check_chat(chat_form(None, True), tokenizer, chat_model, None)
+
+
+def test_the_papers_figures_stand_beside_what_was_measured_alike():
+    like = {"responses": ["aime24"], "chat": True, "thinking": "true", "temperature": 1.0}
+    assert is_like_the_paper(like) and is_like_the_paper(like | {"thinking": None})
+    for changed in ({"responses": ["math500"]}, {"chat": None}, {"thinking": "false"}, {"temperature": 0.6}):
+        assert not is_like_the_paper(like | changed)
+    assert not is_like_the_paper({"responses": "answers.jsonl", "temperature": 1.0})
