@@ -5,10 +5,10 @@
 #       --accelerate_config accelerate_configs/fsdp2_multinode.yaml [--key value ...]
 #   sbatch --nodes 3 --export ALL,VLLM_MODEL=Qwen/Qwen3-14B-Base accelerate_configs/slurm.sh recipes/qwen3_14b.yaml
 #
-# In the second form the last machine serves the model with vLLM and the others train: add VLLM_REVISION for a commit on
-# the Hub. VLLM_TENSOR_PARALLEL GPUs (1) hold one copy of the model, and VLLM_DATA_PARALLEL copies (as many as a machine
-# has GPUs for) answer. The run folder is on a file system that all machines share; a job that is requeued goes on from
-# the newest complete checkpoint.
+# In the second form, the last machine serves the model with vLLM and all other machines train. VLLM_REVISION sets a
+# commit on the Hub. VLLM_TENSOR_PARALLEL GPUs (default 1) hold one copy of the model, and VLLM_DATA_PARALLEL copies
+# (default: as many as fit) generate. The run folder must be on a file system that all machines share. A requeued job
+# resumes from the newest complete checkpoint.
 #SBATCH --job-name=entropy-grpo
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -28,13 +28,13 @@ settings=(--output_dir "$run" --resume_from_checkpoint auto)
 gpus_per_node=${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
 
 if [[ -n ${VLLM_MODEL:-} ]]; then
-  (( ${#nodes[@]} > 1 )) || { echo "VLLM_MODEL needs a machine of its own: add one with --nodes" >&2; exit 2; }
+  (( ${#nodes[@]} > 1 )) || { echo "VLLM_MODEL needs a separate machine: add one with --nodes" >&2; exit 2; }
   server=${nodes[-1]}
   trainers=("${nodes[@]:0:${#nodes[@]}-1}")
   settings+=(--use_vllm true --vllm_mode server --vllm_server_host "$server")
   tensor_parallel=${VLLM_TENSOR_PARALLEL:-1}
   data_parallel=${VLLM_DATA_PARALLEL:-$(( gpus_per_node / tensor_parallel ))}
-  (( data_parallel > 0 )) || { echo "VLLM_TENSOR_PARALLEL is above $gpus_per_node, a machine's GPUs" >&2; exit 2; }
+  (( data_parallel > 0 )) || { echo "VLLM_TENSOR_PARALLEL is above $gpus_per_node, the GPUs of a machine: lower it" >&2; exit 2; }
   VLLM_SERVER_DEV_MODE=1 srun --overlap --nodes 1 --ntasks 1 --nodelist "$server" \
     vllm serve "$VLLM_MODEL" ${VLLM_REVISION:+--revision "$VLLM_REVISION"} \
     --weight-transfer-config '{"backend": "nccl"}' --logprobs-mode processed_logprobs \
@@ -47,7 +47,7 @@ export GPUS=$(( MACHINES * gpus_per_node ))
 export MAIN_ADDRESS=${trainers[0]}
 export MAIN_PORT=${MAIN_PORT:-$(( 20000 + SLURM_JOB_ID % 20000 ))}
 
-# $SLURM_PROCID is the machine's rank, which only the machine itself knows: in single quotes, bash there expands it.
+# $SLURM_PROCID is the rank of a machine. Single quotes leave it to be expanded on that machine.
 srun --kill-on-bad-exit=1 --nodes "$MACHINES" --ntasks "$MACHINES" --nodelist "$(IFS=,; echo "${trainers[*]}")" \
   bash -c 'exec accelerate launch --multi_gpu --num_machines "$MACHINES" --num_processes "$GPUS" \
     --machine_rank "$SLURM_PROCID" --main_process_ip "$MAIN_ADDRESS" --main_process_port "$MAIN_PORT" \

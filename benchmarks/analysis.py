@@ -1,10 +1,10 @@
-"""Time and memory of the analysis: a million tokens with a vocabulary of 151,936, made up.
+"""Time and memory of the analysis of a million synthetic tokens with a vocabulary of 151,936.
 
     python -m benchmarks.analysis            # benchmarks/results/analysis.json
     python -m benchmarks.analysis --table    # only the table of docs/entropy.md, of the recorded results
 
-Collecting is measured without the model's layers: the head on hidden states at random, and the files. Two checkpoints
-of the tokens then go through every view.
+Collecting is measured without the model's layers: only the head on random hidden states, and the files. Every view
+then reads two checkpoints of the tokens.
 """
 
 import argparse
@@ -35,7 +35,7 @@ COMMAND = "python -m benchmarks.analysis --table"
 
 VOCABULARY, TOKENS, LENGTH = 151_936, 2**20, 4096
 PASS_TOKENS = 16384  # `collect`'s default
-# On a processor a narrow model: the vocabulary is what takes memory, and most of the time.
+# The model is narrow on a CPU, because the vocabulary needs most of the memory and of the time.
 HIDDEN = 4096 if torch.cuda.is_available() else 64
 CHECKPOINTS = ("base", "trained")
 ENTROPY, WORDS = ["entropy"], ["token", "entropy"]
@@ -47,7 +47,7 @@ def texts() -> dict[int, str]:
 
 
 def head() -> None:
-    """Entropies of `TOKENS` made-up hidden states, in passes as `collect` makes them."""
+    """Compute the entropies of `TOKENS` random hidden states, in passes as in `collect`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     kernel = choose("auto", device, {"entropy"})
@@ -61,7 +61,7 @@ def head() -> None:
 
 
 def write_files(collection: Collection) -> None:
-    """A first checkpoint of `TOKENS` tokens, part by part, as `collect` writes them; entropies are made up."""
+    """Write a first checkpoint of `TOKENS` tokens with random entropies, part by part as in `collect`."""
     rng, of_token = np.random.default_rng(0), texts()
     collection.path.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(collection.responses, RESPONSES) as writer:
@@ -87,7 +87,7 @@ def write_files(collection: Collection) -> None:
 
 
 def second_checkpoint(collection: Collection) -> None:
-    """The same tokens with other entropies."""
+    """Write a second checkpoint of the same tokens with other entropies."""
     rng = np.random.default_rng(0)
     for number in range(collection.num_parts):
         table = pq.ParquetFile(collection.part(CHECKPOINTS[0], number)).read()
@@ -97,7 +97,7 @@ def second_checkpoint(collection: Collection) -> None:
 
 
 def views(collection: Collection) -> dict[str, Callable[[], Any]]:
-    """Every view of the collection by its name, from the files on."""
+    """Every view of the collection by name, computed from its files."""
     first = CHECKPOINTS[0]
 
     def entropies() -> dict[str, np.ndarray]:

@@ -1,10 +1,11 @@
-"""Seconds, bytes and memory of the state that dynamic sampling adds to a checkpoint, and of reading it back.
+"""Seconds, bytes and memory of the state that dynamic sampling adds to a checkpoint, for saving and reading.
 
     python -m benchmarks.checkpoints    # benchmarks/results/checkpoints.json
 
-1,000 groups of 16 responses wait for the next rollout: each response is a text of 80 KB with 20,000 tokens, their
-log-probabilities by the sampler and by the policy that wrote them. Saving and reading run in processes of their own:
-the peak of one does not hide that of the other.
+1,000 groups of 16 responses wait for the next rollout. Each response has a text of 80 KB, 20,000 tokens, and their
+log-probabilities from the sampler and from the policy that wrote them. Saving and reading run in separate processes,
+so
+that both peaks are measured.
 """
 
 import argparse
@@ -29,7 +30,7 @@ PROMPT_TOKENS = 200
 
 
 def make_sampler(groups: int) -> DynamicSampler:
-    """A sampler in which so many groups wait."""
+    """A sampler in which `groups` groups wait."""
     sampler = DynamicSampler(groups, groups, groups, 1, 1, True, 0)
     generator = torch.Generator().manual_seed(0)
     letters = "".join(random.Random(0).choices("abcdefghij \\{}^=∫é", k=2 * TEXT_BYTES)).encode()
@@ -48,7 +49,7 @@ def make_sampler(groups: int) -> DynamicSampler:
 
 
 def measured(function: Any) -> dict[str, float]:
-    """Seconds and peak bytes, beyond what is there before, of a call."""
+    """Seconds of a call, and its peak memory in bytes beyond the memory before it."""
     taken: list[float] = []
 
     def timed() -> None:
@@ -76,14 +77,14 @@ def read(path: Path, groups: int) -> dict[str, float]:
 
 
 def in_a_process(part: str, path: Path, groups: int) -> dict[str, float]:
-    """The figures of `save` or `read`, by a process that does nothing else."""
+    """The figures of `save` or `read`, measured in a separate process."""
     command = [sys.executable, "-m", "benchmarks.checkpoints", part, str(path), "--groups", str(groups)]
     subprocess.run(command, check=True)
     return files.read_json(path.with_name(f"{part}.json"))
 
 
 def run(groups: int, folder: Path) -> dict[str, Any]:
-    """The figures of a state of so many groups, in a folder that has room for it."""
+    """The figures of a state with a given number of groups."""
     path = folder / "run_state.safetensors"
     found = {part: in_a_process(part, path, groups) for part in ("save", "read")}
     return {

@@ -1,10 +1,10 @@
-"""Forked decoding of the embedded task: accuracy as T_high varies at T_low = 1, and the other way round.
+"""Accuracy of forked decoding on the embedded task, for several T_high at T_low = 1, and several T_low at T_high = 1.
 
     python -m benchmarks.decoding            # benchmarks/results/decoding.json and .png, ten minutes on two cores
-    python -m benchmarks.decoding --draw     # only the picture and the table of the recorded results
+    python -m benchmarks.decoding --draw     # only the plot and the table of the recorded results
 
-The threshold is the 80th percentile of the entropies that the model's own responses at temperature 1 have, as in
-arXiv 2506.01939, Fig. 3. All settings answer the same problems with the same seeds, and are compared in pairs.
+The threshold is the 80th percentile of the entropies in the model's own responses at temperature 1, as in arXiv
+2506.01939, Fig. 3. All settings answer the same problems with the same seeds, and are compared in pairs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ VARIED = {"T_high": "T_low = 1", "T_low": "T_high = 1"}
 
 
 def sample(model, tokenizer, problems, temperatures: Temperatures) -> tuple[np.ndarray, np.ndarray]:
-    """Right answers (n, N) bool, and (n, 2): good moves and moves of each problem's answers."""
+    """Right answers, (n, N) bool, and good moves and moves of each problem's answers, (n, 2)."""
     prompts = [problem.prompt for problem in problems]
     right, moves = np.zeros((len(problems), SAMPLES), bool), np.zeros((len(problems), 2))
     for seed in range(SAMPLES):
@@ -44,7 +44,7 @@ def sample(model, tokenizer, problems, temperatures: Temperatures) -> tuple[np.n
 
 
 def sweep(name: str) -> dict:
-    """Every setting of one model."""
+    """Results of every setting for one model."""
     model, tokenizer = walks.load(name)
     problems = walks.problems(PROBLEMS)
     paths = walks.write(model, tokenizer, [problem.prompt for problem in problems], seed=0)
@@ -70,13 +70,13 @@ def sweep(name: str) -> dict:
 
 
 def line(settings: list[dict], varied: str) -> list[tuple[float, dict]]:
-    """(temperature, setting) where the other temperature is 1."""
+    """(temperature, setting) of the settings in which the other temperature is 1."""
     mine, other = ("t_high", "t_low") if varied == "T_high" else ("t_low", "t_high")
     return sorted(((s[mine], s) for s in settings if s[other] == 1), key=lambda pair: pair[0])
 
 
 def draw(results: dict) -> Figure:
-    """Accuracy against the varied temperature, a panel for each model."""
+    """Plot accuracy against the varied temperature, with one panel per model."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, len(results["models"]), sharey=True)
     for axes, (name, model) in zip(panels, results["models"].items(), strict=True):

@@ -1,10 +1,9 @@
-"""What diagnostics, stages and watchers cost on the embedded task, as a share of the training's processor time.
+"""Cost of diagnostics, stages and watchers on the embedded task, as a share of the training's CPU time.
 
     python -m benchmarks.diagnostics    # benchmarks/results/diagnostics.json
 
-One run of the demo with all of them on, without evaluations. Their functions are timed where they are called, by the
-processor, which depends little on what else the machine does. Most of it is per call, so on a model that is worth
-training the share is lower.
+The demo runs once with all of them on, without evaluations. Their functions are timed in CPU time, which depends
+little on other load of the machine. Most of the cost is per call, so that the share is lower for larger models.
 """
 
 import os
@@ -44,7 +43,7 @@ TIMED = {
 
 
 def timed(function: Callable[..., Any], name: str, seconds: dict[str, float]) -> Callable[..., Any]:
-    """The function, whose processor time is added up."""
+    """The function with a sum of its CPU time."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         start = time.process_time()

@@ -1,4 +1,4 @@
-"""What a fork decides on the embedded task: the sampled and the best other token forced, and paths sampled after each.
+"""Effect of forks on the embedded task: the sampled and the best other token are forced, then paths are sampled.
 
 python -m benchmarks.divergence            # benchmarks/results/divergence.json and .png, ten minutes on two cores
 python -m benchmarks.divergence --draw     # only the picture and the table of the recorded results
@@ -22,7 +22,7 @@ SETTINGS = Settings(rho=0.2, forks=1, continuations=32, max_tokens=walks.MAX_TOK
 
 
 def measured(name: str) -> dict:
-    """The forks of one model's responses."""
+    """Measure the forks of one model's responses."""
     model, tokenizer = walks.load(name)
     problems = walks.problems(PROBLEMS)
     responses = walks.write(model, tokenizer, [problem.prompt for problem in problems], seed=0)

@@ -1,11 +1,11 @@
-"""Train the embedded task with several seeds and selections; the results go to benchmarks/results/embedded.json.
+"""Training of the embedded task with several seeds and selections. Results are in benchmarks/results/embedded.json.
 
     python -m benchmarks.embedded            # everything: learning rates on the dev problems, then the seeds
     python -m benchmarks.embedded --table    # only the tables of the recorded results, here and in the README
 
-Every seed has its own cold start. The learning rate of each selection is chosen with one seed that is not reported, by
-the accuracy on the dev problems at the end of training; the test problems are answered by the reported runs alone.
-Runs are one process with one thread each, `--jobs` at a time. A run whose folder is complete is not repeated.
+Every seed has its own cold start. The learning rate of each selection is chosen with one unreported seed, by the
+accuracy on the dev problems after training. Only the reported runs answer the test problems. Each run is one process
+with one thread, and `--jobs` run at the same time. A run whose folder is complete is not repeated.
 """
 
 import argparse
@@ -45,7 +45,7 @@ MEASURES = ("accuracy", "good_choices")
 
 
 def run(arm: str, settings: Sequence[str], rate: str, seed: int, answers: bool) -> RunFolder:
-    """One run of the demo recipe with an arm's settings; its folder."""
+    """Run the demo recipe with an arm's settings, and return its folder."""
     name = f"{arm.replace(' ', '').replace('%', '').replace('=', '')}-lr{rate}-seed{seed}"
     folder = RunFolder(RUNS / name)
     if (folder.path / "model.safetensors").exists():
@@ -74,7 +74,7 @@ def mean_interval(values: list[float]) -> dict[str, float]:
 
 
 def run_all(jobs: int) -> dict:
-    """Run everything that is missing and sum it up."""
+    """Run all missing runs and summarise all runs."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(TASK.model, (DEV_SEED, *SEEDS)))

@@ -1,10 +1,10 @@
-"""The embedded job to a given held-out accuracy, against stock TRL with its own `top_entropy_quantile`.
+"""Time of the embedded job to a given held-out accuracy, against stock TRL with its own `top_entropy_quantile`.
 
     python -m benchmarks.end_to_end    # benchmarks/results/end_to_end.json
 
-Both trainers get the recipe's model, data, rewards and settings. The seconds are those of the training steps, with
-generation and without evaluation, up to the first evaluation on the dev problems that reaches the accuracy. The
-runs of a seed share the machine, one thread each.
+Both trainers get the recipe's model, data, rewards and settings. The time includes generation and excludes evaluation.
+It ends with the first evaluation on the dev problems that reaches the accuracy. The runs of a seed share the machine,
+with one thread each.
 """
 
 import argparse
@@ -33,13 +33,13 @@ VARIANTS = {"TRL": [], "ours, rollout": ["--entropy_scope", "rollout"]}
 
 
 def stock_config(args: GRPOConfig) -> GRPOConfig:
-    """The part of the settings that TRL knows."""
+    """The settings that TRL also has."""
     values = {f.name: getattr(args, f.name) for f in fields(GRPOConfig) if f.init}
     return GRPOConfig(**values | {"generation_batch_size": None})
 
 
 def history(trainer_class: type[GRPOTrainer], words: list[str], seed: int) -> list[dict]:
-    """Train the embedded job in this process, without files; what it logged."""
+    """Train the embedded job in this process without files, and return its logs."""
     words = ["--seed", str(seed), *"--save_strategy no --eval_steps 20 --disable_tqdm true".split(), *words]
     with tempfile.TemporaryDirectory() as output:
         settings = recipe.load(RECIPE) | recipe.overrides([*words, "--output_dir", output])

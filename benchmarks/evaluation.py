@@ -1,11 +1,11 @@
-"""The embedded task evaluated as any benchmark is: three models, a kill, and the speed of generation.
+"""Evaluation of the embedded task like any benchmark: three models, killed evaluations, and the speed of generation.
 
     python -m benchmarks.evaluation            # benchmarks/results/evaluation.json, about half an hour on two cores
     python -m benchmarks.evaluation --run RUN  # with a trained run of the demo recipe instead of training one
     python -m benchmarks.evaluation --table    # only the table of the recorded results
 
-The models are one with random weights, the cold start, and what the demo recipe makes of it. Each answers the 400 test
-problems 64 times; Acc@16 and Maj@16 are of the first 16. What is finished is not repeated when the command is.
+The models are a model with random weights, the cold start, and the model that the demo recipe trains from it. Each
+answers the 400 test problems 64 times. Acc@16 and Maj@16 use the first 16 answers. Finished parts are not repeated.
 """
 
 import argparse
@@ -43,7 +43,7 @@ NAME = embedded.TASK.name
 SAMPLES, FIRST = 64, 16
 SHOWN_K = (1, 4, 16, 64)
 BATCH_SIZE = 256
-# Of the killed evaluation, and of the one that is timed.
+# Sizes of the killed evaluation, and of the timed evaluation.
 KILLS, FEW_SAMPLES, KILL_BATCH = 5, 2, 64
 REPEATS, TIMED_QUESTIONS, TIMED_SAMPLES = 5, 64, 4
 
@@ -59,7 +59,7 @@ def random_model() -> Path:
 
 
 def trained_model() -> Path:
-    """The demo recipe's run, which goes on where it was killed."""
+    """The run of the demo recipe, which continues after a kill."""
     path = RUNS / "trained"
     if not (path / "model.safetensors").exists():
         command = [sys.executable, "recipes/demo_cpu.yaml", "--output_dir", str(path), "--disable_tqdm", "true"]
@@ -68,7 +68,7 @@ def trained_model() -> Path:
 
 
 def evaluate(model: str | Path, output: Path, samples: int, batch_size: int) -> subprocess.Popen:
-    """Start `entropy-grpo eval`, or go on with it."""
+    """Start or continue `entropy-grpo eval`."""
     command = [sys.executable, "-m", "entropy_grpo.cli", "eval", "--model", str(model), "--benchmarks", NAME]
     command += ["--backend", "transformers", "--samples", str(samples), "--batch-size", str(batch_size)]
     return subprocess.Popen([*command, "--output", str(output)], cwd=measure.ROOT)
@@ -85,7 +85,7 @@ def first(samples: pa.Table, count: int) -> pa.Table:
 
 
 def compare_models(folders: dict[str, Path]) -> dict[str, Any]:
-    """The metrics of the models, the paired difference of the last two, and the picture of their Pass@k."""
+    """Metrics of the models, the paired difference of the last two, and the plot of their Pass@k."""
     tables = {name: results.read(folder, NAME)[0] for name, folder in folders.items()}
     curves = {name: summarize_samples(results.samples_of(table))["pass@k"] for name, table in tables.items()}
     sixteen = {name: results.samples_of(first(table, FIRST)) for name, table in tables.items()}
@@ -99,7 +99,7 @@ def compare_models(folders: dict[str, Path]) -> dict[str, Any]:
 
 
 def compare_killed(folder: Path) -> dict[str, Any]:
-    """An evaluation that is killed again and again while it writes, against one that is left alone."""
+    """Compare an evaluation that is repeatedly killed with an uninterrupted evaluation."""
     alone, killed = folder / "alone", folder / "killed"
     model = load.resolve(embedded.NAME)
     finish(evaluate(model, alone, FEW_SAMPLES, KILL_BATCH))
@@ -129,7 +129,7 @@ def rows_in(folder: Path) -> list[files.Row]:
 
 
 def compare_speed() -> dict[str, Any]:
-    """Tokens per second of the backend and of plain loops around `generate`, taking turns on the same problems."""
+    """Tokens per second of the backend and of plain loops around `generate`, alternating on the same problems."""
     model, tokenizer = load.load_model(load.resolve(embedded.NAME), None, "auto")
     asked = questions.load(NAME)[1][:TIMED_QUESTIONS]
     prompts = [question.prompt for question in asked for _ in range(TIMED_SAMPLES)]
@@ -170,7 +170,7 @@ def compare_speed() -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+    """The figures in Markdown."""
     names = list(found["models"])
     models = found["models"].values()
     metrics = {"Acc@16": "acc@N", "Maj@16": "maj@N", "no answer": "no_answer", "cut off": "truncated"}

@@ -1,9 +1,9 @@
-"""Experiments on the embedded task, each a sweep over seeds and its comparison; docs/experiments.md reads them.
+"""Experiments on the embedded task, each a sweep over seeds and its comparison. docs/experiments.md describes them.
 
-    python -m benchmarks.experiments reproduce_tiny    # run what is missing, then record, draw and tabulate
+    python -m benchmarks.experiments reproduce_tiny    # run missing runs, then record, draw and tabulate
     python -m benchmarks.experiments --table           # only the tables of the recorded results
 
-What is recorded is what `entropy-grpo compare` finds, and beside it what the watchers said of each run.
+The record has the comparison by `entropy-grpo compare` and the watchers' warnings of each run.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CURVES = {key: compare.CURVES[key] for key in ("eval_accuracy", "entropy/mean")}
 
 @dataclass(frozen=True)
 class Experiment:
-    """A recipe and its variants: what each is called, and the settings that it adds. The first is the baseline."""
+    """A recipe with named variants and the settings that each variant adds. The first variant is the baseline."""
 
     recipe: str
     arms: Mapping[str, tuple[str, ...]]
@@ -75,17 +75,17 @@ EXPERIMENTS = {
 
 
 def command(name: str) -> str:
-    """What writes the tables of an experiment into the page; the mark of their place there."""
+    """The command that writes the tables of an experiment, which is also the mark of their place in the page."""
     return f"python -m benchmarks.experiments {name} --table"
 
 
 def results(name: str) -> Path:
-    """Where an experiment's figures are recorded."""
+    """The file of an experiment's figures."""
     return measure.RESULTS / f"{name}.json"
 
 
 def run(name: str, jobs: int) -> None:
-    """Sweep what is missing and record the comparison."""
+    """Run the missing runs of the sweep, and record the comparison."""
     experiment, folder = EXPERIMENTS[name], measure.ROOT / "runs" / name
     variants = list(experiment.arms.values())
     launcher = "accelerate launch --quiet"
@@ -99,7 +99,7 @@ def run(name: str, jobs: int) -> None:
 
 
 def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
-    """What of a comparison is kept, arms by their names in the order of the experiment."""
+    """The recorded part of a comparison, with arms by name in the order of the experiment."""
     experiment, arms = EXPERIMENTS[name], {}
     for group, members in found["groups"].items():
         runs = [RunFolder(Path(path)) for path in members["runs"]]
@@ -131,7 +131,7 @@ def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[s
 
 
 def table(recorded: dict[str, Any]) -> str:
-    """The arms, their differences from the baseline and what that allows one to claim of rewards, in Markdown."""
+    """The arms, their differences from the baseline, and the claims about rewards, in Markdown."""
     rows = [
         ["", "accuracy", "by seed", "mean entropy, nats", f"accuracy above {recorded['baseline']}", "p, corrected"]
     ]
@@ -152,7 +152,7 @@ def table(recorded: dict[str, Any]) -> str:
 
 
 def watchers_table(found: Mapping[str, dict[str, Any]]) -> str:
-    """How many runs of every arm each watcher spoke in; arms of which it spoke in none are left out."""
+    """Number of runs with a warning, by arm and watcher, without arms that have none."""
     rows, runs, silent = [["experiment", "arm", "watchers, and in how many of the seeds they spoke"]], 0, 0
     for name, experiment in found.items():
         for label, arm in experiment["arms"].items():
@@ -164,7 +164,7 @@ def watchers_table(found: Mapping[str, dict[str, Any]]) -> str:
 
 
 def draw(recorded: dict[str, Any], path: Path) -> None:
-    """Accuracy after training by arm, with its seeds; accuracy and entropy over training."""
+    """Plot accuracy after training by arm with its seeds, and accuracy and entropy over training."""
     arms = recorded["arms"]
     figure = Figure(figsize=(10, 4.4 + 0.12 * len(arms)), layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))

@@ -1,10 +1,10 @@
-"""Every figure of token entropy for the embedded task, before any training, after its cold start and after RLVR.
+"""All figures of token entropy for the embedded task, before any training, after its cold start and after RLVR.
 
     python -m benchmarks.figures            # trains, answers, scores; docs/figures/, benchmarks/results/figures.json
     python -m benchmarks.figures --table    # only the table of docs/entropy.md, of the recorded results
 
-One run of the demo recipe whose checkpoints are kept; the test problems, answered by each model; the cold start's
-answers, scored by every checkpoint. What is finished is not done again.
+The demo recipe runs once and keeps its checkpoints. Each model answers the test problems, and every checkpoint scores
+the cold start's answers. Finished parts are not repeated.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SHOWN = "overlap change percentiles categories log-percentiles log-signs words-0
 
 
 def train() -> None:
-    """The demo with all its checkpoints, from where it was interrupted."""
+    """The run of the demo with all its checkpoints, which continues after an interruption."""
     if (RUN.path / "model.safetensors").exists():
         return
     command = [sys.executable, "recipes/demo_cpu.yaml", "--output_dir", str(RUN.path), "--disable_tqdm", "true"]
@@ -47,7 +47,7 @@ def train() -> None:
 
 
 def random_model() -> Path:
-    """The model that the cold start begins with."""
+    """The model with which the cold start begins."""
     folder = RUN.path / "own" / "weights"
     if not (folder / "tokenizer_config.json").exists():
         tokenizer = cold_start.build_tokenizer()
@@ -57,7 +57,7 @@ def random_model() -> Path:
 
 
 def collect(output: Path, model: str, *against: str) -> None:
-    """`entropy-grpo analyze collect` on the test problems."""
+    """Run `entropy-grpo analyze collect` on the test problems."""
     command = [sys.executable, "-m", "entropy_grpo.cli", "analyze", "collect", "--output", str(output)]
     command += ["--model", model, "--benchmarks", embedded.TASK.name, "--samples", str(SAMPLES)]
     command += ["--backend", "transformers", *(["--against", *against] if against else [])]
@@ -81,7 +81,7 @@ def position_groups(found: dict[str, Any]) -> dict[str, float]:
 
 
 def sum_up() -> dict[str, Any]:
-    """The figures of the reports that the page shows, and its pictures."""
+    """Figures and plots of the reports for the page."""
     found = {name: json.loads((folder / "report.json").read_text()) for name, folder in OWN.items()}
     own = {name: one["checkpoints"][name] for name, one in found.items()}
     folder = DOCS / "figures"
@@ -116,7 +116,7 @@ def sum_up() -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The recorded figures beside the paper's, in Markdown."""
+    """The recorded figures and the paper's figures, in Markdown."""
     own = results["own responses"]
     entropies = [
         ("", *"tokens; mean, nats; below 0.01 nats; 80th percentile; entropy held by the top 20%".split("; "))

@@ -1,4 +1,4 @@
-"""The grader beside plain math-verify on the answer pairs that the tests hold it to: what each grades wrongly.
+"""Errors of the grader and of plain math-verify on the answer pairs of the tests.
 
 python -m benchmarks.grading            # a minute, benchmarks/results/grading.json and the table
 python -m benchmarks.grading --table    # only the table of the recorded results
@@ -18,13 +18,13 @@ COMMAND = "python -m benchmarks.grading"
 
 
 def ours(response: str, reference: str, relative_tolerance: float) -> bool:
-    """As the reward does it, without the processes."""
+    """Grade as in the reward, but without worker processes."""
     answer = boxed(response)
     return answer is not None and compare(answer, reference, relative_tolerance) is Verdict.RIGHT
 
 
 def plain_math_verify(response: str, reference: str, relative_tolerance: float) -> bool:
-    """As the field calls it: both texts parsed with the default settings. It has no tolerance."""
+    """Grade with math-verify's default settings for both texts. It has no tolerance."""
     return bool(verify(parse(f"\\boxed{{{reference}}}"), parse(response)))
 
 
@@ -32,7 +32,7 @@ GRADERS = {"ours": ours, "plain math-verify": plain_math_verify}
 
 
 def wrong(grade: Callable[[str, str, float], bool], found: list[Case]) -> dict[str, list[Case]]:
-    """The cases that a grader gets wrong: false positives and false negatives."""
+    """The cases that a grader gets wrong: (false positives, false negatives)."""
     mistakes = [case for case in found if grade(*case[1:4]) is not case[4]]
     return {
         "false_positives": [case for case in mistakes if not case[4]],
@@ -52,7 +52,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def listing(results: dict[str, Any]) -> str:
-    """Every mistake in a line."""
+    """All mistakes, one per line."""
     lines = []
     for name in GRADERS:
         for sort, mistakes in results[name].items():

@@ -2,9 +2,9 @@
 
     python -m benchmarks.head    # benchmarks/results/head.json, or head_gpu.json on a GPU, with Qwen3-8B's sizes
 
-Every variant scores the same n rows; a share rho of them has a gradient. "known after" is the mask of the current
-policy: all rows are projected, and those with a gradient are differentiated. "known before" is the mask of the
-rollout: only those rows are projected. Units count matmuls of n rows with the head.
+Every variant scores the same n rows, of which a share rho has a gradient. "known after" is the mask of the current
+policy: all rows are projected, and rows with a gradient are differentiated. "known before" is the mask of the rollout:
+only rows with a gradient are projected. Units count matmuls of n rows with the head.
 """
 
 import argparse
@@ -31,7 +31,7 @@ ENTROPY = ("entropy",)
 
 
 def problem(rows, hidden_size, vocabulary, dtype, device, seed=0):
-    """Hidden states, a head whose distributions are as peaked as a language model's, targets, and gradients."""
+    """Hidden states, a head with distributions as peaked as a language model's, targets, and gradients."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(rows, hidden_size, generator=generator)
     weight = torch.randn(vocabulary, hidden_size, generator=generator) * 3 / hidden_size**0.5
@@ -41,7 +41,7 @@ def problem(rows, hidden_size, vocabulary, dtype, device, seed=0):
 
 
 def trl(tile, hidden, weight, targets):
-    """TRL's kernel as its trainer calls it, but for the width of a tile: log-probabilities and entropies."""
+    """Log-probabilities and entropies by TRL's kernel with its trainer's arguments, except the width of a tile."""
     return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, tile, None, 1.0, ENTROPY)[:2]
 
 
@@ -49,12 +49,16 @@ STOCK = partial(trl, _CHUNKED_LOGPROB_CHUNK_SIZE)
 
 
 def sparse(kernel, outputs, hidden, weight, targets):
-    """Ours on a kernel."""
+    """The sparse head on a kernel."""
     return SparseLogProbs.apply(hidden, weight, targets, 1.0, kernel, outputs)[:2]
 
 
 def step(score, hidden, weight, targets, gradients):
-    """One forward and backward pass; (log_probs, entropies, gradient of hidden, gradient of weight)."""
+    """Run one forward and backward pass.
+
+    Returns:
+        (log_probs, entropies, gradient of hidden, gradient of weight).
+    """
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
     log_probs, entropies = score(hidden, weight, targets)
     log_probs.backward(gradients)
@@ -103,7 +107,7 @@ def times(vocabulary, hidden_size, rows, dtype, device, repeats, rhos):
 
 
 def truth(hidden, weight, targets, gradients):
-    """The same in float64, from full logits."""
+    """The results of `step` in float64, from full logits."""
     hidden, weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
     logps = (hidden @ weight.t()).log_softmax(-1)
     log_probs = logps.gather(1, targets.unsqueeze(1)).squeeze(1)

@@ -1,13 +1,12 @@
-"""Runs that are killed at random moments, against the same runs left alone: how many differ afterwards.
+"""Number of runs that differ from uninterrupted runs after they were killed at random moments.
 
     python -m benchmarks.kill            # benchmarks/results/kill.json, about half an hour on two cores
     python -m benchmarks.kill --table    # only the table of the recorded results
 
-A victim is a whole run of the demo recipe on a tiny model, all of whose processes are killed by SIGKILL: after a
-random step and a random delay, or in the middle of writing a checkpoint. It is started again by the same command, with
-`--resume_from_checkpoint auto`, until it has ended. Then its weights, its metrics and the tokens it logged must be,
-bit for bit, those of a run that was never killed. Every optimiser step writes a checkpoint, and the older ones are
-deleted.
+A victim is a whole run of the demo recipe on a tiny model. All its processes are killed by SIGKILL, after a random
+step and a random delay, or in the middle of writing a checkpoint. The same command, with `--resume_from_checkpoint
+auto`, restarts it until it ends. Its weights, metrics and logged tokens must then equal those of an uninterrupted run,
+bit for bit. Every optimiser step writes a checkpoint, and older checkpoints are deleted.
 """
 
 import argparse
@@ -26,7 +25,11 @@ TABLE = "python -m benchmarks.kill --table"
 
 
 def compare(case: Case, model: str, folder: Path, kills: int, seed: int) -> list[files.Row]:
-    """Kill one victim after the other, each once or more; what was done to each, and what differs afterwards."""
+    """Kill several runs, each at least once, and compare them with uninterrupted runs.
+
+    Returns:
+        The kills of each run, and its differences afterwards.
+    """
     rng = random.Random(seed)
     alone = folder / "alone"
     folder.mkdir(parents=True)
@@ -51,7 +54,7 @@ def compare(case: Case, model: str, folder: Path, kills: int, seed: int) -> list
 
 
 def table(results: dict) -> str:
-    """The figures as Markdown."""
+    """The figures in Markdown."""
     names = ("kills", "inside a save", "runs that differ")
     rows = [("", *names), *((case["case"], *(case[name] for name in names)) for case in results["cases"])]
     return (

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, peak memory, and where the figures go."""
+"""Helpers of the benchmarks: alternating timing, peak memory, and the files of the figures."""
 
 import ctypes
 import statistics
@@ -19,7 +19,7 @@ END = "<!-- end of results -->"
 
 
 def peak_memory(function: Callable[[], Any]) -> int:
-    """Bytes that a call has at most beyond what is there before it."""
+    """Peak memory of a call in bytes, beyond the memory before it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -27,7 +27,7 @@ def peak_memory(function: Callable[[], Any]) -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken now
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed before must not hide memory allocated now
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of the resident set
     before = _status("VmRSS")
     function()
@@ -53,7 +53,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def in_turns(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Wall times of every variant; they take turns, so that all see the same noise. The first turn is not counted."""
+    """Wall times of every variant. Variants alternate, so that all see equal noise. The first turn is not counted."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
         for name, function in variants.items():
@@ -69,12 +69,12 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """How many times faster, turn by turn."""
+    """Speed-up in every turn."""
     return spread([a / b for a, b in zip(slow, fast, strict=True)])
 
 
 def write(name: str, command: str, figures: dict[str, Any]) -> None:
-    """Write the figures with what they were measured on."""
+    """Write the figures with the environment in which they were measured."""
     about = {
         "command": command,
         "hardware": hardware(),
@@ -86,13 +86,13 @@ def write(name: str, command: str, figures: dict[str, Any]) -> None:
 
 
 def readme_block(command: str, page: Path = README) -> tuple[str, str, str]:
-    """The README, or another page, before, between and after the marks of the tables that this command writes."""
+    """A page (the README by default) before, between and after the marks of the tables that this command writes."""
     before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- results: {command} -->")
     block, end, after = rest.partition(END)
     return before + mark, block.strip(), end + after
 
 
 def write_readme(command: str, text: str, page: Path = README) -> None:
-    """Put tables between their marks."""
+    """Write tables between their marks."""
     before, _, after = readme_block(command, page)
     files.write_text(page, f"{before}\n\n{text}\n\n{after}")

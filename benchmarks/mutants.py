@@ -1,16 +1,16 @@
 """Mutation testing of the pure modules: one fault at a time is put into a module, and its quick tests must fail.
 
     python -m benchmarks.mutants                         # every module, benchmarks/results/mutants.json
-    python -m benchmarks.mutants objective/selection     # modules by name; the others' figures stay
-    python -m benchmarks.mutants --survivors NAME ...    # only what survived last time
+    python -m benchmarks.mutants objective/selection     # modules by name; figures of other modules stay
+    python -m benchmarks.mutants --survivors NAME ...    # only the last survivors
 
-A mutant differs from the module in one place: a comparison, a constant, an operator, a condition, a sign, a minimum
-for a maximum, a statement left out. Regular expressions and texts are not changed. Every mutant runs in a process
-forked from one that has imported the third-party packages, so that it costs its tests and no imports. Processes that
-the tests start import the module as it is on disk: what only a grading worker does is not tested here.
+A mutant differs from the module in one place: a comparison, constant, operator, condition or sign, a minimum for a
+maximum, or a missing statement. Regular expressions and texts are not changed. Every mutant runs in a process forked
+from one that has imported the third-party packages, so that it needs no imports. Processes that the tests start import
+the unchanged module, so that code which only a grading worker runs is not tested here.
 
-A survivor is listed with its reason in `benchmarks/equivalent_mutants.json`, if no test could tell it from the module;
-else it is a gap in the tests.
+If no test can distinguish a survivor from the module, `benchmarks/equivalent_mutants.json` lists it with the reason.
+All other survivors are gaps in the tests.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from entropy_grpo.runs.environment import git_revision
 RESULTS = measure.RESULTS / "mutants.json"
 EQUIVALENT = REPOSITORY / "benchmarks" / "equivalent_mutants.json"
 PAIRS = ["test_grading.py", "test_rewards.py"]
-# Quick tests by module; of their files' tests those that load a model, train or start workers are left out.
+# Quick tests by module. Tests that load a model, train or start workers are excluded.
 TESTS = {
     "objective/selection": ["test_selection.py", "test_diagnostics.py"],
     "objective/share": ["test_selection.py"],
@@ -90,7 +90,7 @@ NAMES = dict(pair for swap in _SWAPS.split() for pair in (tuple(swap.split("/"))
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module with one fault: `key` names it whatever its line, `code` is what runs."""
+    """A module with one fault. `key` names the fault independently of its line, and `code` is the compiled module."""
 
     key: str
     line: int
@@ -98,7 +98,7 @@ class Mutant:
 
 
 def _replacements(node: ast.AST) -> Iterator[ast.AST]:
-    """The node with one fault each."""
+    """Copies of the node with one fault each."""
     if isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield ast.Constant(not node.value)
     elif isinstance(node, ast.Constant) and isinstance(node.value, int):
@@ -136,7 +136,7 @@ def _with(node: ast.AST, **changes: Any) -> ast.AST:
 
 
 def _places(node: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, str, int | None, ast.AST, str]]:
-    """(parent, field, index, node, function) of everything but annotations, decorators and `zip`'s `strict`."""
+    """(parent, field, index, node, function) of all nodes except annotations, decorators and `zip`'s `strict`."""
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list", "type_params"):
             continue
@@ -153,7 +153,7 @@ def _first_line(node: ast.AST) -> str:
 
 
 def mutants(path: Path) -> list[Mutant]:
-    """Every mutant of a module."""
+    """All mutants of a module."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found, seen = [], Counter()
     for parent, field, i, node, function in _places(tree):
@@ -180,7 +180,7 @@ def _put(parent: ast.AST, field: str, i: int | None, node: ast.AST) -> None:
 
 
 class _Loader(SourceFileLoader):
-    """Loads other code than its file's."""
+    """Loads given code instead of a file's code."""
 
     code: CodeType
 
@@ -189,7 +189,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds one module, with the code of a mutant."""
+    """Finds one module with the code of a mutant."""
 
     def __init__(self, module: str, path: Path, code: CodeType):
         self.module, self.path, self.code = module, path, code
@@ -206,7 +206,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Quick:
-    """pytest's plugin that leaves slow tests out."""
+    """pytest plugin that skips slow tests."""
 
     def __init__(self, workers: bool):
         self.fixtures = SLOW_FIXTURES if workers else SLOW_FIXTURES | WITHOUT_WORKERS
@@ -223,7 +223,7 @@ def _path(name: str) -> Path:
 
 
 def _run_tests(name: str, code: CodeType | None) -> int:
-    """Run a module's tests, with a mutant in its place, and return pytest's exit code."""
+    """Run the tests of a module in which a mutant replaces it, and return pytest's exit code."""
     import pytest
 
     if code is not None:
@@ -237,11 +237,11 @@ def _run_tests(name: str, code: CodeType | None) -> int:
 
 
 class Trial:
-    """The tests of a mutant, or of the module itself, in a process of their own.
+    """The tests of a mutant, or of the unchanged module, in a separate process.
 
     Attributes:
-        outcome: survived, killed or timeout; None while the tests run.
-        seconds: what the tests took.
+        outcome: survived, killed or timeout, or None while the tests run.
+        seconds: duration of the tests.
     """
 
     def __init__(self, name: str, code: CodeType | None, limit: float):
@@ -261,7 +261,7 @@ class Trial:
             os._exit(result)
 
     def is_over(self) -> bool:
-        """Return whether the tests have ended; tests that have run for too long are ended."""
+        """Return whether the tests have ended. Tests that exceed the time limit are killed."""
         if self.outcome is not None:
             return True
         self.seconds = time.monotonic() - self.start
@@ -278,7 +278,7 @@ class Trial:
 
 
 def judge(name: str, codes: Sequence[CodeType | None], limit: float, jobs: int) -> list[Trial]:
-    """Try mutants of a module, `jobs` at a time."""
+    """Try mutants of a module, `jobs` at the same time."""
     trials: list[Trial] = []
     running: list[Trial] = []
     for code in codes:
@@ -294,7 +294,7 @@ def judge(name: str, codes: Sequence[CodeType | None], limit: float, jobs: int) 
 
 
 def _end_group(child: int) -> None:
-    """End what a child has started: grading workers outlive tests that were cut short."""
+    """End all processes that a child has started, because grading workers outlive interrupted tests."""
     try:
         os.killpg(child, 9)
     except ProcessLookupError:
@@ -302,7 +302,7 @@ def _end_group(child: int) -> None:
 
 
 def try_module(name: str, most: int, only: set[str] | None, jobs: int) -> dict[str, Any]:
-    """Figures and survivors of a module; with more than `most` mutants, of a sample of these."""
+    """Figures and survivors of a module. If it has more than `most` mutants, a sample of them is tried."""
     (baseline,) = judge(name, [None], 600, 1)
     if baseline.outcome != "survived":
         raise RuntimeError(f"{name}: its tests fail without a mutant, or there are none: {TESTS[name]}.")
@@ -325,7 +325,7 @@ def try_module(name: str, most: int, only: set[str] | None, jobs: int) -> dict[s
 
 
 def warm_up() -> None:
-    """Fill the parser's tables and sympy's caches, which are of third-party packages and so serve every mutant."""
+    """Fill the parser's tables and sympy's caches, which mutants share because they belong to third-party packages."""
     from benchmarks.fixtures.answer_pairs import cases
     from entropy_grpo.grading import boxed, compare
 
@@ -334,7 +334,7 @@ def warm_up() -> None:
 
 
 def explained(name: str, survivors: list[str], reasons: dict[str, dict[str, str]]) -> dict[str, str | None]:
-    """Each survivor with the reason why no test can kill it, None for a gap in the tests."""
+    """Each survivor with the reason why no test can kill it, or None for a gap in the tests."""
     return {key: reasons.get(name, {}).get(key) for key in survivors}
 
 

@@ -1,15 +1,15 @@
-"""The data path of rollouts of the paper's size, 512 x 16 responses of up to 20,480 tokens, without a model.
+"""Data path of rollouts of the paper's size, 512 x 16 responses of up to 20,480 tokens, without a model.
 
     python -m benchmarks.paper_size                  # benchmarks/results/paper_size.json, about twenty minutes
     python -m benchmarks.paper_size --prompts 32 64  # other sizes; the recipe's steps stay
 
 The trainer, the recipe `recipes/qwen3_14b.yaml`, its rewards and grading workers, dynamic sampling, checkpoints and
-TRL's own code are those of a run. Two parts are replaced: responses are random words of log-normal length with an
-answer at the end, and the model returns made-up log-probabilities and entropies at once, with one trained parameter.
-A run trains over the boundary of two rollouts, while groups wait for the second, and saves a checkpoint; another
-process resumes it. Both processes measure seconds by part, and the peak of the memory of every rank.
+TRL's own code are those of a run. Two parts are replaced. Responses are random words of log-normal length, with an
+answer at the end. The model has one trained parameter and returns invented log-probabilities and entropies at once.
 
-A part that takes a time quadratic in the number of responses shows in the exponents between the sizes.
+A run trains into its second rollout, for which groups wait, and saves a checkpoint. Another process resumes it. Both
+measure the seconds of each part and the peak memory of every rank. The exponents between the sizes show whether the
+time of a part is quadratic in the number of responses.
 """
 
 import argparse
@@ -68,7 +68,7 @@ MEASURED = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word per token, about 4.4 bytes with its space, and ten answers in boxes."""
+    """Make a tokenizer with one word per token (about 4.4 bytes with its space) and ten boxed answers."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     letters = random.Random(0)
@@ -85,7 +85,7 @@ FIRST_ANSWER, FIRST_WORD = 3, 13
 
 
 def make_problems(count: int) -> Dataset:
-    """Problems whose reference is one digit; the index in the prompt decides how hard a problem is."""
+    """Make problems whose reference is one digit. The index in the prompt decides the difficulty of a problem."""
     return Dataset.from_dict(
         {
             "prompt": [f"{i} " + "problem " * PROMPT_WORDS for i in range(count)],
@@ -95,7 +95,7 @@ def make_problems(count: int) -> Dataset:
 
 
 class Clock:
-    """Seconds by part; a part that runs within another is not counted there."""
+    """Seconds by part. A part that runs within another part counts only as itself."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -126,7 +126,7 @@ class Clock:
 
 
 def responses(longest: int, mean: float, clock: Clock) -> Callable[..., dict[str, list]]:
-    """TRL's `rollout_func`: random words, then an answer that is right with the probability of its problem."""
+    """TRL's `rollout_func` with random words, then an answer that is right with the probability of its problem."""
     sizes = lengths(4096, mean / longest, longest)
     generator, draws = torch.Generator().manual_seed(0), random.Random(0)
     words = torch.randint(FIRST_WORD, FIRST_WORD + WORDS - 10, (2 * longest,), generator=generator).tolist()
@@ -148,7 +148,7 @@ def responses(longest: int, mean: float, clock: Clock) -> Callable[..., dict[str
 
 
 def without_model(model: nn.Module) -> None:
-    """Let the model return scores, (B, L - 1) float32, that depend on the token and on nothing else.
+    """Replace the model's scoring. Its scores, (B, L - 1) float32, depend only on the token.
 
     One parameter is added to the log-probabilities, so that there is a gradient.
     """
@@ -162,7 +162,7 @@ def without_model(model: nn.Module) -> None:
 
 
 def make_trainer(folder: Path, prompts: int, longest: int, clock: Clock) -> EntropyForkGRPOTrainer:
-    """The recipe's trainer with so many prompts in a rollout; `plan` of a run says what else it has."""
+    """Make the recipe's trainer with `prompts` prompts per rollout."""
     tokenizer = build_tokenizer()
     tiny_decoder(
         vocab_size=len(tokenizer), max_position_embeddings=2 * longest, eos_token_id=1, pad_token_id=0
@@ -223,7 +223,11 @@ def watch(trainer: EntropyForkGRPOTrainer, clock: Clock) -> None:
 
 
 def train(folder: Path, prompts: int, longest: int, resumes: bool) -> dict[str, Any]:
-    """Train to the checkpoint and one step on, or resume there and take that step; the figures of this rank."""
+    """Train until one step after the checkpoint, or resume from the checkpoint and take that step.
+
+    Returns:
+        The figures of this rank.
+    """
     clock = Clock()
     trainer = make_trainer(folder, prompts, longest, clock)
     watch(trainer, clock)
@@ -246,7 +250,7 @@ def train(folder: Path, prompts: int, longest: int, resumes: bool) -> dict[str, 
 
 
 def in_processes(folder: Path, part: str, prompts: int, longest: int, processes: int) -> dict[str, Any]:
-    """The figures of `train`, by processes that do nothing else; of several the largest."""
+    """Run `train` in separate processes and return the figures of rank 0, with the largest peak of all ranks."""
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
@@ -259,10 +263,10 @@ def in_processes(folder: Path, part: str, prompts: int, longest: int, processes:
 
 
 def run(prompts: int, longest: int, processes: int) -> dict[str, Any]:
-    """The figures of one size.
+    """Return the figures of one size.
 
     Raises:
-        RuntimeError: the resumed run took another step than the one that went on.
+        RuntimeError: the step after resuming differs from the step of the uninterrupted run.
     """
     with tempfile.TemporaryDirectory() as folder:
         found = {part: in_processes(Path(folder), part, prompts, longest, processes) for part in ("train", "resume")}
@@ -274,9 +278,10 @@ def run(prompts: int, longest: int, processes: int) -> dict[str, Any]:
 
 
 def exponents(sizes: list[dict[str, Any]]) -> dict[str, float]:
-    """By part, the power of the number of responses that the seconds grow with, from the smallest to the largest size.
+    """Return for each part the power of the number of responses with which its seconds grow.
 
-    Parts below a second are left out: noise decides there.
+    The power is measured from the smallest to the largest size. Parts of less than a second are left out, because
+    noise dominates them.
     """
     small, large = sizes[0], sizes[-1]
     growth = math.log(large["responses"] / small["responses"])
@@ -289,7 +294,7 @@ def exponents(sizes: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure every size, and write the figures."""
+    """Measure every size and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS)
     parser.add_argument("--longest", type=int, default=LONGEST)

@@ -1,4 +1,4 @@
-"""The bonus of position shaping over a response, as arXiv 2508.02260 prints it and as it is computed here by default.
+"""Bonus of position shaping over a response, in the form that arXiv 2508.02260 prints and in the default form.
 
 python -m benchmarks.position    # docs/position_bonus.png
 """

@@ -1,10 +1,10 @@
-"""Seconds of the head-bound step and of the embedded job at another revision and at this one, in turns.
+"""Seconds of the head-bound step and of the embedded job at another revision and at this one, in alternating runs.
 
     python -m benchmarks.revisions --base COMMIT    # benchmarks/results/revisions.json
 
-Both revisions run in the same environment, each from a checkout of its own. The head-bound step is a rollout of
-`benchmarks.step` with `rollout` scope; the embedded job is a literal launch of recipes/demo_cpu.yaml without held-out
-problems. A ratio above 1 says that this revision is the slower one.
+Both revisions run in the same environment, each from its own checkout. The head-bound step is a rollout of
+`benchmarks.step` with `rollout` scope. The embedded job is a literal launch of recipes/demo_cpu.yaml without held-out
+problems. A ratio above 1 means that this revision is slower.
 """
 
 import argparse
@@ -31,7 +31,7 @@ DEMO = "--max_steps 24 --num_dev_problems 0 --num_test_problems 0 --eval_strateg
 
 
 def run(command: list[str], tree: Path) -> str:
-    """What a command prints that runs the package of a tree, with one thread."""
+    """Output of a command that runs the package of a source tree with one thread."""
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=True).stdout
 
@@ -43,7 +43,7 @@ def head_bound_step(tree: Path) -> float:
 
 
 def embedded_job(tree: Path) -> float:
-    """Seconds of the embedded job's optimiser steps, generation included, without the first rollout's."""
+    """Seconds of the embedded job's optimiser steps with generation, without the first rollout's."""
     with tempfile.TemporaryDirectory() as output:
         launch = [sys.executable, "-m", "accelerate.commands.launch", "recipes/demo_cpu.yaml"]
         run([*launch, *DEMO, "--output_dir", f"{output}/run"], tree)
@@ -55,7 +55,7 @@ JOBS = {"head-bound step": head_bound_step, "embedded job": embedded_job}
 
 
 def main() -> None:
-    """Run the jobs of both revisions in turns, and write the ratios."""
+    """Run the jobs of both revisions alternately, and write the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--base", required=True, help="the other revision")
     parser.add_argument("--turns", type=int, default=5)

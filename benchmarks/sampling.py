@@ -1,13 +1,13 @@
-"""Dynamic sampling: what it generates for a rollout of informative groups, and what that does for the embedded job.
+"""Dynamic sampling: number of generated groups per rollout, and effect on the embedded job.
 
     python -m benchmarks.sampling            # benchmarks/results/sampling.json, half an hour on two cores
     python -m benchmarks.sampling --table    # only the tables of the recorded results
 
-First a simulated policy that makes 5%, 20% or 80% of its groups informative, on the paper's batch (512 prompts a
-rollout, 16 optimiser steps): groups generated per group trained on, beside the released DAPO logic, which generates
-1,536 prompts at a time until 512 are informative and throws away the rest. Then the embedded job over three seeds:
-without dynamic sampling, with it, and with it by the released logic; how many groups, rounds and seconds it takes to
-the same held-out accuracy.
+The first part simulates a policy that makes 5%, 20% or 80% of its groups informative, with the paper's batch (512
+prompts per rollout, 16 optimiser steps). It counts generated groups per trained group. The released DAPO logic
+generates 1,536 prompts at a time until 512 are informative, and discards the surplus. The second part runs the
+embedded job over three seeds, without dynamic sampling, with it, and with the released logic. It counts groups, rounds
+and seconds to the same held-out accuracy.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TABLE = "python -m benchmarks.sampling --table"
 
 
 class ReleasedSampler(DynamicSampler):
-    """Rounds of always the same size, as in the released code; with `max_age` 0 it throws away the surplus, too."""
+    """Sampler with rounds of constant size, as in the released code. With `max_age` 0 it also discards the surplus."""
 
     @property
     def pass_rate(self) -> float:
@@ -43,7 +43,7 @@ class ReleasedSampler(DynamicSampler):
 
 
 class ReleasedTrainer(EntropyForkGRPOTrainer):
-    """Ours with the released logic."""
+    """The trainer with the released logic."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -60,7 +60,7 @@ ARMS = {
 
 
 def simulate(sampler_class: type[DynamicSampler], max_age: int, rate: float) -> dict:
-    """Rollouts of a policy whose groups are informative at this rate, by chance."""
+    """Rollouts of a policy whose groups are informative at random with a given rate."""
     rng = random.Random(0)
     sampler = sampler_class(PROMPTS, 10**6, ROUND * PROMPTS, 1, max_age, shuffle=False, seed=0)
     drawn, rounds, missing, groups = 0, 0, 0, []
@@ -86,7 +86,7 @@ def simulate(sampler_class: type[DynamicSampler], max_age: int, rate: float) -> 
 
 
 def points(history: list[dict], prompts: int) -> list[dict]:
-    """What a run had cost at each of its evaluations, and its accuracy there."""
+    """Cost of a run until each of its evaluations, and its accuracy there."""
     seconds, rounds, groups, found = 0.0, 0, 0, []
     for row in history:
         seconds += row.get("step_time", 0.0)
@@ -107,7 +107,7 @@ def points(history: list[dict], prompts: int) -> list[dict]:
 
 
 def run(arm: str, seed: int, steps: int) -> list[dict]:
-    """One run of the embedded job."""
+    """Run the embedded job once."""
     trainer_class, words = ARMS[arm]
     history = end_to_end.history(trainer_class, [*words, "--max_steps", str(steps)], seed)
     return points(history, prompts=16)
@@ -119,7 +119,7 @@ def first_at(accuracy: float, run: list[dict]) -> dict | None:
 
 
 def summary(arm: str, runs: dict[int, list[dict]]) -> dict:
-    """What it took to the accuracy, seed by seed, and where the runs ended."""
+    """Cost until the accuracy is reached, by seed, and final accuracy of the runs."""
     reached = [first_at(ACCURACY, points) for points in runs.values()]
     found = {"arm": arm, "final_accuracy": [points[-1]["accuracy"] for points in runs.values()]}
     found["seconds_per_rollout"] = [points[-1]["seconds"] / (points[-1]["step"] / 4) for points in runs.values()]
@@ -130,7 +130,7 @@ def summary(arm: str, runs: dict[int, list[dict]]) -> dict:
 
 
 def table(results: dict) -> str:
-    """The figures as Markdown."""
+    """The figures in Markdown."""
     simulated = [
         ("informative", "groups per step, least and most", "generated per group trained on", "by the released logic")
     ]

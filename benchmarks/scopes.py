@@ -1,12 +1,12 @@
-"""How far the kept tokens of the three scopes agree, step by step, on the embedded task, and how well each learns.
+"""Agreement of the kept tokens of the three scopes on the embedded task, and accuracy after training with each.
 
     python -m benchmarks.scopes    # benchmarks/results/scopes.json
 
-The run for the agreement trains with `rollout` scope. Before every optimiser step the tokens of that step are also
-selected as `global` and `micro_batch` would, by the policy of that moment; the figures are the shares of `global`'s
-tokens that the others keep, too. Within a rollout the policy moves away from the one that wrote it: the first of its
-steps differs by the set that is ranked alone, the last also by the policy. What a scope learns is measured as in
-`embedded`, with three seeds.
+The run for the agreement trains with `rollout` scope. Before every optimiser step, its tokens are also selected with
+`global` and `micro_batch` scope by the current policy. The figures are the shares of `global`'s tokens that the other
+scopes also keep. Within a rollout the policy moves away from the policy that wrote it. The first step of a rollout
+therefore differs only by the ranked set, and the last step also by the policy. Accuracy after training is measured as
+in `embedded`, with three seeds.
 """
 
 import argparse
@@ -38,11 +38,11 @@ RATE = "1.0e-4"
 
 
 class Watching(EntropyForkGRPOTrainer):
-    """Logs how far the scopes agree; trains as ever."""
+    """Trainer that logs the agreement of the scopes."""
 
     def _plan(self, batches):
         settings = (self.spec, self.ranks)
-        # Micro-batches as `micro_batch` scope makes them: by length, with every sequence.
+        # Micro-batches of `micro_batch` scope: grouped by length, with every sequence.
         whole = regroup(batches, replace(self.spec, scope="micro_batch"), self.ranks, BATCH)
         passes = [self._score(b, entropies=True) for b in whole]
         together, _ = select_tokens(passes, whole, *settings, seed=0)
@@ -55,7 +55,7 @@ class Watching(EntropyForkGRPOTrainer):
 
 
 def watch(steps: int) -> None:
-    """One run of the recipe with this many steps per rollout."""
+    """Run the recipe with a given number of steps per rollout."""
     train.EntropyForkGRPOTrainer = Watching
     settings = {
         "entropy_scope": "rollout",
@@ -86,7 +86,7 @@ def figures(steps: int) -> dict:
 
 
 def learned(scope: str) -> dict:
-    """Accuracy after training with a scope, three seeds."""
+    """Accuracy after training with a scope, over three seeds."""
     settings = ["--entropy_scope", scope, "--steps_per_generation", str(4 * ACCUMULATION), *SPLIT]
     with ThreadPoolExecutor(embedded.JOBS) as pool:
         folders = list(pool.map(lambda seed: embedded.run(scope, settings, RATE, seed, True), embedded.SEEDS))

@@ -1,4 +1,4 @@
-"""Everything that is claimed about speed, in one table: run the benchmarks, then put their figures into the README.
+"""All figures about speed: run the benchmarks, then write their tables into the README.
 
 python -m benchmarks.speed            # head, step, end_to_end and scopes, then the tables (an hour on two cores)
 python -m benchmarks.speed --table    # only the tables of the recorded results
@@ -32,7 +32,7 @@ HEADS = {
 
 
 def head_table(results: dict) -> list[str]:
-    """The LM head alone."""
+    """Table of the LM head."""
     lines = [
         f"LM head, forward and backward: {results['rows']} rows, H = {results['hidden_size']}, {results['dtype']}, "
         f"{results['hardware']}. Times faster than TRL's head: median [lowest, highest], and what the number of "
@@ -58,7 +58,7 @@ def head_table(results: dict) -> list[str]:
 
 
 def step_table(results: dict) -> list[str]:
-    """Whole optimiser steps."""
+    """Table of whole optimiser steps."""
     lines = [
         f"Optimiser steps of a 6M-parameter Qwen3, rho = 0.2, log-normal lengths up to {results['longest']}, "
         f"{results['batch']} x {results['accumulation']} sequences a step, {results['steps_per_rollout']} steps a "
@@ -73,7 +73,7 @@ def step_table(results: dict) -> list[str]:
 
 
 def end_to_end_table(results: dict) -> list[str]:
-    """The embedded job."""
+    """Table of the embedded job."""
     rows = [("trainer", "seconds", "times faster")]
     for row in results["runs"]:
         taken = ", ".join("not reached" if x is None else f"{x:.0f}" for x in row["seconds"])
@@ -84,7 +84,7 @@ def end_to_end_table(results: dict) -> list[str]:
 
 
 def scopes_table(results: dict) -> list[str]:
-    """Agreement of the scopes."""
+    """Table of the agreement of the scopes."""
     lines = [
         "Share of the tokens that `global` keeps and another scope keeps, too (embedded task, learning rate 1e-4, a "
         "hundred times the papers').",
@@ -105,7 +105,7 @@ TABLES = {"head": head_table, "step": step_table, "end_to_end": end_to_end_table
 
 
 def tables() -> str:
-    """The tables of what has been recorded, in Markdown."""
+    """All tables of the recorded results, in Markdown."""
     recorded = [(name, measure.RESULTS / f"{name}.json") for name in PARTS]
     parts = [TABLES[name](files.read_json(path)) for name, path in recorded if path.exists()]
     return "\n\n".join("\n".join(lines) for lines in parts)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.step    # benchmarks/results/step.json
 
-A rollout is written from a list, rewarded, scored and trained on in 16 optimiser steps; what is timed is everything
-but the writing of the responses, of which there is none. Every group has right and wrong responses, as after dynamic
-sampling, so that no sequence can be left out for want of an advantage, and the entropies differ within a response, so
-that next to none is left out for want of a kept token. The body of the model weighs three times its head, as in
-Qwen3-0.6B. The limit of what trimming alone could give is TRL's time divided by padded over real tokens.
+The responses of a rollout are given, and are rewarded, scored and trained on in 16 optimiser steps. Everything except
+generation is timed. Every group has right and wrong responses, as after dynamic sampling, so that every sequence has
+an advantage. Entropies differ within a response, so that almost every sequence has a kept token. The body of the model
+has three times the parameters of its head, as in Qwen3-0.6B. The limit of trimming alone is TRL's time divided by
+padded over real tokens.
 """
 
 import argparse
@@ -36,7 +36,7 @@ VARIANTS = {
 
 
 def make_model(folder: Path) -> None:
-    """A random Qwen3 of 6M parameters, whose entropies differ from token to token within every response."""
+    """A random Qwen3 of 6M parameters, whose entropies differ between the tokens of a response."""
     tiny_decoder(
         vocab_size=VOCABULARY,
         hidden_size=192,
@@ -51,7 +51,7 @@ def make_model(folder: Path) -> None:
 
 
 def lengths(count: int, mean: float, longest: int) -> list[int]:
-    """Log-normal lengths, cut at the longest, whose mean is that share of it; the last one is the longest."""
+    """Log-normal lengths with a given share of the longest as their mean. The last length is the longest."""
     normal = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(count) + 0.5) / count)
     shape = 0.8
 
@@ -69,7 +69,7 @@ def lengths(count: int, mean: float, longest: int) -> list[int]:
 
 
 def rollout(sizes: list[int]):
-    """TRL's `rollout_func` that writes random tokens of these lengths."""
+    """TRL's `rollout_func` that returns random tokens of given lengths."""
     generator = torch.Generator().manual_seed(0)
     responses = [torch.randint(3, VOCABULARY, (size,), generator=generator).tolist() for size in sizes]
 
@@ -88,15 +88,18 @@ def rollout(sizes: list[int]):
 
 
 def reward(completion_ids: list, **kwargs) -> list[float]:
-    """Right and wrong by turns, so that every group has both."""
+    """Right and wrong rewards in turn, so that every group has both."""
     return [float(i % 2) for i in range(len(completion_ids))]
 
 
 def run(
     model: Path, sizes: list[int], longest: int, batch: int, accumulation: int, stock=False, **settings
 ) -> tuple[float, float]:
-    """Seconds per optimiser step over one rollout, without the writing of responses; and the share of responses that
-    were trained on."""
+    """Measure one rollout.
+
+    Returns:
+        (seconds per optimiser step without generation, share of responses that were trained on).
+    """
     trainer_class, config_class = (
         (GRPOTrainer, GRPOConfig) if stock else (EntropyForkGRPOTrainer, EntropyForkGRPOConfig)
     )

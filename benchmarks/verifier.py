@@ -1,4 +1,4 @@
-"""The grader under attack, and how fast it grades ordinary answers beside plain math-verify.
+"""The grader under attack, and its speed on ordinary answers compared with plain math-verify.
 
 python -m benchmarks.verifier            # ten minutes on two cores, benchmarks/results/verifier.json and the tables
 python -m benchmarks.verifier --table    # only the tables of the recorded results
@@ -32,11 +32,11 @@ MIXED, SECONDS, TOTAL_SECONDS = 300, 5.0, 120.0
 PROBLEMS, GROUP, TURNS = 128, 16, 3
 
 
-# Ordinary answers, as a rollout has them: groups of answers to one problem, many of them alike.
+# Ordinary answers resemble a rollout: groups of answers to one problem, many of them equal.
 
 
 def _forms(rng: Random) -> tuple[list[str], Callable[[], str]]:
-    """Ways to write the answer to a problem, the reference first, and what draws a wrong one."""
+    """Forms of the answer to a problem, the reference first, and a function that draws wrong answers."""
     a, b, c = rng.randint(2, 99), rng.randint(2, 99), rng.choice((2, 3, 5, 6, 7))
     n = rng.randint(0, 99_999)
     kinds: list[tuple[float, list[str], Callable[[int], str]]] = [
@@ -76,7 +76,7 @@ def ordinary_pairs(seed: int) -> list[tuple[str | None, str]]:
 
 
 def plain_math_verify(pairs: list[tuple[str | None, str]]) -> list[float]:
-    """math-verify by itself, one pair after the other, under its own time limits."""
+    """math-verify alone, one pair after the other, with its own time limits."""
     config = [LatexExtractionConfig(boxed_match_priority=0)]
 
     def grade(answer: str | None, reference: str) -> float:
@@ -89,7 +89,7 @@ def plain_math_verify(pairs: list[tuple[str | None, str]]) -> list[float]:
 
 
 class Watch(threading.Thread):
-    """Looks every few milliseconds how long the workers have been at their answers."""
+    """Measures every few milliseconds how long workers have been busy with their answers."""
 
     def __init__(self, grader: Grader):
         super().__init__(daemon=True)
@@ -111,7 +111,7 @@ def living_workers(grader: Grader) -> int:
 def graded(
     grader: Grader, answers: list[str | None], references: list[str]
 ) -> tuple[list[float], dict[str, float], float]:
-    """Grades, what was logged, and the seconds that it took."""
+    """(grades, logged metrics, seconds)."""
     logged: dict[str, float] = {}
     start = time.perf_counter()
     grades = grader(answers, references, logged.__setitem__)
@@ -119,7 +119,7 @@ def graded(
 
 
 def attack() -> dict[str, Any]:
-    """All hostile answers in one call with a limit of `FIRST_SECONDS` for each, and ordinary ones right after."""
+    """Grade all hostile answers in one call with a limit of `FIRST_SECONDS` each, and then ordinary answers."""
     references = [REFERENCES[i % len(REFERENCES)] for i in range(ATTACKS)]
     ordinary = list(dict.fromkeys(pair for pair in ordinary_pairs(99) if plain_verdict(*pair) is None))[:100]
     expected = plain_math_verify(ordinary)
@@ -156,7 +156,7 @@ def attack() -> dict[str, Any]:
 
 
 def mixed() -> dict[str, Any]:
-    """Hostile answers among ordinary ones under a recipe's default limits."""
+    """Grade hostile and ordinary answers together under a recipe's default limits."""
     ordinary = list(dict.fromkeys(pair for pair in ordinary_pairs(98) if plain_verdict(*pair) is None))[:MIXED]
     pairs = [*ordinary, *((answer, "8") for answer in hostile_answers(MIXED, "hacked", seed=1))]
     Random(SEED).shuffle(pairs)
@@ -178,7 +178,7 @@ def mixed() -> dict[str, Any]:
 
 
 def throughput() -> dict[str, Any]:
-    """Answers per second; every turn has answers of its own, the first is not counted."""
+    """Answers per second. Every turn has other answers, and the first is not counted."""
     graders = {f"grader, {n} worker{'s' * (n > 1)}": Grader(n, SECONDS, 3600.0) for n in (1, WORKERS)}
     rates: dict[str, list[float]] = {"plain math-verify": [], **{name: [] for name in graders}}
     different, no_worker, repeated, count = 0, 0, 0, PROBLEMS * GROUP

@@ -1,4 +1,4 @@
-"""What the analyses of the embedded task share: its models, its problems, responses to them, and which are right."""
+"""Helpers for analyses of the embedded task: its models, its problems, responses, and their correctness."""
 
 import itertools
 import os
@@ -22,7 +22,7 @@ Path = tuple[list[int], list[int]]
 
 
 def load(name: str):
-    """(model, tokenizer) of the cold start or of the run that trained it on the top 20%, made if they are missing."""
+    """(model, tokenizer) of the cold start, or of the run that trained it on the top 20%. Missing ones are trained."""
     arm = "rho = 0.2"
     paths = {
         "cold start": lambda: cold_start.ensure(SEED),
@@ -33,12 +33,12 @@ def load(name: str):
 
 
 def problems(count: int) -> list[number_walk.Problem]:
-    """The first test problems, those of the evaluations."""
+    """The first test problems, which evaluations also use."""
     return list(itertools.islice(number_walk.problems("test", 0), count))
 
 
 def of_models(measure: Callable[[str], dict]) -> dict[str, dict]:
-    """What a function measures of each model, a process with one thread for each."""
+    """Result of a function for each model, in one process with one thread per model."""
     for name in MODELS:
         load(name)  # made once, before the processes begin
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -50,7 +50,7 @@ def of_models(measure: Callable[[str], dict]) -> dict[str, dict]:
 def write(
     model, tokenizer, prompts: Sequence[str], seed: int, processors: Sequence[LogitsProcessor] = ()
 ) -> list[Path]:
-    """(prompt ids, response ids) of one response to each prompt, sampled at temperature 1 of what processors leave."""
+    """(prompt ids, response ids) of one response per prompt, sampled at temperature 1 after the logits processors."""
     torch.manual_seed(seed)
     inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False)
     width = inputs["input_ids"].shape[1]
@@ -70,7 +70,7 @@ def write(
 
 
 def answer(problem: number_walk.Problem, text: str) -> tuple[str | None, bool]:
-    """What a response boxes, and whether that walks from the problem's start to its target by its moves."""
+    """(boxed text of a response, whether it leads from the problem's start to its target by the problem's moves)."""
     found = boxed(text)
     if found is None or not number_walk.uses_what_was_given(problem, found):
         return found, False

@@ -1,6 +1,6 @@
-"""Commands of `entropy-grpo`: each is a dataclass of its options, from which tyro builds the command line.
+"""Commands of `entropy-grpo`. Each command is a dataclass of its options, from which tyro builds the command line.
 
-Heavy modules are imported only when a command runs, so that help is instant.
+Heavy modules are imported only when a command runs, so that help is fast.
 """
 
 import os
@@ -26,17 +26,17 @@ from .evaluation.options import Options as EvalOptions
 from .planning.options import PlanOptions
 
 Kind = TypeVar("Kind")
-Recipe = Positional[Annotated[str, arg(metavar="RECIPE", help="a file of recipes/, or any YAML")]]
+Recipe = Positional[Annotated[str, arg(metavar="RECIPE", help="file of recipes/, or any YAML file")]]
 RunPath = Positional[Annotated[Path, arg(metavar="RUN")]]
 
 
 def checked(options: Any, kind: type[Kind], **changed: Any) -> Kind:
-    """Return the options of a command line as `kind`, whose own checks raise `ValueError`."""
+    """Convert the options of a command line to `kind`, whose checks raise `ValueError`."""
     return kind(**({field.name: getattr(options, field.name) for field in fields(kind)} | changed))
 
 
 class Unchecked:
-    """Options that are checked when their command runs: tyro would print a failed check as a box, not a sentence."""
+    """Options that are checked only when their command runs, because tyro would print a failed check as a box."""
 
     def __post_init__(self) -> None:
         pass
@@ -44,7 +44,7 @@ class Unchecked:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe in this process; other --key value pairs override its settings."""
+    """Train a recipe in this process. Further --key value pairs override its settings."""
 
     recipe: Recipe
 
@@ -56,11 +56,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Plan(Unchecked, PlanOptions):
-    """Batches, memory, operations and commands of a recipe, without a GPU; other --key value pairs override it."""
+    """Show batches, memory, operations and launch commands of a recipe, without a GPU.
+
+    Further --key value pairs override settings of the recipe.
+    """
 
     recipe: Recipe
     json: bool = False
-    """print JSON and nothing else"""
+    """print only JSON"""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from .planning import plan
@@ -72,9 +75,9 @@ class Plan(Unchecked, PlanOptions):
 
 @dataclass(frozen=True)
 class Eval(Unchecked, EvalOptions):
-    """Answer benchmarks with a model, and say how well; the same command goes on where a killed one stopped.
+    """Evaluate a model on benchmarks. The same command continues a killed evaluation.
 
-    Several GPUs or machines, which share a file system: accelerate launch -m entropy_grpo.cli eval ...
+    With several GPUs, or machines that share a file system: accelerate launch -m entropy_grpo.cli eval ...
     """
 
     preset: Annotated[
@@ -93,9 +96,9 @@ class Eval(Unchecked, EvalOptions):
 
 @dataclass(frozen=True)
 class Collect(Unchecked, CollectOptions):
-    """Write entropy and log-probability of every token of some responses.
+    """Collect entropy and log-probability of every token of a model's responses.
 
-    The same command goes on where a killed one stopped; more checkpoints may come with --against.
+    The same command continues a killed collection, and can add checkpoints with --against.
     """
 
     def __call__(self, overrides: Sequence[str]) -> None:
@@ -121,9 +124,9 @@ class Decoding(Unchecked, DecodingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence(Unchecked, DivergenceOptions):
-    """Force another token at forks of responses, continue, and see what it decides.
+    """Measure the influence of forks: force another token, continue the response, and grade the result.
 
-    The same command goes on where a killed one stopped.
+    The same command continues a killed measurement.
     """
 
     def __call__(self, overrides: Sequence[str]) -> None:
@@ -134,10 +137,10 @@ class Divergence(Unchecked, DivergenceOptions):
 
 @dataclass(frozen=True)
 class Report:
-    """One HTML and one Markdown page of all that a run allows."""
+    """Write an HTML and a Markdown page with all analyses that a run's files allow."""
 
     run: RunPath
-    """a run folder, or a folder of collected tokens"""
+    """run folder, or folder of collected tokens"""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from .analysis.report import run
@@ -148,10 +151,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Text(Unchecked, TextOptions):
-    """The last responses of a run, each token on the colour of its entropy, here and as a page."""
+    """Show the last responses of a run, with each token coloured by its entropy, here and as a page."""
 
     run: RunPath
-    """a run folder"""
+    """run folder"""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from .analysis.text import run
@@ -161,7 +164,7 @@ class Text(Unchecked, TextOptions):
 
 @dataclass(frozen=True)
 class Analyze:
-    """See the forks: token entropy of a model, a checkpoint or a run."""
+    """Analyse the token entropy of a model, a checkpoint or a run."""
 
     view: (
         Annotated[Collect, subcommand("collect")]
@@ -177,17 +180,17 @@ class Analyze:
 
 @dataclass(frozen=True)
 class Card:
-    """Write the model card of a run, a checkpoint or a model by itself from its files.
+    """Write the model card of a run, a checkpoint or a model's folder from its files.
 
-    Nothing leaves this machine without --push.
+    Nothing is uploaded without --push.
     """
 
     folder: Positional[Annotated[str, arg(metavar="CHECKPOINT-OR-RUN")]]
-    """runs/NAME, runs/NAME/checkpoint-N, or any model"""
+    """runs/NAME, runs/NAME/checkpoint-N, or a model's folder"""
     push: Annotated[str | None, arg(metavar="REPO")] = None
-    """upload model, tokenizer, card and recipe there"""
+    """repository on the Hub that receives model, tokenizer, card and recipe"""
     dry_run: bool = False
-    """print what would be written or pushed"""
+    """only print the card, or the list of files to upload"""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from .cards import push
@@ -197,14 +200,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Merge:
-    """Merge a LoRA checkpoint into its base: a plain model."""
+    """Merge a LoRA checkpoint into its base, which gives a plain model."""
 
     checkpoint: Positional[Annotated[str, arg(metavar="CHECKPOINT")]]
     """runs/NAME or runs/NAME/checkpoint-N"""
     output: str
     """new folder for the model"""
     revision: str | None = None
-    """of the base on the Hub; if unset, the one that the adapter was trained on"""
+    """commit of the base on the Hub; if unset, the commit in the adapter's configuration"""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from .models.merge import merge
@@ -214,12 +217,12 @@ class Merge:
 
 @dataclass(frozen=True)
 class Compare(CompareOptions):
-    """Runs of recipes and seeds side by side: values, tests, curves, cost."""
+    """Compare runs of several recipes and seeds: values, tests, curves and cost."""
 
     runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN")]]
     """run folders"""
     json: bool = False
-    """print JSON and nothing else"""
+    """print only JSON"""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         import json
@@ -235,18 +238,18 @@ class Compare(CompareOptions):
 
 @dataclass(frozen=True)
 class Sweep(SweepOptions):
-    """Run a recipe with other settings and seeds, and compare what comes of it.
+    """Run a recipe with several settings and seeds, and compare the runs.
 
-    Other --key value pairs override settings of all runs. The same command goes on where a killed one stopped.
+    Further --key value pairs override settings of all runs. The same command continues a killed sweep.
     """
 
     recipe: Recipe
     products: Annotated[tuple[str, ...], arg(name="set", metavar="KEY=A,B")] = ()
-    """all combinations of these values"""
+    """settings with their values; every combination of values is a variant"""
     others: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(name="variant", metavar="KEY=A")] = ()
-    """one more variant; may be repeated"""
+    """settings of one more variant; may be repeated"""
     baseline: Annotated[tuple[str, ...], arg(metavar="KEY=A")] = ()
-    """the variant that the others are tested against; if unset, the first"""
+    """variant with which all other variants are compared; if unset, the first"""
     only_print: Annotated[bool, arg(name="print")] = False
     """print the commands and run nothing"""
 
@@ -294,7 +297,7 @@ def parse(words: Sequence[str]) -> tuple[Callable[[Sequence[str]], None], list[s
     parsed = tyro.cli(
         Command,
         prog="entropy-grpo",
-        description="RLVR that trains on the tokens that matter. entropy-grpo --version tells which version this is.",
+        description="RLVR on high-entropy tokens. entropy-grpo --version prints the version.",
         args=list(words),
         return_unknown_args=overridden,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
@@ -304,13 +307,13 @@ def parse(words: Sequence[str]) -> tuple[Callable[[Sequence[str]], None], list[s
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; wrong input gives one sentence and exit status 2."""
+    """Run one command. Invalid input gives one sentence and exit status 2."""
     words = sys.argv[1:] if arguments is None else arguments
     if list(words) == ["--version"]:
         print(f"entropy-grpo {version('entropy-grpo')}")
         return
     command, overrides = parse(words)
-    if isinstance(command, Train):  # `launch.run` reports recipe errors itself; other errors are not the user's fault
+    if isinstance(command, Train):  # `launch.run` reports recipe errors itself, and all other errors are faults
         command(overrides)
         return
     try:

@@ -1,7 +1,7 @@
 """Launch of a recipe file: read the recipe, choose the sharding, train.
 
 accelerate launch recipes/demo_cpu.yaml --max_steps 4
-accelerate launch -m entropy_grpo.launch FILE --max_steps 4     # FILE may be plain YAML
+accelerate launch -m entropy_grpo.launch FILE --max_steps 4     # also for plain YAML
 """
 
 import gc
@@ -24,10 +24,10 @@ def is_first_process() -> bool:
 
 @contextmanager
 def without_collections() -> Iterator[None]:
-    """Import without collections of garbage, and leave what was imported out of all later ones.
+    """Import without garbage collection, and exclude the imported objects from later collections.
 
-    A fifth of the time of the imports went to collections that found nothing, and each later one took a third of a
-    second more.
+    Collections during the imports took a fifth of their time and freed nothing. Later collections took a third of a
+    second longer.
     """
     gc.disable()
     try:
@@ -38,7 +38,7 @@ def without_collections() -> Iterator[None]:
 
 
 def run(recipe_file: str, arguments: Sequence[str]) -> None:
-    """Train a recipe with overrides; an invalid recipe gives one sentence and exit status 2."""
+    """Train a recipe with overrides. An invalid recipe gives one sentence and exit status 2."""
     try:
         path = Path(recipe_file)
         settings = recipe.load(path) | recipe.overrides(arguments)
@@ -63,7 +63,7 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
 
 
 def main(recipe_file: str | None = None) -> None:
-    """Run the executed recipe file, or the recipe that the command line names first."""
+    """Run `recipe_file`, or else the first argument of the command line."""
     arguments = sys.argv[1:]
     if recipe_file is None:
         if not arguments or arguments[0].startswith("--"):

@@ -92,7 +92,7 @@ BROKEN = [
         "rewards: [accuracy]",
         ["overlong_cache_length is 4096", "overlong"],
     ),
-    ("qwen3_14b", "rewards: [accuracy, overlong]", "rewards: [overlong, accuracy]", ["rewards", "begin with"]),
+    ("qwen3_14b", "rewards: [accuracy, overlong]", "rewards: [overlong, accuracy]", ["rewards", "name first"]),
     (
         "qwen3_8b_reward_random",
         "rewards: [accuracy, random, overlong]",
@@ -103,7 +103,7 @@ BROKEN = [
         "qwen3_14b",
         "rewards: [accuracy, overlong]",
         "rewards: ['nowhere:f', overlong]",
-        ["nowhere:f", "does not import"],
+        ["nowhere:f", "cannot be imported"],
     ),
     ("qwen3_14b", "prompt_template: boxed", "prompt_template: chat", ["prompt_template is 'chat'", "boxed"]),
     ("qwen3_14b", "max_prompt_length: 2048", "max_prompt_length: 0", ["max_prompt_length is 0"]),

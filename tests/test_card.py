@@ -235,7 +235,7 @@ def test_the_table_has_every_number_of_the_evaluation(tmp_path):
         assert shown == pytest.approx(numbers, abs=5.1e-4, rel=5e-3 if key.startswith("mean") else 0)
     assert rows["accuracy"][2].startswith("+") and "-0.004" in rows["share of good choices"][2]
     assert "48 problems that were held out from the training data, 4 sampled responses to each. 95%" in text
-    assert "0.242 nats before and 0.153 after" in text
+    assert "0.242 nats before and 0.153 nats after" in text
 
 
 def test_the_text_tells_how_the_run_was_made(tmp_path):
@@ -249,10 +249,10 @@ def test_the_text_tells_how_the_run_was_made(tmp_path):
         "hardware": ["CPU (x86_64, 2 threads); processes: 1"],
         "time of the steps": ["90.5 seconds"],
         "tokens of prompts and responses": ["1,234"],
-        "memory at the peak": ["1.5 GiB"],
+        "peak memory": ["1.5 GiB"],
     }
     assert table(text, "| package | version |") == {k: [v] for k, v in ENVIRONMENT["versions"].items()}
-    assert "git checkout 0123abcd " in text and "changes that are in no commit" in text
+    assert "git checkout 0123abcd " in text and "uncommitted changes" in text
     assert "pip install -e . trl==1.16.0 torch==2.13.0\naccelerate launch recipe.yaml\n" in text
     assert "](plots/reward.png)" in text
 
@@ -350,7 +350,7 @@ def test_a_folder_with_only_some_of_the_files_gives_a_card_of_what_is_there(tmp_
         assert not re.search(r"\b(None|Undefined|nan|null)\b|\{\{|\{%", text.split("## Citations")[0]), names
         assert text.count("@article{") == 2 and "@software{" in text
         assert ("| before | after | gain |" in text) == ("evaluation.json" in names)
-        assert ("nats in the rollouts of step 1 and 0.25 in those of step 7" in text) == ("metrics.jsonl" in names)
+        assert ("nats at step 1 and 0.25 nats at step 7" in text) == ("metrics.jsonl" in names)
         assert ("accelerate launch recipe.yaml" in text) == ("recipe.yaml" in names)
         for name in ("recipe.yaml", "environment.json", "metrics.jsonl", "data.json"):
             assert (f"\n- {name}: " in text) == (name not in names)

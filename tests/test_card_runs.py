@@ -78,7 +78,7 @@ def test_the_run_ends_with_the_card_that_the_command_writes(run):
     assert results["accuracy"].metric_value == pytest.approx(after["accuracy"]["value"], abs=5e-5)
     assert results["accuracy"].metric_args["high"] == pytest.approx(after["accuracy"]["high"], abs=5e-5)
     assert "| accuracy |" in card.text and "accelerate launch recipe.yaml" in card.text
-    assert "Not in the folder" not in card.text
+    assert "The folder of this card lacks" not in card.text
     decided = read_json(run / "environment.json")["objective"]
     assert decided["kept_share"] == 0.2 and decided["ranked_in"] == "rollout"
     assert "the 20% of tokens with the highest entropy" in card.text and "| LM head | sparse |" in card.text
@@ -97,7 +97,7 @@ def test_every_number_of_the_table_is_in_a_file(run):
     assert f"| tokens of prompts and responses | {tokens:,.0f} |" in text
     assert f"| time of the steps | {seconds:.1f} seconds |" in text
     assert len([row for row in rows if "entropy/mean" in row]) == 1  # both steps are of one rollout
-    assert "nats in the rollouts of step" not in text
+    assert "in rollouts" not in text
 
 
 def test_an_older_checkpoint_has_no_results_of_the_end(run):
@@ -108,7 +108,7 @@ def test_an_older_checkpoint_has_no_results_of_the_end(run):
     card = parsed(write_card(checkpoint))
     assert card.data.eval_results is None and "for 1 optimiser step." in card.text
     assert "evaluation.json describes the end of the run" in card.text
-    assert "nats in the rollouts" not in card.text
+    assert "in rollouts " not in card.text
     last = parsed(write_card(run / "checkpoint-2", draws=False))
     assert last.data.eval_results == parsed(run / "README.md").data.eval_results
     assert "# demo-checkpoint-2" in last.text

@@ -191,12 +191,12 @@ def test_a_folder_holds_one_collection(collected, tiny_model, other_model, tmp_p
         with pytest.raises(ValueError, match=match):
             run.run(run.Options(output=collection.path, **given))
 
-    refused("temperature 0.7, where 1.0 is asked for", temperature=1.0)
-    refused("checkpoint 'base' of other weights", model=f"base={other_model}")
+    refused("temperature 0.7, but 1.0 is requested", temperature=1.0)
+    refused("checkpoint 'base' with other weights", model=f"base={other_model}")
     refused("tokenized for 'base'", model=f"new={tiny_model}")
     changed = tmp_path / "rows.jsonl"
     write_rows(changed, 3)
-    refused("responses '.*rows.jsonl', where", responses=changed)
+    refused("responses '.*rows.jsonl', but", responses=changed)
 
 
 def refuse(match, folder, rows=None, **given):
@@ -214,8 +214,8 @@ def test_what_cannot_be_collected_is_refused(tmp_path, tiny_model):
     refuse("the file has no rows", tmp_path, [], model=tiny_model)
     refuse("the prompt has no tokens", tmp_path, [{"prompt": "", "response": " to"}], model=tiny_model)
     long = [{"prompt": "go", "response": " to" * 200}]
-    refuse("128 positions, but response 0 has 201", tmp_path, long, model=tiny_model)
-    refuse("call it something else", tmp_path, long, model=tiny_model, against=[tiny_model])
+    refuse("128 positions, but prompt and response 0 have 201", tmp_path, long, model=tiny_model)
+    refuse("give another name", tmp_path, long, model=tiny_model, against=[tiny_model])
     refuse("above 0", tmp_path, long, model=tiny_model, temperature=0.0)
     with pytest.raises(ValueError, match="either responses"):
         run.Options(model=tiny_model, output=tmp_path)
@@ -228,7 +228,7 @@ def test_ids_that_a_file_has_are_kept(tmp_path, tiny_model):
     assert run.run(options).column("m", "token").tolist() == [5, 300, 5]
     rows[0]["completion_ids"] = [99999]
     (tmp_path / "new").mkdir()
-    refuse("but response 0 has others", tmp_path / "new", rows, model=tiny_model)
+    refuse("but response 0 has a higher id", tmp_path / "new", rows, model=tiny_model)
 
 
 def test_checkpoints_stand_in_the_order_of_their_steps():

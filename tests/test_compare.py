@@ -66,11 +66,11 @@ def test_groups_are_what_differs_but_for_the_seed(tmp_path):
     assert list(grouped(a)) == ["all"]
     c = runs_of(tmp_path, [0.5], rho=1.0, learning_rate=2e-4)
     assert list(grouped([*a, *b, *c], by="rho")) == ["rho 0.2", "rho 1.0"]
-    with pytest.raises(ValueError, match=r"group-by is alpha, which none of the runs' recipes sets\.$"):
+    with pytest.raises(ValueError, match=r"group-by is 'alpha', but no run's recipe sets it: name a setting\.$"):
         grouped(a, by="alpha")
     with pytest.raises(ValueError, match=r"Did you mean learning_rate\?"):
         grouped(a, by="learning_rat")
-    with pytest.raises(ValueError, match=r"one recipe and one seed \(0\)"):
+    with pytest.raises(ValueError, match=r"the same recipe and the same seed \(0\)"):
         grouped([a[0], plant(tmp_path / "again", seed=0, rho=0.2, learning_rate=1e-4)])
     with pytest.raises(ValueError, match=r"no recipe\.yaml"):
         read_run(tmp_path)
@@ -219,7 +219,7 @@ def test_a_benchmark_of_some_runs_or_under_other_settings_is_told(tmp_path):
     runs = runs_of(tmp_path, [0.4, 0.5], rho=0.2) + runs_of(tmp_path, [0.4, 0.5], rho=1.0)
     some = [plant_benchmark(run, [[True, False], [True, True]], "amc") for run in runs[:3]]
     found = compare.compare([*some, runs[3]], runs[3])
-    assert found["notes"] == [f"amc Acc@2, amc Len@2: not known of {runs[3].path}."]
+    assert found["notes"] == [f"amc Acc@2, amc Len@2: {runs[3].path} did not measure this."]
     assert found["groups"]["rho 1.0"]["measures"]["amc Acc@2"]["over"] == "problems"
     # One seed in common, two questions.
     assert found["differences"]["rho 0.2"]["amc Acc@2"]["over"] == "2 problems"
@@ -286,4 +286,4 @@ def test_command_writes_what_it_prints(tmp_path, capsys):
     assert set(json.loads(capsys.readouterr().out)["groups"]) == {"rho 0.2", "rho 1.0"}
     with pytest.raises(SystemExit, match="2"):
         cli.main(["compare", folders[0], "--baseline", folders[1]])
-    assert "none of the runs" in capsys.readouterr().err
+    assert "not among the runs" in capsys.readouterr().err

@@ -201,7 +201,9 @@ def test_a_head_that_cannot_serve_is_refused_or_replaced(tmp_path):
     assert (chosen.sparse_head, chosen.head_refusal) == (False, None)
     with pytest.raises(ValueError, match="fused_lm_head is 'liger', but the loss has an entropy bonus: choose auto"):
         decide(fused_lm_head="liger", entropy_coef=0.01)
-    with pytest.raises(ValueError, match="'gradient_norm', but the LM head has a bias: choose another selection"):
+    with pytest.raises(
+        ValueError, match="'gradient_norm', but the LM head has a bias: choose another entropy_selection"
+    ):
         decide("the LM head has a bias", entropy_selection="gradient_norm")
 
 

@@ -216,15 +216,15 @@ REFUSED = {
     "continuations is 1": {"continuations": 1},
     "top_p is 0.0": {"top_p": 0.0},
     "max_tokens is 0": {"max_tokens": 0},
-    "humaneval is answered by programs": {"responses": None, "benchmarks": "humaneval"},
-    "row 0: there is no reference or solution": {"rows": [row_of(*RESPONSES[0], reference=None)]},
+    "humaneval, whose answers are programs": {"responses": None, "benchmarks": "humaneval"},
+    "row 0 has no column reference or solution": {"rows": [row_of(*RESPONSES[0], reference=None)]},
     "row 0: prompt is NoneType": {"rows": [row_of(*RESPONSES[0], prompt=None)]},
     "the file has no rows": {"rows": []},
     "response 1 has no tokens": {"rows": [row_of(*RESPONSES[0]), row_of([0], [0], response="")]},
     "max_tokens is 4, but response 0 has 5 tokens": {"rows": [row_of([0], [3] * 5)]},
     "32 positions and the longest prompt has 30 tokens": {"rows": [row_of(LONG, [0])]},
-    "model has 6 tokens, but response 0": {"rows": [row_of([0], [0], prompt_ids=[0], completion_ids=[6])]},
-    "forks with rho 0.3, where 0.4 is asked for": {"rho": 0.4, "done": True},
+    "model has 6 token ids, but response 0": {"rows": [row_of([0], [0], prompt_ids=[0], completion_ids=[6])]},
+    "forks with rho 0.3, but 0.4 is requested": {"rho": 0.4, "done": True},
 }
 
 

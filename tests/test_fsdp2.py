@@ -39,7 +39,7 @@ def launch(program, model, output, *more):
 def check_card_of_pieces(checkpoint, whole):
     """It says that nothing loads the checkpoint; what it says to do makes the model that the run saved."""
     card = ModelCard.load(write_card(checkpoint))
-    assert "weights are in pieces" in card.text and "from_pretrained" not in card.text
+    assert "weights are sharded" in card.text and "from_pretrained" not in card.text
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
     commands = re.search(r"```bash\n(accelerate merge-weights.*?)```", card.text, re.DOTALL)[1]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -168,7 +168,7 @@ def test_a_pool_whose_workers_die_is_replaced():
 
 def test_a_pool_that_cannot_work_is_no_verdict(monkeypatch):
     monkeypatch.setattr("entropy_grpo.grading.pool._prepare_worker", sys.exit)  # every worker ends as it begins
-    with pytest.raises(RuntimeError, match="No worker process grades"):
+    with pytest.raises(RuntimeError, match="grading processes do not grade"):
         Grader(1, seconds=5, total_seconds=20)(["1/2"], ["0.5"])
 
 

@@ -280,8 +280,8 @@ def shape_only(folder, tied):
         ({"lora_target_modules": ["q_proj", "embed_tokens"]}, True, "names the embedding"),
         ({"lora_target_modules": ["q_proj", "lm_head"]}, False, "adapts the LM head"),
         ({"lora_target_modules": ["query"]}, False, r"lora_target_modules is \['query'\]: Target modules"),
-        ({"lora_target_modules": ["q_proj", "query"]}, False, "lora_target_modules has 'query'"),
-        ({"lora_target_modules": ["q_proj"], "lora_modules_to_save": ["head"]}, False, "lora_modules_to_save has"),
+        ({"lora_target_modules": ["q_proj", "query"]}, False, "lora_target_modules names 'query'"),
+        ({"lora_target_modules": ["q_proj"], "lora_modules_to_save": ["head"]}, False, "lora_modules_to_save names"),
     ],
 )
 def test_targets_are_checked_before_weights_load(tmp_path, settings, tied, said):

@@ -109,13 +109,13 @@ def test_comparison_of_unequal_samples_stops_where_they_do():
     found = paired(draw_samples(7, 5, seed=5), draw_samples(7, 3, seed=6))
     assert list(found["pass@k"]) == [1, 2, 3] and "maj@N" not in found
     assert found["acc@N"] == pytest.approx(found["pass@k"][1])
-    with pytest.raises(ValueError, match="same questions on both sides; got 7 and 6"):
+    with pytest.raises(ValueError, match="the two sides have 7 and 6 questions"):
         paired(draw_samples(7, 2, seed=7), draw_samples(6, 2, seed=8))
 
 
 def test_samples_that_contradict_themselves_are_refused():
     flat = np.ones((3, 2), dtype=int)
-    with pytest.raises(ValueError, match="arrays of one shape"):
+    with pytest.raises(ValueError, match="all must have the same shape"):
         Samples(flat > 0, flat, flat > 0, flat[:, :1])
     with pytest.raises(ValueError, match=r"at least \(1, 1\)"):
         Samples(*[np.ones((0, 2), dtype=bool)] * 4)

@@ -655,5 +655,5 @@ def test_first_step_fails_if_the_share_is_wrong(tiny_model, tmp_path, monkeypatc
         return kept, threshold
 
     monkeypatch.setattr(module, "select", one_too_many)
-    with pytest.raises(RuntimeError, match="should be kept"):
+    with pytest.raises(RuntimeError, match="instead of the share"):
         fixed_rollout.train(tiny_model, tmp_path, top_entropy_quantile=0.2)

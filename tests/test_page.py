@@ -91,7 +91,7 @@ def test_scores_are_those_of_the_full_softmax(tiny_model, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     view = tokens.view("tiny", scores, tokenizer)
     assert view.alternatives[2][0] == (tokenizer.decode(scores.top_ids[2, :1]), scores.top_logps[2, 0].item())
-    with pytest.raises(ValueError, match="response_ids 0 tokens"):
+    with pytest.raises(ValueError, match="response_ids has 0 tokens"):
         alternatives.score(model, prompt, [], 4)
 
 

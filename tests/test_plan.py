@@ -267,9 +267,9 @@ def test_what_is_wrong_is_said_in_a_sentence(recipe_file, words, options, senten
 @pytest.mark.parametrize(
     "config, sentence",
     [
-        (AutoConfig.for_model("t5").to_json_string(), "transformers builds no causal model of 't5'"),
-        ('{"model_type": "not_there"}', "transformers cannot read this config.json"),
-        ("no JSON", "transformers cannot read this config.json"),
+        (AutoConfig.for_model("t5").to_json_string(), "'t5', of which transformers builds no causal model"),
+        ('{"model_type": "not_there"}', "transformers cannot read"),
+        ("no JSON", "transformers cannot read"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused(tmp_path, recipe_file, capsys, config, sentence):
@@ -298,8 +298,12 @@ def test_a_model_that_cannot_be_built_is_refused(tmp_path, recipe_file, capsys, 
             r"fewer than the 32,768 of one sequence: set vllm_max_model_length to 22528",
         ),
         (["--vllm_max_model_length", "9000"], {}, r"is 9000, but a prompt and its response have up to 22528 tokens"),
-        (["--vllm_tensor_parallel_size", "3"], {}, r"vllm_tensor_parallel_size is 3 on 8 GPUs: choose a divisor"),
-        (["--optim", "sgd"], {}, r"optim is 'sgd': its states are counted as AdamW's"),
+        (
+            ["--vllm_tensor_parallel_size", "3"],
+            {},
+            r"vllm_tensor_parallel_size is 3, but the run has 8 GPUs: set it to a divisor",
+        ),
+        (["--optim", "sgd"], {}, r"optim is 'sgd', whose states are counted as AdamW's"),
         ([], {}, r"prompts of up to 2048 tokens are assumed"),
     ],
 )
@@ -341,7 +345,7 @@ def test_a_verdict_is_the_exit_status(recipe_file, capsys):
             cli.main(["plan", recipe_file, *SYNC, "--max_prompt_length", "2048", *words])
         assert exit_.value.code == 1 and said in capsys.readouterr().out.splitlines()[-1]
     cli.main(["plan", str(shipped("demo_cpu")), "--gpu-memory", "0.01"])
-    assert capsys.readouterr().out.splitlines()[-1].startswith("runs on the processor")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("runs on the CPU")
 
 
 # Shipped recipes, and their GPUs: GiB of each where a recipe is not for 80.

@@ -160,5 +160,5 @@ def test_pass_at_k_takes_what_json_made_of_the_keys(tmp_path):
 
 @pytest.mark.parametrize("count", [0, len(plots.COLOURS) + 1])
 def test_pass_at_k_refuses_more_models_than_it_has_colours(tmp_path, count):
-    with pytest.raises(ValueError, match=f"got {count}"):
+    with pytest.raises(ValueError, match=f"curves has {count} models"):
         plots.pass_at_k({str(i): curve() for i in range(count)}, tmp_path / "many.png")

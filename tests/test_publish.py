@@ -101,9 +101,13 @@ def test_a_dry_run_shows_all_that_would_be_pushed_and_writes_nothing(tmp_path, c
 @pytest.mark.parametrize(
     ("change", "repository", "said"),
     [
-        ({}, "not an id", "not an id: it is no id of the Hub"),
+        ({}, "not an id", "'not an id', which is no id of the Hub"),
         ({"model.safetensors": None}, "me/walk", "holds no weights"),
-        ({"model.safetensors": None, "pytorch_model_fsdp_0/.metadata": b""}, "me/walk", "holds a model in pieces"),
+        (
+            {"model.safetensors": None, "pytorch_model_fsdp_0/.metadata": b""},
+            "me/walk",
+            "holds only shards of a model",
+        ),
         ({"recipe.yaml": b"hub_token: hf_secret\n"}, "me/walk", "holds hub_token, a secret"),
         ({"environment.json": b"[1]"}, "me/walk", "environment.json holds no mapping"),
         ({"evaluation.json": b"{"}, "me/walk", "evaluation.json cannot be read"),
@@ -151,5 +155,5 @@ def test_nothing_that_is_pushed_names_a_folder_of_this_machine(tmp_path):
 
 
 def test_without_a_network_a_push_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"--push me/walk: .*offline"):
+    with pytest.raises(ValueError, match=r"--push is 'me/walk', .*offline"):
         push.main(str(make_model(tmp_path / "run")), "me/walk", only_show=False)

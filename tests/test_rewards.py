@@ -278,9 +278,9 @@ def test_overlong_is_the_formula():
         (["accuracy", "overlong"], None, "overlong_cache_length is None"),
         (["accuracy", "overlong"], 48, "below max_completion_length (48)"),
         (["accuracy"], 8, "rewards does not name 'overlong'"),
-        (["overlong"], 8, "begin with the one that says whether a response is right"),
-        (["no.such.module:reward"], None, "does not import"),
-        (["math:nothing"], None, "does not import"),
+        (["overlong"], 8, "name first the reward that decides whether a response is right"),
+        (["no.such.module:reward"], None, "cannot be imported"),
+        (["math:nothing"], None, "cannot be imported"),
         (["math:pi"], None, "is no function"),
     ],
 )

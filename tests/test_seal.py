@@ -55,10 +55,10 @@ def test_every_file_is_sealed_once_by_the_rank_that_wrote_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
-        ("model.safetensors", flip, "is not what was written"),
-        ("optimizer.pt", flip, "is not what was written"),
-        ("run_state_1.safetensors", flip, "is not what was written"),
-        ("optimizer_0/__1_0.distcp", flip, "is not what was written"),
+        ("model.safetensors", flip, "has changed since it was written"),
+        ("optimizer.pt", flip, "has changed since it was written"),
+        ("run_state_1.safetensors", flip, "has changed since it was written"),
+        ("optimizer_0/__1_0.distcp", flip, "has changed since it was written"),
         ("rng_state_1.pth", lambda path: path.unlink(), "is missing"),
         ("optimizer.pt", lambda path: path.write_bytes(b"mom"), "has 3 bytes of 7,992"),
         ("trainer_state.json", lambda path: path.write_bytes(b""), "has 0 bytes of 2"),
@@ -80,7 +80,7 @@ def test_damage_is_found_named_and_gone_round(tmp_path, capsys, name, damage, sa
     for wanted in ("auto", "true"):
         assert resume(tmp_path, wanted) == str(tmp_path / "checkpoint-3")
         told = capsys.readouterr().err
-        assert f"checkpoint-7 is damaged ({found[0]}): the run goes on from checkpoint-3." in told
+        assert f"checkpoint-7 is damaged ({found[0]}): the run continues from checkpoint-3." in told
     with pytest.raises(ValueError, match="which is damaged"):
         resume(tmp_path, str(folder))
 
@@ -95,7 +95,7 @@ def test_a_run_with_damaged_checkpoints_alone_is_refused_and_one_without_any_beg
     with pytest.raises(ValueError, match="has no complete checkpoint"):
         resume(tmp_path, "true")
     flip(save(tmp_path, 3) / "optimizer.pt")
-    with pytest.raises(ValueError, match=r"no intact checkpoint: checkpoint-3 is damaged \(optimizer.pt is not"):
+    with pytest.raises(ValueError, match=r"no intact checkpoint: checkpoint-3 is damaged \(optimizer.pt has changed"):
         resume(tmp_path, "auto")
 
 

@@ -132,7 +132,10 @@ def test_the_results_of_an_evaluation_of_the_teacher_are_read(tmp_path):
         ({"decontaminate_against": ["aime"]}, "decontaminate_against names 'aime'"),
         ({"grading_seconds": 0.0}, "grading_seconds is 0"),
         ({"responses_per_step": 7, "per_device_train_batch_size": 2}, "responses_per_step is 7, but .* multiple of 2"),
-        ({"responses_per_step": 8, "gradient_accumulation_steps": 3}, "gradient_accumulation_steps is 3, but it"),
+        (
+            {"responses_per_step": 8, "gradient_accumulation_steps": 3},
+            "gradient_accumulation_steps is 3, but respon",
+        ),
         ({"top_entropy_quantile": 0.2}, "there is no setting top_entropy_quantile"),
     ],
 )

@@ -180,4 +180,4 @@ def test_the_cold_start_is_announced_once_before_it_is_trained(tmp_path, monkeyp
     monkeypatch.setattr(cold_start.subprocess, "run", lambda command, **options: os.mkdir(command[-1]))
     folder = resolve(WALK, seed=5)
     assert folder == str(cold_start.checkpoint_path(5)) == resolve(WALK, seed=5)
-    assert capsys.readouterr().out == "cold start for seed 5: training it once, a few minutes\n"
+    assert capsys.readouterr().out == "training the cold start for seed 5 once, which takes a few minutes\n"

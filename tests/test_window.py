@@ -248,7 +248,7 @@ def test_kept_tokens_are_checked(tmp_path, kept, total, expected, selections, wr
     if not wrong:
         check_kept(kept, total, expected, objective, selections)
         return
-    with pytest.raises(RuntimeError, match=f"{kept} of {total} tokens where 0.2 of them, {expected}, should be kept"):
+    with pytest.raises(RuntimeError, match=f"{kept} of {total} tokens instead of the share 0.2, {expected} tokens"):
         check_kept(kept, total, expected, objective, selections)
 
 

@@ -1,1 +1,1 @@
-"""Measurements for one GPU, in parts that need nothing of each other; see `__main__`."""
+"""Measurements on one GPU, in independent parts; see `__main__`."""

@@ -1,13 +1,20 @@
-"""Everything that a first GPU should tell, within nine minutes, from one command.
+"""All measurements on one GPU within nine minutes, from one command.
 
     python -m benchmarks.gpu [--part A B ...] [--seconds N] [--output DIR] [--revision COMMIT] [--weights FILE]
                              [--tiny]
 
-Parts: A the tests that need a GPU, B the LM head, C optimiser steps against TRL, D memory of a 14B-shaped model,
-E selection and resume, F FSDP2 on one process, G the demo from cold start to card, H a pretrained 135M model on
-sums, from `--weights` (`benchmarks/gpu/pretrained.py` says where to have them). Each part is a process of its own,
-which is killed at its time limit, and writes `gpu_NAME.json` as it goes on. The output of all parts goes to
-`gpu.log`. The exit status is 1 if a part failed, was killed or has a measurement that failed.
+- A: the tests that need a GPU
+- B: the LM head
+- C: optimiser steps against TRL
+- D: memory of a 14B-shaped model
+- E: selection and resume
+- F: FSDP2 on one process
+- G: the demo from cold start to card
+- H: a pretrained 135M model on sums, from `--weights` (see `benchmarks/gpu/pretrained.py`)
+
+Each part is a separate process, which is killed at its time limit, and writes `gpu_NAME.json` after every measurement.
+The output of all parts goes to `gpu.log`.
+The exit status is 1 if a part failed, was killed, or has a failed measurement.
 """
 
 import argparse
@@ -40,7 +47,7 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPE
 
 
 def _copy(source: IO[bytes], log: IO[bytes]) -> None:
-    """Write what a part prints to the log and to the console, as it comes."""
+    """Write the output of a part to the log and to the console."""
     for line in iter(source.readline, b""):
         for stream in (log, sys.stdout.buffer):
             stream.write(line)
@@ -48,7 +55,11 @@ def _copy(source: IO[bytes], log: IO[bytes]) -> None:
 
 
 def run_part(part: str, output: Path, log: IO[bytes], limit: float, arguments: list[str]) -> dict[str, Any]:
-    """Run one part to its end or its limit; returns the content of its JSON file, renewed with how it ended."""
+    """Run one part until it ends or reaches its time limit.
+
+    Returns:
+        Content of its JSON file, with the way in which the part ended.
+    """
     path = output / f"gpu_{PARTS[part][0]}.json"
     path.unlink(missing_ok=True)
     command = [sys.executable, "-m", "benchmarks.gpu.part", part, "--output", str(path), "--seconds", str(limit)]
@@ -77,7 +88,7 @@ def run_part(part: str, output: Path, log: IO[bytes], limit: float, arguments: l
 
 
 def main() -> int:
-    """Run the parts and print how each ended."""
+    """Run the parts and print the status of each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(DEFAULT), help=f"{' '.join(DEFAULT)} if none")
     parser.add_argument("--seconds", type=float, help="time limit of each part, instead of its own")

@@ -1,4 +1,4 @@
-"""Part G: the demo, from cold start to card, as its launch runs it."""
+"""Part G: the demo, from cold start to card, by the command that launches it."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ SEED = 0  # the recipe's
 
 
 def run(report: Report, sizes: Sizes) -> None:
-    """The cold start, which trains on the processor, and then the launch."""
+    """Run the cold start, which trains on the CPU, and then the launch."""
     words = ["--disable_tqdm", "true", *sizes.demo]
     words += ["--use_cpu", "false"] if sizes.device == "cuda" else []
     report.note(changed_of_the_recipe=DEMO_CHANGES, further_words=words)

@@ -1,4 +1,4 @@
-"""Part A: what the device is, and tests/test_gpu.py on it."""
+"""Part A: facts about the device, and tests/test_gpu.py on it."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from .sizes import Sizes
 
 
 def run(report: Report, sizes: Sizes) -> None:
-    """Record the device, then run the tests in a process of their own."""
+    """Record the device, then run the tests in a separate process."""
     with report.measure("device") as row:
         if torch.cuda.is_available():
             properties = torch.cuda.get_device_properties(0)
@@ -41,7 +41,7 @@ def run(report: Report, sizes: Sizes) -> None:
 
 
 def _product(size: int = 8192, repeats: int = 10) -> float:
-    """TFLOP/s of a bfloat16 matrix product of random data, to hold other figures against."""
+    """TFLOP/s of a bfloat16 matrix product of random data, as a reference for other measurements."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):
         a @ b

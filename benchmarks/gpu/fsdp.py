@@ -1,7 +1,8 @@
 """Part F: FSDP2 on one process, through accelerate and accelerate_configs/fsdp2.yaml.
 
-With accelerate's own precision and with gradients and outputs in float32: dtypes, whether values lie on bfloat16's
-grid, errors against float32 without FSDP, what is left unsharded after a pass without gradient, and the peak.
+The part runs with accelerate's own precision, and with gradients and outputs in float32. It measures dtypes, the share
+of values on bfloat16's grid, errors against float32 without FSDP, unsharded parameters after a pass without gradient,
+and peak memory.
 """
 
 import gc
@@ -28,13 +29,13 @@ from .sizes import Sizes
 
 CONFIG = ROOT / "accelerate_configs" / "fsdp2.yaml"
 OUTPUTS = ("log_probs", "entropy")
-# The parameters whose gradients are looked at: of a layer, and of both ends.
+# Parameters whose gradients are compared: those of one layer, and of both ends of the model.
 SHOWN = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight")
 FLOAT32 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=None)
 
 
 def one_process(device: str) -> None:
-    """The environment of a launch of one process with this configuration."""
+    """Environment of a launch of one process with an accelerate configuration."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -42,30 +43,30 @@ def one_process(device: str) -> None:
     os.environ.update(ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     os.environ.update(sharding_environment(CONFIG))
     if device == "cpu":
-        # accelerate shards on accelerators only: it is told that gloo is one.
+        # accelerate shards only on accelerators, so that gloo is presented as one.
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         torch.distributed.init_process_group("gloo")
         PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
 def on_grid(x: Tensor) -> float:
-    """Share of the values that bfloat16 holds exactly."""
+    """Share of the values that bfloat16 represents exactly."""
     return (x.float() == x.bfloat16().float()).float().mean().item()
 
 
 def local(x: Tensor) -> Tensor:
-    """The whole tensor, which one process has."""
+    """The whole tensor, which is on the only process."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def about(x: Tensor, exact: Tensor) -> dict[str, Any]:
-    """Dtype, grid and error of a result."""
+    """Dtype, share on bfloat16's grid, and error of a result."""
     error = (x.double() - exact.double()).norm() / exact.double().norm()
     return {"dtype": str(x.dtype), "share on the bfloat16 grid": on_grid(x), "relative error": error.item()}
 
 
 def with_heads(sizes: Sizes, device: str) -> nn.Module:
-    """The random model with TRL's head and ours, in float32."""
+    """The random float32 model with TRL's head and the sparse head."""
     model = random_model(sizes.fsdp_model, device)
     add_fused_lm_head(model, 1.0)
     add_sparse_lm_head(model, 1.0, "auto")
@@ -73,7 +74,7 @@ def with_heads(sizes: Sizes, device: str) -> nn.Module:
 
 
 def batch(sizes: Sizes) -> dict[str, Tensor]:
-    """Ids, a mask with padding on the left of the first sequence, and labels."""
+    """Token ids, a mask with padding on the left of the first sequence, and labels."""
     rows, columns = sizes.fsdp_batch
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, sizes.fsdp_model.vocab_size, (rows, columns), generator=generator)
@@ -84,7 +85,7 @@ def batch(sizes: Sizes) -> dict[str, Tensor]:
 
 
 def exact_results(sizes: Sizes, given: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Log-probabilities, entropies and gradients of the same weights in float32 without FSDP."""
+    """Log-probabilities, entropies and gradients of the same float32 weights without FSDP."""
     model = with_heads(sizes, "cpu").to(sizes.device)
     output = model(**given, fused_lm_head=OUTPUTS)
     output.log_probs.mean().backward()
@@ -98,7 +99,7 @@ def unsharded(model: nn.Module) -> list[str]:
 
 
 def under_fsdp(sizes: Sizes, policy: MixedPrecisionPolicy | None, given: dict[str, Tensor], exact: Any) -> dict:
-    """One pass without gradient, one with it, under a precision; None for what accelerate makes of `bf16`."""
+    """Measure one pass without and one with gradient under a precision; None for accelerate's `bf16` policy."""
     AcceleratorState._reset_state(reset_partial_state=True)
     plugin = None if policy is None else FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
     accelerator = Accelerator(mixed_precision="bf16", fsdp_plugin=plugin)
@@ -139,7 +140,7 @@ def under_fsdp(sizes: Sizes, policy: MixedPrecisionPolicy | None, given: dict[st
 
 
 def run(report: Report, sizes: Sizes) -> None:
-    """Both precisions in turn."""
+    """Measure both precisions in turn."""
     one_process(sizes.device)
     given = batch(sizes)
     with report.measure("float32 without FSDP"):

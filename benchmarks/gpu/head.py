@@ -1,8 +1,8 @@
-"""Part B: the LM head alone, in bfloat16: milliseconds, peak memory, and errors against float64.
+"""Part B: the LM head alone in bfloat16: milliseconds, peak memory, and errors against float64.
 
-Every variant is given n rows, of which a share rho has a gradient. "ranking" asks for the entropies of all rows, and
-differentiates those with a gradient; "known" is given only those rows and asks for no entropies. TRL's head and
-Liger's are given all rows, as their callers do.
+Every variant gets n rows, of which a share rho has a gradient. "ranking" computes the entropies of all rows, and
+differentiates the rows with a gradient. "known" gets only the rows with a gradient and computes no entropies. TRL's
+head and Liger's head get all rows, as from their callers.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,8 +29,11 @@ Score = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 def problem(rows: int, hidden_size: int, vocabulary: int, rho: float, device: str) -> Problem:
-    """(hidden, weight, targets, gradients) on the device: logits with a standard deviation of 3, as of a language
-    model, and gradients that are zero but for a share rho."""
+    """(hidden, weight, targets, gradients) on the device.
+
+    Logits have a standard deviation of 3, as in a language model. Gradients are zero except for a share rho of the
+    rows.
+    """
     generator = torch.Generator(device).manual_seed(0)
     hidden = torch.randn(rows, hidden_size, generator=generator, device=device, dtype=torch.bfloat16)
     weight = torch.empty(vocabulary, hidden_size, device=device, dtype=torch.bfloat16)
@@ -43,7 +46,7 @@ def problem(rows: int, hidden_size: int, vocabulary: int, rho: float, device: st
 
 @contextmanager
 def tiles_of(width: int) -> Iterator[None]:
-    """Let our tiles be so wide."""
+    """Set the width of the sparse head's tiles."""
     widths = kernels.GPU_TILE, kernels.CPU_TILE
     kernels.GPU_TILE = kernels.CPU_TILE = width
     try:
@@ -55,7 +58,7 @@ def tiles_of(width: int) -> Iterator[None]:
 def liger_triton(
     sums: torch.dtype | None, hidden: Tensor, weight: Tensor, targets: Tensor, gradients: Tensor
 ) -> tuple[Tensor, None]:
-    """Liger's Triton fused linear cross-entropy, which has no entropies; `sums` is the dtype of gradient sums."""
+    """Liger's Triton fused linear cross-entropy, which has no entropies. `sums` is the dtype of gradient sums."""
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
     # No bias, class weights, z-loss, smoothing or cap, and a loss for every row.
@@ -66,7 +69,7 @@ def liger_triton(
 
 
 def liger_fallback(hidden: Tensor, weight: Tensor, targets: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """What Liger's scaled cross-entropy runs on GPUs for which it has no kernel."""
+    """Liger's fallback for GPUs without a kernel of its scaled cross-entropy."""
     from liger_kernel.ops.fused_linear_scaled_cross_entropy import _FusedLinearPPOFallbackFunction
 
     nll, entropy = _FusedLinearPPOFallbackFunction.apply(hidden, weight, targets, 1.0, -100, True)
@@ -76,7 +79,7 @@ def liger_fallback(hidden: Tensor, weight: Tensor, targets: Tensor, gradients: T
 def liger_hopper(
     entropies: bool, hidden: Tensor, weight: Tensor, targets: Tensor, gradients: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Liger's own Hopper kernel, whose entropies are bfloat16."""
+    """Liger's Hopper kernel, whose entropies are bfloat16."""
     from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
 
     found = LigerFusedLinearScaledCrossEntropyFunction.apply(hidden, weight, targets, 1.0, -100, 1, entropies)
@@ -84,7 +87,7 @@ def liger_hopper(
 
 
 def ranking(kernel: Any, outputs: tuple[str, ...], hidden: Tensor, weight: Tensor, targets: Tensor, _: Tensor):
-    """Ours on all rows."""
+    """The sparse head on all rows."""
     return sparse(kernel, outputs, hidden, weight, targets)
 
 
@@ -101,7 +104,7 @@ def known(problem: Problem) -> Problem:
 
 
 class Run:
-    """A variant on a problem, whose halves are called one after the other."""
+    """A variant on a problem, whose forward and backward halves are called separately."""
 
     def __init__(self, score: Score, given: Problem):
         self.score, self.given = score, given
@@ -112,7 +115,7 @@ class Run:
         self.scores = self.score(*self.leaves, *self.given[2:])
 
     def backward(self) -> None:
-        """Differentiate them."""
+        """Differentiate the rows."""
         self.scores[0].backward(self.given[3].to(self.scores[0].dtype))
 
     def clear(self) -> None:
@@ -122,14 +125,14 @@ class Run:
             leaf.grad = None
 
     def both(self) -> None:
-        """One forward and backward pass."""
+        """Run one forward and one backward pass."""
         self.clear()
         self.forward()
         self.backward()
 
 
 def figures(score: Score, given: Problem, repeats: int) -> dict[str, Any]:
-    """Milliseconds of both halves and the peak, of which rows, weight and upstream gradients are no part."""
+    """Milliseconds of both halves, and peak memory without rows, weight and upstream gradients."""
     run = Run(score, given)
     run.both()  # compiles
     forward, backward = [], []
@@ -143,7 +146,7 @@ def figures(score: Score, given: Problem, repeats: int) -> dict[str, Any]:
 
 
 def times(report: Report, sizes: Sizes, rows: int, rho: float, variants: dict[str, tuple[Score, Problem]]) -> None:
-    """A measurement for every variant."""
+    """Measure every variant."""
     for name, (score, given) in variants.items():
         with report.measure(name, rows=rows, rho=rho) as row:
             row |= figures(score, given, sizes.repeats)
@@ -172,7 +175,11 @@ def truth(given: Problem, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def errors(report: Report, sizes: Sizes, given: Problem, variants: dict[str, tuple[Score, Problem]]) -> None:
-    """Root-mean-square errors over that of the truth: of `exact_rows` rows, and of the weight's gradient from all."""
+    """Root-mean-square errors divided by the root mean square of the truth.
+
+    Log-probabilities, entropies and gradients of hidden states are compared for `exact_rows` rows, the weight's
+    gradient for all rows.
+    """
     exact = truth(given, sizes.exact_rows)
     few = slice(0, sizes.exact_rows)
     kept = given[3].nonzero().squeeze(1)
@@ -198,7 +205,7 @@ def errors(report: Report, sizes: Sizes, given: Problem, variants: dict[str, tup
 
 
 def run(report: Report, sizes: Sizes) -> None:
-    """Time every variant at every size, then take errors at the smallest, then look at tiles and at Liger."""
+    """Time every variant at every size, measure errors at the smallest size, and then measure tiles and Liger."""
     ours = (partial(ranking, TILES, ENTROPY), partial(ranking, TILES, ()))
     native = hopper(torch.device(sizes.device)) and find_spec("cutlass") is not None
     report.note(

@@ -1,7 +1,7 @@
-"""Part D: peak memory of one long sequence through a 14B-shaped model of few layers, against the plan's formulas.
+"""Part D: peak memory of one long sequence in a model with 14B's shape and few layers, against the plan's formulas.
 
-The slope between two numbers of layers is what a layer costs, and the rest is what the model costs once. The path is
-that of training: the fused head with the labels of the kept tokens, gradient checkpointing, one backward pass.
+The slope between two numbers of layers is the memory of a layer, and the intercept that of all other parts. The pass
+is that of training: the fused head with the labels of the kept tokens, gradient checkpointing, one backward pass.
 """
 
 import gc
@@ -26,7 +26,7 @@ RHO = 0.2
 
 
 def predicted(config: PreTrainedConfig, tokens: int, autocast: bool) -> dict[str, float]:
-    """Bytes by part, as `entropy-grpo plan` adds them up."""
+    """Bytes by part, as `entropy-grpo plan` adds them."""
     element = 4 if autocast else 2
     policy = Model(config, CheckedModelConfig(dtype="float32" if autocast else "bfloat16"))
     activations = policy.activations(1, tokens, torch.bfloat16, autocast, "sdpa", checkpointing=True)
@@ -42,7 +42,7 @@ def predicted(config: PreTrainedConfig, tokens: int, autocast: bool) -> dict[str
 
 
 def measured(config: PreTrainedConfig, sizes: Sizes, autocast: bool, padded: bool) -> dict[str, Any]:
-    """Bytes of weights, after the forward pass and at the peak, and seconds."""
+    """Bytes of the weights, bytes after the forward pass, peak bytes, and seconds."""
     device, tokens = sizes.device, sizes.memory_tokens
     model = random_model(config, device, torch.float32 if autocast else torch.bfloat16)
     add_fused_lm_head(model, 1.0)
@@ -83,7 +83,7 @@ def measured(config: PreTrainedConfig, sizes: Sizes, autocast: bool, padded: boo
 
 
 def run(report: Report, sizes: Sizes) -> None:
-    """Two numbers of layers in each precision, without and with a padding mask, and the slopes."""
+    """Measure two numbers of layers in each precision, without and with a padding mask, and compute the slopes."""
     report.note(tokens=sizes.memory_tokens, rho=RHO, layers=sizes.memory_layers)
     for autocast, padded in ((False, False), (False, True), (True, False), (True, True)):
         name = f"{'float32 with autocast' if autocast else 'bfloat16'}, {'padded' if padded else 'no padding'}"

@@ -1,4 +1,4 @@
-"""Random models of a given configuration, and the arithmetic of a training step."""
+"""Random models of a given configuration, and the number of operations of a training step."""
 
 import copy
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
 
 
 def random_model(config: PreTrainedConfig, device: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model of this configuration with random weights, made on the device."""
+    """A model with random weights, created on the device."""
     torch.manual_seed(0)
     config = copy.deepcopy(config)
     config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, None, 1
@@ -31,9 +31,9 @@ def random_model(config: PreTrainedConfig, device: str, dtype: torch.dtype = tor
 
 
 def model_operations(config: PreTrainedConfig, prompt: int, lengths: Sequence[int]) -> float:
-    """Operations that one training pass over these responses needs, forward and backward.
+    """Operations of one training pass over given responses, forward and backward, for MFU.
 
-    What counts for MFU: real tokens only, causal attention, the head on every response token, nothing computed twice.
+    Only real tokens count, with causal attention, the head on every response token, and no recomputation.
     """
     model = Model(config, CheckedModelConfig())
     decoder, _ = model.operations(checkpointing=False)

@@ -1,4 +1,4 @@
-"""The tables of docs/gpu.md, from the recorded results.
+"""Tables of docs/gpu.md, from the recorded results.
 
 python -m benchmarks.gpu.page
 """
@@ -20,12 +20,12 @@ def recorded(name: str) -> dict[str, Any]:
 
 
 def rows_of(name: str, prefix: str = "") -> list[dict[str, Any]]:
-    """The measurements of a part whose names begin alike."""
+    """Measurements of a part whose names have the same beginning."""
     return [row for row in recorded(name)["measurements"] if row["name"].startswith(prefix)]
 
 
 def head() -> str:
-    """Milliseconds, memory and errors of the head's variants; tiles of other widths are in the file alone."""
+    """Table of milliseconds, memory and errors of the head's variants. Other tile widths are only in the file."""
     errors = {row["name"].removeprefix("errors: "): row for row in rows_of("head", "errors: ")}
     timed: dict[str, dict[tuple[int, float], dict[str, Any]]] = {}
     for row in rows_of("head"):
@@ -44,7 +44,7 @@ def head() -> str:
 
 
 def step() -> str:
-    """Two optimiser steps of ours and of TRL's, each turn."""
+    """Table of two optimiser steps of this package and of TRL, in each turn."""
     (plan,) = rows_of("step", "plan")
     lines = []
     for row in rows_of("step"):
@@ -68,7 +68,7 @@ def step() -> str:
 
 
 def memory() -> str:
-    """Measured and planned bytes that grow with the layers of a 14B-shaped model."""
+    """Table of measured and planned bytes that grow with the number of layers of a 14B-shaped model."""
     lines = []
     for row in rows_of("memory", "slope: "):
         measured, planned = row["measured"], row["planned"]
@@ -83,7 +83,7 @@ def memory() -> str:
 
 
 def numerics() -> str:
-    """Dtypes and errors under FSDP2 with one process."""
+    """Table of dtypes and errors under FSDP2 with one process."""
     lines = []
     for row in rows_of("fsdp"):
         if "policy" in row:
@@ -102,7 +102,7 @@ def numerics() -> str:
 
 
 def select() -> str:
-    """Selection on a rollout's tokens, and the demo."""
+    """Lines on the selection on a rollout's tokens, and on the demo."""
     (row,) = rows_of("select", "selection")
     (resume,) = rows_of("select", "checkpoint and resume")
     (demo,) = rows_of("demo", "demo")
@@ -120,7 +120,7 @@ def select() -> str:
 
 
 def tables() -> str:
-    """All that the page shows."""
+    """All tables and lines of the page."""
     head_of, step_of = recorded("head"), recorded("step")
     said = (
         f"{head_of['hardware']}, torch {head_of['versions']['torch']}. Steps and memory are of commit "

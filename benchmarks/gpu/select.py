@@ -1,4 +1,4 @@
-"""Part E: the selection of a whole rollout's tokens, and a run that goes on from a checkpoint, bit for bit."""
+"""Part E: selection over a whole rollout's tokens, and bit-for-bit equality of a run resumed from a checkpoint."""
 
 import tempfile
 from pathlib import Path
@@ -21,7 +21,9 @@ RHO = 0.2
 
 
 def tokens(sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
-    """(scores, mask, places) of a rollout with ties: entropies in steps of 1/1024 nats, half of them 0."""
+    """(scores, mask, places) of a rollout with ties. Half of the entropies are 0, and all are multiples of 1/1024
+    nats.
+    """
     generator = torch.Generator(sizes.device).manual_seed(0)
     rows, columns = sizes.tokens
     scores = torch.randn(rows, columns, generator=generator, device=sizes.device).clamp(min=0)
@@ -32,7 +34,7 @@ def tokens(sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def by_sorting(scores: Tensor, mask: Tensor, rho: float) -> Tensor:
-    """The same tokens from a stable sort; places must ascend as the tokens lie in memory."""
+    """The same selection by a stable sort. Places must ascend in memory order."""
     counted = mask.flatten().nonzero().squeeze(1)
     order = scores.flatten()[counted].argsort(descending=True, stable=True)
     kept = torch.zeros_like(mask).flatten()
@@ -41,7 +43,7 @@ def by_sorting(scores: Tensor, mask: Tensor, rho: float) -> Tensor:
 
 
 def selection(sizes: Sizes) -> dict[str, Any]:
-    """Milliseconds and peaks of ours and of a sort, and whether both keep the same tokens."""
+    """Milliseconds and peak memory of the selection and of a sort, and whether both keep the same tokens."""
     scores, mask, places = tokens(sizes)
     found: dict[str, Any] = {"tokens": mask.numel(), "tokens_that_count": int(mask.sum())}
     kept, threshold = select(scores, mask, RHO, places)
@@ -62,7 +64,7 @@ def selection(sizes: Sizes) -> dict[str, Any]:
 
 
 def train(sizes: Sizes, model: str, folder: Path, resume: Path | None = None) -> dict[str, Tensor]:
-    """Weights after four steps in which the model writes its responses; with `resume`, from that checkpoint on."""
+    """Weights after four steps with generated responses. With `resume`, the run starts from that checkpoint."""
     args = EntropyForkGRPOConfig(
         output_dir=str(folder),
         max_steps=4,
@@ -91,14 +93,14 @@ def train(sizes: Sizes, model: str, folder: Path, resume: Path | None = None) ->
 
 
 def _sum_of_ids(completion_ids: list, **kwargs: Any) -> list[float]:
-    """Uneven, and decided by the tokens alone."""
+    """Unequal rewards that depend only on the tokens."""
     return [float(sum(ids) % 7) for ids in completion_ids]
 
 
 def resume(sizes: Sizes) -> dict[str, Any]:
-    """Whether a run that goes on from its checkpoint ends with the weights of one that did not stop.
+    """Compare the final weights of a resumed run and of an uninterrupted run.
 
-    A second run that does not stop shows whether the device repeats itself at all.
+    A second uninterrupted run shows whether the device is deterministic.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -121,7 +123,7 @@ def resume(sizes: Sizes) -> dict[str, Any]:
 
 
 def run(report: Report, sizes: Sizes) -> None:
-    """Selection, then resume."""
+    """Measure selection, then resume."""
     with report.measure("selection") as row:
         row |= selection(sizes)
     with report.measure("checkpoint and resume") as row:

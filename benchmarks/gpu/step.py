@@ -1,8 +1,7 @@
-"""Part C: optimiser steps of a random Qwen3-1.7B as its recipe trains it, against stock TRL.
+"""Part C: optimiser steps of a random Qwen3-1.7B with its recipe's settings, against stock TRL.
 
-Both get the same rollout of given responses. A short run of each comes first: it compiles what has to be compiled,
-counts the synchronisations of the host and names the kernels that ran. `sizes.STEP_CHANGES` says what is changed of
-the recipe.
+Both trainers get the same rollout of given responses. A short run of each comes first. It compiles kernels, counts the
+synchronisations of the host and lists the kernels. `sizes.STEP_CHANGES` lists the changes of the recipe.
 """
 
 import gc
@@ -42,7 +41,7 @@ ATTENTION = ("attention", "attn", "flash", "fmha", "sdpa")
 
 
 def words(sizes: Sizes, longest: int) -> list[str]:
-    """What is changed of the recipe, as a command line says it."""
+    """The changes of the recipe, as words of a command line."""
     said = (
         f"--use_vllm false --dynamic_sampling false --prompts_per_rollout {PROMPTS} --num_generations {GENERATIONS} "
         f"--steps_per_rollout {STEPS} --max_steps {STEPS} --save_strategy no --disable_tqdm true "
@@ -53,7 +52,7 @@ def words(sizes: Sizes, longest: int) -> list[str]:
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimiser step; that of a rollout's first one has its preparation in it."""
+    """Seconds of each optimiser step. The first step of a rollout includes its preparation."""
 
     def __init__(self):
         self.steps: list[float] = []
@@ -64,18 +63,18 @@ class Clock(TrainerCallback):
         return time.perf_counter()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Start."""
+        """Start the clock."""
         self.last = self._now()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """A step is over."""
+        """Record the seconds of a finished step."""
         now = self._now()
         self.steps.append(now - self.last)
         self.last = now
 
 
 def given_rollout(sizes: Sizes, responses: list[int]) -> Callable[[list, GRPOTrainer], dict]:
-    """TRL's `rollout_func` that returns random tokens of these lengths."""
+    """TRL's `rollout_func` that returns random tokens of given lengths."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(size: int) -> list[int]:
@@ -114,7 +113,7 @@ def make_trainer(sizes: Sizes, longest: int, stock: bool, output: str) -> tuple[
 
 
 def planned(sizes: Sizes) -> dict[str, Any]:
-    """Memory that the plan of the same job predicts."""
+    """Memory that the plan predicts for the same job."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(sizes.step_model.to_dict()))
@@ -148,14 +147,14 @@ def timed(sizes: Sizes, stock: bool) -> dict[str, Any]:
 
 
 def _place(file: str) -> str:
-    """A source file's path inside this project, or inside the folder of its package."""
+    """Path of a source file inside this project, or inside the folder of its package."""
     file = file.rsplit("site-packages/", 1)[-1]
     folders = [f"{ROOT}/", *(f"{path}/" for path in sys.path if path)]
     return next((file.removeprefix(folder) for folder in folders if file.startswith(folder)), file)
 
 
 def probe(sizes: Sizes, stock: bool) -> dict[str, Any]:
-    """Synchronisations per micro-batch, where they come from, and the kernels of one micro-batch."""
+    """Synchronisations per micro-batch with their sources, and the kernels of one micro-batch."""
     counts, micro_batches, kernels = Counter(), [], []
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
@@ -198,7 +197,7 @@ def probe(sizes: Sizes, stock: bool) -> dict[str, Any]:
 
 
 def run(report: Report, sizes: Sizes) -> None:
-    """Probe, then take turns."""
+    """Probe both trainers, then time them in turn."""
     report.note(
         changed_of_the_recipe=STEP_CHANGES, prompt=sizes.step_prompt, longest=sizes.step_longest, mean_share=MEAN
     )

@@ -1,12 +1,12 @@
-"""Sums of three numbers, worked out in two steps, for a small pretrained chat model.
+"""Sums of three numbers, calculated in two steps, for a small pretrained chat model.
 
     38 + 40 + 34
     38 + 40 = 78
     78 + 34 = 112
     Answer: 112
 
-Two worked examples precede every problem, in the same chat. No three numbers occur in two problems, in any order, so
-that every split of the problems is one by content.
+Two examples precede every problem, in the same chat. No two problems have the same three numbers, in any order, so
+that the parts of a split share no content.
 """
 
 import random
@@ -17,19 +17,19 @@ EXAMPLES = ((21, 14, 32), (45, 18, 27))
 
 
 def question(numbers: tuple[int, int, int]) -> str:
-    """A problem as the user writes it."""
+    """Return a problem in the user's words."""
     return " + ".join(map(str, numbers))
 
 
 def solution(numbers: tuple[int, int, int]) -> str:
-    """The worked answer that the examples show."""
+    """Return the calculation and the answer, in the form of the examples."""
     first, second, third = numbers
     middle, total = first + second, sum(numbers)
     return f"{first} + {second} = {middle}\n{middle} + {third} = {total}\nAnswer: {total}"
 
 
 def problems(count: int, seed: int) -> list[dict[str, Any]]:
-    """Problems with a chat as `prompt` and the total as `solution`."""
+    """Return problems with a chat as `prompt` and the total as `solution`."""
     chat = []
     for numbers in EXAMPLES:
         chat.append({"role": "user", "content": question(numbers)})

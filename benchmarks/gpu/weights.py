@@ -1,7 +1,7 @@
-"""Part H: a real pretrained 135M model on sums of three numbers, at rho 0.2 and 1.0, and with a random reward.
+"""Part H: a pretrained 135M model on sums of three numbers, with rho 0.2, rho 1.0 and a random reward.
 
-The arms are launches of a recipe, side by side on the one GPU, so that a part that is cut short has as much of each.
-Their curves are written as they go; `sizes.WEIGHTS_CHANGES` says what is changed of the recipe.
+The arms are launches of a recipe, side by side on one GPU, so that an interrupted part has results of all arms. Their
+curves are written while they run. `sizes.WEIGHTS_CHANGES` lists the changes of the recipe.
 """
 
 import os
@@ -23,7 +23,7 @@ from .sizes import WEIGHTS_CHANGES, Sizes
 
 RECIPE = ROOT / "recipes" / "qwen3_1_7b.yaml"
 REWARD = "dapo_accuracy"
-# The first reward says which answers are right; the factors of the control leave it out of the training.
+# The first reward decides which answers are right. The weights of the control exclude it from the training.
 ARMS = {
     "rho = 0.2": {"top_entropy_quantile": "0.2"},
     "rho = 1.0": {"top_entropy_quantile": "1.0"},
@@ -61,33 +61,33 @@ PERIOD = 5  # seconds between two looks at the arms
 
 
 def words(name: str, sizes: Sizes, **places: Path) -> list[str]:
-    """What an arm changes of the recipe, as a command line says it."""
+    """Return the settings of an arm that differ from the recipe, as words of a command line."""
     settings = COMMON | sizes.weights_settings | ARMS[name] | {key: str(path) for key, path in places.items()}
     return [word for key, value in settings.items() for word in (f"--{key}", value)]
 
 
 def start(name: str, words: list[str], seconds: float, folder: Path) -> subprocess.Popen:
-    """Start an arm, whose console goes to a file beside its run folder."""
+    """Start an arm. Its console output goes to a file beside its run folder."""
     command = [sys.executable, "-m", "benchmarks.gpu.arm", str(seconds), str(RECIPE), *words]
-    # A cache that grows by a token at a time leaves holes that no later one fits into.
+    # A cache that grows token by token fragments the memory.
     environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     with (folder / f"{name}.log").open("wb") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
 def curve(run: RunFolder) -> list[dict[str, Any]]:
-    """The measures of `CURVE`, for each row of a run's log that has one of them beside its step."""
+    """Return the measures of `CURVE`, for each row of a run's log that has one of them in addition to its step."""
     rows = [{key: row[key] for key in CURVE if row.get(key) is not None} for row in files.read_jsonl(run.metrics)]
     return [row for row in rows if len(row) > 1]
 
 
 def shown(run: RunFolder, when: str) -> list[dict[str, Any]]:
-    """The first answers of an evaluation."""
+    """Return the first answers of an evaluation."""
     return list(files.read_jsonl(run.answers(when)))[:SHOWN]
 
 
 def result(run: RunFolder, log: Path, status: int) -> dict[str, Any]:
-    """What an arm has left."""
+    """Return the results and the end of the console output of an arm."""
     console = log.read_text(errors="replace").splitlines()[-20:]
     return {
         "exit status": status,
@@ -101,7 +101,7 @@ def result(run: RunFolder, log: Path, status: int) -> dict[str, Any]:
 
 
 def watch(report: Report, arms: dict[str, subprocess.Popen], folder: Path) -> None:
-    """Wait for the arms; their curves and results go into the report as they come."""
+    """Wait for the arms. Their curves and results are reported while they run."""
     running = dict(arms)
     while running:
         time.sleep(PERIOD)

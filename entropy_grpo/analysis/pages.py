@@ -1,4 +1,4 @@
-"""HTML pages from the package's templates; every value is escaped unless its template marks it `safe`."""
+"""HTML pages from the package's templates. Every value is escaped unless its template marks it `safe`."""
 
 from functools import cache
 from typing import Any
@@ -25,5 +25,5 @@ def source(name: str) -> str:
 
 
 def render(name: str, **values: Any) -> str:
-    """Render the template `name`; a missing value is an error."""
+    """Render the template `name`. A missing value is an error."""
     return _environment().get_template(name).render(values)

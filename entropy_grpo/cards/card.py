@@ -1,7 +1,7 @@
-"""Hub model card of a trained model, written only from the files of its folder, so that old runs have cards, too.
+"""Hub model card of a trained model, written only from the files of its folder, so that old runs also get cards.
 
-Facts that no file holds are left out, and the card lists the gaps. Texts from files are escaped by
-`metrics.tables.cell`, or written into code as literals, so that a recipe or a response stays text.
+A card omits facts that no file holds, and lists the gaps. Texts from files are escaped by `metrics.tables.cell`, or
+written into code as literals, so that a recipe or a response stays text.
 """
 
 import re
@@ -41,7 +41,7 @@ PLOTS_TEXT = {
 
 
 def _tokens_text(objective: Row) -> str:
-    """Return a phrase that describes the trained tokens, empty if the folder does not tell."""
+    """Return a phrase that describes the trained tokens, empty if no file names them."""
     share, chosen = objective.get("kept_share"), objective["selection"]
     if share == 1:
         return "on all tokens"
@@ -72,7 +72,7 @@ def _value_text(value: Any) -> str:
 
 
 def _joined(settings: Row, *names: str) -> str:
-    """Join `name value` of all settings that are set; a single requested setting is shown without its name."""
+    """Join `name value` of all settings that are set. A single requested setting is shown without its name."""
     set_ones = {name: settings.get(name) for name in names}
     shown = {k: _value_text(v) for k, v in set_ones.items() if v is not None and v is not False and v not in ("", [])}
     return ", ".join(shown.values() if len(names) == 1 else (f"{name} {value}" for name, value in shown.items()))
@@ -97,7 +97,7 @@ def _time_text(seconds: float) -> str:
 
 
 def essentials(model: Trained) -> list[tuple[str, str]]:
-    """Return the main facts of a training as (name, value); facts that no file holds are left out."""
+    """Return the main facts of a training as (name, value), without facts that no file holds."""
     arguments, environment, spent = model.arguments, model.environment, cost(model.rows)
     processes, hardware = environment.get("num_processes"), str(environment.get("hardware", ""))
     rows = {
@@ -120,7 +120,7 @@ def essentials(model: Trained) -> list[tuple[str, str]]:
         "hardware": f"{hardware}; processes: {processes}" if hardware and processes else hardware,
         "time of the steps": _time_text(spent["seconds"]) if "seconds" in spent else "",
         "tokens of prompts and responses": f"{spent['tokens']:,.0f}" if "tokens" in spent else "",
-        "memory at the peak": f"{spent['peak_memory'] / 2**30:.1f} GiB" if "peak_memory" in spent else "",
+        "peak memory": f"{spent['peak_memory'] / 2**30:.1f} GiB" if "peak_memory" in spent else "",
     }
     return [(name, value) for name, value in rows.items() if value]
 
@@ -144,7 +144,7 @@ def _plots(folder: RunFolder) -> list[tuple[str, str]]:
 
 
 def _results(model: Trained) -> Row:
-    """Return the template's values about results."""
+    """Return the template's values for results."""
     evaluation, benchmarks = model.evaluation, model.benchmarks
     rows = [tuple(row.values()) for row in results_table(evaluation)] if "after" in evaluation else []
     header = ("benchmark", "questions", "metric", "base model", "this model", "gain")
@@ -161,7 +161,7 @@ def _results(model: Trained) -> Row:
 
 
 def _training(model: Trained) -> Row:
-    """Return the template's values about the training."""
+    """Return the template's values for the training."""
     arguments, environment, shown = model.arguments, model.environment, essentials(model)
     return {
         "base": _linked(model.base, model.base_id),
@@ -193,7 +193,7 @@ def build_card(model: Trained, name: str, repository: str | None = None, output:
 
     Args:
         name: name of the model on the card.
-        repository: Hub id that the card's code loads; by default the code loads the card's own folder.
+        repository: Hub id that the card's code loads. By default the code loads the card's own folder.
         output: folder of the card and its pictures, by default the model's folder.
     """
     where = repository or "."
@@ -225,12 +225,15 @@ def write_card(
     """Write `README.md` with its pictures, and return its path.
 
     Args:
-        folder: run, checkpoint, or folder of a model by itself.
-        model_name: name on the card, by default the repository's or else the folder's.
+        folder: run folder, checkpoint, or folder of a model outside a run.
+        model_name: name on the card; by default the name of the repository, or of the folder.
         repository: the model's id on the Hub.
         expected_weights: as in `trained.read`.
         output: folder to write to, by default the same folder.
-        draws: redraw the pictures, which takes longer than writing the text.
+        draws: whether to redraw the plots, which takes longer than writing the text.
+
+    Raises:
+        ValueError: see `trained.read`.
     """
     model = trained.read(Path(folder), expected_weights)
     output = output or model.model

@@ -1,7 +1,7 @@
 """Metadata of a model card by the Hub's rules (hub-docs, modelcard.md), taken only from the run's files.
 
-The Hub reads base model and data set as names of its repositories, so both are left out if they are local or belong to
-a task. An unknown licence is left out, too.
+The Hub reads base model and data set as names of its repositories. Both are therefore omitted if they are local or
+belong to a task. An unknown licence is also omitted.
 """
 
 from huggingface_hub import ModelCardData
@@ -28,7 +28,7 @@ def is_shaped(trained: Trained) -> bool:
 
 
 def papers(trained: Trained) -> list[str]:
-    """Return the arXiv ids of the methods used; the forking-token paper defines the objective and its baseline."""
+    """Return the arXiv ids of the methods used. The forking-token paper defines the objective and its baseline."""
     if is_cold_start(trained):
         return [FORKING]
     return [FORKING, *[SHAPING] * is_shaped(trained), DAPO]
@@ -49,7 +49,7 @@ def metadata(trained: Trained, name: str) -> ModelCardData:
         "base_model_relation": ("adapter" if is_adapter else "finetune") if trained.base_id else None,
         "datasets": [trained.dataset_id] if trained.dataset_id else None,
         "eval_results": results or None,
-        "model_name": name if results else None,  # part of `model-index`; the Hub has no such field by itself
+        "model_name": name if results else None,  # the Hub reads it only as a part of `model-index`
     }
     return ModelCardData(
         **{key: value for key, value in given.items() if value is not None},

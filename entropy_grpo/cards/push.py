@@ -1,7 +1,7 @@
-"""Upload of a trained model to the Hub: the files to publish are laid out in one folder and uploaded.
+"""Upload of a trained model to the Hub: the files to publish are collected in one folder and uploaded.
 
-Published are the model, its tokenizer, the card with its pictures, and the records behind the card. Optimizer states,
-responses and `environment.json`, which names paths on the machine, are not uploaded.
+The upload has the model, its tokenizer, the card with its plots, and the records behind the card. Optimizer states and
+responses are not uploaded, nor is `environment.json`, which names paths on the machine.
 """
 
 import re
@@ -32,7 +32,7 @@ def _records(model: Trained) -> list[Path]:
 
 
 def lay_out(folder: Path, repository: str, place: Path) -> None:
-    """Fill an empty folder with the files to upload: files and records as links, the card and its pictures new.
+    """Fill an empty folder with the files to upload: links to files and records, and a new card with its plots.
 
     Raises:
         ValueError: the folder holds no model that a reader could load, or a record holds a secret.
@@ -40,16 +40,16 @@ def lay_out(folder: Path, repository: str, place: Path) -> None:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise ValueError(f"--push {repository}: it is no id of the Hub: name OWNER/NAME.") from error
+        raise ValueError(f"--push is {repository!r}, which is no id of the Hub: name OWNER/NAME.") from error
     model = trained.read(folder)
     parts = weights.files(folder)
     if not parts:
-        pieces = "a model in pieces: make a whole one of them, as its card says"
-        held = pieces if model.weights == weights.SHARDED else "no weights"
-        raise ValueError(f"--push {repository}: {folder} holds {held}.")
+        sharded = "only shards of a model: merge them, as its card says"
+        contents = sharded if model.weights == weights.SHARDED else "no weights: name a folder with weights"
+        raise ValueError(f"--push is {repository!r}, but {folder} holds {contents}.")
     for secret in SECRETS:
         if model.recipe.get(secret):
-            raise ValueError(f"--push {repository}: {model.run.recipe} holds {secret}, a secret: take it out.")
+            raise ValueError(f"--push is {repository!r}, but {model.run.recipe} holds {secret}, a secret: remove it.")
     for file in parts:
         if file.name != weights.ADAPTER_CONFIG:
             (place / file.name).symlink_to(file.resolve())
@@ -61,7 +61,7 @@ def lay_out(folder: Path, repository: str, place: Path) -> None:
 
 
 def _publish(record: Path, target: Path) -> None:
-    """Link a record, or write it anew if it names folders of this machine."""
+    """Link a record, or write a copy without folders if it names folders of this machine."""
     is_recipe = record.suffix == ".yaml"
     whole = trained.read_recipe(RunFolder(record.parent)) if is_recipe else {}
     whole = files.read_json(record) if record.suffix == ".json" else whole
@@ -75,7 +75,7 @@ def _publish(record: Path, target: Path) -> None:
 
 
 def without_folders(value: Any) -> Any:
-    """The value of a record without the folders of absolute paths in its texts."""
+    """Return the value of a record, with absolute paths in its texts cut to their last part."""
     if isinstance(value, dict):
         return {without_folders(key): without_folders(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -103,12 +103,12 @@ def push(place: Path, repository: str) -> str:
         api.create_repo(repository, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=place, commit_message="Model and card")
     except (OSError, HTTPError) as error:  # no token, no network, no permission
-        raise ValueError(f"--push {repository}: {error}") from error
+        raise ValueError(f"--push is {repository!r}, but the upload failed: {error}") from error
     return commit.commit_url
 
 
 def main(folder: str, repository: str | None, only_show: bool) -> None:
-    """Run `entropy-grpo card`: write the card into the folder, publish it with its model, or show either."""
+    """Run `entropy-grpo card`: write the card into the folder, publish it with its model, or only show the result."""
     if repository is None and not only_show:
         print(write_card(folder))
         return

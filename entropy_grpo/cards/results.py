@@ -141,11 +141,11 @@ def entropy_text(trained: Trained) -> str:
     parts = []
     before, after = (trained.evaluation.get(side, {}).get("mean_entropy") for side in ("before", "after"))
     if before is not None and after is not None:
-        parts.append(f"{before:.3g} nats before and {after:.3g} after the training on held-out problems")
+        parts.append(f"on held-out problems {before:.3g} nats before and {after:.3g} nats after the training")
     logged = [row for row in trained.rows if isinstance(row.get("entropy/mean"), float)]
     if len(logged) > 1:
         (first, start), (last, end) = ((row["step"], row["entropy/mean"]) for row in (logged[0], logged[-1]))
-        parts.append(f"{start:.3g} nats in the rollouts of step {first} and {end:.3g} in those of step {last}")
+        parts.append(f"in rollouts {start:.3g} nats at step {first} and {end:.3g} nats at step {last}")
     return "Mean entropy of the policy's tokens: " + "; ".join(parts) + "." if parts else ""
 
 

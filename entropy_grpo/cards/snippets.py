@@ -1,6 +1,6 @@
-"""Code on a model card for a reader to run: sampling as in training, and launching the training again.
+"""Code on a model card for readers: sampling as in training, and launching the training again.
 
-Values from files are written as Python literals on one line or left out, so that they are never executed.
+Values from files are written as Python literals on one line or omitted, so that they are never executed.
 """
 
 import re
@@ -35,11 +35,11 @@ def _prompt(trained: Trained) -> list[str]:
             f"prompt = {trained.prompt!r}  # a problem of the training set",
             tokens.replace("prompt,", "prompt, add_special_tokens=False,"),
         ]
-    return ['prompt = "..."  # in the form of the training data', tokens]
+    return ['prompt = "..."  # in the format of the training data', tokens]
 
 
 def transformers_snippet(trained: Trained, model: str) -> str:
-    """Return code that samples one response as in training; `model` is a Hub id or a folder."""
+    """Return code that samples one response as in training. `model` is a Hub id or a folder."""
     package, loader = ("transformers", "AutoModelForCausalLM")
     imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if trained.weights == ADAPTER:

@@ -1,8 +1,8 @@
 """Claims that true and spurious rewards on one recipe support.
 
-Some models gain as much from a random reward as from a true one (arXiv 2506.10947). A gain is therefore evidence for
-its reward only beyond the gains of controls, which reward chance, wrong answers or a box. Groups are comparable if
-their recipes differ only in the trained rewards, and one reward judges their answers.
+Some models gain as much from a random reward as from a true reward (arXiv 2506.10947). A gain is therefore evidence
+for its reward only beyond the gains of controls, which reward chance, wrong answers or a box. Groups are comparable if
+their recipes differ only in the trained rewards, and the same reward judges their answers.
 
 A group's gain is its accuracy on held-out problems minus the accuracy at its own start, paired as in `metrics.seeds`.
 The difference of two gains is paired again, by seed and problem. Holm's method corrects two families of tests
@@ -49,7 +49,7 @@ class Trial:
 
     @property
     def is_true(self) -> bool:
-        """True if the group was trained on the judging reward alone, and that reward is not a control."""
+        """True if the group was trained only on the judging reward, and this reward is not a control."""
         return self.names == (self.judge,) and not self.is_control
 
     @property
@@ -73,9 +73,9 @@ def report(trials: Sequence[Trial]) -> dict[str, Any] | None:
     """Test gains of all groups, and the gain of true rewards beyond their controls.
 
     Returns:
-        `gains` by label and `beyond` by the control's label, in JSON types, or None without a pair of true reward and
+        `gains` by label and `beyond` by the control's label, in JSON types; None without a pair of true reward and
         control. An entry of `beyond` has `true`, the label of the true reward, and `claim`, a sentence. Figures are
-        left out if no run has answers before and after, or no seed is shared.
+        omitted if no run has answers before and after, or no seed is shared.
     """
     matched = pairs(trials)
     if not matched:
@@ -109,7 +109,7 @@ def claim(true: Trial, control: Trial, gain: Test | None, spurious: Test | None,
         return f"{names}: no seed has answers before and after under both, so nothing can be claimed."
     text = f"{names}: {_beyond_text(true, control, gain, spurious, beyond)}"
     if beyond["over"].endswith("problems"):
-        text += " One seed was compared: this holds for these two runs, and says nothing about others."
+        text += " One seed was compared, so this holds only for these two runs."
     return text
 
 
@@ -117,37 +117,35 @@ def _beyond_text(true: Trial, control: Trial, gain: Test, spurious: Test, beyond
     difference_text, own = interval_text(beyond, sign="+"), interval_text(gain, sign="+")
     if _sign(beyond) == 0:
         return (
-            f"nothing can be claimed: the gains' difference, {difference_text}, cannot be told from zero (p "
+            f"nothing can be claimed: the difference of the gains, {difference_text}, is not significant (p "
             f"{beyond['p_corrected']:.3f}, corrected), which does not show that they are equal. A true difference of "
-            f"{beyond['minimum_detectable']:.3f} would be found eight times in ten, before correction."
+            f"{beyond['minimum_detectable']:.3f} would be detected with 80% power, before correction."
             + _control_gains(control, spurious)
         )
     if _sign(beyond) < 0:
         return (
-            f"the control gains more, by {interval_text(_negative(beyond), sign='+')}: no gain of {true.reward} can "
-            f"be put down to what it says."
+            f"the control gains more, by {interval_text(_negative(beyond), sign='+')}, so no gain can be claimed for "
+            f"{true.reward}."
         )
     if _sign(gain) <= 0:
         return (
-            f"{true.reward} itself gains nothing measurable ({own}), so no gain can be put down to what it says, "
+            f"{true.reward} itself shows no significant gain ({own}), so no gain can be claimed for it, "
             f"although it ends {difference_text} above the control."
         )
     if _sign(spurious) > 0:
         return (
             f"the control gains {spurious['value'] / gain['value']:.0%} of the true reward's gain "
-            f"({spurious['value']:+.3f} of {gain['value']:+.3f}) without being paid for what is right. Only the "
-            f"difference, {difference_text}, can be put down to what {true.reward} says."
+            f"({spurious['value']:+.3f} of {gain['value']:+.3f}), although it does not reward right answers. Only the "
+            f"difference, {difference_text}, can be attributed to {true.reward}."
         )
     if _sign(spurious) < 0:
         return (
-            f"the control loses accuracy ({interval_text(spurious, sign='+')}), so the gains' difference, "
-            f"{difference_text}, is partly its loss. What can be put down to what {true.reward} says is at most its "
-            f"own gain, {own}."
+            f"the control loses accuracy ({interval_text(spurious, sign='+')}), so the difference of the gains, "
+            f"{difference_text}, is partly its loss. At most its own gain, {own}, can be attributed to {true.reward}."
         )
     return (
-        f"the control's gain cannot be told from zero ({interval_text(spurious, sign='+')}), though it may be as "
-        f"large as that interval allows. The difference, {difference_text}, can be put down to what {true.reward} "
-        f"says."
+        f"the control's gain is not significant ({interval_text(spurious, sign='+')}), though it may be as large as "
+        f"the interval allows. The difference, {difference_text}, can be attributed to {true.reward}."
     )
 
 
@@ -160,7 +158,7 @@ def _control_gains(control: Trial, spurious: Test) -> str:
     if _sign(spurious) <= 0:
         return ""
     gained = interval_text(spurious, sign="+")
-    return f" {control.reward}, which does not pay for what is right, gains {gained} by itself."
+    return f" {control.reward}, which does not reward right answers, gains {gained} by itself."
 
 
 def tables(found: dict[str, Any]) -> list[list[list[str]]]:
@@ -169,7 +167,7 @@ def tables(found: dict[str, Any]) -> list[list[list[str]]]:
         [label, "control" if test["control"] else "true", *_cells(test)] for label, test in found["gains"].items()
     ]
     beyond = [
-        ["gain of", "beyond", "difference", "over", "p", "p, corrected", "smallest difference found 8 times in 10"]
+        ["gain of", "beyond", "difference", "over", "p", "p, corrected", "difference detected with 80% power"]
     ] + [
         [test["true"], label, *_cells(test), f"{test['minimum_detectable']:.3f}" if "value" in test else ""]
         for label, test in found["beyond"].items()

@@ -66,7 +66,9 @@ def grouped(runs: Sequence[Run], by: str | None = None) -> Groups:
     """
     if by is not None and all(by not in run.settings for run in runs):
         known = {name for run in runs for name in run.settings}
-        raise ValueError(f"--group-by is {by}, which none of the runs' recipes sets.{nearest(by, sorted(known))}")
+        raise ValueError(
+            f"--group-by is {by!r}, but no run's recipe sets it: name a setting.{nearest(by, sorted(known))}"
+        )
     names = differing(runs) if by is None else [by]
     groups: Groups = {}
     for run in runs:
@@ -75,7 +77,7 @@ def grouped(runs: Sequence[Run], by: str | None = None) -> Groups:
         seed, count = Counter(run.seed for run in members).most_common(1)[0]
         if count > 1 and by is None:
             twice = ", ".join(str(run.path) for run in members if run.seed == seed)
-            raise ValueError(f"{twice} have one recipe and one seed ({seed}): name one of them.")
+            raise ValueError(f"runs {twice} have the same recipe and the same seed ({seed}): name only one of them.")
     return groups
 
 
@@ -172,7 +174,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     for name in dict.fromkeys(name for run in runs for name in run.measures):
         without = ", ".join(str(run.path) for run in runs if name not in run.measures)
         lacking.setdefault(without, []).append(name)
-    notes = [f"{', '.join(names)}: not known of {without}." for without, names in lacking.items() if without]
+    notes = [f"{', '.join(names)}: {without} did not measure this." for without, names in lacking.items() if without]
     reasons = {name: unlike(runs, name) for name in _compared(runs)}
     return notes + [f"{name}: {why}, so it is not compared." for name, why in reasons.items() if why]
 
@@ -243,10 +245,14 @@ def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = N
 
 
 def compare_folders(paths: Sequence[str | Path], baseline: str | Path | None, by: str | None) -> dict[str, Any]:
-    """Compare run folders; raise `ValueError`, too, if the baseline is not among the runs."""
+    """Compare run folders.
+
+    Raises:
+        ValueError: a folder is no run, the baseline is not among the runs, or the runs cannot be grouped.
+    """
     runs = {Path(path).resolve(): read_run(path) for path in paths}
     if baseline is not None and Path(baseline).resolve() not in runs:
-        raise ValueError(f"--baseline is {baseline}, which is none of the runs: name one of them.")
+        raise ValueError(f"--baseline is {baseline}, which is not among the runs: name one of the runs.")
     return compare(list(runs.values()), runs[Path(baseline).resolve()] if baseline is not None else None, by)
 
 

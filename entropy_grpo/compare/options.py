@@ -12,11 +12,11 @@ class CompareOptions:
     runs: Sequence[str]
     """run folders"""
     baseline: str | None = None
-    """the run, of those, whose recipe the others are tested against"""
+    """run with which all other groups are compared"""
     group_by: str | None = None
-    """one setting that makes the groups; if unset, all that differ but the seed"""
+    """setting that defines the groups; if unset, all settings that differ, except the seed"""
     output: Path | None = None
-    """folder for comparison.md, .json and .png"""
+    """folder for comparison.md, comparison.json and comparison.png"""
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,20 @@ class SweepOptions:
     """Recipe of a sweep, its variants, and settings of the launch."""
 
     recipe: str
-    """a file of recipes/, or any YAML"""
+    """file of recipes/, or any YAML file"""
     products: Sequence[str] = ()
-    """all combinations of these values"""
+    """settings with their values; every combination of values is a variant"""
     others: Sequence[Sequence[str]] = ()
-    """one more variant; may be repeated"""
+    """settings of one more variant; may be repeated"""
     seeds: int = 3
-    """seeds of each variant, from 0"""
+    """number of seeds of each variant, from 0"""
     baseline: Sequence[str] = ()
-    """the variant that the others are tested against; if unset, the first"""
+    """variant with which all other variants are compared; if unset, the first"""
     output: Path | None = None
-    """folder of the runs; if unset, runs/sweeps/RECIPE"""
+    """folder for the runs; if unset, runs/sweeps/RECIPE"""
     jobs: int = 1
-    """runs at a time, with one thread each if there are several"""
+    """number of concurrent runs; several runs have one CPU thread each"""
     launcher: str = "accelerate launch"
-    """what launches a run"""
+    """command that launches a run"""
     only_print: bool = False
     """print the commands and run nothing"""

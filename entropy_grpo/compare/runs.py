@@ -1,7 +1,7 @@
-"""Runs as a comparison reads them from their folders: settings, curves, final measures and cost.
+"""Settings, curves, final measures and cost of runs, read from their folders for a comparison.
 
-The measures are the values of `evaluation.json` after training, and Acc@N of every benchmark that `entropy-grpo eval`
-or the run itself evaluated with the last weights (`trained.Trained.benchmarks`).
+Measures are the values of `evaluation.json` after training, and Acc@N of every benchmark evaluated with the final
+weights (`trained.Trained.benchmarks`).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ..runs.files import Row
 from ..runs.folder import RunFolder
 from ..runs.trained import Benchmark
 
-# Settings that do not change the experiment: seeds, and places and times of writing.
+# Settings that do not change the experiment: seeds, folders, and the times of saving and logging.
 NOT_THE_EXPERIMENT = {
     "seed",
     "data_seed",
@@ -114,7 +114,11 @@ class Run:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run folder; raise `ValueError` if the folder is not a run."""
+    """Read a run folder.
+
+    Raises:
+        ValueError: the folder is no run, or a file in it cannot be read.
+    """
     folder = RunFolder(Path(path))
     if not folder.recipe.is_file():
         raise ValueError(f"{path} has no recipe.yaml, so it is no run folder: name folders such as runs/NAME.")

@@ -1,7 +1,7 @@
 """Sweeps: runs of one recipe with other settings and seeds, sequential or concurrent, and their comparison.
 
-A sweep is a folder with a subfolder per run. Its `sweep.json` lists finished runs, so that a killed sweep continues:
-finished runs are not repeated, and an unfinished run resumes from its newest checkpoint.
+A sweep is a folder with a subfolder per run. `sweep.json` lists the finished runs, so that a killed sweep does not
+repeat them. An unfinished run resumes from its newest checkpoint.
 """
 
 import itertools
@@ -44,7 +44,7 @@ class Trial:
 def _pairs(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key) or not value:
-        raise ValueError(f"{text!r} sets nothing: write key=value.")
+        raise ValueError(f"variant {text!r} sets nothing: write KEY=VALUE.")
     return key, value
 
 
@@ -73,7 +73,10 @@ def trials(words: Sequence[tuple[str, ...]], seeds: int, folder: Path) -> list[T
     names = ["-".join(word.removeprefix("--") for word in variant) or "as-it-is" for variant in words]
     names = [re.sub(r"[^\w.=-]+", "_", name) for name in names]
     if len(set(names)) < len(names):
-        raise ValueError("two variants have names that differ in signs alone, so their folders would be one.")
+        raise ValueError(
+            "--set and --variant give two variants the same folder, because their values differ only in punctuation: "
+            "change a value."
+        )
     return [
         Trial(variant, seed, folder / name / f"seed{seed}")
         for seed in range(seeds)
@@ -85,7 +88,7 @@ def run(recipe: str, planned: Sequence[Trial], folder: Path, launch: Sequence[st
     """Run the unfinished trials, `jobs` at a time.
 
     Args:
-        recipe: recipe file and shared settings, as text; a folder holds the sweep of one such text.
+        recipe: recipe file and shared settings, as text. A folder can hold only one sweep.
         launch: command that runs the recipe, to which a trial adds its settings.
 
     Returns:
@@ -96,7 +99,7 @@ def run(recipe: str, planned: Sequence[Trial], folder: Path, launch: Sequence[st
     """
     state = files.read_json(folder / LIST) or {"recipe": recipe, "done": []}
     if state["recipe"] != recipe:
-        raise ValueError(f"--output is {folder}, which has a sweep of {state['recipe']}: name another folder.")
+        raise ValueError(f"--output is {folder}, which holds a sweep of {state['recipe']}: name another folder.")
     lock, failed = Lock(), []
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
 
@@ -127,7 +130,7 @@ def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Seq
 
     Args:
         shared: words that override settings of every run.
-        check: function that raises for a recipe with overriding words if a launch would refuse them.
+        check: function that raises an error if a launch would refuse a recipe with overriding words.
 
     Returns:
         True if all runs succeeded.
@@ -142,7 +145,7 @@ def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Seq
     reference = variants([], [options.baseline])[0] if options.baseline else words[0]
     if reference not in words:
         raise ValueError(
-            f"--baseline is {' '.join(options.baseline)}, which is none of the variants: name one of them."
+            f"--baseline is {' '.join(options.baseline)}, which is not among the variants: name one of the variants."
         )
     if options.jobs < 1:
         raise ValueError(f"--jobs is {options.jobs}: it must be 1 or more.")

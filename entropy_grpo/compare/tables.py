@@ -9,7 +9,7 @@ from . import claims
 UNITS = {
     "seconds": (1, ".0f", "s of steps"),
     "tokens": (1e6, ".2f", "M tokens"),
-    "peak_memory": (2**30, ".2f", "GiB at the peak"),
+    "peak_memory": (2**30, ".2f", "GiB peak"),
 }
 Rows = list[list[str]]
 

@@ -70,7 +70,7 @@ def batch_shape(
 
 
 def check_evaluation_batch(args: GRPOConfig, processes: int) -> None:
-    """Refuse an evaluation batch that would cut groups of responses in two, which TRL notices in mid-run.
+    """Refuse an evaluation batch that would split the responses to a problem. TRL fails only during the run.
 
     Args:
         processes: number of processes that share the batch.

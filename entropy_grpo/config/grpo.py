@@ -37,7 +37,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         top_entropy_quantile: rho, the share of tokens that `top` and `random` keep; `bottom` keeps 1 - rho. With 1.0
             the loss is stock TRL's loss.
         entropy_selection: rule that chooses the kept tokens: `top` (highest entropy), `bottom` (all that `top` drops),
-            `random`, or `gradient_norm` (largest norm of the gradient in the LM head's weight).
+            `random`, or `gradient_norm` (largest norm of the LM head's gradient).
         entropy_scope: tokens that share a threshold, over all ranks: those of one forward pass (`micro_batch`), one
             optimiser step (`global`) or one rollout (`rollout`). With gradient accumulation, `global` costs one more
             forward pass without gradient per micro-batch. `rollout` ranks by the entropies of the policy that wrote
@@ -49,11 +49,10 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         fused_lm_head: `auto` differentiates only the rows that have a gradient, on the fastest kernel for the device;
             `liger` does so on Liger's kernel; `trl` is TRL's head. Models that the sparse head cannot serve keep
             TRL's head.
-        batch_by_length: group the sequences of an optimiser step by length, trim the padding that the sequences of a
-            pass share, and leave out sequences without a gradient. Losses and gradients stay the same up to rounding.
-            The exception is `micro_batch` scope, where other tokens share a threshold. If a loss is a mean over a
-            micro-batch (bnpo, an entropy bonus, load balancing), TRL's micro-batches stay together. `false` batches
-            like TRL.
+        batch_by_length: group the sequences of an optimiser step by length, trim padding that a whole pass shares, and
+            leave out sequences without a gradient. Losses and gradients stay the same up to rounding. The exception is
+            `micro_batch` scope, where other tokens share a threshold. If a loss is a mean over a micro-batch (bnpo, an
+            entropy bonus, load balancing), TRL's micro-batches stay together. `false` batches like TRL.
         prompts_per_rollout, steps_per_rollout: prompts of a rollout over all processes, and optimiser steps that share
             the rollout. With `num_generations` and `per_device_train_batch_size` they determine
             `steps_per_generation` and `gradient_accumulation_steps`.
@@ -69,9 +68,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             with groups that are not informative, whose tokens have no gradient and count in the denominator.
             `partial` trains on a smaller rollout.
         max_group_age: rollouts that a surplus informative group may wait; 0 discards surplus groups.
-        allow_truncated_sampling: take `top_p` below 1, `top_k` and `min_p`, which are refused otherwise. The
-            log-probabilities are then of the truncated distribution (`models.truncation`), from whole rows of logits,
-            which costs time. Entropies remain those of the whole distribution.
+        allow_truncated_sampling: accept `top_p` below 1, `top_k` and `min_p`, which are otherwise refused. The
+            log-probabilities are then of the truncated distribution (`models.truncation`). They need whole rows of
+            logits, which costs time. Entropies remain those of the whole distribution.
         max_skipped_steps: consecutive optimiser steps that may be skipped because their gradient is not finite.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
         max_steps, warmup_steps, save_steps, eval_steps, logging_steps, and the shaping settings in steps: a number
@@ -148,7 +147,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         default=1, metadata={"help": "Rollouts that a surplus informative group may wait; 0 discards surplus groups."}
     )
     allow_truncated_sampling: bool = field(
-        default=False, metadata={"help": "Take top_p, top_k and min_p, and score rollouts by what they leave."}
+        default=False, metadata={"help": "Accept top_p, top_k and min_p, and score by the truncated distribution."}
     )
     max_skipped_steps: int = field(
         default=10, metadata={"help": "Consecutive steps that may be skipped because their gradient is not finite."}
@@ -200,7 +199,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             )
 
     def _check_shapes(self) -> None:
-        """Refuse a group, a response or rows that TRL could not work with."""
+        """Refuse group sizes, response lengths and columns with which TRL cannot train."""
         if self.num_generations < 2:
             raise ValueError(
                 f"num_generations is {self.num_generations}: an advantage compares the responses to one problem, so "
@@ -210,7 +209,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             raise ValueError(f"max_completion_length is {self.max_completion_length}: it must be 1 or more.")
         if self.remove_unused_columns:
             raise ValueError(
-                "remove_unused_columns is true, which would take the references away from the rewards: leave it out."
+                "remove_unused_columns is true, which would remove the rewards' references: leave it out."
             )
 
     def _check_objective(self, objective: Objective) -> None:
@@ -311,7 +310,8 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 truncates = not where and name in TRUNCATING
                 if sampling[name] in neutral[name] or (truncates and self.allow_truncated_sampling):
                     continue
-                allowed = ", or set allow_truncated_sampling: true to score by what is left" if truncates else ""
+                remedy = ", or set allow_truncated_sampling: true to score by the truncated distribution"
+                allowed = remedy if truncates else ""
                 raise ValueError(
                     f"{where}{name} is {sampling[name]}: rollouts would come from another distribution than their "
                     f"scores, which biases every ratio, so set {name} to {neutral[name][0]} for training{allowed}."
@@ -345,16 +345,16 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
 
     @classmethod
     def of(cls, args: GRPOConfig | None, output_dir: str) -> "EntropyForkGRPOConfig":
-        """The arguments that a trainer was given, of this class.
+        """Return a trainer's arguments as an object of this class.
 
         Args:
-            args: taken as they are if they are of this class. A plain `GRPOConfig` gets this class's other fields with
-                their defaults; None stands for defaults in `output_dir`.
+            args: unchanged if they are of this class. A plain `GRPOConfig` is completed with the defaults of this
+                class's own fields. None gives the defaults, in `output_dir`.
         """
         if args is None:
             return cls(output_dir)
         if isinstance(args, cls):
             return args
         given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
-        # TRL has derived one from the other, and takes only one.
+        # TRL has derived this field, and refuses it together with the field that it came from.
         return cls(**given | {"generation_batch_size": None})

@@ -140,7 +140,7 @@ def _from_words(words: list[str]) -> Any:
     if not words:
         return True
     try:
-        # A command line has no comments: `data #2.jsonl` is a name.
+        # A command line has no comments, so `data #2.jsonl` is a name.
         values = [word if re.search(r"(^|\s)#", word) else yaml12.parse(word) for word in words]
     except yaml12.NotYAML:
         values = words

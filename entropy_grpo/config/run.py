@@ -83,7 +83,7 @@ class RunConfig(DataConfig, GradingConfig):
 
     @property
     def has_own_rewards(self) -> bool:
-        """True if a reward is a function of the user's own, which may read any column."""
+        """Return whether a reward is the user's own function, which may read any column."""
         return any(":" in name for name in self.rewards)
 
     def _check_benchmarks(self) -> None:
@@ -120,7 +120,7 @@ def _at_least_one(args: EntropyForkGRPOConfig, name: str, value: int | str) -> i
 
 
 def check_held_out(run: RunConfig, args: EntropyForkGRPOConfig, processes: int) -> None:
-    """Refuse test problems or benchmarks that do not fit the evaluation batch; see `check_evaluation_batch`."""
+    """Refuse an evaluation batch that does not fit the test problems or benchmarks, see `check_evaluation_batch`."""
     if run.num_test_problems or run.eval_benchmarks:
         check_evaluation_batch(args, processes)
 

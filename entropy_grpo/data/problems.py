@@ -40,7 +40,7 @@ from .sources import (
 )
 
 COLUMNS = ("prompt", "solution")
-# Columns that TRL reads as images, and those that it passes to rewards with another content.
+# Columns that TRL reads as images, and columns whose content TRL replaces before the rewards.
 IMAGE_COLUMNS = ("image", "images")
 TRL_COLUMNS = (
     *(*IMAGE_COLUMNS, "prompts", "completion", "completions", "completion_ids"),

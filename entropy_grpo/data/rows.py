@@ -1,7 +1,7 @@
-"""Rows of local files, read so that every fault of a file is one sentence with the file and the line.
+"""Rows of local files. Every fault of a file is reported in one sentence with the file and the line.
 
-A path is a name and never a pattern: brackets and asterisks in it stand for themselves. JSON is read as one object a
-line or as one array of objects. Text is UTF-8, with or without a byte order mark.
+A path is a name and never a pattern, so that brackets and asterisks have no special meaning. JSON is one object per
+line or one array of objects. Text is UTF-8, with or without a byte order mark.
 """
 
 import csv
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from .sources import FILE_FORMATS, Row, format_of
 
-# First bytes of files that are no UTF-8 text, and what such a file is.
+# First bytes of files that are no UTF-8 text -> format and remedy.
 _FOREIGN = {
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
@@ -26,7 +26,7 @@ _FOREIGN = {
 }
 _BATCH = 1024
 
-# (place, row): the place as messages name it, "line 3" or "row 2", the latter counted from 0.
+# (place, row). The place is "line 3", counted from 1, or "row 2", counted from 0.
 Placed = tuple[str, Row]
 
 
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
     Attributes:
         columns: names of all columns, in the order in which they appear.
-        places: "line 3 of FILE" and the like.
+        places: place of each row for messages, such as "line 3 of FILE".
     """
 
     columns: list[str]
@@ -44,11 +44,11 @@ class Rows(NamedTuple):
 
 
 class _Fault(ValueError):
-    """Fault in a file, said without the file's name."""
+    """Fault in a file, in a phrase without the file's name."""
 
 
 def load(subject: str, path: str) -> Rows:
-    """All rows of a local file; see `iterate`."""
+    """Return all rows of a local file. `iterate` has the errors."""
     places, rows = zip(*iterate(subject, path), strict=True)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return Rows(columns, list(rows), [f"{place} of {path}" for place in places])
@@ -61,7 +61,7 @@ def iterate(subject: str, path: str) -> Iterator[Placed]:
         subject: beginning of messages, which names the setting and the file.
 
     Raises:
-        ValueError: there is no such file, it cannot be read, or it has no rows.
+        ValueError: the file is missing, cannot be read, or has no rows.
     """
     check_path(subject, path)
     number = 0
@@ -77,7 +77,11 @@ def iterate(subject: str, path: str) -> Iterator[Placed]:
 
 
 def check_path(subject: str, path: str) -> None:
-    """Refuse a path that names no readable kind of file, with a `ValueError`."""
+    """Refuse a path that is no file of a known format.
+
+    Raises:
+        ValueError: the path is missing, is a folder or another special file, or has another ending.
+    """
     if os.path.isdir(path):
         raise ValueError(f"{subject}: that is a folder: name a file in it.")
     if not os.path.exists(path):
@@ -89,7 +93,7 @@ def check_path(subject: str, path: str) -> None:
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file with their numbers from 1, without a byte order mark."""
+    """Return the lines of a text file with their numbers from 1, without a byte order mark."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1:
@@ -116,7 +120,7 @@ def _json(path: str) -> Iterator[Placed]:
 
 
 def _array(first: int, text: str) -> Iterator[Placed]:
-    """The objects of one array, which begins in line `first`."""
+    """Return the objects of one array, which begins in line `first`."""
     for number, value in enumerate(_parsed(first, text)):
         yield f"row {number}", _as_row(f"row {number}", value)
 
@@ -128,7 +132,7 @@ def _as_row(place: str, value: Any) -> Row:
 
 
 def _parsed(first: int, text: str) -> Any:
-    """The value of a JSON text that begins in line `first` of its file."""
+    """Return the value of a JSON text that begins in line `first` of its file."""
     where = f"line {first}"
     try:
         value = json.loads(text.rstrip(), object_pairs_hook=_without_repeats)
@@ -163,7 +167,7 @@ def _check_columns(names: list[str]) -> None:
 
 
 def _csv(path: str) -> Iterator[Placed]:
-    """The rows of comma-separated values, all of them text."""
+    """Return the rows of comma-separated values, all of them text."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader((line for _, line in _lines(path)), strict=True)
     try:

@@ -2,8 +2,7 @@
 
 `read` turns a row into (question, answer), both plain text. The question lacks the text that its publisher put around
 it. The answer is a reference for the rewards, and empty if the row has none. A row of another form raises a
-`ValueError`
-that names the expected form. This module loads no data.
+`ValueError` that names the expected form. This module loads no data.
 """
 
 import math
@@ -73,10 +72,10 @@ def columns(question: str, answer: str) -> Callable[[Row], Problem]:
 
 
 def reference_in(row: Row, column: str) -> str:
-    """The reference in a column as text, empty if there is none; a number is written out, a whole one without point.
+    """Return the reference in a column as text, which is empty if there is none. Whole numbers have no decimal point.
 
     Raises:
-        ValueError: it is neither text nor a number.
+        ValueError: the reference is neither text nor a number.
     """
     value = row.get(column)
     if value is None or value != value:  # pandas writes missing numbers as NaN
@@ -90,10 +89,10 @@ def reference_in(row: Row, column: str) -> str:
 
 
 def prompt_in(row: Row, column: str) -> str | list:
-    """The prompt in a column, text or a list of messages.
+    """Return the prompt in a column, text or a list of messages.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the prompt is neither.
     """
     prompt = row.get(column)
     parts = prompt if isinstance(prompt, list) and prompt else [{"role": "user", "content": prompt}]
@@ -106,7 +105,7 @@ def prompt_in(row: Row, column: str) -> str | list:
 
 
 def question_text(prompt: str | list) -> str:
-    """The text of a prompt, which is a text or a list of messages."""
+    """Return the text of a prompt, which is a text or a list of messages."""
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
@@ -241,14 +240,14 @@ TRAINING = {
 }
 
 
-# Ends of the names of files that are read, in any case of letters.
+# Endings of the names of readable files, in upper or lower case.
 FILE_FORMATS = (".jsonl", ".json", ".parquet", ".csv")
-# Ends of names that are files for certain, though of no format that is read.
+# Endings of names that are certainly files, in formats that cannot be read.
 OTHER_FORMATS = (".gz", ".zip", ".zst", ".xz", ".bz2", ".tsv", ".txt", ".arrow", ".xlsx")
 
 
 def format_of(name: str) -> str | None:
-    """The one of `FILE_FORMATS` that a file's name ends in, if any."""
+    """Return the ending in `FILE_FORMATS` of a file's name, or None."""
     return next((end for end in FILE_FORMATS if name.lower().endswith(end)), None)
 
 
@@ -259,12 +258,12 @@ def is_local(name: str) -> bool:
 
 
 def public_name(name: str) -> str:
-    """The name of a data set or model for readers elsewhere: of a local one, the last part of its path."""
+    """Return the name of a data set or model for other machines. For a local one it is the last part of its path."""
     return Path(name).name if is_local(name) else name
 
 
 def hub_id(name: str | None) -> str | None:
-    """The Hub id of a data set or model; None for a local one or a task's."""
+    """Return the Hub id of a data set or model, or None if it is local or a task's."""
     if not name or is_local(name):
         return None
     try:

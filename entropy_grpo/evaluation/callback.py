@@ -1,10 +1,10 @@
 """Benchmarks before and during training: the policy answers them through the trainer's own generation.
 
-Temperature and top_p are those of the training unless the recipe gives others. The length is that of the training,
-with `num_generations_eval` responses to each question. A benchmark fails if its questions do not load, a prompt is too
-long for vLLM, or its responses cannot be graded. Failures are counted and logged with the reason, and the run
-continues. An error in the generation ends the run, because the next rollout would raise the same error, or other
-processes wait in the middle of the generation.
+Temperature and top_p are those of the training unless the recipe sets others. The length is that of the training, with
+`num_generations_eval` responses to each question. A benchmark fails if its questions do not load, a prompt is too long
+for vLLM, or its responses cannot be graded. Failures are counted and logged with the reason, and the run continues. An
+error in the generation ends the run, because the next rollout would raise it again, or other processes wait for this
+one.
 """
 
 import time
@@ -128,7 +128,7 @@ class BenchmarkCallback(TrainerCallback):
         return as_plain_text(tokenizer, rendered(tokenizer, messages, "the model", **kwargs))
 
     def _check_lengths(self, prompts: list[str]) -> None:
-        """Refuse prompts that are too long for vLLM, because vLLM would raise on one process while the others wait."""
+        """Refuse prompts that are too long for vLLM, which would raise on one process while other processes wait."""
         args = self.trainer.args
         if not args.use_vllm:
             return

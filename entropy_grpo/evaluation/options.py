@@ -48,7 +48,7 @@ class Options:
     output: Path | None = None
     """folder for the results of this model; if unset, the run folder, or evaluations/"""
     prompt: str | None = None
-    """boxed, answer_line, or a run whose form of prompts and answers is used; if unset, that of the model's run"""
+    """boxed, answer_line, or a run whose form of prompts and answers is used; by default the model's own run"""
     preset: Literal["forking", "shaping"] = "forking"
     """settings of a paper: arXiv 2506.01939 or arXiv 2508.02260"""
     samples: int | None = None

@@ -1,7 +1,7 @@
-"""The form in which questions are put to a model, and where its answers stand: a run's own, or one by name.
+"""Form of prompts and answers in an evaluation: the form of the model's run, or a named one.
 
-A policy that was trained on messages, or to end in an `Answer:` line, is asked in the same form when it is evaluated.
-Benchmarks whose questions have a form of their own (programs, tasks) keep it.
+A policy that was trained on messages, or to end in an `Answer:` line, is evaluated in the same form. Benchmarks whose
+questions have their own form (programs, tasks) keep it.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,21 +21,21 @@ from ..runs.trained import read_recipe
 
 BOXED, ANSWER_LINE, MESSAGES = "boxed", "answer_line", "messages"
 PROGRAMS = "code"  # the template of benchmarks whose answers are programs
-# (template, messages) -> the prompt, as a model's chat template writes a conversation.
+# (messages, chat_template_kwargs) -> prompt in the model's chat template.
 Chat = Callable[[list[dict[str, str]], dict[str, Any]], str]
 
 
 @dataclass(frozen=True)
 class Form:
-    """The form of prompts and answers.
+    """Form of prompts and answers.
 
     Attributes:
         template: one of `prompts.TEMPLATES`, or `messages` for the model's chat template.
         system: system message before the question, with `messages`.
         chat_template_kwargs: the recipe's, with `messages`.
-        in_line: whether the answer stands in an `Answer:` line, and not in a box.
+        in_line: whether the answer is read from an `Answer:` line instead of a box.
         instruction: text after the question of a maths problem, with `messages`.
-        with_programs: whether benchmarks of programs are asked in this form, too.
+        with_programs: whether benchmarks of programs also have this form.
     """
 
     template: str = BOXED
@@ -47,7 +47,7 @@ class Form:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The settings of the form that are set, beside the template, for the results."""
+        """Return the settings of the form that are set, without the template, for the results."""
         told = {
             "system": self.system,
             "chat_template_kwargs": self.chat_template_kwargs,
@@ -106,10 +106,10 @@ def check_chat(form: Form, tokenizer: PreTrainedTokenizerBase, path: str, revisi
 
 
 def form_of(prompt: str | None, model: str) -> Form:
-    """Return the form that `prompt` names, a template or a run's folder; by default that of the model's run.
+    """Return the form that `prompt` names, a template or a run's folder. The default is the form of the model's run.
 
     Raises:
-        ValueError: it is neither a template nor a run.
+        ValueError: `prompt` is neither a template nor a run.
     """
     if prompt in (BOXED, ANSWER_LINE):
         return Form(prompt, in_line=prompt == ANSWER_LINE)
@@ -120,7 +120,7 @@ def form_of(prompt: str | None, model: str) -> Form:
 
 
 def _folders(name: str) -> list[Path]:
-    """A run's folder, or a checkpoint's and the run's around it."""
+    """Return the folders that may be a run's: the folder itself and, for a checkpoint, its parent."""
     path = Path(name)
     return [path, path.resolve().parent] if path.is_dir() else []
 
@@ -137,9 +137,9 @@ def _of_run(run: RunFolder) -> Form:
 
 
 def put(benchmark: Benchmark, asked: Sequence[Question], form: Form, chat: Chat) -> tuple[Benchmark, list[Question]]:
-    """Return a benchmark and its questions in a form, unchanged if the benchmark has a form of its own.
+    """Return a benchmark and its questions in a form, unchanged if the benchmark has its own form.
 
-    Questions that are conversations are put as such, whatever the form.
+    Questions that are conversations stay conversations in every form.
 
     Args:
         chat: called only for messages.
@@ -163,5 +163,5 @@ def put(benchmark: Benchmark, asked: Sequence[Question], form: Form, chat: Chat)
 def _in_line(benchmark: Benchmark) -> Callable[[Question, str], str | None]:
     if benchmark.kind == MATHS:
         return lambda question, response: answer_line(response)
-    # A letter is taken out of a box, and out of a line as out of a box.
+    # The reader of letters expects a box.
     return lambda question, response: benchmark.take(question, f"\\boxed{{{answer_line(response) or ''}}}")

@@ -52,7 +52,7 @@ def _read(benchmark: Benchmark) -> list[Question]:
 
 
 def digest(asked: Sequence[Question]) -> str:
-    """Return the SHA-256 of what was asked and of the references, without the tests of programs."""
+    """Return the SHA-256 of all prompts and references, without the tests of programs."""
     content = [[question.id, question.prompt, question.reference] for question in asked]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -124,7 +124,7 @@ def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:
         ValueError: the two folders hold different questions.
     """
     ours, theirs = (read(path, name)[0] for path in (folder, other))
-    # Two files may number other questions alike. Results that repeat no questions have nothing but names.
+    # Two files may give different questions the same numbers. Results without questions have only names.
     named = ("question", "problem", "reference")
     asked, asked_there = (
         list(dict.fromkeys(zip(*(one[name].to_pylist() for name in named), strict=True))) for one in (ours, theirs)

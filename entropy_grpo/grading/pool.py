@@ -1,14 +1,14 @@
-"""Grading in worker processes that no answer can stop: each answer has a time limit, and so has each call.
+"""Grading in a pool of processes, with a time limit for each answer and for each call.
 
-Sympy may take seconds on a short answer and never return on a hostile one. A time limit by a signal, as in
+sympy may take seconds on a short answer and never return on a hostile one. A time limit by a signal, as in
 math-verify, does not interrupt code that does not return to Python. Here a worker that exceeds the limit is killed and
-replaced. Workers are renewed after `TASKS_PER_WORKER` answers because sympy's caches grow, and their memory is
-bounded.
+replaced. Workers are renewed after `TASKS_PER_WORKER` answers because sympy's caches grow. Their memory is limited to
+`WORKER_BYTES`.
 
-Answers that are plainly right or wrong do not go to a worker, and equal pairs are graded once. An answer has
-`FIRST_SECONDS` at first. An answer that needs more gets the full limit after all others, so that a slow answer delays
-only other slow answers. An answer that ended its worker gets a second try, too, because a worker may also have been
-killed from outside.
+Answers that need no mathematics do not go to a worker, and equal pairs are graded once. The first limit of an answer
+is `FIRST_SECONDS`. An answer that exceeded it is graded again with the full limit after all others, so that it delays
+only other slow answers. An answer whose worker ended is also graded again, because another process may have killed the
+worker.
 """
 
 import logging
@@ -35,17 +35,17 @@ from . import Verdict, compare
 LogMetric = Callable[[str, float], None]
 Pair = tuple[str | None, str]
 
-# No reference answer of a mathematical data set is nearly as long, and the parser's time grows with the length.
+# Characters. Reference answers of mathematical data sets are far shorter, and the parser's time grows with the length.
 LONGEST_ANSWER = 2000
-# No reference answer is nested nearly as deeply, and the parser's time grows even faster with the depth.
+# Levels of brackets. Reference answers have far fewer, and the parser's time grows even faster with the depth.
 DEEPEST_ANSWER = 20
 FIRST_SECONDS = 0.3
 TASKS_PER_WORKER = 1000
 START_SECONDS = 60.0
 WORKER_BYTES = 4 * 2**30
-# Reference of a first comparison, which finds answers that take too long with any reference.
+# Reference of a first comparison, which detects answers that take too long to parse.
 PROBE = "\\frac{3}{7}"
-# Largest number of begun pairs whose verdicts nobody has requested; the oldest are forgotten.
+# Largest number of begun pairs whose verdicts are not requested yet. The oldest ones beyond it are cancelled.
 MOST_BEGUN = 2**15
 
 BRACKET = re.compile(r"[(\[{]|([)\]}])")
@@ -59,21 +59,21 @@ METRICS = {
 
 
 def nesting(text: str) -> int:
-    """Largest number of brackets, of any kind, that are open at once."""
+    """Return the largest number of brackets, of any kind, that are open at once."""
     steps = (-1 if bracket[1] else 1 for bracket in BRACKET.finditer(text))
     return max(accumulate(steps, initial=0))
 
 
 def plain_value(text: str) -> int | None:
-    """The value of an integer in digits, or of a sum of such; None for other text."""
+    """Return the value of an integer in digits, or of a sum of such integers, or None for other text."""
     return sum(map(int, TERM.findall(text))) if SUM.fullmatch(text) else None
 
 
 def plain_verdict(answer: str | None, reference: str, relative_tolerance: float = 0.0) -> Verdict | None:
-    """The verdict of `compare` if it takes no mathematics; None otherwise.
+    """Return the verdict of `compare` if it takes no mathematics, otherwise None.
 
-    An answer is wrong if it is missing or empty, or has more than `LONGEST_ANSWER` characters or `DEEPEST_ANSWER`
-    brackets within brackets.
+    An answer is wrong if it is missing or empty, is longer than `LONGEST_ANSWER` characters, or nests brackets deeper
+    than `DEEPEST_ANSWER`.
     """
     if answer is None or not answer.strip() or len(answer) > LONGEST_ANSWER:
         return Verdict.WRONG
@@ -88,7 +88,7 @@ def plain_verdict(answer: str | None, reference: str, relative_tolerance: float 
 
 @contextmanager
 def _without_script() -> Iterator[None]:
-    """Hide where the program's main module lies, so that a process which begins now does not import it."""
+    """Hide the path of the program's main module, so that a process started meanwhile does not import the module."""
     main: ModuleType = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     vars(main).update(dict.fromkeys(kept))
@@ -99,7 +99,7 @@ def _without_script() -> Iterator[None]:
 
 
 class _Worker(context.ForkServerProcess):
-    """A process that does not run the caller's script again: without a `__main__` guard it would train in there."""
+    """Process that does not import the caller's script, which would train there if it has no `__main__` guard."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
@@ -108,29 +108,29 @@ class _Worker(context.ForkServerProcess):
 
 
 class WorkerContext(context.ForkServerContext):
-    """Context of `multiprocessing` whose processes know nothing of the caller's script."""
+    """Context of `multiprocessing` whose processes do not import the caller's script."""
 
     Process = _Worker
 
 
 def _prepare_worker() -> None:
-    # Memory that the worker was forked with does not count: a script with torch has gigabytes of address space.
+    # Address space that the worker inherited does not count, because torch alone takes gigabytes.
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + WORKER_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    # The pool's own handler waits until the worker is back in Python; meanwhile the pool would stand still.
+    # The pool's handler of SIGTERM waits until the worker returns to Python, and the pool waits for the worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _verdict(future: ProcessFuture, late: bool) -> Verdict:
-    """The verdict of a scheduled comparison; a comparison that is not done was `late`, or its pool broke."""
+    """Return the verdict of a scheduled comparison. If it is not done, it was `late`, or its pool broke."""
     if not future.done():
         return Verdict.TIMEOUT if late else Verdict.FAILURE
     try:
         return future.result()
     except TimeoutError:
         return Verdict.TIMEOUT
-    except Exception:  # sympy raises errors of many types over text that a model wrote; its worker may end
+    except Exception:  # sympy raises errors of many types on a model's text, and the worker may end
         return Verdict.FAILURE
 
 
@@ -140,7 +140,7 @@ class Grader:
     Parameters:
         workers: number of processes.
         seconds: wall-clock limit for one answer.
-        total_seconds: longest time that a call waits; answers that are not graded by then are timeouts, too.
+        total_seconds: longest time that a call waits. Answers not graded by then are timeouts.
         relative_tolerance: largest distance of a real number from the reference, as a share of the reference.
     """
 
@@ -155,7 +155,7 @@ class Grader:
         forkserver.ensure_running()
 
     def _open_pool(self) -> None:
-        """Open a pool if there is none, and replace a broken one: pebble's breaks when an idle worker is killed."""
+        """Open a pool if there is none, and replace a broken one. pebble's pool breaks if an idle worker is killed."""
         if self._pool is not None and not self._pool.active:
             self.close()
         if self._pool is None:
@@ -184,13 +184,17 @@ class Grader:
             return future
 
     def _check_workers(self) -> None:
-        """Raise `RuntimeError` if the pool grades nothing at all, so that nobody trains on missing verdicts."""
+        """Check that the workers grade a known pair, so that no run trains on missing verdicts.
+
+        Raises:
+            RuntimeError: the pair is not graded as right.
+        """
         known = ("1/2", "0.5")
         if self._collect([known], START_SECONDS, time.monotonic() + START_SECONDS)[known] is not Verdict.RIGHT:
-            raise RuntimeError("No worker process grades a plain answer; what they ended with stands above.")
+            raise RuntimeError("The grading processes do not grade 0.5 against 1/2; their errors are printed above.")
 
     def begin(self, answers: Sequence[str | None], references: Sequence[str]) -> None:
-        """Start to grade and return at once; a later call with the same answers collects the verdicts."""
+        """Start to grade and return at once. A later call with the same answers collects the verdicts."""
         self._open_pool()
         for pair in dict.fromkeys(zip(answers, references, strict=True)):
             if pair not in self._begun and plain_verdict(*pair, self.relative_tolerance) is None:
@@ -199,7 +203,7 @@ class Grader:
             self._begun.pop(next(iter(self._begun))).cancel()
 
     def _collect(self, pairs: Iterable[Pair], seconds: float, deadline: float) -> dict[Pair, Verdict]:
-        """The workers' verdicts; pairs not done at the deadline, a reading of `time.monotonic`, are timeouts."""
+        """Return the workers' verdicts. Pairs not done at `deadline`, a time of `time.monotonic`, are timeouts."""
         self._open_pool()
         futures = {pair: self._begun.pop(pair, None) or self._schedule(pair, seconds) for pair in pairs}
         waiting = set(futures.values())
@@ -210,14 +214,14 @@ class Grader:
         if waiting:
             if late:
                 logging.getLogger(__name__).warning(
-                    f"{len(waiting)} answers count as wrong: they were not graded within grading_total_seconds "
-                    f"({self.total_seconds:g})."
+                    f"{len(waiting)} answers count as wrong, because they were not graded within "
+                    f"grading_total_seconds ({self.total_seconds:g} s)."
                 )
             self.close()
         return verdicts
 
     def _grade(self, pairs: Sequence[Pair], deadline: float) -> dict[Pair, Verdict]:
-        """The verdict of every pair; equal pairs are graded once."""
+        """Return the verdict of every pair. Equal pairs are graded once."""
         verdicts = {pair: plain_verdict(*pair, self.relative_tolerance) for pair in pairs}
         waiting = [pair for pair, verdict in verdicts.items() if verdict is None]
         if waiting:
@@ -231,16 +235,16 @@ class Grader:
         return verdicts
 
     def verdicts(self, answers: Sequence[str | None], references: Sequence[str]) -> list[Verdict]:
-        """The verdict of each answer against its reference; an answer that was not graded in time is a timeout."""
+        """Return the verdict of each answer against its reference. Answers not graded in time are timeouts."""
         pairs = list(zip(answers, references, strict=True))
         by_pair = self._grade(pairs, time.monotonic() + self.total_seconds)
         return [by_pair[pair] for pair in pairs]
 
     def classes(self, answers: Sequence[str | None]) -> list[int]:
-        """Number the answers to one question: equivalent answers share a number, and -1 is no answer.
+        """Number the answers to one question: equivalent answers share a number, and -1 is a missing answer.
 
-        Classes are numbered in order of first appearance, and each answer is compared with the first answer of each
-        class. An answer has a class of its own text if it takes too long to read, or if the time of the call ends.
+        Classes are numbered in order of first appearance. Each answer is compared with the first answer of each class.
+        An answer forms its own class with equal texts if it takes too long to parse, or if the time of the call ends.
         """
         deadline = time.monotonic() + self.total_seconds
         texts = [answer.strip() if answer else "" for answer in answers]
@@ -267,12 +271,12 @@ class Grader:
     def __call__(
         self, answers: Sequence[str | None], references: Sequence[str], log_metric: LogMetric | None = None
     ) -> list[float]:
-        """Grade answers: 1.0 for an answer that is equivalent to its reference, otherwise 0.0, also without a verdict.
+        """Return 1.0 for each answer equivalent to its reference, and 0.0 for each other answer.
 
         Args:
             log_metric: receives three shares of the answers. `grading/timeouts` exceeded a limit. `grading/failures`
-                ended their worker or raised. `grading/unparseable_references` have a reference that is neither
-                mathematics nor words.
+                raised an error or ended their worker. `grading/unparseable_references` have a reference that is
+                neither mathematics nor words.
         """
         verdicts = self.verdicts(answers, references)
         if log_metric is not None and verdicts:
@@ -283,10 +287,10 @@ class Grader:
 
 
 def core_count() -> int:
-    """Cores that this process may run on: a batch system may give it fewer than the machine has."""
+    """Return the number of cores that this process may use. A batch system may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_count() -> int:
-    """Number of workers for one training process, so that the workers of all the machine's processes fill it."""
+    """Return the number of workers per training process that lets all processes of the machine use all cores."""
     return max(1, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

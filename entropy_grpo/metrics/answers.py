@@ -1,9 +1,9 @@
 """Metrics of a set of answers: Acc@N, Maj@N, Pass@k, lengths and shares of choices, with intervals over questions.
 
-Maj@N counts classes of equivalent answers, not strings. Tied classes enter by their expected value, so that no seed
-matters. Pass@k is the unbiased estimator, for every k up to N. The intervals are those of `intervals`.
+Maj@N counts classes of equivalent answers, not strings. Tied classes enter by their expected value, so that no seed is
+needed. Pass@k is the unbiased estimator, for every k up to N. The module `intervals` computes the intervals.
 
-Pure functions; N answers to each of n questions.
+Pure functions. Shapes: N answers to each of n questions.
 """
 
 import math
@@ -39,12 +39,13 @@ class Samples:
         shapes = {name: np.shape(value) for name, value in vars(self).items()}
         if len(set(shapes.values())) > 1 or len(shapes["correct"]) != 2 or 0 in shapes["correct"]:
             raise ValueError(
-                f"Samples needs arrays of one shape, (questions, samples), at least (1, 1); got {shapes}."
+                f"Samples has arrays with the shapes {shapes}: all must have the same shape (questions, samples), at "
+                "least (1, 1)."
             )
         if np.any(self.correct & (self.classes == NO_ANSWER)):
             raise ValueError(
-                f"Samples.classes is {NO_ANSWER}, no answer, for an answer that Samples.correct calls right; "
-                "give it a class."
+                f"Samples.classes is {NO_ANSWER} (no answer) for an answer that is right in Samples.correct: give it "
+                "a class."
             )
 
 
@@ -63,12 +64,12 @@ def pass_curve(correct: np.ndarray) -> np.ndarray:
 def majority(correct: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Probability that the most frequent answer is right, by question: (..., N) -> (...) float64.
 
-    A tie is broken by a uniform draw among the tied classes; the value is its expectation. A question without any
-    answer has the value 0.
+    A tie is broken by a uniform draw among the tied classes, and the value is the expectation over the draw. A
+    question without any answer has the value 0.
     """
     answered = classes != NO_ANSWER
     sizes = (classes[..., :, None] == classes[..., None, :]).sum(-1) * answered
-    # Tied classes are of one size, so the mean over their classes is the mean over their answers.
+    # Tied classes have the same size, so that the mean over classes is the mean over their answers.
     most = answered & (sizes == sizes.max(-1, keepdims=True))
     return (correct & most).sum(-1) / np.maximum(most.sum(-1), 1)
 
@@ -77,8 +78,8 @@ def summarize_samples(samples: Samples) -> dict[str, Any]:
     """Compute every metric of a benchmark.
 
     Returns:
-        {"value", "low", "high"} by metric; `pass@k` holds one such dict for each k up to N. `len@N` is in tokens, the
-        numbers of questions and samples are integers, and every other metric is a share.
+        {"value", "low", "high"} by metric. `pass@k` holds one such dict for each k up to N. `len@N` is in tokens, the
+        numbers of questions and samples are integers, and all other metrics are shares.
     """
     curve = share_interval(pass_curve(samples.correct))
     return {
@@ -100,14 +101,15 @@ def _by_k(curve: Interval) -> dict[int, Interval]:
 def paired(a: Samples, b: Samples) -> dict[str, Any]:
     """Gain of b over a on the same questions in the same order, for every metric, as `gain_interval` computes it.
 
-    `maj@N` is left out if the numbers of samples differ; `pass@k` goes up to the smaller number.
+    `maj@N` is omitted if the numbers of samples differ. `pass@k` goes up to the smaller number.
 
     Raises:
         ValueError: the numbers of questions differ.
     """
     if len(a.correct) != len(b.correct):
         raise ValueError(
-            f"A paired comparison needs the same questions on both sides; got {len(a.correct)} and {len(b.correct)}."
+            f"the two sides have {len(a.correct)} and {len(b.correct)} questions: a paired comparison needs the same "
+            "questions."
         )
     largest = min(a.correct.shape[1], b.correct.shape[1])
     metrics = {
@@ -133,7 +135,7 @@ def counts(rows: Sequence[Row], reward: str, choices: Choices | None) -> dict[st
     """Count the numerator and the denominator of every share, by problem.
 
     Returns:
-        {share: ({problem: numerator}, {problem: denominator})}; `good_choices` only if `choices` is given.
+        {share: ({problem: numerator}, {problem: denominator})}, with `good_choices` only if `choices` is given.
     """
     correct = by_problem(rows, lambda row: float(is_right(row["rewards"][reward])))
     samples = min(map(len, correct.values()))
@@ -152,7 +154,7 @@ def summarize(rows: Sequence[Row], reward: str, choices: Choices | None = None) 
     """Summarize accuracy, pass@k for all samples of a problem, mean response length, and the share of good choices.
 
     Args:
-        reward: name of the reward that decides; an answer is right if it is above 0.
+        reward: name of the reward that decides. An answer is right if this reward is above 0.
         choices: row -> (good choices, choices); None if the task has no choices.
     """
     lengths = by_problem(rows, lambda row: row["length"])

@@ -6,10 +6,10 @@ Number = TypeVar("Number")
 
 
 def is_right(reward: Number) -> Number:
-    """Return whether a response is right: its first reward is above 0, on the scales 0/1 and +-1 alike.
+    """Return whether a response is right: its first reward is above 0, on both scales 0/1 and +-1.
 
     Args:
-        reward: the run's first reward of a response, a number or a tensor of them.
+        reward: first reward of the run for a response, as a number or a tensor.
 
     Returns:
         A bool, or a tensor of bools.

@@ -1,20 +1,20 @@
 """95% intervals and tests for benchmarks whose questions are a sample and whose answers cluster in questions.
 
 The estimand is the mean over the *population of questions* from which the benchmark was drawn. The n questions are
-independent, but the answers to one question resemble each other. So only the spread between questions counts, and more
-answers per question narrow an interval only as far as that spread allows.
+independent, but the answers to one question are correlated. Therefore only the spread between questions counts, and
+more answers per question narrow an interval only as far as this spread allows.
 
 With 30 questions of uneven difficulty that are mostly right or mostly wrong, textbook intervals cover too little. The
 percentile bootstrap over questions and the t interval cover 80% to 93%, because they estimate the spread from the few
 questions that are solved. Here one imagined question of moderate spread joins the n, and a share is treated on the
-logit scale with its effective number of questions. tests/test_intervals.py measures the coverage: 93% to 97% for
-accuracies from 0.05 to 0.95.
+logit scale with its effective number of questions. The coverage, measured in tests/test_intervals.py, is 93% to 97%
+for accuracies from 0.05 to 0.95.
 
 Coverage is lower with 30 or 40 questions of which few decide. It is about 91% if one question in fifteen is mostly
-solved and the others almost never. For Pass@N, to which a question is all or nothing, it is 91% to 98%, and 75% to 90%
-if Pass@N is above 0.95.
+solved and all others almost never. For Pass@N, where each question counts 0 or 1, it is 91% to 98%, but 75% to 90% if
+Pass@N is above 0.95.
 
-Arrays are float64 with the questions on the last axis; leading axes are separate benchmarks. Every result is a dict of
+Arrays are float64 with the questions on the last axis. Leading axes are separate benchmarks. Every result is a dict of
 floats, or of lists if there are leading axes.
 """
 
@@ -38,7 +38,7 @@ def _dict(**arrays: np.ndarray) -> Interval:
 
 
 def _influence(numerators: np.ndarray, denominators: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Ratio of sums, and each question's influence on it by the delta method; the influences have mean 0."""
+    """Ratio of sums, and each question's influence on the ratio by the delta method. The influences have mean 0."""
     numerators = np.asarray(numerators, dtype=float)
     denominators = np.ones_like(numerators) if denominators is None else np.asarray(denominators, dtype=float)
     ratio = numerators.sum(-1) / denominators.sum(-1)
@@ -46,13 +46,12 @@ def _influence(numerators: np.ndarray, denominators: np.ndarray | None) -> tuple
 
 
 def share_interval(numerators: np.ndarray, denominators: np.ndarray | None = None) -> Interval:
-    """Interval of sum(numerators) / sum(denominators), a share in [0, 1]; denominators are 1 by default.
+    """Interval of sum(numerators) / sum(denominators), a share in [0, 1]. Denominators are 1 by default.
 
-    The effective number of questions is the number of all-or-nothing questions with the observed standard error (Kish
-    1965). Half a solved and half an unsolved question are added (Gart 1966), and the interval is normal on the logit
-    scale. It uses the normal quantile rather than Student's, because the logit interval is wide by itself. If all
-    questions are right, or all wrong, it is the interval of n coin flips that agree (Clopper and Pearson 1934). So it
-    is never empty.
+    The effective number of questions is the number of 0/1 questions with the observed standard error (Kish 1965). Half
+    a solved and half an unsolved question are added (Gart 1966), and the interval is normal on the logit scale. It
+    uses the normal quantile instead of Student's, because the logit interval is already wide. If all questions are
+    right, or all wrong, it is the interval of n equal coin flips (Clopper and Pearson 1934), which is never empty.
     """
     share, deviations = _influence(numerators, denominators)
     n = deviations.shape[-1]
@@ -72,7 +71,7 @@ def share_interval(numerators: np.ndarray, denominators: np.ndarray | None = Non
 def mean_interval(values: np.ndarray) -> Interval:
     """Student's t interval of the mean of positive quantities without an upper bound, on the log scale.
 
-    The interval is empty, [value, value], if all questions are alike or there is only one.
+    The interval is empty, [value, value], if all values are equal or there is only one.
     """
     values = np.asarray(values, dtype=float)
     mean, n = values.mean(-1), values.shape[-1]
@@ -91,15 +90,15 @@ def gain_interval(
 ) -> Interval:
     """Gain of the ratio of sums over the same questions in the same order, with the paired t test.
 
-    If one in ten of 30 questions makes the gain alone, the interval covers only 87% to 93%; the test keeps its 5%.
+    If only one in ten of 30 questions gains, the interval covers only 87% to 93%, but the test keeps its level of 5%.
 
     Args:
         bounded: whether both sides are shares, so that the gain lies in [-1, 1] and the imagined question has a scale.
 
     Returns:
-        `value`, `low`, `high`, `p_value` and `minimum_detectable`. `p_value` is two-sided and below 1 - CONFIDENCE
-        exactly if the interval excludes 0. `minimum_detectable` is the true gain that this design (its questions,
-        samples and spread) detects with probability POWER.
+        `value`, `low`, `high`, `p_value` and `minimum_detectable`. `p_value` is two-sided, and below 1 - CONFIDENCE if
+        and only if the interval excludes 0. `minimum_detectable` is the true gain that a comparison with these
+        questions, samples and spread detects with probability POWER.
     """
     (start, pulls_before), (end, pulls_after) = (
         _influence(before, denominators_before),

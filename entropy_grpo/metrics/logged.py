@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Percentiles of the token entropy by their level: `entropy/p95` is the 95th.
+# Names of the percentiles of the token entropy by level: `entropy/p95` is the 95th percentile.
 ENTROPY_PERCENTILES = {level: f"p{level}" for level in (5, 25, 50, 75, 90, 95, 99)}
 # Accuracy on a benchmark that a run answers while it trains: `eval_aime24/acc@16`.
 BENCHMARK_ACCURACY = re.compile(r"eval_(?P<benchmark>.+)/acc@(?P<samples>\d+)")

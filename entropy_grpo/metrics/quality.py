@@ -1,11 +1,11 @@
 """Style of responses, right or wrong: boxes, language, repetition, and the spread of formats.
 
-The measures read text only and take linear time, so that they also serve as diagnostics of every training step. They
-follow arXiv 2508.02260, with these differences. Format violations are the paper's. Language mixing is a Chinese
-character in the paper; here kana and Hangul count, too, and a response to a question that has such characters does not
-count. Repetition stands for the paper's irrelevant content, which a language model judges. The list of formats is our
-own. It follows arXiv 2504.07912, which finds that reinforcement learning amplifies one output format of
-the pre-training data. A format entropy that falls to 0 early in a run is that collapse.
+The measures read only text and take linear time, so that every training step can log them. They follow arXiv
+2508.02260, with these differences. Format violations are the paper's. Language mixing is a Chinese character in the
+paper. Here kana and Hangul count, too, unless the question has such characters. Repetition replaces the paper's
+irrelevant content, which a language model judges. The list of formats is not from a paper. It follows the finding of
+arXiv 2504.07912 that reinforcement learning amplifies one output format of the pre-training data. A format entropy that
+falls to 0 early in a run shows this collapse.
 """
 
 import math
@@ -20,7 +20,7 @@ NGRAM = 4
 # A larger share of repeated n-grams is a loop. Solutions that restate their formulas stay below it.
 REPETITIVE = 0.5
 
-# Format -> (its mark, the least number of marks); a response has the first format that it shows.
+# Format -> (pattern of its mark, least number of marks). A response has the first format whose marks it contains.
 FORMATS = {
     "code": (re.compile(r"^[ \t]*(```|def \w+\(|import \w+|from \w+ import )", re.MULTILINE), 1),
     "headers": (re.compile(r"^[ ]{0,3}#{1,6} \S", re.MULTILINE), 1),
@@ -31,7 +31,7 @@ PROSE = "prose"
 
 
 def format_of(response: str) -> str:
-    """Name the format of a response: the first of a closed list that it shows.
+    """Name the format of a response, the first of `FORMATS` whose marks it contains.
 
     `code`: a fenced block, a definition or an import. `headers`: a Markdown header. `steps`: two numbered or bulleted
     lines. `display_math`: a displayed formula or a LaTeX environment. Otherwise `prose`.
@@ -50,7 +50,7 @@ def repetition(response: str) -> float:
 
 
 def format_entropy(formats: Sequence[str]) -> float:
-    """Entropy of the distribution of formats in nats: 0 if all are alike, log 5 if the five are equally frequent."""
+    """Entropy of the distribution of formats in nats: 0 if all are equal, log 5 if all five are equally frequent."""
     return sum(-count / len(formats) * math.log(count / len(formats)) for count in Counter(formats).values())
 
 

@@ -1,8 +1,8 @@
-"""Means over seeds, paired differences and the correction of their p-values, for runs that are compared.
+"""Means over seeds, paired differences and the correction of their p-values, for comparisons of runs.
 
-A side of a comparison is {seed: {problem: value}}. Two runs of one seed share the problems, their order and, with the
-embedded task, the cold start. So sides are compared in pairs over the seeds that both have. If there is only one such
-seed, the sides are compared over its problems, which says nothing about other seeds.
+A side of a comparison is {seed: {problem: value}}. Two runs with the same seed share the problems, their order and,
+with the embedded task, the cold start. Sides are therefore compared in pairs over their common seeds. If only one seed
+is common, the sides are compared over its problems, and the result does not extend to other seeds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number: one of them is below 0.05 by chance with probability at most 0.05."""
+    """Correct p-values for their number, so that any is below 0.05 by chance with probability at most 0.05."""
     order = np.argsort(p_values)
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -42,7 +42,7 @@ def correct(tests: Iterable[dict[str, Any]]) -> None:
 
 
 def difference(baseline: Side, other: Side) -> dict[str, Any] | None:
-    """Paired gain of `other` over `baseline` by `gain_interval`; None if no seed with a problem is common to both."""
+    """Paired gain of `other` over `baseline` by `gain_interval`; None if they have no seed with a common problem."""
     common = [seed for seed in sorted(baseline.keys() & other.keys()) if baseline[seed].keys() & other[seed].keys()]
     if not common:
         return None

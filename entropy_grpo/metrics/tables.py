@@ -1,4 +1,4 @@
-"""Tables and intervals as text: columns for a terminal, and Markdown in which text from files stays text."""
+"""Tables and intervals as text, in columns for a terminal, or in Markdown that escapes text from files."""
 
 import html
 import re
@@ -13,7 +13,7 @@ MARKUP = re.compile(
 
 
 def interval_text(interval: dict[str, float], digits: int = 3, sign: str = "") -> str:
-    """A value with its interval; `sign` is `+` for a difference."""
+    """A value with its interval. `sign` is `+` for a difference."""
     form = f"{sign}.{digits}f"
     return f"{interval['value']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
 
@@ -34,16 +34,16 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = (), indent: 
 
 
 def cell(value: Any) -> str:
-    """Any value as Markdown on one line, which neither ends a table's cell nor is read as markup."""
+    """Escape a value as one line of Markdown, which cannot end a table's cell and contains no markup."""
     line = html.escape(" ".join(str(value).split()), quote=False)
     return MARKUP.sub(r"\\\g<0>", line)
 
 
 def table(rows: Sequence[Sequence[Any]], as_text: Callable[[Any], str] = cell) -> str:
-    """A table in Markdown; the first row is the header.
+    """A table in Markdown. The first row is the header.
 
     Args:
-        as_text: turns a value into Markdown; by default no value is read as markup.
+        as_text: function that writes a value in Markdown. By default no value is read as markup.
     """
     lines = ["| " + " | ".join(map(as_text, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -46,8 +46,8 @@ class Kernel(NamedTuple):
     Attributes:
         forward: (hidden, weight, targets, temperature, outputs) -> (`Scores`, state). `outputs` names statistics.
         backward: (state, hidden, weight, targets, log_z, grad_log_probs, needs) -> gradients of hidden and weight in
-            their dtypes, each `None` unless `needs`, a pair of bools, requests it. It accepts any subset of the rows
-            of the forward pass.
+            their dtypes. A gradient is `None` unless `needs`, a pair of bools, requests it. It accepts any subset of
+            the rows of the forward pass.
     """
 
     forward: Callable[[Tensor, Tensor, Tensor, float, Collection[str]], tuple[Scores, Any]]

@@ -63,7 +63,7 @@ def resolve(name: str | None, seed: int = 0, setting: str = "model") -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its name if it has none."""
+    """Return the first line of an error's message, or the error's type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -133,7 +133,7 @@ def check_ends(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict], subject: str, **kwargs: Any) -> str:
-    """The text of a conversation as the model's chat template writes it, with the opening of an answer.
+    """Return the text of a conversation in the model's chat template, with the opening of an answer.
 
     Args:
         subject: beginning of messages, which names the setting and the model.
@@ -158,7 +158,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict], subject: 
 
 
 def as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A rendered conversation without the BOS token that the tokenizer puts before every text by itself."""
+    """Return a rendered conversation without the BOS token, which the tokenizer adds to every text."""
     start = tokenizer.bos_token
     adds = start is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(start) if adds else text
@@ -167,14 +167,18 @@ def as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def check_conversations(
     tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str | list], path: str, **kwargs: Any
 ) -> None:
-    """Refuse prompts that the chat template refuses: one of each sequence of roles is written."""
+    """Refuse prompts that the chat template refuses. One prompt of each sequence of roles is rendered."""
     firsts = {tuple(m["role"] for m in prompt): prompt for prompt in prompts if not isinstance(prompt, str)}
     for messages in firsts.values():
         rendered(tokenizer, messages, f"model_name_or_path is {path!r}", **kwargs)
 
 
 def refuse_adapter(path: str) -> None:
-    """Refuse a local LoRA adapter as the model to train, with a `ValueError`."""
+    """Refuse a local LoRA adapter as the model to train.
+
+    Raises:
+        ValueError: the path holds an adapter.
+    """
     if has_adapter(path):
         raise ValueError(
             f"model_name_or_path is {path!r}, which holds a LoRA adapter and no model: make one of it with "
@@ -201,7 +205,7 @@ def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:
-    """The number of positions of a model, or None if nothing limits them, as with ALiBi or a state-space model."""
+    """Return the number of positions of a model, or None if there is no limit (ALiBi, state-space models)."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -354,9 +358,10 @@ def model_init_kwargs(model_config: CheckedModelConfig) -> dict[str, Any]:
 
 
 def fingerprint(path: str) -> str | None:
-    """Return a digest of all that decides a local model's responses, or None for a Hub id.
+    """Return a digest of all files that decide a local model's responses, or None for a Hub id.
 
-    The digest covers the content of weights, configuration and tokenizer, and for an adapter those of a local base.
+    The digest covers the content of weights, configuration and tokenizer, and for an adapter also that of a local
+    base.
     """
     if not Path(path).is_dir():
         return None

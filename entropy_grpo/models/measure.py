@@ -75,7 +75,10 @@ def _quiet() -> Iterator[None]:
 def _decoder_layers(model: nn.Module, number: int) -> nn.ModuleList:
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == number]
     if not lists:
-        raise ValueError(f"{type(model).__name__} has no list of {number} decoder layers, and cannot be planned.")
+        raise ValueError(
+            f"model_name_or_path is a {type(model).__name__}, which has no list of {number} decoder layers, so that "
+            "it cannot be planned."
+        )
     return lists[0]
 
 
@@ -138,7 +141,10 @@ class Model:
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
         except (ValueError, KeyError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"transformers builds no causal model of {config.model_type!r}: {reason}") from error
+            raise ValueError(
+                f"model_name_or_path has the type {config.model_type!r}, of which transformers builds no causal "
+                f"model: {reason}"
+            ) from error
 
     def _adapted(self, base: PreTrainedModel) -> _Trained:
         if not self.settings.use_peft:
@@ -227,7 +233,7 @@ class Model:
 
 
 def _explicit_mask(batch: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return a mask (B, 1, width, width), which transformers uses without reading values; meta tensors have none."""
+    """Return a mask (B, 1, width, width), which transformers uses without reading its values."""
     return torch.ones(batch, 1, width, width, dtype=dtype)
 
 

@@ -1,12 +1,12 @@
-"""Log-probabilities under truncated sampling: top-k, nucleus and min-p, as a kernel of the sparse head.
+"""Log-probabilities under truncated sampling (top-k, nucleus and min-p), as a kernel of the sparse head.
 
 A sampler with top_k, top_p or min_p draws from softmax(z / T) restricted to a set S of tokens and divided by the
-probability of S. The log-probability of a drawn token o under that distribution is z_o / T minus the log-sum-exp of
-z / T over S, and its gradient in z / T is e(o) - q. S depends on all logits of a row, so that no tile of the
-vocabulary is enough: the kernel computes whole rows of logits, `CHUNK` values at a time.
+probability of S. The log-probability of a drawn token o under that distribution q is z_o / T minus the log-sum-exp of
+z / T over S. Its gradient in z / T is e(o) - q. S depends on all logits of a row, so that a tile of the vocabulary is
+not enough. The kernel computes whole rows of logits, `CHUNK` values at a time.
 
-S is that of the policy which scores. For the policy that wrote a response this is the sampler's distribution exactly.
-A later policy has another S; a token that has fallen out of it is scored as if it were in it, because its probability
+S is computed from the policy that scores. For the policy that wrote a response, this is exactly the sampler's
+distribution. A later policy has another S. A drawn token outside it is added to S, because otherwise its probability
 would be 0 and its loss would have no gradient.
 
 Shapes: n rows, H hidden size, V vocabulary; hidden (n, H), weight (V, H), targets (n,) int64.
@@ -21,13 +21,13 @@ from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper
 
 from .kernels import Kernel, Scores
 
-# Logits that are in memory at once, 128 MiB in float32; sorting them takes a few times as much.
+# Number of logits in memory at the same time, 128 MiB in float32. Sorting takes a few times as much memory.
 CHUNK = 2**25
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """Settings of truncated sampling, as transformers and vLLM have them; the defaults cut nothing off."""
+    """Settings of truncated sampling, as in transformers and vLLM. The defaults truncate nothing."""
 
     top_p: float = 1.0
     top_k: int = 0
@@ -38,7 +38,7 @@ class Truncation:
 
     @property
     def warpers(self) -> LogitsProcessorList:
-        """The steps of `generate`, in its order."""
+        """Return the steps of `generate`, in its order."""
         steps = LogitsProcessorList()
         if self.top_k > 0:
             steps.append(TopKLogitsWarper(self.top_k))
@@ -49,13 +49,17 @@ class Truncation:
         return steps
 
     def log_probs(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The log-probabilities of all tokens, (n, V) float32 like `logits` at the temperature; -inf outside S."""
+        """Return the log-probabilities of all tokens, (n, V) float32, with -inf outside S.
+
+        Args:
+            logits: (n, V) float32, divided by the temperature.
+        """
         truncated = self.warpers(None, logits)
         own = targets.unsqueeze(1)
         return truncated.scatter(1, own, logits.gather(1, own)).log_softmax(dim=-1)
 
     def kernel(self) -> Kernel:
-        """The kernel whose log-probabilities are the truncated sampler's; entropies are of the whole distribution."""
+        """Return the kernel of the truncated sampler's log-probabilities. Entropies are of the whole distribution."""
         return Kernel(self._forward, self._backward)
 
     def _forward(
@@ -106,6 +110,6 @@ def _chunks(rows: int, vocabulary: int) -> list[slice]:
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """The logits at the temperature, float32, by a matmul in the dtype of the hidden states in both halves."""
+    """Return the logits divided by the temperature, float32. The matmul is in the dtype of the hidden states."""
     with torch.autocast(hidden.device.type, enabled=False):
         return (hidden @ weight.to(hidden.dtype).T).float() / temperature

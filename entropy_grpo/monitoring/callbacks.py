@@ -18,7 +18,7 @@ from .watchers import WATCHERS, Log
 class RunRecorder(TrainerCallback):
     """Writes `environment.json`, `metrics.jsonl` and `samples.jsonl` of the run folder, on the first rank.
 
-    `samples` is a function that returns the sample rows of the next log, so that tokens are decoded only on the first
+    `samples` is a function that returns the sample rows of the next log. Tokens are thus decoded only on the first
     rank and only for a log. Logs are ignored while `paused`, because they come from an evaluation.
 
     Args:

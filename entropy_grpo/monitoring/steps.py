@@ -104,8 +104,7 @@ def rollout_metrics(batches: Sequence[Inputs], entropies: Sequence[Tensor], redu
 
 
 def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str, Any]]:
-    """Return the first `number` responses of a micro-batch with text, id, entropy (nats) and kept mark of each "
-    "token."""
+    """Return the first `number` responses of a micro-batch: text, and id, entropy (nats) and kept mark per token."""
     samples = []
     for i in range(min(number, scored.mask.size(0))):
         mask = scored.mask[i]

@@ -1,1 +1,1 @@
-"""The method in pure torch: which tokens count, what they weigh, in which batches."""
+"""The method in pure torch: selection of tokens, advantages, and batches of an optimiser step."""

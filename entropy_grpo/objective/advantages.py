@@ -1,16 +1,16 @@
-"""Advantage shaping of arXiv 2508.02260: by a response's perplexity (Eq. 7, 9) and by a token's place (Eq. 8, 10).
+"""Advantage shaping of arXiv 2508.02260, by a response's perplexity (Eq. 7, 9) and by a token's position (Eq. 8, 10).
 
     A_i   <- A_i * (1 - alpha * w_i)            w_i: standardised log-perplexity within the group
     A_i,t <- A_i + sign(A_i) * b_t              b_t = gamma * sigmoid(d * m * (l_t - n)),  l_t in [0, 1]
 
-Confident responses weigh more, and so do late tokens; the sign of an advantage never changes. The paper's ablations
-are the other signs: alpha < 0 favours high perplexity, d < 0 favours early tokens. Used together, perplexity scales
-the group's advantage and the bonus is added to the result: it is not scaled.
+Confident responses and late tokens weigh more. The sign of an advantage never changes. The paper's ablations have the
+other signs: alpha < 0 favours high perplexity, d < 0 favours early tokens. If both methods are used, perplexity scales
+the group's advantage first, and the bonus is added without scaling.
 
 This departs from the paper in one sign: n is +0.5, and the paper prints -0.5. With l + 0.5 the argument lies between
-7.5 and 22.5 (m = 15). Then the sigmoid is 1 up to 6e-4 at every token, and no token is preferred to another. With
-l - 0.5 the bonus grows from 0 to gamma over the response, as the paper describes and its released code computes. That
-code also caps the bonus at half of |A|, which is optional here, and never applies its perplexity weights.
+7.5 and 22.5 (m = 15). Then the sigmoid is 1 up to 6e-4 at every token, and no token is preferred. With l - 0.5 the
+bonus grows from 0 to gamma over the response, as the paper describes and its released code computes. The released code
+also caps the bonus at half of |A|, which is optional here, and never applies its perplexity weights.
 
 Pure functions. Shapes: B responses, groups of G in a row, T completion tokens including padding; mask (B, T) is true
 for the tokens that the policy wrote.
@@ -25,7 +25,7 @@ from torch import Tensor
 from .ranks import Ranks
 from .tokens import Inputs, loss_mask
 
-# Log-perplexities that differ by less carry no information: their weights would be amplified rounding errors.
+# Smaller differences of log-perplexities are rounding errors, which the weights would amplify.
 MIN_SIGMA = 1e-6
 
 
@@ -33,8 +33,8 @@ class Schedule(NamedTuple):
     """The optimiser steps, counted from 0, in which a method is active.
 
     Attributes:
-        start, end: active from step `start` to the one before `end`, or to the end of the run if `end` is None.
-        plateau_steps: if given, active only for this many steps after the plateau is detected.
+        start, end: first active step, and first later step that is not active; None for the end of the run.
+        plateau_steps: if given, the method is active only for this many steps after the plateau is detected.
     """
 
     start: int = 0
@@ -56,7 +56,7 @@ class Schedule(NamedTuple):
 
 
 def log_perplexities(logps: Tensor, mask: Tensor) -> Tensor:
-    """(B,) float64, minus the mean log-probability of each response in nats; NaN for one without tokens.
+    """(B,) float64, minus the mean log-probability of each response in nats; NaN for a response without tokens.
 
     Args:
         logps: (B, T) log-probabilities.
@@ -67,10 +67,11 @@ def log_perplexities(logps: Tensor, mask: Tensor) -> Tensor:
 
 
 def perplexity_weights(log_perplexities: Tensor, group_size: int) -> Tensor:
-    """(B,) w_i of Eq. 7: (ln PPL_i - mu) / sigma within each group; sigma is the sample standard deviation, as in TRL.
+    """(B,) float64 w_i of Eq. 7, (ln PPL_i - mu) / sigma within each group, with TRL's sample standard deviation
+    sigma.
 
-    Responses without tokens (NaN) have weight 0 and no part in mu and sigma. Weights are also 0 if the sigma of the
-    group is below `MIN_SIGMA`, and for a response that is alone in its group.
+    Responses without tokens (NaN) have weight 0 and do not enter mu and sigma. Weights are also 0 if the sigma of the
+    group is below `MIN_SIGMA`, and for the only response of a group.
     """
     values = log_perplexities.view(-1, group_size)
     known = ~values.isnan()
@@ -87,7 +88,7 @@ def largest_weight(group_size: int) -> float:
 
 
 def ppl_advantages(advantages: Tensor, weights: Tensor, alpha: float) -> Tensor:
-    """(B,) advantages shaped by perplexity (Eq. 9); their dtype stays.
+    """(B,) advantages shaped by perplexity (Eq. 9), in their dtype.
 
     Args:
         advantages: (B,).
@@ -98,14 +99,14 @@ def ppl_advantages(advantages: Tensor, weights: Tensor, alpha: float) -> Tensor:
 
 
 def relative_positions(mask: Tensor) -> Tensor:
-    """(B, T) float64 l_t: 0 at the first token that the policy wrote, 1 at the last; 0 if there is only one."""
+    """(B, T) float64 l_t: 0 at the first token that the policy wrote, 1 at the last, 0 at a single token."""
     mask = mask.long()
     place = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return place.double() / (mask.sum(dim=1, keepdim=True) - 1).clamp(min=1)
 
 
 def position_bonus(positions: Tensor, gamma: float, d: float = 1.0, m: float = 15.0, n: float = 0.5) -> Tensor:
-    """b_t of Eq. 8 at relative positions in [0, 1], of their shape."""
+    """b_t of Eq. 8 at relative positions in [0, 1], in the shape of `positions`."""
     return gamma * torch.sigmoid(d * m * (positions - n))
 
 
@@ -118,14 +119,14 @@ def position_advantages(
     n: float = 0.5,
     cap: float | None = None,
 ) -> Tensor:
-    """(B, T) advantages with the bonus for late tokens, or for early ones if d < 0 (Eq. 10).
+    """(B, T) advantages with the bonus for late tokens, or for early tokens if d < 0 (Eq. 10).
 
-    They are zero in the padding, and zero advantages stay zero.
+    Padding and zero advantages stay zero.
 
     Args:
         advantages: (B,) or (B, T).
         gamma, d, m, n: see `position_bonus`.
-        cap: the bonus is at most this share of |A|.
+        cap: largest bonus as a share of |A|; None for no cap.
     """
     advantages = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
     bonus = position_bonus(relative_positions(mask).to(advantages.dtype), gamma, d, m, n)
@@ -139,7 +140,7 @@ class AdvantageTransform(Protocol):
 
     Attributes:
         name: name in the log.
-        schedule: the optimiser steps in which it is active.
+        schedule: optimiser steps in which the method is active.
         needs_logps: whether `prepare` reads the log-probabilities of the rollout.
     """
 
@@ -152,7 +153,7 @@ class AdvantageTransform(Protocol):
         """Make the method of a run from its settings (`config.shaping.ShapingConfig`)."""
 
     def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
-        """Return columns that travel with a rollout, once, while its groups are in order on all ranks.
+        """Return columns to add to a rollout. Called once per rollout, while its groups are in order on all ranks.
 
         Args:
             logps: (B, T) under the policy that wrote the responses, if `needs_logps`.
@@ -164,7 +165,7 @@ class AdvantageTransform(Protocol):
 
 @dataclass(frozen=True)
 class PerplexityShaping:
-    """Eq. 7 and 9; see `ppl_advantages`."""
+    """Shaping by perplexity (Eq. 7, 9), see `ppl_advantages`."""
 
     name: ClassVar[str] = "ppl"
     needs_logps: ClassVar[bool] = True
@@ -177,7 +178,7 @@ class PerplexityShaping:
         return cls(args.ppl_schedule, args.num_generations, args.ppl_shaping_alpha)
 
     def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
-        """Return `perplexity_weights`, (B,) of this rank's responses; a group may span ranks."""
+        """Return `perplexity_weights`, (B,) of this rank's responses. A group may span ranks."""
         perplexities = ranks.gather(log_perplexities(logps, loss_mask(rollout)), False)
         weights = perplexity_weights(perplexities, self.group_size)
         return {"perplexity_weights": weights[ranks.index * logps.size(0) :][: logps.size(0)]}
@@ -188,7 +189,7 @@ class PerplexityShaping:
 
 @dataclass(frozen=True)
 class PositionShaping:
-    """Eq. 8 and 10; see `position_advantages`."""
+    """Shaping by position (Eq. 8, 10), see `position_advantages`."""
 
     name: ClassVar[str] = "position"
     needs_logps: ClassVar[bool] = False
@@ -212,7 +213,7 @@ class PositionShaping:
         )
 
 
-# The methods by the setting that turns each on, in the order in which they apply.
+# Setting that activates a method -> method, in the order of application.
 METHODS: dict[str, type[AdvantageTransform]] = {
     "ppl_shaping_alpha": PerplexityShaping,
     "position_shaping_gamma": PositionShaping,
@@ -220,5 +221,5 @@ METHODS: dict[str, type[AdvantageTransform]] = {
 
 
 def methods_of(args: Any) -> list[type[AdvantageTransform]]:
-    """The methods that a run's settings turn on."""
+    """The methods that a run's settings activate."""
     return [method for setting, method in METHODS.items() if getattr(args, setting) is not None]

@@ -1,9 +1,9 @@
-"""Grouping of sequences into forward passes, with no more padding than their lengths demand.
+"""Grouping of sequences by length into forward passes with little padding.
 
-A rollout is padded to its longest response, and so is every micro-batch that is cut from it at random. Here the
+TRL pads a rollout to its longest response, and cuts micro-batches from it at random with the same padding. Here the
 sequences of one optimiser step, on all ranks, are sorted by length before they are cut and dealt out. A pass runs from
-the first to the last column in which one of its sequences has a token. A pass without gradient holds additional
-sequences in place of the padding that TRL would hold.
+the first to the last column in which one of its sequences has a token. A pass without gradient holds further sequences
+instead of TRL's padding.
 
 Pure functions. Shapes: B sequences; attention_mask (B, P + T) of prompts padded on the left and responses padded on
 the right.
@@ -17,17 +17,17 @@ from torch import Tensor
 
 
 def by_length(lengths: Tensor, live: Tensor | None = None, count: int | None = None) -> Tensor:
-    """The `count` sequences to run, longest first: all `live` ones and, as needed, the shortest that are not live.
+    """Choose `count` sequences to run, longest first: all live sequences, filled up with the shortest other ones.
 
     The longest come first, so that a step that does not fit into memory fails at once.
 
     Args:
         lengths: (B,) tokens of each sequence.
         live: (B,) bool, the sequences that must be run; all by default.
-        count: number of sequences to run, at least the number of live ones, which is the default.
+        count: number of sequences to run, at least the number of live sequences, which is the default.
 
     Returns:
-        (count,) int64 indices. Sequences of one length keep their order.
+        (count,) int64 indices. Sequences of equal length keep their order.
     """
     live = torch.ones_like(lengths, dtype=torch.bool) if live is None else live
     longest_first = torch.argsort(lengths, descending=True, stable=True)
@@ -39,11 +39,14 @@ def by_length(lengths: Tensor, live: Tensor | None = None, count: int | None = N
 
 
 def cut(lengths: Tensor, parts: int, budget: int) -> list[int]:
-    """Sizes of `parts` runs of sequences, longest first, that need the fewest tokens, padding included.
+    """Cut sequences, longest first, into `parts` consecutive runs with the fewest tokens, including padding.
 
     Args:
-        lengths: (n,) int64, descending, at least as many as parts; a run is as wide as its first.
-        budget: tokens that a run may hold, unless it is one sequence. Equal runs must fit.
+        lengths: (n,) int64, descending, with n >= parts. A run is as wide as its first sequence.
+        budget: largest number of tokens of a run, unless it is a single sequence. Runs of equal size must fit.
+
+    Returns:
+        Number of sequences of each run.
     """
     n = len(lengths)
     sizes = torch.arange(n + 1) - torch.arange(n).unsqueeze(1)  # (first, end)
@@ -60,20 +63,20 @@ def cut(lengths: Tensor, parts: int, budget: int) -> list[int]:
 
 
 def deal(order: Tensor, sizes: list[int], ranks: int) -> list[list[Tensor]]:
-    """Cut an order of sequences into micro-batches, and deal each out to the ranks by turns.
+    """Cut an order of sequences into micro-batches, and deal the sequences of each to the ranks in turn.
 
     Args:
         order: (count,) int64 indices, a multiple of `ranks`.
         sizes: number of sequences of each micro-batch on one rank.
 
     Returns:
-        For every micro-batch its sequences by rank, of about one length.
+        For every micro-batch, its sequences by rank, which have about the same length.
     """
     return [list(hands.unbind(dim=1)) for hands in order.view(-1, ranks).split(sizes)]
 
 
 def _fill(order: Tensor, prompts: Tensor, completions: Tensor, budget: int) -> list[Tensor]:
-    """Cut an order of sequences into passes of at most `budget` tokens, padding included, or of one sequence."""
+    """Cut an order of sequences into passes of at most `budget` tokens, including padding, or of one sequence."""
     passes, start, widest = [], 0, (0, 0)
     for i, lengths in enumerate(zip(prompts[order].tolist(), completions[order].tolist(), strict=True)):
         wider = max(widest[0], lengths[0]), max(widest[1], lengths[1])
@@ -90,12 +93,16 @@ def trimmed_passes(
     batch_size: int | None = None,
     agree: Callable[[int], int] = lambda count: count,
 ) -> list[tuple[Tensor, int, int]]:
-    """Passes over all sequences, none larger than `batch_size` (or all) of them at the full width.
+    """Divide all sequences into passes without shared padding.
 
-    The sequences of several passes are sorted by length, longest first.
+    A pass has at most the tokens of `batch_size` sequences at the full width. If there are several passes, sequences
+    are sorted by length, longest first.
 
     Args:
-        agree: maps the number of passes that this rank needs to the number that all ranks need, as FSDP demands.
+        attention_mask: (B, P + T).
+        completion_width: T.
+        batch_size: sequences of a pass at the full width; all by default.
+        agree: maps this rank's number of passes to the number for all ranks. FSDP needs equal numbers.
 
     Returns:
         For every pass its sequences (int64) and the columns, from start to stop, that hold a token of any of them. The
@@ -106,7 +113,7 @@ def trimmed_passes(
     if batch_size is None or batch_size >= rows:
         parts = [torch.arange(rows, device=attention_mask.device)]
     else:
-        # A pass has at least one column of prompt and of response, even if a sequence has no token there.
+        # A pass has at least one column of the prompt and one of the response, even without a token there.
         parts_of_a_row = attention_mask[:, :prompt_width], attention_mask[:, prompt_width:]
         prompts, completions = (columns.sum(1).clamp(min=1) for columns in parts_of_a_row)
         order = by_length(prompts + completions)
@@ -121,12 +128,12 @@ def trimmed_passes(
     return passes
 
 
-# Rotary embeddings whose frequencies do not depend on how long the sequence is.
+# Rotary embeddings whose frequencies do not depend on the length of the sequence.
 STATIC_ROPE = ("default", "linear", "yarn", "llama3", "proportional")
 
 
 def positions_are_relative(rope_parameters: dict[str, Any]) -> bool:
-    """Return whether a model with these rotary embeddings gives a sequence the same scores behind any padding.
+    """Return whether the scores of a model with these rotary embeddings are independent of the padding on the left.
 
     Args:
         rope_parameters: parameters of transformers' config, or a dict of such parameters by the type of layer.
@@ -136,7 +143,7 @@ def positions_are_relative(rope_parameters: dict[str, Any]) -> bool:
 
 
 def merge(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Merge micro-batches into one; values of the whole rollout (0-dimensional, or None) are taken once."""
+    """Merge micro-batches into one. Values of the whole rollout (0-dimensional, or None) are taken once."""
     return {
         key: torch.cat([b[key] for b in batches]) if isinstance(value, Tensor) and value.dim() else value
         for key, value in batches[0].items()
@@ -144,5 +151,5 @@ def merge(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def take(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """The micro-batch of these sequences."""
+    """The micro-batch with the given sequences."""
     return {key: value[rows] if isinstance(value, Tensor) and value.dim() else value for key, value in batch.items()}

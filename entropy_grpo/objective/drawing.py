@@ -1,4 +1,4 @@
-"""Settings by which tokens are drawn: which change the distribution, and what truncation means for the loss."""
+"""Sampling settings of rollouts: settings that change the distribution, and the note of truncated sampling."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +12,8 @@ _NEUTRAL_WHEN_ABSENT = (
     "top_h bad_words_ids bad_words sequence_bias logit_bias suppress_tokens begin_suppress_tokens allowed_token_ids "
     "forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty watermarking_config"
 ).split()
-# Settings that change the sampling distribution, as transformers and vLLM name them, with the values that leave it
-# unchanged. By default the loss assumes that tokens are sampled from the model's whole distribution.
+# Settings of transformers and vLLM that change the sampling distribution -> values that leave it unchanged.
+# By default the loss assumes that tokens are sampled from the model's whole distribution.
 NEUTRAL_SAMPLING: dict[str, tuple[Any, ...]] = {
     "top_p": (1.0,),
     "top_k": (0, -1),
@@ -25,18 +25,19 @@ NEUTRAL_SAMPLING: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(_NEUTRAL_AT_0, (None, 0.0)),
     **dict.fromkeys(_NEUTRAL_WHEN_ABSENT, (None,)),
 }
-# Settings that leave a part of the distribution as it is, so that the loss can score by that part.
+# Settings that truncate the distribution without changing the proportions of the remaining tokens.
 TRUNCATING = ("top_p", "top_k", "min_p")
 
 
 def truncation_note(settings: Mapping[str, Any]) -> str:
-    """Return what truncated sampling means for a run's loss, in sentences, empty if the run does not allow it."""
+    """Return sentences on the effect of truncated sampling on a run's loss, or an empty text without it."""
     if settings.get("allow_truncated_sampling") is not True:
         return ""
     given = {name: settings.get(name, NEUTRAL_SAMPLING[name][0]) for name in TRUNCATING}
     told = ", ".join(f"{name} {value}" for name, value in given.items() if value not in NEUTRAL_SAMPLING[name])
     return (
         f"Rollouts are drawn from a truncated distribution ({told}), and the loss scores them by the same truncation "
-        "of the policy that is trained. A token that a later optimiser step of the rollout would cut off is scored as "
-        "if it were not, and entropies, which choose the kept tokens, are of the whole distribution."
+        "of the trained policy. A token that the policy of a later optimiser step would not draw still counts as "
+        "drawable. "
+        "Entropies, which choose the kept tokens, are of the whole distribution."
     )

@@ -1,11 +1,11 @@
-"""The object that decides what a run does: which tokens count, which passes are made, what the LM head is asked for.
+"""Decision of a run's computations: the kept tokens, the forward passes, and the outputs of the LM head.
 
-Every answer follows from the arguments and a few facts about the model. The trainer acts on the answers, and the
-planner counts them; neither has rules of its own.
+Every decision follows from the arguments and a few facts about the model. The trainer acts on the decisions, and the
+planner counts their cost. Neither has rules of its own.
 
-Costs are shares of the response tokens of an optimiser step. What depends on the data is left out: sequences without
-an advantage, clipped tokens, and the groups that dynamic sampling carries over. A recipe costs at most the shares
-given here.
+Costs are shares of the response tokens of an optimiser step. Effects of the data are not included: sequences without
+an advantage, clipped tokens, and groups that dynamic sampling carries over. A recipe costs at most the shares given
+here.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 
 from .share import BY_NORM, MATCHED, kept_count, kept_share
 
-# Losses that TRL divides by the number of tokens, so that the division can be by the number of kept tokens instead.
+# Losses that TRL divides by the number of tokens, and that can be divided by the number of kept tokens instead.
 TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
 # Losses that keep the ratio of a token within [1 - epsilon, 1 + epsilon_high], and below `delta` where it is set.
 # Their gradient at a token is advantage * ratio unless the ratio is clipped. LUSPO clips the ratio of a sequence.
@@ -30,7 +30,11 @@ def backward_matmuls(trains_head: bool) -> int:
 
 
 def _check_head(args: Any, why_not: str | None, has_bonus: bool, aux_loss_enabled: bool) -> str | None:
-    """Return the reason why the sparse LM head cannot serve the run, or None; refuse settings that need it."""
+    """Return the reason why the sparse LM head cannot serve the run, or None.
+
+    Raises:
+        ValueError: a setting needs the sparse head, which cannot serve.
+    """
     reason = why_not
     if has_bonus:
         reason = "the loss has an entropy bonus"
@@ -44,7 +48,9 @@ def _check_head(args: Any, why_not: str | None, has_bonus: bool, aux_loss_enable
     if reason is not None and args.fused_lm_head == "liger":
         raise ValueError(f"fused_lm_head is 'liger', but {reason}: choose auto or trl.")
     if reason is not None and args.entropy_selection in BY_NORM:
-        raise ValueError(f"entropy_selection is {args.entropy_selection!r}, but {reason}: choose another selection.")
+        raise ValueError(
+            f"entropy_selection is {args.entropy_selection!r}, but {reason}: choose another entropy_selection."
+        )
     return reason
 
 
@@ -56,24 +62,24 @@ class Objective:
         rho: `top_entropy_quantile`.
         selection, scope, denominator: `entropy_selection`, `entropy_scope` and `entropy_denominator`.
         loss_type: TRL's name of the loss.
-        epsilon_low, epsilon_high, delta: clips of the surrogate; `delta` may be None.
+        epsilon_low, epsilon_high, delta: clip limits of the surrogate; `delta` may be None.
         accumulation: micro-batches of an optimiser step on one process.
         micro_batches: micro-batches of a rollout on one process.
         iterations: optimiser steps that see each response.
         by_length: `batch_by_length`.
         diagnostics: `log_diagnostics`.
-        scores_rollout: whether TRL itself scores the rollout, because the policy moves on before its last step, or
-            because vLLM's importance correction needs the log-probabilities.
+        scores_rollout: whether TRL itself scores the rollout. It does if the policy changes before the rollout's last
+            step, or if vLLM's importance correction needs the log-probabilities.
         has_reference: whether the loss has a KL term, for which a reference policy scores the rollout.
         shaping: names of the methods that shape advantages.
         shapes_by_logps: whether such a method needs the log-probabilities of the rollout.
         trains_head: whether the LM head's weight has a gradient.
         sparse_head: whether the sparse LM head serves the policy instead of TRL's.
-        head_refusal: the reason why TRL's head serves although it was not asked for; None otherwise.
+        head_refusal: the reason why TRL's head serves although it was not requested; None otherwise.
         token_ratio: whether importance ratios are per token, so that a token's loss has no gradient in other tokens.
         per_token: whether a token's loss needs no other token's log-probability.
-        surrogate: whether the loss has no term but the surrogate (no KL, entropy bonus or load balancing), so that a
-            token without advantage or without weight has no gradient.
+        surrogate: whether the surrogate is the only term of the loss (no KL, entropy bonus or load balancing). Then
+            tokens without advantage or without weight have no gradient.
         batch_means: whether a term of the loss is a mean within a micro-batch (bnpo, entropy bonus, load balancing),
             so that TRL's micro-batches must stay together.
     """
@@ -110,7 +116,7 @@ class Objective:
         """Decide from a run's arguments and its model.
 
         Args:
-            args: an `EntropyForkGRPOConfig`; the number of processes plays no part.
+            args: an `EntropyForkGRPOConfig`. The decisions do not depend on the number of processes.
             why_not: why the sparse LM head cannot serve the model (see `models.head.why_not`), or None.
             aux_loss_enabled: whether the loss has the load-balancing term of a mixture of experts.
             trains_head: whether the LM head's weight has a gradient (see `models.head.trains_head`).
@@ -182,7 +188,7 @@ class Objective:
 
     @property
     def ranked_in(self) -> str | None:
-        """The pass that ranks the tokens: `rollout`, `window` (a pass of its own), `loss`, or None if all are kept."""
+        """The pass that ranks the tokens: `rollout`, `window` (an extra pass), `loss`, or None if all are kept."""
         if not self.selects:
             return None
         if self.scope == "global":
@@ -258,9 +264,9 @@ class Objective:
         """Name the outputs that the sparse head computes in a pass.
 
         Args:
-            ranks: whether entropies are wanted of this pass: its tokens are ranked or logged by it.
-            in_rollout: whether the pass scores a rollout. There the norms cost one more sum over the vocabulary, and
-                are logged.
+            ranks: whether the pass needs entropies, to rank or to log its tokens.
+            in_rollout: whether the pass scores a rollout. The log then also needs gradient norms, which cost one more
+                sum over the vocabulary.
         """
         wants_norms = self.selection in BY_NORM or (self.diagnostics and in_rollout)
         return ("log_probs", *(["entropy"] if ranks else []), *(["residual_norm"] if ranks and wants_norms else []))

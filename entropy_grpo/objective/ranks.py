@@ -1,4 +1,4 @@
-"""The processes that share an optimiser step, as the method sees them."""
+"""Interface of the processes that share an optimiser step."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Ranks(NamedTuple):
-    """Collectives over the processes of a run; every rank must call them in the same order.
+    """Collectives over the processes of a run. Every rank must call them in the same order.
 
     Attributes:
-        index, count: this process's place, from 0, and the number of processes.
-        sum: the sum of a tensor over all ranks.
-        largest: the largest of the ranks' integers.
-        gather: the rows of all ranks, in the order of the ranks. Tensors (B, T) are padded with zeros to one width, on
-            the left if `pad_left`.
+        index, count: rank of this process, from 0, and number of processes.
+        sum: returns the sum of a tensor over all ranks.
+        largest: returns the largest of the ranks' integers.
+        gather: (tensor, pad_left) -> the rows of all ranks, in the order of the ranks. Tensors (B, T) are padded with
+            zeros to the same width, on the left if `pad_left`.
     """
 
     index: int

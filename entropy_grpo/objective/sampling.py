@@ -1,12 +1,11 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): which prompts to draw, and which groups to train on.
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): choice of the prompts to draw and of the groups to train on.
 
-A group is the responses to one prompt. It teaches something only if some responses are right and some are wrong. So
-groups are drawn until a rollout is full of such informative groups. This departs from the released code in two points.
-The number of drawn prompts follows from the running share of informative groups. Informative groups beyond the size of
-a rollout are not discarded but open the next rollout. They keep the log-probabilities that their tokens had when they
-were written.
+A group is the responses to one prompt. It is informative only if some responses are right and some are wrong. Groups
+are therefore drawn until a rollout is full of such informative groups. This departs from the released code in two
+points. The number of drawn prompts follows from the running share of informative groups. Surplus informative groups
+are not discarded but open the next rollout, with the log-probabilities that their tokens had when they were written.
 
-The state here is the same on every rank; nothing in it knows of ranks, models or trainers.
+The state is equal on every rank and independent of ranks, models and trainers.
 """
 
 import math
@@ -26,12 +25,12 @@ LIMITS = ("raise", "top_up", "partial")
 
 @dataclass
 class Response:
-    """A response as it was written.
+    """A generated response.
 
     Attributes:
         prompt_ids, completion_ids: (P,) and (T,) int32.
-        completion: its text, or messages.
-        logprobs: (T,) float32, the sampler's own, or None.
+        completion: text, or list of messages.
+        logprobs: (T,) float32, log-probabilities from the sampler, or None.
         mask: (T,) uint8, 0 for tokens that the policy did not write, or None.
         extra: columns that generation added to the problem's columns.
     """
@@ -51,10 +50,10 @@ class Group:
     Attributes:
         row: index of the problem among the training problems.
         responses: the G responses.
-        rewards: (G, F) float32, one column per reward function; the first decides which responses are right.
+        rewards: (G, F) float32, one column per reward function. The first column decides which responses are right.
         born: number of the rollout for which the group was drawn.
-        old_logps: (T,) float32 for every response: log-probabilities under the policy that wrote it. None while that
-            policy is the current one.
+        old_logps: for every response, (T,) float32 log-probabilities under the policy that wrote it. None while that
+            policy is the current policy.
     """
 
     row: int
@@ -65,13 +64,13 @@ class Group:
 
 
 def accuracies(rewards: Tensor, size: int, column: int = 0) -> Tensor:
-    """(n,) share of right responses in every group of `size`.
+    """(n,) float32, share of right responses in every group of `size`.
 
-    Raw correctness counts: a penalty in another reward does not make a group of wrong responses informative.
+    Only one reward counts, so that a penalty in another reward does not make a group of wrong responses informative.
 
     Args:
         rewards: (n * size, F).
-        column: the reward that decides; a response is right if it is above 0.
+        column: column of the reward that decides. A response is right if this reward is above 0.
     """
     return is_right(rewards[:, column]).view(-1, size).float().mean(dim=1)
 
@@ -91,10 +90,10 @@ class DynamicSampler:
 
     Args:
         size: groups in a rollout.
-        problems: training problems; each is drawn once before any is drawn again.
-        round_size: problems that one round may draw.
-        multiple: every round draws a multiple of this number.
-        max_age: rollouts that a group may wait; with 0 no group is kept for the next rollout.
+        problems: number of training problems. All are drawn once before any is drawn again.
+        round_size: largest number of problems that one round draws.
+        multiple: number of which every round draws a multiple.
+        max_age: rollouts that a group may wait. With 0, no group is kept for the next rollout.
         shuffle, seed: order of the problems.
     """
 
@@ -106,8 +105,8 @@ class DynamicSampler:
         self.shuffle, self.seed = shuffle, seed
         self.rollout = 0
         self.cursor = 0  # problems drawn so far
-        self.drawn = self.kept = 0.0  # sums over the past rollouts; older ones weigh less
-        self.waiting: list[Group] = []  # the oldest first
+        self.drawn = self.kept = 0.0  # sums over past rollouts, in which older rollouts weigh less
+        self.waiting: list[Group] = []  # oldest first
 
     @property
     def missing(self) -> int:
@@ -115,7 +114,7 @@ class DynamicSampler:
 
     @property
     def pass_rate(self) -> float:
-        """The running share of informative groups, above 0; 1 before anything is known."""
+        """The running share of informative groups, in (0, 1]; 1 before the first round."""
         return (self.kept + 0.5) / (self.drawn + 0.5)
 
     def begin(self) -> int:
@@ -131,7 +130,7 @@ class DynamicSampler:
         return dropped
 
     def draw(self) -> list[int]:
-        """Draw the problems of the next round: enough to fill the rollout, with one standard deviation to spare."""
+        """Draw the problems of the next round: as many as should fill the rollout, plus one standard deviation."""
         rate = self.pass_rate
         wanted = (self.missing + math.sqrt(self.missing * (1 - rate))) / rate
         count = min(math.ceil(wanted / self.multiple) * self.multiple, self.round_size)
@@ -146,12 +145,12 @@ class DynamicSampler:
         return torch.randperm(self.problems, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
 
     def add(self, groups: list[Group], drawn: int) -> None:
-        """Take in the informative groups of a round that drew `drawn` groups."""
+        """Add the informative groups of a round that drew `drawn` groups."""
         self.waiting += groups
         self.drawn, self.kept = self.drawn + drawn, self.kept + len(groups)
 
     def take(self) -> list[Group]:
-        """Take the groups of the rollout, at most `size`, the oldest first; groups beyond them go on waiting."""
+        """Take the groups of the rollout, at most `size`, oldest first. Further groups keep waiting."""
         taken, self.waiting = self.waiting[: self.size], self.waiting[self.size :]
         return taken
 

@@ -1,13 +1,13 @@
 """Selection of the tokens to train on: exactly ceil(n * rho), over any number of ranks, with deterministic ties.
 
-The textbook rule `H >= quantile(H, 1 - rho)` keeps every token that ties with the threshold. Ties are common: the
-first tokens of a group share one context and therefore one entropy. Here every token gets a unique key, its score
-first and its place in the rollout second. The k-th largest key is found digit by digit from histograms. Ranks exchange
-only histograms (as a sum), so no rank gathers the tokens of another and nothing is sorted. The only limit on the
-number of tokens is `MAX_TOKENS`.
+The textbook rule `H >= quantile(H, 1 - rho)` keeps every token that ties with the threshold. Ties are common, because
+the first tokens of a group share one context and therefore one entropy. Here every token gets a unique key, made of
+its score and then its place in the rollout. The k-th largest key is found digit by digit from histograms. Ranks
+exchange only sums of histograms, so that no tokens are gathered or sorted. The only limit on the number of tokens is
+`MAX_TOKENS`.
 
 Pure functions. `reduce` sums an integer tensor over ranks and is the identity on one process. Shapes: scores, mask,
-order and the results are all (..., T), any leading shape; each rank passes its own tokens.
+order and the results are all (..., T) with any leading shape. Each rank passes its own tokens.
 """
 
 import math
@@ -24,7 +24,7 @@ Reduce = Callable[[Tensor], Tensor]
 SELECTIONS = ("top", "bottom", "random", *BY_NORM)
 SCOPES = ("micro_batch", "global", "rollout")
 
-# A key has 63 bits, a non-negative int64: 32 for the score and 31 for the place.
+# A key is a non-negative int64 of 63 bits: 32 for the score and 31 for the place.
 PLACE_BITS = 31
 MAX_TOKENS = 2**PLACE_BITS
 DIGIT_BITS = 16
@@ -53,14 +53,15 @@ def score_from_bits(bits: int) -> float:
 def kth_largest(
     keys: Tensor, ranks: Sequence[int], reduce: Reduce = on_one_process, bits: int = 64, weights: Tensor | None = None
 ) -> list[int]:
-    """The k-th largest, for every k >= 1 in `ranks`, of the processes' non-negative int64 keys below 2^bits.
+    """Find the k-th largest key over all processes, for every k in `ranks`. Every duplicate counts.
 
-    Every duplicate counts. The search makes one histogram of 2^16 counts per digit and distinct prefix, most
-    significant digit first. Only keys that match the digits found so far stay in the search. The histograms of a digit
-    are exchanged together.
+    The search makes one histogram of 2^16 counts per digit and distinct prefix, most significant digit first. Only
+    keys that match the digits found so far stay in the search. The histograms of a digit are exchanged together.
 
     Args:
-        weights: non-negative int64, how often each key counts; once by default.
+        keys: non-negative int64 keys of this process, below 2^bits.
+        ranks: values of k, from 1.
+        weights: non-negative int64 number of times that each key counts; once by default.
     """
     ranks, prefixes = list(ranks), [0] * len(ranks)
     matching = {0: (keys.flatten(), weights)}  # keys and their weights by the digits found so far
@@ -92,7 +93,7 @@ def _histogram(digits: Tensor, weights: Tensor | None) -> Tensor:
 def random_scores(order: Tensor, seed: int) -> Tensor:
     """Float32 scores in [0, 2^24) that depend only on the seed and on each token's place (splitmix64).
 
-    A generator's draws would depend on how tokens fall into micro-batches and ranks; these scores do not.
+    Draws of a generator would depend on the distribution of tokens over micro-batches and ranks.
     """
 
     def signed(x: int) -> int:
@@ -100,7 +101,7 @@ def random_scores(order: Tensor, seed: int) -> Tensor:
 
     x = order.long() + signed((seed + 1) * 0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        # Arithmetic shifts copy the sign; the mask makes them logical.
+        # Arithmetic shifts copy the sign. The mask makes them logical shifts.
         x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * signed(factor)
     x = x ^ ((x >> 31) & (2**33 - 1))
     return ((x >> 40) & (2**24 - 1)).float()
@@ -118,19 +119,20 @@ def select(
     """Keep the forking tokens (arXiv 2506.01939, Eq. 6), or a control.
 
     Args:
-        scores: the values that rank the tokens: entropies in nats, or `gradient_norms`. Compared as float32, never
-            differentiated.
-        mask: True where a token counts, of the same shape.
+        scores: values that rank the tokens, entropies in nats or `gradient_norms`. They are compared as float32 and
+            never differentiated.
+        mask: true for tokens that count, of the same shape.
         rho: share kept by `top` and `random`, in (0, 1].
-        order: int64 in [0, `MAX_TOKENS`), the token's place in the whole rollout, different for every token on every
-            rank. Among equal scores the smaller place wins.
+        order: int64 in [0, `MAX_TOKENS`), the token's place in the whole rollout, unique over all ranks. Among equal
+            scores, the token with the smaller place is kept.
         kind: `top` and `gradient_norm` keep the ceil(n * rho) tokens of highest score, `bottom` exactly the tokens
             that `top` drops, `random` any ceil(n * rho).
         seed: seed of `random`.
 
     Returns:
-        The kept tokens (bool), and the threshold tau: the lowest score that `top` keeps. Tau is NaN for `random`,
-        and if no token counts.
+        (kept tokens (bool), threshold). The threshold is the lowest score that `top` keeps. It is NaN for `random`,
+        and
+        if no token counts.
     """
     mask = mask.bool()
     n = int(reduce(mask.sum()))
@@ -193,10 +195,10 @@ def gradient_norms(
     epsilon_high: float,
     delta: float | None = None,
 ) -> Tensor:
-    """G_t of arXiv 2508.02260 (Eq. 4): the norm of a token's gradient in the LM head's weight, up to a constant.
+    """G_t of arXiv 2508.02260 (Eq. 4), the norm of a token's gradient in the LM head's weight, up to a constant.
 
-    The gradient is an outer product, alpha * (e(o) - p) h^T, with the norm |alpha| * ||e(o) - p||_2 * ||h||_2.
-    So the (V, H) matrix is never formed.
+    The gradient is an outer product, alpha * (e(o) - p) h^T, with the norm |alpha| * ||e(o) - p||_2 * ||h||_2. The
+    (V, H) matrix is therefore never formed.
 
     alpha is not the letter of the paper's alpha_t. It is the factor of d log p(o) in the loss that is trained here:
     advantage times ratio, and zero where the clip, or the dual clip, stops the gradient. The caller multiplies it by
@@ -207,7 +209,7 @@ def gradient_norms(
         residual_norms: (B, T) float32, ||e(o) - p||_2 * ||h||_2.
         advantages: (B, 1) or (B, T).
         ratios: (B, T), current over old probability of each token.
-        epsilon_low, epsilon_high, delta: the surrogate's clips; alpha is zero if they stop the gradient.
+        epsilon_low, epsilon_high, delta: clip limits of the surrogate. alpha is zero for clipped tokens.
     """
     clipped = (advantages > 0) & (ratios > 1 + epsilon_high) | (advantages < 0) & (ratios < 1 - epsilon_low)
     if delta is not None:
@@ -216,9 +218,9 @@ def gradient_norms(
 
 
 def percentiles(values: Tensor, mask: Tensor, levels: Sequence[float], reduce: Reduce = on_one_process) -> list[float]:
-    """Exact percentiles (levels in [0, 100]) of the ranks' masked values, each an observed value (the lower one).
+    """Exact percentiles (levels in [0, 100]) of the masked values of all ranks; NaN if no token counts.
 
-    The values are NaN if no token counts.
+    Each percentile is an observed value, the lower of two neighbours.
     """
     mask = mask.bool()
     n = int(reduce(mask.sum()))

@@ -1,6 +1,6 @@
 """Number and share of the tokens that a selection keeps, or, with `random_matched`, divides the loss by.
 
-No torch here, so that a reader of a run's settings need not load it.
+The module does not import torch, so that readers of a run's settings need not load it.
 """
 
 import math
@@ -19,9 +19,9 @@ def kept_share(rho: float, kind: str = "top") -> float:
 
 
 def kept_count(n: int, rho: float, kind: str = "top") -> int:
-    """The number of tokens among `n` that a selection keeps: ceil(n * rho), or n minus that for `bottom`.
+    """The number of tokens among `n` that a selection keeps: ceil(n * rho), or n - ceil(n * rho) for `bottom`.
 
-    `rho` counts as the decimal that was written: in floating point ceil(100 * 0.07) is 8.
+    `rho` counts as its decimal text, because in floating point ceil(100 * 0.07) is 8.
     """
     top = math.ceil(n * Fraction(repr(rho)))
     return n - top if kind == "bottom" else top

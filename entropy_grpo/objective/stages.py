@@ -2,16 +2,16 @@
 
 The paper names the stages and gives no rule. The rule here compares the two halves of the last `window` optimiser
 steps. The *fall* of entropy is its mean in the first half minus its mean in the second. The *climb* of accuracy is its
-mean in the second half minus its mean in the first. The plateau begins when fall and climb are both at most `share` of
-the largest fall and climb that the run has seen. Both of these must have been above zero.
+mean in the second half minus its mean in the first. The plateau begins when fall and climb are at most `share` of the
+largest fall and the largest climb so far. Both largest values must be above zero.
 
-So the rule has no unit and assumes nothing about how far a model can get. A run whose entropy has never fallen, or
-whose accuracy has never climbed, is rising. A run that has reached the plateau stays there. The window must be long
-enough for the means of its halves to be free of noise: a window that is too short finds a plateau early.
+The rule therefore has no unit and needs no assumption about the accuracy that a model can reach. A run whose entropy
+has never fallen, or whose accuracy has never climbed, is rising. A run that has reached the plateau stays there. The
+window must be long enough to average out noise: with a short window the plateau is detected too early.
 
 Entropy is the mean over all tokens of the rollout under the policy that wrote it. Accuracy is the share of right
-responses among all responses drawn for it. Both count at each step of the rollout, so that a window has to span
-several rollouts. The mean reward would serve as well if dynamic sampling did not choose groups by it.
+responses among all responses drawn for the rollout. Both count at each step of the rollout, so that a window has to
+span several rollouts. The mean reward is not used, because dynamic sampling chooses groups by it.
 """
 
 import math
@@ -24,13 +24,13 @@ class StageDetector:
     """Detector of the plateau in a run's entropy and accuracy.
 
     Args:
-        window: number of optimiser steps that the rule looks back, at least 2.
-        share: share of the largest fall and climb at or below which the plateau begins, in (0, 1).
+        window: number of past optimiser steps that the rule reads, at least 2.
+        share: in (0, 1). The plateau begins when fall and climb are at most this share of their largest values.
     """
 
     def __init__(self, window: int, share: float):
         self.window, self.share = window, share
-        self.seen: list[list[float]] = []  # (entropy, accuracy) of the last steps, the oldest first
+        self.seen: list[list[float]] = []  # (entropy, accuracy) of the last steps, oldest first
         self.largest = [0.0, 0.0]  # fall and climb
         self.plateau_step: int | None = None
 
@@ -48,7 +48,7 @@ class StageDetector:
         return early[0] - late[0], late[1] - early[1]
 
     def update(self, step: int, entropy: float, accuracy: float) -> None:
-        """Take in the entropy and accuracy of the run's `step`-th optimiser step; NaN is skipped."""
+        """Add entropy (nats) and accuracy of the run's `step`-th optimiser step. A step with NaN is skipped."""
         if math.isnan(entropy) or math.isnan(accuracy):
             return
         self.seen = [*self.seen, [entropy, accuracy]][-self.window :]

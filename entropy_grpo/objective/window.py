@@ -1,12 +1,12 @@
-"""The optimiser step as the method sees it: its tokens, which of them are kept, and which sequences are run together.
+"""Plan of an optimiser step: its tokens, the kept tokens, and the sequences of each micro-batch.
 
-The kept set depends on the scope. With `micro_batch` scope it depends on which sequences share a forward pass (on all
-ranks together). With `global` scope it depends only on the sequences of the optimiser step, however they are split.
-With `rollout` scope it depends on the whole rollout and the policy that wrote it. So it is the same for every pass
-over that rollout.
+The kept tokens depend on the scope. With `micro_batch` scope they depend on the sequences that share a forward pass,
+over all ranks. With `global` scope they depend only on the sequences of the optimiser step, not on micro-batches. With
+`rollout` scope they depend on the whole rollout and the policy that wrote it. They are therefore equal in every pass
+over the rollout.
 
-No function here changes its arguments or knows a trainer. Shapes: B sequences of a micro-batch, T completion tokens
-including padding.
+The functions do not change their arguments and need no trainer. Shapes: B sequences of a micro-batch, T completion
+tokens including padding.
 """
 
 import math
@@ -47,7 +47,7 @@ class Pass:
 
 @dataclass
 class Scored:
-    """The tokens of one micro-batch, detached; tensors are (B, T). `logps` come from its loss, if it was run."""
+    """Detached (B, T) tensors of one micro-batch. `logps` come from the training pass, or are None without one."""
 
     inputs: Inputs
     mask: Tensor
@@ -61,15 +61,15 @@ class Window:
     """One optimiser step.
 
     Attributes:
-        batches: the local micro-batches to run. If the kept tokens are known beforehand, they carry `kept_mask` and
+        batches: local micro-batches to run. If the kept tokens are known beforehand, they have `kept_mask` and
             `entropies`, (B, T).
-        kept: divisor of the loss with the denominator `kept`: the number of tokens kept over all micro-batches and
-            ranks, or, for `random_matched`, of those that `top` would keep.
-        everything: if the kept tokens are known beforehand, micro-batches that also hold the local sequences that are
-            not run; None otherwise.
-        thresholds: the lowest score that was kept, in each selection so far.
-        ranking: the passes of the window that ranked its tokens, and their micro-batches.
-        scored: the micro-batches that have been run so far.
+        kept: divisor of the loss with the denominator `kept`, over all micro-batches and ranks. It is the number of
+            kept tokens, or for `random_matched` the number of tokens that `top` would keep.
+        everything: if the kept tokens are known beforehand, local micro-batches including sequences that are not run;
+            None otherwise.
+        thresholds: lowest kept score of each selection so far.
+        ranking: passes that ranked the window's tokens, and their micro-batches.
+        scored: micro-batches that have been run so far.
     """
 
     batches: list[Inputs]
@@ -105,11 +105,11 @@ def token_gradient_norms(scored: Pass, inputs: Inputs, objective: Objective) -> 
 def select_tokens(
     passes: Sequence[Pass], batches: Sequence[Inputs], objective: Objective, ranks: Ranks, seed: int
 ) -> tuple[list[Tensor], float]:
-    """Keep tokens under one threshold for all of these micro-batches on all ranks.
+    """Select the kept tokens of several micro-batches on all ranks by one threshold.
 
     Returns:
-        One (B, T) bool mask per micro-batch, and the threshold: the lowest score that `top` keeps, NaN for random
-        tokens.
+        (one (B, T) bool mask per micro-batch, threshold). The threshold is the lowest score that `top` keeps, and NaN
+        for random tokens.
     """
     entropies = [p.entropies for p in passes]
     norms = None
@@ -126,21 +126,21 @@ def select_tokens(
 
 
 def check_kept(kept: float, total: float, expected: int, objective: Objective, selections: int = 1) -> None:
-    """Refuse kept tokens that are not the share that was asked for.
+    """Check that the kept tokens are the requested share of all tokens.
 
     Args:
         kept, total: kept and all tokens, over all ranks.
-        expected: the number by which the loss is divided.
-        selections: number of thresholds; each rounds by less than one token.
+        expected: number of tokens by which the loss is divided.
+        selections: number of thresholds. Each rounds by less than one token.
 
     Raises:
-        RuntimeError: the share is wrong.
+        RuntimeError: the number of kept tokens is wrong.
     """
     share = objective.kept_share
     if total and (kept != expected or abs(kept - share * total) >= selections):
         raise RuntimeError(
-            f"A selection kept {kept:.0f} of {total:.0f} tokens where {share:g} of them, {expected}, should be kept: "
-            "the loss would not be the one that was asked for."
+            f"A selection kept {kept:.0f} of {total:.0f} tokens instead of the share {share:g}, {expected} tokens, so "
+            "that the loss would be wrong."
         )
 
 
@@ -148,7 +148,7 @@ def check_kept(kept: float, total: float, expected: int, objective: Objective, s
 
 
 def gather_sequences(sequences: Inputs, ranks: Ranks) -> Inputs:
-    """The sequences of all ranks, in the order of the ranks, padded to one width."""
+    """The sequences of all ranks, in the order of the ranks, padded to the same width."""
     return {
         key: ranks.gather(value, key.startswith("prompt_")) if isinstance(value, Tensor) and value.dim() else value
         for key, value in sequences.items()
@@ -156,20 +156,20 @@ def gather_sequences(sequences: Inputs, ranks: Ranks) -> Inputs:
 
 
 def can_regroup(batches: Sequence[Inputs], objective: Objective) -> bool:
-    """Return whether the sequences of a window may change their micro-batches; lists by sequence (images) cannot."""
+    """Return whether sequences may move between micro-batches. Lists with an entry per sequence (images) cannot."""
     return objective.regroups and not any(isinstance(value, list) for value in batches[0].values())
 
 
 def regroup(batches: list[Inputs], objective: Objective, ranks: Ranks, size: int) -> list[Inputs]:
-    """Group the sequences of a window by length; drop sequences without a gradient if the objective allows it.
+    """Group the sequences of a window by length, and drop sequences without a gradient if the objective allows it.
 
-    Sequences are dealt out anew over all ranks, because the ranks wait for each other in every micro-batch.
+    Sequences are redistributed over all ranks, because ranks wait for each other in every micro-batch.
 
     Args:
-        size: sequences of a micro-batch on one rank, before any is dropped.
+        size: sequences of a micro-batch on one rank, before sequences are dropped.
 
     Returns:
-        As many micro-batches as an optimiser step has.
+        The micro-batches of the optimiser step on this rank.
     """
     if not can_regroup(batches, objective):
         return batches
@@ -179,10 +179,10 @@ def regroup(batches: list[Inputs], objective: Objective, ranks: Ranks, size: int
     live, count = None, None
     if objective.drops_sequences:
         live = with_gradient(sequences).any(dim=1)
-        # All ranks run equally many sequences, at least one per micro-batch: TRL and FSDP synchronise in each.
+        # All ranks run equally many sequences, at least one per micro-batch, because TRL and FSDP synchronise in each.
         count = max(-(-int(live.sum()) // ranks.count), number) * ranks.count
     order = by_length(lengths, live, count)
-    sizes = [size] * number  # a loss that is a mean over sequences takes the mean within micro-batches
+    sizes = [size] * number  # losses that average over sequences average within micro-batches
     if objective.token_level:
         sizes = cut(lengths[order][:: ranks.count], number, size * int(lengths.max()))
     return [take(sequences, hands[ranks.index]) for hands in deal(order, sizes, ranks.count)]
@@ -196,11 +196,11 @@ def plan_window(
     size: int,
     seed: int,
 ) -> Window:
-    """Plan an optimiser step: the number of tokens kept over all ranks, their masks if known already, and the batches.
+    """Plan an optimiser step: the number of kept tokens over all ranks, their masks if known, and the micro-batches.
 
     Args:
         batches: the step's micro-batches on this rank, with the advantages of the step.
-        score: scores a micro-batch under the current policy, without a graph; called if the window ranks its tokens.
+        score: scores a micro-batch under the current policy, without a graph. Called if the window ranks its tokens.
         size: sequences of a micro-batch on one rank.
         seed: seed of this step, for `random`.
     """
@@ -224,7 +224,7 @@ def plan_window(
 
 
 def count_tokens(batches: Sequence[Inputs], ranks: Ranks) -> list[int]:
-    """Number of tokens of each micro-batch, over all ranks."""
+    """Number of the policy's tokens in each micro-batch, over all ranks."""
     return ranks.sum(torch.stack([loss_mask(b).sum() for b in batches])).tolist()
 
 

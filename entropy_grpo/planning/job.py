@@ -111,7 +111,7 @@ class Job(Resolved):
 
     @property
     def autocasts(self) -> bool:
-        """True if torch's autocast changes the dtype of the arithmetic; FSDP and DeepSpeed cast weights instead."""
+        """True if torch's autocast changes the dtype of the arithmetic. FSDP and DeepSpeed cast weights instead."""
         return self.compute != self.loaded and not self.sharding.shards
 
 
@@ -131,7 +131,7 @@ def resolve(options: PlanOptions, words: Sequence[str] = ()) -> Job:
         run.evaluation_steps(args), run.weight_steps(args)  # refuse what a launch would refuse
         limit_vllm(args, run.max_prompt_length)
     if not model.model_name_or_path:
-        raise RecipeError("model_name_or_path is missing: name a Hub id or a local folder.")
+        raise RecipeError("model_name_or_path is missing: set it to a Hub id or a local folder.")
     policy, objective = _decide(resolved, options)
     problems = run.num_responses if objective is None else run.num_train_problems if find(run.dataset_name) else None
     job = Job(

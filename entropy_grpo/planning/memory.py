@@ -1,8 +1,8 @@
 """Bytes of one GPU by part: resident states, working memory of a pass, and sampling.
 
-The decoder's activations are measured (`models.measure`); all other parts are computed. States follow ZeRO
-(Rajbhandari et al., arXiv 1910.02054, section 3.1): per parameter a weight, a gradient and Adam's two moments, each
-divided by the GPUs that share them. Quantised weights follow QLoRA (Dettmers et al., arXiv 2305.14314, section 3).
+The decoder's activations are measured (`models.measure`), and all other parts are computed. States follow ZeRO
+(Rajbhandari et al., arXiv 1910.02054, section 3.1): per parameter a weight, a gradient and Adam's two moments. Each is
+divided by the GPUs that share it. Quantised weights follow QLoRA (Dettmers et al., arXiv 2305.14314, section 3).
 """
 
 import math

@@ -44,13 +44,13 @@ def _essentials(job: Job) -> dict[str, Any]:
 def verdict(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> dict[str, Any]:
     """Return whether the run fits its GPUs (`None` on a CPU), with a sentence."""
     if job.use_cpu:
-        return {"fits": None, "sentence": f"runs on the processor: {scaled_bytes(needed['peak'])}"}
+        return {"fits": None, "sentence": f"runs on the CPU: {scaled_bytes(needed['peak'])}"}
     sizes = f"{needed['peak'] / GIB:.0f} of {job.options.gpu_memory:g} GiB"
     if needed["peak"] > job.options.gpu_memory * GIB:
         return {"fits": False, "sentence": f"does not fit: {sizes}"}
     if cache is not None and not holds_a_sequence(cache):
         tokens, longest = cache["cached_tokens"], cache["max_model_len"]
-        sentence = f"does not fit: vLLM's cache holds {tokens:,} tokens of the {longest:,} of a sequence"
+        sentence = f"does not fit: vLLM's cache holds {tokens:,} tokens, but a sequence has {longest:,}"
         return {"fits": False, "sentence": sentence}
     return {"fits": True, "sentence": f"fits: {sizes}"}
 
@@ -174,7 +174,7 @@ def run(options: PlanOptions, words: Sequence[str], as_json: bool) -> None:
     """Print the plan of a recipe, and exit with status 1 if it does not fit.
 
     Raises:
-        ValueError: the recipe or an option is wrong.
+        ValueError: the recipe or an option is invalid.
     """
     plan = make(resolve(options, words))
     print(json.dumps(plan, indent=2) if as_json else render(plan))

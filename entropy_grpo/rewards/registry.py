@@ -1,11 +1,11 @@
 """Reward functions by name, in TRL's signature: (prompts, completions, **columns of the data set) -> floats.
 
-A response is right if the first reward of the run is above 0; evaluation reads that reward. `random`, `inverted` and
-`format_only` are controls. Some models gain as much from a control as from a real reward, so only a gain over the
-controls is credible.
+A response is right if the first reward of the run is above 0. Evaluation also reads this reward. `random`, `inverted`
+and `format_only` are controls. Some models gain as much from a control as from a real reward, so that only a gain over
+the controls is credible.
 
-A reward is made in two steps. The first takes the text to grade out of each response, or None. The second gives the
-verdict a value: 1 and 0, or 1 and -1, by the recipe's `reward_scale`. Rewards that grade can `begin` as soon as the
+A reward has two steps. The first extracts the text to grade from each response, or None. The second turns the verdict
+into a value: 1 and 0, or 1 and -1, by the recipe's `reward_scale`. Rewards that grade can `begin` as soon as the
 responses are written.
 """
 
@@ -23,7 +23,7 @@ from ..tasks.task import Problem, Task
 
 Reward = Callable[..., list[float]]
 
-# DAPO's punishment of length, and the rewards that teach nothing.
+# DAPO's length penalty, and the rewards of control experiments.
 OVERLONG = "overlong"
 CONTROL_REWARDS = ("random", "inverted", "format_only")
 # Values of a right and of a wrong answer.
@@ -44,7 +44,7 @@ def boxed_answers(completions: list, **kwargs: Any) -> list[str | None]:
 
 
 def answer_lines(completions: list, **kwargs: Any) -> list[str | None]:
-    """The last `Answer: ...` lines, which DAPO's prompt asks for."""
+    """The last `Answer: ...` line of each response, as DAPO's prompt requests."""
     return [answer_line(text_of(c)) for c in completions]
 
 
@@ -57,17 +57,17 @@ def task_answers(task: Task) -> Callable[..., list[str | None]]:
     return answers
 
 
-# Controls that grade nothing: (prompts, completions) -> 1.0 or 0.0.
+# Controls without grading: (prompts, completions) -> 1.0 or 0.0 for each response.
 
 
 def format_only(completions: list, **kwargs: Any) -> list[float]:
-    """1.0 for a response with exactly one box, which closes, regardless of its content; otherwise 0.0."""
+    """1.0 for a response with exactly one complete box, regardless of its content; otherwise 0.0."""
     texts = [text_of(c) for c in completions]
     return [float(text.count("\\boxed{") == 1 and boxed(text) is not None) for text in texts]
 
 
 def random(prompts: list, completions: list, **kwargs: Any) -> list[float]:
-    """1.0 or 0.0, a coin that falls alike for the same response to the same prompt."""
+    """1.0 or 0.0 at random, but equal for equal responses to equal prompts."""
 
     def coin(prompt: Any, completion: Any) -> float:
         return float(hashlib.sha256(f"{prompt}\0{text_of(completion)}".encode()).digest()[0] % 2)
@@ -94,7 +94,7 @@ class Graded:
         self.answers, self.grade, self.right, self.wrong = answers, grade, right, wrong
 
     def begin(self, solution: list[str], **columns: Any) -> None:
-        """Start to grade; a later call with the same columns waits for the remaining verdicts."""
+        """Start to grade. A later call with the same columns waits for the remaining verdicts."""
         self.grade.begin(self.answers(**columns), solution)
 
     def __call__(self, solution: list[str], log_metric: LogMetric | None = None, **columns: Any) -> list[float]:
@@ -125,32 +125,33 @@ CONTROLS = {"format_only": format_only, "random": random}
 
 
 def imported(name: str) -> Reward:
-    """Import a reward function of the user's own, `module:function`, also from the working directory.
+    """Import a user's own reward function, `module:function`. The module may lie in the working directory.
 
     Raises:
-        ValueError: the name does not import, or is no function.
+        ValueError: the name cannot be imported, or is no function.
     """
     module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         reward = getattr(importlib.import_module(module), function)
-    except Exception as error:  # the module is the user's, and may raise anything
+    except Exception as error:  # the user's module may raise any error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"rewards names {name!r}, which does not import: {reason}.") from error
+        raise ValueError(f"rewards names {name!r}, which cannot be imported: {reason}.") from error
     if not callable(reward):
-        raise ValueError(f"rewards names {name!r}, which is no function.")
+        raise ValueError(f"rewards names {name!r}, which is no function: name a function.")
     return reward
 
 
 def overlong(max_completion_length: int, cache_length: int | None) -> Reward:
-    """DAPO's soft overlong punishment: min(-(length - (max - cache)) / cache, 0), in tokens.
+    """DAPO's soft overlong punishment: min(-(length - (max - cache)) / cache, 0), with lengths in tokens.
 
-    Its factor is its entry in `reward_weights`.
+    Raises:
+        ValueError: `cache_length` is missing or does not lie between 0 and `max_completion_length`.
     """
     if cache_length is None or not 0 < cache_length < max_completion_length:
         raise ValueError(
-            f"overlong_cache_length is {cache_length}: the reward 'overlong' needs it, above 0 and below "
+            f"overlong_cache_length is {cache_length}, but the reward 'overlong' needs it: set it above 0 and below "
             f"max_completion_length ({max_completion_length})."
         )
     from trl.rewards import get_soft_overlong_punishment
@@ -171,21 +172,21 @@ def get_rewards(
 
     Args:
         grade: grader for the rewards that compare answers with references.
-        scale: one of `REWARD_SCALES`, for all rewards but `overlong` and the user's own.
+        scale: one of `REWARD_SCALES`, for all rewards except `overlong` and the user's own functions.
 
     Raises:
-        ValueError: a name is not known (the message lists the known ones), or the settings contradict each other.
+        ValueError: a name is unknown, or the settings contradict each other. The message lists the known names.
     """
     tasks = by_reward()
     known = [*GRADED, *tasks, *CONTROLS, OVERLONG]
     if not names or any(name not in known and ":" not in name for name in names):
         raise ValueError(f"rewards is {names!r}: name one or more of {', '.join(sorted(known))}, or module:function.")
     if names[0] == OVERLONG:
-        raise ValueError(f"rewards is {names!r}: begin with the one that says whether a response is right.")
+        raise ValueError(f"rewards is {names!r}: name first the reward that decides whether a response is right.")
     if OVERLONG not in names and overlong_cache_length is not None:
         raise ValueError(
-            f"overlong_cache_length is {overlong_cache_length}, but rewards does not name 'overlong': add it, or "
-            "leave the length out."
+            f"overlong_cache_length is {overlong_cache_length}, but rewards does not name 'overlong': add 'overlong' "
+            "to rewards, or leave overlong_cache_length out."
         )
     right, wrong = REWARD_SCALES[scale]
     readers = GRADED | {task.reward: task_answers(task) for task in tasks.values() if task.score is None}

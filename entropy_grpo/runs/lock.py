@@ -1,12 +1,12 @@
-"""The lock of a run folder: two runs in one folder would write over each other.
+"""Lock of a run folder, because two runs in one folder would overwrite each other's files.
 
-The lock is the file `.lock` in the folder. It is locked in the kernel (POSIX record locks, which NFS servers keep for
-their clients), and its content names host, process and start of the run. Its modification time is the heartbeat of the
+The lock is the file `.lock` in the folder. It is locked in the kernel with POSIX record locks, which NFS servers keep
+for their clients. Its content names host, process and start of the run. Its modification time is the heartbeat of the
 run. A killed process leaves the file behind. The next run takes it over if the kernel grants the lock and
 
 - on the same machine, no process with that number and start time is alive;
-- from another machine, the heartbeat stays away for `STALE` seconds, because some file systems grant locks to
-  everybody (NFS mounted with `nolock`, Lustre without `flock`).
+- on another machine, there is no heartbeat for `STALE` seconds. The kernel's lock is not enough, because some file
+  systems grant it to everybody (NFS mounted with `nolock`, Lustre without `flock`).
 """
 
 import _thread
@@ -26,17 +26,17 @@ from pathlib import Path
 from .files import Row
 
 LOCK = ".lock"
-# Seconds between two heartbeats, and without one after which a run counts as dead.
+# Seconds between two heartbeats, and seconds without a heartbeat after which a run counts as dead.
 BEAT, STALE = 15.0, 120.0
 REFUSED = (errno.EACCES, errno.EAGAIN)
 
 
 class InUse(ValueError):
-    """Another run writes into the folder; the message names its host and process."""
+    """Another run writes into the folder. The message names its host and process."""
 
 
 def _machine() -> str:
-    """This machine and its process numbers: boot and namespace of process numbers where there is /proc."""
+    """Return an id of this machine's process numbers: boot and namespace, or the host's name without /proc."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     if not boot.exists() or not space.exists():
         return socket.gethostname()
@@ -44,7 +44,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str | None:
-    """The start of a process in clock ticks since boot, `?` if it is alive but hidden; None if it is not alive."""
+    """Return the start of a process in clock ticks since boot, `?` if it is alive but hidden, or None if dead."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
@@ -71,7 +71,7 @@ def _record() -> Row:
 
 
 def _read(descriptor: int) -> Row:
-    """The record in a lock; empty if there is none, or if its writer was killed meanwhile."""
+    """Return the record in a lock file. It is empty if there is none, or if its writer was killed while writing."""
     try:
         record = json.loads(os.pread(descriptor, 4096, 0))
     except ValueError:
@@ -81,12 +81,16 @@ def _read(descriptor: int) -> Row:
 
 def _write(descriptor: int, record: Row) -> None:
     content = json.dumps(record).encode()
-    os.pwrite(descriptor, content.ljust(512), 0)  # over all of an older record
+    os.pwrite(descriptor, content.ljust(512), 0)  # padded, so that it overwrites an older record
     os.fsync(descriptor)
 
 
 def _lock_in_kernel(descriptor: int, path: Path) -> bool:
-    """Lock a file in the kernel, without waiting; False where the file system has no locks."""
+    """Lock a file in the kernel without waiting. Returns False if the file system has no locks.
+
+    Raises:
+        InUse: another process has locked the file.
+    """
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -99,19 +103,23 @@ def _lock_in_kernel(descriptor: int, path: Path) -> bool:
 def _in_use(path: Path, record: Row) -> InUse:
     who = f"process {record.get('process', '?')} on {record.get('host', 'another machine')}"
     return InUse(
-        f"{str(path.parent)!r} is in use by a run that goes on, {who}, since {record.get('since', 'just now')}: name "
+        f"{str(path.parent)!r} is in use by a running run, {who}, since {record.get('since', 'just now')}: name "
         "another output_dir, or stop that run first."
     )
 
 
 def _age(path: Path) -> float:
-    """Seconds since the heartbeat, by the clock of the file system, which may be on another machine."""
+    """Return the seconds since the heartbeat by the clock of the file system, which may be on another machine."""
     with tempfile.TemporaryFile(dir=path.parent) as now:
         return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime
 
 
 def _see_dead(path: Path, record: Row) -> None:
-    """Return if the run of a record is dead, which for a run on another machine takes up to `STALE` seconds to see."""
+    """Check that the run of a record is dead. For a run on another machine this takes up to `STALE` seconds.
+
+    Raises:
+        InUse: the run is alive.
+    """
     if record["machine"] == _machine():
         if _started(record["process"]) == record["started"]:
             raise _in_use(path, record)
@@ -119,18 +127,24 @@ def _see_dead(path: Path, record: Row) -> None:
     beat, left = path.stat().st_mtime, STALE - _age(path)
     if left > 0:
         sentence = f"{path.parent} was in use by process {record['process']} on {record['host']} a moment ago"
-        print(f"{sentence}: waiting up to {left:.0f} s to see whether it goes on.", file=sys.stderr, flush=True)
+        print(f"{sentence}: waiting up to {left:.0f} s for a sign of that run.", file=sys.stderr, flush=True)
     until = time.monotonic() + left
     while time.monotonic() < until:
         time.sleep(min(BEAT / 5, left))
-        with path.open("rb"):  # an NFS client asks for the time anew when it opens a file
+        with path.open("rb"):  # an NFS client reads the time from the server again when it opens a file
             changed = path.stat().st_mtime != beat
         if changed:
             raise _in_use(path, record)
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """(descriptor, whether the kernel has locked it) of the lock file, which a run that ends meanwhile may delete."""
+    """Return (descriptor of the lock file, whether the kernel has locked it).
+
+    A run that ends at this moment may delete the file, in which case it is opened again.
+
+    Raises:
+        InUse: another process has locked the file.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -144,14 +158,21 @@ def _open(path: Path) -> tuple[int, bool]:
 
 
 def _take(path: Path) -> tuple[int, Row]:
-    """Lock the file for this process: (its descriptor, what is written in it)."""
+    """Lock the file for this process.
+
+    Returns:
+        The descriptor and the record written into the file.
+
+    Raises:
+        InUse: another run holds the lock.
+    """
     descriptor, locked = _open(path)
     try:
         before, record = _read(descriptor), _record()
         if before:
             _see_dead(path, before)
         _write(descriptor, record)
-        if not locked:  # another run may have found the same dead one
+        if not locked:  # another run may take over from the same dead run at this moment
             time.sleep(2.0)
             if _read(descriptor) != record:
                 raise _in_use(path, _read(descriptor))
@@ -163,8 +184,8 @@ def _take(path: Path) -> tuple[int, Row]:
 
 def _beat(path: Path, descriptor: int, record: Row, ended: threading.Event, lost: Callable[[], None]) -> None:
     while not ended.wait(BEAT):
-        if _read(descriptor) != record:  # this process stood still for so long that another run took over
-            print(f"{path.parent} was taken over by another run: this one ends.", file=sys.stderr, flush=True)
+        if _read(descriptor) != record:  # this process was suspended for so long that another run took over
+            print(f"{path.parent} was taken over by another run: this run ends.", file=sys.stderr, flush=True)
             lost()
             return
         os.utime(path)
@@ -175,7 +196,7 @@ def locked(run: Path, lost: Callable[[], None] = _thread.interrupt_main) -> Iter
     """Hold the lock of an existing run folder.
 
     Args:
-        lost: called in another thread if another run has taken the folder over; interrupts the process by default.
+        lost: called in another thread if another run has taken the folder over. It interrupts the process by default.
 
     Raises:
         InUse: another run holds the lock.

@@ -1,9 +1,9 @@
-"""The seal of a checkpoint: `complete.json`, written last, with size and digest of every file in the folder.
+"""Seal of a checkpoint: `complete.json`, written last, with size and digest of every file in the folder.
 
-A checkpoint without a seal is one whose saving was cut off. A checkpoint whose files differ from its seal is damaged:
-a bit has flipped, a file has been cut short, replaced or lost. The digest is XXH3 with 128 bits, which finds damage
-and is no protection against forgery. It reads a gibibyte of freshly written files in 0.1 to 0.15 s on one core, where
-SHA-256 needs 0.8 s and more; every rank reads its own files.
+The saving of a checkpoint without a seal was interrupted. A checkpoint whose files differ from its seal is damaged: a
+bit has flipped, or a file was truncated, replaced or lost. The digest is XXH3 with 128 bits, which detects damage but
+not forgery. It reads a gibibyte of new files in 0.1 to 0.15 s on one core, and SHA-256 needs at least 0.8 s. Every
+rank reads its own files.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from .files import Row
 from .folder import checkpoints, step_of
 
 COMPLETE = "complete.json"
-# The model card is the only file of a checkpoint that commands write again later.
+# The model card is the only file of a checkpoint that commands rewrite later.
 UNSEALED = (COMPLETE, "README.md")
-# Names that the ranks give to their files: TRL's random states, this package's states, torch's and DeepSpeed's shards.
+# Names of the ranks' own files: TRL's random states, this package's states, torch's and DeepSpeed's shards.
 RANK_FILES = re.compile(r"(?:rng_state|run_state|rank|__)_?(\d+)(?:_\d+\.distcp|_mp_rank_.*|\..*)")
-# Fields of a seal, beside what the trainer says of the checkpoint.
+# Fields of a seal, in addition to the trainer's facts about the checkpoint.
 FILES, OWN_DIGEST = "files", "digest"
 
 # Size in bytes and digest of files, by their path in the checkpoint.
@@ -32,7 +32,7 @@ Digests = dict[str, list[int | str]]
 
 
 def digest(path: Path) -> str:
-    """XXH3 of a file's content, as 32 hexadecimal digits."""
+    """Return the XXH3 digest of a file's content, as 32 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
@@ -47,7 +47,7 @@ def _sealed_files(folder: Path) -> list[Path]:
 
 
 def digests(folder: Path, rank: int = 0, ranks: int = 1) -> Digests:
-    """Size and digest of the files that this rank wrote; files without a rank in their name are rank 0's."""
+    """Return size and digest of the files that this rank wrote. Files without a rank in their name are rank 0's."""
     own = (path for path in _sealed_files(folder) if _owner(path, ranks) == rank)
     return {path.relative_to(folder).as_posix(): [path.stat().st_size, digest(path)] for path in own}
 
@@ -58,13 +58,13 @@ def _own_digest(content: Row) -> str:
 
 
 def write(folder: Path, about: Row, parts: Iterable[Digests]) -> None:
-    """Seal a checkpoint with what the trainer says of it and the digests of all ranks."""
+    """Seal a checkpoint with the trainer's facts about it and the digests of all ranks."""
     content = json.loads(json.dumps(about | {FILES: {k: v for part in parts for k, v in part.items()}}, default=str))
     files.write_json(folder / COMPLETE, content | {OWN_DIGEST: _own_digest(content)})
 
 
 def read(folder: Path) -> Row:
-    """Content of a seal; empty if there is none, or if it cannot be read."""
+    """Return the content of a seal. It is empty if there is no seal, or if the seal cannot be read."""
     try:
         content = files.read_json(folder / COMPLETE)
     except ValueError:
@@ -73,12 +73,12 @@ def read(folder: Path) -> Row:
 
 
 def can_be_checked(folder: Path) -> bool:
-    """False for a checkpoint of an earlier version or of TRL, which has no digests."""
+    """Return whether a checkpoint has digests. Checkpoints of earlier versions and of TRL have none."""
     return FILES in read(folder)
 
 
 def faults(folder: Path, rank: int = 0, ranks: int = 1) -> list[str]:
-    """Faults of a sealed checkpoint, a phrase for each damaged file; the files are divided among the ranks."""
+    """Return the faults of a sealed checkpoint, a phrase for each damaged file. The ranks divide the files."""
     content = read(folder)
     if not content or (FILES in content and content.get(OWN_DIGEST) != _own_digest(content)):
         return [f"{COMPLETE} cannot be read"]
@@ -95,28 +95,28 @@ def _fault(path: Path, size: int, expected: str) -> str | None:
             return "is missing"
         if path.stat().st_size != size:
             return f"has {path.stat().st_size:,} bytes of {size:,}"
-        return None if digest(path) == expected else "is not what was written"
+        return None if digest(path) == expected else "has changed since it was written"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run that have a seal, in the order of their steps."""
+    """Return the checkpoints of a run that have a seal, in the order of their steps."""
     return [path for path in checkpoints(run) if (path / COMPLETE).exists()]
 
 
 def unseal(folder: Path) -> None:
-    """Make room for a checkpoint: what an earlier run left under its name goes, its seal first."""
+    """Empty the folder of a new checkpoint. An old seal is deleted first, so that a killed deletion leaves no seal."""
     (folder / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def rotate(newest: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints beside the newest one until `limit` are left; the best one stays.
+    """Delete the oldest checkpoints until `limit` are left. The newest and the best one stay.
 
-    First go checkpoints of later steps, which a run leaves that went on from an earlier step. Folders that are not
-    named like a checkpoint of TRL's, such as `checkpoint-backup`, are not touched.
+    Checkpoints of later steps, which a run leaves when it continues from an earlier step, are deleted first. Folders
+    with other names than TRL's checkpoints, such as `checkpoint-backup`, stay.
     """
     if not limit or limit < 1:
         return

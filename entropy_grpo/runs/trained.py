@@ -1,8 +1,7 @@
 """Facts about a trained model and its run, read only from files, for the model card.
 
 The model is in a run folder, in a checkpoint of a run, or in a folder of its own. For a checkpoint, only facts known
-at
-its step are read, because later rows and the evaluation after training belong to other weights.
+at its step are read, because later rows and the evaluation after training belong to other weights.
 """
 
 import math

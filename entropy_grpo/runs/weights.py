@@ -23,7 +23,7 @@ TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
-# Ends of the names of weight files, and beginnings of names of other files with such ends in a checkpoint.
+# Endings of weight files' names, and beginnings of the names of other files with these endings in a checkpoint.
 WEIGHT_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 
@@ -51,7 +51,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def deciding(folder: Path) -> list[Path]:
-    """The files that decide what a model writes: weights in any format, configuration and tokenizer, in order."""
+    """Return the sorted files that decide a model's responses: weights of any format, configuration, tokenizer."""
     named = {name for names in CONFIGURATION.values() for name in names} | set(TOKENIZER)
 
     def decides(file: Path) -> bool:

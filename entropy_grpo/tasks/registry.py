@@ -8,19 +8,19 @@ TASKS: dict[str, Task] = {f"embedded:{task.name}": task for task in (NUMBER_WALK
 
 
 def is_task(name: str | None) -> bool:
-    """Return whether a name is a task provider's, even if the provider has no such task."""
+    """Return whether a name begins with a task provider, even if the provider has no such task."""
     provider, colon, _ = (name or "").partition(":")
     return bool(colon) and provider in PROVIDERS
 
 
 def load(name: str, setting: str = "task") -> Task:
-    """The task of a name.
+    """The task with a name.
 
     Args:
-        setting: name of the setting that gave the name, for the message.
+        setting: setting that names the task, for the error message.
 
     Raises:
-        ValueError: there is no such task; the message lists the known names.
+        ValueError: there is no such task. The message lists the known names.
     """
     if name not in TASKS:
         raise ValueError(f"{setting} is {name!r}: choose {' or '.join(TASKS)}.")
@@ -28,10 +28,10 @@ def load(name: str, setting: str = "task") -> Task:
 
 
 def find(name: str | None, setting: str = "task") -> Task | None:
-    """The task of a provider's name; None for any other name, such as a Hub id, a file or a folder.
+    """The task with a name; None for a name that is no task's, such as a Hub id, a file or a folder.
 
     Raises:
-        ValueError: the provider has no such task.
+        ValueError: the name begins with a provider that has no such task.
     """
     return load(name, setting) if is_task(name) else None
 

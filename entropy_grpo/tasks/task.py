@@ -1,4 +1,4 @@
-"""The interface of a task: generated problems, the answer and the reward that count, and a model of its own."""
+"""Interface of a task: generated problems, extraction and reward of answers, and perhaps a model of its own."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Problem(NamedTuple):
-    """A problem: the prompt as the model sees it, and the reference that answers are graded by."""
+    """A problem: the prompt for the model, and the reference for grading."""
 
     prompt: str
     solution: str
@@ -15,22 +15,22 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A task. Data sets, rewards, benchmarks, model loading, plans and cards ask it and know no task by name.
+    """A task. Data sets, rewards, benchmarks, model loading, plans and cards use this interface and no task's name.
 
     Attributes:
-        name: the part after the provider's, `NAME` of `embedded:NAME`; the benchmark has the same name.
+        name: name without the provider, `NAME` of `embedded:NAME`. The benchmark has the same name.
         problems: (split, seed) -> an endless stream of distinct problems. The splits `train`, `dev` and `test` share
             no problem, for any seeds.
         reward: name of the reward that decides whether a response is right.
         answer: (prompt, response) -> the text to grade, or None for a response without an answer.
-        longest_prompt: upper bound of a prompt's length, in tokens.
-        max_tokens: tokens that a response may have in the benchmark; None for the evaluation's own limit.
-        score: (problem, answer) -> 1.0 for a right answer, less for any other; None if the rewards' grader decides
-            whether an answer is equivalent to the solution.
+        longest_prompt: upper bound of a prompt's length in tokens.
+        max_tokens: maximum number of tokens of a response in the benchmark; None for the limit of the evaluation.
+        score: (problem, answer) -> 1.0 for a right answer, less for any other answer. If None, the rewards' grader
+            decides whether an answer is equivalent to the solution.
         choices: row with `prompt` and `completion` -> (good choices, choices); None if only answers can be judged.
-        model: seed -> folder of the task's own model, which is made on the first call; None if it has none. All
-            processes of a run may call it at once.
-        model_config: the transformers configuration of that model, without making it.
+        model: seed -> folder of the task's own model, or None without such a model. The first call trains the model.
+            All processes of a run may call it at once.
+        model_config: -> transformers configuration of the task's model, which is not trained.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """The number walk as a task, with its cold start as the model.
 
-`number_walk` and `cold_start` stay as they are: the cache of trained cold starts is keyed by their text.
+`number_walk` and `cold_start` must not change, because the cache of trained cold starts is keyed by their text.
 """
 
 import os
@@ -15,15 +15,15 @@ from .task import Problem, Task
 
 
 def problems(split: str, seed: int) -> Iterator[Problem]:
-    """The problems of one split; the solution is the target."""
+    """The problems of one split. The solution is the target number as text."""
     for problem in number_walk.problems(split, seed):
         yield Problem(problem.prompt, str(problem.target))
 
 
 def answer(prompt: str, response: str) -> str | None:
-    """The boxed expression, if it walks from the prompt's start by its moves.
+    """The boxed expression if it uses the start number and the moves of the prompt, otherwise None.
 
-    `\\boxed{8}` equals the target 8 and solves nothing.
+    `\\boxed{8}` equals the target 8 but solves nothing.
     """
     expression = boxed(response)
     if expression is None:
@@ -33,14 +33,14 @@ def answer(prompt: str, response: str) -> str | None:
 
 
 def choices(row: Mapping[str, Any]) -> tuple[int, int]:
-    """(good moves, moves) of a response."""
+    """(number of good moves, number of moves) of a response."""
     return number_walk.count_good_moves(number_walk.Problem.from_prompt(row["prompt"]), row["completion"])
 
 
 def model(seed: int) -> Path:
-    """The folder of the cold start for a seed, trained on the first call; concurrent callers wait for it."""
+    """The folder of the cold start for a seed, which the first call trains. Concurrent calls wait for it."""
     if os.environ.get("RANK", "0") == "0" and not cold_start.checkpoint_path(seed).exists():
-        print(f"cold start for seed {seed}: training it once, a few minutes", flush=True)
+        print(f"training the cold start for seed {seed} once, which takes a few minutes", flush=True)
     return cold_start.ensure(seed)
 
 

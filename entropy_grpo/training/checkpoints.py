@@ -1,4 +1,4 @@
-"""Checkpoints of a transformers trainer, sealed and rotated (see `runs.seal`), and the one to go on from."""
+"""Checkpoints of a transformers trainer, sealed and rotated (see `runs.seal`), and the checkpoint to continue from."""
 
 import sys
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from ..runs.folder import STATE
 
 @contextmanager
 def sealing(trainer: Any, folder: Path, about: Row) -> Iterator[None]:
-    """Seal what is written into a checkpoint's folder meanwhile, and delete older checkpoints afterwards.
+    """Seal the files that the body of the `with` statement writes into `folder`, then delete older checkpoints.
 
     Args:
-        about: what the seal says of the checkpoint, beside the digests.
+        about: facts about the checkpoint that the seal holds, in addition to the digests.
     """
     accelerator, args = trainer.accelerator, trainer.args
     if args.should_save:
         seal.unseal(folder)
     accelerator.wait_for_everyone()
-    # The older checkpoint may be the only complete one until this one is, so transformers must not delete it.
+    # Until this checkpoint is complete, an older one may be the only complete one: transformers must not delete it.
     limit, args.save_total_limit = args.save_total_limit, None
     try:
         yield
@@ -41,12 +41,14 @@ def sealing(trainer: Any, folder: Path, about: Row) -> Iterator[None]:
 
 
 def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
-    """The checkpoint to continue from: the named one, or the newest intact one of `output_dir`; alike on every rank.
+    """Return the checkpoint to continue from, the same on every rank.
 
-    `true` demands that there is one; `auto`, for a run that is started again whenever it dies, begins without.
+    It is the named checkpoint, or the newest intact checkpoint of `output_dir`. Without one, `true` is an error and
+    `auto` returns None, so that a restarted job begins anew.
 
     Raises:
-        ValueError: the named checkpoint, or every complete checkpoint of the run, is damaged.
+        ValueError: the named folder is no checkpoint or is damaged, `output_dir` is missing, or its checkpoints are
+            all damaged.
     """
     wanted = args.resume_from_checkpoint
     if wanted is None:
@@ -94,7 +96,7 @@ def _named_checkpoint(folder: Path) -> str:
 
 
 def _faults(folder: Path) -> list[str]:
-    """Faults of a checkpoint's files, which the ranks divide among themselves."""
+    """Return the faults of a checkpoint's files, which the ranks divide among themselves."""
     state = PartialState()
     return sorted(set(gather_object(seal.faults(folder, state.process_index, state.num_processes))))
 
@@ -104,19 +106,19 @@ def _first(faults: list[str]) -> str:
 
 
 def _tell(folder: Path, damaged: list[str]) -> None:
-    """Say which checkpoint is taken where that is not plain."""
+    """Print the chosen checkpoint if newer ones are damaged, or if its files cannot be checked."""
     if not PartialState().is_main_process:
         return
     if damaged:
-        print(f"{'; '.join(damaged)}: the run goes on from {folder.name}.", file=sys.stderr)
+        print(f"{'; '.join(damaged)}: the run continues from {folder.name}.", file=sys.stderr)
     if not seal.can_be_checked(folder):
         print(
-            f"{folder} has no digests, so damage to its files cannot be found: it is taken as it is.", file=sys.stderr
+            f"{folder} has no digests, so damage to its files cannot be found: it is used unchecked.", file=sys.stderr
         )
 
 
 def _on_main(function: Any) -> Any:
-    """The first rank's result, on every rank."""
+    """Return the first rank's result on every rank."""
     found = [function() if PartialState().is_main_process else None]
     broadcast_object_list(found)
     return found[0]

@@ -20,7 +20,7 @@ def has(*packages: str) -> bool:
     return any(importlib.util.find_spec(package) is not None for package in packages)
 
 
-# Parts of optimizers' names, and the package that the optimizers are from.
+# Part of an optimizer's name -> package with the optimizer.
 OPTIMIZER_PACKAGES = {
     "bnb": "bitsandbytes",
     "8bit": "bitsandbytes",

@@ -1,8 +1,8 @@
 """Exact resume, and skipped optimiser steps.
 
-TRL's trainer saves a checkpoint without the current rollout and the place in it, without the order of prompts from the
-second epoch on, and without the metrics gathered for the next log. `Resume` adds them. Old checkpoints are deleted
-only when the new checkpoint is complete (see `runs.seal`).
+`Resume` adds to TRL's checkpoint the current rollout, the place in it, and the metrics gathered for the next log. It
+also adds the order of prompts from the second epoch on. Old checkpoints are deleted only when the new checkpoint is
+complete (see `runs.seal`).
 """
 
 import math

@@ -108,8 +108,7 @@ class Direct:
 
 
 def with_extra(rows: Sequence[Row], extra: dict[str, Any]) -> list[Row]:
-    """Problems with the columns that generation added. A list has a value for each problem, any other value is "
-    "shared."""
+    """Return problems with columns from generation. A list has a value per problem, any other value is shared."""
     return [
         row | {key: values[i] if isinstance(values, list) else values for key, values in extra.items()}
         for i, row in enumerate(rows)
@@ -140,8 +139,7 @@ def responses_of(generated: Generated, which: Sequence[int]) -> list[Response]:
 
 
 def generated_of(responses: Sequence[Response]) -> Generated:
-    """Convert responses to TRL's columns, the inverse of `responses_of` except for extra columns, which stay in "
-    "rows."""
+    """Convert responses to TRL's columns, the inverse of `responses_of`. Extra columns stay in rows."""
 
     def whole(name: str) -> list | None:
         values = [getattr(r, name) for r in responses]

@@ -22,7 +22,7 @@ def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool, hel
     """Create the run folder and lock it until `held` is closed. Every rank gets the same folder.
 
     A named folder must be empty, unless a run in it is resumed. By default the folder is `runs/NAME`, or the first
-    free of `runs/NAME-2`, `runs/NAME-3`, ...
+    free `runs/NAME-2`, `runs/NAME-3`, ...
 
     Raises:
         ValueError: the folder is not empty, not writable, or in use by another run.

@@ -48,7 +48,7 @@ class Imitation(SFTTrainer):
 def main(settings: Settings, name: str, held: ExitStack) -> None:
     """Fine-tune by the settings. `name` is the run's name if the settings name none.
 
-    What must last as long as the run, such as the lock of its folder, is entered into `held`.
+    Contexts that last as long as the run, such as the lock of its folder, are entered into `held`.
     """
     with refusals():
         start = Start(settings, name, CLASSES)

@@ -32,7 +32,7 @@ from .weights import KeepWeights
 def main(settings: Settings, name: str, held: ExitStack) -> None:
     """Train by the settings. `name` is the run's name if the settings name none.
 
-    What must last as long as the run, such as the lock of its folder, is entered into `held`.
+    Contexts that last as long as the run, such as the lock of its folder, are entered into `held`.
     """
     with refusals():
         start = Start(settings, name, CLASSES)

@@ -106,8 +106,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     """Trainer for GRPO or DAPO on the share rho of tokens with the highest entropy.
 
     The arguments are those of `GRPOTrainer`. `args.output_dir` becomes a run folder (see `runs.folder`). Without
-    `args` they are the method's defaults, and the folder is named after the model. A plain `GRPOConfig` is taken as it
-    is written: its `top_entropy_quantile` of 1 trains on all tokens.
+    `args`, the settings are the method's defaults, and the folder is named after the model. A plain `GRPOConfig` keeps
+    its values, so that its `top_entropy_quantile` of 1 trains on all tokens.
     """
 
     _tag_names = ("trl", "grpo", "rlvr", "entropy-grpo")
@@ -179,8 +179,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         return spec
 
     def _prepare_adapters(self) -> None:
-        """Keep base weights exact when adapters are sent to vLLM, and the adapters' dtype when a checkpoint is "
-        "loaded."""
+        """Keep base weights exact when adapters go to vLLM, and adapters' dtype when a checkpoint is loaded."""
         if not is_peft_model(self.model):
             return
         if self.use_vllm:
@@ -199,7 +198,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         return False
 
     def _tell_own_sampling(self) -> None:
-        """Log the parts of the model's own generation configuration that rollouts do not follow."""
+        """Log the sampling settings of the model's generation configuration, which rollouts ignore."""
         own = self.model.generation_config.to_dict()
         told = {
             name: own.get(name) for name, neutral in NEUTRAL_SAMPLING.items() if own.get(name) not in (None, *neutral)
@@ -339,7 +338,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _whole_distribution(self) -> Iterator[None]:
-        """Hide the model's own generation configuration, with which `generate` would fill up the recipe's."""
+        """Hide the model's generation configuration, from which `generate` would complete the recipe's settings."""
         model = self.model.get_base_model() if is_peft_model(self.model) else self.model
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
@@ -472,8 +471,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """(B, T) float32 weight of every token's loss; 0 for tokens that are not kept.
 
-        TRL multiplies each token's loss by its weight. With the denominator `kept`, the weight of a kept token is
-        TRL's denominator divided by the window's kept tokens, so that the loss is the mean over kept tokens.
+        TRL multiplies each token's loss by its weight. With the denominator `kept`, a kept token's weight is TRL's
+        denominator divided by the window's kept tokens. The loss is then the mean over kept tokens.
 
         Args:
             threshold: TRL's quantile level 1 - rho, which is ignored, because the number of kept tokens decides.

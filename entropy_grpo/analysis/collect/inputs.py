@@ -43,14 +43,14 @@ def _strings(row: Row, number: int) -> tuple[str, str]:
     for column in ("prompt", name):
         if not isinstance(row.get(column), str):
             raise ValueError(
-                f"responses, row {number}: {column or 'response'} is {type(row.get(column)).__name__}, where text is "
-                "needed; a row has a prompt and a response."
+                f"responses, row {number}: {column or 'response'} is {type(row.get(column)).__name__}, but it must be "
+                "text: a row has a prompt and a response."
             )
     return row["prompt"], row[name]
 
 
 def tokenized(rows: Iterable[Row], tokenizer: Any) -> Iterator[Row]:
-    """Yield the rows of `RESPONSES`; a response whose `finish` is `stop` ends with the EOS token."""
+    """Yield the rows of `RESPONSES`. If the text's `finish` is `stop`, EOS is appended."""
     for number, row in enumerate(rows):
         prompt, response = _strings(row, number)
         prompt_ids, completion_ids = row.get("prompt_ids"), row.get("completion_ids")
@@ -61,7 +61,9 @@ def tokenized(rows: Iterable[Row], tokenizer: Any) -> Iterator[Row]:
             if row.get("finish") == "stop" and tokenizer.eos_token_id is not None:
                 completion_ids.append(tokenizer.eos_token_id)
         if not len(prompt_ids):
-            raise ValueError(f"responses, row {number}: the prompt has no tokens, and the first token needs one.")
+            raise ValueError(
+                f"responses, row {number}: the prompt has no tokens, but the first token needs one before it."
+            )
         yield {
             "id": number,
             "prompt": prompt,
@@ -90,4 +92,4 @@ def write(collection: Collection, rows: Iterable[Row], part_tokens: int) -> None
         if group:
             writer.write_table(pa.Table.from_pylist(group, schema=RESPONSES))
         if not written + tokens:
-            raise ValueError("responses: there are none, or they have no tokens.")
+            raise ValueError("responses has no rows, or its rows have no tokens: name a file with responses.")

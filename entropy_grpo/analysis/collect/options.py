@@ -18,45 +18,47 @@ class Options:
     """Responses and the checkpoints that score them."""
 
     model: str
-    """[NAME=]a Hub id, a model, checkpoint or adapter folder, an embedded model"""
+    """[NAME=]MODEL: Hub id, folder of a model, checkpoint or adapter, or name of an embedded model"""
     output: Path
-    """folder of the tokens; a run's is RUN/analysis"""
+    """folder for the tokens; for a run RUN/analysis"""
     against: Sequence[str] = ()
-    """other models, as [NAME=]MODEL, which score the same responses"""
+    """other models that score the same responses, as [NAME=]MODEL"""
     responses: Path | None = None
-    """.jsonl or .parquet with prompt and response, and correct if it is known"""
+    """.jsonl or .parquet file with the columns prompt and response, and optionally correct"""
     benchmarks: Sequence[str] = ()
-    """in place of responses: the model answers these, as in entropy-grpo eval"""
+    """benchmarks that the model answers first, as in entropy-grpo eval, instead of responses"""
     answered_by: str | None = None
-    """with benchmarks, name of the checkpoint that answers them; if unset, the model"""
+    """with benchmarks, name of the checkpoint that answers them; by default the model"""
     prompt: str | None = None
     """with benchmarks, as in entropy-grpo eval"""
     chat: bool = False
-    """with benchmarks, ask with the chat template of the model's tokenizer"""
+    """with benchmarks, use the chat template of the model's tokenizer"""
     system: str | None = None
     """with chat, the system message"""
     thinking: Literal["true", "false"] | None = None
-    """with chat, thinking mode; if unset, the template's default"""
+    """with chat, thinking mode; by default the template's"""
     samples: int | None = None
-    """with benchmarks, responses to each question; if unset, 16"""
+    """with benchmarks: number of responses to each question; if unset, 16"""
     max_tokens: int | None = None
-    """with benchmarks, of a response"""
+    """with benchmarks: maximum number of tokens of a response"""
     seed: int = 0
-    """with benchmarks, decides every response"""
+    """with benchmarks: seed of all responses"""
     backend: str = "auto"
     """with benchmarks: transformers, vllm, the URL of a server, or auto"""
     temperature: float = 1.0
-    """of decoding, and of the entropies"""
+    """temperature of sampling and of the entropies"""
     dtype: str = "auto"
-    """of the weights: auto, bfloat16, float32, ..."""
+    """dtype of the weights: auto, bfloat16, float32, ..."""
     batch_tokens: int = 16384
-    """padded tokens of a forward pass"""
+    """number of tokens of a forward pass, including padding"""
 
     def __post_init__(self) -> None:
         if (self.responses is None) == (not self.benchmarks):
             raise ValueError("give either responses, a file, or benchmarks to answer.")
         refuse_unread(self, READ_IF)
         if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}: it must be above 0 to have entropies.")
+            raise ValueError(
+                f"temperature is {self.temperature}: it must be above 0, because entropies are taken at it."
+            )
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens is {self.batch_tokens}: it must be 1 or more.")

@@ -17,7 +17,7 @@ from . import inputs
 from .options import ASKING, Options
 from .store import TOKENS, Collection, write_parquet
 
-# Tokens of a part: a kill loses at most one part of a checkpoint's pass, and a view holds one part at a time.
+# Tokens of a part. A killed run loses at most one part of a checkpoint's pass, and a view holds one part in memory.
 PART_TOKENS = 65536
 GENERATED = "responses"
 _STEP = re.compile(r"(?:checkpoint|step)-(\d+)")
@@ -27,7 +27,7 @@ def named(given: Sequence[str]) -> dict[str, str]:
     """Return the checkpoints by name: the text before `=`, or the end of the path or id.
 
     Raises:
-        ValueError: two checkpoints have one name, or a name is empty.
+        ValueError: two checkpoints have the same name, or a name is empty.
     """
     checkpoints: dict[str, str] = {}
     for text in given:
@@ -37,7 +37,9 @@ def named(given: Sequence[str]) -> dict[str, str]:
             name = Path(text).name.rpartition(":")[2] if not Path(text).is_dir() else Path(text).resolve().name
         name = name.replace("/", "-")
         if name in checkpoints or not name.strip("."):
-            raise ValueError(f"against names {text!r}: call it something else, as in NAME={path}.")
+            raise ValueError(
+                f"against names {text!r}, whose name is empty or taken: give another name, as in NAME={path}."
+            )
         checkpoints[name] = path
     return checkpoints
 
@@ -56,7 +58,7 @@ def generate(model: str, benchmarks: Sequence[str], folder: Path, **sampling: An
     names = [questions.load(name)[0] for name in benchmarks]
     closed = [benchmark.name for benchmark in names if not benchmark.is_open]
     if closed:
-        raise ValueError(f"benchmarks names {closed[0]}, whose questions must not be repeated: choose another.")
+        raise ValueError(f"benchmarks names {closed[0]}, whose questions must not be stored in files: choose another.")
     run.run(run.Options(model=model, benchmarks=benchmarks, output=folder, **sampling))
     return [folder / f"{benchmark.name}.parquet" for benchmark in names]
 
@@ -73,7 +75,7 @@ def responses_of(options: Options, model: str) -> list[Path]:
 def claim(collection: Collection, options: Options, paths: dict[str, str]) -> None:
     """Store the settings that decide the figures.
 
-    Further checkpoints may be added; the order of the stored checkpoints does not change.
+    Further checkpoints may be added. The order of the stored checkpoints does not change.
 
     Raises:
         ValueError: the folder holds tokens with other settings.
@@ -95,19 +97,19 @@ def claim(collection: Collection, options: Options, paths: dict[str, str]) -> No
     for name in wanted if before else ():
         if before.get(name) != wanted[name]:
             raise ValueError(
-                f"{collection.path} holds tokens with {name} {before.get(name)!r}, where {wanted[name]!r} is asked "
-                "for: name another output folder, or delete that one."
+                f"output: {collection.path} holds tokens with {name} {before.get(name)!r}, but {wanted[name]!r} is "
+                f"requested: name another output folder, or delete {collection.path}."
             )
     for name in known.keys() & checkpoints.keys():
         if known[name] != checkpoints[name]:
             raise ValueError(
-                f"{collection.path} holds a checkpoint {name!r} of other weights, {known[name]['path']}: call this "
-                f"one something else, as in NAME={paths[name]}."
+                f"output: {collection.path} holds a checkpoint {name!r} with other weights, {known[name]['path']}: "
+                f"give another name, as in NAME={paths[name]}."
             )
     if known and next(iter(known)) != next(iter(checkpoints)):
         raise ValueError(
-            f"{collection.path} holds responses tokenized for {next(iter(known))!r}: give that as the model, and "
-            "others as --against."
+            f"output: {collection.path} holds responses tokenized for {next(iter(known))!r}: name it as the model, "
+            "and all others with --against."
         )
     files.write_json(collection.settings, wanted | {"checkpoints": known | checkpoints})
 
@@ -119,7 +121,7 @@ def digest(path: Path) -> str:
 
 
 def token_table(rows: Sequence[files.Row], scores: Any, texts: dict[int, str], checkpoint: str) -> pa.Table:
-    """Return the rows of `TOKENS` for some responses; `scores` are (entropies, log-probabilities) per response."""
+    """Return the rows of `TOKENS` for some responses. `scores` are (entropies, log-probabilities) per response."""
     lengths = [len(row["completion_ids"]) for row in rows]
     tokens = [token for row in rows for token in row["completion_ids"]]
     repeated = [(row["id"], row["correct"]) for row, n in zip(rows, lengths, strict=True) for _ in range(n)]
@@ -153,11 +155,14 @@ def score_checkpoint(collection: Collection, name: str, path: str, options: Opti
         prompts, completions = ([row[column] for row in rows] for column in ("prompt_ids", "completion_ids"))
         for row, prompt, completion in zip(rows, prompts, completions, strict=True):
             if max([*prompt, *completion]) >= rows_of_vocabulary:
-                raise ValueError(f"{path} has {rows_of_vocabulary} tokens, but response {row['id']} has others.")
+                raise ValueError(
+                    f"model {path} has {rows_of_vocabulary} token ids, but response {row['id']} has a higher id: name "
+                    "the model that wrote the responses."
+                )
             if positions is not None and len(prompt) + len(completion) > positions:
                 raise ValueError(
-                    f"{path} has {positions} positions, but response {row['id']} has {len(prompt) + len(completion)} "
-                    "tokens with its prompt: leave it out."
+                    f"model {path} has {positions} positions, but prompt and response {row['id']} have "
+                    f"{len(prompt) + len(completion)} tokens: leave it out."
                 )
         scores = score(model, prompts, completions, options.batch_tokens)
         for token in {token for completion in completions for token in completion} - texts.keys():
@@ -169,7 +174,7 @@ def same_vocabulary(paths: dict[str, str]) -> Any:
     """Return the tokenizer of the first checkpoint.
 
     Raises:
-        ValueError: the tokenizer of another checkpoint has another vocabulary.
+        ValueError: the tokenizer of a checkpoint has another vocabulary than the first.
     """
     first, *others = paths.items()
     tokenizer = load.load_tokenizer(first[1], setting=first[0])
@@ -177,7 +182,7 @@ def same_vocabulary(paths: dict[str, str]) -> Any:
         if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").is_file():
             continue
         if load.load_tokenizer(path, setting=name).get_vocab() != tokenizer.get_vocab():
-            raise ValueError(f"{name} has another vocabulary than {first[0]}: their tokens cannot be compared.")
+            raise ValueError(f"against names {name}, which has another vocabulary than {first[0]}: leave it out.")
     return tokenizer
 
 
@@ -185,7 +190,7 @@ def run(options: Options) -> Collection:
     """Collect missing responses and scores.
 
     Raises:
-        ValueError: an option is wrong; the message is one sentence.
+        ValueError: an option is invalid. The message is one sentence.
     """
     collection = Collection(options.output)
     if options.responses is not None and not options.responses.is_file():

@@ -1,8 +1,8 @@
 """Entropy and log-probability of every token of given responses, in one forward pass without full logits.
 
-The sparse head, which ranks tokens in training (`models.head`), scores the tokens; TRL's head serves models that the
-sparse head cannot serve. Both compute one tile of logits at a time, with float32 statistics. Sequences are sorted by
-length, padded on the right, and batched within a budget of tokens.
+The sparse head, which ranks tokens in training (`models.head`), scores the tokens. TRL's head scores them for models
+that the sparse head cannot serve. Both compute one tile of logits at a time, with float32 statistics. Sequences are
+sorted by length, padded on the right, and batched within a budget of tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ...models.head import add_sparse_lm_head, why_not
 
-PAD = 0  # any id serves, because padding is masked out
+PAD = 0  # any id is possible, because padding is masked out
 
 
 def add_head(model: torch.nn.Module, temperature: float) -> None:

@@ -2,7 +2,7 @@
 
     DIR/settings.json                   settings that decide the figures
     DIR/responses.parquet               id, prompt, response, correct, prompt_ids, completion_ids
-    DIR/tokens/NAME/part-00000.parquet  one row per token, of checkpoint NAME; `TOKENS` are the columns
+    DIR/tokens/NAME/part-00000.parquet  one row per token of checkpoint NAME, with the columns `TOKENS`
 
 Row group i of the responses and part i of every checkpoint hold the same responses, and parts are written atomically.
 The tokens therefore need not fit in memory, and a killed run continues with the first missing part.
@@ -84,9 +84,9 @@ class Collection:
         return sum(pq.read_metadata(self.part(first, i)).num_rows for i in range(self.num_parts))
 
     def parts(self, checkpoint: str, names: Sequence[str]) -> Iterator[Columns]:
-        """Yield columns (n,) of a checkpoint's tokens, part by part; `correct` is `RIGHT`, `WRONG` or `UNKNOWN`."""
+        """Yield columns (n,) of a checkpoint's tokens, part by part. `correct` is `RIGHT`, `WRONG` or `UNKNOWN`."""
         for i in range(self.num_parts):
-            # `ParquetFile` reads the file alone, whereas `read_table` would derive a column from the folder's name.
+            # `ParquetFile` reads only the file, whereas `read_table` would derive a column from the folder's name.
             table = pq.ParquetFile(self.part(checkpoint, i)).read(columns=list(names))
             yield {name: _array(table[name]) for name in names}
 
@@ -127,4 +127,4 @@ def find(path: str | Path) -> Collection:
         collection = Collection(folder)
         if collection.responses.exists() and collection.checkpoints:
             return collection
-    raise ValueError(f"{path}: it holds no tokens: entropy-grpo analyze collect ... --output {path} makes some.")
+    raise ValueError(f"{path} holds no collected tokens: run entropy-grpo analyze collect ... --output {path}.")

@@ -2,9 +2,9 @@
 
 At position t of a response, the sampled token o_t and the most probable other token are each forced once. After each
 token, k continuations are sampled (k = 32 in the paper). I_t is the accuracy after o_t minus the accuracy after the
-other token. The distance of paths is measured between continuations of the two tokens. Two continuations of one token
-differ by chance, so their distance is measured, too. The excess of the first distance over the second is the effect of
-the fork.
+other token. The distance of paths is measured between continuations of the two tokens. Two continuations of the same
+token differ by chance, so their distance is also measured. The excess of the first distance over the second is the
+effect of the fork.
 
 A token has high entropy if it is among the top rho of all responses, and low entropy otherwise. Some tokens of each
 kind are drawn at random from each response. Every continuation has its own seed, so that it does not depend on the
@@ -37,7 +37,7 @@ Grade = Callable[[int, Sequence[str]], Sequence[tuple[str | None, bool]]]
 class Fork:
     """Position of a response with its sampled token, the most probable other token, and their log-probabilities.
 
-    `question` is the number of the first response to the same prompt.
+    `entropy` is in nats. `question` is the number of the first response to the same prompt.
     """
 
     response: int
@@ -96,7 +96,7 @@ def continuations(
 
 
 def paths_row(paths: Sequence[Sequence[list[int]]], graded: Sequence[Sequence[tuple[str | None, bool]]]) -> Row:
-    """Return accuracies, I_t and distances of a fork, from k paths after the sampled and k after the other token.
+    """Return accuracies, I_t and distances of a fork, from k paths after the sampled token and k after the other.
 
     Args:
         paths: two lists of k continuations.
@@ -126,9 +126,9 @@ def divergence(
     """Yield a row for each fork, with the fields of `Fork` and of `paths_row`, when its continuations are finished.
 
     Args:
-        model: causal language model of transformers, in evaluation mode; its own sampling settings are removed.
+        model: causal language model of transformers, in evaluation mode. Its own sampling settings are removed.
         tokenizer: tokenizer of the model.
-        responses: (prompt ids, response ids); the response ids include the token that ended the response.
+        responses: (prompt ids, response ids). The response ids include the token that ended the response.
         grade: function that returns answers and correctness of texts.
         done: (response, position) of finished forks, which are skipped.
     """

@@ -14,21 +14,21 @@ class Settings:
     """Settings of the choice and the continuation of forks."""
 
     rho: float = RHO
-    """share of the tokens that are of high entropy"""
+    """share of the tokens that count as high entropy"""
     forks: int = 1
-    """of high and of low entropy, from each response"""
+    """number of forks of high entropy, and of low entropy, in each response"""
     continuations: int = 32
-    """after each of the two tokens of a fork"""
+    """number of continuations after each of the two tokens of a fork"""
     temperature: float = 1.0
-    """of sampling, and of the entropies"""
+    """temperature of sampling and of the entropies"""
     top_p: float = 1.0
-    """of sampling"""
+    """probability mass of the tokens to sample from"""
     max_tokens: int | None = None
-    """of a whole response; if unset, the benchmark's own, or 20,480"""
+    """maximum number of tokens of a whole response; if unset, that of the benchmark, or 20,480"""
     batch_size: int = 64
-    """continuations that are sampled together"""
+    """number of continuations of a batch"""
     seed: int = 0
-    """decides forks and continuations"""
+    """seed of forks and continuations"""
 
     def __post_init__(self) -> None:
         for name, least in (("forks", 1), ("continuations", 2), ("max_tokens", 1), ("batch_size", 1)):
@@ -39,7 +39,9 @@ class Settings:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must lie in (0, 1].")
         if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}: continuations are sampled, it must be above 0.")
+            raise ValueError(
+                f"temperature is {self.temperature}: it must be above 0, because continuations are sampled."
+            )
 
     @property
     def longest(self) -> int:
@@ -52,17 +54,17 @@ class Options(Settings):
     """Model and responses whose forks are analysed."""
 
     model: str
-    """[NAME=]a Hub id, a model, checkpoint or adapter folder, an embedded model"""
+    """[NAME=]MODEL: Hub id, folder of a model, checkpoint or adapter, or name of an embedded model"""
     output: Path
-    """folder of the forks, in divergence/NAME; a run's is RUN/analysis"""
+    """folder for the results, which are in its divergence/NAME; for a run RUN/analysis"""
     responses: Path | None = None
-    """.jsonl or .parquet with prompt, response and reference, as results of eval"""
+    """.jsonl or .parquet file with prompt, response and reference, such as results of entropy-grpo eval"""
     benchmarks: Sequence[str] = ()
-    """in place of responses: the model answers each question of these once, as in entropy-grpo eval"""
+    """benchmarks whose questions the model answers once, as in entropy-grpo eval, instead of responses"""
     limit: int | None = None
-    """at most so many of the responses, drawn at random; if unset, all"""
+    """maximum number of responses, which are drawn at random; if unset, all"""
     dtype: str = "auto"
-    """of the weights: auto, bfloat16, float32, ..."""
+    """dtype of the weights: auto, bfloat16, float32, ..."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
 """`entropy-grpo analyze divergence`: the effect of forks in responses, one row per fork, and their summary.
 
-    DIR/divergence/NAME/forks.jsonl      a row per fork of model NAME, written when its continuations are graded
+    DIR/divergence/NAME/forks.jsonl      one row per fork of model NAME, written when its continuations are graded
     DIR/divergence/NAME/divergence.json  settings, means of each kind of fork, mean I_t by entropy
     DIR/divergence/NAME/divergence.png   plot of forks, means and mean I_t
     DIR/divergence/NAME/responses/       results of `entropy-grpo eval`, if the model answered benchmarks
@@ -68,7 +68,9 @@ def sources(options: Options, folder: Path) -> list[tuple[Benchmark, Path]]:
         pairs = [(benchmark, folder / "responses" / f"{benchmark.name}.parquet") for benchmark in asked]
     for benchmark, _ in pairs:
         if benchmark.kind == CODE:
-            raise ValueError(f"{benchmark.name} is answered by programs, of which no two are compared: take another.")
+            raise ValueError(
+                f"benchmarks names {benchmark.name}, whose answers are programs and cannot be compared: name another."
+            )
     return pairs
 
 
@@ -76,8 +78,8 @@ def _question(row: Row, number: int) -> Question:
     column = next((name for name in REFERENCE_COLUMNS if row.get(name) is not None), None)
     if column is None:
         raise ValueError(
-            f"responses, row {number}: there is no {' or '.join(REFERENCE_COLUMNS)} to grade continuations by: add "
-            "the right answer, or give results of entropy-grpo eval."
+            f"responses, row {number} has no column {' or '.join(REFERENCE_COLUMNS)}, which grading of continuations "
+            "needs: add the right answer, or name results of entropy-grpo eval."
         )
     try:
         reference = reference_in(row, column)
@@ -104,16 +106,19 @@ def read(found: Sequence[tuple[Benchmark, Path]], tokenizer: Any, options: Optio
 def check(given: Sequence[Given], settings: Settings, config: Any) -> None:
     """Raise `ValueError` for responses that the model cannot have written or cannot continue."""
     if not given:
-        raise ValueError("responses: there are none.")
+        raise ValueError("responses has no rows: name a file with responses.")
     for number, (prompt, ids) in enumerate(one.ids for one in given):
         if not ids:
             raise ValueError(f"responses: response {number} has no tokens: leave it out.")
         if len(ids) > settings.longest:
             raise ValueError(
-                f"max_tokens is {settings.longest}, but response {number} has {len(ids)} tokens: allow as many."
+                f"max_tokens is {settings.longest}, but response {number} has {len(ids)} tokens: raise max_tokens."
             )
         if max(*prompt, *ids) >= config.vocab_size:
-            raise ValueError(f"model has {config.vocab_size} tokens, but response {number} has others: name its own.")
+            raise ValueError(
+                f"model has {config.vocab_size} token ids, but response {number} has a higher id: name the model that "
+                "wrote the responses."
+            )
     check_length(max(len(one.ids[0]) for one in given), settings.longest, load.positions_of(config))
 
 
@@ -127,14 +132,14 @@ def claim(path: Path, wanted: Row) -> None:
     for name, value in wanted.items():
         if before.get(name) != value:
             raise ValueError(
-                f"{path.parent} holds forks with {name} {before.get(name)!r}, where {value!r} is asked for: name "
-                "another output folder, call the model something else, as in NAME=PATH, or delete that one."
+                f"output: {path.parent} holds forks with {name} {before.get(name)!r}, but {value!r} is requested: "
+                f"name another output folder or another model name, as in NAME=PATH, or delete {path.parent}."
             )
     files.write_json(path, files.read_json(path) | {"settings": wanted})
 
 
 class Grading:
-    """Grader of continuations as responses to their questions; counts continuations that could not be graded."""
+    """Grader of continuations as responses to their questions. It counts continuations that could not be graded."""
 
     def __init__(self, given: Sequence[Given]):
         self.given, self.ungraded = given, 0
@@ -162,8 +167,8 @@ def continue_forks(given: Sequence[Given], path: str, options: Options, rows_pat
     return rows
 
 
-def told(options: Options, path: str) -> Row:
-    """Return the settings that decide the rows; `batch_size` is left out, because it changes only rounding."""
+def row_settings(options: Options, path: str) -> Row:
+    """Return the settings that decide the rows, without `batch_size`, which changes only rounding."""
     asked = {"responses": str(options.responses), "sha256": digest(options.responses)} if options.responses else {}
     return {
         **{field.name: getattr(options, field.name) for field in fields(Settings) if field.name != "batch_size"},
@@ -180,7 +185,7 @@ def run(options: Options) -> Path:
     """Continue the missing forks, summarise all forks, print the table, and return the folder.
 
     Raises:
-        ValueError: an option or a response is wrong; the message is one sentence.
+        ValueError: an option or a response is invalid. The message is one sentence.
     """
     (name, given_path), *_ = named([options.model]).items()
     folder = folder_of(options.output, name)
@@ -196,7 +201,7 @@ def run(options: Options) -> Path:
         generate(given_path, options.benchmarks, folder / "responses", backend=TRANSFORMERS, **sampling, **how)
     given = read(pairs, tokenizer, options)
     check(given, options, config)
-    about = told(options, path)
+    about = row_settings(options, path)
     claim(folder / FIGURES, about)
     rows = continue_forks(given, path, options, folder / ROWS)
     summed = {"settings": about, "summary": summarize(rows), "bins": bins(rows)}

@@ -1,7 +1,7 @@
 """Summary of the rows of `divergence`: means of each kind of fork, and I_t by entropy, with 95% intervals.
 
-Intervals are clustered by question, because forks of one response, and of several responses to one question, are not
-independent of each other.
+Intervals are clustered by question, because forks of the same response, and of several responses to the same question,
+are not independent.
 """
 
 import itertools
@@ -23,7 +23,7 @@ EDGES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, np.inf)
 LEAST_FORKS = 10
 COLUMNS = {
     "accuracy": "accuracy after the sampled token",
-    "other_accuracy": "after the other",
+    "other_accuracy": "after the other token",
     "intervention": "I_t",
     "distance": "edit distance beyond chance",
     "changed": "answers changed beyond chance",
@@ -40,8 +40,8 @@ def _clusters(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     """Return means over the forks of each kind, with intervals.
 
-    `intervention` is the mean of I_t. `distance` and `changed` are the difference between two paths of the two tokens,
-    minus the difference between two paths of one token. Both terms are returned, too.
+    `intervention` is the mean of I_t. `distance` and `changed` are the difference between paths of the two tokens,
+    minus the difference between two paths of the same token. Both terms are also returned.
     """
     kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in (HIGH, LOW)}
     return {kind: _summary(mine) for kind, mine in kinds.items() if mine}
@@ -82,7 +82,7 @@ def bins(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return a header and a row for each kind of fork of each model, as text; `summaries` is by model name."""
+    """Return a header and a row for each kind of fork of each model, as text. `summaries` is by model name."""
     rows = [("model", "entropy", "mean (nats)", "forks", *COLUMNS.values())]
     for name, kinds in summaries.items():
         for kind, one in kinds.items():

@@ -37,8 +37,8 @@ def plain(name: str) -> str:
 
 
 def histogram(found: Mapping[str, tuple[np.ndarray, np.ndarray]], marks: Mapping[str, float]) -> Figure:
-    """Plot token counts by entropy on a log axis, a line per checkpoint; `marks` are 80th percentiles."""
-    figure, axes = _axes("How many tokens have which entropy", f"{NAT}; dotted: 80th percentile", "tokens (log scale)")
+    """Plot token counts by entropy on a log axis, one line per checkpoint. `marks` are 80th percentiles."""
+    figure, axes = _axes("Number of tokens by entropy", f"{NAT}; dotted: 80th percentile", "tokens (log scale)")
     for (name, (edges, counts)), colour, style in zip(found.items(), COLOURS * 9, STYLES * 16, strict=False):
         axes.stairs(np.maximum(counts, 0.5), edges, baseline=0.5, color=colour, linestyle=style, label=plain(name))
         axes.axvline(marks[name], color=colour, linestyle=":", linewidth=1.2)
@@ -118,7 +118,7 @@ def overlap(shares: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def change(rows: Sequence[Mapping[str, float]], first: str, last: str) -> Figure:
-    """Plot the mean entropy change in each percentile bin of the base."""
+    """Plot the mean change of entropy in each percentile bin of the base's entropies."""
     figure, axes = _axes(
         f"Entropy change from {plain(first)} to {plain(last)}",
         f"percentile of the token's entropy in {plain(first)}",
@@ -134,7 +134,7 @@ def change(rows: Sequence[Mapping[str, float]], first: str, last: str) -> Figure
 
 
 def percentiles(curves: Mapping[int, Sequence[float]], places: Sequence[Any], xlabel: str) -> Figure:
-    """Plot percentiles of entropy over training; `curves` maps a level to one value per place (steps or names)."""
+    """Plot percentiles of entropy over training. `curves` maps a level to one value per place (step or name)."""
     figure, axes = _axes("Percentiles of token entropy over training", xlabel, NAT)
     levels = sorted(curves)
     shades = colormaps["viridis_r"].resampled(len(levels) + 1)
@@ -169,7 +169,7 @@ def position(groups: Mapping[str, Mapping[str, Any]], name: str) -> Figure:
 
 
 def categories(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Plot share of tokens, mean entropy and mean probability of each category, a bar per checkpoint."""
+    """Plot share of tokens, mean entropy and mean probability of each category, one bar per checkpoint."""
     names = list(dict.fromkeys(category for figures in found.values() for category in figures))
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     panels = {"share": "share of tokens", "entropy": f"mean {NAT}", "probability": "mean probability"}
@@ -197,7 +197,7 @@ def signs(rows: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
 
 
 def divergence(found: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Plot I_t of each fork against its entropy, and the means of both kinds; a row of panels per model."""
+    """Plot I_t of each fork against its entropy, and the means of both kinds, with one row of panels per model."""
     figure = Figure(figsize=(7, 0.6 + 2.9 * len(found)), layout="constrained")
     grid = figure.subplots(len(found), 2, sharex="col", sharey="col", squeeze=False, width_ratios=(3, 2))
     for (axes, means), (name, one) in zip(grid, found.items(), strict=True):

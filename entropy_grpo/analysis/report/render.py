@@ -16,7 +16,7 @@ from .. import pages
 
 @dataclass(frozen=True)
 class Table:
-    """Table of text cells; a table with a `folded` caption opens on a click."""
+    """Table of text cells. A table with a `folded` caption opens on a click."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -25,7 +25,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """Section of a view: pictures are (path, caption), links name files beside the report."""
+    """Section of a view. `pictures` are (path, caption), `links` are names of files in the report's folder."""
 
     title: str
     text: str = ""

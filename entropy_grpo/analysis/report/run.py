@@ -43,7 +43,9 @@ def folder_of(path: Path) -> Path:
         return path
     if run.metrics.exists() or run.recipe.exists() or holds_analyses(inside):
         return inside
-    raise ValueError(f"{path}: this is neither a run folder nor a folder of entropy-grpo analyze collect.")
+    raise ValueError(
+        f"{path} is neither a run folder nor a folder of entropy-grpo analyze collect: name one of the two."
+    )
 
 
 def holds_analyses(folder: Path) -> bool:
@@ -52,7 +54,11 @@ def holds_analyses(folder: Path) -> bool:
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Compute the figures of forks, of the run's log, and of collected tokens or else of the run's logged samples."""
+    """Compute the figures of forks, of the run's log, and of collected tokens or, without them, of logged samples.
+
+    Raises:
+        ValueError: the folder holds none of these.
+    """
     collection, run = Collection(folder_of(path)), RunFolder(path)
     tokens = {}
     if collection.responses.exists() and collection.checkpoints:
@@ -64,7 +70,9 @@ def measure(path: Path) -> dict[str, Any]:
     others = {"divergence": summary.read(collection.path), "logs": views.of_logs(run)}
     measured = tokens | {key: value for key, value in others.items() if value}
     if not measured:
-        raise ValueError(f"{path}: it holds neither tokens nor forks nor a log with entropies.")
+        raise ValueError(
+            f"{path} holds neither tokens nor forks nor a log with entropies: run entropy-grpo analyze collect first."
+        )
     return measured
 
 
@@ -73,7 +81,7 @@ def _share(value: float) -> str:
 
 
 def ends(found: dict[str, Any]) -> list[str]:
-    """Return the first and the last checkpoint, without repetition, for views that take much room per checkpoint."""
+    """Return the first and the last checkpoint, without repetition, for views that need much space per checkpoint."""
     names = list(found["checkpoints"])
     return list(dict.fromkeys([names[0], names[-1]]))
 
@@ -123,8 +131,8 @@ def word_section(name: str, one: dict[str, Any], folder: Path, number: int) -> S
         caption = f"{len(rows)} tokens of {side} mean entropy, {name}"
         tables.append(Table(("token", "id", "seen", "mean entropy (nats)"), rows, caption))
     text = (
-        f"Tokens seen more than {found['seen_more_than']} times, first those of highest, then those of lowest mean "
-        "entropy where they were written; the larger, the more extreme. ␣ is a space."
+        f"Tokens that occur more than {found['seen_more_than']} times: first the tokens with the highest mean entropy "
+        "at their positions, then the tokens with the lowest. Larger words are more extreme. ␣ is a space."
     )
     return Section(f"Words, {name}", text, pictures, tables)
 
@@ -138,8 +146,8 @@ def training_sections(found: dict[str, Any], folder: Path) -> list[Section]:
     header = (f"top 20% shared with {first}", *(f"{group} responses" for group in groups))
     overlap = Section(
         "Overlap of forks",
-        "The share of the positions with the highest 20% of entropies that two checkpoints have in common, on the "
-        "same responses (Table 1; the paper finds above 86% between the base and every step up to 1360). Two "
+        "Share of the positions with the highest 20% of entropies that two checkpoints have in common, on the same "
+        "responses (Table 1). The paper finds more than 86% between the base and every step up to 1360. Two "
         "independent choices share 20%.",
         pictures,
         [Table(header, rows)],
@@ -156,9 +164,10 @@ def training_sections(found: dict[str, Any], folder: Path) -> list[Section]:
     header = ("percentile", f"entropy in {first}", *(f"change, {group} responses" for group in groups))
     change = Section(
         "Change of entropy",
-        f"Mean change from {first} to {last} of the tokens in each 5% of {first}'s entropies (Fig. 4), in nats.",
+        f"Mean change of entropy from {first} to {last} for the tokens in each 5% of {first}'s entropies (Fig. 4), in "
+        "nats.",
         [(changes, "mean change of entropy by percentile")],
-        [Table(header, rows, "the figures, right and wrong responses apart")],
+        [Table(header, rows, "values, also for right and for wrong responses")],
     )
     curves = whole["percentiles"]
     shown = {level: [curves[name][level] for name in names] for level in figures.PERCENTILES_SHOWN}
@@ -202,7 +211,7 @@ def category_section(found: dict[str, Any], folder: Path) -> Section:
         "change of entropy",
         "of probability",
     )
-    text = "What tokens do (arXiv 2508.02260, appendix C), by word lists. Changes are from the first checkpoint."
+    text = "Categories of tokens by word lists (arXiv 2508.02260, appendix C). Changes are from the first checkpoint."
     return Section("Token categories", text, [(picture, "token categories")], [Table(header, rows)])
 
 
@@ -211,10 +220,10 @@ def divergence_section(found: dict[str, Any], folder: Path) -> Section:
     picture = figures.save(figures.divergence(found), folder / "divergence.png")
     header, *rows = summary.table({name: one["summary"] for name, one in found.items()})
     text = (
-        "At tokens of high and of low entropy the token that was sampled, and in its place the most probable other "
-        "one, are followed by continuations. I_t is the accuracy after the first minus that after the other (arXiv "
-        "2508.02260, Eq. 5, 6); beyond chance is by how much two continuations of the two tokens differ more than two "
-        "of one. 95% intervals over questions."
+        "At tokens of high and of low entropy, responses are continued after the sampled token, and after the most "
+        "probable other token. I_t is the accuracy after the sampled token minus the accuracy after the other token "
+        "(arXiv 2508.02260, Eq. 5, 6). A difference beyond chance is the difference between continuations of the two "
+        "tokens minus the difference between two continuations of the same token. 95% intervals over questions."
     )
     return Section("Divergence at forks", text, [(picture, "intervention by entropy")], [Table(header, rows)])
 
@@ -234,15 +243,15 @@ def log_section(logs: dict[str, Any], folder: Path) -> Section:
             (figures.save(figure, folder / "log-signs.png"), "entropy by correctness and by the sign of the advantage")
         )
     text = (
-        "As the run logged it, each rollout under the policy that wrote it (Fig. 5). Right and wrong responses are "
-        "the positive and negative samples of arXiv 2508.02260. The sign of the advantage differs for a right "
-        "response that is overlong."
+        "Entropy that the run logged for each rollout, under the policy that wrote it (Fig. 5). Right and wrong "
+        "responses are the positive and negative samples of arXiv 2508.02260. The sign of the advantage differs for a "
+        "right response that is overlong."
     )
     return Section("During training", text, pictures)
 
 
 def sections(found: dict[str, Any], folder: Path) -> list[Section]:
-    """Make every section for which there are figures, and draw its pictures into `folder`."""
+    """Make every section that has figures, and draw its pictures into `folder`."""
     made = []
     checkpoints = found.get("checkpoints", {})
     if checkpoints:

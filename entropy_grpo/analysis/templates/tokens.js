@@ -1,5 +1,5 @@
 "use strict";
-// Texts come from a model: they reach the page as textContent and in no other way.
+// Texts come from a model, so that they may reach the page only as textContent.
 const data = JSON.parse(document.getElementById("data").textContent);
 const SHADES = 15, LOWEST = 0.01, PART = 300;
 const by = (id) => document.getElementById(id);
@@ -12,11 +12,11 @@ const make = (name, className, text) => {
 
 let current = 0; // the response on the page
 let columns = []; // one per checkpoint: {text, tokens}
-let here = null; // [column, token] that the tip is about
+let here = null; // [column, token] that the tip describes
 
 const shade = (h) => (h < LOWEST ? 0 : 1 + Math.min(SHADES - 1, Math.floor((h / data.scale) * SHADES)));
 
-// Each token's place in the order of falling entropy over all responses of a checkpoint; the earlier of equal ones first.
+// Rank of each token by falling entropy over all responses of a checkpoint. Of equal entropies, the earlier ranks first.
 const total = data.responses.reduce((n, r) => n + r.tokens.length, 0);
 const starts = [];
 data.responses.reduce((n, r) => (starts.push(n), n + r.tokens.length), 0);
@@ -31,7 +31,7 @@ for (let v = 0; v < data.names.length; v++) {
   ordered.push(h.sort().reverse());
 }
 
-// In whole percents: 100 * 0.07 is above 7 in floating point.
+// rho is in whole percents, because 100 * 0.07 is above 7 in floating point.
 const keptCount = () => Math.ceil((total * Number(by("rho").value)) / 100);
 const isKept = (v, i) => places[v][starts[current] + i] < keptCount();
 
@@ -71,7 +71,7 @@ function draw(index) {
       span.place = i;
       span.kept = false;
       part.append(span);
-      // A part ends where a line does, so that the parts do not show.
+      // A part ends at the end of a line, so that the parts are invisible.
       if (++length >= PART && data.texts[number].endsWith("\n")) {
         text.append(part);
         part = make("div", "part");
@@ -155,7 +155,7 @@ function move(event, v) {
   show(v, i);
 }
 
-// One listener for all tokens. What the keys scroll under a pointer at rest is not pointed at.
+// One listener for all tokens. A token that the keys scroll under a resting pointer does not count as pointed at.
 let pointer = "";
 const over = (event) => {
   const span = event.target, before = pointer;

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of a tile of float32 logits: 128 MiB, and as much again for the tile's probabilities.
+# Elements of a tile of float32 logits: 128 MiB, and another 128 MiB for the tile's probabilities.
 ELEMENTS = 2**25
 # Settings of a model's configuration that change logits after the LM head.
 AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -19,7 +19,7 @@ AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 @dataclass(frozen=True)
 class Scores:
-    """Statistics of the tokens of a response, on the CPU; ids are int64, other tensors float32.
+    """Statistics of the tokens of a response, on the CPU. Ids are int64, all other tensors float32.
 
     Attributes:
         entropies: (T,) entropies, nats.
@@ -62,12 +62,15 @@ def score(
     """
     if not prompt_ids or not response_ids:
         raise ValueError(
-            f"prompt_ids has {len(prompt_ids)} and response_ids {len(response_ids)} tokens: give at least one of each."
+            f"prompt_ids has {len(prompt_ids)} and response_ids has {len(response_ids)} tokens: give at least one "
+            "token each."
         )
     settings = model.config.get_text_config().to_dict()
     for name in AFTER_THE_HEAD:
         if settings.get(name) not in (None, 1, 1.0):
-            raise ValueError(f"The model changes its logits behind its head ({name} {settings[name]}): not supported.")
+            raise ValueError(
+                f"model has {name} {settings[name]}, which changes logits after the LM head and is not supported."
+            )
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([[*prompt_ids, *response_ids]], device=device)
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt_ids) - 1 : -1]

@@ -16,21 +16,21 @@ class Options:
     """Responses of a run, and the checkpoints that colour their tokens."""
 
     run: Path
-    """a run folder"""
+    """run folder"""
     checkpoints: Sequence[str] = ()
-    """[NAME=]a Hub id or a folder, to score the tokens side by side; they share the run's tokenizer"""
+    """models with the run's tokenizer that score the tokens, side by side, as [NAME=]MODEL"""
     responses: int = 8
-    """how many of the last ones"""
+    """number of responses, the last in the run's log"""
     rho: float = RHO
     """share of the tokens that are marked; the page has a slider for it"""
     temperature: float = 1.0
-    """with checkpoints, of the entropies"""
+    """with checkpoints: temperature of the entropies"""
     dtype: str = "auto"
-    """with checkpoints, of the weights: auto, bfloat16, float32, ..."""
+    """with checkpoints: dtype of the weights: auto, bfloat16, float32, ..."""
 
     def __post_init__(self) -> None:
         if not RunFolder(self.run).samples.exists():
-            raise ValueError(f"run is {str(self.run)!r}, where there is no samples.jsonl: name a run folder.")
+            raise ValueError(f"run is {str(self.run)!r}, which has no samples.jsonl: name a run folder.")
         refuse_unread(self, READ_IF)
         if self.responses < 1:
             raise ValueError(f"responses is {self.responses}: it must be 1 or more.")

@@ -1,11 +1,11 @@
 """Coloured text (arXiv 2506.01939, Fig. 12-17) as one self-contained HTML page.
 
-Each token has the colour of its entropy. The top rho are marked, and a slider sets rho. A token under the pointer or
-the keyboard focus shows its entropy, its probability and its alternatives. Checkpoints are shown side by side.
+Each token has the colour of its entropy. The top share rho is marked, and a slider sets rho. A token under the pointer
+or the keyboard focus shows its entropy, its probability and its alternatives. Checkpoints are shown side by side.
 
-Tokens are untrusted text, so none of it becomes markup. The data is JSON in an inert block, written without `<`. The
-script inserts it as text only, with isolated text direction. The content security policy allows only the page's own
-script, by its hash, and no requests.
+Tokens are untrusted text, so that no part of a token may become markup. The data is JSON in an inert block, written
+without `<`. The script inserts it only as text, with isolated text direction. The content security policy allows only
+the page's own script, by its hash, and no requests.
 """
 
 import base64
@@ -22,7 +22,7 @@ from ...runs import files
 from .. import pages
 from .tokens import Response, View, shown
 
-# Quantile of the entropies that has the strongest colour; tokens above it have the same colour.
+# Quantile of the entropies that has the strongest colour. Tokens above it have the same colour.
 COLOURED = 0.99
 LEAST = -999.0
 
@@ -34,7 +34,7 @@ def entropy_scale(responses: Sequence[Response]) -> float:
 
 
 class _Texts:
-    """Numbers of texts, which keep the page small: 20,000 tokens with five alternatives have few distinct texts."""
+    """Numbers of texts, which keep the page small, because 20,000 tokens with alternatives have few distinct texts."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
@@ -69,8 +69,8 @@ def page_data(responses: Sequence[Response], rho: float = RHO) -> dict[str, Any]
     for response in responses:
         if [view.name for view in response.views] != names:
             raise ValueError(
-                f"{response.title!r} has the checkpoints {[view.name for view in response.views]} where the first "
-                f"response has {names}: a page compares the same ones."
+                f"response {response.title!r} has the checkpoints {[view.name for view in response.views]}, but the "
+                f"first response has {names}: give all responses the same checkpoints."
             )
         rows.append(
             {
@@ -94,7 +94,7 @@ def _hash(text: str) -> str:
 
 
 def page(title: str, responses: Sequence[Response], rho: float = RHO) -> str:
-    """Return the HTML page; its slider starts at rho."""
+    """Return the HTML page, whose slider starts at rho."""
     style, script = pages.source("tokens.css"), pages.source("tokens.js")
     # Without `<` no text can end the block or begin another block; json escapes all non-ASCII characters.
     data = json.dumps(page_data(responses, rho), separators=(",", ":")).replace("<", "\\u003c")

@@ -24,7 +24,7 @@ def _byte_of() -> dict[str, int]:
 
 
 def piece(tokenizer: Any, token: int) -> str:
-    r"""Return the text of one token; bytes that are not valid text by themselves are written as `\xf0`."""
+    r"""Return the text of one token. Bytes that are not valid text by themselves are written as `\xf0`."""
     text, name = tokenizer.decode([token]), tokenizer.convert_ids_to_tokens(token)
     if name is None:  # a row of the model's embedding beyond the tokenizer's vocabulary
         return f"<{token}>"
@@ -40,7 +40,7 @@ def piece(tokenizer: Any, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Return text with visible characters only: signs for spaces and line ends, code points for invisible ones."""
+    """Return text with only visible characters: signs for spaces and line ends, code points for invisible ones."""
     return "".join(map(_visible, text)) or "(empty)"
 
 

@@ -21,7 +21,7 @@ COUNT = 5
 
 
 def score(rows: list[files.Row], options: Options) -> list[Response]:
-    """Score the responses under every checkpoint; one checkpoint is loaded at a time."""
+    """Score the responses under every checkpoint. Only one checkpoint is in memory at a time."""
     views: list[list[View]] = [[] for _ in rows]
     for name, path in named(options.checkpoints).items():
         model, tokenizer = load.load_model(load.resolve(path), None, options.dtype)

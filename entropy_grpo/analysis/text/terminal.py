@@ -1,7 +1,7 @@
 """Coloured text in a terminal: background by entropy in 256 colours, kept tokens underlined.
 
-If the output is not a terminal, or NO_COLOR is set, kept tokens are in ⟦brackets⟧ and nothing is coloured. Control
-characters of a token are displayed, never sent to the terminal.
+If the output is not a terminal, or NO_COLOR is set, kept tokens are in ⟦brackets⟧ and no token is coloured. Control
+characters of a token are displayed and never sent to the terminal.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import TextIO
 from .page import entropy_scale
 from .tokens import Response, kept_tokens, shown
 
-# Colours of the 6 x 6 x 6 cube from pale yellow to red, under black letters; tokens below LOWEST have no colour.
+# Colours of the 6 x 6 x 6 cube from pale yellow to red, under black letters. Tokens below LOWEST have no colour.
 SHADES = (230, 229, 228, 222, 221, 215, 209, 203, 196)
 RESET = "\x1b[0m"
 LOWEST = 0.01  # nats; half of a model's tokens lie below
@@ -59,5 +59,5 @@ def text(responses: Sequence[Response], rho: float, colour: bool) -> str:
         kept = _token("underlined", None, True, True)
         lines.append(f"entropy {LOWEST} {ramp} {scale:.2f} nats and above; kept tokens are {kept}")
     else:
-        lines.append("kept tokens stand in ⟦brackets⟧")
+        lines.append("kept tokens are in ⟦brackets⟧")
     return "\n".join(lines) + "\n"

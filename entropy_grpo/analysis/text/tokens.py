@@ -1,4 +1,4 @@
-"""Response data for page and terminal: the text of its tokens, and every checkpoint's statistics of each token.
+"""Response data for page and terminal: the text of each token, and its statistics under every checkpoint.
 
 All checkpoints score the same tokens, so that their statistics can be compared token by token.
 """
@@ -57,10 +57,12 @@ class Response:
                 if values is not None and len(values) != len(self.tokens):
                     raise ValueError(
                         f"{name} of {view.name!r} has {len(values)} values for the {len(self.tokens)} tokens of "
-                        f"{self.title!r}: give one each."
+                        f"{self.title!r}: give one value per token."
                     )
             if not all(map(math.isfinite, view.entropies)):
-                raise ValueError(f"entropies of {view.name!r} are not all numbers in {self.title!r}.")
+                raise ValueError(
+                    f"entropies of {view.name!r} are not all finite in {self.title!r}: give finite numbers."
+                )
 
 
 def shown(text: str) -> str:
@@ -104,7 +106,7 @@ def from_samples(rows: Iterable[Row], name: str = "policy") -> list[Response]:
 
 
 def kept_tokens(responses: Sequence[Response], index: int, rho: float) -> list[list[bool]]:
-    """Return whether the view at `index` keeps each token: the top ceil(n rho) of all n; ties keep the earlier."""
+    """Return whether the view at `index` keeps each token: the ceil(n rho) of highest entropy, ties by position."""
     entropies = [h for response in responses for h in response.views[index].entropies]
     order = sorted(range(len(entropies)), key=lambda i: -entropies[i])
     kept = set(order[: kept_count(len(entropies), rho)])

@@ -21,7 +21,7 @@ SIGNS = {
 
 
 def _described(parts: Any, texts: dict[int, str]) -> dict[str, Any]:
-    """Return distribution, histogram and words; each call of `parts()` iterates over `token` and `entropy` again."""
+    """Return distribution, histogram and words. Each call of `parts()` iterates over `token` and `entropy` again."""
     entropy = np.concatenate([part["entropy"] for part in parts()])
     edges, counts = distribution.histogram(part["entropy"] for part in parts())
     seen, mean = words.means(parts())

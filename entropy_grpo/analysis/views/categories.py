@@ -10,7 +10,7 @@ from ..collect.store import Columns
 
 
 def by_category(parts: Iterable[Columns], texts: Mapping[int, str]) -> dict[str, dict[str, float]]:
-    """Return `tokens`, their `share` of all, mean `entropy` (nats) and mean `probability` of each category.
+    """Return the number of `tokens`, their `share`, mean `entropy` (nats) and mean `probability` of each category.
 
     Args:
         parts: columns `token`, `entropy` and `log_prob`.

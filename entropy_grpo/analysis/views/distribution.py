@@ -1,6 +1,6 @@
-"""Exact distribution of entropy over tokens (arXiv 2506.01939, Fig. 2a); quantiles are not interpolated or sampled.
+"""Exact distribution of entropy over tokens (arXiv 2506.01939, Fig. 2a). Quantiles are not interpolated or sampled.
 
-Entropies are float32 arrays (N,) in nats; sums are float64.
+Entropies are float32 arrays (N,) in nats. Sums are float64.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ LEVELS = tuple(range(0, 101, 5))  # Fig. 5
 
 
 def top(entropy: np.ndarray, rho: float = RHO) -> np.ndarray:
-    """Return an (N,) bool mask of the ceil(rho N) tokens of highest entropy; ties keep the earlier, as in training."""
+    """Return an (N,) bool mask of the ceil(rho N) tokens of highest entropy. Ties keep the earlier, as in training."""
     scores = torch.from_numpy(np.ascontiguousarray(entropy))
     kept, _ = select(scores, torch.ones(len(scores), dtype=torch.bool), rho, torch.arange(len(scores)))
     return kept.numpy()
 
 
 def levels(entropy: np.ndarray, wanted: Sequence[int] = LEVELS) -> dict[int, float]:
-    """Return percentiles by level, each an occurring entropy (the lower of two neighbours); NaN without tokens."""
+    """Return percentiles by level, NaN without tokens. Each is an occurring entropy, the lower of two neighbours."""
     scores = torch.from_numpy(np.ascontiguousarray(entropy))
     values = percentiles(scores, torch.ones(len(scores), dtype=torch.bool), wanted)
     return dict(zip(wanted, values, strict=True))
@@ -34,7 +34,7 @@ def summary(entropy: np.ndarray) -> dict[str, Any]:
     """Return count, mean, share of tokens below `LOW`, percentiles, and the share of entropy in the top 20%."""
     n = len(entropy)
     if n == 0:
-        raise ValueError("there are no tokens to describe.")
+        raise ValueError("entropy is empty: give the entropies of at least one token.")
     total = entropy.sum(dtype=np.float64)
     highest = np.partition(entropy, n - kept_count(n, RHO))[n - kept_count(n, RHO) :]
     return {

@@ -1,6 +1,6 @@
 """Changes of entropy over training on the same tokens (arXiv 2506.01939, Table 1, Fig. 4 and 5).
 
-Entropies are float32 (N,) in nats; position i is the same token in every array.
+Entropies are float32 (N,) in nats. Position i is the same token in every array.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ import numpy as np
 from ..collect.store import Columns
 
 SHOWN = 100
-LEAST = 100  # the paper's "more than 100 times" among a million tokens
+LEAST = 100  # the paper shows tokens with "more than 100" occurrences among a million tokens
 
 
 def means(parts: Iterable[Columns]) -> tuple[np.ndarray, np.ndarray]:
@@ -34,9 +34,9 @@ def means(parts: Iterable[Columns]) -> tuple[np.ndarray, np.ndarray]:
 def extremes(
     counts: np.ndarray, mean: np.ndarray, texts: Mapping[int, str], least: int, shown: int = SHOWN
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the `shown` tokens of `highest` and of `lowest` mean entropy among tokens seen more than `least` times.
+    """Return the `shown` tokens of `highest` and of `lowest` mean entropy among tokens with more than `least` uses.
 
-    Rows have `token`, `text`, `count` and `entropy` (nats), most extreme first; ties are in order of id.
+    Rows have `token`, `text`, `count` and `entropy` (nats), most extreme first. Ties are in order of id.
     """
     seen = np.flatnonzero(counts > least)
     shown = min(shown, (len(seen) + 1) // 2)  # keeps both lists disjoint, up to one token, for small vocabularies
@@ -53,5 +53,5 @@ def extremes(
 
 
 def least_count(tokens: int) -> int:
-    """Return the least count of a token: the paper's 100 per million tokens, in proportion, but from 20 to 100."""
+    """Return the least count of a token: the paper's 100 per million tokens, in proportion, but 20 to 100."""
     return int(np.clip(tokens // 10_000, 20, LEAST))

@@ -1,9 +1,8 @@
 """GPQA diamond: 198 questions of graduate science with four choices. Out of domain.
 
 Traps: the set is gated, so that a token is needed. Its authors ask not to publish the questions, so that results do
-not
-repeat them. Rows have no letters: the record's id decides the order of the choices, which is the same in every run
-(other evaluations draw a new order). Choices have white space around them.
+not repeat them. Rows have no letters. The record's id decides the order of the choices, which is the same in every
+run. Other evaluations draw a new order. Choices have white space around them.
 """
 
 import random

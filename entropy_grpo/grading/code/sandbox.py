@@ -1,19 +1,17 @@
-"""Run a Python program that nobody has read, so that nothing of it is left and nothing outside is touched or seen.
+"""Sandbox for untrusted Python programs: a program leaves nothing behind, and sees and touches nothing outside.
 
-`run` gives the program a Linux machine of its own (see `jail`). There is no network and no privilege, and no process
-but the program's own. The program sees no file of the host but the interpreter, its libraries, the system's and numpy
-if it is installed, all read-only. It works in an empty folder in memory, with limits on time, memory, processes, files
-and output. All of it, the folder included, is gone when `run` returns. `run` needs Linux 5.14 and a kernel that lets
-this user make user namespaces. Otherwise it refuses and `unavailable` gives the reason: a program is never run with
-less.
+`run` isolates the program in new Linux namespaces (see `jail`). The program has no network and no privileges, and sees
+no other processes. The only files of the host that it sees are the interpreter with its libraries, the system's files
+of `SYSTEM`, and numpy, all read-only. It works in an empty folder in memory, with limits on time, memory, processes,
+files and output. The folder and all processes are gone when `run` returns. `run` needs Linux 5.14 and a kernel that
+lets this user make user namespaces. Without them, `run` refuses every program, and `unavailable` gives the reason.
 
-bubblewrap 0.8 does not take `jail`'s place. Its tmpfs has no limit on the number of files. Under root, as in most
-containers, its program keeps root's kernel uid, which no limit on processes binds. Memory, time, output and system
-calls would stay ours to bound.
+bubblewrap 0.8 cannot replace `jail`. Its tmpfs has no limit on the number of files. Under root, as in most containers,
+its program keeps root's kernel uid, to which no limit on processes applies. It does not limit memory, time or output.
 
-Three gaps remain. A hole in a system call that `jail` does not refuse is a hole here. Files below /usr and among the
-interpreter's libraries can be read. The sum of memory is checked every 30 ms, so until then `processes` times `memory`
-is the bound.
+Three gaps remain. A program can exploit a kernel bug in a system call that `jail` does not refuse. It can read files
+below /usr and in the interpreter's libraries. The sum of memory is checked every 30 ms, so for that time a program can
+use `processes` times `memory`.
 """
 
 import fcntl
@@ -32,7 +30,7 @@ from typing import Literal
 JAIL = Path(__file__).with_name("jail.py")
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
 DEVICES = ("null", "zero", "full", "random", "urandom")
-# Seconds that the setup may take beyond the limit of the program itself.
+# Time limit of the setup, in addition to the limit of the program.
 SETUP_SECONDS = 30.0
 FIX = (
     "enable user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
@@ -43,20 +41,22 @@ FIX = (
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a program. Beyond time, memory or output it is stopped; beyond any other limit its calls fail."""
+    """Limits of a program. Exceeding `seconds`, `memory` or `output` stops it. Beyond another limit, its system calls
+    fail.
+    """
 
     seconds: float = 6.0
-    """wall clock, from its start"""
+    """wall-clock time from the start of the program"""
     memory: int = 2 << 30
-    """bytes resident in all its processes together, and bytes of address space of each"""
+    """resident bytes of all processes together, and bytes of address space of each process"""
     output: int = 8 << 20
-    """bytes of stdout, and of stderr"""
+    """bytes of each of stdout and stderr"""
     processes: int = 16
-    """processes and threads at once"""
+    """number of processes and threads at the same time"""
     disk: int = 32 << 20
-    """bytes in the working directory, and in one file"""
+    """bytes in the working directory, and in each file"""
     files: int = 256
-    """files and folders in the working directory"""
+    """number of files and folders in the working directory"""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,12 @@ class Outcome:
     """The end of a program.
 
     Attributes:
-        ended: `ok` (exit code 0), `error` (another exit code, or a signal, whose negative number the code is), or the
-            limit that stopped it: `timeout`, `memory` (also Python's own MemoryError), `output`.
-        exit_code: may be None if a limit stopped the program.
-        stdout, stderr: at most `Limits.output` bytes each, undecodable ones replaced.
-        seconds: wall clock, from the start of the program.
+        ended: `ok` (exit code 0), `error` (any other exit code), or the limit that stopped the program: `timeout`,
+            `memory` or `output`. `memory` includes Python's MemoryError.
+        exit_code: negative number of the signal if a signal ended the program. It may be None if a limit stopped the
+            program.
+        stdout, stderr: at most `Limits.output` bytes each. Undecodable bytes are replaced.
+        seconds: wall-clock time from the start of the program.
     """
 
     ended: Literal["ok", "error", "timeout", "memory", "output"]
@@ -80,16 +81,16 @@ class Outcome:
 
 @cache
 def unavailable() -> str | None:
-    """The reason why programs cannot be sandboxed on this machine, in one sentence; None if they can."""
+    """Return why this machine cannot sandbox programs, in one sentence, or None if it can."""
     if sys.platform != "linux":
-        return f"Code benchmarks run model output in a sandbox made of Linux namespaces, which {sys.platform} lacks."
+        return f"Code benchmarks need a sandbox of Linux namespaces, and {sys.platform} has none: leave them out."
     try:
         outcome = _run("print(6 * 7)", "", Limits(seconds=SETUP_SECONDS))
     except RuntimeError as error:
         return str(error)
     if outcome.stdout != "42\n":
         return (
-            f"Python does not start in the sandbox ({outcome.stderr.strip()[-300:]}); leave the code benchmarks out."
+            f"Python does not start in the sandbox ({outcome.stderr.strip()[-300:]}): leave the code benchmarks out."
         )
     return None
 
@@ -98,7 +99,7 @@ def run(program: str, stdin: str = "", limits: Limits = Limits()) -> Outcome:
     """Run a Python program. Threads may call this at the same time.
 
     Raises:
-        RuntimeError: the program cannot be run safely.
+        RuntimeError: the machine refuses the sandbox, or the sandbox was killed.
     """
     if reason := unavailable():
         raise RuntimeError(reason)
@@ -107,20 +108,20 @@ def run(program: str, stdin: str = "", limits: Limits = Limits()) -> Outcome:
 
 @cache
 def _interpreter() -> str:
-    """The interpreter behind the virtual environment, because the sandbox has no environment."""
+    """Return the interpreter behind the virtual environment, because the sandbox has no environment."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 @cache
 def _shown() -> tuple[dict[str, str], dict[str, str]]:
-    """All files that a program can read: host paths with their paths in the sandbox, and symbolic links."""
+    """Return all files that a program can read: {host path: path in the sandbox}, and {symbolic link: destination}."""
     shown, links = {}, {}
     for path in SYSTEM:
         if os.path.islink(path):
             links[path] = os.readlink(path)
         elif os.path.exists(path):
             shown[path] = path
-    # Not the whole prefix, which can be a home directory.
+    # The whole prefix is not shown, because it can be a home directory.
     library = f"{sys.base_exec_prefix}/{sys.platlibdir}"
     places = [_interpreter(), f"{sys.base_prefix}/lib", library, os.path.dirname(os.__file__)]
     for place in map(os.path.realpath, places):
@@ -146,7 +147,7 @@ def _spec(program: str, limits: Limits) -> dict:
             "LANG": "C.UTF-8",
             "PYTHONPATH": "/packages",
             "PYTHONHASHSEED": "0",
-            # numpy's BLAS would start a thread, with its own address space, for every core.
+            # Otherwise numpy's BLAS starts a thread, with its own address space, for every core.
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         },
@@ -159,7 +160,7 @@ def _spec(program: str, limits: Limits) -> dict:
             "AS": limits.memory,
             "CPU": int(limits.seconds) + 1,
             "FSIZE": limits.disk,
-            # The two processes of the jail may count too.
+            # The two processes of the jail may count, too.
             "NPROC": limits.processes + 2,
             "NOFILE": 64,
             "CORE": 0,
@@ -170,7 +171,7 @@ def _spec(program: str, limits: Limits) -> dict:
 
 
 def _sealed(name: str, text: str) -> int:
-    """A descriptor of a text that nobody can write to, not even through another descriptor."""
+    """Return a descriptor of a text that no process can change through any descriptor."""
     fd = os.memfd_create(name, os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     with open(fd, "w", encoding="utf-8", errors="surrogatepass", newline="", closefd=False) as file:
         file.write(text)
@@ -181,10 +182,10 @@ def _sealed(name: str, text: str) -> int:
 
 
 def _collect(process: subprocess.Popen, cap: int, seconds: float) -> tuple[list[bytes], bool]:
-    """Read standard output and error until both end, `seconds` have passed or one has more than `cap` bytes.
+    """Read standard output and error until both end, `seconds` have passed, or one has more than `cap` bytes.
 
     Returns:
-        [stdout, stderr] of at most `cap` bytes each, and whether there was more.
+        [stdout, stderr] of at most `cap` bytes each, and whether one had more.
     """
     kept = {process.stdout: bytearray(), process.stderr: bytearray()}
     deadline = time.monotonic() + seconds
@@ -220,7 +221,7 @@ def _run(program: str, stdin: str, limits: Limits) -> Outcome:
     with process, open(report_end, "rb") as reports:
         try:
             outputs, overflow = _collect(process, limits.output, limits.seconds + SETUP_SECONDS)
-            # The process ends everything that it started in the sandbox before it ends itself.
+            # The jail ends all its processes before it ends itself.
             process.terminate()
             process.wait(SETUP_SECONDS)
         finally:
@@ -228,11 +229,11 @@ def _run(program: str, stdin: str, limits: Limits) -> Outcome:
         report_text = reports.read()
     stdout, stderr = (text.decode("utf-8", "replace") for text in outputs)
     if not report_text:
-        raise RuntimeError(f"The sandbox was killed from outside, or Python does not start in it: {stderr[-300:]}")
+        raise RuntimeError(f"The sandbox was killed, or Python does not start in it: {stderr[-300:]}")
     verdict = json.loads(report_text)
     if "refused" in verdict:
         raise RuntimeError(
-            f"Code benchmarks need a sandbox, and this machine refuses it ({verdict['refused']}); {FIX}."
+            f"Code benchmarks need a sandbox, and this machine refuses it ({verdict['refused']}): {FIX}."
         )
     exit_code = None if verdict["status"] is None else os.waitstatus_to_exitcode(verdict["status"])
     ended = verdict["how"]
