@@ -1,7 +1,7 @@
 """Shape of batches on a number of processes, their longest sequence, and the two units of a run's length.
 
-TRL counts optimiser steps. verl, with which arXiv 2508.02260 trained, counts rollouts: it steps the learning rate's
-schedule once after all optimiser steps of a rollout (`update_actor` of its workers), and its step 200 is rollout 200.
+TRL counts optimiser steps. verl, with which arXiv 2508.02260 trained, counts rollouts. It steps the learning rate's
+schedule once per rollout (`update_actor` of its workers), and its step 200 is rollout 200.
 """
 
 import re

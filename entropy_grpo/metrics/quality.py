@@ -4,8 +4,8 @@ The measures read only text and take linear time, so that every training step ca
 2508.02260, with these differences. Format violations are the paper's. Language mixing is a Chinese character in the
 paper. Here kana and Hangul count, too, unless the question has such characters. Repetition replaces the paper's
 irrelevant content, which a language model judges. The list of formats is not from a paper. It follows the finding of
-arXiv 2504.07912 that reinforcement learning amplifies one output format of the pre-training data. A format entropy that
-falls to 0 early in a run shows this collapse.
+arXiv 2504.07912 that reinforcement learning amplifies one output format of the pre-training data. A format entropy
+that falls to 0 early in a run shows this collapse.
 """
 
 import math

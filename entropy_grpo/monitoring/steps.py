@@ -41,8 +41,8 @@ def window_metrics(
 
     Returns:
         Mean entropies (nats) of kept and dropped tokens, the kept fraction, and clip rates of kept tokens. `kept` and
-        `all` are numbers of tokens. The entropies are those that ranked the tokens, of the sequences in `everything`;
-        `rollout_metrics` has the entropies by which arms may be compared. A mean over no tokens is NaN.
+        `all` are numbers of tokens. The entropies are the scores that ranked the tokens of `everything`. Arms can be
+        compared by the entropies of `rollout_metrics`. A mean over no tokens is NaN.
     """
     mask, kept = flatten([s.mask for s in everything]), flatten([s.kept for s in everything])
     entropies = flatten([s.entropies for s in everything])
@@ -69,9 +69,10 @@ def window_metrics(
 
 
 def rollout_metrics(batches: Sequence[Inputs], entropies: Sequence[Tensor], reduce: Reduce) -> dict[str, float]:
-    """Compute the entropies of a rollout's tokens over all ranks, in nats; a mean over nothing is NaN.
+    """Compute the entropies of a rollout's tokens over all ranks, in nats. A mean over no tokens is NaN.
 
-    All tokens count, whatever is kept or run of them, so that runs with different selections can be compared.
+    All tokens count, also dropped tokens and sequences that are not run, so that runs with different selections can be
+    compared.
 
     Args:
         batches: this rank's sequences of the rollout; `right` is (B,) bool.

@@ -169,12 +169,12 @@ class Objective:
 
     @property
     def kept_share(self) -> float:
-        """Share of the tokens by whose number the loss is divided: those that are kept, unless norms are matched."""
+        """Divisor of the loss as a share of all tokens: the kept share, or that of `top` if norms are matched."""
         return kept_share(self.rho, self.selection)
 
     @property
     def matches_norms(self) -> bool:
-        """True if tokens are drawn until their gradient is that of the top tokens; how many are kept is not known."""
+        """True if tokens are drawn until their gradient is that of the top tokens, so that their number is unknown."""
         return self.selection == MATCHED
 
     @property

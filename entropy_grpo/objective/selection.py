@@ -159,12 +159,11 @@ def select_matched(
 ) -> Tensor:
     """Keep random tokens until their summed gradient norms reach those of the tokens that `top` keeps.
 
-    This control answers whether entropy is only a proxy for large gradients: it has as much gradient as `top`, on
-    tokens that entropy has no part in. The sum exceeds that of `top` by less than the norm of the last token. If no
-    token has a gradient, none is kept.
+    This control tests if entropy is only a proxy for large gradients. It has the gradient of `top`, on tokens chosen
+    without entropy. The sum exceeds that of `top` by less than the norm of the last token. If no token has a gradient,
+    none is kept.
 
-    The norms are added as integers, in units of 2^-30 of the largest, so that the sums are the same for every number
-    of ranks and in every order.
+    The norms are added as integers, in units of 2^-30 of the largest, so that sums do not depend on ranks and order.
 
     Args:
         norms: `gradient_norms`, non-negative.
@@ -200,10 +199,10 @@ def gradient_norms(
     The gradient is an outer product, alpha * (e(o) - p) h^T, with the norm |alpha| * ||e(o) - p||_2 * ||h||_2. The
     (V, H) matrix is therefore never formed.
 
-    alpha is not the letter of the paper's alpha_t. It is the factor of d log p(o) in the loss that is trained here:
-    advantage times ratio, and zero where the clip, or the dual clip, stops the gradient. The caller multiplies it by
-    vLLM's importance correction. Left out are the divisor of the loss and the sampling temperature, which all tokens
-    of an optimiser step share.
+    alpha is not the letter of the paper's alpha_t. It is the factor of d log p(o) in this package's loss: advantage
+    times ratio, and zero if the clip, or the dual clip, stops the gradient. The caller multiplies it by vLLM's
+    importance correction. Left out are the divisor of the loss and the sampling temperature, which all tokens of an
+    optimiser step share.
 
     Args:
         residual_norms: (B, T) float32, ||e(o) - p||_2 * ||h||_2.
