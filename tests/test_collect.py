@@ -178,7 +178,7 @@ def test_the_final_model_answers_and_the_base_gives_the_bins(tmp_path, tiny_mode
     assert texts[0] == texts[1]
     with pytest.raises(ValueError, match="answered_by is 'last', which is none of the checkpoints: base, final"):
         run.run(run.Options(output=tmp_path / "new", answered_by="last", **given))
-    with pytest.raises(ValueError, match="answered_by 'final', where None is asked for"):
+    with pytest.raises(ValueError, match="answered_by 'final', but None is requested"):
         run.run(run.Options(output=tmp_path / "out", **given))
 
 

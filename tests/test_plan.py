@@ -283,19 +283,19 @@ def test_a_model_that_cannot_be_built_is_refused(tmp_path, recipe_file, capsys, 
 @pytest.mark.parametrize(
     "words, options, sentence",
     [
-        ([], {"gpus": 1, "gpu_memory": 24}, r"training takes .* GiB of a GPU, which has 24"),
-        ([], {}, r"adds up whole float32 gradients \(30.5 GiB\).*sync_each_batch: true"),
-        (["--bf16", "false"], {}, r"fsdp2.yaml has mixed_precision: bf16 and the recipe trains with no"),
+        ([], {"gpus": 1, "gpu_memory": 24}, r"training needs .* GiB of a GPU, which has 24"),
+        ([], {}, r"accumulates unsharded float32 gradients \(30.5 GiB\).*sync_each_batch: true"),
+        (["--bf16", "false"], {}, r"fsdp2.yaml has mixed_precision: bf16, but the recipe trains with no"),
         (["--max_completion_length", "40000"], {}, r"42048 tokens, but the model has 32768 positions"),
         (
             ["--max_prompt_length", "2048"],
             {"gpus": 8, "gpu_memory": 60},
-            r"vLLM refuses to start.* hold [\d,]+ tokens, fewer than the 22,528 of one sequence: raise vllm_gpu_mem",
+            r"vLLM refuses to start.* [\d,]+ tokens, but one sequence has 22,528: raise vllm_gpu_mem",
         ),
         (
             [],
             {"gpus": 8, "gpu_memory": 72},
-            r"fewer than the 32,768 of one sequence: set vllm_max_model_length to 22528",
+            r"but one sequence has 32,768: set vllm_max_model_length to 22528",
         ),
         (["--vllm_max_model_length", "9000"], {}, r"is 9000, but a prompt and its response have up to 22528 tokens"),
         (
@@ -332,7 +332,7 @@ SYNC = ["--accelerator_config", "{gradient_accumulation_kwargs: {sync_each_batch
 )
 def test_advice_is_what_the_run_can_do(recipe_file, words, options, advice, impossible):
     found = plan.make(resolve(recipe_file, [*SYNC, *words], **options))
-    said = next(warning for warning in found["warnings"] if warning.startswith("training takes"))
+    said = next(warning for warning in found["warnings"] if warning.startswith("training needs"))
     assert advice in said and impossible not in said
     assert found["verdict"]["fits"] is False
 

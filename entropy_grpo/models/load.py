@@ -239,7 +239,7 @@ def read_local_config(name: str, revision: str | None = None, path: str | None =
         return AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{file}: transformers cannot read this config.json: {reason}") from error
+        raise ValueError(f"model_name_or_path: transformers cannot read {file}: {reason}") from error
 
 
 def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:

@@ -273,7 +273,7 @@ def _materialise(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 class _Allocated(TorchDispatchMode):
-    """Bytes of all tensors that are made under this mode, until nothing refers to their storage any more.
+    """Bytes of all tensors that are made under this mode, until their storage is freed.
 
     Attributes:
         now: bytes at this moment.

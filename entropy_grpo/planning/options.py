@@ -5,26 +5,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Recipe of a plan, its machines, and what the recipe does not tell.
+    """Recipe of a plan, its machines, and facts that the recipe does not give.
 
     Raises:
         ValueError: a number is not above 0.
     """
 
     recipe: str
-    """a file of recipes/, or any YAML"""
+    """file of recipes/, or any YAML"""
     gpus: int | None = None
-    """GPUs of a machine; if unset, as the recipe's accelerate configuration says"""
+    """number of GPUs of a machine; by default that of the recipe's accelerate configuration"""
     nodes: int | None = None
-    """machines; if unset, as the recipe's accelerate configuration says"""
+    """number of machines; by default that of the recipe's accelerate configuration"""
     gpu_memory: float = 80.0
-    """GiB of a GPU"""
+    """memory of a GPU in GiB"""
     mean_length: float | None = None
-    """tokens of a response on average, for the operations of a step"""
+    """mean number of tokens of a response, for the operations of a step"""
     prompt_length: int | None = None
-    """tokens of the longest prompt; if unset, the recipe's limit, or 2048"""
+    """number of tokens of the longest prompt; by default the recipe's limit, or 2048"""
     problems: int | None = None
-    """problems of the training set, for the number of steps"""
+    """number of training problems, for the number of steps"""
     model_config: str | None = None
     """config.json of a model that is not known, or its folder"""
 

@@ -50,33 +50,34 @@ def _about_memory(job: Job, needed: dict[str, Any]) -> Iterator[str]:
         return
     if 0.9 * room < peak <= room:
         yield (
-            f"{peak:.1f} of {room:g} GiB are tensors, more than nine tenths: the CUDA context and the allocator may "
-            "not find the room that they need."
+            f"Tensors need {peak:.1f} of {room:g} GiB, more than 90%, so that the memory may not suffice for the CUDA "
+            "context and the allocator."
         )
     for when, changes in (("training", _smaller_training(job)), ("sampling", _smaller_sampling(job))):
         if needed[when] > room * GIB:
             *others, last = changes
             advice = f"{', '.join(others)}{' or ' if others else ''}{last}"
-            yield f"{when} takes {needed[when] / GIB:.1f} GiB of a GPU, which has {room:g}: {advice}."
+            yield f"{when} needs {needed[when] / GIB:.1f} GiB of a GPU, which has {room:g}: {advice}."
 
 
 def _about_settings(job: Job, needed: dict[str, Any]) -> Iterator[str]:
     args, lengths = job.args, job.lengths
     if keeps_whole_gradients(job):
         yield (
-            f"gradient_accumulation_steps is {args.gradient_accumulation_steps} under FSDP2, which adds up whole "
-            f"float32 gradients ({needed['parts']['gradients']['bytes'] / GIB:.1f} GiB): it adds up sharded ones "
-            "with accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}."
+            f"gradient_accumulation_steps is {args.gradient_accumulation_steps} under FSDP2, which accumulates "
+            f"unsharded float32 gradients ({needed['parts']['gradients']['bytes'] / GIB:.1f} GiB): for sharded "
+            "gradients "
+            "set accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}."
         )
     if job.sharding.mixed_precision not in (None, job.precision):
         yield (
-            f"{job.sharding.file} has mixed_precision: {job.sharding.mixed_precision} and the recipe trains with "
-            f"{job.precision}: with --config_file the former wins; make them the same."
+            f"{job.sharding.file} has mixed_precision: {job.sharding.mixed_precision}, but the recipe trains with "
+            f"{job.precision}: make them equal, because with --config_file the file's value wins."
         )
     if job.policy.positions is not None and lengths.whole > job.policy.positions:
         yield (
-            f"max_completion_length is {lengths.completion} behind prompts of {lengths.prompt}: {lengths.whole} "
-            f"tokens, but the model has {job.policy.positions} positions; lower it, or raise them with "
+            f"max_completion_length is {lengths.completion}, which with prompts of {lengths.prompt} gives "
+            f"{lengths.whole} tokens, but the model has {job.policy.positions} positions: lower it, or set "
             "max_position_embeddings."
         )
 
@@ -90,9 +91,9 @@ def _about_vllm(job: Job, cache: dict[str, Any]) -> Iterator[str]:
         elif job.colocates:
             change = "raise vllm_gpu_memory_utilization or vllm_tensor_parallel_size"
         yield (
-            f"vLLM refuses to start: beside its weights and its first pass, {cache['share']:g} of "
-            f"{job.options.gpu_memory:g} GiB hold {cache['cached_tokens']:,} tokens, fewer than the {longest:,} of "
-            f"one sequence: {change}."
+            f"vLLM refuses to start, because {cache['share']:g} of {job.options.gpu_memory:g} GiB hold its weights, "
+            "its "
+            f"first pass and {cache['cached_tokens']:,} tokens, but one sequence has {longest:,}: {change}."
         )
     if longest < width:
         yield (
@@ -100,7 +101,9 @@ def _about_vllm(job: Job, cache: dict[str, Any]) -> Iterator[str]:
             f"{width} tokens: set it to {width}."
         )
     if job.colocates and job.processes % cache["gpus"]:
-        yield f"vllm_tensor_parallel_size is {cache['gpus']} on {job.processes} GPUs: choose a divisor of them."
+        yield (
+            f"vllm_tensor_parallel_size is {cache['gpus']}, but the run has {job.processes} GPUs: set it to a divisor."
+        )
 
 
 def _about_ports(job: Job) -> Iterator[str]:
@@ -114,8 +117,8 @@ def _about_ports(job: Job) -> Iterator[str]:
     is_local = job.serves and not args.vllm_server_base_url and args.vllm_server_host in LOCAL
     if is_local and _port_in_use(args.vllm_server_port):
         yield (
-            f"port {args.vllm_server_port} is in use on this machine: fine if the vLLM server of this run already "
-            "listens there, else choose another with vllm_server_port."
+            f"port {args.vllm_server_port} is in use on this machine: choose another with vllm_server_port, unless "
+            "this run's vLLM server already listens there."
         )
 
 
@@ -125,9 +128,9 @@ def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> 
     sentences += [] if cache is None else _about_vllm(job, cache)
     if job.lengths.assumed:
         sentences.append(
-            f"no max_prompt_length is set: prompts of up to {job.lengths.prompt} tokens are assumed; --prompt-length "
-            "says how long they are."
+            f"max_prompt_length is not set, so prompts of up to {job.lengths.prompt} tokens are assumed: give their "
+            "length with --prompt-length."
         )
     if job.args.optim not in EIGHT_BIT and not job.args.optim.startswith("adamw_torch"):
-        sentences.append(f"optim is {job.args.optim.value!r}: its states are counted as AdamW's in float32.")
+        sentences.append(f"optim is {job.args.optim.value!r}, whose states are counted as AdamW's in float32.")
     return [*sentences, *_about_ports(job)]

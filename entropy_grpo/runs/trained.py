@@ -105,7 +105,8 @@ class Trained:
 
     @cached_property
     def objective(self) -> Row:
-        """The decisions that the run recorded (`Objective.record`); for an older run, those that its settings tell."""
+        """Decisions that the run recorded (`Objective.record`). For an older run they are derived from its "
+        "settings."""
         return self.environment.get("objective") or _decided_by(self.arguments)
 
     @property
