@@ -84,7 +84,9 @@ def _load(path: Path, children: tuple[Path, ...]) -> Settings:
     inherited = _load(path.parent / parent, (*children, path)) if parent is not None else {}
     folder = path.resolve().parent
     layer = max((setting.layer for setting in inherited.values()), default=-1) + 1
-    own = {str(k): Setting(v, f"{_shown(path)}:{lines.get(str(k), 1)}", folder, layer) for k, v in values.items()}
+    own = {
+        str(k): Setting(v, f"{_shown(path)}:{lines.get(str(k), 1)}", folder, layer=layer) for k, v in values.items()
+    }
     return inherited | own
 
 
