@@ -110,9 +110,9 @@ class Collect(Unchecked, CollectOptions):
 
 @dataclass(frozen=True)
 class Decoding(Unchecked, DecodingOptions):
-    """Accuracy with one temperature at forks and another elsewhere, over a range of both.
+    """Measure accuracy over a range of temperatures at forks and of temperatures elsewhere.
 
-    The same command goes on where a killed one stopped; more temperatures may be added.
+    The same command continues a killed one, also with more temperatures.
     """
 
     def __call__(self, overrides: Sequence[str]) -> None:

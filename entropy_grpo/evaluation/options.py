@@ -80,11 +80,11 @@ class Options:
     tensor_parallel: int = 1
     """number of GPUs that share the model with vllm"""
     chat: bool = False
-    """ask with the chat template of the model's tokenizer"""
+    """use the chat template of the model's tokenizer"""
     system: str | None = None
     """with chat, the system message"""
     thinking: Literal["true", "false"] | None = None
-    """with chat, thinking mode; if unset, the template's default"""
+    """with chat, thinking mode; by default the template's"""
     contamination: bool = False
     """also measure contamination: the model completes problems from their first part"""
     compare: Sequence[Path] = ()

@@ -57,7 +57,7 @@ class Form:
         return {name: value for name, value in told.items() if value}
 
     def serves(self, benchmark: Benchmark) -> bool:
-        """Return whether the questions of a benchmark are put in this form, and not in one of their own."""
+        """Return whether the questions of a benchmark have this form instead of their own."""
         return benchmark.template == BOXED or (self.with_programs and benchmark.template == PROGRAMS)
 
 
@@ -74,14 +74,14 @@ def chat_form(system: str | None, thinking: bool | None) -> Form:
 
 
 def check_chat(form: Form, tokenizer: PreTrainedTokenizerBase, path: str, revision: str | None) -> None:
-    """Refuse a chat that a model cannot have.
+    """Refuse settings of a chat that do not fit the model.
 
     Args:
         path, revision: the model, whose files declare the tokens that end a response.
 
     Raises:
-        ValueError: the tokenizer has no chat template, the template does not read `thinking`, or it ends a turn with
-            a token that does not end a response of this model.
+        ValueError: the tokenizer has no chat template, the template does not read `thinking`, or its turns end with
+            a token that does not end responses.
     """
     if not tokenizer.chat_template:
         raise ValueError(f"chat is true, but the tokenizer of {path!r} has no chat template: leave chat out.")

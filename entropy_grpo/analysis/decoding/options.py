@@ -14,9 +14,9 @@ class Options:
     """Model, benchmarks and temperatures."""
 
     model: str
-    """a Hub id, a model, checkpoint or adapter folder, an embedded model"""
+    """Hub id, folder of a model, checkpoint or adapter, or an embedded model"""
     output: Path
-    """folder of the responses, decoding.json and decoding.png; a run's is RUN/analysis/decoding"""
+    """folder for the responses, decoding.json and decoding.png; for a run RUN/analysis/decoding"""
     benchmarks: Sequence[str] = ("aime24", "aime25")
     """as in entropy-grpo eval"""
     t_high: Sequence[float] = (0.5, 0.7, 0.9, 1.0, 1.2, 1.4)
@@ -24,25 +24,25 @@ class Options:
     t_low: Sequence[float] = (0.5, 0.7, 0.9, 1.0, 1.2, 1.4)
     """temperatures elsewhere, with 1 at forks"""
     entropy_threshold: float | None = None
-    """of a fork, in nats; if unset, the 80th percentile of the model's own tokens, of one response to each question"""
+    """lowest entropy of a fork in nats; by default the 80th percentile of the model's own tokens, over one response per question"""
     samples: int = 16
-    """responses to each question"""
+    """number of responses to each question"""
     max_tokens: int | None = None
-    """of a response; if unset, 20480, or fewer where a benchmark needs fewer"""
+    """longest response in tokens; by default 20480, or fewer if a benchmark needs fewer"""
     prompt: str | None = None
     """as in entropy-grpo eval"""
     chat: bool = False
-    """ask with the chat template of the model's tokenizer"""
+    """use the chat template of the model's tokenizer"""
     system: str | None = None
     """with chat, the system message"""
     thinking: Literal["true", "false"] | None = None
-    """with chat, thinking mode; if unset, the template's default"""
+    """with chat, thinking mode; by default the template's"""
     seed: int = 0
-    """decides every response"""
+    """seed of all responses"""
     dtype: str = "auto"
-    """of the weights: auto, bfloat16, float32, ..."""
+    """dtype of the weights: auto, bfloat16, float32, ..."""
     backend: str = "auto"
-    """transformers, vllm, or auto: vllm where it is installed"""
+    """transformers, vllm, or auto: vllm if it is installed"""
 
     def __post_init__(self) -> None:
         refuse_unread(self, (CHAT,))

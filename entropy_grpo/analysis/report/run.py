@@ -87,7 +87,7 @@ def ends(found: dict[str, Any]) -> list[str]:
 
 
 def is_like_the_paper(settings: dict[str, Any]) -> bool:
-    """Return whether responses were collected as those of the paper's Fig. 2a, with whatever model."""
+    """Return whether responses were collected with the settings of the paper's Fig. 2a, except for the model."""
     asked = settings.get("responses")
     on_aime = isinstance(asked, list) and bool(asked) and set(asked) <= PAPER_BENCHMARKS
     thinks = bool(settings.get("chat")) and settings.get("thinking") in (None, "true")
