@@ -24,7 +24,7 @@ class Options:
     t_low: Sequence[float] = (0.5, 0.7, 0.9, 1.0, 1.2, 1.4)
     """temperatures elsewhere, with 1 at forks"""
     entropy_threshold: float | None = None
-    """lowest entropy of a fork in nats; by default the 80th percentile of the model's own tokens, over one response per question"""
+    """lowest entropy of a fork in nats; by default the 80th percentile over one response of the model per question"""
     samples: int = 16
     """number of responses to each question"""
     max_tokens: int | None = None
