@@ -1,7 +1,8 @@
-"""Checks of settings that all folders share: one of several choices, and settings that nothing reads."""
+"""Checks that all folders share: one of several choices, settings that nothing reads, packages that are missing."""
 
 import dataclasses
 import difflib
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,12 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise `ValueError` if a setting's value is not among the choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}.")
+
+
+def installed(package: str) -> bool:
+    """Return whether a package is installed. A folder of its name on the path, as wandb makes one, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

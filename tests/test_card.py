@@ -616,4 +616,3 @@ def test_a_card_says_what_truncated_sampling_means(tmp_path):
     cut = with_arguments(allow_truncated_sampling=True, top_p=0.95, top_k=0, min_p=None)
     text = card_text(tmp_path / "cut", cut)
     assert "drawn from a truncated distribution (top_p 0.95), and the loss scores them by the same truncation" in text
-    assert "top_p=0.95, top_k=0" in text

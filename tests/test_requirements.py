@@ -9,6 +9,7 @@ import pytest
 from entropy_grpo.config.recipe import RecipeError, Setting
 from entropy_grpo.evaluation.backends.vllm import check_gpus
 from entropy_grpo.grading.pool import worker_count
+from entropy_grpo.registry import installed
 from entropy_grpo.training.requirements import check_packages, check_processes
 
 from .conftest import DEMO, REPOSITORY
@@ -38,6 +39,12 @@ def test_a_package_that_is_missing_is_named(values, parts):
     with pytest.raises(RecipeError) as error:
         check_packages(settings(**values), nothing)
     assert str(error.value).startswith("here.yaml: ") and all(part in str(error.value) for part in parts)
+
+
+def test_a_folder_of_a_packages_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "pebbles").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not installed("pebbles") and not installed("nowhere_at_all") and installed("pebble")
 
 
 def test_what_no_package_is_needed_for_passes():

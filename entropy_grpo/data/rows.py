@@ -141,7 +141,9 @@ def _parsed(first: int, text: str) -> Any:
         return value
     except json.JSONDecodeError as error:
         line = first + error.lineno - 1
-        raise _Fault(f"line {line} is not JSON ({error.msg} at column {error.colno}): mend the line") from error
+        raise _Fault(
+            f"line {line} is not JSON ({error.msg.removesuffix(' at')} at column {error.colno}): mend the line"
+        ) from error
     except UnicodeEncodeError as error:
         raise _Fault(
             f"{where} has half of a surrogate pair, \\u{ord(error.object[error.start]):04x}: mend it"

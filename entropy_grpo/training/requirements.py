@@ -1,6 +1,5 @@
 """Checks of the packages, GPUs and processes that a recipe needs, made before data or a model is loaded."""
 
-import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from ..config.recipe import RecipeError, Settings
 from ..models.kernels import hopper
+from ..registry import installed
 from ..runs.processes import process_count
 
 Has = Callable[..., bool]
@@ -17,7 +17,7 @@ Has = Callable[..., bool]
 
 def has(*packages: str) -> bool:
     """True if at least one of the packages is installed."""
-    return any(importlib.util.find_spec(package) is not None for package in packages)
+    return any(installed(package) for package in packages)
 
 
 # Part of an optimizer's name -> package with the optimizer.

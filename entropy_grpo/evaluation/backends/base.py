@@ -4,10 +4,11 @@ A backend takes requests and yields responses as they finish, in any order. The 
 question and number. The composition of a batch changes a response only through rounding.
 """
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from ...registry import installed
 
 FORKED = ("t_high", "t_low", "entropy_threshold")
 TRANSFORMERS, VLLM, AUTO = "transformers", "vllm", "auto"
@@ -118,12 +119,11 @@ def choose(name: str, has_adapter: bool) -> str:
     """Return the backend that `--backend` names; `auto` is vLLM if it is installed and the model has no adapter."""
     if name.startswith(("http://", "https://")) or name == TRANSFORMERS:
         return name
-    installed = importlib.util.find_spec("vllm") is not None
     if name == AUTO:
-        return VLLM if installed and not has_adapter else TRANSFORMERS
+        return VLLM if installed("vllm") and not has_adapter else TRANSFORMERS
     if name != VLLM:
         raise ValueError(f"backend is {name!r}: choose auto, transformers, vllm or the URL of a server.")
-    if not installed:
+    if not installed("vllm"):
         raise ValueError("backend is 'vllm', which is not installed: pip install 'entropy-grpo[vllm]'.")
     if has_adapter:
         raise ValueError("backend is 'vllm' but the model is a LoRA adapter: use transformers, or merge the adapter.")
