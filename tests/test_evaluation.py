@@ -195,7 +195,7 @@ def test_other_questions_are_refused_in_the_same_folder(alone, tiny_model, tmp_p
             cli.main(words)
         assert "holds responses with questions_sha256 " in capsys.readouterr().err
         cli.main(command(tiny_model, copy, tmp_path / "again"))
-        with pytest.raises(ValueError, match="not the same: evaluate both on the same file"):
+        with pytest.raises(ValueError, match="not the same: evaluate both models on the same"):
             results.compare(tmp_path / "out", tmp_path / "again", "sums")
         shutil.rmtree(tmp_path / "again")
 
