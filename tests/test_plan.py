@@ -423,7 +423,7 @@ def test_a_checkpoint_of_14b_is_what_fsdp2_writes(tmp_path):
     written = found["checkpoint"] - found["rollout_at_most"]
     assert written / 1e9 == pytest.approx(3 * 14.768 * 4, rel=1e-3) == pytest.approx(177.2, abs=0.1)
     assert found["gathered_on_rank_0"] == 0
-    assert found["run"] == 3 * found["checkpoint"] + found["weights"]
+    assert found["run"] == 3 * found["checkpoint"] + found["weights"] + found["kept_weights"]
     config = (REPOSITORY / "accelerate_configs/fsdp2.yaml").read_text(encoding="utf-8")
     (tmp_path / "whole.yaml").write_text(config.replace("SHARDED_STATE_DICT", "FULL_STATE_DICT"), encoding="utf-8")
     whole = disk.disk(resolve(recipe, ["--accelerate_config", str(tmp_path / "whole.yaml")], gpus=8, nodes=1))

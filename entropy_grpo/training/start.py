@@ -11,6 +11,7 @@ from trl import get_quantization_config
 
 from ..config import recipe
 from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
+from ..config.run import RunConfig, check_held_out
 from ..models.adapters import check_quantised, check_resumed, check_targets, lora_config
 from ..models.load import check_ends, load_tokenizer, model_init_kwargs, resolve, resolve_snapshot, restore_name
 from ..runs import files
@@ -45,11 +46,15 @@ class Start:
         """Check the settings; `name` is the run's name if the settings name none."""
         self.settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, classes)
         check_processes(self.settings)
-        check_packages(self.settings)
+        # The arguments themselves need deepspeed.
+        check_packages({name: setting for name, setting in self.settings.items() if name == "deepspeed"})
         self.config, self.args, self.model = recipe.build(self.settings, classes)
         self.resumes = self.args.resume_from_checkpoint is not None
         uses_vllm = "use_vllm" in self.settings and self.settings["use_vllm"].value
+        if isinstance(self.config, RunConfig):
+            check_held_out(self.config, self.args, self.args.world_size)
         check_quantised(self.model, uses_vllm, shards())
+        check_packages(self.settings)
 
     @cached_property
     def named(self) -> str:

@@ -10,7 +10,7 @@ from ..cards.results import results_table
 from ..config.batches import limit_vllm
 from ..config.grpo import EntropyForkGRPOConfig
 from ..config.recipe import Settings
-from ..config.run import CLASSES, RunConfig, check_held_out
+from ..config.run import CLASSES, RunConfig
 from ..data.problems import Problems, check_size, load_problems
 from ..evaluation.callback import BenchmarkCallback
 from ..grading.pool import Grader, worker_count
@@ -37,7 +37,6 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     with refusals():
         start = Start(settings, name, CLASSES)
         run_config, args, templating = start.config, start.args, start.args.chat_template_kwargs or {}
-        check_held_out(run_config, args, args.world_size)
         every, weight_steps = run_config.evaluation_steps(args), run_config.weight_steps(args)
         grader = Grader(worker_count(), run_config.grading_seconds, run_config.grading_total_seconds)
         reward_funcs = get_rewards(
