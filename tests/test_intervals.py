@@ -198,3 +198,48 @@ def test_no_difference_is_no_finding_and_no_certainty():
     assert equal["p_value"] == 1 and equal["low"] == equal["high"] == 0
     assert mean_interval([7.0] * 30) == {"value": 7, "low": 7, "high": 7} == mean_interval([7.0])
     assert mean_interval([0.0, 0.0])["value"] == 0
+
+
+def test_share_interval_of_four_questions_worked_by_its_formula():
+    shares = [0.25, 0.5, 1.0, 0.75]
+    n, share = 4, 0.625
+    squares = sum((x - share) ** 2 for x in shares)
+    # Four all-or-nothing questions of this share would have the squares 4 share (1 - share), unbiased by n / (n - 1).
+    effective = n / ((squares + 0.15) / ((n - 1) * share * (1 - share) + 0.15))
+    centre = (share * effective + 0.5) / (effective + 1)
+    half = stats.norm.ppf(0.975) / math.sqrt((effective + 1) * centre * (1 - centre))
+    log_odds = math.log(centre / (1 - centre))
+    found = share_interval(np.array(shares))
+    assert found["low"] == pytest.approx(1 / (1 + math.exp(half - log_odds)), rel=1e-12)
+    assert found["high"] == pytest.approx(1 / (1 + math.exp(-half - log_odds)), rel=1e-12)
+
+
+@pytest.mark.parametrize("values", [[3.0, 5.0], [1.0, 2.0, 4.0, 9.0]])
+def test_mean_interval_is_students_on_the_log_scale(values):
+    mean, n = sum(values) / len(values), len(values)
+    error = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
+    factor = math.exp(stats.t.ppf(0.975, n - 1) * error / mean)
+    found = mean_interval(np.array(values))
+    assert found == {
+        "value": mean,
+        "low": pytest.approx(mean / factor, rel=1e-12),
+        "high": pytest.approx(mean * factor, rel=1e-12),
+    }
+
+
+@pytest.mark.filterwarnings("error")
+def test_mean_interval_of_one_question_is_the_question():
+    assert mean_interval(np.array([7.0])) == {"value": 7.0, "low": 7.0, "high": 7.0}
+
+
+@pytest.mark.parametrize(("bounded", "imagined"), [(True, 0.05), (False, 0.0)])
+@pytest.mark.parametrize("changes", [[0.5, 0.0], [0.25, 0.5, -0.25]])
+def test_gain_interval_is_the_paired_t_interval_with_an_imagined_deviation(changes, bounded, imagined):
+    before = np.full(len(changes), 0.25)
+    n, gain = len(changes), sum(changes) / len(changes)
+    error = math.sqrt((sum((x - gain) ** 2 for x in changes) + imagined) / ((n - 1) * n))
+    half = stats.t.ppf(0.975, n - 1) * error
+    found = gain_interval(before, before + changes, bounded=bounded)
+    low, high = (max(gain - half, -1), min(gain + half, 1)) if bounded else (gain - half, gain + half)
+    assert (found["low"], found["high"]) == pytest.approx((low, high), rel=1e-12)
+    assert found["p_value"] == pytest.approx(2 * stats.t.sf(gain / error, n - 1), rel=1e-9)
