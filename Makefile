@@ -27,7 +27,7 @@ $(VENV)/ready: pyproject.toml
 	@touch $@
 
 demo: setup  ## train the embedded task on the CPU (a few minutes, and once a few more for the cold start)
-	$(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml recipes/demo_cpu.yaml $(RECIPE_ARGS)
+	$(BIN)/entropy-grpo launch --config_file accelerate_configs/cpu.yaml recipes/demo_cpu.yaml $(RECIPE_ARGS)
 
 test: setup  ## run the tests in parallel, one file per core at a time
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
@@ -51,14 +51,14 @@ recipes: setup  ## launch every recipe literally for two steps on tiny models (t
 
 llama31_8b: setup  ## train Llama-3.1-8B of arXiv 2506.01939: responses of TEACHER=Qwen/Qwen3-32B, cold start, training
 	$(BIN)/entropy-grpo eval --model $(TEACHER) --chat --benchmarks dapo_math --samples 1 --output runs/llama31_8b_teacher
-	$(BIN)/accelerate launch recipes/llama31_8b_cold_start.yaml
-	$(BIN)/accelerate launch recipes/llama31_8b.yaml
+	$(BIN)/entropy-grpo launch recipes/llama31_8b_cold_start.yaml
+	$(BIN)/entropy-grpo launch recipes/llama31_8b.yaml
 
 lint: setup  ## check style and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 train: setup  ## train RECIPE=recipes/NAME.yaml with RECIPE_ARGS
-	$(BIN)/accelerate launch $(RECIPE) $(RECIPE_ARGS)
+	$(BIN)/entropy-grpo launch $(RECIPE) $(RECIPE_ARGS)
 
 card: setup  ## write the model card of RUN=runs/NAME from its files; CARD_ARGS="--push REPO --dry-run" shows an upload
 	$(BIN)/entropy-grpo card $(RUN) $(CARD_ARGS)

@@ -55,6 +55,19 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """Train a recipe with accelerate's launcher: entropy-grpo launch [ACCELERATE'S OPTIONS] RECIPE [--key value ...].
+
+    The options are those of `accelerate launch`. Ctrl-C, SIGTERM and errors end the run with one line.
+    """
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from .training import launcher
+
+        sys.exit(launcher.main(overrides))
+
+
+@dataclass(frozen=True)
 class Plan(Unchecked, PlanOptions):
     """Show batches, memory, operations and launch commands of a recipe, without a GPU.
 
@@ -263,6 +276,7 @@ class Sweep(SweepOptions):
 
 Command = (
     Annotated[Train, subcommand("train")]
+    | Annotated[Launch, subcommand("launch")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Analyze, subcommand("analyze")]
@@ -271,7 +285,7 @@ Command = (
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Sweep, subcommand("sweep")]
 )
-TAKES_OVERRIDES = ("train", "plan", "sweep")
+TAKES_OVERRIDES = ("train", "launch", "plan", "sweep")
 RULES = ConstructorRegistry()
 
 
@@ -312,6 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if list(words) == ["--version"]:
         print(f"entropy-grpo {version('entropy-grpo')}")
         return
+    if words[:1] == ["launch"] and words[1:] not in ([], ["-h"], ["--help"]):  # all other words are accelerate's
+        Launch()(words[1:])
     command, overrides = parse(words)
     if isinstance(command, Train):  # `launch.run` reports recipe errors itself, and all other errors are faults
         command(overrides)

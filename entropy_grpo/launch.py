@@ -4,16 +4,21 @@ accelerate launch recipes/demo_cpu.yaml --max_steps 4
 accelerate launch -m entropy_grpo.launch FILE --max_steps 4     # also for plain YAML
 """
 
+import atexit
 import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from .config import recipe
 from .config.recipe import RecipeError
 from .config.sharding import choose_sharding
+from .rewards.guard import RewardError
+from .runs import launched
+from .runs.launched import INTERRUPTED, Stopped
 from .runs.processes import rank
 
 
@@ -34,32 +39,45 @@ def without_collections() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # otherwise nanobind reports the frozen objects as leaks
         gc.enable()
 
 
 def run(recipe_file: str, arguments: Sequence[str]) -> None:
     """Train a recipe with overrides. An invalid recipe gives one sentence and exit status 2."""
+    launched.register()
     try:
-        path = Path(recipe_file)
-        settings = recipe.load(path) | recipe.overrides(arguments)
-        sharding = choose_sharding(settings)
-        if "use_cpu" in settings and settings["use_cpu"].value is True:
-            # By default two processes use cpu:0 and cpu:1, devices that torch.load cannot restore on resume.
-            os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-
-        if is_first_process():
-            print(sharding)
-        with without_collections():
-            if recipe.is_cold_start(settings):
-                from .training import sft as chosen
-            else:
-                from .training import train as chosen
-        with ExitStack() as held:
-            chosen.main(settings, path.stem, held)
+        train(Path(recipe_file), arguments)
+        return
     except RecipeError as error:
-        if is_first_process():
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        end = partial(launched.end, 2, f"error: {error}", alike=True)
+    except RewardError as error:
+        end = partial(launched.end, 1, f"error: {error}")
+    except Stopped as stopped:
+        end = partial(launched.end, stopped.status, str(stopped), by_all=True, alike=True)
+    except KeyboardInterrupt:
+        sentence = "the run was stopped by Ctrl-C before it began."
+        end = partial(launched.end, INTERRUPTED, sentence, by_all=True, alike=True)
+    end()  # outside of the handlers, which keep the trainer alive
+
+
+def train(path: Path, arguments: Sequence[str]) -> None:
+    """Train a recipe with overrides."""
+    settings = recipe.load(path) | recipe.overrides(arguments)
+    sharding = choose_sharding(settings)
+    if "use_cpu" in settings and settings["use_cpu"].value is True:
+        # By default two processes use cpu:0 and cpu:1, devices that torch.load cannot restore on resume.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+
+    if is_first_process():
+        print(sharding)
+    with without_collections():
+        if recipe.is_cold_start(settings):
+            from .training import sft as chosen
+        else:
+            from .training import train as chosen
+    with ExitStack() as held:
+        chosen.main(settings, path.stem, held)
 
 
 def main(recipe_file: str | None = None) -> None:

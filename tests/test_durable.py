@@ -1,6 +1,8 @@
 """Runs that are killed or meet gradients that are not finite, against runs that are left alone."""
 
 import json
+from pathlib import Path
+from pickle import UnpicklingError
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from entropy_grpo.runs import state as checkpoint
     ],
 )
 def test_a_killed_run_ends_like_one_left_alone(tiny_model, tmp_path, name, moments):
-    """In the middle of a save, of a rollout and of the second epoch; `benchmarks/kill.py` is the long form."""
+    """In the middle of a save, of a rollout and of the second epoch; `benchmarks/faults.py` kills at more moments."""
     case = killed_runs.CASES[name]
     killed_runs.finish(killed_runs.start(case, tiny_model, tmp_path / "alone"), tmp_path / "alone")
     victim = tmp_path / "victim"
@@ -223,3 +225,36 @@ def test_a_finished_run_takes_no_further_step(tiny_model, tmp_path):
     assert again.state.global_step == 2
     for name, weight in fixed_rollout.weights(whole).items():
         assert torch.equal(weight, fixed_rollout.weights(again)[name]), name
+
+
+class Hostile:
+    """An object that writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "run")
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_hostile_pickle_in_a_checkpoint_runs_nothing(tiny_model, tmp_path, name):
+    """Not even where no digest refuses the checkpoint before."""
+    settings = RESUMED | {"max_steps": 3, "save_steps": 2}
+    fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
+    folder = tmp_path / "a" / "checkpoint-2"
+    torch.save({"state": Hostile(tmp_path / "mark"), "python": 1}, folder / name)
+    with pytest.raises(UnpicklingError):
+        fixed_rollout.make_trainer(tiny_model, tmp_path / "b", **settings).train(resume_from_checkpoint=str(folder))
+    assert not (tmp_path / "mark").exists()
+
+
+def test_another_micro_batch_begins_a_new_rollout(tiny_model, tmp_path, caplog):
+    settings = RESUMED | {"data": fixed_rollout.prompts(8), "max_steps": 4, "save_steps": 1}
+    fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
+    other = settings | {"per_device_train_batch_size": 2, "steps_per_generation": 8, "gradient_accumulation_steps": 4}
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / "b", **other)
+    with caplog.at_level("WARNING"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
+    assert trainer.state.global_step == 4
+    assert "per_device_train_batch_size 4, now 2" in caplog.text and "so a new rollout begins" in caplog.text

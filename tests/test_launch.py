@@ -102,7 +102,14 @@ def test_resume_goes_on_and_loses_nothing(run, tiny_model, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     assert [row["step"] for row in rows(copy)] == [1, 2, 3, 4]
     assert rows(copy)[:2] == rows(folder)
-    assert (copy / "recipe.yaml").read_text() == (folder / "recipe.yaml").read_text()
+    # The records say what ran: the recipe, the changes of it, and the card.
+    first, now = ((path / "recipe.yaml").read_text() for path in (folder, copy))
+    said = "# max_steps is 4 from step 3 on, and was 2 before.\n"
+    assert said in now and now.replace(said, "").replace("max_steps: 4", "max_steps: 2") == first
+    assert json.loads((copy / "changes.json").read_text())["changes"] == [
+        {"from_step": 3, "setting": "max_steps", "before": 2, "now": 4}
+    ]
+    assert "| 3 | max_steps | 2 | 4 |" in (copy / "README.md").read_text()
     assert (copy / "answers" / "before.jsonl").read_text() == (folder / "answers" / "before.jsonl").read_text()
 
 
@@ -252,7 +259,7 @@ def test_what_the_model_rules_out_is_one_sentence(words, said, tiny_model, tmp_p
         launch.run(DEMO, ["--model_name_or_path", tiny_model, "--output_dir", str(folder), *words])
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and said in errors[0]
-    assert not list(folder.iterdir())
+    assert not folder.exists()
 
 
 def test_recipe_overrides_reach_the_run(run):

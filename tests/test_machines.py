@@ -153,7 +153,7 @@ def test_slurm_script_gives_every_machine_its_rank(tiny_model, tmp_path, slurm, 
 
 def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
     """What each machine is told to run, written down by programs of the same names."""
-    for name in ("accelerate", "vllm"):
+    for name in ("entropy-grpo", "vllm"):
         path = tmp_path / "bin" / name
         path.write_text(f'#!/bin/bash\n(echo "{name}"; printf "%s\\n" "$@") > {tmp_path}/{name}-$SLURM_PROCID.txt\n')
         path.chmod(0o755)
@@ -167,7 +167,7 @@ def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
         timeout=60,
     )
     assert result.returncode == 0, result.stderr
-    launched = (tmp_path / "accelerate-0.txt").read_text().splitlines()
+    launched = (tmp_path / "entropy-grpo-0.txt").read_text().splitlines()
     served = (tmp_path / "vllm-0.txt").read_text().splitlines()
     assert served[:5] == ["vllm", "serve", "some/model", "--revision", "abc"] and '{"backend": "nccl"}' in served
     parallel = {name: served[served.index(f"--{name}-parallel-size") + 1] for name in ("tensor", "data")}
@@ -175,4 +175,18 @@ def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
     assert launched[launched.index("--num_machines") + 1] == "1"
     assert launched[launched.index("--vllm_server_host") + 1] == "localhost"
     assert launched[-2:] == ["--run_name", "two words"]
-    assert not (tmp_path / "accelerate-1.txt").exists()
+    assert not (tmp_path / "entropy-grpo-1.txt").exists()
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(75, "requeue 12345\n"), (1, ""), (0, "")])
+def test_slurm_script_requeues_a_job_whose_run_saved_and_stopped(tmp_path, slurm, status, requeued):
+    calls = tmp_path / "calls.txt"
+    calls.touch()
+    run = f"#!/bin/bash\nexit {status}\n"
+    control = f'#!/bin/bash\n[[ $1 == show ]] && printf "127.0.0.1\\nlocalhost\\n" || echo "$@" >> {calls}\n'
+    for name, text in (("entropy-grpo", run), ("scontrol", control)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    command = ["bash", "accelerate_configs/slurm.sh", "recipes/demo_cpu.yaml"]
+    result = subprocess.run(command, cwd=REPOSITORY, env=slurm, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, calls.read_text()) == (status, requeued), result.stderr

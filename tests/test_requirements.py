@@ -1,16 +1,19 @@
 """What a machine lacks is refused in one sentence before a model loads."""
 
 import os
+import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from entropy_grpo.config.recipe import RecipeError, Setting
 from entropy_grpo.evaluation.backends.vllm import check_gpus
 from entropy_grpo.grading.pool import worker_count
+from entropy_grpo.models.load import load_model
 from entropy_grpo.registry import installed
-from entropy_grpo.training.requirements import check_packages, check_processes
+from entropy_grpo.training.requirements import check_disk, check_packages, check_port, check_processes
 
 from .conftest import DEMO, REPOSITORY
 
@@ -61,11 +64,15 @@ def test_what_no_package_is_needed_for_passes():
         ({"WORLD_SIZE": "2"}, True, 0, None),
         ({}, False, 8, "one process sees 8 GPUs"),
         ({"WORLD_SIZE": "8"}, False, 8, None),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, False, 4, None),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}, False, 4, "started 8 processes on this machine, which has 4"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, False, 1, "--num_processes 1"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, False, 0, None),
         ({}, False, 1, None),
     ],
 )
 def test_processes_fit_the_recipe(environment, use_cpu, gpus, said, monkeypatch):
-    for name in ("WORLD_SIZE", "ACCELERATE_USE_CPU"):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -110,3 +117,37 @@ def test_a_recipe_that_needs_vllm_ends_before_its_data_loads(tmp_path):
     said = result.stderr.strip().splitlines()[-1]
     assert said.startswith("error: command line: use_vllm is True, but its package is not installed"), said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optim", "bytes_a_parameter"),
+    [
+        *((None, "adamw_torch", 12), ("float32", "adamw_torch_fused", 12), ("bfloat16", "adamw_torch", 6)),
+        *(("float32", "sgd", 4), ("bfloat16", "adamw_8bit", 2)),
+    ],
+)
+def test_a_disk_must_hold_two_checkpoints(tiny_model, tmp_path, dtype, optim, bytes_a_parameter):
+    parameters = sum(weight.numel() for weight in load_model(tiny_model, None, "float32")[0].parameters())
+    args = SimpleNamespace(save_strategy="steps", optim=optim, save_only_model=False)
+    checkpoint = parameters * bytes_a_parameter
+    check_disk(tmp_path, tiny_model, None, args, dtype, free=2 * checkpoint)
+    with pytest.raises(ValueError, match=r"output_dir is .*, whose disk has .* GiB free, .* save_strategy to no"):
+        check_disk(tmp_path, tiny_model, None, args, dtype, free=2 * checkpoint - 1)
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "complete.json").touch()
+    check_disk(tmp_path, tiny_model, None, args, dtype, free=checkpoint)
+    args.save_strategy = "no"
+    check_disk(tmp_path, tiny_model, None, args, dtype, free=0)
+
+
+def test_a_port_that_another_process_listens_on_is_named():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        args = SimpleNamespace(use_vllm=True, vllm_mode="server", process_index=0, vllm_group_port=port)
+        with pytest.raises(ValueError, match=f"^vllm_group_port is {port}, on which another process"):
+            check_port(args)
+        for other in ({"use_vllm": False}, {"vllm_mode": "colocate"}, {"process_index": 1}):
+            check_port(SimpleNamespace(**vars(args) | other))
+    check_port(args)

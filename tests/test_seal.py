@@ -52,21 +52,29 @@ def test_every_file_is_sealed_once_by_the_rank_that_wrote_it(tmp_path):
     assert seal.faults(folder) == [] and seal.can_be_checked(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "said"),
-    [
-        ("model.safetensors", flip, "has changed since it was written"),
-        ("optimizer.pt", flip, "has changed since it was written"),
-        ("run_state_1.safetensors", flip, "has changed since it was written"),
-        ("optimizer_0/__1_0.distcp", flip, "has changed since it was written"),
-        ("rng_state_1.pth", lambda path: path.unlink(), "is missing"),
-        ("optimizer.pt", lambda path: path.write_bytes(b"mom"), "has 3 bytes of 7,992"),
-        ("trainer_state.json", lambda path: path.write_bytes(b""), "has 0 bytes of 2"),
-        ("complete.json", lambda path: path.write_bytes(b""), "cannot be read"),
-        ("complete.json", lambda path: path.write_text(path.read_text()[:-9]), "cannot be read"),
-        ("complete.json", lambda path: path.write_text(path.read_text().replace('"step": 7', '"step": 8')), "cannot"),
-    ],
-)
+def cut(length):
+    return lambda path: path.write_bytes(path.read_bytes()[:length])
+
+
+def other_step(path):
+    path.write_text(path.read_text().replace('"step": 7', '"step": 8'))
+
+
+DAMAGES = {
+    "a flipped bit in the weights": ("model.safetensors", flip, "has changed since it was written"),
+    "a flipped bit in the optimizer": ("optimizer.pt", flip, "has changed since it was written"),
+    "a flipped bit in the run's state": ("run_state_1.safetensors", flip, "has changed since it was written"),
+    "a flipped bit in a shard": ("optimizer_0/__1_0.distcp", flip, "has changed since it was written"),
+    "a missing file of random states": ("rng_state_1.pth", lambda path: path.unlink(), "is missing"),
+    "a truncated file": ("optimizer.pt", cut(3), "has 3 bytes of 7,992"),
+    "an empty file": ("trainer_state.json", cut(0), "has 0 bytes of 2"),
+    "an empty seal": ("complete.json", cut(0), "cannot be read"),
+    "a truncated seal": ("complete.json", cut(99), "cannot be read"),
+    "a seal that was changed": ("complete.json", other_step, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("name", "damage", "said"), DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_found_named_and_gone_round(tmp_path, capsys, name, damage, said):
     save(tmp_path, 3)
     folder = save(tmp_path, 7)

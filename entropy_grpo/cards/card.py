@@ -125,6 +125,12 @@ def essentials(model: Trained) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows.items() if value]
 
 
+def _changes_text(model: Trained) -> str:
+    """Return a table of the settings that a resumed run changed up to the step of the model."""
+    rows = [(row["from_step"], row["setting"], row["before"], row["now"]) for row in model.changes]
+    return table([("from step", "setting", "before", "from then on"), *rows]) if rows else ""
+
+
 def _problems_text(data: Row) -> str:
     """Return the origin of the problems, from `data.json`."""
     if not data:
@@ -174,6 +180,7 @@ def _training(model: Trained) -> Row:
         "makes_base": model.makes_base,
         "parameters": environment.get("parameters"),
         "essentials": table([("what", "value"), *shown]) if shown else "",
+        "changes": _changes_text(model),
         "problems": _problems_text(model.data),
         "truncated": cell(truncation_note(arguments)),
         "longest": arguments.get("max_completion_length"),

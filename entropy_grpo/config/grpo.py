@@ -72,6 +72,8 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             log-probabilities are then of the truncated distribution (`models.truncation`). They need whole rows of
             logits, which costs time. Entropies remain those of the whole distribution.
         max_skipped_steps: consecutive optimiser steps that may be skipped because their gradient is not finite.
+        reward_seconds: seconds that a call of a reward function of your own may take, after which the run ends with a
+            sentence; null for no limit. Rewards by name have `grading_seconds`.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
         max_steps, warmup_steps, save_steps, eval_steps, logging_steps, and the shaping settings in steps: a number
             counts optimiser steps; `"10 rollouts"` counts rollouts, and stands for the optimiser steps of so many
@@ -159,6 +161,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         default_factory=dict,
         metadata={"help": "Action of each watcher, by its name: off, warn (the default) or stop."},
     )
+    reward_seconds: float | None = field(
+        default=None, metadata={"help": "Seconds that a call of your own reward function may take; null for no limit."}
+    )
     num_logged_samples: int = field(
         default=2,
         metadata={"help": "Responses per log that samples.jsonl keeps with their token entropies; 0 for none."},
@@ -188,6 +193,8 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
         if self.eval_strategy != "no":
             check_evaluation_batch(self, process_count())
+        if self.reward_seconds is not None and self.reward_seconds <= 0:
+            raise ValueError(f"reward_seconds is {self.reward_seconds}: it must be above 0, or null for no limit.")
         super().__post_init__()
         self._refuse_biased_sampling()
         self._check_objective(Objective.from_args(self))

@@ -238,10 +238,10 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def dump(settings: Settings) -> str:
-    """Return the text of a recipe without a parent, which is valid YAML and valid Python."""
+def dump(settings: Settings, notes: Iterable[str] = ()) -> str:
+    """Return the text of a recipe without a parent, which is valid YAML and valid Python; notes become comments."""
     values = {key: setting.value for key, setting in sorted(settings.items())}
-    body = yaml12.dump(values)
+    body = "".join(f"# {note}\n" for note in notes) + yaml12.dump(values)
     if '"""' in body or any(line.startswith("---") for line in body.splitlines()):
         raise RecipeError('a setting contains """ or a line that starts with ---, which a recipe file cannot hold.')
     return (

@@ -25,12 +25,14 @@ class SFTRunConfig(SourceConfig, GradingConfig):
         prompt_template: the same template as in the training that follows.
         num_responses: number of right responses to imitate, at most one per problem, drawn at random with the run's
             seed. null imitates all of them.
+        allow_changes: as in `RunConfig`.
     """
 
     trainer: str = "sft"
     accelerate_config: str = "none"
     response_column: str = "response"
     num_responses: int | None = None
+    allow_changes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.dataset_name:

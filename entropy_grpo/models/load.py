@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download, try_to_load_from_cache
 from jinja2 import TemplateError
 from peft import PeftConfig, PeftModel
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -240,6 +241,16 @@ def read_local_config(name: str, revision: str | None = None, path: str | None =
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model_name_or_path: transformers cannot read {file}: {reason}") from error
+
+
+def count_parameters(path: str, revision: str | None = None) -> int:
+    """Return the number of a causal model's parameters, from its configuration; 0 for models of another kind."""
+    config = load_config(path, revision)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return 0
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:

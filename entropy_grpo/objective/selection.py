@@ -69,17 +69,17 @@ def kth_largest(
         digits = {prefix: (part >> shift) & (2**DIGIT_BITS - 1) for prefix, (part, _) in matching.items()}
         counts = reduce(torch.stack([_histogram(d, matching[prefix][1]) for prefix, d in digits.items()]))
         from_top = dict(zip(digits, counts.flip(1).cumsum(1), strict=True))
-        going_on = {}
+        continuation = {}
         for i, (k, prefix) in enumerate(zip(ranks, prefixes, strict=True)):
             place = int(torch.searchsorted(from_top[prefix], k))
             ranks[i] = k - (int(from_top[prefix][place - 1]) if place else 0)
             digit = 2**DIGIT_BITS - 1 - place
             prefixes[i] = prefix << DIGIT_BITS | digit
-            if prefixes[i] not in going_on:
+            if prefixes[i] not in continuation:
                 part, of_part = matching[prefix]
                 chosen = digits[prefix] == digit
-                going_on[prefixes[i]] = part[chosen], of_part if of_part is None else of_part[chosen]
-        matching = going_on
+                continuation[prefixes[i]] = part[chosen], of_part if of_part is None else of_part[chosen]
+        matching = continuation
     return prefixes
 
 

@@ -1,22 +1,15 @@
 """Warnings about a job on its machines: a sentence for every likely problem, with the change that solves it."""
 
-import socket
 from collections.abc import Iterator
 from typing import Any
 
+from ..training.requirements import port_in_use
 from .job import Job
 from .memory import EIGHT_BIT, GIB, keeps_whole_gradients
 from .vllm import holds_a_sequence
 
 PORT = 29500  # accelerate's default
 LOCAL = ("0.0.0.0", "localhost", "127.0.0.1")
-
-
-def _port_in_use(port: int) -> bool:
-    """Return whether a process on this machine listens on a port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _smaller_training(job: Job) -> list[str]:
@@ -112,10 +105,10 @@ def _about_ports(job: Job) -> Iterator[str]:
     if job.serves:
         needed["vllm_group_port"] = args.vllm_group_port
     for name, port in needed.items():
-        if _port_in_use(port):
+        if port_in_use(port):
             yield f"port {port} is in use on this machine: choose another with {name}."
     is_local = job.serves and not args.vllm_server_base_url and args.vllm_server_host in LOCAL
-    if is_local and _port_in_use(args.vllm_server_port):
+    if is_local and port_in_use(args.vllm_server_port):
         yield (
             f"port {args.vllm_server_port} is in use on this machine: choose another with vllm_server_port, unless "
             "this run's vLLM server already listens there."

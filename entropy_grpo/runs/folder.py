@@ -2,6 +2,7 @@
 
 runs/NAME/
     recipe.yaml       the resolved recipe, which launches the same run again
+    changes.json      settings that a resumed run changed, with the step from which on, if there are any
     environment.json  versions, git revision, hardware, every training argument
     data.json         source and number of the problems, and numbers of excluded problems by reason
     problems.jsonl    problems that a cold start has used
@@ -59,6 +60,10 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.yaml"
+
+    @property
+    def changes(self) -> Path:
+        return self.path / "changes.json"
 
     @property
     def environment(self) -> Path:

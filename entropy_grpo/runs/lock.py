@@ -1,8 +1,9 @@
 """Lock of a run folder, because two runs in one folder would overwrite each other's files.
 
-The lock is the file `.lock` in the folder. It is locked in the kernel with POSIX record locks, which NFS servers keep
-for their clients. Its content names host, process and start of the run. Its modification time is the heartbeat of the
-run. A killed process leaves the file behind. The next run takes it over if the kernel grants the lock and
+The lock is the file `_lock` in the folder. transformers does not push names with an underscore to the Hub. The file is
+locked in the kernel with POSIX record locks, which NFS servers keep for their clients. Its content names host, process
+and start of the run. Its modification time is the heartbeat of the run. A killed process leaves the file behind. The
+next run takes it over if the kernel grants the lock and
 
 - on the same machine, no process with that number and start time is alive;
 - on another machine, there is no heartbeat for `STALE` seconds. The kernel's lock is not enough, because some file
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from .files import Row
 
-LOCK = ".lock"
+LOCK = "_lock"
 # Seconds between two heartbeats, and seconds without a heartbeat after which a run counts as dead.
 BEAT, STALE = 15.0, 120.0
 REFUSED = (errno.EACCES, errno.EAGAIN)

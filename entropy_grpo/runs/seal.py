@@ -126,3 +126,11 @@ def rotate(newest: Path, limit: int | None, best: str | None) -> None:
     for path in spare[: max(len(others) + 1 - limit, 0)]:
         (path / COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
+
+
+def continuation(run: Path) -> str:
+    """Return the advice that continues a run from its newest complete checkpoint."""
+    complete = complete_checkpoints(run)
+    if not complete:
+        return f"begin again, since {run} has no complete checkpoint yet"
+    return f"continue from {complete[-1].name} with --output_dir {run} --resume_from_checkpoint auto"

@@ -81,6 +81,7 @@ class Trained:
         weights: WHOLE, ADAPTER, SHARDED or NONE (see `weights`).
         recipe, environment, data, evaluation: contents of the run's files, empty if a file is absent.
         rows: logs up to `step`.
+        changes: settings that resumed runs changed up to `step`, as in `changes.json`.
         step: optimiser steps of the model; None if no file records them.
         is_last: whether the run ended at this step.
         lacks: missing parts of the folder, each with its consequence for a reader.
@@ -94,6 +95,7 @@ class Trained:
     data: Row
     evaluation: Row
     rows: list[Row]
+    changes: list[Row]
     step: int | None
     is_last: bool
     lacks: list[str]
@@ -225,6 +227,7 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
     step = state.get("global_step", last if named is None else named)
     is_last = last is None or step is None or step >= last
     evaluation = _object(run.evaluation, files.read_json)
+    changes = _object(run.changes, files.read_json).get("changes", [])
     trained = Trained(
         model=path,
         run=run,
@@ -234,6 +237,7 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
         data=_object(run.data, files.read_json),
         evaluation=evaluation if is_last else {},
         rows=[row for row in rows if row.get("step", 0) <= (math.inf if step is None else step)],
+        changes=[row for row in changes if row["from_step"] <= (math.inf if step is None else step)],
         step=step,
         is_last=is_last,
         lacks=[] if expected_weights else weights.missing(path),

@@ -13,15 +13,19 @@ from transformers import TrainingArguments
 from ..config.recipe import Settings
 from ..runs import seal
 from ..runs.files import Row
-from ..runs.folder import STATE
+from ..runs.folder import STATE, RunFolder
+from ..runs.trained import read_recipe
+
+# The recipe of the run that wrote a checkpoint, in its seal.
+SETTINGS = "settings"
 
 
 @contextmanager
-def sealing(trainer: Any, folder: Path, about: Row) -> Iterator[None]:
+def sealing(trainer: Any, folder: Path, shape: Row) -> Iterator[None]:
     """Seal the files that the body of the `with` statement writes into `folder`, then delete older checkpoints.
 
     Args:
-        about: facts about the checkpoint that the seal holds, in addition to the digests.
+        shape: processes and micro-batches that the checkpoint's state fits. The seal holds them and the settings, too.
     """
     accelerator, args = trainer.accelerator, trainer.args
     if args.should_save:
@@ -36,7 +40,8 @@ def sealing(trainer: Any, folder: Path, about: Row) -> Iterator[None]:
     accelerator.wait_for_everyone()
     parts = gather_object([seal.digests(folder, accelerator.process_index, accelerator.num_processes)])
     if args.should_save:
-        seal.write(folder, about, parts)
+        settings = read_recipe(RunFolder(Path(args.output_dir)))
+        seal.write(folder, {"step": trainer.state.global_step, **shape, SETTINGS: settings}, parts)
         seal.rotate(folder, limit, trainer.state.best_model_checkpoint)
 
 

@@ -1,17 +1,25 @@
 """Checks of the packages, GPUs and processes that a recipe needs, made before data or a model is loaded."""
 
 import os
+import shutil
+import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from trl import GRPOConfig
 
 from ..config.recipe import RecipeError, Settings
 from ..models.kernels import hopper
+from ..models.load import count_parameters
 from ..registry import installed
+from ..runs import seal
 from ..runs.processes import process_count
 
+GIB = 2**30
 Has = Callable[..., bool]
 
 
@@ -114,6 +122,52 @@ def _check_trackers(named: str | list[str] | None, source: str) -> None:
         raise RecipeError(f"{source}: report_to names {tracker!r}: choose among {', '.join(INTEGRATION_TO_CALLBACK)}.")
 
 
+def port_in_use(port: int) -> bool:
+    """Return whether a process on this machine listens on a port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def check_port(args: GRPOConfig) -> None:
+    """Refuse a port for vLLM's weights that another process on the first rank's machine listens on."""
+    if not args.use_vllm or args.vllm_mode != "server" or args.process_index != 0:
+        return
+    if port_in_use(args.vllm_group_port):
+        raise ValueError(
+            f"vllm_group_port is {args.vllm_group_port}, on which another process of this machine listens: choose "
+            "another port."
+        )
+
+
+def check_disk(
+    folder: Path, model: str, revision: str | None, args: TrainingArguments, dtype: str | None, free: int | None = None
+) -> None:
+    """Refuse a run whose disk does not hold two checkpoints. The older one is deleted after the newer one is complete.
+
+    Counted are weights and AdamW's moments of the model, in the dtype that it is loaded in.
+
+    Args:
+        free: bytes; asked of the file system by default.
+
+    Raises:
+        ValueError: the message names the folder, the free and the required space.
+    """
+    if args.save_strategy == "no":
+        return
+    moments = 2 if "adam" in str(args.optim) and "8bit" not in str(args.optim) and not args.save_only_model else 0
+    element = 4 if dtype in (None, "float32") else 2
+    checkpoint = count_parameters(model, revision) * element * (1 + moments)
+    needed = (1 if seal.complete_checkpoints(folder) else 2) * checkpoint
+    free = shutil.disk_usage(folder).free if free is None else free
+    if free < needed:
+        raise ValueError(
+            f"output_dir is {str(folder)!r}, whose disk has {free / GIB:.1f} GiB free, but a checkpoint takes "
+            f"{checkpoint / GIB:.1f} and {needed / GIB:.1f} GiB are needed: name a folder on a larger disk, or set "
+            "save_strategy to no."
+        )
+
+
 def check_processes(settings: Settings, gpus: int | None = None) -> None:
     """Refuse a launch whose processes do not fit the recipe.
 
@@ -127,10 +181,15 @@ def check_processes(settings: Settings, gpus: int | None = None) -> None:
         RecipeError: the number of processes does not fit. The message names the launch that does.
     """
     gpus = torch.cuda.device_count() if gpus is None else gpus
+    processes, here = process_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_processor = "use_cpu" in settings and settings["use_cpu"].value is True
+    if not on_processor and 0 < gpus < here:
+        raise RecipeError(
+            f"the launcher started {here} processes on this machine, which has {gpus} GPUs: launch with "
+            f"--num_processes {gpus}, or make more GPUs visible."
+        )
     if gpus < 2:
         return
-    processes = process_count()
-    on_processor = "use_cpu" in settings and settings["use_cpu"].value is True
     launched_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     if on_processor and processes > 1 and not launched_for_cpu:
         raise RecipeError(

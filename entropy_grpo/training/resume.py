@@ -121,14 +121,22 @@ class Resume:
             else:
                 trainer._logs[name].extend(values)
 
+    def shape(self) -> dict[str, int]:
+        """Return what a saved rollout fits: the processes and the micro-batches that it is divided into."""
+        args = self.trainer.args
+        return {
+            "num_processes": self.trainer.accelerator.num_processes,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "steps_per_generation": args.steps_per_generation,
+        }
+
     # Checkpoints
 
     @contextmanager
     def saving(self, folder: Path) -> Iterator[None]:
         """Save the run's state around TRL's own saving, and seal the checkpoint afterwards."""
         trainer = self.trainer
-        about = {"step": trainer.state.global_step, "num_processes": trainer.accelerator.num_processes}
-        with sealing(trainer, folder, about):
+        with sealing(trainer, folder, self.shape()):
             if trainer.args.should_save:
                 save_state(folder / SHARED_STATE, self.shared_state())
             save_state(folder / RANK_STATE.format(trainer.accelerator.process_index), self.rank_state())
@@ -137,22 +145,20 @@ class Resume:
     def load(self, folder: Path) -> None:
         """Restore the run's state from a checkpoint.
 
-        A checkpoint that is not complete restores nothing. A checkpoint of another number of processes restores the
-        shared state and begins a new rollout. Both are logged.
+        A checkpoint that is not complete restores nothing. A checkpoint of another number of processes, or of other
+        micro-batches, restores the shared state and begins a new rollout. Both are logged.
         """
-        accelerator = self.trainer.accelerator
         if not (folder / seal.COMPLETE).exists():
             get_logger(__name__).warning(f"{folder} has no {seal.COMPLETE}, so a new rollout begins.")
             return
         shared = load_state(folder / SHARED_STATE)
-        written_by = seal.read(folder)["num_processes"]
-        if written_by != accelerator.num_processes:
-            get_logger(__name__).warning(
-                f"{folder} was written by {written_by} processes and is resumed by {accelerator.num_processes}, so a "
-                "new rollout begins."
-            )
+        written, shape = seal.read(folder), self.shape()
+        known = shape.keys() & written.keys()  # seals of earlier versions have the number of processes alone
+        other = [f"{name} {written[name]}, now {shape[name]}" for name in known if written[name] != shape[name]]
+        if other:
+            get_logger(__name__).warning(f"{folder} was written with {', '.join(other)}, so a new rollout begins.")
             self.restore_shared_state(shared | {"step": 0})
             return
         self.restore_shared_state(shared)
-        rank = RANK_STATE.format(accelerator.process_index)
-        self.restore_rank_state(load_state(folder / rank, accelerator.device))
+        rank = RANK_STATE.format(self.trainer.accelerator.process_index)
+        self.restore_rank_state(load_state(folder / rank, self.trainer.accelerator.device))

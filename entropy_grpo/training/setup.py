@@ -1,21 +1,28 @@
 """Run setup and end shared by GRPO and SFT: run folder, final save, shutdown."""
 
 import gc
+import json
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, is_peft_model
+from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from ..config import recipe
+from ..config import changes, recipe
 from ..config.recipe import FILE_NAME, Settings
 from ..config.sharding import launcher_shards
-from ..runs import files
-from ..runs.folder import RUNS, SECRETS, RunFolder
+from ..runs import files, seal
+from ..runs.folder import RUNS, RunFolder
+from ..runs.launched import resumable
 from ..runs.lock import LOCK, InUse, locked
+from ..runs.trained import read_recipe
+from .checkpoints import SETTINGS
 
 
 def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool, held: ExitStack) -> RunFolder:
@@ -40,6 +47,7 @@ def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool, hel
     if chosen[1] is not None:
         raise ValueError(chosen[1])
     args.output_dir = chosen[0]
+    held.enter_context(resumable(Path(chosen[0])))
     if settings["run_name"].source == FILE_NAME:
         args.run_name = _tracked_name(Path(chosen[0]))
     return RunFolder(Path(chosen[0]))
@@ -90,10 +98,49 @@ def _taken(path: Path) -> bool:
     return path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()))
 
 
-def write_recipe(settings: Settings, folder: RunFolder) -> None:
-    """Write the resolved recipe: every setting except `output_dir`, `resume_from_checkpoint` and secrets."""
-    kept = {key: s for key, s in settings.items() if key not in ("output_dir", "resume_from_checkpoint", *SECRETS)}
-    files.write_text(folder.recipe, recipe.dump(kept))
+def find_changes(
+    settings: Settings, classes: Iterable[type], args: TrainingArguments, folder: RunFolder, allowed: list[str]
+) -> changes.Changes:
+    """Compare the settings of a continued run with the settings of its checkpoint.
+
+    Raises:
+        ValueError: a setting that concerns the training has changed, and is not among the allowed ones.
+    """
+    checkpoint = args.resume_from_checkpoint
+    before = {} if checkpoint is None else seal.read(Path(checkpoint)).get(SETTINGS) or read_recipe(folder)
+    if not before:  # TRL's own checkpoints have no settings
+        return {}
+    changed = changes.compare(before, settings, classes)
+    changes.check(changed, before, allowed, checkpoint)
+    return changed
+
+
+def check_data(problems: Dataset, args: TrainingArguments, folder: RunFolder, allowed: list[str]) -> str:
+    """Return the digest of the training problems, which a resumed run must have in common with its record.
+
+    Raises:
+        ValueError: the problems are others than before, although their name may be the same.
+    """
+    columns = [problems[name][:] for name in ("prompt", "solution") if name in problems.column_names]
+    found = xxhash.xxh3_128_hexdigest(json.dumps(columns, default=str).encode())
+    before = files.read_json(folder.data).get("digest", found)
+    if args.resume_from_checkpoint is not None and before != found and "dataset_name" not in allowed:
+        raise ValueError(
+            f"{args.resume_from_checkpoint} was trained on other problems than dataset_name has now: restore the "
+            "data, or allow the change with --allow_changes dataset_name."
+        )
+    return found
+
+
+def write_recipe(settings: Settings, folder: RunFolder, checkpoint: str | None, changed: changes.Changes) -> None:
+    """Write the resolved recipe, and record the changes of a continued run.
+
+    The recipe has every setting but `changes.APART`.
+    """
+    if checkpoint is not None:
+        changes.record(folder, files.read_json(Path(checkpoint) / "trainer_state.json")["global_step"], changed)
+    kept = {key: setting for key, setting in settings.items() if key not in changes.APART}
+    files.write_text(folder.recipe, recipe.dump(kept, changes.sentences(changes.read(folder))))
 
 
 def shards() -> bool:

@@ -31,6 +31,7 @@ from .checkpoints import sealing
 from .fsdp2 import Float32Results
 from .setup import finish, save_whole
 from .start import Start, refusals
+from .stop import train_unless_stopped
 
 GRADED_AT_ONCE = 1024
 
@@ -40,8 +41,7 @@ class Imitation(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        about = {"step": self.state.global_step, "num_processes": self.accelerator.num_processes}
-        with sealing(self, folder, about):
+        with sealing(self, folder, {"num_processes": self.accelerator.num_processes}):
             super()._save_checkpoint(model, trial)
 
 
@@ -62,7 +62,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         )
     if start.record(trainer, folder, origin):
         files.replace_jsonl(folder.problems, ({"problem": rows[i]["prompt"]} for i in taken))
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    train_unless_stopped(trainer, args.resume_from_checkpoint, finish)
     save_whole(trainer)
     if trainer.is_world_process_zero():
         print(f"\nrun folder  {folder.path}\nproblems    {folder.problems}")

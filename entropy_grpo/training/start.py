@@ -17,8 +17,8 @@ from ..models.load import check_ends, load_tokenizer, model_init_kwargs, resolve
 from ..runs import files
 from ..runs.folder import RunFolder
 from .checkpoints import find_checkpoint
-from .requirements import check_packages, check_processes
-from .setup import claim_folder, shards, write_recipe
+from .requirements import check_disk, check_packages, check_processes
+from .setup import claim_folder, find_changes, shards, write_recipe
 
 
 @contextmanager
@@ -40,10 +40,13 @@ class Start:
         settings: checked settings of the recipe.
         config, args, model: the same settings by class.
         resumes: whether the recipe asks to continue a run.
+        folder, changed: once the folder is claimed, the folder, and what a continued run changes of the checkpoint's
+            settings.
     """
 
     def __init__(self, settings: Settings, name: str, classes: Sequence[type]):
         """Check the settings; `name` is the run's name if the settings name none."""
+        self.classes = classes
         self.settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, classes)
         check_processes(self.settings)
         # The arguments themselves need deepspeed.
@@ -73,12 +76,16 @@ class Start:
         folder = claim_folder(self.args, self.settings, self.resumes, held)
         self.args.resume_from_checkpoint = find_checkpoint(self.args, self.settings)
         check_resumed(self.args.resume_from_checkpoint, self.model)
+        self.changed = find_changes(self.settings, self.classes, self.args, folder, self.config.allow_changes)
+        self.folder = folder
         return folder
 
     def snapshot(self) -> str:
         """Return the local folder of the model's files, after the recipe's adapters are checked on its shape."""
         path = resolve_snapshot(self.named, self.model)
         check_targets(path, self.model)
+        if not self.model.use_peft:
+            check_disk(self.folder.path, path, self.model.model_revision, self.args, self.model.dtype)
         return path
 
     def options(self, path: str) -> dict[str, Any]:
@@ -97,11 +104,11 @@ class Start:
         }
 
     def record(self, trainer: Trainer, folder: RunFolder, origin: dict[str, Any]) -> bool:
-        """Write the recipe and the origin of the data, unless a run is continued; whether this process wrote them."""
+        """Write the recipe and the origin of the data; whether this process wrote them."""
         restore_name(trainer.model, self.named, self.model.model_revision)
         logging.disable_progress_bar()  # of the files that every checkpoint writes
-        writes = trainer.is_world_process_zero() and self.args.resume_from_checkpoint is None
+        writes = trainer.is_world_process_zero()
         if writes:
-            write_recipe(self.settings, folder)
+            write_recipe(self.settings, folder, self.args.resume_from_checkpoint, self.changed)
             files.write_json(folder.data, origin)
         return writes

@@ -23,8 +23,10 @@ from ..rewards.registry import get_rewards
 from ..runs import files, plots
 from ..runs.folder import RunFolder, checkpoints
 from ..tasks.registry import find
-from .setup import finish, save_whole
+from .requirements import check_port
+from .setup import check_data, finish, save_whole
 from .start import Start, refusals
+from .stop import train_unless_stopped
 from .trainer import EntropyForkGRPOTrainer
 from .weights import KeepWeights
 
@@ -37,6 +39,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     with refusals():
         start = Start(settings, name, CLASSES)
         run_config, args, templating = start.config, start.args, start.args.chat_template_kwargs or {}
+        check_port(args)
         every, weight_steps = run_config.evaluation_steps(args), run_config.weight_steps(args)
         grader = Grader(worker_count(), run_config.grading_seconds, run_config.grading_total_seconds)
         reward_funcs = get_rewards(
@@ -54,6 +57,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         problems = load_problems(
             run_config, args.seed, run_config.reference_grading, lengths, run_config.has_own_rewards
         )
+        digest = check_data(problems.train, args, folder, run_config.allow_changes)
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         path = start.snapshot()
         if run_config.max_position_embeddings is not None:
@@ -67,7 +71,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
             train_dataset=problems.train,
             eval_dataset=problems.dev,
         )
-    start.record(trainer, folder, problems.origin)
+    start.record(trainer, folder, problems.origin | {"digest": digest})
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(RewardProgress())
     send_plots(trainer)
@@ -81,7 +85,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
 
     if args.resume_from_checkpoint is None:
         evaluate(trainer, problems, run_config, folder, "before")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    train_unless_stopped(trainer, args.resume_from_checkpoint, finish)
     evaluate(trainer, problems, run_config, folder, "after")
     save_whole(trainer)
     if trainer.is_world_process_zero():

@@ -33,7 +33,7 @@ from torch.utils.data import Sampler
 from transformers import GenerationConfig, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import get_config_model_id
+from trl.trainer.utils import get_config_model_id, is_async_callable
 
 from ..cards.card import write_card
 from ..config.grpo import EntropyForkGRPOConfig
@@ -58,6 +58,9 @@ from ..objective.window import (
     plan_window,
     select_tokens,
 )
+from ..rewards.guard import Guarded, GuardedAsync
+from ..rewards.registry import BUILT_IN
+from ..runs import seal
 from ..runs.weights import ADAPTER, WHOLE
 from .fsdp2 import Float32Results, answering, reshard_before_sync
 from .ranks import ranks_of
@@ -150,6 +153,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             uses_tools=bool(self.tools) or self.environment_factories is not None,
         )
         self.resume = Resume(self)
+        self.reward_funcs = [
+            self._guarded(reward, name) for reward, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+        ]
         recorder = RunRecorder(self.spec)
         vocabulary = max(self.model.config.get_text_config().vocab_size, len(self._tokenizer))
         self.monitor = StepMonitor(
@@ -186,6 +192,19 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             sync_exactly(self.model, self.vllm_generation)
         # PEFT loads adapters in float32, even if TRL trains them in bfloat16, as on a quantised base.
         self.model.load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
+
+    def _guarded(self, reward: Any, name: str) -> Any:
+        """Return a reward whose faults end the run with a sentence. Models and built-in rewards stay as they are."""
+        if isinstance(reward, (torch.nn.Module, *BUILT_IN)):
+            return reward
+        kind = GuardedAsync if is_async_callable(reward) else Guarded
+        return kind(reward, name, self.args.reward_seconds, self._where)
+
+    def _where(self) -> tuple[str, str]:
+        """Return words for the current step, and for the continuation of the run."""
+        step, trains = self.state.global_step, self.model.training
+        place = f"at step {step + 1}" if trains else f"in an evaluation after step {step}"
+        return place, seal.continuation(Path(self.args.output_dir))
 
     def _padding_is_inert(self) -> bool:
         """Return whether the score of a sequence is independent of the width of its micro-batch."""
