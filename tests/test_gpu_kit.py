@@ -132,6 +132,7 @@ def test_a_measurement_that_fails_is_recorded_and_the_others_run(tmp_path):
     content = files.read_json(tmp_path / "part.json")
     first, second = content["measurements"]
     assert (content["status"], content["failed"]) == (FAILED, ["first"])
+    assert 'File "tests/test_gpu_kit.py"' in "".join(first["traceback"])
     assert first["seen"] == 1 and first["error"] == "OutOfMemoryError: CUDA out of memory" and first["traceback"]
     assert second["seen"] == 2 and "error" not in second
 
@@ -175,6 +176,7 @@ def test_demo(tiny_model, tmp_path, monkeypatch):
     rows = measured(demo, tmp_path)
     assert rows["cold start"]["cached before"]
     assert any("held-out problems" in line for line in rows["demo"]["console"])
+    assert rows["demo"]["environment"]["arguments"]["output_dir"] == "demo"
     assert rows["demo"]["evaluation"]["gain"] and rows["demo"]["card"][0] == "---"
 
 
@@ -192,6 +194,8 @@ def test_weights(tmp_path, monkeypatch):
         assert row["steps"] == 1 and row["problems"]["train"] == 64 - 8
         assert row["evaluation"]["after"]["accuracy"]["value"] == 0.0  # random weights, judged by the true reward
         assert len(row["responses after"]) == weights.SHOWN
+        assert row["problems"]["dataset"] == "sums.jsonl"
+        assert any(line.endswith(f"  {arm}/metrics.jsonl") for line in row["console"])
     curves = files.read_json(tmp_path / "part.json")["curves"]
     assert [[point["step"] for point in curves[arm]] for arm in sizes.arms] == [[1], [1]]
     assert all(curves[arm][0]["rewards/dapo_accuracy/mean"] == 0.0 for arm in sizes.arms)

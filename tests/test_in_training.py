@@ -15,6 +15,7 @@ from entropy_grpo.config.run import RunConfig
 from entropy_grpo.evaluation import callback, results
 from entropy_grpo.evaluation.backends.transformers import TransformersBackend
 from entropy_grpo.models import load
+from entropy_grpo.monitoring.watchers import WATCHERS
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 
@@ -52,10 +53,12 @@ def test_a_benchmark_that_fails_does_not_stop_the_run(tiny_model, tmp_path, monk
     run = RunFolder(tmp_path / "run")
     names = f"[{benchmark}, {tmp_path / 'nowhere.jsonl'}]"
     sampling = {"eval_benchmark_temperature": 0.6, "eval_benchmark_top_p": 0.95}
-    drawn = watch_sampling(monkeypatch)
+    drawn, held_out = watch_sampling(monkeypatch), []
+    monkeypatch.setitem(WATCHERS, "held_out", lambda log: held_out.extend(log.values("eval_accuracy")))
     train(tiny_model, run, eval_benchmarks=names, eval_benchmark_steps=2, keep_weights="[1, 3]", **sampling)
     # Evaluations before the first step and after the second, and a rollout for each step.
     assert drawn == [(False, 0.6, 0.95), (True, 1.0, 1.0), (True, 1.0, 1.0), (False, 0.6, 0.95), (True, 1.0, 1.0)]
+    assert held_out == []  # there are no held-out problems
     logged = list(files.read_jsonl(run.metrics))
     assert [row["step"] for row in logged if "loss" in row] == [1, 2, 3]
     first, evaluated = [row for row in logged if "eval_failures" in row]

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
+from entropy_grpo.evaluation.callback import FAILURES, BenchmarkCallback
 from entropy_grpo.monitoring.watchers import WATCHERS, Log
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
@@ -197,6 +198,29 @@ def test_what_a_watcher_does_to_a_run(tiny_model, tmp_path, action):
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
     assert again.state.global_step == 14
     assert len(files.read_steps(RunFolder(tmp_path).warnings)) == 1
+
+
+def test_a_watcher_that_speaks_at_once_stops_the_first_step(tiny_model, tmp_path, monkeypatch):
+    """And not in the evaluation before, where it would have been said for nothing."""
+    monkeypatch.setitem(WATCHERS, "hasty", lambda log: "It is over.")
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, sampled=True, **SETTINGS | {"watch": {"hasty": "stop"}})
+    assert trainer.answer(fixed_rollout.prompts(1), metric_key_prefix="test_before")
+    assert not RunFolder(tmp_path).warnings.exists()
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert [row["step"] for row in files.read_jsonl(RunFolder(tmp_path).warnings)] == [1]
+
+
+def test_a_watcher_of_benchmarks_stops_the_run(tiny_model, tmp_path, monkeypatch):
+    def second(log):
+        return "It is the second evaluation." if len(log.values(FAILURES)) == 2 else None
+
+    monkeypatch.setitem(WATCHERS, "second", second)
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, **SETTINGS | {"watch": {"second": "stop"}})
+    trainer.add_callback(BenchmarkCallback(trainer, [], 2, {}, RunFolder(tmp_path), 1.0))
+    trainer.train()
+    assert trainer.state.global_step == 2 and (tmp_path / "checkpoint-2" / "complete.json").exists()
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [1, 2]
 
 
 def test_reward_hacking_is_seen_on_benchmarks_of_a_run_without_held_out_problems():

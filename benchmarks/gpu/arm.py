@@ -1,4 +1,4 @@
-"""One arm of part H: the launch of a recipe whose training is stopped after some seconds.
+"""One arm of part H: a recipe's launch, which ends its training after so many seconds and then evaluates and saves.
 
 python -m benchmarks.gpu.arm SECONDS RECIPE [--key value ...]
 """
@@ -13,14 +13,11 @@ NAME = "seconds"
 
 
 def main(seconds: float, recipe: str, words: list[str]) -> None:
-    """Launch with an additional watcher, which stops the training when the time is over."""
+    """Launch with one more watcher, which stops the training when the time is over."""
     start = time.monotonic()
 
     def over(log: Log) -> str | None:
-        # A watcher fires once. Before the first step, when the evaluation is logged, it could not stop the training.
-        if not log.values("loss") or time.monotonic() - start <= seconds:
-            return None
-        return f"{seconds:g} seconds are over."
+        return f"{seconds:g} seconds are over." if time.monotonic() - start > seconds else None
 
     WATCHERS[NAME] = over
     launch.run(recipe, [*words, "--watch", f"{{{NAME}: stop}}"])

@@ -27,6 +27,7 @@ def run(report: Report, sizes: Sizes) -> None:
         row["folder"] = cold_start.ensure(SEED).name
     with report.measure("demo") as row, tempfile.TemporaryDirectory() as output:
         folder = RunFolder(Path(output) / "demo")
+        report.folders += [Path(output), cold_start.cache_dir()]
         launcher = [str(Path(sys.executable).parent / "accelerate"), "launch"]
         if not Path(launcher[0]).exists():
             launcher = [sys.executable, "-m", "accelerate.commands.launch"]

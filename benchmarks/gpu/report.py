@@ -2,13 +2,14 @@
 
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.measure import ROOT
 from entropy_grpo.runs import files
 from entropy_grpo.runs.environment import git_revision, hardware, versions
 
@@ -16,8 +17,22 @@ RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
 CONSOLE_WIDTH = 400  # characters of a measurement that the console shows; the file has all of it
 
 
+def relative(value: Any, folders: Sequence[Path]) -> Any:
+    """A value of a JSON file, in which names below these folders are relative to them."""
+    if isinstance(value, dict):
+        return {key: relative(item, folders) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [relative(item, folders) for item in value]
+    if isinstance(value, str):
+        for folder in folders:
+            value = value.replace(f"{folder}/", "")
+    return value
+
+
 class Report:
     """Figures of one part.
+
+    Names below `folders` are written relative to them, because such places are one machine's.
 
     Args:
         path: the JSON file.
@@ -27,6 +42,7 @@ class Report:
 
     def __init__(self, path: Path, part: str, revision: str | None = None):
         self.path, self.start = path, time.perf_counter()
+        self.folders = [ROOT]
         self.content: dict[str, Any] = {
             "command": f"python -m benchmarks.gpu --part {part}",
             "status": RUNNING,
@@ -38,7 +54,7 @@ class Report:
         self._write()
 
     def _write(self) -> None:
-        files.write_json(self.path, self.content)
+        files.write_json(self.path, relative(self.content, self.folders))
 
     def note(self, **facts: Any) -> None:
         """Add facts that hold for the whole part."""

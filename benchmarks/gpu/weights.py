@@ -128,6 +128,7 @@ def run(report: Report, sizes: Sizes) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        report.folders.append(folder)
         problems = folder / "sums.jsonl"
         files.replace_jsonl(problems, sums.problems(sizes.weights_problems, seed=0))
         seconds = sizes.seconds - sizes.reserve - (time.monotonic() - begin)

@@ -88,12 +88,13 @@ class BenchmarkCallback(TrainerCallback):
 
     def _evaluate_undisturbed(self, args: Any, state: Any, control: Any) -> None:
         """Evaluate without an effect on the plans and the random numbers of the training."""
-        planned = dict(vars(control))  # an evaluation's log would reset flags, such as that a training log is due
+        planned = dict(vars(control))
         gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(gpus):  # training draws the same random numbers as without benchmarks
             torch.manual_seed(args.seed)
             self._evaluate_all(state.global_step)
-        vars(control).update(planned)
+        # An evaluation's log resets flags, such as that a training log is due. A watcher may set others.
+        vars(control).update({flag: value or planned[flag] for flag, value in vars(control).items()})
 
     def _evaluate_all(self, step: int) -> None:
         """Evaluate all benchmarks and log their metrics, and each failure with its reason."""
@@ -153,9 +154,12 @@ class BenchmarkCallback(TrainerCallback):
     def _evaluate(self, name: str, step: int) -> dict[str, float]:
         """Answer one benchmark, write its files and return the metrics to log."""
         title, problems = self._read(name)
+        logged = len(self.trainer.state.log_history)
         start = time.perf_counter()
         answers = self.trainer.answer(problems, metric_key_prefix=f"eval_{title}", sampling=self.sampling)
         seconds = (time.perf_counter() - start) / len(answers)
+        # TRL's own metrics of these answers have the names of those of the held-out problems, such as eval_accuracy.
+        del self.trainer.state.log_history[logged:]
 
         def write() -> dict[str, float]:
             return self._write(*self.loaded[name], answers, step, seconds)

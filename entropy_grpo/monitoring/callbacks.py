@@ -94,15 +94,18 @@ class Watch(TrainerCallback):
     """Callback that runs the watchers. Each watcher warns once per run, in the log and in `warnings.jsonl`.
 
     Watchers read the trainer's log history, which every rank has and every checkpoint holds. All ranks therefore
-    decide alike, and a resumed run still has the values of its start.
+    decide alike, and a resumed run still has the values of its start. They do not look while the recorder is paused,
+    because nothing can be stopped before and after the training.
 
     Args:
         actions: `off`, `warn` or `stop` for watchers by name; `warn` by default. `stop` saves a checkpoint and ends
             the run.
         kept_share: share of tokens that the run should keep, NaN if it is not known beforehand.
+        recorder: the run's.
     """
 
-    def __init__(self, actions: dict[str, str], kept_share: float):
+    def __init__(self, actions: dict[str, str], kept_share: float, recorder: RunRecorder):
+        self.recorder = recorder
         self.actions = {name: actions.get(name, "warn") for name in WATCHERS}
         self.kept_share = kept_share
         self.seen: set[str] = set()
@@ -112,6 +115,8 @@ class Watch(TrainerCallback):
         self.seen = {row["watcher"] for row in rows if row["step"] <= state.global_step}
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any):
+        if self.recorder.paused:
+            return control
         log = Log(state.log_history, self.kept_share)
         for name, action in self.actions.items():
             if action == "off" or name in self.seen:

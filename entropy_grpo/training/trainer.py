@@ -169,7 +169,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             recorder,
         )
         self.add_callback(recorder)
-        self.add_callback(Watch(self.args.watch, math.nan if self.spec.matches_norms else self.spec.kept_share))
+        kept_share = math.nan if self.spec.matches_norms else self.spec.kept_share
+        self.add_callback(Watch(self.args.watch, kept_share, recorder))
 
     def _decide(self) -> Objective:
         """Decide what the run computes, and install the sparse LM head if it supports the model."""
