@@ -1,4 +1,4 @@
-"""One arm of part H: a recipe's launch, which ends its training after so many seconds and then evaluates and saves.
+"""One arm of part H: the launch of a recipe whose training is stopped after some seconds.
 
 python -m benchmarks.gpu.arm SECONDS RECIPE [--key value ...]
 """
@@ -13,7 +13,7 @@ NAME = "seconds"
 
 
 def main(seconds: float, recipe: str, words: list[str]) -> None:
-    """Launch with one more watcher, which stops the training when the time is over."""
+    """Launch with an additional watcher, which stops the training when the time is over."""
     start = time.monotonic()
 
     def over(log: Log) -> str | None:

@@ -6,8 +6,10 @@ python -m benchmarks.gpu.page
 from typing import Any
 
 from benchmarks import measure
-from entropy_grpo.metrics.tables import table
+from entropy_grpo.metrics.tables import interval_text, table
 from entropy_grpo.runs import files
+
+from .sizes import WEIGHTS_CHANGES
 
 TABLE = "python -m benchmarks.gpu"
 PAGE = measure.ROOT / "docs" / "gpu.md"
@@ -119,14 +121,50 @@ def select() -> str:
     )
 
 
+def weights() -> str:
+    """Held-out accuracy of the pretrained model's arms, before, during and after training, and their settings."""
+    found = recorded("weights")
+    arms = {name: row for name in found["arms"] for row in found["measurements"] if row["name"] == name}
+    header = ["arm", "steps", "held-out accuracy before", "after", "gain", "entropy before, nats", "entropy after"]
+    lines = []
+    for name, row in arms.items():
+        before, after, gain = (row["evaluation"][when] for when in ("before", "after", "gain"))
+        accuracies = [interval_text(x["accuracy"]) for x in (before, after)]
+        entropies = [f"{x['mean_entropy']:.3f}" for x in (before, after)]
+        lines.append([name, row["steps"], *accuracies, interval_text(gain["accuracy"], sign="+"), *entropies])
+    curves = {
+        name: {point["step"]: point["eval_accuracy"] for point in curve if "eval_accuracy" in point}
+        for name, curve in found["curves"].items()
+    }
+    steps = sorted({step for curve in curves.values() for step in curve})
+    during = [
+        [name, *(f"{curve[step]:.3f}" if step in curve else "" for step in steps)] for name, curve in curves.items()
+    ]
+    counts, settings = next(iter(arms.values()))["problems"], found["settings"]
+    changes = [[f"`{name}`", WEIGHTS_CHANGES[name]] for name in found["changed_of_the_recipe"]]
+    return "\n\n".join(
+        [
+            f"Pretrained weights, {found['hardware']}, {found['seconds']:.0f} s in all. Before and after: "
+            f"{counts['test']} problems with {settings['num_generations_eval']} answers each, at temperature 1, and "
+            "95% intervals.",
+            table([header, *lines]),
+            f"While they train, accuracy on {counts['dev']} other held-out problems:",
+            table([["arm", *(f"step {step}" for step in steps)], *during]),
+            "What these arms change of `recipes/qwen3_1_7b.yaml`:",
+            table([["setting", "here"], *changes], str),
+        ]
+    )
+
+
 def tables() -> str:
     """All tables and lines of the page."""
     head_of, step_of = recorded("head"), recorded("step")
+    commits = [found["git_revision"][:12] for found in (step_of, recorded("weights"), head_of)]
     said = (
-        f"{head_of['hardware']}, torch {head_of['versions']['torch']}. Steps and memory are of commit "
-        f"`{step_of['git_revision'][:12]}`, all else of `{head_of['git_revision'][:12]}`."
+        f"{head_of['hardware']}, torch {head_of['versions']['torch']}. Steps and memory are of commit `{commits[0]}`, "
+        f"pretrained weights of `{commits[1]}`, all else of `{commits[2]}`."
     )
-    return "\n\n".join([said, head(), step(), memory(), numerics(), select()])
+    return "\n\n".join([said, head(), step(), memory(), numerics(), select(), weights()])
 
 
 if __name__ == "__main__":

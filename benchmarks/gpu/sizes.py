@@ -28,7 +28,7 @@ DEMO_CHANGES = {"use_cpu": "false: to train on the GPU"}
 # Changes of recipes/qwen3_1_7b.yaml in all arms of part H.
 WEIGHTS_CHANGES = {
     "model_name_or_path": "SmolLM2-135M-Instruct, dequantised from Q4_1: pretrained weights that need no hub",
-    "dataset_name": "sums of three numbers after two examples, no template: one in sixteen is right before training",
+    "dataset_name": "sums of three numbers after two examples, no template: one in eleven is right before training",
     "rewards": "dapo_accuracy without the length penalty: the examples end with a line `Answer: N`",
     "use_vllm": "false: transformers samples all responses of a rollout in one call",
     "max_completion_length": "40: an answer in the form of the examples has 30 tokens",
