@@ -99,7 +99,7 @@ kill: setup  ## kill runs at random moments, resume them, and compare the result
 position: setup  ## draw both forms of the bonus of position shaping; writes docs/position_bonus.png
 	$(BIN)/python -m benchmarks.position
 
-paper-size: setup  ## run rollouts of the paper's size through the data path without a model (twenty minutes, 24 GB); writes benchmarks/results/
+paper-size: setup  ## run the data path of the paper's rollouts without a model, 256 to 1,024 responses (three minutes), benchmarks/results/
 	$(BIN)/python -m benchmarks.paper_size
 
 checkpoints: setup  ## measure a checkpoint's state of 16,000 waiting responses (a minute, 6 GB of disk); writes benchmarks/results/

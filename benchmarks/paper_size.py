@@ -1,7 +1,7 @@
 """Data path of rollouts of the paper's size, 512 x 16 responses of up to 20,480 tokens, without a model.
 
-    python -m benchmarks.paper_size                  # benchmarks/results/paper_size.json, about twenty minutes
-    python -m benchmarks.paper_size --prompts 32 64  # other sizes; the recipe's steps stay
+    python -m benchmarks.paper_size                                 # benchmarks/results/paper_size_1.json
+    python -m benchmarks.paper_size --prompts 512 --processes 8     # benchmarks/results/paper_size_8.json
 
 The trainer, the recipe `recipes/qwen3_14b.yaml`, its rewards and grading workers, dynamic sampling, checkpoints and
 TRL's own code are those of a run. Two parts are replaced. Responses are random words of log-normal length, with an
@@ -42,12 +42,14 @@ from entropy_grpo.config import recipe
 from entropy_grpo.config.recipe import LAST_LAYER, Setting
 from entropy_grpo.config.run import CLASSES
 from entropy_grpo.grading.pool import Grader, worker_count
+from entropy_grpo.metrics.tables import table
 from entropy_grpo.models.head import SparseHeadOutput
 from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.runs import files
 
 COMMAND = "python -m benchmarks.paper_size"
-PROMPTS = (128, 256, 512)
+PAGE = measure.ROOT / "docs" / "paper-size.md"
+PROMPTS = (16, 32, 64)
 LONGEST, MEAN = 20480, 7000  # tokens of a response, arXiv 2506.01939
 WORDS = 50_000
 PROMPT_WORDS = 150
@@ -293,26 +295,73 @@ def exponents(sizes: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
+def recorded() -> list[dict[str, Any]]:
+    """The recorded figures, by number of processes."""
+    paths = measure.RESULTS.glob("paper_size_*.json")
+    return [files.read_json(path) for path in sorted(paths, key=lambda path: int(path.stem.rsplit("_", 1)[1]))]
+
+
+def tables(records: list[dict[str, Any]]) -> str:
+    """A table of every size, its seconds by part, and the exponents between the sizes."""
+    header = ["", "seconds in all", "memory of a process, GiB", "checkpoint, GiB", "read back, s"]
+    sizes = [size for record in records for size in record["sizes"]]
+    names = [f"{size['responses']:,} responses, {size['processes']} processes" for size in sizes]
+    rows = [
+        [
+            name,
+            f"{size['train']['total_seconds']:.0f}",
+            f"{size['train']['peak_gib']:.2f}",
+            f"{size['train']['checkpoint_gib']:.2f}",
+            f"{size['resume']['seconds']['load']:.1f}",
+        ]
+        for name, size in zip(names, sizes, strict=True)
+    ]
+    parts = list(sizes[0]["train"]["seconds"])
+    seconds = [
+        [name, *(f"{size['train']['seconds'][part]:.1f}" for part in parts)]
+        for name, size in zip(names, sizes, strict=True)
+    ]
+    grown = ", ".join(f"{name} {power:.2f}" for record in records for name, power in record["exponents"].items())
+    machines = "; ".join(
+        f"{record['sizes'][0]['processes']} processes: {record['hardware']}, commit `{record['git_revision'][:12]}`"
+        for record in records
+    )
+    return "\n\n".join(
+        [
+            f"{machines}.",
+            table([header, *rows]),
+            "Seconds by part:",
+            table([["", *parts], *seconds]),
+            f"Exponents of the seconds in the number of responses, for parts of a second or more: {grown}.",
+        ]
+    )
+
+
 def main() -> None:
     """Measure every size and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS)
     parser.add_argument("--longest", type=int, default=LONGEST)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1])
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--part", choices=("train", "resume"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--table", action="store_true", help="only the tables of the recorded results")
     options = parser.parse_args()
+    if options.table:
+        measure.write_readme(COMMAND, tables(recorded()), PAGE)
+        return
     if options.part is not None:
         found = train(options.folder, options.prompts[0], options.longest, options.part == "resume")
         files.write_json(options.folder / f"{options.part}-{os.environ.get('RANK', 0)}.json", found)
         return
     sizes = []
-    for processes in options.processes:
-        for prompts in options.prompts:
-            sizes.append(run(prompts, options.longest, processes))
-            print(json.dumps(sizes[-1]), flush=True)
-    figures = {"sizes": sizes, "exponents": exponents([s for s in sizes if s["processes"] == options.processes[0]])}
-    measure.write("paper_size", COMMAND, figures)
+    for prompts in options.prompts:
+        sizes.append(run(prompts, options.longest, options.processes))
+        print(json.dumps(sizes[-1]), flush=True)
+    prompts = " ".join(map(str, options.prompts))
+    command = f"{COMMAND} --prompts {prompts} --processes {options.processes}"
+    measure.write(f"paper_size_{options.processes}", command, {"sizes": sizes, "exponents": exponents(sizes)})
+    measure.write_readme(COMMAND, tables(recorded()), PAGE)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,24 +48,31 @@ class ReadIf:
         )
 
 
-def refuse_unread(config: Any, rules: Iterable[ReadIf]) -> None:
-    """Refuse settings that nothing reads.
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def unread(config: Any, rules: Iterable[ReadIf]) -> Iterator[tuple[ReadIf, str, bool]]:
+    """Yield (rule, name, whether it is set) for every setting that nothing reads with the values of a configuration.
 
     Args:
         config: a dataclass instance. A setting with its default value counts as not set.
         rules: rules whose switch the dataclass does not have are passed over.
+    """
+    for rule in rules:
+        if not hasattr(config, rule.switch) or rule.reads(getattr(config, rule.switch)):
+            continue
+        for field in dataclasses.fields(config):
+            if rule.covers(field.name):
+                yield rule, field.name, getattr(config, field.name) != _default(field)
+
+
+def refuse_unread(config: Any, rules: Iterable[ReadIf]) -> None:
+    """Refuse settings that are set and that nothing reads (see `unread`).
 
     Raises:
         ValueError: the sentence names setting, value and switch.
     """
-    fields = dataclasses.fields(config)
-    for rule in rules:
-        if not hasattr(config, rule.switch) or rule.reads(getattr(config, rule.switch)):
-            continue
-        for setting in fields:
-            default = setting.default
-            if setting.default_factory is not dataclasses.MISSING:
-                default = setting.default_factory()
-            value = getattr(config, setting.name)
-            if rule.covers(setting.name) and value != default:
-                raise ValueError(f"{setting.name} is {value!r}, which nothing reads {rule.advice}.")
+    for rule, name, is_set in unread(config, rules):
+        if is_set:
+            raise ValueError(f"{name} is {getattr(config, name)!r}, which nothing reads {rule.advice}.")

@@ -19,6 +19,7 @@ from benchmarks import (
     grading,
     kill,
     measure,
+    paper_size,
     sampling,
     speed,
     verifier,
@@ -42,6 +43,14 @@ def test_readme_holds_the_recorded_table(results):
 
 def test_readme_holds_the_recorded_speed():
     assert measure.readme_block(speed.TABLE)[1] == speed.tables().strip()
+
+
+def test_the_page_of_the_dry_run_holds_the_recorded_figures():
+    records = paper_size.recorded()
+    assert measure.readme_block(paper_size.COMMAND, paper_size.PAGE)[1] == paper_size.tables(records)
+    (largest,) = (size for record in records for size in record["sizes"] if size["responses"] == 512 * 16)
+    assert largest["longest"] == 20480 and largest["processes"] == 8
+    assert max(power for record in records for power in record["exponents"].values()) < 1.5
 
 
 def test_the_page_of_the_gpu_holds_the_recorded_figures():

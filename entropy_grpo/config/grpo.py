@@ -14,7 +14,7 @@ from ..objective.objective import DENOMINATORS, TOKEN_CLIPPING_LOSSES, TOKEN_LEV
 from ..objective.sampling import LIMITS, informative
 from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
 from ..objective.share import BY_NORM, RHO
-from ..registry import one_of, refuse_unread
+from ..registry import one_of, refuse_unread, unread
 from ..runs.processes import process_count
 from .batches import batch_shape, check_evaluation_batch, optimizer_steps
 from .losses import check_loss
@@ -362,6 +362,8 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             return cls(output_dir)
         if isinstance(args, cls):
             return args
-        given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
+        # Defaults of TRL that nothing reads may differ from those of this class, and would count as set there.
+        left_out = {name for _, name, is_set in unread(args, RULES) if not is_set}
         # TRL has derived this field, and refuses it together with the field that it came from.
-        return cls(**given | {"generation_batch_size": None})
+        left_out.add("generation_batch_size")
+        return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init and f.name not in left_out})

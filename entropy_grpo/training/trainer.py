@@ -388,7 +388,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         lengths = [len(ids) for ids in completion_ids_list]
         self.monitor.rewards(rewards, prompts, completions, lengths, self._mode)
         if self._answers is not None:
-            ended = [ids[-1] in self.eos_token_ids for ids in completion_ids_list]
+            ended = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids_list]
             columns = [gather_object(column) for column in (inputs, completions, lengths, ended)]
             for row, completion, length, end, values in zip(*columns, rewards.tolist(), strict=True):
                 scores = dict(zip(self.reward_func_names, values, strict=True))
