@@ -12,7 +12,7 @@ RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling kill checkpoints paper-size verifier grading eval evaluation position diagnostics figures analysis decoding divergence mutants
+.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling kill checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -113,6 +113,9 @@ verifier: setup  ## attack the grader with 10,000 hostile answers and measure it
 
 grading: setup  ## grade the answer pairs of the tests with the grader and with plain math-verify, and list errors (a minute)
 	$(BIN)/python -m benchmarks.grading
+
+false-positives: setup  ## search answers of a grammar for two that differ and that grading calls equal (ten minutes)
+	$(BIN)/python -m benchmarks.false_positives
 
 figures: setup  ## draw token entropy of the embedded task before and after training (fifteen minutes); writes docs/entropy.md
 	$(BIN)/python -m benchmarks.figures

@@ -39,7 +39,7 @@ from entropy_grpo.runs.environment import git_revision
 
 RESULTS = measure.RESULTS / "mutants.json"
 EQUIVALENT = REPOSITORY / "benchmarks" / "equivalent_mutants.json"
-PAIRS = ["test_grading.py", "test_rewards.py"]
+PAIRS = ["test_grading.py", "test_equivalence.py", "test_rewards.py"]
 # Quick tests by module. Tests that load a model, train or start workers are excluded.
 TESTS = {
     "objective/selection": ["test_selection.py", "test_diagnostics.py"],
@@ -55,12 +55,14 @@ TESTS = {
     "metrics/intervals": ["test_intervals.py"],
     "grading/__init__": PAIRS,
     "grading/answers": PAIRS,
+    "grading/characters": PAIRS,
     "grading/equivalence": PAIRS,
     "grading/expressions": PAIRS,
     "grading/latex": PAIRS,
     "grading/number_sets": PAIRS,
     "grading/phrases": PAIRS,
     "grading/units": PAIRS,
+    "grading/values": PAIRS,
     "grading/pool": ["test_grading.py", "test_grader.py"],
 }
 SLOW_FIXTURES = {"tiny_model", "trained", "demo_run"}

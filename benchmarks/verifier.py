@@ -126,7 +126,7 @@ def attack() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         answers = hostile_answers(ATTACKS, f"{folder}/hacked")
         grader = Grader(ATTACKED_WORKERS, FIRST_SECONDS, 3600.0)
-        graded(grader, ["1/2"], ["0.5"])
+        graded(grader, ["\\sqrt{4}"], ["2"])
         watch = Watch(grader)
         watch.start()
         grades, logged, seconds = graded(grader, answers, references)
@@ -161,7 +161,7 @@ def mixed() -> dict[str, Any]:
     pairs = [*ordinary, *((answer, "8") for answer in hostile_answers(MIXED, "hacked", seed=1))]
     Random(SEED).shuffle(pairs)
     grader = Grader(WORKERS, SECONDS, TOTAL_SECONDS)
-    graded(grader, ["1/2"], ["0.5"])
+    graded(grader, ["\\sqrt{4}"], ["2"])
     grades, logged, seconds = graded(grader, *map(list, zip(*pairs, strict=True)))
     found = dict(zip(pairs, grades, strict=True))
     grader.close()

@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -176,6 +177,18 @@ def test_no_code_is_no_pass_and_the_first_failure_is_the_last_run():
         programs.livecodebench_passes(fenced("print(3)"), [SUM[0], unreadable])
 
 
+@sandboxed
+def test_integers_of_thousands_of_digits_are_read_and_written():
+    power = str(10**5000)
+    programs_of = {
+        "print(10 ** int(input()))": Case("5000\n", power, None),
+        "def power(n):\n    return 10 ** len(str(n))": Case(str(10**4999), power, "power"),
+    }
+    for program, case in programs_of.items():
+        assert programs.livecodebench_passes(fenced(program), [case])
+        assert not programs.livecodebench_passes(fenced(program), [replace(case, output=power[:-1] + "1")])
+
+
 @pytest.mark.parametrize(
     ("output", "expected", "same"),
     [
@@ -212,6 +225,16 @@ def test_outputs_are_the_same_text_or_the_same_numbers(output, expected, same):
         ("<think>```python\nidea\n```</think>\nI give up", None),
         ("<think>\n```python\nidea\n```\n</think>\n```python\na\n```", "a\n"),
         ("```python\n```", "\n"),
+        # As LiveCodeBench takes them: more words, braces, other names, more backticks.
+        ('```python title="a.py"\na\n```', "a\n"),
+        ("```{python}\na\n```", "a\n"),
+        ("```{.python .numberLines}\na\n```", "a\n"),
+        ("```py3\na\n```", "a\n"),
+        ("``` python\na\n```", "a\n"),
+        ("````python\na\n```\nb\n````", "a\n```\nb\n"),
+        ("````python\na\n```", None),
+        ("```text title=python\na\n```", None),
+        ("```pythonic\na\n```", None),
     ],
 )
 def test_extract_code(response, found):

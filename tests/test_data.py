@@ -223,6 +223,26 @@ def test_problems_are_left_out_for_their_reasons_and_counted(tmp_path, capsys):
     assert repr("\\frac{3") in said
 
 
+def test_references_are_read_from_worked_solutions_and_broken_ones_are_counted(tmp_path):
+    solutions = {
+        "Factoring, $(x-1)(x+2)=0$. Since $x>0$ we get $\\boxed{1}$.": "1",
+        "Let $x$ be the number. Then $2x = 4$, so $x = \\fbox{2}$.": "2",
+        "2 + 1 = 3\n#### 3": "3",
+        "São Paulo": "São Paulo",
+        "是": "是",
+        "\\frac{1}{2}": "\\frac{1}{2}",
+        "\x0crac{1}{2}": None,
+        "Then $2x = 4$. So we get that $x = 2$.": None,
+        "We see $\\boxed{2$.": None,
+    }
+    path = write(tmp_path, ".jsonl", [{"prompt": f"{i}?", "solution": text} for i, text in enumerate(solutions)])
+    problems = load(RunConfig(dataset_name=path), seed=0)
+    assert sorted(problems.train["solution"]) == sorted(answer for answer in solutions.values() if answer)
+    assert problems.origin["left_out"] == {"unreadable reference": 3} and problems.origin["worked_solutions"] == 3
+    own = load(RunConfig(dataset_name=path, rewards=["mine:reward"]), seed=0)
+    assert sorted(own.train["solution"]) == sorted(solutions) and own.origin["worked_solutions"] == 0
+
+
 def test_held_out_problems_come_from_those_that_are_kept(tmp_path):
     config = mixed_config(tmp_path, num_dev_problems=1, num_test_problems=1)
     problems = load(config, seed=0, prompt_lengths=words_of)

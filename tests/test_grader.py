@@ -17,7 +17,7 @@ from entropy_grpo.rewards.registry import get_rewards
 @pytest.fixture(scope="module")
 def grader():
     made = Grader(2, seconds=20, total_seconds=60)
-    made(["1/2"], ["0.5"])  # the workers have started
+    made(["\\sqrt{4}"], ["2"])  # the workers have started
     return made
 
 
@@ -36,7 +36,10 @@ def grader():
         ("(" * 21 + "9" + ")" * 21, "8", Verdict.WRONG),
         ("\\sqrt{(" * 10 + "8" + ")}" * 10, "8", None),
         ("[" + ", ".join(["(0, 1]"] * 100) + "]", "8", None),
-        ("8.0", "8", None),
+        ("8.0", "8", Verdict.RIGHT),
+        ("\\frac{16}{2}", "8", Verdict.RIGHT),
+        ("17/2", "8", Verdict.WRONG),
+        ("8/0", "8", None),
         ("1,000", "1000", None),
         ("2^3", "8", None),
         ("\u0668", "8", None),  # a digit for Python, not for us
@@ -57,17 +60,18 @@ def scheduled_by(grader, monkeypatch):
 
 def test_equal_answers_are_graded_once(grader, monkeypatch):
     scheduled = scheduled_by(grader, monkeypatch)
-    assert grader(["1/2", "0.5", "1/2", "1/2"], ["0.5", "0.5", "0.5", "1"]) == [1.0, 1.0, 1.0, 0.0]
-    assert scheduled == [("1/2", "0.5"), ("1/2", "1")]
+    root, power = "\\sqrt{4}", "2^1"
+    assert grader([root, power, root, root], [power, power, power, "1"]) == [1.0, 1.0, 1.0, 0.0]
+    assert scheduled == [(root, power), (root, "1")]
 
 
-ANSWERS = ["4/8", "0.50", "3/8", None, "4/8", "9^{9^{9^{9}}}"]
+ANSWERS = ["4/8+0", "0.50+0", "3/8+0", None, "4/8+0", "9^{9^{9^{9}}}"]
 GRADES = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
 
 
 def test_what_was_begun_is_collected_and_forgotten(monkeypatch):
     grader = Grader(2, seconds=0.3, total_seconds=60)
-    grader(["1/2"], ["0.5"])
+    grader(["\\sqrt{4}"], ["2"])
     scheduled = scheduled_by(grader, monkeypatch)
     start = time.perf_counter()
     grader.begin(ANSWERS, ["0.5"] * 6)
@@ -100,7 +104,7 @@ def test_rewards_that_grade_can_begin(name, grader, monkeypatch):
     (reward,) = get_rewards([name], grader, 48)
     completions = ["\\boxed{15-4-1-1-1}\nAnswer: 16/2", "\\boxed{15-7}\nAnswer: 9", "Answer: \\boxed{15-4-1}"]
     columns = {"prompts": ["go 15 to 8 need -7 with +7 -4 -1\n"] * 3, "completions": completions}
-    columns |= {"solution": ["\\frac{16}{2}"] * 3, "completion_ids": [[1]] * 3, "log_metric": lambda *_: None}
+    columns |= {"solution": ["\\frac{16}{2}+0"] * 3, "completion_ids": [[1]] * 3, "log_metric": lambda *_: None}
     alone = reward(**columns)
     scheduled = scheduled_by(grader, monkeypatch)
     assert reward.begin(**columns) is None
@@ -133,7 +137,7 @@ def running(pids):
 
 def test_slow_answers_hold_up_none_but_each_other():
     grader = Grader(1, seconds=3, total_seconds=4)
-    grader(["1/2"], ["0.5"])
+    grader(["\\sqrt{4}"], ["2"])
     slow, honest = [f"9^{{9^{{9^{{{i}}}}}}}" for i in (8, 9)], [f"{i}/7" for i in range(30)]
     logged = {}
     verdicts = grader(slow + honest, ["8/9"] * 2 + [f"\\frac{{{i}}}{{7}}" for i in range(30)], logged.__setitem__)
@@ -142,7 +146,7 @@ def test_slow_answers_hold_up_none_but_each_other():
 
 def test_a_call_waits_no_longer_than_its_limit_and_leaves_nothing_behind():
     grader = Grader(2, seconds=2, total_seconds=3)
-    grader(["1/2"], ["0.5"])
+    grader(["\\sqrt{4}"], ["2"])
     before, logged = workers_of(grader), {}
     slow = [f"{i}^{{9^{{9^{{9}}}}}}" for i in range(2, 2000)]
     start = time.perf_counter()
@@ -151,14 +155,14 @@ def test_a_call_waits_no_longer_than_its_limit_and_leaves_nothing_behind():
     assert logged["grading/timeouts"] == 1.0
     assert not running(before)
     start = time.perf_counter()
-    honest = [f"{i}/7" for i in range(60)]
+    honest = [f"{i}/7+0" for i in range(60)]
     assert grader(honest, [f"\\frac{{{i}}}{{7}}" for i in range(60)]) == [1.0] * 60
     assert time.perf_counter() - start < 2, "the answers that were given up must not be in the way"
 
 
 def test_a_pool_whose_workers_die_is_replaced():
     grader = Grader(2, seconds=5, total_seconds=60)
-    honest, references = [f"{i}/7" for i in range(20)], [f"\\frac{{{i}}}{{7}}" for i in range(20)]
+    honest, references = [f"{i}/7+0" for i in range(20)], [f"\\frac{{{i}}}{{7}}" for i in range(20)]
     grader(honest, references)
     for _ in range(3):
         for pid in workers_of(grader):
@@ -169,7 +173,7 @@ def test_a_pool_whose_workers_die_is_replaced():
 def test_a_pool_that_cannot_work_is_no_verdict(monkeypatch):
     monkeypatch.setattr("entropy_grpo.grading.pool._prepare_worker", sys.exit)  # every worker ends as it begins
     with pytest.raises(RuntimeError, match="grading processes do not grade"):
-        Grader(1, seconds=5, total_seconds=20)(["1/2"], ["0.5"])
+        Grader(1, seconds=5, total_seconds=20)(["\\sqrt{4}"], ["2"])
 
 
 def test_the_code_of_the_attack_would_be_seen(tmp_path):

@@ -58,6 +58,22 @@ def test_sums_of_integers_need_no_worker():
     assert all(plain_verdict(text, "6") is None for text in ("2*3", "3--3", "1e1-4", "(6)", "12-6.0"))
 
 
+def test_decimals_and_fractions_of_integers_need_no_worker():
+    draw = random.Random(4)
+
+    def written():
+        over, under = draw.randint(0, 30), draw.choice([1, 2, 4, 5, 10])
+        forms = [f"\\frac{{{over}}}{{{under}}}", f"\\dfrac{{{3 * over}}}{{{3 * under}}}", f"{over}/{under}"]
+        sign = draw.choice(["", "", "+", "-"])
+        return sign + draw.choice([*forms, f"{over / under:.2f}"]), (-1 if sign == "-" else 1) * Fraction(over, under)
+
+    for _ in range(100):
+        (answer, value), (reference, wanted) = written(), written()
+        verdict = Verdict.RIGHT if value == wanted else Verdict.WRONG
+        assert plain_verdict(answer, reference) is compare(answer, reference) is verdict, (answer, reference)
+    assert all(plain_verdict(text, "6") is None for text in ("6/0", "\\frac{6}{0}", "6.", ".6", "1/2/3", "\\frac6{1}"))
+
+
 def eval_sum(text):
     total, sign, number = 0, 1, ""
     for character in f"{text}+":
@@ -249,7 +265,7 @@ def test_choice(text, letter):
 @pytest.fixture(scope="module")
 def grader():
     made = Grader(2, seconds=20, total_seconds=60)
-    made(["1/2"], ["0.5"])  # the workers have started
+    made(["\\sqrt{4}"], ["2"])  # the workers have started
     yield made
     made.close()
 

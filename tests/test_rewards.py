@@ -29,7 +29,7 @@ from entropy_grpo.tasks.number_walk import Problem
         ("\\boxed{8", None),
         ("\\boxed{\\frac{1}{2}", None),
         ("\\boxed{1} or rather \\boxed{2", None),  # the last one counts, and it never closes
-        ("\\boxed8", None),
+        ("\\boxed8", "8"),
         ("boxed{8}", None),
         ("the answer is 8", None),
         ("", None),
@@ -215,7 +215,7 @@ def test_an_unknown_reward_is_refused_by_name(names):
         ("Step 1.\nAnswer: 8", "8"),
         ("Answer: 7\nno, wait\nanswer:  $\\frac{1}{2}$ \n", "$\\frac{1}{2}$"),
         ("**Answer : 3** and so on", "3** and so on"),
-        ("Answer:\n8", None),
+        ("Answer:\n8", "8"),
         ("the answer is 8", None),
     ],
 )

@@ -7,7 +7,7 @@ from concurrent.futures import TimeoutError
 
 from pebble import ProcessExpired, ProcessPool
 
-from ..grading import readable
+from ..grading import boxed, readable
 from ..grading.pool import LONGEST_ANSWER, WorkerContext
 
 # References that need no parser. Almost all references of DAPO's data are such numbers.
@@ -45,6 +45,14 @@ def repeated(questions: Sequence[str], answers: Sequence[str]) -> tuple[set[int]
         else:
             again.update(positions[1:])
     return again, conflicting
+
+
+def final_answer(solution: str) -> str:
+    """The last box of a worked solution, or what follows its last `####`; any other text as it is."""
+    if (content := boxed(solution)) is not None:
+        return content.strip(" ")  # not of control characters, which tell that an escape was lost
+    before, mark, after = solution.rpartition("####")
+    return after.strip(" ") if mark and before.strip() else solution
 
 
 def unreadable(references: Iterable[str], workers: int, seconds: float) -> list[str]:

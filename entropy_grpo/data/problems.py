@@ -23,7 +23,7 @@ from . import rows
 from .benchmarks import PUBLISHED
 from .benchmarks.benchmark import PROBLEM_COLUMNS
 from .config import DataConfig, SourceConfig
-from .filters import normalised, repeated, unreadable
+from .filters import final_answer, normalised, repeated, unreadable
 from .hub import load_hub
 from .prompts import render
 from .sources import (
@@ -255,6 +255,16 @@ def _find_unreadable(grading: GradingConfig | None, references: list[str]) -> li
     return shared[0]
 
 
+def _with_references(problems: Dataset) -> tuple[Dataset, int]:
+    """(problems with the answer of every worked solution in its place, number of such solutions)."""
+    solutions = list(problems["solution"])
+    references = [final_answer(solution) for solution in solutions]
+    read = sum(one != other for one, other in zip(solutions, references, strict=True))
+    if not read:
+        return problems, 0
+    return problems.remove_columns("solution").add_column("solution", references), read
+
+
 def _render_prompts(config: DataConfig, problems: Dataset) -> Dataset:
     """Rows whose prompts are in the template."""
     if config.prompt_template is None:
@@ -282,9 +292,10 @@ def _filter(
     - its prompt is too long.
 
     Returns:
-        (remaining problems, record with the number of rows, the number of excluded problems by reason, and the
-        unreadable references).
+        (remaining problems, record with the number of rows, the number of excluded problems by reason, the number of
+        worked solutions whose answer was read, and the unreadable references).
     """
+    problems, worked = (problems, 0) if grading is None else _with_references(problems)
     answers = [answer.strip() for answer in problems["solution"]]
     questions = [normalised(question_text(prompt)) for prompt in problems["prompt"]]
     reasons = {i: "no answer" for i, answer in enumerate(answers) if not answer}
@@ -295,8 +306,9 @@ def _filter(
     kept = left()
     again, conflicting = repeated([questions[i] for i in kept], [answers[i] for i in kept])
     reasons |= {kept[i]: "repeated" for i in again} | {kept[i]: "different answers" for i in conflicting}
-    unread = _find_unreadable(grading, [answers[i] for i in left()])
-    reasons |= {i: "unreadable reference" for i in left() if answers[i] in set(unread)}
+    references = list(problems["solution"])
+    unread = _find_unreadable(grading, [references[i] for i in left()])
+    reasons |= {i: "unreadable reference" for i in left() if references[i] in set(unread)}
     for name in config.decontaminate_against:
         evaluated = evaluation_questions(name)
         reasons |= {i: f"in {name}" for i in left() if questions[i] in evaluated}
@@ -316,9 +328,12 @@ def _filter(
         print(
             f"{config.dataset_name}: {len(kept)} of {len(problems)} problems are used; left out: {summary}", flush=True
         )
+        if worked:
+            print(f"  {worked} references are the last box of a worked solution, or what follows its ####", flush=True)
         for reference in unread[:NUM_SHOWN]:
             print(f"  the grader cannot read the reference {reference!r:.200}", flush=True)
-    return problems.select(kept), {"rows": len(problems), "left_out": counts, "unreadable_references": unread}
+    record = {"rows": len(problems), "left_out": counts, "worked_solutions": worked, "unreadable_references": unread}
+    return problems.select(kept), record
 
 
 def _generate(task: Task, config: DataConfig, seed: int) -> Problems:

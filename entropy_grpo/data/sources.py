@@ -7,7 +7,6 @@ it. The answer is a reference for the rewards, and empty if the row has none. A 
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -111,13 +110,7 @@ def question_text(prompt: str | list) -> str:
 
 def last_box(text: str) -> str:
     """The content of the last `\\boxed` or `\\fbox` of a text, empty if there is none. MATH may omit the braces."""
-    text = re.sub(r"\\(?:boxed|fbox)\s*", r"\\boxed", text)
-    start = text.rfind("\\boxed")
-    if start < 0:
-        return ""
-    if text.startswith("\\boxed{", start):
-        return (boxed(text[start:]) or "").strip()
-    return text[start + len("\\boxed") :].split("$")[0].strip()
+    return (boxed(text) or "").strip()
 
 
 def read_rows(name: str, source: Source, rows: Iterable[Row], places: Sequence[str] | None = None) -> list[Problem]:

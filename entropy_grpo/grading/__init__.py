@@ -6,7 +6,23 @@ from enum import StrEnum
 from . import answers, equivalence, latex
 from .phrases import Leaf, Words
 
-BRACE = re.compile(r"[{}]")
+BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+BRACE = re.compile(r"\\.|([{}])", re.DOTALL)  # an escaped brace is a sign, not a bracket
+END_OF_FORMULA = re.compile(r"\$|\\[)\]]|\n")
+ANSWER = re.compile(r"answer[ *]{0,4}[:\uff1a][\s*]*", re.IGNORECASE)
+# More than an answer has, and more boxes or lines without content than a response has; they bound a search's time.
+LONGEST_LINE, MOST_MENTIONS = 4000, 100
+DISPLAYS = {"\\[": "\\]", "$$": "$$"}
+# The end of a sentence and the beginning of another; `Dr. Smith` and `St. Petersburg` are names.
+NEXT_SENTENCE = re.compile(
+    r"[.!?]\$?\s+(?:Since|Then|So|Thus|Hence|Therefore|We|The|This|If|Let|It|For|By|Now|But|In|As|To|When|There|Also|Note|"
+    r"Similarly|Finally|Next|Because|Using|Substituting)\s"
+)
+# A reference of JSON whose escapes were lost: a form feed or a tab and the rest of a command's name.
+LOST_ESCAPE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f]|\t(?:imes|ext|an|heta|au|riangle|binom|ilde|frac)|\r(?:ho|ight|angle|ceil|floor|brace)|"
+    "\n(?:eq|abla|ot|mid|leq|geq)(?![a-z])"
+)
 
 
 class Verdict(StrEnum):
@@ -20,23 +36,47 @@ class Verdict(StrEnum):
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{...}` of a text, braces matched; None if there is none or it never closes."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    start += len("\\boxed{")
+    """The content of the last `\\boxed` or `\\fbox` of a text; None if there is none or it never closes.
+
+    Braces are matched. Without braces, as in `$\\boxed 5$`, the content ends with the formula, or with the first word
+    if no formula ends on its line; a box that is only mentioned does not count.
+    """
+    for box in reversed(list(BOX.finditer(text))[-MOST_MENTIONS:]):
+        if text.startswith("{", box.end()):
+            return _braced(text, box.end() + 1)
+        if content := _unbraced(text[box.end() : box.end() + LONGEST_LINE]):
+            return content
+    return None
+
+
+def _braced(text: str, start: int) -> str | None:
     depth = 1
     for brace in BRACE.finditer(text, start):
-        depth += 1 if brace[0] == "{" else -1
+        depth += {"{": 1, "}": -1}.get(brace[1], 0)
         if depth == 0:
             return text[start : brace.start()]
     return None
 
 
+def _unbraced(text: str) -> str:
+    end = END_OF_FORMULA.search(text)
+    content = text[: end.start() if end else None].strip()
+    if not end or end[0] == "\n":
+        content = content.split(" ")[0].rstrip(".,;:")
+    means_something = len(content) == 1 or (re.search(r"[\d\\]", content) and not BOX.match(content))
+    return content if means_something else ""
+
+
 def answer_line(text: str) -> str | None:
-    """The text after the last `Answer:` on its line; None if there is no such line."""
-    lines = re.findall(r"(?i)answer\s*:[ \t]*([^\n]+)", text)
-    return lines[-1].strip() if lines else None
+    """The line that the last `Answer:` begins or stands before, or the formula on its own lines; None without any."""
+    for match in reversed(list(ANSWER.finditer(text))[-MOST_MENTIONS:]):
+        line, _, below = text[match.end() : match.end() + LONGEST_LINE].partition("\n")
+        line = line.strip()
+        if line in DISPLAYS:
+            line = below.partition(DISPLAYS[line])[0].strip()
+        if line:
+            return line
+    return None
 
 
 def _read(text: str) -> answers.Node:
@@ -57,8 +97,10 @@ def choice(text: str) -> str | None:
 def readable(reference: str) -> bool:
     """Return whether a reference is mathematics or words, so that an answer in another form can be compared with it.
 
-    No time limit applies.
+    A worked solution is neither, nor is a text whose escapes JSON has read. No time limit applies.
     """
+    if LOST_ESCAPE.search(reference) or NEXT_SENTENCE.search(reference):
+        return False
     text = latex.simplified(reference)
     return bool(text) and equivalence.readable(_read(text))
 

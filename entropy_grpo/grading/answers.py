@@ -22,7 +22,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Group:
-    """Several answers: `brackets` is "" for a bare list, "{}" for a set, otherwise the opening and closing bracket."""
+    """Several answers: `brackets` is "" for a bare list, "{}" for a set, ":" for a ratio, else the two brackets."""
 
     brackets: str
     items: tuple["Node", ...]
@@ -57,6 +57,8 @@ _OTHER_CHOICE = re.compile(r"\([A-J]\)|(?<![a-zA-Z\\])[A-J](?:[).]|$)|^(?:or|and
 _SIGN = re.compile(r"\\[pm][mp](?![a-z])")
 _CUP = re.compile(r"\\cup(?![a-z])|(?<=[)\]}])\s*U\s*(?=[(\[\\])")
 _SETMINUS = re.compile(r"\\(?:setminus|backslash)(?![a-z])")
+_ALL_BUT = re.compile(r"(?:all |any )?(real numbers|reals|integers) (?:except|other than|excluding|but)(?: for)? (.+)")
+_COLON = re.compile(r":")
 _SET_BUILDER = re.compile(r"\(?[a-zA-Z](?:\s*∈[^|:]*)?\s*(?:\||:|\\mid)\s*(.+)")
 MOST_ITEMS = 400
 
@@ -122,8 +124,18 @@ def _relation(text: str) -> Node | None:
     return Relation(signs, tuple(map(read, sides)))
 
 
+def _ratio(text: str) -> Node | None:
+    """A ratio of three or more numbers. One of two is a quotient, and `1:05:30` is a time."""
+    parts = split(text, _COLON)
+    if len(parts) < 3 or not all(parts) or any(re.match(r"0\d", part) for part in parts):
+        return None
+    return Group(":", tuple(map(read, parts)))
+
+
 def _set_parts(text: str) -> Node | None:
-    """Unions and differences of sets."""
+    """Unions and differences of sets, also in words."""
+    if but := _ALL_BUT.fullmatch(text):
+        return Union((read(but[1]), Group("{}", _all(_items(but[2])))), without=True)
     for pattern, without in ((_CUP, False), (_SETMINUS, True)):
         parts = split(text, pattern)
         if len(parts) > 1:
@@ -160,7 +172,7 @@ def read(text: str) -> Node:
     items = _items(text)
     if 1 < len(items) <= MOST_ITEMS and all(items):
         return Group("", _all(items))
-    for form in (_both_signs, _set_parts, _relation, _group):
+    for form in (_both_signs, _set_parts, _relation, _group, _ratio):
         if (node := form(text)) is not None:
             return node
     return plain(text)

@@ -11,14 +11,16 @@ The conventions, in points on which graders of the field differ or are wrong:
 """
 
 import re
+from itertools import combinations
 
 import sympy
 
 from .answers import Choice, Group, Node, Relation, Union
-from .expressions import Expression, equal, expression, parsed, proportional
+from .expressions import expression, parsed
 from .number_sets import FLIPPED, NAMED, matched, same_sets
 from .phrases import Leaf, Words
 from .units import DEGREE, Unit
+from .values import Expression, equal, proportional
 
 _NAME = re.compile(
     r"\\?[a-zA-Z]+(?:_\{?[^{}=]+\}?)?'*(?:\^\{?(?:-1|\\prime)\}?)?(?:\([^()=]*\))?|\|[A-Z]{1,4}\||"
@@ -27,11 +29,15 @@ _NAME = re.compile(
 )
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot|log|ln|exp|pi|infty|emptyset|lim|max|min)(?![a-z])")
 _APPROXIMATELY = 0.01
+# No answer repeats a longer reference word for word.
+MOST_WORDS = 12
 
 
 def readable(node: Node) -> bool:
-    """Return whether every part of an answer is an expression or words."""
-    if isinstance(node, Words | Choice):
+    """Return whether every part of an answer is an expression or words, and no part is a text of many words."""
+    if isinstance(node, Words):
+        return len(node.text.split()) <= MOST_WORDS
+    if isinstance(node, Choice):
         return True
     if isinstance(node, Leaf):
         return node.base is not None or node.text in NAMED or parsed(node.text) is not None
@@ -41,7 +47,7 @@ def readable(node: Node) -> bool:
 
 def _same_words(a: Words, b: Words) -> bool:
     def bare(text: str) -> list[str]:
-        text = text if len(text) == 1 else text.lower()
+        text = text if len(text) == 1 else text.casefold()
         return [word.rstrip("s") or word for word in re.sub(r"^(?:the|a|an) |[.,'\"!?]", "", text).split()]
 
     return bare(a.text) == bare(b.text)
@@ -64,8 +70,9 @@ def _scale(unit: Unit | None) -> Expression:
 
 
 def _same_quantities(a: Leaf, b: Leaf, tolerance: float) -> bool:
-    if a.base or b.base:
-        return bool(b.base) and a.base in (None, b.base) and a.text.lstrip("0") == b.text and a.unit is None
+    if {a.base, b.base} - {None, 10}:
+        same_base = b.base not in (None, 10) and a.base in (None, b.base)
+        return same_base and (a.text.lstrip("0") or "0") == b.text and a.unit is None and a.times == 1
     one, other = parsed(a.text), parsed(b.text)
     if one is None or other is None:
         return a == b
@@ -75,9 +82,10 @@ def _same_quantities(a: Leaf, b: Leaf, tolerance: float) -> bool:
     units = [unit for unit in (a.unit, b.unit) if unit is not None]
     scales = [_scale(unit) for unit in (a.unit, b.unit)]
     if len(units) == 2:
-        return units[0].dimensions == units[1].dimensions and equal(one * scales[0], other * scales[1], tolerance)
+        same_kind = units[0].dimensions == units[1].dimensions and bool(units[0].angle) == bool(units[1].angle)
+        return same_kind and equal(one * scales[0], other * scales[1], tolerance)
     as_number = not units[0].dimensions and equal(one * scales[0], other * scales[1], tolerance)
-    return as_number or equal(one, other, tolerance)
+    return as_number or (units[0].may_be_left_out and equal(one, other, tolerance))
 
 
 # Relations
@@ -165,13 +173,22 @@ def _same_names(a: Node, b: Node) -> bool:
     return isinstance(a, Words) != isinstance(b, Words) or a == b
 
 
+def _same_chains(a: Relation, b: Relation) -> bool:
+    """Return whether two chains of inequalities such as `a < b < c` have the same sides, from left or from right."""
+    if len(a.sides) != len(b.sides) or len(a.sides) < 3 or not set(a.operators) <= set(FLIPPED):
+        return False
+    flipped = tuple(FLIPPED[operator] for operator in reversed(a.operators))
+    alike = a.operators == b.operators and all(map(same, a.sides, b.sides))
+    return alike or (flipped == b.operators and all(map(same, reversed(a.sides), b.sides)))
+
+
 def _same_relations(a: Node, b: Node, tolerance: float) -> bool:
     """Return whether two answers agree, at least one of which is a relation."""
     names, values = zip(*(settled(x) if isinstance(x, Relation) else (None, x) for x in (a, b)), strict=True)
     if None in values:
         return False
     if isinstance(a, Relation) and isinstance(b, Relation):
-        if _same_equations(a, b):
+        if _same_equations(a, b) or _same_chains(a, b):
             return True
         if None not in names and not _same_names(*names):
             return False
@@ -188,6 +205,8 @@ def _same_groups(a: Group, b: Group, tolerance: float) -> bool:
         return same(one, other, tolerance)
 
     kinds = {a.brackets, b.brackets}
+    if kinds == {":"}:
+        return _same_ratios(a, b)
     if kinds <= {"{}"}:
         covered = [all(any(alike(i, j) for j in y.items) for i in x.items) for x, y in ((a, b), (b, a))]
         return all(covered)
@@ -200,6 +219,14 @@ def _same_groups(a: Group, b: Group, tolerance: float) -> bool:
     if len(kinds) == 1 or kinds <= {"", "()", "⟨⟩"} or (long and kinds <= {"", "()", "⟨⟩", "[]"}):
         return all(map(alike, a.items, b.items))
     return False
+
+
+def _same_ratios(a: Group, b: Group) -> bool:
+    values = [[expression(item) for item in group.items] for group in (a, b)]
+    if len(a.items) != len(b.items) or any(None in each or not any(each) for each in values):
+        return False
+    pairs = list(zip(*values, strict=True))
+    return all(equal(one * other_b, other * one_b) for (one, one_b), (other, other_b) in combinations(pairs, 2))
 
 
 def _alone(node: Node) -> Node:

@@ -1,12 +1,11 @@
-"""Parsing of one LaTeX expression to sympy, and equality of two: exact, or of numbers within a tolerance.
+"""Parsing of one LaTeX expression to sympy.
 
 The parser is math-verify's own, latex2sympy2_extended, and it guesses: `2(3)` is 5, `4 5` is 9, `x'` is `x`, `X` is
-`x`. Such texts are written out here before they are parsed, or refused. Equality departs from math-verify's, too.
-Decimals are fractions and nothing is rounded, so that 1e-9 is not 0 and 0.333333 is not 1/3. Irrational numbers are
-compared to 30 digits, expressions with variables at several points.
+`x`, `I` is the imaginary unit, `A^T` is `A`, `\\coth x` is the cotangent of `hx`. Such texts are written out here
+before they are parsed, or refused. Decimals are fractions and nothing is rounded, so that 1e-9 is not 0 and 0.333333
+is not 1/3.
 """
 
-import random
 import re
 from fractions import Fraction
 from functools import lru_cache
@@ -14,16 +13,15 @@ from functools import lru_cache
 import sympy
 from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-from sympy import Basic, Float, MatrixBase, Rational, Symbol
+from sympy import Float, Rational, Symbol
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanFunction
 
 from .latex import closing
 from .phrases import Leaf, Words
+from .values import Expression
 
-Expression = Basic | MatrixBase
-DIGITS, POINTS = 30, 3
 PRINTED_DIGITS = 400  # a decimal with more is no answer to a question
 
 _FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan sec csc cot log ln exp sqrt pi infty".split()
@@ -31,12 +29,16 @@ _BARE = re.compile(rf"(?<![\\a-zA-Z])({'|'.join(_FUNCTIONS)})(?![a-zA-Z])")
 _NAMESPACE = re.compile(r"\b(?:np|math|numpy|sympy)\.")
 _SCIENTIFIC = re.compile(r"(?<![a-zA-Z_\d.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\d.a-zA-Z])")
 _REPEATING = re.compile(
-    r"(\d+)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?|(\d+)\.(\d*?)(\d+?)\6{2,}\s*(?:\\[lc]?dots|\.\.\.|…)"
+    r"(\d+)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?|(\d+)\.(\d*?)(\d+?)\6{2,}\s*(?:\\[lc]?dots|\.\.\.)|"
+    r"(\d+)\.()\((\d+)\)"
 )
 _POINT = re.compile(r"(?<![\d.])\.(?=\d)|(?<=\d)\.(?![\d.])")
 _MIXED = re.compile(r"(?<![\d.^_}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
 _MIXED_SLASH = re.compile(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)")
-_ARGUMENT = re.compile(r"\\(frac|sqrt)(\[[^\]]*\])?\s*(?![\[{])(\\[a-zA-Z]+|[0-9a-zA-Z])")
+_ARGUMENT = re.compile(
+    r"\\(frac|binom|sqrt|bar|vec|hat|dot|ddot|tilde|overline)(\[[^\]]*\])?\s*(?![\[{])(\\[a-zA-Z]+|[0-9a-zA-Z])"
+)
+_TWO_ARGUMENTS = re.compile(r"\\(?:frac|binom)(?=\{)")
 _SECOND = re.compile(r"(?<=\})\s*(\\pi|[0-9a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\\circ\}?")
 _PRIMES = re.compile(r"([a-zA-Z])('+)")
@@ -45,10 +47,19 @@ _CALL = re.compile(r"(\\sqrt|\^|_)\s*\(")
 _TWO_MEANINGS = re.compile(
     r"\d\s+\.?\d|\.\d*\.|\)\s*\d|(?<![\w}])\d+_|/\s*\d+\s*(?:[a-zA-Z(]|\\(?!cdot|times|div|[,)]))"
 )
+# `0.1(6)` is a product or a repeating decimal, `\sqrt13` is 3 to TeX and means the root of 13, `2^3^2` is no TeX; the
+# parser has no reciprocals of hyperbolic functions.
+_REFUSED = re.compile(r"\d\.\d+\s*\(\d+\)|\\sqrt\s*\d\d|\^\s*(?:\w|\{[^{}]*\})\s*\^|\\(?:coth|sech|csch)(?![a-zA-Z])")
+# Letters that the parser takes for something else: I for the imaginary unit, a power T for a transpose, and letters of
+# several styles for one.
+_STYLED = re.compile(r"\\math(bb|cal|frak|scr)\s*\{\s*([a-zA-Z])\s*\}")
+_TRANSPOSED = re.compile(r"\^\s*(?:\{\s*(?:T|\\top|\\intercal)\s*\}|T(?![a-zA-Z])|\\(?:top|intercal)(?![a-zA-Z]))")
+_CAPITAL_I = re.compile(r"\\(?:math[a-z]+\s*\{[^{}]*\}|[a-zA-Z]+)|_\s*(?:\{[^{}]*\}|I)|I")
 _REWRITES = [
-    (re.compile(r"\\(?:dbinom|tbinom)"), r"\\binom"),
     (re.compile(r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log_{10}"),
+    (re.compile(r"\\colon(?![a-zA-Z])"), ":"),
+    (re.compile(r"\\(max|min|gcd|lcm)\s*\\\{([^{}]*)\\\}"), r"\\\1(\2)"),
     (re.compile(r"\\(?:lvert|rvert|vert|mid)(?![a-zA-Z])"), "|"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"\*"), r"\\cdot "),
@@ -67,7 +78,7 @@ _CONFIG = ConversionConfig(lowercase_symbols=False)
 
 def _fraction(match: re.Match) -> str:
     """A repeating decimal as a fraction: 0.1666... is (16 - 1) / 90."""
-    whole, start, block = match.group(1, 2, 3) if match[1] is not None else match.group(4, 5, 6)
+    whole, start, block = next(match.group(i, i + 1, i + 2) for i in (1, 4, 7) if match[i] is not None)
     nines = 10 ** len(block) - 1
     value = Fraction(int(whole + start) * nines + int(block), nines * 10 ** len(start))
     return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
@@ -97,9 +108,10 @@ def _braced_arguments(text: str) -> str:
                 raise ValueError(f"{text!r} does not say what stands under which root.")
             argument = text[match.start(3) : end]
         text = f"{text[: match.start()]}\\{command}{option}{{{argument}}}{text[end:]}"
-    start = -1
-    while (start := text.find("\\frac{", start + 1)) >= 0:
-        end = closing(text, start + 5)
+    start = 0
+    while command := _TWO_ARGUMENTS.search(text, start):
+        start = command.end()
+        end = closing(text, start)
         if end >= 0 and (second := _SECOND.match(text, end + 1)):
             text = f"{text[: end + 1]}{{{second[1]}}}{text[second.end() :]}"
     return text
@@ -135,6 +147,10 @@ def explicit(text: str) -> str:
     """
     if len(re.sub(r"\D", "", text)) > PRINTED_DIGITS or not text.isascii():
         raise ValueError("no answer has so many digits, or signs that are not ASCII by now.")
+    if _REFUSED.search(text):
+        raise ValueError(f"{text!r} has two meanings or none.")
+    text = _STYLED.sub(r"\\mathcal{\1\2}", _TRANSPOSED.sub("^{T_{t}}", text))
+    text = _CAPITAL_I.sub(lambda match: "\\mathcal{I}" if match[0] == "I" else match[0], text)
     text = _BARE.sub(r"\\\1 ", _NAMESPACE.sub("", text))
     text = _SCIENTIFIC.sub(r"(\1\\cdot 10^{\2})", _REPEATING.sub(_fraction, text))
     text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
@@ -191,91 +207,11 @@ def parsed(text: str) -> Expression | None:
         return None
 
 
-def _close(one: Basic, other: Basic) -> bool | None:
-    """Return whether two numbers agree to `DIGITS` digits; None if they cannot be evaluated."""
-    a, b = one.evalf(DIGITS + 10), other.evalf(DIGITS + 10)
-    if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
-        return None
-    if not all(part.is_Float or part.is_Rational for value in (a, b) for part in value.as_real_imag()):
-        return None
-    difference, size = abs(a - b).evalf(), max(abs(a), abs(b))
-    if difference <= size * Float(10) ** -DIGITS:
-        return True
-    # Both may be rounding errors of 0.
-    return bool(size < Float(10) ** -DIGITS and sympy.simplify(one - other) == 0)
-
-
-def _points(symbols: list[Symbol]) -> list[dict[Symbol, Rational]]:
-    """Points at which expressions are compared: positive, negative and mixed values, the same for the same names."""
-    rng = random.Random(" ".join(map(str, symbols)))
-    signs = [(1,), (-1,), (1, -1), (1, -1), (1, -1), (1, -1)]
-    return [{s: Rational(rng.randint(101, 9999) * rng.choice(sign), 997) for s in symbols} for sign in signs]
-
-
-def _agree_at_points(one: Basic, other: Basic) -> bool:
-    """Return whether two expressions agree at several points; one may have a variable that changes nothing."""
-    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    agreeing = 0
-    for point in _points(symbols):
-        close = _close(one.xreplace(point), other.xreplace(point))
-        if close is False:
-            return False
-        agreeing += close is True
-        if agreeing == POINTS:
-            break
-    return agreeing >= 2
-
-
-def proportional(one: Basic, other: Basic, positive: bool = False) -> bool:
-    """Return whether one expression is a constant times the other; not 0, and above 0 if `positive`."""
-    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    if not symbols or one.free_symbols != other.free_symbols:
-        return False
-    ratios = []
-    for point in _points(symbols):
-        below = other.xreplace(point).evalf(DIGITS + 10)
-        above = one.xreplace(point).evalf(DIGITS + 10)
-        if below.is_number and above.is_number and below.is_finite and above.is_finite and below != 0 and above != 0:
-            ratios.append(above / below)
-    if len(ratios) < POINTS or not all(_close(ratio, ratios[0]) for ratio in ratios):
-        return False
-    return not positive or bool(ratios[0].is_real and ratios[0] > 0)
-
-
-def _within(one: Basic, other: Basic, tolerance: float) -> bool:
-    a, b = one.evalf(DIGITS), other.evalf(DIGITS)
-    if not (a.is_real and b.is_real and a.is_finite and b.is_finite):
-        return False
-    return bool(abs(a - b) <= Rational(str(tolerance)) * abs(b))
-
-
-def equal(answer: Expression, reference: Expression, tolerance: float = 0.0) -> bool:
-    """Return whether two expressions are equal; real numbers may differ by `tolerance` times the reference."""
-    if isinstance(answer, MatrixBase) or isinstance(reference, MatrixBase):
-        if not isinstance(answer, MatrixBase) or not isinstance(reference, MatrixBase):
-            return False
-        pairs = zip(answer.flat(), reference.flat(), strict=False)
-        return answer.shape == reference.shape and all(equal(a, b, tolerance) for a, b in pairs)
-    if any(value.has(sympy.nan, sympy.zoo) for value in (answer, reference)):
-        return False
-    if answer == reference:
-        return True
-    if any(value.has(sympy.oo, -sympy.oo) for value in (answer, reference)):
-        return False
-    if answer.free_symbols or reference.free_symbols:
-        return _agree_at_points(answer, reference)
-    if tolerance and _within(answer, reference, tolerance):
-        return True
-    if answer.is_Rational and reference.is_Rational:
-        return False
-    return bool(_close(answer, reference))
-
-
 def expression(node: object) -> Expression | None:
     """The expression of an item without unit or base, a short word as a product of variables; None for other items."""
     if isinstance(node, Words):
         return parsed(node.text) if re.fullmatch("[a-zA-Z]{1,4}", node.text) else None
-    if not isinstance(node, Leaf) or node.base or node.unit is not None:
+    if not isinstance(node, Leaf) or node.base not in (None, 10) or node.unit is not None:
         return None
     value = parsed(node.text)
     return None if value is None else value * node.times

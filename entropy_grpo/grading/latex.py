@@ -1,20 +1,18 @@
 """Normalisation of LaTeX to one spelling, and the texts between its brackets. Text in, text out.
 
-Only notation without meaning is changed: delimiters of formulas, sizes, spaces, and synonyms of a command. Brackets of
-an interval need not match, so `[0, 1)` closes.
+`characters` comes first: what follows sees ASCII and the letters of words. Only notation without meaning is changed:
+delimiters of formulas, sizes, spaces, and synonyms of a command. Brackets of an interval need not match, so `[0, 1)`
+closes. The cross product of two vectors is kept apart from a product, because its factors do not commute.
 """
 
 import re
 from functools import lru_cache
 
+from . import characters
+
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
-_UNICODE = str.maketrans({
-    "−": "-", "–": "-", "—": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "÷": "/", "π": "\\pi ",  # noqa: RUF001
-    "∞": "\\infty ", "√": "\\sqrt ", "°": "^\\circ ", "≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ", "∪": "\\cup ",  # noqa: RUF001
-    "∩": "\\cap ", "∅": "\\emptyset ", "∈": "\\in ", "±": "\\pm ", "≈": "\\approx ", "²": "^2", "³": "^3",
-    "½": "\\frac{1}{2}", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "’": "'", "ℝ": "\\mathbb{R}",  # noqa: RUF001
-    "∠": "\\angle ", "¢": "\\text{ cents}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\n": " ", "\t": " ",
-})  # fmt: skip
+_VECTOR = r"\\(?:vec|mathbf|boldsymbol|bm|overrightarrow)"
+_OPERATORS = "(?:arc)?(?:sin|cos|tan|cot|sec|csc|c?tg)|ln|lo?g|exp|gcd|lcm|max|min"
 _SIMPLER = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"^[\s*`]*(.*?)[\s*`]*$", r"\1"),
     (r"(?<!\\)(?:\\\(|\\\)|\\\[|\\\])|\$\$", " "),
@@ -24,10 +22,15 @@ _SIMPLER = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|textstyle|nolimits)(?![a-zA-Z])\s*\.?(?![\d])", ""),
     (r"(?<!\\)\\langle(?![a-z])", "⟨"),
     (r"(?<!\\)\\rangle(?![a-z])", "⟩"),
+    (r"\\text\s*\{\s*([,.])\s*\}", r"\1"),
+    (r"\\text\s*\{\s*\}", " "),
     (r"\\!\s*|\\phantom\{[^{}]*\}", ""),
-    (r"(?<=\d)(?:\{,\}|\\,|\\ |,\\ )\s*(?=\d{3}(?!\d))", "_"),
+    (r"(?<=\d)(?:\s*\{\s*,\s*\}|\\,|\\ |,\\ )\s*(?=\d{3}(?!\d))", "_"),
+    (r"(?<=\d)\{\.\}(?=\d)", "."),
     (r"(?<!\\)\\(?:[,;:> ]|q?quad(?![a-zA-Z]))|~|\\hspace\{[^{}]*\}", " "),
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    (r"\\[dt]binom(?![a-z])", r"\\binom"),
+    (rf"({_VECTOR}\s*\{{?\s*[a-zA-Z]+(?:\s*\}})?)\s*\\times(?![a-z])\s*", r"\1\\otimes "),
     (r"\\math(?:rm|bf|it|sf)\s*\{\s*([a-zA-Z])\s*\}(?!\s*$)", r"\1"),
     (r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|rm|it|sf|normal|tt)|mbox|boldsymbol|bm|emph|underline)\s*(?=\{)", r"\\text"),
     (r"\{\\(?:rm|bf|it|tt)\s+([^{}]*)\}", r"\\text{\1}"),
@@ -44,11 +47,18 @@ _SIMPLER = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\rbrace(?![a-zA-Z])", r"\\}"),
     (r"\\(?:times|ast)(?![a-zA-Z])", r"\\cdot "),
     (r"\\div(?![a-zA-Z])", "/"),
+    (rf"\\operatorname\*?\s*\{{\s*({_OPERATORS})\s*\}}", r"\\\1 "),
+    (r"\\(vec|hat|bar|tilde|dot|ddot)(?![a-zA-Z])\s*([a-zA-Z])(?![a-zA-Z])", r"\\\1{\2}"),
+    (r"\\(arc)?tg(?![a-zA-Z])", r"\\\1tan "),
+    (r"\\(arc)?c(?:o?tg|tan)(?![a-zA-Z])", r"\\\1cot "),
+    (r"\\cosec(?![a-zA-Z])", r"\\csc "),
     (r"\\(?:varnothing|empty)(?![a-zA-Z])", r"\\emptyset "),
     (r"\\(?:cdots|dots|dotsc|ldots)(?![a-zA-Z])", "..."),
+    (r"(?<=\d)\s*\^\s*(?:\{\s*(?:\\text\s*\{)?\s*o\s*\}?\s*\}|o(?![a-zA-Z]))", r"^\\circ "),
     (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])", r"^\\circ "),
     (r"(?<!\\)%", r"\\%"),
     (r"\\(?:boxed|fbox)\s*\{(.*)\}\s*$", r"\1"),
+    (r"^\s*[=≈]\s*(?=\S)", ""),
     (r"(?<=\d)\s*\^?\s*\{?\s*(?:\\text\s*\{)?\s*(?:st|nd|rd|th)\s*\}?\s*\}?(?![a-zA-Z])", ""),
     (r"\s+", " "),
     (r"^[\s,;:]+|^\.+(?!\d)|[\s,;:]+$|(?<!\.)\.[\s.,;:]*$(?<!\.\.\.)", ""),
@@ -59,7 +69,7 @@ OPENING, CLOSING = "([{⟨", ")]}⟩"
 @lru_cache(maxsize=1024)
 def simplified(text: str) -> str:
     """The text in one spelling, with single spaces and without delimiters around a whole formula."""
-    text = text.translate(_UNICODE)
+    text = characters.plain(text)
     for pattern, replacement in _SIMPLER:
         text = pattern.sub(replacement, text)
     return text.strip()

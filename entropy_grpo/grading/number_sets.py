@@ -11,8 +11,9 @@ import sympy
 from sympy import Set
 
 from .answers import Group, Node, Relation, Union
-from .expressions import equal, expression
+from .expressions import expression
 from .phrases import Leaf
+from .values import equal
 
 Item = TypeVar("Item")
 

@@ -6,6 +6,7 @@ is the answer. Words are told from formulas: `Evelyn` is a word, `xy` and `2x` a
 
 import re
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from .latex import TEXT
 from .units import MULTIPLES, NOT_UNITS, Unit, unit
@@ -18,7 +19,7 @@ class Leaf:
     text: str
     unit: Unit | None = None
     base: int | None = None
-    times: int = 1
+    times: int | Fraction = 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ _BEGINNING = re.compile(
     re.I,
 )
 
-_PLAIN_TEXT = re.compile(r"[A-Za-z0-9 .,'\-():;/&?!\"]*")
+_PLAIN_TEXT = re.compile(r"(?:[^\W_]|[ .,'\-():;/&?!\"])*")
 _IN_PRODUCT = re.compile(r"\d\s*[a-z]|[a-z]\s*[-+/]\s*\d")
 _NUMBERS = {
     word: str(i)
@@ -56,6 +57,11 @@ _NUMBERS = {
         "seventeen eighteen nineteen twenty".split()
     )
 } | {"infinity": "\\infty", "positive infinity": "\\infty", "negative infinity": "-\\infty"}
+_NUMBERS |= {
+    f"{before}{name}": f"\\mathbb{{{letter}}}"
+    for name, letter in (("real numbers", "R"), ("reals", "R"), ("integers", "Z"), ("natural numbers", "N"))
+    for before in ("", "all ", "the ", "all the ", "the set of ", "the set of all ", "set of all ")
+}
 
 _CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*(?:\\text\s*\{)?\s*([aApP])\.?\s*[mM]\.?\s*\}?)?")
 _RATIO = re.compile(r"^(\d+) +to +(\d+)$")
@@ -63,15 +69,21 @@ _DIGITS_APART = re.compile(r"(?<![\d.])\d{1,3}(?:[ _]\d{3})+(?![\d])")
 _BASE = re.compile(r"([0-9A-F]+)_\{?\s*(?:\\text\{)?(\d{1,2}|two|three|five|six|seven|eight|nine|ten)\}?\}?")
 _BASES = {"two": 2, "three": 3, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 
-_CURRENCY = re.compile(r"^(?:US\s*)?(-?)\s*(\\\$|[€£]|USD|Rs\.?)\s*(?=[-\d.\\])")
+_CURRENCY = re.compile(r"^(?:US\s*)?(-?)\s*(\\\$|[€£¥₹₩₽]|USD|Rs\.?)\s*(?=[-\d.\\])")
 _EACH = re.compile(r"(?:\\text\{)?\s*(?:per |/\s*\\text)[^{}]*\}?$")
-_WORD_OR_SIGN = r"\\%|\\\$|[€£]|\\text\{[^{}]*\}|[a-zA-Z][a-zA-Z']*+"
+_WORD_OR_SIGN = r"\\%|\\\$|[€£¥₹₩₽]|\\text\{[^{}]*\}|[^\W\d_](?:[^\W\d_]|')*+"
 _UNIT = re.compile(
     rf"(.*?(?:[\d)}}!.]|\\pi))\s*((?:\^\\circ|{_WORD_OR_SIGN})"
     rf"(?>\s*(?:{_WORD_OR_SIGN}|/|\\cdot|\*|\^\{{?-?\d\}}?))*+)"
 )
 _WITHIN_FORMULA = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot|angle)|cis|[+]")
-_MARKED = ("\\text", "\\%", "\\$", "^", "€", "£")
+_MARKED = ("\\text", "\\%", "\\$", "^", *"€£¥₹₩₽")
+_OHM = re.compile(r"(?<=[\d)}])\s*([kM]?)\s*\\Omega$")
+_PREFIXES = {"": "", "k": "kilo", "M": "mega"}
+# A remark that leaves the answer as it is: the name of a variable that may be anything.
+_ANY = re.compile(
+    r"\s*,?\s+for\s+(?:any|all|every|each)(?:\s+(?:real|integer|positive|constant|number|value of))*\s+[a-zA-Z]$"
+)
 _BARE_UNITS = frozenset("cm mm km kg mg ml ft yd lb mi in hr sec min mph Hz kJ kW nm ms sq cu kmh".split())
 _TEMPERATURE = re.compile(r"^(?:\^\\circ|degrees?)\s*(?:(C|celsius)|(?:F|fahrenheit))$", re.I)
 
@@ -112,6 +124,8 @@ def _words(text: str) -> Words | Leaf | None:
         return Words(text)
     if text.lower() in _NUMBERS:
         return Leaf(_NUMBERS[text.lower()])
+    if not text.isascii():
+        return Words(text) if _PLAIN_TEXT.fullmatch(text) and any(map(str.isalpha, text)) else None
     runs = _WORD.findall(text)
     if not runs or not _PLAIN_TEXT.fullmatch(text) or text[0] in "-/" or not _NAMES.isdisjoint(runs):
         return None
@@ -135,7 +149,7 @@ def _money(text: str) -> Leaf | None:
 
 def _is_unit(marked: bool, apart: bool, word: str) -> bool:
     """Return whether a word behind a number is a unit, not a variable: marked as text, known, or long and apart."""
-    if marked or word.rstrip("s") in MULTIPLES:
+    if marked or word.rstrip("s") in MULTIPLES or not word.isascii():
         return True
     return word not in _NAMES and (re.split(r"[\^/]", word)[0] in _BARE_UNITS or (len(word) > 2 and apart))
 
@@ -147,7 +161,8 @@ def _quantity(text: str) -> Leaf | None:
         return None  # the degrees of an angle within a formula
     value, behind = match[1].strip(), TEXT.sub(lambda text: f" {text[1].strip()}", match[2]).strip()
     words, times = behind.split(), 1
-    if TEXT.search(value) or not _NAMES.issuperset(_WORD.findall(value)) or not words:
+    says_number = re.search(r"\d|[)}]|\\pi", value)  # `U.S. Open` does not
+    if not says_number or TEXT.search(value) or not _NAMES.issuperset(_WORD.findall(value)) or not words:
         return None
     if not _is_unit(match[2].startswith(_MARKED), text[len(value)].isspace(), words[0]):
         return None
@@ -169,7 +184,7 @@ def _based(text: str) -> Leaf | None:
     digits, base = match[1], _BASES.get(match[2]) or int(match[2])
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
         return None
-    return Leaf(digits.lstrip("0") or "0", base=base if base != 10 else None)
+    return Leaf(digits.lstrip("0") or "0", base=base)
 
 
 def _clock(text: str) -> Words | None:
@@ -180,7 +195,8 @@ def _clock(text: str) -> Words | None:
 
 def plain(text: str) -> Leaf | Words:
     """Read one item without lists, sets and relations in it."""
-    text = _DIGITS_APART.sub(lambda match: re.sub("[ _]", "", match[0]), _RATIO.sub(r"\1:\2", text))
+    text = _DIGITS_APART.sub(lambda match: re.sub("[ _]", "", match[0]), _RATIO.sub(r"\1:\2", _ANY.sub("", text)))
+    text = _OHM.sub(lambda match: f"\\text{{ {_PREFIXES[match[1]]}ohm}}", text)
     for form in (_clock, _money, _quantity, _based, _words):
         if (leaf := form(text)) is not None:
             return leaf

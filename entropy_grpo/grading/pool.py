@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError, wait
 from contextlib import contextmanager
+from fractions import Fraction
 from itertools import accumulate
 from multiprocessing import context, forkserver
 from pathlib import Path
@@ -51,6 +52,10 @@ MOST_BEGUN = 2**15
 BRACKET = re.compile(r"[(\[{]|([)\]}])")
 TERM = re.compile(r"[+-]?[0-9]{1,18}")
 SUM = re.compile(rf"{TERM.pattern}(?:[+-][0-9]{{1,18}})*")
+INTEGER = "([0-9]{1,18})"
+QUOTIENT = re.compile(
+    rf"([+-]?)(?:\\[dtc]?frac\{{{INTEGER}\}}\{{{INTEGER}\}}|{INTEGER}/{INTEGER}|{INTEGER}\.{INTEGER})"
+)
 METRICS = {
     "timeouts": Verdict.TIMEOUT,
     "failures": Verdict.FAILURE,
@@ -64,9 +69,17 @@ def nesting(text: str) -> int:
     return max(accumulate(steps, initial=0))
 
 
-def plain_value(text: str) -> int | None:
-    """Return the value of an integer in digits, or of a sum of such integers, or None for other text."""
-    return sum(map(int, TERM.findall(text))) if SUM.fullmatch(text) else None
+def plain_value(text: str) -> int | Fraction | None:
+    """Return the value of an integer, of a sum of integers, of a decimal or of a fraction, or None for other text."""
+    if SUM.fullmatch(text):
+        return sum(map(int, TERM.findall(text)))
+    if not (match := QUOTIENT.fullmatch(text)):
+        return None
+    sign, *pairs, whole, decimals = match.groups()
+    if decimals:
+        return Fraction(f"{sign}{whole}.{decimals}")
+    over, under = (int(number) for number in pairs if number)
+    return Fraction(-over if sign == "-" else over, under) if under else None
 
 
 def plain_verdict(answer: str | None, reference: str, relative_tolerance: float = 0.0) -> Verdict | None:
@@ -189,9 +202,11 @@ class Grader:
         Raises:
             RuntimeError: the pair is not graded as right.
         """
-        known = ("1/2", "0.5")
+        known = ("\\sqrt{4}", "2")
         if self._collect([known], START_SECONDS, time.monotonic() + START_SECONDS)[known] is not Verdict.RIGHT:
-            raise RuntimeError("The grading processes do not grade 0.5 against 1/2; their errors are printed above.")
+            raise RuntimeError(
+                "The grading processes do not grade \\sqrt{4} against 2; their errors are printed above."
+            )
 
     def begin(self, answers: Sequence[str | None], references: Sequence[str]) -> None:
         """Start to grade and return at once. A later call with the same answers collects the verdicts."""
@@ -249,7 +264,7 @@ class Grader:
         deadline = time.monotonic() + self.total_seconds
         texts = [answer.strip() if answer else "" for answer in answers]
         values = {text: plain_value(text) for text in texts if text}
-        by_value: dict[int, str] = {}
+        by_value: dict[int | Fraction, str] = {}
         equals = {text: text if value is None else by_value.setdefault(value, text) for text, value in values.items()}
         left = list(dict.fromkeys(equals.values()))
         probes = self._grade([(text, PROBE) for text in left if values[text] is None], deadline)

@@ -13,11 +13,12 @@ DEGREE, RADIAN = "degree", "radian"
 # Dimension -> (names, factor) of its units; a name in several letters stands in small letters and in the singular.
 _KINDS: dict[str, list[tuple[str, Fraction | int]]] = {
     "length": [
-        ("m meter metre", 1),
-        ("cm centimeter centimetre", Fraction(1, 100)),
-        ("mm millimeter millimetre", Fraction(1, 1000)),
+        ("m meter metre 米", 1),
+        ("cm centimeter centimetre 厘米", Fraction(1, 100)),
+        ("mm millimeter millimetre 毫米", Fraction(1, 1000)),
+        ("dm decimeter decimetre 分米", Fraction(1, 10)),
         ("nm nanometer", Fraction(1, 10**9)),
-        ("km kilometer kilometre", 1000),
+        ("km kilometer kilometre 千米 公里", 1000),
         ("in inch inche", Fraction(254, 10000)),
         ("ft foot feet", Fraction(3048, 10000)),
         ("yd yard", Fraction(9144, 10000)),
@@ -25,42 +26,82 @@ _KINDS: dict[str, list[tuple[str, Fraction | int]]] = {
     ],
     "time": [
         ("ms millisecond", Fraction(1, 1000)),
-        ("s sec second", 1),
-        ("min minute", 60),
-        ("h hr hour", 3600),
-        ("day", 86400),
+        ("s sec second 秒", 1),
+        ("min minute 分钟", 60),
+        ("h hr hour 小时", 3600),
+        ("day 天 日", 86400),
         ("week", 604800),
     ],
-    "mass": [("mg milligram", Fraction(1, 1000)), ("g gram", 1), ("kg kilogram", 1000), ("tonne", 10**6)],
+    "mass": [
+        ("mg milligram 毫克", Fraction(1, 1000)),
+        ("g gram 克", 1),
+        ("kg kilogram 千克 公斤", 1000),
+        ("tonne 吨", 10**6),
+    ],
     "money": [("\\$ dollar usd", 100), ("cent", 1)],
-    "volume": [("ml milliliter millilitre", Fraction(1, 1000)), ("l liter litre", 1)],
+    "volume": [("ml milliliter millilitre 毫升", Fraction(1, 1000)), ("l liter litre 升", 1)],
     "weight": [("lb pound", 1)],
     "euro": [("€ euro", 1)],
-    "rupee": [("Rs rs rupee", 1)],
+    "sterling": [("£", 1)],
+    "yuan": [("¥ yuan rmb cny 元", 1)],
+    "yen": [("yen jpy 円", 1)],
+    "rupee": [("Rs rs ₹ rupee", 1)],
+    "won": [("₩ won", 1)],
+    "ruble": [("₽ ruble rouble", 1)],
     "kelvin": [("K kelvin", 1)],
     "joule": [("J joule", 1), ("kJ kilojoule", 1000)],
     "newton": [("N newton", 1)],
     "watt": [("W watt", 1), ("kW kilowatt", 1000)],
     "hertz": [("Hz hertz", 1)],
     "volt": [("V volt", 1)],
-    "": [("\\% percent", Fraction(1, 100)), ("unit", 1)],
+    "ohm": [("ohm", 1), ("kohm kiloohm", 1000), ("megaohm", 10**6)],
+    "": [
+        ("\\% percent", Fraction(1, 100)),
+        ("permille", Fraction(1, 1000)),
+        ("basispoint bp bps", Fraction(1, 10**4)),
+        ("ppm", Fraction(1, 10**6)),
+        ("unit", 1),
+    ],
 }
 _SPEEDS = {"mph": Fraction(1609344, 3600000), "kmh": Fraction(1000, 3600), "kph": Fraction(1000, 3600)}
-_ANGLES = {"^\\circ": DEGREE, "deg": DEGREE, "degree": DEGREE, "rad": RADIAN, "radian": RADIAN}
+_ANGLES = {"^\\circ": DEGREE, "deg": DEGREE, "degree": DEGREE, "度": DEGREE, "rad": RADIAN, "radian": RADIAN}
 _TABLE: dict[str, tuple[Fraction, dict[str, int]]] = {
     name: (Fraction(factor), {dimension: 1} if dimension else {})
     for dimension, units in _KINDS.items()
     for names, factor in units
     for name in names.split()
 } | {name: (factor, {"length": 1, "time": -1}) for name, factor in _SPEEDS.items()}
-# Number words behind a number; they belong to the value.
-MULTIPLES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Number words behind a number, in the singular; they belong to the value.
+MULTIPLES: dict[str, int | Fraction] = {
+    "dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "quadrillion": 10**15, "lakh": 10**5, "crore": 10**7, "万": 10**4, "亿": 10**8, "third": Fraction(1, 3),
+    "fourth": Fraction(1, 4), "fifth": Fraction(1, 5), "sixth": Fraction(1, 6), "seventh": Fraction(1, 7),
+    "eighth": Fraction(1, 8), "ninth": Fraction(1, 9), "tenth": Fraction(1, 10), "hundredth": Fraction(1, 100),
+    "thousandth": Fraction(1, 1000), "millionth": Fraction(1, 10**6),
+}  # fmt: skip
 # Words that qualify a number and are no unit.
 NOT_UNITS = frozenset(
     "and or not no but nor to than is are be at most least if when where for with either plus minus over mod maybe "
-    "possibly wrong about factorial squared cubed choose power root base more less fewer greater smaller".split()
+    "possibly wrong about factorial squared cubed choose power root base more less fewer greater smaller below zero "
+    "under negative double doubled triple tripled twice half halves halved times ago before after inverse reciprocal "
+    "opposite modulo recurring repeating repeated imaginary false incorrect infinity undefined except without".split()
 )
-_PIECE = re.compile(r"(\\%|\\\$|\^\\circ|[€£]|[A-Za-z][A-Za-z']*)(?:\^\{?(-?[0-9])\}?)?|([/*])|\s+|(.)")
+# Chinese words behind a number of things; other words of other alphabets may as well say `less than`.
+_COUNTERS = frozenset(
+    "个 只 人 名 条 本 张 次 种 辆 棵 块 件 页 位 岁 枚 支 台 套 组 颗 盒 箱 袋 瓶 杯 头 匹 架 艘 座 间 家".split()
+)
+# Several words for one unit.
+_PHRASES = [
+    (re.compile(r"(?i)per\s*cent(?:age)?(?:\s+points?)?|percentages?|\bpct\b\.?"), "percent"),
+    (re.compile(r"(?i)per\s*mil(?:le?)?(?![a-z])"), "permille"),
+    (re.compile(r"(?i)parts per million"), "ppm"),
+    (re.compile(r"(?i)basis points?"), "basispoint"),
+    (re.compile(r"\\cdot"), "*"),
+    (re.compile("平方"), "square "),
+    (re.compile("立方"), "cubic "),
+    (re.compile("每"), " per "),
+]
+_PIECE = re.compile(r"(\\%|\\\$|\^\\circ|[€£¥₹₩₽]|[^\W\d_](?:[^\W\d_]|')*)(?:\^\{?(-?[0-9])\}?)?|([/*])|\s+|(.)")
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
 
@@ -77,6 +118,11 @@ class Unit:
         """True if the unit is the factor 1 without a dimension, as in `10 square units`."""
         return not self.dimensions and self.factor == 1 and not self.angle
 
+    @property
+    def may_be_left_out(self) -> bool:
+        """True if a number without the unit means the same: not for basis points, which are 1/10000 of a number."""
+        return bool(self.dimensions or self.angle) or self.factor in (1, Fraction(1, 100))
+
 
 def _entry(word: str) -> tuple[Fraction, dict[str, int]]:
     """A word's factor and dimensions: looked up as it is, in small letters, in the singular; else of its own kind."""
@@ -91,7 +137,9 @@ def unit(text: str) -> Unit | None:
     """The unit of a text such as `cm^2`, `km/h`, `square feet`, `dollars per hour` or `\\%`; None if it is no unit."""
     factor, angle, sign, power = Fraction(1), "", 1, 1
     powers: dict[str, int] = {}
-    for word, exponent, operator, other in _PIECE.findall(text.replace("\\cdot", "*")):
+    for phrase, name in _PHRASES:
+        text = phrase.sub(name, text)
+    for word, exponent, operator, other in _PIECE.findall(text):
         small = word.lower()
         if other or small in NOT_UNITS:
             return None
@@ -102,6 +150,8 @@ def unit(text: str) -> Unit | None:
         elif small.removesuffix("s") in _ANGLES:
             angle = _ANGLES[small.removesuffix("s")]
         elif word:
+            if not word.isascii() and word not in _TABLE and word not in _COUNTERS:
+                return None
             own, dimensions = _entry(word)
             times = sign * power * int(exponent or 1)
             factor, power = factor * own**times, 1

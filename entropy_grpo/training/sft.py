@@ -19,7 +19,7 @@ from trl import SFTTrainer
 
 from ..config.recipe import Settings
 from ..config.sft import CLASSES, SFTRunConfig
-from ..data.filters import normalised
+from ..data.filters import final_answer, normalised
 from ..data.problems import evaluation_questions, load_columns
 from ..data.prompts import render
 from ..data.sources import question_text
@@ -153,7 +153,9 @@ def _graded(config: SFTRunConfig, rows: Dataset) -> list[bool]:
         for start in range(0, len(rows), GRADED_AT_ONCE):
             part = rows[start : start + GRADED_AT_ONCE]
             answers = [boxed(response) for response in part["response"]]
-            verdicts[0] += [right == 1.0 for right in grade(answers, [str(s or "") for s in part["solution"]])]
+            verdicts[0] += [
+                right == 1.0 for right in grade(answers, [final_answer(str(s or "")) for s in part["solution"]])
+            ]
         grade.close()
     broadcast_object_list(verdicts)
     return verdicts[0]

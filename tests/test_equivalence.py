@@ -1,0 +1,511 @@
+"""Rules of the grader one by one: what each makes right, and a near miss that stays wrong."""
+# ruff: noqa: RUF001
+
+import json
+import time
+from fractions import Fraction
+
+import pytest
+import sympy
+
+from benchmarks.fixtures import REPOSITORY, answer_grammar
+from entropy_grpo.grading import Verdict, answer_line, boxed, characters, compare, readable, values
+from entropy_grpo.grading.expressions import parsed
+from entropy_grpo.grading.units import unit
+
+FIXTURES = REPOSITORY / "benchmarks" / "fixtures"
+x, y, z = sympy.symbols("x y z")
+
+
+def rows(name):
+    return [json.loads(line) for line in (FIXTURES / name).read_text(encoding="utf-8").splitlines()]
+
+
+def right(answer, reference):
+    return answer is not None and compare(answer, reference) is Verdict.RIGHT
+
+
+# Labelled pairs
+
+
+@pytest.mark.parametrize("case", rows("reported_answers.jsonl"), ids=lambda case: case["answer"])
+def test_reported_answers(case):
+    find = {"answer": str, "response": boxed, "answer_line": answer_line}[case["form"]]
+    assert right(find(case["answer"]), case["reference"]) is case["right"]
+
+
+def test_public_pairs():
+    pairs = rows("public_pairs.jsonl")
+    assert len(pairs) > 200 and all(pair["source"].startswith("https://github.com/") for pair in pairs)
+    mistakes = [pair for pair in pairs if right(pair["answer"], pair["reference"]) is not pair["right"]]
+    assert not [pair for pair in mistakes if not pair["right"]]
+    # The label of a pair with a convention is its reporter's; ours is in CONVENTIONS.
+    assert {pair["convention"] for pair in mistakes if "convention" in pair} <= {
+        "decimal comma",
+        "modulus",
+        "words",
+        "principal roots",
+    }
+    assert sum("convention" not in pair for pair in mistakes) <= 0.02 * len(pairs) and len(mistakes) <= 0.04 * len(
+        pairs
+    )
+
+
+def test_a_search_finds_no_wrong_answer_that_is_right():
+    found = answer_grammar.search(110, seed=3)
+    assert found["told_apart"] > 0.9 * found["pairs"] > 5000
+    assert not found["false_positives"]
+
+
+def test_the_search_tells_apart_what_differs_and_nothing_else():
+    made = {answer.text: answer for answer in answer_grammar.answers(400, seed=0)}
+    one, other = made["|x|"], made["x"]
+    assert answer_grammar.apart(one, other) and not answer_grammar.apart(one, made["\\left|x\\right|"])
+    assert {answer.kind for answer in made.values()} >= {
+        "expression",
+        "unit",
+        "list",
+        "set",
+        "tuple",
+        "interval",
+        "ratio",
+    }
+
+
+# Rules: (answer, reference) that are right, then those that are not
+
+RULES = {
+    "corners": (
+        [("\\sqrt{x^2}", "|x|"), ("|x-1|", "|1-x|"), ("\\max(a,b)", "\\frac{a+b+|a-b|}{2}"), ("x|x|", "|x|x")],
+        [
+            ("|mn|", "mn"),
+            ("\\max(x,-20)", "x"),
+            ("\\min(x,10^9)", "x"),
+            ("|x+20|-20", "x"),
+            ("x+\\lfloor\\frac{x+500}{1000}\\rfloor", "x"),
+            ("\\lceil x \\rceil", "\\lfloor x \\rfloor+1"),
+            ("\\lfloor x+\\frac{1}{2} \\rfloor", "\\lceil x-\\frac{1}{2} \\rceil"),
+            ("|x|+|y|", "|x+y|"),
+            ("\\sqrt{xy}", "\\sqrt{x}\\sqrt{y}"),
+            ("\\ln x^2", "2\\ln x"),
+            ("|z|^2", "z^2"),
+            ("|x|=0", "\\max(x,0)=0"),
+        ],
+    ),
+    "small and large differences": (
+        [("x+10^{-40}-10^{-40}", "x"), ("\\sqrt{2}+\\sqrt{3}", "\\sqrt{5+2\\sqrt{6}}")],
+        [
+            ("x+10^{-40}", "x"),
+            ("\\sin x+10^{-40}", "\\sin x"),
+            ("\\pi+10^{-200}", "\\pi"),
+            ("\\sqrt{2}+\\sqrt{3}+10^{-200}", "\\sqrt{5+2\\sqrt{6}}"),
+            ("e^{\\pi\\sqrt{163}}", "262537412640768744"),
+            ("e^{-1000}\\pi+\\pi", "\\pi"),
+        ],
+    ),
+    "names": (
+        [
+            ("I^2R", "RI^2"),
+            ("x^T", "x^{T}"),
+            ("A^\\top", "A^T"),
+            ("\\bar z", "\\overline{z}"),
+            ("\\mathbb{E}", "\\mathbb{E}"),
+        ],
+        [
+            ("V/I", "V/i"),
+            ("I^2R", "-R"),
+            ("x^T", "x"),
+            ("A^{\\top}", "A"),
+            ("\\mathbb{E}", "\\mathcal{E}"),
+            ("\\coth x", "\\cot(hx)"),
+            ("\\sech x", "\\sec(hx)"),
+        ],
+    ),
+    "vectors": (
+        [("\\vec{a}\\times\\vec{b}", "\\vec a \\times \\vec b"), ("\\vec{a}\\cdot\\vec{b}", "\\vec{b}\\cdot\\vec{a}")],
+        [
+            ("\\vec{a}\\times\\vec{b}", "\\vec{b}\\times\\vec{a}"),
+            ("\\mathbf{a}\\times\\mathbf{b}", "\\mathbf{a}\\cdot\\mathbf{b}"),
+        ],
+    ),
+    "bases": (
+        [("101_{10}", "101"), ("101", "101_{10}"), ("101", "101_2"), ("0_2", "0")[::-1], ("0101_2", "101_2")],
+        [("101_{10}", "101_2"), ("101_2", "101_{10}"), ("101_3", "101_2"), ("101_2", "5"), ("102_{10}", "101")],
+    ),
+    "scales": (
+        [
+            ("5\\text{ basis points}", "0.0005"),
+            ("5‰", "0.005"),
+            ("3 hundredths", "0.03"),
+            ("2 thirds", "\\frac{2}{3}"),
+            ("31 per cent", "31\\%"),
+            ("28 percentage points", "28\\%"),
+            ("28 pct", "0.28"),
+            ("3万", "30000"),
+        ],
+        [
+            ("5\\text{ basis points}", "5"),
+            ("5‰", "5"),
+            ("5‰", "5\\%"),
+            ("5 \\text{ hundredths}", "5"),
+            ("5 ppm", "5"),
+            ("3万", "3"),
+            ("0\\%", "0^\\circ"),
+            ("5 \\text{ degrees below zero}", "5"),
+            ("0.3 \\text{ recurring}", "0.3"),
+        ],
+    ),
+    "units": (
+        [
+            ("3~\\Omega", "3 \\text{ ohms}"),
+            ("3k\\Omega", "3000Ω"),
+            ("5元", "¥5"),
+            ("£5", "5"),
+            ("12平方厘米", "12 \\text{ cm}^2"),
+            ("5个", "5"),
+            ("60千米每小时", "60 km/h"),
+            ("60˚", "60^{o}"),
+            ("20℃", "20^\\circ\\text{C}"),
+            ("90º", "90"),
+        ],
+        [
+            ("3\\Omega", "3\\text{ V}"),
+            ("3\\Omega", "3\\omega"),
+            ("x\\Omega", "x"),
+            ("5元", "5 \\text{ yen}"),
+            ("£5", "€5"),
+            ("5个", "5人"),
+            ("5以下", "5"),
+            ("5 не верно", "5"),
+            ("12平方厘米", "12 \\text{ cm}"),
+            ("20℃", "20℉"),
+            ("2^{o}", "2^{0}"),
+        ],
+    ),
+    "ratios": (
+        [("3:6:9", "1:2:3"), ("0:1:2", "0:3:6"), ("1:2:3", "\\frac{1}{3}:\\frac{2}{3}:1"), ("2x:3x:4x", "2:3:4")],
+        [
+            ("0:1:2", "0:2:3"),
+            ("1:2:3", "3:2:1"),
+            ("1:2:3", "1:2"),
+            ("0:0:0", "1:2:3"),
+            ("1:05:30", "2:10:60"),
+            ("1:2:3", "(1,2,3)"),
+        ],
+    ),
+    "characters": (
+        [
+            ("2⁵", "32"),
+            ("10⁻⁴", "0.0001"),
+            ("x²y³", "x^2y^3"),
+            ("3¼", "13/4"),
+            ("¹⁄₂", "0.5"),
+            ("1⁄2", "1/2"),
+            ("log₂8", "3"),
+            ("x₁", "x_1"),
+            ("√13", "\\sqrt{13}"),
+            ("∛8", "2"),
+            ("𝑥+𝟏", "x+1"),
+            ("６", "6"),
+            ("٣", "3"),
+            ("（1，2）", "(1,2)"),
+            ("1、234", "1, 234"),
+            ("1 或 2", "1,2"),
+            ("1和2", "1,2"),
+            ("α+β", "\\alpha+\\beta"),
+            ("x\u200b+1", "x+1"),
+            ("≈3.14", "3.14"),
+        ],
+        [
+            ("2⁵", "25"),
+            ("3¼", "31/4"),
+            ("x₁", "x^1"),
+            ("√13", "3"),
+            ("\\sqrt13", "3"),
+            ("x²3", "x^{23}"),
+            ("1、234", "1234"),
+            ("3～5", "3"),
+            ("1 或 2", "1"),
+            ("≈3.1", "3.14"),
+            ("∛8", "\\sqrt{8}"),
+        ],
+    ),
+    "words": (
+        [
+            ("Zürich", "zürich"),
+            ("São Paulo", "\\text{são paulo}"),
+            ("是", "\\text{是}"),
+            ("Да", "да"),
+            ("Αθήνα", "αθήνα"),
+            ("all real numbers", "(-\\infty,\\infty)"),
+            ("the set of all integers", "\\mathbb{Z}"),
+            ("\\text{all real numbers except } -4", "x \\neq -4"),
+            ("c x^2 \\text{ for any } c", "cx^2"),
+            ("x \\text{ for all real } x", "x"),
+        ],
+        [
+            ("Zürich", "Zurich"),
+            ("是", "否"),
+            ("Да", "Нет"),
+            ("北京", "北"),
+            ("all real numbers except 3", "\\mathbb{R}"),
+            ("all real numbers except 3", "\\mathbb{R}\\setminus\\{4\\}"),
+            ("all integers", "\\mathbb{R}"),
+            ("x^2 \\text{ for all } x>0", "x^2"),
+        ],
+    ),
+    "chains": (
+        [("a<b<c", "c>b>a"), ("f(2) < f(1) < f(4)", "f(2)<f(1)<f(4)"), ("a \\le b < c", "a \\leq b<c")],
+        [
+            ("a<b<c", "c<b<a"),
+            ("a<b<c", "a<b<d"),
+            ("a<b<c", "a<b"),
+            ("a<b<c", "a\\le b<c"),
+            ("a<b\\leq c", "c>b\\geq a"),
+        ],
+    ),
+    "equations": (
+        [
+            ("2x=2y", "x=y"),
+            ("x \\neq y", "2x\\neq 2y"),
+            ("-x<-y", "x>y"),
+            ("x-y\\leq 0", "y-x\\geq 0"),
+            ("y=2x", "2x-y=0"),
+        ],
+        [
+            ("x=y", "x=-y"),
+            ("x \\neq y", "x=y"),
+            ("-x<-y", "x<y"),
+            ("x+y<2", "2x+2y<2"),
+            ("x-y<0", "y-x<0"),
+            ("x=y=z", "x=y"),
+            ("x=\\begin{pmatrix}1\\\\2\\end{pmatrix}", "x=y"),
+            ("x^2=y^2", "x=y"),
+            ("?!=x", "y=x"),
+            ("x=|y|", "x=y"),
+        ],
+    ),
+    "spellings": (
+        [
+            ("= 5", "5"),
+            ("1{.}5", "1.5"),
+            ("1\\text{,}000", "1000"),
+            ("14 {, }916", "14916"),
+            ("2\\text{ }\\frac13", "7/3"),
+            ("\\dbinom63", "20"),
+            ("3.(3)", "10/3"),
+            ("\\tg 45^\\circ", "1"),
+            ("\\arctg 1", "\\frac{\\pi}{4}"),
+            ("\\operatorname{arctg} 1", "\\frac{\\pi}{4}"),
+            ("\\operatorname{lcm}(4,6)", "12"),
+            ("\\ctg x", "\\cot x"),
+            ("\\cosec x", "\\csc x"),
+            ("\\max\\{1,2\\}", "2"),
+            ("2\\colon 3", "2/3"),
+        ],
+        [
+            ("= 5", "6"),
+            ("0.1(6)", "0.6"),
+            ("3.(3)", "9"),
+            ("2^3^2", "64"),
+            ("2^3^2", "512"),
+            ("\\tg x", "\\cot x"),
+            ("\\ctg x", "\\tan x"),
+            ("\\min\\{1,2\\}", "2"),
+            ("1{.}5", "15"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules(rule):
+    yes, no = RULES[rule]
+    assert [pair for pair in yes if not right(*pair)] == []
+    assert [pair for pair in no if right(*pair)] == []
+
+
+# Conventions where readers may differ; grading.equivalence and the README state them.
+CONVENTIONS = [
+    ("0,5", "0.5", False),  # a comma is a thousands separator or stands in a list
+    ("1,22", "1.22", False),
+    ("\\log 100", "2", True),  # log is decimal, ln natural
+    ("\\log e", "1", False),
+    ("\\frac{1}{\\sqrt{n}}", "\\sqrt{1/n}", False),  # principal roots differ for negative n
+    ("9 \\pmod{11}", "9", False),  # a modulus is a part of the answer
+    ("x = 5+5+1 = 7 = 11", "11", False),  # a chain that contradicts itself equals nothing
+    ("0.333", "1/3", False),  # nothing is rounded
+    ("50\\%", "50", True),
+    ("50\\%", "1/2", True),
+    ("5 \\text{ cm}", "5", True),
+    ("(0,1)", "0<x<1", True),
+    ("abc", "cba", False),  # three letters are a word
+]
+
+
+@pytest.mark.parametrize(("answer", "reference", "verdict"), CONVENTIONS)
+def test_conventions(answer, reference, verdict):
+    assert right(answer, reference) is verdict
+
+
+# Finders
+
+
+@pytest.mark.parametrize(
+    ("response", "content"),
+    [
+        ("\\boxed {7}", "7"),
+        ("\\fbox{7}", "7"),
+        ("$\\boxed 5$.", "5"),
+        ("so \\boxed 5. Done", "5"),
+        ("so \\boxed 57 apples", "57"),
+        ("$\\boxed \\frac{1}{2}$ is it", "\\frac{1}{2}"),
+        ("\\(\\boxed x + 1\\)", "x + 1"),
+        ("\\boxed x\n+ 1", "x"),
+        ("\\boxed{\\{1, 2}", "\\{1, 2"),
+        ("\\boxed{1, 2\\}}", "1, 2\\}"),
+        ("\\boxed{a\\\\}", "a\\\\"),
+        ("\\boxed{\\fbox{8}}", "8"),
+        ("\\boxed{5}, as asked, within \\boxed.", "5"),
+        ("\\boxed{5}, put into \\boxed as asked", "5"),
+        ("\\boxed{5} and \\boxed{6", None),
+        ("\\boxedup{5}", None),
+        ("\\boxed", None),
+        ("no box", None),
+    ],
+)
+def test_boxed(response, content):
+    assert boxed(response) == content
+
+
+@pytest.mark.parametrize(
+    ("response", "line"),
+    [
+        ("Answer: 34", "34"),
+        ("answer : 34 ", "34"),
+        ("Answer:\n34\nBye", "34"),
+        ("Answer:\n\\[\n34\n\\]\nBye", "34"),
+        ("Answer:\n$$\n34\n$$", "34"),
+        ("Answer\uff1a34", "34"),
+        ("**Answer:** 34", "34"),
+        ("**Answer**: 34", "34"),
+        ("Answer: 3\nAnswer: 4", "4"),
+        ("Answer: 3\nAnswer:\n", "3"),
+        ("Answer: \\[x\\] or so", "\\[x\\] or so"),
+        ("Answer is 34", None),
+        ("Answer:", None),
+    ],
+)
+def test_answer_line(response, line):
+    assert answer_line(response) == line
+
+
+def test_finders_are_linear():
+    start = time.monotonic()
+    assert answer_line("Answer" + " *" * 50_000) is None and answer_line("answer:\n\\[\n\\]\n" * 50_000) is None
+    assert boxed("\\boxed " * 50_000) is None and boxed("\\boxed{" + "\\{\\}" * 50_000) is None
+    assert time.monotonic() - start < 2
+
+
+# References
+
+
+@pytest.mark.parametrize(
+    "reference", ["Orléans", "Лондон", "北京", "是", "no solution", "\\frac{1}{2}", "a\nb", "x\teq", "New York"]
+)
+def test_references_that_can_be_answered(reference):
+    assert readable(reference) and right(reference, reference)
+
+
+def test_names_with_stops_are_no_sentences():
+    assert [
+        name
+        for name in ("Dr. Smith", "St. Petersburg", "U.S. Open", "J. S. Bach", "Mt. Everest")
+        if not readable(name)
+    ] == []
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "\x0crac{1}{2}",
+        "3 \times 4",
+        "\text{no}",
+        "x \neq 3",
+        "\rho",
+        "\x08inom{3}{2}",
+        "Factoring, $(x-1)(x+2)=0$. Since $x>0$ we get $5$.",
+        "Let $x$ be the number. Then $2x = 4$, so $x = 2$.",
+        "\\text{A sentence of so many words that nobody would ever write it again in the same order}",
+        "We add them. Then we are done",
+    ],
+)
+def test_references_that_cannot_be_answered(reference):
+    assert not readable(reference)
+
+
+# Values
+
+
+def test_points_cover_signs_integers_sizes_and_corners():
+    smooth = values.points(x**2 + y, x * y)
+    assert len(smooth) == 6 and {tuple(v > 0 for v in p.values()) for p in smooth} >= {(True, True), (False, False)}
+    found = [p[x] for p in values.points(abs(x - 12345), x)]
+    assert {12345, 12346, 12344, sympy.Rational(12345001, 1000)} <= set(found)
+    assert max(found) > 10**14 and min(found) < -(10**14)
+    assert sum(v.is_integer for v in found) > 20 and 0 in found
+    assert max(p[x] for p in values.points(abs(x) + 2**x, x)) <= values.LARGEST_POWER
+    assert any(p[z].has(sympy.I) for p in values.points(abs(z), z))
+    assert not any(p[x].has(sympy.I) for p in values.points(abs(x), x))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        (sympy.Rational(1, 3), sympy.Rational(2, 6), True),
+        (sympy.Rational(1, 3), sympy.Rational(10**60, 3 * 10**60 + 1), False),
+        (sympy.sqrt(2) + sympy.sqrt(3), sympy.sqrt(5 + 2 * sympy.sqrt(6)), True),
+        (sympy.sqrt(2) * sympy.Rational(1, 10**80), sympy.Integer(0), False),
+        (sympy.sqrt(2) + sympy.sqrt(3) - sympy.sqrt(5 + 2 * sympy.sqrt(6)), sympy.Integer(0), True),
+        (sympy.pi, sympy.pi + sympy.exp(-500), False),
+        (sympy.zoo, sympy.Integer(1), None),
+        (x, sympy.Integer(1), None),
+        (sympy.sqrt(2) * 10**4000, sympy.sqrt(2) * (10**4000 + 1), None),
+    ],
+)
+def test_close(one, other, equal):
+    assert values.close(one, other) is equal
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "positive", "expected"),
+    [
+        (2 * x, x, True, True),
+        (-2 * x, x, False, True),
+        (-2 * x, x, True, False),
+        (x**2, x, False, False),
+        (x, y, False, False),
+        (sympy.Max(x, 0), x, False, False),
+        (sympy.Integer(2), sympy.Integer(1), False, False),
+        (abs(x), 3 * sympy.sqrt(x**2), True, True),
+    ],
+)
+def test_proportional(one, other, positive, expected):
+    assert values.proportional(one, other, positive) is expected
+
+
+def test_units_and_scales():
+    assert unit("basis points").factor == Fraction(1, 10**4) and not unit("basis points").may_be_left_out
+    assert unit("\\%").may_be_left_out and unit("cm").may_be_left_out and unit("degrees").may_be_left_out
+    assert unit("degrees below zero") is None
+    assert unit("平方米") == unit("m^2") and unit("km/h") == unit("千米每小时")
+
+
+def test_characters_of_ascii_text_stay():
+    assert characters.plain("x_1^2\n\t\\frac{1}{2}") == "x_1^2  \\frac{1}{2}"
+    assert characters.plain("naïve café") == "naïve café"
+
+
+def test_what_the_parser_guesses_is_refused():
+    refused = ["\\coth x", "\\sqrt12", "2^3^2", "0.1(6)", "1_2", "4 5", "1/2x"]
+    assert [text for text in refused if parsed(text) is not None] == []
