@@ -24,7 +24,6 @@ from .test_steps import DIFFERENCE, on_server
 pytestmark = pytest.mark.timeout(900)
 
 RECIPE = "qwen3_14b"
-KEPT = ("use_vllm", "vllm_enable_sleep_mode")  # changed where no vLLM runs
 CHANGED = {
     "max_prompt_length": 96,  # the tiny model has 128 positions
     "max_steps": 6,
@@ -57,10 +56,10 @@ def launch(folder, settings):
 def trained(request, tmp_path_factory):
     """The folder of a run, and the settings that were changed."""
     folder = tmp_path_factory.mktemp(request.param)
-    settings = {key: value for key, value in changed(RECIPE, folder).items() if key not in KEPT} | CHANGED
+    settings = {key: value for key, value in changed(RECIPE, folder).items() if key != "use_vllm"} | CHANGED
     if request.param == "server":
         settings |= on_server(request.getfixturevalue("server"))
-        settings |= {"model_name_or_path": request.getfixturevalue("model"), "vllm_enable_sleep_mode": False}
+        settings["model_name_or_path"] = request.getfixturevalue("model")
     else:  # two processes share a copy of the model in vLLM, whose heads they divide
         settings["model_name_or_path"] = save_tiny_model(
             folder / "model", head_dim=32, num_attention_heads=4, num_key_value_heads=2
