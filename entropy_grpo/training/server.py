@@ -157,7 +157,7 @@ class Server:
         if None not in (self.instance, instance) and instance != self.instance:
             raise ServerError(
                 f"the vLLM server at {self.url} was started again during the run and no longer has the policy's "
-                "weights: continue the run with --resume_from_checkpoint true, which sends them to the new server."
+                "weights: end the run and continue it with resume_from_checkpoint, which sends them."
             )
         self.instance = self.instance or instance
 
