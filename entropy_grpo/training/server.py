@@ -283,7 +283,7 @@ class InParts:
     def _fetch(self, send: Callable[[Any], None]) -> None:
         """Send every part of the rollout as it comes from the server: (number of the first response, reply).
 
-        The threads are daemons: after an error the others may wait for the server as long as they like.
+        The threads are daemons, so that none of them delays the end of a run in which another thread failed.
         """
         rollout, waiting, replies, failed = self.rollout, queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
         divided = list(parts(len(rollout.prompts) * rollout.size, rollout.size, rollout.sampling["max_tokens"]))
