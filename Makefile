@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
+ZERO3_VENV := .venv-zero3
 TORCH := torch==2.13.0
 check_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entropy-grpo needs Python 3.11 or newer: add PYTHON=python3.11")'
 # Installs the CPU build of torch into the environment $(1), with pip if its index has one, otherwise with uv, which knows
@@ -11,8 +12,11 @@ cpu_torch = $(1)/bin/pip install -q "$(TORCH)+cpu" 2>/dev/null || { $(1)/bin/pip
 RECIPE ?= recipes/demo_cpu.yaml
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
+# GPUs that hold a copy of the teacher, and copies: together those of the machine.
+TEACHER_GPUS ?= 2
+TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling kill checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence mutants
+.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling kill checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -46,11 +50,23 @@ $(VLLM_VENV)/ready: pyproject.toml tests_vllm/vllm_cpu/pyproject.toml
 test-vllm: $(VLLM_VENV)/ready  ## run the tests that sample with vLLM on the CPU, in .venv-vllm
 	$(VLLM_VENV)/bin/python -m pytest -s tests_vllm $(PYTEST_ARGS)
 
+$(ZERO3_VENV)/ready: pyproject.toml
+	@$(check_python)
+	$(PYTHON) -m venv $(ZERO3_VENV)
+	@$(call cpu_torch,$(ZERO3_VENV))
+	$(ZERO3_VENV)/bin/pip install -q -e ".[dev]" setuptools wheel
+	DS_ACCELERATOR=cpu $(ZERO3_VENV)/bin/pip install -q --no-build-isolation deepspeed
+	@touch $@
+
+test-zero3: $(ZERO3_VENV)/ready  ## train a recipe with DeepSpeed's ZeRO-3 on two CPU processes, in .venv-zero3
+	$(ZERO3_VENV)/bin/python -m pytest tests/test_shipped.py -k ZeRO-3 $(PYTEST_ARGS)
+
 recipes: setup  ## launch every recipe literally for two steps on tiny models (ten minutes)
 	$(BIN)/python -m pytest tests/test_paper_recipes.py tests/test_sft.py -k literal --every-recipe $(PYTEST_ARGS)
 
 llama31_8b: setup  ## train Llama-3.1-8B of arXiv 2506.01939: responses of TEACHER=Qwen/Qwen3-32B, cold start, training
-	$(BIN)/entropy-grpo eval --model $(TEACHER) --chat --benchmarks dapo_math --samples 1 --output runs/llama31_8b_teacher
+	$(BIN)/accelerate launch --num_processes $(TEACHER_COPIES) -m entropy_grpo.cli eval --model $(TEACHER) --chat \
+		--tensor-parallel $(TEACHER_GPUS) --benchmarks dapo_math --samples 1 --output runs/llama31_8b_teacher
 	$(BIN)/entropy-grpo launch recipes/llama31_8b_cold_start.yaml
 	$(BIN)/entropy-grpo launch recipes/llama31_8b.yaml
 

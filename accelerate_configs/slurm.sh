@@ -3,12 +3,13 @@
 #
 #   sbatch --nodes 2 accelerate_configs/slurm.sh recipes/qwen3_14b.yaml \
 #       --accelerate_config accelerate_configs/fsdp2_multinode.yaml [--key value ...]
-#   sbatch --nodes 3 --export ALL,VLLM_MODEL=Qwen/Qwen3-14B-Base accelerate_configs/slurm.sh recipes/qwen3_14b.yaml
+#   sbatch --nodes 3 accelerate_configs/slurm.sh recipes/qwen3_14b.yaml --vllm_mode server
 #
-# In the second form, the last machine serves the model with vLLM and all other machines train. VLLM_REVISION sets a
-# commit on the Hub. VLLM_TENSOR_PARALLEL GPUs (default 1) hold one copy of the model, and VLLM_DATA_PARALLEL copies
-# (default: as many as fit) generate. The run folder must be on a file system that all machines share. A requeued job
-# resumes from the newest intact checkpoint.
+# In the second form, the last machine serves the model with vLLM and all other machines train. `entropy-grpo plan --serve`
+# writes the server's command: model, length of sequences, GPUs per copy of the model, and number of copies. PLAN_OPTIONS
+# holds further options of the plan, such as "--gpu-memory 40" or "--model-config FILE". The script starts no server if the
+# recipe names one (vllm_server_host or vllm_server_base_url). The run folder must be on a file system that all machines
+# share. A requeued job resumes from the newest intact checkpoint.
 #
 # SLURM sends SIGTERM before it preempts the job, and here also 15 minutes before the job's time is over. The run then
 # saves a checkpoint at the end of its step and requeues the job (exit status 75). If a step and a checkpoint take
@@ -32,19 +33,19 @@ trainers=("${nodes[@]}")
 settings=(--output_dir "$run" --resume_from_checkpoint auto)
 gpus_per_node=${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
 
-if [[ -n ${VLLM_MODEL:-} ]]; then
-  (( ${#nodes[@]} > 1 )) || { echo "VLLM_MODEL needs a separate machine: add one with --nodes" >&2; exit 2; }
+others=$(( ${#nodes[@]} > 1 ? ${#nodes[@]} - 1 : 1 ))
+# shellcheck disable=SC2086  # PLAN_OPTIONS has several words
+serve=$(entropy-grpo plan "$recipe" --serve --gpus "$gpus_per_node" --nodes "$others" ${PLAN_OPTIONS:-} "$@")
+if [[ -n $serve ]]; then
+  (( ${#nodes[@]} > 1 )) || { echo "the server needs a separate machine: add one with --nodes" >&2; exit 2; }
   server=${nodes[-1]}
-  trainers=("${nodes[@]:0:${#nodes[@]}-1}")
-  settings+=(--use_vllm true --vllm_mode server --vllm_server_host "$server")
-  tensor_parallel=${VLLM_TENSOR_PARALLEL:-1}
-  data_parallel=${VLLM_DATA_PARALLEL:-$(( gpus_per_node / tensor_parallel ))}
-  (( data_parallel > 0 )) || { echo "VLLM_TENSOR_PARALLEL is above $gpus_per_node, the GPUs of a machine: lower it" >&2; exit 2; }
+  trainers=("${nodes[@]:0:others}")
+  settings+=(--vllm_server_host "$server")
+  [[ " $* " == *" --vllm_server_timeout"* ]] || settings+=(--vllm_server_timeout 1800)  # it loads its model first
+  mapfile -t serve <<< "$serve"
   # The trainers need the server until the end of their step, so the server must outlive the signal.
   VLLM_SERVER_DEV_MODE=1 srun --overlap --nodes 1 --ntasks 1 --nodelist "$server" \
-    bash -c 'trap "" TERM; setsid --wait "$@"' server vllm serve "$VLLM_MODEL" ${VLLM_REVISION:+--revision "$VLLM_REVISION"} \
-    --weight-transfer-config '{"backend": "nccl"}' --logprobs-mode processed_logprobs \
-    --max-logprobs -1 --tensor-parallel-size "$tensor_parallel" --data-parallel-size "$data_parallel" &
+    bash -c 'trap "" TERM; setsid --wait "$@"' server "${serve[@]}" &
   trap 'kill %1 2>/dev/null || true' EXIT
 fi
 

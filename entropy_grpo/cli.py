@@ -77,13 +77,15 @@ class Plan(Unchecked, PlanOptions):
     recipe: Recipe
     json: bool = False
     """print only JSON"""
+    serve: bool = False
+    """print only the command of the vLLM server, a word per line; nothing if no server must be started"""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from .planning import plan
 
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # set by a surrounding job, but one process makes a plan
             os.environ.pop(name, None)
-        plan.run(checked(self, PlanOptions), overrides, self.json)
+        plan.run(checked(self, PlanOptions), overrides, self.json, self.serve)
 
 
 @dataclass(frozen=True)

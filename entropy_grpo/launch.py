@@ -18,7 +18,7 @@ from .config.recipe import RecipeError
 from .config.sharding import choose_sharding
 from .rewards.guard import RewardError
 from .runs import launched
-from .runs.launched import INTERRUPTED, Stopped
+from .runs.launched import INTERRUPTED, ServerError, Stopped
 from .runs.processes import rank
 
 
@@ -44,7 +44,10 @@ def without_collections() -> Iterator[None]:
 
 
 def run(recipe_file: str, arguments: Sequence[str]) -> None:
-    """Train a recipe with overrides. An invalid recipe gives one sentence and exit status 2."""
+    """Train a recipe with overrides. An invalid recipe, or a server that fails, gives one sentence.
+
+    The exit status is 2 for an invalid recipe, and 1 for a server that fails.
+    """
     launched.register()
     try:
         train(Path(recipe_file), arguments)
@@ -53,6 +56,8 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
         end = partial(launched.end, 2, f"error: {error}", alike=True)
     except RewardError as error:
         end = partial(launched.end, 1, f"error: {error}")
+    except ServerError as error:
+        end = partial(launched.end, 1, f"error: {error}", by_all=True, alike=True)
     except Stopped as stopped:
         end = partial(launched.end, stopped.status, str(stopped), by_all=True, alike=True)
     except KeyboardInterrupt:

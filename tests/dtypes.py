@@ -70,10 +70,11 @@ class Dtypes(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         layer = next(m for m in model.modules() if type(m).__name__.endswith("DecoderLayer"))
         layer.register_forward_hook(lambda module, inputs, output: self.found["hidden states"].add(output.dtype))
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                self.found["weights that the optimiser holds"].add(parameter.dtype)
         wrapped = self.trainer.model_wrapped
+        held = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self.trainer.is_deepspeed_enabled:  # which has weights of its own beside those of the modules
+            held = wrapped.optimizer.fp32_partitioned_groups_flat
+        self.found["weights that the optimiser holds"] |= {weight.dtype for weight in held}
         if isinstance(wrapped, DistributedDataParallel):
 
             def hook(group, bucket):
@@ -106,15 +107,21 @@ class Dtypes(TrainerCallback):
 
 @contextmanager
 def reductions(found):
-    """Note the dtype of every reduce-scatter: FSDP2's reduction of gradients."""
-    reduce = distributed.reduce_scatter_single
+    """Note the dtype of every reduce-scatter: the reduction of gradients by FSDP2, and by ZeRO-3."""
+    names = ("reduce_scatter_single", "reduce_scatter_tensor")
+    functions = {name: getattr(distributed, name) for name in names}
 
-    def noted(*, input, **kwargs):
-        found.add(input.dtype)
-        return reduce(input=input, **kwargs)
+    def watched(reduce):
+        def noted(*args, **kwargs):
+            found.update(x.dtype for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+            return reduce(*args, **kwargs)
 
-    distributed.reduce_scatter_single = noted
+        return noted
+
+    for name, function in functions.items():
+        setattr(distributed, name, watched(function))
     try:
         yield
     finally:
-        distributed.reduce_scatter_single = reduce
+        for name, function in functions.items():
+            setattr(distributed, name, function)

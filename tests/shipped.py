@@ -144,7 +144,7 @@ def timeout():
 
 
 def report(trainer, found, walk, snapshot, reduced):
-    if trainer.is_fsdp_enabled:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         found.found["gradients between processes"] |= reduced
     return found.report() | {
         "sharded": isinstance(trainer.model, FSDPModule),

@@ -153,23 +153,31 @@ def test_slurm_script_gives_every_machine_its_rank(tiny_model, tmp_path, slurm, 
 
 def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
     """What each machine is told to run, written down by programs of the same names."""
-    for name in ("entropy-grpo", "vllm"):
-        path = tmp_path / "bin" / name
-        path.write_text(f'#!/bin/bash\n(echo "{name}"; printf "%s\\n" "$@") > {tmp_path}/{name}-$SLURM_PROCID.txt\n')
+    # A run lasts until its server has started; its plan is the real one.
+    first = {
+        "entropy-grpo": f'[[ $1 == plan ]] && exec {BIN}/entropy-grpo "$@"\n'
+        f"until [[ -e {tmp_path}/vllm-0.txt ]]; do sleep 0.1; done\n",
+        "vllm": "",
+    }
+    for name, before in first.items():
+        path, told = tmp_path / "bin" / name, tmp_path / f"{name}-$SLURM_PROCID.txt"
+        path.write_text(f'#!/bin/bash\n{before}(echo "{name}"; printf "%s\\n" "$@") > {told}\n')
         path.chmod(0o755)
-    served_by = {"VLLM_MODEL": "some/model", "VLLM_REVISION": "abc", "VLLM_TENSOR_PARALLEL": "2", "GPUS_PER_NODE": "8"}
+    words = ["recipes/qwen3_14b.yaml", "--vllm_mode", "server", "--model_revision", "abc", "--run_name", "two words"]
     result = subprocess.run(
-        ["bash", "accelerate_configs/slurm.sh", "recipes/demo_cpu.yaml", "--run_name", "two words"],
+        ["bash", "accelerate_configs/slurm.sh", *words],
         cwd=REPOSITORY,
-        env=slurm | served_by,
+        env=slurm | {"GPUS_PER_NODE": "8", "PLAN_OPTIONS": "--gpu-memory 40"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     launched = (tmp_path / "entropy-grpo-0.txt").read_text().splitlines()
     served = (tmp_path / "vllm-0.txt").read_text().splitlines()
-    assert served[:5] == ["vllm", "serve", "some/model", "--revision", "abc"] and '{"backend": "nccl"}' in served
+    assert served[:5] == ["vllm", "serve", "Qwen/Qwen3-14B-Base", "--revision", "abc"]
+    assert '{"backend": "nccl"}' in served and served[served.index("--max-model-len") + 1] == str(2048 + 20480)
+    # 28 GiB of weights are more than half of a GPU of 40.
     parallel = {name: served[served.index(f"--{name}-parallel-size") + 1] for name in ("tensor", "data")}
     assert parallel == {"tensor": "2", "data": "4"}
     assert launched[launched.index("--num_machines") + 1] == "1"
@@ -182,7 +190,7 @@ def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
 def test_slurm_script_requeues_a_job_whose_run_saved_and_stopped(tmp_path, slurm, status, requeued):
     calls = tmp_path / "calls.txt"
     calls.touch()
-    run = f"#!/bin/bash\nexit {status}\n"
+    run = f"#!/bin/bash\n[[ $1 == plan ]] && exit 0\nexit {status}\n"
     control = f'#!/bin/bash\n[[ $1 == show ]] && printf "127.0.0.1\\nlocalhost\\n" || echo "$@" >> {calls}\n'
     for name, text in (("entropy-grpo", run), ("scontrol", control)):
         (tmp_path / "bin" / name).write_text(text)

@@ -400,6 +400,51 @@ def test_the_cache_of_a_served_model(recipe_file):
 
 
 @pytest.mark.parametrize(
+    ("name", "memory", "parallel"),
+    [
+        ("qwen3_14b", 80, (1, 8)),  # 27.5 GiB of weights
+        ("qwen3_14b", 40, (2, 4)),
+        ("qwen3_32b", 80, (2, 4)),  # 61.0
+        ("qwen3_32b", 141, (1, 8)),
+        ("qwen25_math_7b_grpo", 24, (2, 4)),  # 14.2 and 28 heads, which eight GPUs do not divide
+        ("qwen25_math_7b_grpo", 10, (4, 2)),
+    ],
+)
+def test_as_few_gpus_as_possible_serve_a_copy(name, memory, parallel):
+    """A copy's weights leave half of vLLM's share to its cache."""
+    words = ["--use_vllm", "true", "--vllm_mode", "server"]
+    options = PlanOptions(str(shipped(name)), gpus=8, gpu_memory=memory)
+    planned = plan.make(plan.resolve(options, words))
+    assert (planned["vllm"]["gpus"], planned["vllm"]["copies"]) == parallel
+    served = plan.server_words(options, words)
+    assert shlex.split(planned["commands"]["server"][0])[1:] == served
+    assert served[-4:] == ["--tensor-parallel-size", str(parallel[0]), "--data-parallel-size", str(parallel[1])]
+    named = {word: served[served.index(word) + 1] for word in ("--max-model-len", "--hf-overrides") if word in served}
+    longest = {"--max-model-len": str(planned["vllm"]["max_model_len"])}
+    raised = {"--hf-overrides": '{"max_position_embeddings": 10240}'} if "math" in name else {}
+    assert named == longest | raised
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--use_vllm", "false"], ["--vllm_mode", "server", "--vllm_server_host", "gpu9"]],
+    ids=["colocate", "transformers", "named"],
+)
+def test_nothing_is_served_beside_a_run_that_needs_no_server(words):
+    assert plan.server_words(PlanOptions(str(shipped("qwen3_14b"))), words) == []
+
+
+def test_the_teacher_has_the_gpus_that_a_plan_gives_it():
+    """`make llama31_8b` on a machine of eight GPUs with 80 GiB: Qwen3-32B answers, as in a recipe that serves it."""
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    said = {name: re.search(rf"^{name} \?= (.+)$", makefile, re.MULTILINE)[1] for name in ("TEACHER", "TEACHER_GPUS")}
+    words = ["--vllm_mode", "server", "--model_name_or_path", said["TEACHER"], "--model_revision", "main"]
+    served = plan.server_words(PlanOptions(str(shipped("qwen3_32b")), gpus=8), words)
+    assert said["TEACHER_GPUS"] == served[served.index("--tensor-parallel-size") + 1]
+    assert "--tensor-parallel $(TEACHER_GPUS)" in makefile
+
+
+@pytest.mark.parametrize(
     "words, limit",
     [
         ([], 2048 + 20_480),
@@ -470,7 +515,7 @@ def test_a_port_in_use_is_named(recipe_file):
 @pytest.mark.parametrize("words", [[], ["--vllm_mode", "server", "--output_dir", "runs/a b"]])
 def test_commands_name_files_and_can_be_read_back(recipe_file, nodes, words):
     job = resolve(recipe_file, words, nodes=nodes)
-    found = commands.commands(job)
+    found = commands.commands(job, vllm.sampler(job))
     assert set(found) == ({"server"} if words else set()) | {"one machine" if nodes == 1 else "each machine", "SLURM"}
     for command in chain.from_iterable(found.values()):
         read = shlex.split(command)
@@ -480,8 +525,8 @@ def test_commands_name_files_and_can_be_read_back(recipe_file, nodes, words):
         assert read[0].startswith("VLLM") or recipe_file in read
     batch = shlex.split(found["SLURM"][0])
     assert batch[:5] == ["sbatch", "--nodes", str(nodes + bool(words)), "--gpus-per-node", "8"]
-    # The script sets these itself, and a setting that is given twice is refused.
-    assert not {"--output_dir", "--vllm_mode", "--use_vllm"} & set(batch)
+    # The script sets this itself, and a setting that is given twice is refused.
+    assert "--output_dir" not in batch and ("--vllm_mode" in batch) == bool(words)
     assert ("RUN_FOLDER=runs/a b" in batch[6]) == bool(words)
     for rank, command in enumerate(found.get("each machine", [])):
         read = shlex.split(command)
@@ -499,7 +544,7 @@ def test_plain_yaml_is_launched_through_the_module(tmp_path, nodes):
     """Python cannot run it; the batch script takes files that Python can run."""
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE.removeprefix(f"{recipe.FIRST_LINE}\n").replace(recipe.LAST_LINE, ""))
-    found = plan.commands(resolve(str(path), [], nodes=nodes))
+    found = plan.commands(resolve(str(path), [], nodes=nodes), None)
     assert "SLURM" not in found
     for command in chain.from_iterable(found.values()):
         read = shlex.split(command)
@@ -513,7 +558,7 @@ def test_launchers_take_the_printed_options(recipe_file):
     zero3 = ["--accelerate_config", str(REPOSITORY / "accelerate_configs/zero3.yaml")]
     for words, nodes, processes in ([], 1, 8), ([], 2, 16), (zero3, 1, 8):
         job = resolve(recipe_file, words, nodes=nodes, gpus=8)
-        command = next(c for where, c in commands.commands(job).items() if "machine" in where)[-1]
+        command = next(c for where, c in commands.commands(job, None).items() if "machine" in where)[-1]
         read = launch_command_parser().parse_args(shlex.split(command)[2:])
         assert read.training_script == recipe_file and read.num_processes == processes
         assert read.config_file == (zero3[1] if words else None)

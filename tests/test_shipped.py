@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -36,6 +37,7 @@ EVERY = sorted(p.stem for p in (REPOSITORY / "recipes").glob("*.yaml") if p.stem
 # FSDP2 with dynamic sampling and ranked tokens; FSDP2 with another architecture, shaping and raised positions; all
 # weights, and adapters, on one GPU; a processor.
 KINDS = ["qwen3_14b", "qwen25_math_7b_ppl_position", "qwen3_0_6b", "qwen3_8b_lora", "demo_cpu"]
+ZERO3 = "accelerate_configs/zero3.yaml"
 TIED = ("qwen3_0_6b", "qwen3_1_7b")
 
 
@@ -84,12 +86,22 @@ def write(path, rows):
     return str(path)
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def launch(name, folder, settings, *, number):
     folder.mkdir(exist_ok=True)
-    start = f"-m torch.distributed.run --standalone --nproc_per_node {number}".split() if number > 1 else []
+    start = f"-m torch.distributed.run --standalone --nproc_per_node {number}" if number > 1 else ""
+    if settings.get("accelerate_config") == ZERO3:  # which only accelerate's launcher sets up
+        start = f"-m accelerate.commands.launch --config_file {ZERO3} --num_processes {number} --main_process_port "
+        start += str(free_port())
     words = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value).strip('"'))]
-    command = [sys.executable, *start, "-m", "tests.shipped", f"recipes/{name}.yaml", str(folder), *words]
+    command = [sys.executable, *start.split(), "-m", "tests.shipped", f"recipes/{name}.yaml", str(folder), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ENTROPY_GRPO_CACHE": str(folder / "cache")}
+    environment |= {"DS_ACCELERATOR": "cpu"}
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr[-3000:]
 
@@ -180,6 +192,7 @@ DDP = {"accelerate_config": "none", "use_cpu": True}  # gloo has no other way th
 COLUMNS = {
     "FSDP2": ("qwen3_14b", {}),
     "DDP": ("qwen3_14b", DDP),
+    "ZeRO-3": ("qwen3_14b", {"accelerate_config": ZERO3}),  # `make test-zero3` installs DeepSpeed
     "one GPU": ("qwen3_0_6b", {}),
     "LoRA": ("qwen3_8b_lora", {}),
     "processor": ("demo_cpu", {}),
@@ -204,6 +217,8 @@ def weights_of_a_model(folder):
 def test_dtypes_are_those_of_the_table(column, shipped):
     """`on_grid` has numbers all of whose values bfloat16 holds, which in float32 are rounded all the same."""
     name, more = COLUMNS[column]
+    if column == "ZeRO-3":
+        pytest.importorskip("deepspeed")
     folder, _ = shipped(name, **more)
     report = json.loads((folder / "report.json").read_text())
     found = report["dtypes"]

@@ -7,6 +7,7 @@ import pytest
 from peft import PeftModel
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
+from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import add_fused_lm_head, shuffle_sequence_dict, split_tensor_dict
@@ -89,6 +90,25 @@ def test_adapters_are_read_by_name():
 def test_weight_sync_takes_no_arguments(name):
     advice = "Read adapters.sync_exactly: it stands in for both on the trainer's vllm_generation."
     assert list(inspect.signature(getattr(VLLMGeneration, name)).parameters) == ["self"], advice
+
+
+def test_responses_of_a_server_are_passed_on_unread():
+    """`server.InParts` puts a number in the place of each, and asks for them with TRL's own client."""
+    advice = "Read training.server.InParts and VLLMGeneration.generate."
+    parameters = ["self", "prompts", "images", "num_generations", "profiler"]
+    assert list(inspect.signature(VLLMGeneration.generate).parameters) == parameters, advice
+    source = inspect.getsource(VLLMGeneration.generate)
+    for code in (
+        "prompts=ordered_set_of_prompt_ids, features=features, **sampling_params",
+        '"n": num_generations,',
+        '"max_tokens": max_completion_length,',
+        '"generation_kwargs": self.generation_kwargs,',
+        "completion_ids = all_completion_ids[process_slice]",
+        "logprobs = all_logprobs[process_slice] if all_logprobs is not None else None",
+    ):
+        assert code in source, advice
+    source = inspect.getsource(VLLMClient.generate)
+    assert 'self._post(f"{self.base_url}/v1/completions", json=payload)' in source, advice
 
 
 @pytest.mark.parametrize(

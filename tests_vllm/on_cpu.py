@@ -9,8 +9,8 @@
   weight sync would be that of the rounding.
 """
 
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -41,6 +41,12 @@ def keep_weights_unpacked() -> None:
     vllm_layers.dispatch_cpu_unquantized_gemm = dispatch
 
 
+def colocate(**changed: Any) -> None:
+    """Have TRL start vLLM with other arguments than its own."""
+    start = vllm_generation.LLM
+    vllm_generation.LLM = lambda **kwargs: start(**kwargs | changed)
+
+
 def colocate_in_float32() -> None:
     """Have TRL start vLLM in float32, and without compiling, which takes longer than these tests."""
-    vllm_generation.LLM = partial(vllm_generation.LLM, dtype="float32", enforce_eager=True)
+    colocate(dtype="float32", enforce_eager=True)

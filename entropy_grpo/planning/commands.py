@@ -1,13 +1,19 @@
 """Shell commands that run a job, by the machine that runs them."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig
 
 from ..config.recipe import launch_words
 from .job import Job
+from .options import PlanOptions
 from .warnings import PORT
 
+SERVER_HOST = GRPOConfig.__dataclass_fields__["vllm_server_host"].default  # of a recipe that names none
 SERVE = (
     "--weight-transfer-config",
     '{"backend": "nccl"}',
@@ -52,12 +58,27 @@ def _launcher_options(job: Job) -> list[str]:
     return [*(chosen if file is None else ["--config_file", file]), "--num_processes", str(job.processes)]
 
 
-def _server(job: Job) -> str:
-    args = job.args
-    serve = ["vllm", "serve", job.model.model_name_or_path, *SERVE, "--port", str(args.vllm_server_port)]
+def names_server(job: Job) -> bool:
+    """Return whether the recipe says where its server runs, so that no script starts one."""
+    return job.args.vllm_server_base_url is not None or job.args.vllm_server_host != SERVER_HOST
+
+
+def serve_words(job: Job, cache: dict[str, Any]) -> list[str]:
+    """Return the command of the recipe's server, in the sizes of the plan.
+
+    Args:
+        cache: vLLM's part of the plan.
+    """
+    args, model, positions = job.args, job.model, job.run.max_position_embeddings
+    words = ["vllm", "serve", model.model_name_or_path]
+    if model.model_revision not in (None, "main"):
+        words += ["--revision", model.model_revision]
+    words += [*SERVE, "--port", str(args.vllm_server_port)]
     if args.vllm_max_model_length is not None:
-        serve += ["--max-model-len", str(args.vllm_max_model_length)]
-    return f"VLLM_SERVER_DEV_MODE=1 {shlex.join(serve)}"
+        words += ["--max-model-len", str(args.vllm_max_model_length)]
+    if positions is not None:
+        words += ["--hf-overrides", json.dumps({"max_position_embeddings": positions})]
+    return [*words, "--tensor-parallel-size", str(cache["gpus"]), "--data-parallel-size", str(cache["copies"])]
 
 
 def _launches(job: Job) -> list[str]:
@@ -74,19 +95,27 @@ def _launches(job: Job) -> list[str]:
 
 def _batch(job: Job, script: Path) -> str:
     """Return the command that submits a job to SLURM, without the settings that the script sets itself."""
-    words, exported = _words(job), [f"VLLM_MODEL={job.model.model_name_or_path}"] if job.serves else []
+    words, serves = _words(job), job.serves and not names_server(job)
+    memory = job.options.gpu_memory
+    of_another_size = serves and memory != PlanOptions.gpu_memory
+    exported = [f"PLAN_OPTIONS=--gpu-memory {memory:g}"] if of_another_size else []
     if _without(words, "output_dir") != words:
         exported.append(f"RUN_FOLDER={job.args.output_dir}")
-    batch = ["sbatch", "--nodes", str(job.nodes + job.serves), "--gpus-per-node", str(job.gpus)]
+    batch = ["sbatch", "--nodes", str(job.nodes + serves), "--gpus-per-node", str(job.gpus)]
     batch += ["--export", ",".join(["ALL", *exported])] if exported else []
-    its_own = ["output_dir", "resume_from_checkpoint"]
-    its_own += ["use_vllm", "vllm_mode", "vllm_server_host"] if job.serves else []
-    return shlex.join([*batch, str(script), job.options.recipe, *_without(words, *its_own)])
+    own = _without(words, "output_dir", "resume_from_checkpoint")
+    return shlex.join([*batch, str(script), job.options.recipe, *own])
 
 
-def commands(job: Job) -> dict[str, list[str]]:
-    """Return shell commands by the machine that runs them."""
-    by_machine = {"server": [_server(job)]} if job.serves else {}
+def commands(job: Job, cache: dict[str, Any] | None) -> dict[str, list[str]]:
+    """Return shell commands by the machine that runs them.
+
+    Args:
+        cache: vLLM's part of the plan.
+    """
+    by_machine = {}
+    if job.serves:
+        by_machine["server"] = [f"VLLM_SERVER_DEV_MODE=1 {shlex.join(serve_words(job, cache))}"]
     by_machine["one machine" if job.nodes == 1 else "each machine"] = _launches(job)
     script, is_python = _beside(job, "slurm.sh"), not launch_words(job.options.recipe)
     if script.is_file() and is_python and not job.use_cpu and job.sharding.kind != "zero3":

@@ -9,10 +9,13 @@ that fills a GPU completely does not fit.
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ..config import recipe
+from ..config.recipe import Setting
 from ..metrics.tables import aligned
-from .commands import commands
+from .commands import commands, names_server, serve_words
 from .disk import disk
 from .flops import batches, operations
 from .job import Job, resolve
@@ -20,6 +23,8 @@ from .memory import GIB, memory, scaled_bytes, trained_tensors
 from .options import PlanOptions
 from .vllm import holds_a_sequence, sampler
 from .warnings import warnings
+
+SERVED = {"use_vllm": True, "vllm_mode": "server"}
 
 
 def _essentials(job: Job) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def make(job: Job) -> dict[str, Any]:
         "disk": disk(job),
         "operations": operations(job),
         "warnings": warnings(job, needed, cache),
-        "commands": commands(job),
+        "commands": commands(job, cache),
     }
 
 
@@ -130,6 +135,7 @@ def _vllm_block(cache: dict[str, Any]) -> str:
         ("profiled", scaled_bytes(cache["profiled"]), f"set aside for max_num_seqs = {sequences} sequences at once"),
         ("cache", f"{cache['cached_tokens']:,} tokens", f"{cache['bytes_per_token']:,} bytes each"),
         ("at once", f"{cache['concurrent_sequences']:,} sequences", f"on {cache['gpus']} GPU(s)"),
+        *([("copies", f"{cache['copies']:,}", "of the model")] if "copies" in cache else []),
         ("longest", f"{cache['max_model_len']:,} tokens", "max_model_len, which the cache has to hold"),
     ]
     return _block(f"vLLM ({cache['mode']}), {cache['share']:g} of a GPU", rows)
@@ -170,12 +176,27 @@ def render(plan: dict[str, Any]) -> str:
     return "\n\n".join([*blocks, plan["verdict"]["sentence"]])
 
 
-def run(options: PlanOptions, words: Sequence[str], as_json: bool) -> None:
+def server_words(options: PlanOptions, words: Sequence[str]) -> list[str]:
+    """Return the command of the server that the recipe needs, or nothing if it needs none or says where it runs."""
+    settings = recipe.load(Path(options.recipe)) | recipe.overrides(words)
+    if any(settings.get(name, Setting(None, "")).value != value for name, value in SERVED.items()):
+        return []
+    job = resolve(options, words)
+    return [] if names_server(job) else serve_words(job, sampler(job))
+
+
+def run(options: PlanOptions, words: Sequence[str], as_json: bool, serve: bool) -> None:
     """Print the plan of a recipe, and exit with status 1 if it does not fit.
+
+    Args:
+        serve: whether to print its server's command instead, a word a line.
 
     Raises:
         ValueError: the recipe or an option is invalid.
     """
+    if serve:
+        print("\n".join(server_words(options, words)))
+        return
     plan = make(resolve(options, words))
     print(json.dumps(plan, indent=2) if as_json else render(plan))
     if plan["verdict"]["fits"] is False:

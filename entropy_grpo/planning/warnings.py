@@ -78,7 +78,7 @@ def _about_settings(job: Job, needed: dict[str, Any]) -> Iterator[str]:
 def _about_vllm(job: Job, cache: dict[str, Any]) -> Iterator[str]:
     longest, width = cache["max_model_len"], job.lengths.whole
     if not holds_a_sequence(cache):
-        change = "serve the model on more GPUs with --tensor-parallel-size"
+        change = "serve the model on a machine with more GPUs, or with more memory"
         if longest > width:
             change = f"set vllm_max_model_length to {width}, the longest prompt and response"
         elif job.colocates:

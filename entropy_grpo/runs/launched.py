@@ -30,6 +30,10 @@ def register() -> None:
         (place / f"worker-{os.getpid()}").touch()
 
 
+class ServerError(RuntimeError):
+    """A vLLM server does not serve the run. The message is a sentence with the fix."""
+
+
 class Stopped(Exception):
     """A run was stopped from outside. The message states how to continue it.
 

@@ -70,5 +70,7 @@ def answering(trainer: Trainer) -> Iterator[None]:
         if trainer.is_fsdp_enabled:
             trainer.model = model
             register_fsdp_forward_method(model, "generate")
-    yield
-    reshard(trainer.model)
+    try:
+        yield
+    finally:
+        reshard(trainer.model)

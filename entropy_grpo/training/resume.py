@@ -16,8 +16,10 @@ from accelerate.logging import get_logger
 from torch.utils.data import Sampler
 
 from ..runs import seal
+from ..runs.launched import ServerError
 from ..runs.state import RANK_STATE, SHARED_STATE, State, load_state, save_state
 from .checkpoints import sealing
+from .fsdp2 import reshard
 
 
 class Resume:
@@ -34,6 +36,7 @@ class Resume:
         self.sampler: Sampler | None = None  # of the training problems; a stream has none
         self.skipped_steps = 0  # of the run
         self.skipped_in_a_row = 0
+        self.saved_step = 0  # of the newest checkpoint
 
     def draw_orders(self, epochs: int) -> None:
         """Draw the orders of finished epochs again, so that the next epoch has the same order as without a stop."""
@@ -75,7 +78,7 @@ class Resume:
             "step": trainer._step,
             "total_loss": trainer._total_loss_scalar,
             "last_logged": trainer._globalstep_last_logged,
-            "metrics": dict(trainer._metrics["train"]),
+            "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
             "rollout_accuracy": trainer.monitor.accuracy,
@@ -141,6 +144,39 @@ class Resume:
                 save_state(folder / SHARED_STATE, self.shared_state())
             save_state(folder / RANK_STATE.format(trainer.accelerator.process_index), self.rank_state())
             yield
+        self.saved_step = trainer.state.global_step
+
+    @contextmanager
+    def whole_rollout(self) -> Iterator[None]:
+        """Undo what a rollout has changed if the server fails before it is whole."""
+        before, tokens = self.shared_state(), self.trainer.state.num_input_tokens_seen
+        try:
+            yield
+        except ServerError:
+            self.trainer._metrics["train"].clear()
+            self.restore_shared_state(before)
+            self.trainer.state.num_input_tokens_seen = tokens
+            raise
+
+    @contextmanager
+    def saving_if_interrupted(self, model: Any) -> Iterator[None]:
+        """Save a checkpoint if the server fails between two optimiser steps of an epoch, and name it in the error."""
+        first, random_state = self.trainer.state.global_step, torch.get_rng_state()
+        try:
+            yield
+        except ServerError as error:
+            trainer, step = self.trainer, self.trainer.state.global_step
+            if step == first:  # the resumed run draws a seed for the epoch's data loader again
+                torch.set_rng_state(random_state)
+            within_a_step = trainer._step % trainer.spec.accumulation
+            if step == 0 or within_a_step:
+                raise
+            if step > self.saved_step:
+                reshard(trainer.model)
+                trainer._save_checkpoint(model, trial=None)
+            raise ServerError(
+                f"{str(error).rstrip('.')}; --resume_from_checkpoint true continues from checkpoint-{step}."
+            ) from error
 
     def load(self, folder: Path) -> None:
         """Restore the run's state from a checkpoint.
@@ -151,6 +187,7 @@ class Resume:
         if not (folder / seal.COMPLETE).exists():
             get_logger(__name__).warning(f"{folder} has no {seal.COMPLETE}, so a new rollout begins.")
             return
+        self.saved_step = self.trainer.state.global_step
         shared = load_state(folder / SHARED_STATE)
         written, shape = seal.read(folder), self.shape()
         known = shape.keys() & written.keys()  # seals of earlier versions have the number of processes alone

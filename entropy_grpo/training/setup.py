@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
+from trl import GRPOTrainer
 
 from ..config import changes, recipe
 from ..config.recipe import FILE_NAME, Settings
@@ -171,4 +172,7 @@ def finish(trainer: Trainer) -> None:
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()
     gc.collect()
+    if isinstance(trainer, GRPOTrainer) and trainer.use_vllm and trainer.vllm_mode == "colocate":
+        # By itself vLLM would leave its parts of the process group when the interpreter ends, after the group.
+        trainer.vllm_generation.llm.llm_engine.engine_core.shutdown()
     accelerator.end_training()

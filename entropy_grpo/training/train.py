@@ -22,8 +22,10 @@ from ..monitoring.trackers import open_trackio, send_plots
 from ..rewards.registry import get_rewards
 from ..runs import files, plots
 from ..runs.folder import RunFolder, checkpoints
+from ..runs.launched import ServerError
 from ..tasks.registry import find
 from .requirements import check_port
+from .server import check_server
 from .setup import check_data, finish, save_whole
 from .start import Start, refusals
 from .stop import train_unless_stopped
@@ -41,6 +43,8 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         run_config, args, templating = start.config, start.args, start.args.chat_template_kwargs or {}
         check_port(args)
         every, weight_steps = run_config.evaluation_steps(args), run_config.weight_steps(args)
+        limit_vllm(args, run_config.max_prompt_length)
+        check_server(args)
         grader = Grader(worker_count(), run_config.grading_seconds, run_config.grading_total_seconds)
         reward_funcs = get_rewards(
             run_config.rewards,
@@ -64,7 +68,6 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
             path = raise_positions(path, run_config.max_position_embeddings)
         for part in filter(None, (problems.train, problems.dev, problems.test)):
             check_conversations(start.tokenizer, part["prompt"], start.named, **templating)
-        limit_vllm(args, run_config.max_prompt_length)
         trainer = EntropyForkGRPOTrainer(
             **start.options(path),
             reward_funcs=reward_funcs,
@@ -86,7 +89,11 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     if args.resume_from_checkpoint is None:
         evaluate(trainer, problems, run_config, folder, "before")
     train_unless_stopped(trainer, args.resume_from_checkpoint, finish)
-    evaluate(trainer, problems, run_config, folder, "after")
+    try:
+        evaluate(trainer, problems, run_config, folder, "after")
+    except ServerError:  # the training is over, and its model is saved
+        save_whole(trainer)
+        raise
     save_whole(trainer)
     if trainer.is_world_process_zero():
         drawn = plots.draw(folder)

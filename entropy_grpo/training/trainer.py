@@ -68,6 +68,7 @@ from .requirements import check_package
 from .resume import Resume
 from .rollouts import Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
 from .scoring import Scorer
+from .server import InParts
 
 # Entries of a micro-batch, such as images, that TRL's scoring takes by name.
 SCORING_ARGUMENTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
@@ -138,6 +139,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self._prepare_adapters()
         if self.use_vllm:
             reshard_before_sync(self.vllm_generation)
+            if self.args.vllm_mode == "server":
+                InParts(self.vllm_generation, self.args.ddp_timeout)
         self._tell_own_sampling()
         self.scorer = Scorer(self.args.batch_by_length and self._padding_is_inert(), self.ranks.largest)
         self.transforms = [method.of(self.args) for method in methods_of(self.args)]
@@ -295,6 +298,10 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if not self.model.training:
             with self._during(Call(rows=inputs)):
                 return self._placed(super()._generate_and_score_completions(inputs))
+        with self.resume.whole_rollout():
+            return self._next_rollout(inputs)
+
+    def _next_rollout(self, inputs: list[Row]) -> Inputs:
         supply = self.rollouts.next(inputs)
         if supply is not None:
             self.monitor.log(supply.metrics)
@@ -541,7 +548,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if kwargs["epoch"] == kwargs["epochs_trained"]:
             self.resume.draw_orders(kwargs["epochs_trained"])
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**kwargs)
+            with self.resume.saving_if_interrupted(kwargs["model"]):
+                super()._run_epoch(**kwargs)
             return
         self._load_rng_state(kwargs["resume_from_checkpoint"])
         self.control.should_training_stop = True

@@ -1,0 +1,332 @@
+"""Rollouts from a vLLM server, in parts of bounded size.
+
+TRL's first process asks the server for a whole rollout in one request, whose reply takes gigabytes, and the other
+processes wait for it in one collective. Here a rollout is many requests, each of which takes at most `REPLY_BYTES`.
+Every process receives a finished part at once and keeps its own responses. The first process reports at least every
+`HEARTBEAT` seconds, so that no collective waits longer for the server.
+
+TRL's own `generate` is called first, with a client that returns the number of every response in its place. The numbers
+say which responses a process needs, and TRL's client fetches them afterwards.
+"""
+
+import copy
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import httpx
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from trl import GRPOConfig
+from trl.generation.vllm_generation import VLLMGeneration
+
+from ..runs.launched import ServerError
+
+HEARTBEAT = 60.0  # seconds
+REPLY_BYTES = 256 * 2**20
+TOKEN_BYTES = 760  # of memory that a generated token takes in a parsed reply and TRL's lists; its JSON has about 90
+REQUESTS = 64  # at the same time, as in TRL's client for chats
+TRIES = 6  # of a request, while the server is healthy
+CONNECT_SECONDS = 10.0
+FIRST_PAUSE = 0.5  # seconds between two tries, which double
+LONGEST_PAUSE = 10.0
+# Of TRL's reply: a list per response, or None.
+COLUMNS = ("completion_ids", "logprobs", "logprob_token_ids")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Responses of one request: `count` from number `first` of the rollout on, `n` to each prompt."""
+
+    first: int
+    count: int
+    n: int
+
+
+def parts(total: int, size: int, tokens: int) -> Iterator[Part]:
+    """Divide the responses of a rollout into requests.
+
+    A request has whole groups, or a piece of one group that is too large by itself.
+
+    Args:
+        total: responses of the rollout.
+        size: responses of a group, which share a prompt.
+        tokens: the longest response.
+    """
+    most = max(REPLY_BYTES // (TOKEN_BYTES * tokens), 1)
+    if size <= most:
+        step = most // size * size
+        yield from (Part(first, min(step, total - first), size) for first in range(0, total, step))
+        return
+    for group in range(0, total, size):
+        for start in range(0, size, most):
+            count = min(most, size - start)
+            yield Part(group + start, count, count)
+
+
+def from_first_process(work: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
+    """Yield on every process what `work` sends on the first process, where it runs in a thread.
+
+    Args:
+        work: called with the function that sends a message, and returns after the last one.
+
+    Raises:
+        RuntimeError: `work` raised an error; raised on every process, as a `ServerError` if it was one.
+    """
+    messages: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            work(lambda message: messages.put(("message", message)))
+            messages.put(("end", None))
+        except ServerError as error:
+            messages.put(("error", error))
+        except Exception:  # raised below, on all processes, which would otherwise wait for this one
+            messages.put(("error", RuntimeError(traceback.format_exc())))
+
+    is_first = PartialState().is_main_process
+    if is_first:
+        threading.Thread(target=run, daemon=True).start()
+    while True:
+        sent: list[Any] = [("wait", None)]
+        if is_first:
+            with suppress(queue.Empty):
+                sent = [messages.get(timeout=HEARTBEAT)]
+        broadcast_object_list(sent)
+        kind, content = sent[0]
+        if kind == "message":
+            yield content
+        elif kind == "error":
+            raise content
+        elif kind == "end":
+            return
+
+
+class Server:
+    """The server as the first process sees it.
+
+    Args:
+        url: without a path.
+        patience: seconds for which the server may be unhealthy or out of reach.
+        silence: seconds within which it must answer a request.
+    """
+
+    def __init__(self, url: str, patience: float, silence: float):
+        self.url, self.patience, self.silence = url, patience, silence
+        self.instance: str | None = None
+        # TRL's own session sends a request again without a look at the server, which may have other weights by then.
+        self.client = httpx.Client(
+            timeout=httpx.Timeout(silence, connect=CONNECT_SECONDS), limits=httpx.Limits(max_connections=REQUESTS)
+        )
+
+    def _get(self, path: str, **params: str) -> httpx.Response:
+        return self.client.get(f"{self.url}{path}", params=params, timeout=CONNECT_SECONDS)
+
+    def wait(self) -> None:
+        """Return when the server is healthy.
+
+        Raises:
+            ServerError: it is not within `patience`, or it was started again since the first call.
+        """
+        limit, pause = time.monotonic() + self.patience, FIRST_PAUSE
+        while True:
+            try:
+                reply = self._get("/health")
+                if reply.is_success:
+                    return self._check_instance()
+                reason = f"status {reply.status_code}"
+            except httpx.HTTPError as error:
+                reason = type(error).__name__
+            if time.monotonic() + pause > limit:
+                raise ServerError(
+                    f"the vLLM server at {self.url} has not answered for {self.patience:g} s ({reason}): start it, or "
+                    "name another with vllm_server_host, vllm_server_port or vllm_server_base_url."
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _check_instance(self) -> None:
+        reply = self._get("/server_info", config_format="json")
+        instance = reply.json()["vllm_config"].get("instance_id") if reply.is_success else None
+        if None not in (self.instance, instance) and instance != self.instance:
+            raise ServerError(
+                f"the vLLM server at {self.url} was started again during the run and no longer has the policy's "
+                "weights: end the run and continue it with resume_from_checkpoint, which sends them."
+            )
+        self.instance = self.instance or instance
+
+    def check_length(self, needed: int | None) -> None:
+        """Refuse a server whose sequences are shorter than a prompt and its response."""
+        served = self._get("/v1/models").json()["data"][0].get("max_model_len")
+        if None not in (needed, served) and served < needed:
+            raise ServerError(
+                f"the vLLM server at {self.url} serves sequences of up to {served} tokens, and a prompt and its "
+                f"response have up to {needed}: start it with --max-model-len {needed}."
+            )
+
+    def post(self, url: str, **kwargs: Any) -> dict[str, Any]:
+        """Send one request, as TRL's `VLLMClient._post` does.
+
+        Raises:
+            ServerError: the server refuses it, or is silent for too long.
+            httpx.HTTPError: it failed, and may be sent again.
+        """
+        try:
+            reply = self.client.post(url, **kwargs)
+        except httpx.ReadTimeout as error:
+            raise ServerError(
+                f"the vLLM server at {self.url} has not answered a request for {self.silence:g} s: look after it, or "
+                "raise ddp_timeout if its responses take that long."
+            ) from error
+        if 400 <= reply.status_code < 500 and reply.status_code != 429:
+            raise ServerError(
+                f"vllm_mode is server, but the vLLM server at {self.url} refuses a request with status "
+                f"{reply.status_code}: {reply.text:.300}"
+            )
+        reply.raise_for_status()
+        return reply.json()
+
+    def insist(self, ask: Callable[[], Any]) -> Any:
+        """Call `ask` until it does not fail, up to `TRIES` times while the server is healthy."""
+        for attempt in range(TRIES):
+            try:
+                return ask()
+            except httpx.HTTPError as error:
+                reason = f"{error!r:.300}"
+            time.sleep(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE))
+            self.wait()
+        raise ServerError(
+            f"vllm_mode is server, but the vLLM server at {self.url} is healthy and failed {TRIES} times at one "
+            f"request ({reason}): its log states the cause."
+        )
+
+
+def check_server(args: GRPOConfig) -> None:
+    """Wait for the server that a recipe names, on the first process, and refuse one that cannot serve the recipe.
+
+    Raises:
+        ServerError: on every process.
+    """
+    if not args.use_vllm or args.vllm_mode != "server":
+        return
+    url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
+    server = Server(url.rstrip("/"), args.vllm_server_timeout, args.ddp_timeout)
+
+    def check(send: Callable[[Any], None]) -> None:
+        server.wait()
+        server.check_length(args.vllm_max_model_length)
+
+    for _ in from_first_process(check):
+        pass
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Rollout as TRL asks its client for it.
+
+    Attributes:
+        prompts: token ids, one list per group.
+        features: images of the prompts, or None.
+        size: responses to each prompt.
+        sampling: further arguments of TRL's `VLLMClient.generate`.
+    """
+
+    prompts: list[list[int]]
+    features: list[Any] | None
+    size: int
+    sampling: dict[str, Any]
+
+    def request(self, part: Part) -> dict[str, Any]:
+        """Return the arguments of TRL's `VLLMClient.generate` for a part."""
+        group, skipped = divmod(part.first, self.size)
+        prompts = slice(group, group + part.count // part.n)
+        own = dict(self.sampling["generation_kwargs"] or {})
+        if "seed" in own:  # vLLM gives response i of a request this seed + i
+            own["seed"] += skipped
+        features = None if self.features is None else self.features[prompts]
+        sampling = self.sampling | {"generation_kwargs": own}
+        return {"prompts": self.prompts[prompts], "features": features, "n": part.n, **sampling}
+
+
+class InParts:
+    """Stands before TRL's `VLLMGeneration` in server mode: rollouts come in parts, weights go to a healthy server.
+
+    Args:
+        generation: whose `generate` and `sync_weights` are replaced.
+        silence: seconds within which the server must answer a request.
+    """
+
+    def __init__(self, generation: VLLMGeneration, silence: float):
+        self._number, self._synchronise = generation.generate, generation.sync_weights
+        generation.generate, generation.sync_weights = self.generate, self.sync_weights
+        self.rollout: Rollout | None = None  # on the first process
+        if generation.accelerator.is_main_process:
+            client = generation.vllm_client
+            self.server = Server(client.base_url, generation.server_timeout, silence)
+            asking = copy.copy(client)
+            asking._post = self.server.post
+            self._ask = asking.generate
+            client.generate = self._take
+
+    def _take(self, prompts: list, features: list | None = None, n: int = 1, **sampling: Any) -> dict[str, list]:
+        """Keep what TRL asks for, and give each response its number."""
+        self.rollout = Rollout(prompts, features, n, sampling)
+        numbers = list(range(len(prompts) * n))
+        return {"prompt_ids": prompts} | dict.fromkeys(COLUMNS, numbers)
+
+    def _fetch(self, send: Callable[[Any], None]) -> None:
+        """Send every part of the rollout as it comes from the server: (number of the first response, reply).
+
+        The threads are daemons, so that none of them delays the end of a run in which another thread failed.
+        """
+        rollout, waiting, replies, failed = self.rollout, queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+        divided = list(parts(len(rollout.prompts) * rollout.size, rollout.size, rollout.sampling["max_tokens"]))
+        for part in divided:
+            waiting.put(part)
+        self.server.wait()
+
+        def work() -> None:
+            while not failed.is_set():
+                try:
+                    part = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    reply = self.server.insist(partial(self._ask, **rollout.request(part)))
+                    replies.put((part.first, {name: reply[name] for name in COLUMNS}))
+                except Exception as error:  # raised below
+                    replies.put(error)
+
+        for _ in range(min(REQUESTS, len(divided))):
+            threading.Thread(target=work, daemon=True).start()
+        for _ in divided:
+            reply = replies.get()
+            if isinstance(reply, Exception):
+                failed.set()
+                raise reply
+            send(reply)
+
+    def generate(
+        self, prompts: list[list[int]], images: list | None, num_generations: int, profiler: Any = None
+    ) -> tuple[list, list, list | None, list | None]:
+        """Return what TRL's `VLLMGeneration.generate` returns."""
+        prompt_ids, numbers, *_ = self._number(prompts, images, num_generations)
+        own, found, absent = set(numbers), {name: {} for name in COLUMNS}, set()
+        with profiler or nullcontext():
+            for first, reply in from_first_process(self._fetch):
+                absent |= {name for name, values in reply.items() if values is None}
+                for name in COLUMNS:
+                    found[name] |= {i: value for i, value in enumerate(reply[name] or [], start=first) if i in own}
+        return prompt_ids, *(None if name in absent else [found[name][i] for i in numbers] for name in COLUMNS)
+
+    def sync_weights(self) -> None:
+        """Send the weights, if the server is healthy: a transfer to one that has gone would never end."""
+        for _ in from_first_process(lambda send: self.server.wait()):
+            pass
+        self._synchronise()
