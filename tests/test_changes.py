@@ -86,6 +86,8 @@ def test_length_is_free_where_the_learning_rate_does_not_follow_it():
         changes.check(compare(before | {"max_steps": 90}, before), before, [], "it")
     del before["lr_scheduler_type"]  # TRL's is linear
     assert not changes.is_free("max_steps", before)
+    assert changes.is_free("max_steps", BEFORE | {"warmup_steps": 10})
+    assert not changes.is_free("max_steps", BEFORE | {"warmup_steps": 0.1})  # a share of the run
 
 
 def test_the_micro_batch_is_free_where_the_recipe_gives_the_whole():

@@ -15,15 +15,16 @@ from benchmarks import (
     embedded,
     evaluation,
     experiments,
+    faults,
     figures,
     grading,
-    kill,
     measure,
     paper_size,
     sampling,
     speed,
     verifier,
 )
+from benchmarks.fixtures import hostile_inputs
 from benchmarks.fixtures.answer_pairs import cases
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import page
@@ -62,17 +63,24 @@ def test_the_page_of_the_gpu_holds_the_recorded_figures():
         assert found["status"] == "complete" or len(found["measurements"]) == 12
 
 
-@pytest.mark.parametrize("part", [kill, sampling], ids=["kill", "sampling"])
+@pytest.mark.parametrize("part", [faults, sampling], ids=["faults", "sampling"])
 def test_readme_holds_the_recorded_runs(part):
     assert measure.readme_block(part.TABLE)[1] == part.table(json.loads(part.RESULTS.read_text()))
 
 
 def test_no_killed_run_differs():
-    cases = json.loads(kill.RESULTS.read_text())["cases"]
-    assert sum(case["kills"] for case in cases) >= 20
-    for case in cases:
-        victims = [victim["differences"] for victim in case["victims"]]
-        assert case["runs that differ"] == sum(map(bool, victims)) == 0
+    killed = json.loads(faults.RESULTS.read_text())["parts"][faults.KILLED]
+    assert sum(case["kills"] for case in killed) >= 20
+    for case in killed:
+        assert case["held"] and not any(victim["differences"] for victim in case["victims"])
+
+
+def test_sixty_faults_are_recorded():
+    parts = json.loads(faults.RESULTS.read_text())["parts"]
+    assert list(parts) == list(faults.PARTS) and sum(map(len, parts.values())) >= 60
+    for part, tested in faults.TESTED.items():
+        assert [row["fault"] for row in parts[part]] == [fault for one in tested for fault in one.faults]
+    assert [row["fault"] for row in parts[faults.DATA]] == list(hostile_inputs.INPUTS)
 
 
 def test_simulated_rollouts_are_full():

@@ -22,33 +22,15 @@ Changes = dict[str, tuple[Any, Any]]
 
 # Settings of files, logs, measurements, uploads and devices: full names, or beginnings that end with `_`.
 FREE = (
-    *("run_name", "project", "report_to", "disable_tqdm"),
-    *(
-        "log_",
-        "logging_",
-        "trackio_",
-        "hub_",
-        "push_to_hub",
-        "num_logged_samples",
-        "num_completions_to_print",
-        "watch",
-    ),
-    *(
-        "save_",
-        "enable_jit_checkpoint",
-        "eval_",
-        "per_device_eval_batch_size",
-        "num_generations_eval",
-        "bf16_full_eval",
-    ),
-    *("fp16_full_eval", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "skip_memory_metrics"),
-    *("accelerate_config", "use_cpu", "ddp_", "dataloader_num_workers", "dataloader_pin_memory", "dataset_num_proc"),
-    *("dataloader_prefetch_factor", "dataloader_persistent_workers", "gradient_checkpointing", "torch_compile"),
-    *("gradient_checkpointing_kwargs", "torch_empty_cache_steps", "fused_lm_head", "attn_implementation", "debug"),
-    *("vllm_server_", "vllm_group_port", "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size"),
-    *("vllm_enable_sleep_mode", "max_skipped_steps", "reward_seconds"),
-    "keep_weights",
-)
+    "run_name project report_to disable_tqdm log_ logging_ trackio_ hub_ push_to_hub num_logged_samples "
+    "num_completions_to_print watch save_ keep_weights enable_jit_checkpoint eval_ per_device_eval_batch_size "
+    "num_generations_eval bf16_full_eval fp16_full_eval prediction_loss_only include_for_metrics batch_eval_metrics "
+    "skip_memory_metrics accelerate_config use_cpu ddp_ dataloader_num_workers dataloader_pin_memory "
+    "dataloader_prefetch_factor dataloader_persistent_workers dataset_num_proc gradient_checkpointing "
+    "gradient_checkpointing_kwargs torch_compile torch_empty_cache_steps fused_lm_head attn_implementation debug "
+    "vllm_server_ vllm_group_port vllm_gpu_memory_utilization vllm_tensor_parallel_size vllm_enable_sleep_mode "
+    "max_skipped_steps reward_seconds"
+).split()
 _FREE = re.compile("|".join(f"{name}.*" if name.endswith("_") else name for name in FREE))
 # Free if the learning rate does not depend on the number of steps.
 LENGTH = ("max_steps", "num_train_epochs")
@@ -91,7 +73,9 @@ def compare(before: Row, now: Settings, classes: Iterable[type]) -> Changes:
 def is_free(name: str, settings: Row) -> bool:
     """Return whether a resumed run may change a setting unasked, given its other settings."""
     if name in LENGTH:
-        return settings.get("lr_scheduler_type", "linear") in CONSTANT
+        warmup = settings.get("warmup_steps", 0)
+        is_share = isinstance(warmup, float) and 0 < warmup < 1
+        return settings.get("lr_scheduler_type", "linear") in CONSTANT and not is_share
     if name == BATCH:
         return any(settings.get(total) for total in TOTALS)
     return _FREE.fullmatch(name) is not None
