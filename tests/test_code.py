@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import sys
 import zlib
 from dataclasses import replace
 
@@ -179,14 +180,15 @@ def test_no_code_is_no_pass_and_the_first_failure_is_the_last_run():
 
 @sandboxed
 def test_integers_of_thousands_of_digits_are_read_and_written():
-    power = str(10**5000)
+    power, limit = "1" + "0" * 5000, sys.get_int_max_str_digits()
     programs_of = {
         "print(10 ** int(input()))": Case("5000\n", power, None),
-        "def power(n):\n    return 10 ** len(str(n))": Case(str(10**4999), power, "power"),
+        "def power(n):\n    return 10 ** len(str(n))": Case("1" + "0" * 4999, power, "power"),
     }
     for program, case in programs_of.items():
         assert programs.livecodebench_passes(fenced(program), [case])
         assert not programs.livecodebench_passes(fenced(program), [replace(case, output=power[:-1] + "1")])
+    assert sys.get_int_max_str_digits() == limit
 
 
 @pytest.mark.parametrize(

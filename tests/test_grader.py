@@ -192,8 +192,8 @@ def test_under_attack(tmp_path):
     assert time.perf_counter() - start < COUNT / 2 * (0.25 + 0.3) + 5  # at worst every answer costs a worker
     assert verdicts == [0.0] * COUNT
     assert 0 < logged["grading/timeouts"] < 0.7
-    honest = [f"{i}/7" for i in range(100)]
-    assert grader(honest, [f"\\frac{{{i}}}{{7}}" for i in range(100)]) == [1.0] * 100
+    honest = [f"x+{i}/7" for i in range(100)]  # no plain numbers, which need no worker
+    assert grader(honest, [f"\\frac{{{i}}}{{7}}+x" for i in range(100)]) == [1.0] * 100
     assert len(workers_of(grader)) == 2
     assert not list(tmp_path.iterdir())
 

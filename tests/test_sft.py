@@ -187,20 +187,20 @@ def test_cold_start_and_what_follows_by_the_literal_commands(tmp_path):
     paths = ["--model_name_or_path", model, "--dataset_name", teacher, "--output_dir", str(run)]
     launch("llama31_8b_cold_start", words, *paths)
 
-    assert [json.loads(line)["problem"] for line in problems.read_text().splitlines()] == [
-        row["problem"] for row in rows[:4]
-    ]
+    chosen = [json.loads(line)["problem"] for line in problems.read_text().splitlines()]
+    drawn = [row for row in rows if row["problem"] in chosen]  # at random, and not the first
+    assert len(chosen) == len(drawn) == 4 and drawn != rows[:4]
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in logged if "loss" in row]
     assert len(losses) == 2
     assert [path.name for path in seal.complete_checkpoints(run)] == ["checkpoint-1", "checkpoint-2"]
     assert "optimizer.pt" in seal.read(run / "checkpoint-2")["files"]
     before, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
-    expected = [completion_loss(before, tokenizer, row) for row in rows[:4]]
+    expected = [completion_loss(before, tokenizer, row) for row in drawn]
     whole = sum(total for total, _ in expected) / sum(number for _, number in expected)
     assert losses[0] == pytest.approx(whole, abs=1e-4)  # as logged, with four decimals
     after = AutoModelForCausalLM.from_pretrained(run).eval()
-    assert sum(completion_loss(after, tokenizer, row)[0] for row in rows[:4]) < sum(total for total, _ in expected)
+    assert sum(completion_loss(after, tokenizer, row)[0] for row in drawn) < sum(total for total, _ in expected)
 
     data = write(tmp_path / "rows.jsonl", [{"prompt": r["problem"], "solution": r["reference"]} for r in rows])
     words = CPU + "--use_vllm false --vllm_enable_sleep_mode false --max_steps 2 --prompts_per_rollout 4 "

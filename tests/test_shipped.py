@@ -64,7 +64,8 @@ def changed(name, folder):
     sft = settings.get("trainer") == "sft"
     new = {key: change.value for key, change in CHANGES.items() if key in settings}
     new = {key: value(settings[key]) if callable(value) else value for key, value in new.items()}
-    new |= {key: change.value for key, change in ADDED.items() if not sft or key == "disable_tqdm"}
+    read = {"max_sampling_rounds": settings.get("dynamic_sampling"), "eval_benchmark_steps": not sft}
+    new |= {key: change.value for key, change in ADDED.items() if read.get(key, True)}
     new["model_name_or_path"] = save_tiny_model(
         folder / "model", FAMILIES[family_of(name)[0]], tie_word_embeddings=name in TIED
     )

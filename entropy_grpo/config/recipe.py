@@ -13,6 +13,7 @@ Every value is checked against the type of its dataclass field before data or a 
 one sentence with file and line, key, value, and the nearest valid key or the expected type.
 """
 
+import copy
 import dataclasses
 import re
 import typing
@@ -193,7 +194,9 @@ def build(settings: Settings, classes: Iterable[type]) -> list[Any]:
     for cls in classes:
         names = {field.name for field in dataclasses.fields(cls) if field.init}
         try:
-            instances.append(cls(**{key: setting.value for key, setting in settings.items() if key in names}))
+            # transformers writes into the dictionaries that it is given.
+            values = {key: copy.deepcopy(setting.value) for key, setting in settings.items() if key in names}
+            instances.append(cls(**values))
         except (ValueError, TypeError) as error:
             named = [setting.source for key, setting in settings.items() if re.search(rf"\b{key}\b", str(error))]
             raise RecipeError(f"{', '.join(dict.fromkeys(named)) or cls.__name__}: {error}") from error

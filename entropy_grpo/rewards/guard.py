@@ -93,6 +93,13 @@ class Guarded:
         self.__name__ = name
         self.reward, self.where = reward, where
         self.seconds = math.inf if seconds is None else seconds
+        if hasattr(reward, "begin"):
+            self.begin = self._begin
+
+    def _begin(self, **columns: Any) -> None:
+        """Let the function begin to grade while the run continues."""
+        with self._guard(), _alarm(self.seconds):
+            self.reward.begin(**columns)
 
     def __call__(self, prompts: list, **columns: Any) -> list[float | None]:
         with self._guard(), _alarm(self.seconds):

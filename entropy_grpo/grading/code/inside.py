@@ -12,7 +12,6 @@ import subprocess
 import sys
 import types
 
-sys.set_int_max_str_digits(50_000)  # as programs.INTEGER_DIGITS; this script imports nothing of the package
 PLAIN = (type(None), bool, int, float, str)
 CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
@@ -103,4 +102,5 @@ def ask():
 
 
 if __name__ == "__main__":
+    sys.set_int_max_str_digits(50_000)  # as programs.INTEGER_DIGITS; this script imports nothing of the package
     answer() if sys.argv[1:] == ["answer"] else ask()

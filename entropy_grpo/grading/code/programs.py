@@ -165,14 +165,15 @@ def _case_passes(code: str, case: Case) -> bool:
 
 
 def livecodebench_passes(response: str, cases: Sequence[Case]) -> bool:
-    """Return whether a response's program passes all cases. The first failed case is the last one to run.
-
-    This process may read and write integers of `INTEGER_DIGITS` from then on, as the cases' own JSON has them.
-    """
-    if 0 < sys.get_int_max_str_digits() < INTEGER_DIGITS:
-        sys.set_int_max_str_digits(INTEGER_DIGITS)
+    """Return whether a response's program passes all cases. The first failed case is the last one to run."""
     code = extract_code(response)
-    return code is not None and all(_case_passes(code, case) for case in cases)
+    limit = sys.get_int_max_str_digits()
+    # The cases' own JSON has such integers, too.
+    sys.set_int_max_str_digits(max(limit, INTEGER_DIGITS) if limit else 0)
+    try:
+        return code is not None and all(_case_passes(code, case) for case in cases)
+    finally:
+        sys.set_int_max_str_digits(limit)
 
 
 def _passes(responses: Sequence[str], problem: HumanEvalProblem | LiveCodeBenchProblem) -> list[bool]:
