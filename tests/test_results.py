@@ -46,6 +46,12 @@ def test_readme_holds_the_recorded_speed():
     assert measure.readme_block(speed.TABLE)[1] == speed.tables().strip()
 
 
+def test_readme_holds_the_recorded_search_for_false_positives():
+    recorded = files.read_json(measure.RESULTS / "false_positives.json")
+    assert measure.readme_block(false_positives.COMMAND)[1] == false_positives.table(recorded)
+    assert recorded["false_positives"] == []
+
+
 def test_the_page_of_the_dry_run_holds_the_recorded_figures():
     records = paper_size.recorded()
     assert measure.readme_block(paper_size.COMMAND, paper_size.PAGE)[1] == paper_size.tables(records)
