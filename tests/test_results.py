@@ -15,6 +15,7 @@ from benchmarks import (
     embedded,
     evaluation,
     experiments,
+    false_positives,
     faults,
     figures,
     grading,
