@@ -16,6 +16,8 @@ import pytest
 from benchmarks.fixtures import REPOSITORY
 from benchmarks.fixtures.tiny_model import save_tiny_model
 
+from .preloaded import preloaded as preloaded
+
 ACCELERATE = Path(sys.executable).parent / "accelerate"
 DEMO = "recipes/demo_cpu.yaml"
 TINY_DEMO = (

@@ -110,11 +110,11 @@ def test_killed_and_started_again(alone, tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(alone, tiny_model, tmp_path):
+def test_two_processes_give_what_one_gives(alone, tiny_model, tmp_path, preloaded):
     benchmark, undisturbed = alone
     launch = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml", "-m"]
     subprocess.run(
-        [sys.executable, *launch, "entropy_grpo.cli", *command(tiny_model, benchmark, tmp_path)],
+        [preloaded, *launch, "entropy_grpo.cli", *command(tiny_model, benchmark, tmp_path)],
         env=ENVIRONMENT,
         cwd=REPOSITORY,
         check=True,

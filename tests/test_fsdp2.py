@@ -29,8 +29,8 @@ SETTINGS = (
 ).split()
 
 
-def launch(program, model, output, *more):
-    command = [sys.executable, *TWO, *program, *SETTINGS, "--model_name_or_path", model, "--output_dir", str(output)]
+def launch(python, program, model, output, *more):
+    command = [python, *TWO, *program, *SETTINGS, "--model_name_or_path", model, "--output_dir", str(output)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run([*command, *more], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -50,10 +50,10 @@ def check_card_of_pieces(checkpoint, whole):
 
 
 @pytest.mark.slow
-def test_fsdp2_trains_as_ddp_saves_a_whole_model_and_goes_on_from_its_pieces(tiny_model, tmp_path):
+def test_fsdp2_trains_as_ddp_saves_a_whole_model_and_goes_on_from_its_pieces(tiny_model, tmp_path, preloaded):
     sharded = ["-m", "benchmarks.fixtures.fsdp2_on_cpu", "--recipe", RECIPE]
-    launch([RECIPE], tiny_model, tmp_path / "ddp")
-    launch(sharded, tiny_model, tmp_path / "fsdp2", "--use_cpu", "false")
+    launch(preloaded, [RECIPE], tiny_model, tmp_path / "ddp")
+    launch(preloaded, sharded, tiny_model, tmp_path / "fsdp2", "--use_cpu", "false")
 
     ids = torch.arange(1, 41)[None]
     start, ddp, fsdp2 = (
@@ -75,7 +75,9 @@ def test_fsdp2_trains_as_ddp_saves_a_whole_model_and_goes_on_from_its_pieces(tin
         (tmp_path / "resumed").mkdir(exist_ok=True)
         shutil.copy(tmp_path / "fsdp2" / left, tmp_path / "resumed")
     shutil.copytree(tmp_path / "fsdp2" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
-    launch(sharded, tiny_model, tmp_path / "resumed", "--use_cpu", "false", "--resume_from_checkpoint", "true")
+    launch(
+        preloaded, sharded, tiny_model, tmp_path / "resumed", "--use_cpu", "false", "--resume_from_checkpoint", "true"
+    )
     once, again = (load_file(tmp_path / run / "model.safetensors") for run in ("fsdp2", "resumed"))
     assert once.keys() == again.keys()
     assert all(torch.equal(once[name], again[name]) for name in once)

@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -623,14 +622,14 @@ TWO_PROCESSES = {
 @pytest.mark.parametrize(
     ("launcher", "script"), list(zip((DDP, FSDP2), TWO_PROCESSES, strict=True)), ids=("DDP", "FSDP2")
 )
-def test_two_processes_are_one(tiny_model, tmp_path, launcher, script):
+def test_two_processes_are_one(tiny_model, tmp_path, preloaded, launcher, script):
     runs = {}
     for name, (scope, rho, accumulation) in TWO_PROCESSES[script].items():
         settings = {"top_entropy_quantile": rho, "entropy_scope": scope, "gradient_accumulation_steps": accumulation}
         if scope == "matched":
             settings |= {"entropy_scope": "rollout", "entropy_selection": "random_matched"}
         runs[name] = {"per_device_train_batch_size": 4 // accumulation, **settings}
-    command = [sys.executable, "-m", *launcher, "-m", script, tiny_model, str(tmp_path), json.dumps(runs)]
+    command = [preloaded, "-m", *launcher, "-m", script, tiny_model, str(tmp_path), json.dumps(runs)]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     for name, settings in runs.items():

@@ -18,7 +18,7 @@ from entropy_grpo.config.run import CLASSES
 from entropy_grpo.planning import plan
 from entropy_grpo.planning.options import PlanOptions
 
-from .conftest import REPOSITORY
+from .conftest import ACCELERATE, REPOSITORY
 
 RECIPES = {
     path.stem: path
@@ -274,7 +274,7 @@ def family_of(name):
 
 
 @pytest.mark.slow
-def test_two_steps_by_the_literal_command(tmp_path, name, family):
+def test_two_steps_by_the_literal_command(tmp_path, preloaded, name, family):
     """With the recipe's own prompt, data schema, rewards, sampling and batches, but for sizes and devices."""
     if name == "qwen3_8b_qlora":
         pytest.importorskip("bitsandbytes")
@@ -291,7 +291,7 @@ def test_two_steps_by_the_literal_command(tmp_path, name, family):
     )
     if "_math_7b" in name:
         words += f" --max_position_embeddings {RAISED}"
-    command = [str(Path(sys.executable).parent / "accelerate"), "launch", f"recipes/{name}.yaml", *words.split()]
+    command = [preloaded, str(ACCELERATE), "launch", f"recipes/{name}.yaml", *words.split()]
     command += ["--model_name_or_path", model, "--dataset_file", str(data), "--output_dir", str(tmp_path / "run")]
     if not name.startswith("qwen25"):
         command += ["--max_sampling_rounds", "2"]

@@ -4,7 +4,6 @@ import json
 import math
 import random
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -389,12 +388,12 @@ def test_at_the_limit_of_rounds(tiny_model, tmp_path, limit):
 
 
 @pytest.mark.slow
-def test_two_processes_draw_and_train_like_one(tiny_model, tmp_path):
+def test_two_processes_draw_and_train_like_one(tiny_model, tmp_path, preloaded):
     """Groups of four on ranks with two responses each, drawn one by one."""
     settings = {"dynamic_sampling": True, "reward": "coins", "entropy_scope": "rollout", "sampling_round_size": 1}
     one = fixed_rollout.train(tiny_model, tmp_path / "one", per_device_train_batch_size=4, **settings)
     (tmp_path / "two").mkdir()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml"]
+    command = [preloaded, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml"]
     command += ["--main_process_port", "0", "-m", "benchmarks.fixtures.fixed_rollout", tiny_model]
     command += [str(tmp_path / "two"), json.dumps(settings | {"per_device_train_batch_size": 2})]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,11 +41,11 @@ def test_reply_of_a_paper_s_group_is_in_bounds():
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
+def reports(tmp_path_factory, preloaded):
     """What two processes found, and the error of the one that waited in a collective of TRL's."""
     folder = tmp_path_factory.mktemp("served")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *TWO, "-m", "tests.served", str(folder)]
+    command = [preloaded, *TWO, "-m", "tests.served", str(folder)]
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=200)
     found = [json.loads((folder / f"{i}.json").read_text()) for i in range(2)]
     return found, (folder / "1.txt").read_text(), result

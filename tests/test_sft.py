@@ -25,7 +25,7 @@ from entropy_grpo.runs import seal
 from entropy_grpo.tasks.cold_start import build_tokenizer
 from entropy_grpo.training.sft import choose, load_rows
 
-from .conftest import REPOSITORY
+from .conftest import ACCELERATE, REPOSITORY
 
 
 def teach(number, solution=None, response=None, question=None):
@@ -151,9 +151,10 @@ def test_missing_column_is_named(tmp_path):
         load_rows(config(tmp_path, response_column="answer"))
 
 
-def launch(name, words, *more):
+def launch(python, name, words, *more):
     command = [
-        str(Path(sys.executable).parent / "accelerate"),
+        python,
+        str(ACCELERATE),
         "launch",
         f"recipes/{name}.yaml",
         *words.split(),
@@ -176,7 +177,7 @@ CPU = "--use_cpu true --bf16 false --dtype float32 --accelerate_config none --mo
 
 
 @pytest.mark.slow
-def test_cold_start_and_what_follows_by_the_literal_commands(tmp_path):
+def test_cold_start_and_what_follows_by_the_literal_commands(tmp_path, preloaded):
     """The recipes of the paper's Llama, but for sizes and devices."""
     model = save_tiny_model(tmp_path / "model", LlamaConfig)
     rows = [teach(number) for number in range(1, 21)]
@@ -185,7 +186,7 @@ def test_cold_start_and_what_follows_by_the_literal_commands(tmp_path):
     words = CPU + "--decontaminate_against [] --num_responses 4 --responses_per_step 4 --max_steps 2 --max_length 128"
     words += " --per_device_train_batch_size 2 --learning_rate 1e-3 --warmup_steps 0 --seed 3"
     paths = ["--model_name_or_path", model, "--dataset_name", teacher, "--output_dir", str(run)]
-    launch("llama31_8b_cold_start", words, *paths)
+    launch(preloaded, "llama31_8b_cold_start", words, *paths)
 
     chosen = [json.loads(line)["problem"] for line in problems.read_text().splitlines()]
     drawn = [row for row in rows if row["problem"] in chosen]  # at random, and not the first
@@ -207,7 +208,7 @@ def test_cold_start_and_what_follows_by_the_literal_commands(tmp_path):
     words += "--steps_per_rollout 2 --num_generations 4 --per_device_train_batch_size 2 --max_completion_length 16 "
     words += "--overlong_cache_length 8 --max_sampling_rounds 2 --save_strategy no"
     paths = ["--model_name_or_path", str(run), "--dataset_file", data, "--output_dir", str(tmp_path / "run")]
-    launch("llama31_8b", words, *paths, "--decontaminate_against", f"[{problems}]")
+    launch(preloaded, "llama31_8b", words, *paths, "--decontaminate_against", f"[{problems}]")
     origin = json.loads((tmp_path / "run" / "data.json").read_text())
     assert origin["left_out"] == {f"in {problems}": 4}
     assert origin["train"] == 16

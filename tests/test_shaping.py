@@ -5,7 +5,6 @@ import math
 import random
 import statistics
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -448,13 +447,13 @@ def test_a_run_goes_on_in_the_middle_of_a_window(tiny_model, tmp_path, settings,
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tiny_model, tmp_path):
+def test_two_processes_are_one(tiny_model, tmp_path, preloaded):
     """A group of eight lies on both."""
     settings = BOTH | {"num_generations": 8, "entropy_scope": "rollout", "top_entropy_quantile": 0.3}
     one = fixed_rollout.train(tiny_model, tmp_path / "one", per_device_train_batch_size=8, **settings)
     (tmp_path / "two").mkdir()
     overrides = json.dumps({"per_device_train_batch_size": 4, **settings})
-    command = [sys.executable, "-m", *DDP, "-m", "benchmarks.fixtures.fixed_rollout"]
+    command = [preloaded, "-m", *DDP, "-m", "benchmarks.fixtures.fixed_rollout"]
     command += [tiny_model, str(tmp_path / "two"), overrides]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -11,7 +11,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 from functools import cache
 
 import pytest
@@ -93,14 +92,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def launch(name, folder, settings, *, number):
+def launch(python, name, folder, settings, *, number):
     folder.mkdir(exist_ok=True)
     start = f"-m torch.distributed.run --standalone --nproc_per_node {number}" if number > 1 else ""
     if settings.get("accelerate_config") == ZERO3:  # which only accelerate's launcher sets up
         start = f"-m accelerate.commands.launch --config_file {ZERO3} --num_processes {number} --main_process_port "
         start += str(free_port())
     words = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value).strip('"'))]
-    command = [sys.executable, *start.split(), "-m", "tests.shipped", f"recipes/{name}.yaml", str(folder), *words]
+    command = [python, *start.split(), "-m", "tests.shipped", f"recipes/{name}.yaml", str(folder), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ENTROPY_GRPO_CACHE": str(folder / "cache")}
     environment |= {"DS_ACCELERATOR": "cpu"}
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280)
@@ -108,7 +107,7 @@ def launch(name, folder, settings, *, number):
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory):
+def shipped(tmp_path_factory, preloaded):
     """Trains a recipe once: its folder, with the run in `run` and the reports beside it, and what was changed."""
     made = {}
 
@@ -119,7 +118,7 @@ def shipped(tmp_path_factory):
                 pytest.importorskip("bitsandbytes")
             folder = tmp_path_factory.mktemp(name)
             settings = changed(name, folder) | {"output_dir": str(folder / "run")} | more
-            launch(name, folder, settings, number=processes(name))
+            launch(preloaded, name, folder, settings, number=processes(name))
             made[key] = folder, settings
         return made[key]
 
@@ -169,7 +168,7 @@ def test_it_trains_evaluates_saves_and_loads(name, shipped):
     assert model(**tokenizer("go 3 to 8 need +5 with +7 -4 -1\n", return_tensors="pt")).logits.isfinite().all()
 
 
-def test_it_goes_on_from_a_checkpoint(name, shipped):
+def test_it_goes_on_from_a_checkpoint(name, shipped, preloaded):
     """In the middle of a rollout; what comes is what an uninterrupted run has, bit for bit."""
     folder, settings = shipped(name)
     first = min((folder / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -181,7 +180,7 @@ def test_it_goes_on_from_a_checkpoint(name, shipped):
         if source.exists():
             (shutil.copytree if source.is_dir() else shutil.copy)(source, again / "run" / left)
     more = {"output_dir": str(again / "run"), "resume_from_checkpoint": True}
-    launch(name, again, settings | more, number=processes(name))
+    launch(preloaded, name, again, settings | more, number=processes(name))
     assert rows(again / "run") == rows(folder / "run")
     once, resumed = (load_file(path / "weights.safetensors") for path in (folder, again))
     assert once.keys() == resumed.keys() and all(torch.equal(once[n], resumed[n]) for n in once)

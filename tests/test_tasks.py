@@ -7,7 +7,6 @@ import os
 import random
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy
@@ -128,10 +127,10 @@ def test_the_model_of_any_task_answers_its_benchmark(pairs, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_any_task_is_trained_and_described(pairs, models, tmp_path):
+def test_any_task_is_trained_and_described(pairs, models, tmp_path, preloaded):
     words = ["--dataset_name", NAME, "--model_name_or_path", NAME, "--rewards", "pair_accuracy"]
     words += [*TINY_DEMO, "--max_completion_length", "8", "--output_dir", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "tests.tiny_task", DEMO, *words]
+    command = [preloaded, "-m", "tests.tiny_task", DEMO, *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "run" / "data.json").read_text())["dataset"] == NAME

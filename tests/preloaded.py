@@ -1,0 +1,178 @@
+"""A process that has imported the third-party packages, from which the programs of tests are forked.
+
+Most of a short run's time is the import of torch, transformers and TRL. The program that `PRELOADED` starts behaves
+like `sys.executable`: it takes a module or a file with arguments, keeps streams, folder and environment, and ends with
+the program's exit status. The package itself is imported by each program anew. Tests that send signals, that change
+the network namespace or whose point is the literal command start the real interpreter.
+
+Run as a server: preloaded.py SOCKET
+"""
+
+import array
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import pytest
+
+PACKAGES = (
+    "scipy.stats sympy latex2sympy2_extended.latex2sympy2 pebble torch datasets peft jinja2 rapidfuzz ruamel.yaml "
+    "tyro torch.distributed.run accelerate.commands.launch transformers.models.qwen3.modeling_qwen3 "
+    "transformers.models.qwen2.modeling_qwen2 transformers.models.llama.modeling_llama trl.trainer.grpo_trainer "
+    "torch.distributed.fsdp torch.distributed.checkpoint.state_dict matplotlib"
+).split()
+CLIENT = """#!{python} -IS
+import array, json, os, signal, socket, struct, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+request = json.dumps({{"words": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
+streams = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))
+server.sendmsg([struct.pack("I", len(request))], [streams])
+server.sendall(request)
+signal.signal(signal.SIGTERM, lambda number, frame: server.sendall(b"t"))
+status = server.recv(4)
+sys.exit(struct.unpack("i", status)[0] if len(status) == 4 else "the preloaded process ended without a status")
+"""
+
+
+def receive(connection):
+    """The request of a client: its streams, and its words, folder and environment."""
+    head, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(12))
+    streams = array.array("i")
+    for _, _, data in ancillary:
+        streams.frombytes(data)
+    (length,), body = struct.unpack("I", head), b""
+    while len(body) < length:
+        body += connection.recv(length - len(body))
+    return list(streams), json.loads(body)
+
+
+def become(streams, request):
+    """Turn this process into the interpreter that was asked for, and run its program."""
+    os.setpgid(0, 0)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.executable, *words = request["words"]
+    added = os.environ.get("PYTHONPATH")
+    sys.path[:0] = added.split(os.pathsep) if added else []
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    words = words[1:] if words[0] == "-u" else words
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        sys.path.insert(0, request["folder"])
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).resolve().parent))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def status_of(streams, request):
+    """The exit status of the program, once its threads and exit functions are done.
+
+    The interpreter itself is not torn down: its collector knows nothing of the frozen objects of the packages.
+    """
+    status = 1
+    try:
+        become(streams, request)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return status & 255
+
+
+def watch(connection, child):
+    """Pass on a request to end, and kill the program if its client has gone."""
+    while connection.recv(1) == b"t":
+        os.kill(child, signal.SIGTERM)
+    os.killpg(child, signal.SIGKILL)
+
+
+def attend(connection):
+    """Fork the program of a client, and tell it the exit status."""
+    streams, request = receive(connection)
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        os._exit(status_of(streams, request))
+    with contextlib.suppress(OSError):  # the child has done it, or has ended
+        os.setpgid(child, child)
+    for stream in streams:
+        os.close(stream)
+    threading.Thread(target=watch, args=(connection, child), daemon=True).start()
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(BrokenPipeError):  # the client may be gone
+        connection.sendall(struct.pack("i", os.waitstatus_to_exitcode(status)))
+    os._exit(0)
+
+
+def serve(address):
+    del sys.path[0]  # the folder of this file, which the programs do not have
+    for package in PACKAGES:
+        importlib.import_module(package)
+    gc.freeze()
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(address)
+    server.listen()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no client waits for an attendant
+    parent = os.getppid()
+    server.settimeout(1)
+    while os.getppid() == parent:
+        try:
+            connection, _ = server.accept()
+        except TimeoutError:
+            continue
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            server.close()
+            try:
+                attend(connection)
+            finally:
+                os._exit(1)
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory):
+    """Path of a program that behaves like `sys.executable` and has the third-party packages imported."""
+    folder = tmp_path_factory.mktemp("preloaded")
+    address, program = str(folder / "socket"), folder / "python"
+    program.write_text(CLIENT.format(python=sys.executable, address=address))
+    program.chmod(0o755)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen([sys.executable, __file__, address], env=environment, cwd=folder)
+    try:
+        while not os.path.exists(address):
+            assert server.poll() is None, "the preloading process has ended"
+            signal.sigtimedwait([], 0.1)
+        yield str(program)
+    finally:
+        server.kill()
+        server.wait()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
