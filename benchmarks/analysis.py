@@ -24,7 +24,7 @@ from benchmarks import measure
 from entropy_grpo.analysis.collect.run import PART_TOKENS, token_table
 from entropy_grpo.analysis.collect.store import RESPONSES, Collection, write_parquet
 from entropy_grpo.analysis.report import run as report
-from entropy_grpo.analysis.views import categories, distribution, over_training, position, words
+from entropy_grpo.analysis.views import categories, distribution, over_training, position, updates, words
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.models.kernels import choose
 from entropy_grpo.runs import files
@@ -38,6 +38,7 @@ PASS_TOKENS = 16384  # `collect`'s default
 # The model is narrow on a CPU, because the vocabulary needs most of the memory and of the time.
 HIDDEN = 4096 if torch.cuda.is_available() else 64
 CHECKPOINTS = ("base", "trained")
+STATISTICS = {"entropy", "log_sum_sq_probs"}
 ENTROPY, WORDS = ["entropy"], ["token", "entropy"]
 
 
@@ -50,13 +51,13 @@ def head() -> None:
     """Compute the entropies of `TOKENS` random hidden states, in passes as in `collect`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    kernel = choose("auto", device, {"entropy"})
+    kernel = choose("auto", device, STATISTICS)
     weight = torch.randn(VOCABULARY, HIDDEN, device=device, dtype=dtype)
     for _ in range(TOKENS // PASS_TOKENS):
         rows = torch.randn(PASS_TOKENS, HIDDEN, device=device, dtype=dtype) / HIDDEN**0.5
         targets = torch.randint(VOCABULARY, (PASS_TOKENS,), device=device)
         with torch.inference_mode():
-            scores, _ = kernel.forward(rows, weight, targets, 1.0, {"entropy"})
+            scores, _ = kernel.forward(rows, weight, targets, 1.0, STATISTICS)
         scores.entropy.cpu()
 
 
@@ -81,7 +82,7 @@ def write_files(collection: Collection) -> None:
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema=RESPONSES))
             # Half of the tokens are nearly certain, some are open, as in a text.
-            scores = [list(sign * rng.random(tokens.shape, np.float32) ** 6 * 4) for sign in (1, -1)]
+            scores = [list(sign * rng.random(tokens.shape, np.float32) ** 6 * 4) for sign in (1, -1, 1)]
             write_parquet(collection.part(CHECKPOINTS[0], number), token_table(rows, scores, of_token, CHECKPOINTS[0]))
     files.write_json(collection.settings, {"checkpoints": dict.fromkeys(CHECKPOINTS)})
 
@@ -118,6 +119,7 @@ def views(collection: Collection) -> dict[str, Callable[[], Any]]:
         "percentiles": lambda: over_training.percentile_curves(entropies()),
         "position": lambda: position.by_position(collection.parts(first, places)),
         "categories": lambda: categories.by_category(collection.parts(first, kinds), collection.texts()),
+        "updates": lambda: updates.of_collection(collection, collection.texts()),
         "whole report": lambda: report.write(collection.path),
     }
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict
 
 from benchmarks import measure, walks
-from entropy_grpo.analysis.divergence import summary
+from entropy_grpo.analysis.divergence import impact, summary
 from entropy_grpo.analysis.divergence.forks import Settings, divergence
 from entropy_grpo.analysis.report import figures
 from entropy_grpo.metrics import tables
@@ -35,13 +35,16 @@ def measured(name: str) -> dict:
         rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         if len(rows) % 100 == 0:
             print(f"{name}: {len(rows)} forks", flush=True)
-    return {"summary": summary.summarize(rows), "bins": summary.bins(rows), "forks": rows}
+    by_group = impact.impact(rows, SETTINGS.continuations)
+    return {"summary": summary.summarize(rows), "bins": summary.bins(rows), "impact": by_group, "forks": rows}
 
 
 def table(results: dict) -> str:
     """The recorded means in Markdown."""
     summaries = {name: model["summary"] for name, model in results["models"].items()}
-    return tables.table(summary.table(summaries))
+    by_group = {name: model["impact"] for name, model in results["models"].items() if "impact" in model}
+    rows = [summary.table(summaries)] + ([impact.table(by_group)] if by_group else [])
+    return "\n\n".join(map(tables.table, rows))
 
 
 def main() -> None:

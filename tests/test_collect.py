@@ -65,20 +65,23 @@ def test_figures_are_those_of_the_full_softmax(collected, tiny_model, other_mode
     assert collection.num_parts > 2
     for name, path in zip(collection.checkpoints, (tiny_model, other_model), strict=True):
         model, tokenizer = AutoModelForCausalLM.from_pretrained(path).double(), AutoTokenizer.from_pretrained(path)
-        found = list(collection.parts(name, ["response", "position", "token", "entropy", "log_prob"]))
+        found = list(collection.parts(name, ["response", "position", "token", "entropy", "log_prob", "gradient"]))
         found = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
         place = 0
         for number, row in enumerate(rows):
             prompt, ids = tokenizer(row["prompt"])["input_ids"], tokenizer(row["response"])["input_ids"]
             ids += [tokenizer.eos_token_id] * (row["finish"] == "stop")
-            log_p = (model(torch.tensor([prompt + ids])).logits[0] / TEMPERATURE).log_softmax(-1)
-            log_p = log_p[len(prompt) - 1 : -1]
+            output = model(torch.tensor([prompt + ids]), output_hidden_states=True)
+            log_p = (output.logits[0] / TEMPERATURE).log_softmax(-1)[len(prompt) - 1 : -1]
+            residual = log_p.exp() - torch.eye(log_p.shape[1])[ids]
+            norm = residual.norm(dim=-1) * output.hidden_states[-1][0, len(prompt) - 1 : -1].norm(dim=-1)
             end = place + len(ids)
             assert found["response"][place:end].tolist() == [number] * len(ids)
             assert found["position"][place:end].tolist() == list(range(len(ids)))
             assert found["token"][place:end].tolist() == ids
             np.testing.assert_allclose(found["entropy"][place:end], -(log_p.exp() * log_p).sum(-1), atol=2e-5)
             np.testing.assert_allclose(found["log_prob"][place:end], log_p[range(len(ids)), ids], atol=2e-5)
+            np.testing.assert_allclose(found["gradient"][place:end], norm, rtol=1e-3, atol=1e-4)
             place = end
         assert place == len(found["token"])
 
@@ -291,3 +294,4 @@ def test_a_head_that_caps_its_logits_is_scored_by_trls():
     for i, found in enumerate(zip(*scoring.score(model, prompts, completions, budget=64), strict=True)):
         np.testing.assert_allclose(found[0], expected[i][0], atol=2e-5)
         np.testing.assert_allclose(found[1], expected[i][1], atol=2e-5)
+        assert np.isnan(found[2]).all()  # TRL's head does not hand out the hidden states

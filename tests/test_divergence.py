@@ -46,6 +46,9 @@ def test_forks(model):
         entropies[i, t] = -(p * np.log(p)).sum()
         assert (fork.token, fork.other) == (ids[t], others.argmax())
         assert fork.question == (0, 0, 2)[i]
+        assert fork.relative == t / 3
+        probabilities = [tiny_vocabulary.next_token(model, prompt + ids[:s], 0.8)[ids[s]] for s in range(4)]
+        assert fork.perplexity == pytest.approx(np.prod(probabilities) ** (-1 / 4), rel=1e-4)
         assert [fork.entropy, fork.logp, fork.other_logp] == pytest.approx(
             [entropies[i, t], np.log(p[ids[t]]), np.log(others.max())], abs=1e-5
         )

@@ -115,6 +115,8 @@ def test_summary_picture_and_table(found, tiny, tmp_path, capsys):
     for kind in ("high", "low"):
         assert f"{figures['summary'][kind]['intervention']['value']:+.3f} [" in lines["I_t"]
         assert f"{figures['summary'][kind]['distance']['value']:+.3f} [" in lines["edit distance beyond chance"]
+        early = [abs(row["intervention"]) for row in rows if row["kind"] == kind and row["relative"] < 0.5]
+        assert figures["impact"][kind]["early"]["size"]["value"] == pytest.approx(np.mean(early))
 
 
 def test_a_killed_command_goes_on(found, tiny, tmp_path, monkeypatch):
@@ -260,5 +262,7 @@ def test_a_report_shows_the_forks_of_every_model(found, tmp_path):
         assert text.count(cell) >= 2
     assert "| base | high |" in text and "unfinished" not in text
     assert "](figures/divergence.png)" in text
-    assert (tmp_path / "run" / "analysis" / "figures" / "divergence.png").stat().st_size > 5000
+    for name in ("divergence", "impact"):
+        assert (tmp_path / "run" / "analysis" / "figures" / f"{name}.png").stat().st_size > 5000
+    assert text.count("| early |") == 4  # of two models and two kinds of forks
     assert "<script" not in (tmp_path / "run" / "analysis" / "report.html").read_text()

@@ -108,7 +108,7 @@ def synthetic(path, texts, checkpoints=("base", "</script>$x$")):
     for name in names:
         for i, row in enumerate(rows):
             n = len(row["completion_ids"])
-            scores = ([rng.random(n).astype(np.float32)], [-rng.random(n).astype(np.float32)])
+            scores = [[sign * rng.random(n).astype(np.float32)] for sign in (1, -1, 1)]
             table = collect.token_table([row], scores, dict(enumerate(texts)), name)
             write_parquet(collection.part(name, i), table)
     files.write_json(collection.settings, {"checkpoints": dict.fromkeys(names)})

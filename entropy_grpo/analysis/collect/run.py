@@ -121,7 +121,7 @@ def digest(path: Path) -> str:
 
 
 def token_table(rows: Sequence[files.Row], scores: Any, texts: dict[int, str], checkpoint: str) -> pa.Table:
-    """Return the rows of `TOKENS` for some responses. `scores` are (entropies, log-probabilities) per response."""
+    """Return the rows of `TOKENS` for some responses. `scores` are those of `scoring.score`."""
     lengths = [len(row["completion_ids"]) for row in rows]
     tokens = [token for row in rows for token in row["completion_ids"]]
     repeated = [(row["id"], row["correct"]) for row, n in zip(rows, lengths, strict=True) for _ in range(n)]

@@ -1,8 +1,8 @@
-"""Entropy and log-probability of every token of given responses, in one forward pass without full logits.
+"""Entropy, log-probability and gradient norm of every token of given responses, in one pass without full logits.
 
 The sparse head, which ranks tokens in training (`models.head`), scores the tokens. TRL's head scores them for models
-that the sparse head cannot serve. Both compute one tile of logits at a time, with float32 statistics. Sequences are
-sorted by length, padded on the right, and batched within a budget of tokens.
+that the sparse head cannot serve, without gradient norms. Both compute one tile of logits at a time, with float32
+statistics. Sequences are sorted by length, padded on the right, and batched within a budget of tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 from ...models.head import add_sparse_lm_head, why_not
 
+OUTPUTS = ("entropy", "residual_norm")
 PAD = 0  # any id is possible, because padding is masked out
 
 
 def add_head(model: torch.nn.Module, temperature: float) -> None:
-    """Make `model(..., labels=..., fused_lm_head=True)` return log-probabilities and entropies at a temperature."""
+    """Make `model(..., labels=..., fused_lm_head=...)` return the statistics of tokens at a temperature."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper
     add_fused_lm_head(inner, temperature, outputs=("log_probs", "entropy"))
     if why_not(inner) is None:
@@ -39,7 +40,7 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 @torch.inference_mode()
 def score(
     model: torch.nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], budget: int
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+) -> tuple[list[np.ndarray], ...]:
     """Score the tokens of responses.
 
     Args:
@@ -48,9 +49,11 @@ def score(
         budget: padded tokens of a forward pass.
 
     Returns:
-        (entropies in nats, log-probabilities), each with one float32 array (T,) per response of T tokens.
+        (entropies in nats, log-probabilities, gradient norms), each with one float32 array (T,) per response of T
+        tokens. A gradient norm is ||e(o) - p||_2 * ||h||_2 (arXiv 2508.02260, Eq. 4, without its coefficient), or NaN
+        if TRL's head scores the tokens.
     """
-    entropies, log_probs = ([np.zeros(0, np.float32)] * len(prompts) for _ in range(2))
+    statistics = tuple([np.zeros(0, np.float32)] * len(prompts) for _ in range(3))
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     for rows in batches(lengths, budget):
         width = lengths[rows[0]]
@@ -63,9 +66,11 @@ def score(
             labels[row, start:end] = input_ids[row, start:end]
             mask[row, :end] = 1
         inputs = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
-        output = model(**{k: v.to(model.device) for k, v in inputs.items()}, fused_lm_head=True)
-        entropy, log_prob = (x.float().cpu().numpy() for x in (output.entropy, output.log_probs))  # (B, L - 1)
+        output = model(**{k: v.to(model.device) for k, v in inputs.items()}, fused_lm_head=OUTPUTS)
+        tensors = (output.entropy, output.log_probs, output.get("residual_norm"))  # (B, L - 1) each
+        arrays = [np.full(mask[:, 1:].shape, np.nan) if x is None else x.float().cpu().numpy() for x in tensors]
         for row, i in enumerate(rows):
             place = slice(len(prompts[i]) - 1, lengths[i] - 1)
-            entropies[i], log_probs[i] = entropy[row, place].copy(), log_prob[row, place].copy()
-    return entropies, log_probs
+            for columns, array in zip(statistics, arrays, strict=True):
+                columns[i] = array[row, place].astype(np.float32)
+    return statistics

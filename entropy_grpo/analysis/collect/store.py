@@ -1,4 +1,4 @@
-"""Collection on disk: responses, and every checkpoint's entropies and log-probabilities of their tokens.
+"""Collection on disk: responses, and every checkpoint's statistics of their tokens.
 
     DIR/settings.json                   settings that decide the figures
     DIR/responses.parquet               id, prompt, response, correct, prompt_ids, completion_ids
@@ -38,6 +38,7 @@ TOKENS = pa.schema(
         ("text", pa.dictionary(pa.int32(), pa.string())),
         ("entropy", pa.float32()),
         ("log_prob", pa.float32()),
+        ("gradient", pa.float32()),
         ("correct", pa.bool_()),
         ("checkpoint", pa.dictionary(pa.int32(), pa.string())),
     ]
@@ -84,11 +85,15 @@ class Collection:
         return sum(pq.read_metadata(self.part(first, i)).num_rows for i in range(self.num_parts))
 
     def parts(self, checkpoint: str, names: Sequence[str]) -> Iterator[Columns]:
-        """Yield columns (n,) of a checkpoint's tokens, part by part. `correct` is `RIGHT`, `WRONG` or `UNKNOWN`."""
+        """Yield columns (n,) of a checkpoint's tokens, part by part. `correct` is `RIGHT`, `WRONG` or `UNKNOWN`.
+
+        A column that a file lacks is NaN: collections of earlier versions have no `gradient`.
+        """
         for i in range(self.num_parts):
             # `ParquetFile` reads only the file, whereas `read_table` would derive a column from the folder's name.
             table = pq.ParquetFile(self.part(checkpoint, i)).read(columns=list(names))
-            yield {name: _array(table[name]) for name in names}
+            absent = np.full(len(table), np.nan, np.float32)
+            yield {name: _array(table[name]) if name in table.column_names else absent for name in names}
 
     def column(self, checkpoint: str, name: str) -> np.ndarray:
         """Return a whole column (N,), four bytes per token, for views that sort it."""

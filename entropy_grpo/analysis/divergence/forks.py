@@ -37,7 +37,8 @@ Grade = Callable[[int, Sequence[str]], Sequence[tuple[str | None, bool]]]
 class Fork:
     """Position of a response with its sampled token, the most probable other token, and their log-probabilities.
 
-    `entropy` is in nats. `question` is the number of the first response to the same prompt.
+    `entropy` is in nats. `question` is the number of the first response to the same prompt. `relative` is the position
+    in [0, 1], as in `views.position`. `perplexity` is that of the whole response.
     """
 
     response: int
@@ -49,6 +50,8 @@ class Fork:
     other: int
     logp: float
     other_logp: float
+    relative: float
+    perplexity: float
 
 
 def find_forks(model: Any, responses: Sequence[tuple[list[int], list[int]]], settings: Settings) -> list[Fork]:
@@ -63,13 +66,14 @@ def find_forks(model: Any, responses: Sequence[tuple[list[int], list[int]]], set
         question = firsts.setdefault(tuple(prompt), i)
         mine = high[start : start + len(ids)]
         start += len(ids)
+        perplexity = float((-scores.logps.double().mean()).exp())
         for kind, of_kind in ((HIGH, mine), (LOW, ~mine)):
             places = of_kind.nonzero().flatten().tolist()
             for t in sorted(chooser.sample(places, min(settings.forks, len(places)))):
                 second = int(scores.top_ids[t, 0] == ids[t])  # if the most probable token was sampled, take the second
                 numbers = (float(scores.entropies[t]), ids[t], int(scores.top_ids[t, second]))
                 logps = float(scores.logps[t]), float(scores.top_logps[t, second])
-                forks.append(Fork(i, question, t, kind, *numbers, *logps))
+                forks.append(Fork(i, question, t, kind, *numbers, *logps, t / max(len(ids) - 1, 1), perplexity))
     return forks
 
 

@@ -1,7 +1,7 @@
 """`entropy-grpo analyze divergence`: the effect of forks in responses, one row per fork, and their summary.
 
     DIR/divergence/NAME/forks.jsonl      one row per fork of model NAME, written when its continuations are graded
-    DIR/divergence/NAME/divergence.json  settings, means of each kind of fork, mean I_t by entropy
+    DIR/divergence/NAME/divergence.json  settings, means of each kind of fork, mean I_t by entropy, and by group
     DIR/divergence/NAME/divergence.png   plot of forks, means and mean I_t
     DIR/divergence/NAME/responses/       results of `entropy-grpo eval`, if the model answered benchmarks
 
@@ -33,6 +33,7 @@ from ...runs.files import Row
 from ..collect import inputs
 from ..collect.run import digest, generate, named
 from ..report import figures
+from . import impact
 from .forks import divergence
 from .options import Options, Settings
 from .summary import FIGURES, ROWS, bins, folder_of, summarize, table
@@ -205,8 +206,10 @@ def run(options: Options) -> Path:
     claim(folder / FIGURES, about)
     rows = continue_forks(given, path, options, folder / ROWS)
     summed = {"settings": about, "summary": summarize(rows), "bins": bins(rows)}
+    summed["impact"] = impact.impact(rows, options.continuations)
     summed["ungraded"] = sum(row["ungraded"] for row in rows)
     files.write_json(folder / FIGURES, summed)
     figures.save(figures.divergence({name: summed | {"forks": rows}}), folder / "divergence.png")
     print(aligned(list(zip(*table({name: summed["summary"]}), strict=True))))
+    print(f"\n{aligned(impact.table({name: summed['impact']}))}")
     return folder

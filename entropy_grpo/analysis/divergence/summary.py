@@ -31,7 +31,7 @@ COLUMNS = {
 DIFFERENCES = ("intervention", "distance", "changed")
 
 
-def _clusters(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+def clusters(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Return the question of each row, numbered from 0, and the number of rows of each question."""
     cluster = np.unique([row["question"] for row in rows], return_inverse=True)[1]
     return cluster, np.bincount(cluster)
@@ -48,7 +48,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-    cluster, forks = _clusters(rows)
+    cluster, forks = clusters(rows)
 
     def sums(name: str) -> np.ndarray:
         return np.bincount(cluster, [row[name] for row in rows])
@@ -74,7 +74,7 @@ def bins(rows: Sequence[Row]) -> list[dict[str, Any]]:
         mine = [row for row in rows if low <= row["entropy"] < high]
         if len(mine) < LEAST_FORKS:
             continue
-        cluster, forks = _clusters(mine)
+        cluster, forks = clusters(mine)
         sides = (np.bincount(cluster, [row[side] for row in mine]) for side in ("other_accuracy", "accuracy"))
         entropy = float(np.mean([row["entropy"] for row in mine]))
         binned.append({"entropy": entropy, "forks": len(mine), "intervention": gain_interval(*sides, forks, forks)})

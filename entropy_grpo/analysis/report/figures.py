@@ -207,9 +207,9 @@ def divergence(found: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.plot(x, y, marker, color=colour, alpha=0.5, markersize=4, markeredgewidth=0, label=f"{kind} entropy")
             if kind in one["summary"]:
                 intervals = [one["summary"][kind][key] for key in MEANS]
-                _interval(means, np.arange(3) + 0.2 * place - 0.1, intervals, color=colour, fmt=marker)
+                draw_interval(means, np.arange(3) + 0.2 * place - 0.1, intervals, color=colour, fmt=marker)
         places = [part["entropy"] for part in one["bins"]]
-        _interval(
+        draw_interval(
             axes,
             places,
             [part["intervention"] for part in one["bins"]],
@@ -228,7 +228,7 @@ def divergence(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _interval(axes: Axes, places: Sequence[float], intervals: Sequence[Mapping[str, float]], **style: Any) -> None:
+def draw_interval(axes: Axes, places: Sequence[float], intervals: Sequence[Mapping[str, float]], **style: Any) -> None:
     """Plot values with their intervals as error bars."""
     value, low, high = (np.array([one[key] for one in intervals]) for key in ("value", "low", "high"))
     axes.errorbar(places, value, yerr=np.maximum([value - low, high - value], 0), capsize=3, markersize=5, **style)

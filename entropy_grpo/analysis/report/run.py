@@ -16,12 +16,12 @@ from ...metrics.logged import ENTROPY_PERCENTILES
 from ...runs import files
 from ...runs.folder import RunFolder
 from ..collect.store import Collection
-from ..divergence import summary
+from ..divergence import impact, summary
 from ..text.page import write_page
 from ..text.pieces import visible
 from ..text.tokens import from_samples
 from ..views import all as views
-from . import figures
+from . import figures, update_figures, update_sections
 from .render import Section, Table, markdown, page
 
 # Number of a run's last responses on its coloured page, as in `analyze text`.
@@ -219,13 +219,23 @@ def divergence_section(found: dict[str, Any], folder: Path) -> Section:
     """Make the section of Eq. 5 and 6 of arXiv 2508.02260, for every model whose forks were continued."""
     picture = figures.save(figures.divergence(found), folder / "divergence.png")
     header, *rows = summary.table({name: one["summary"] for name, one in found.items()})
+    pictures, tables = [(picture, "intervention by entropy")], [Table(header, rows)]
+    # Forks of earlier versions have neither perplexity nor relative position.
+    by_group = {name: one["impact"] for name, one in found.items() if one.get("impact")}
+    if by_group:
+        drawn = figures.save(update_figures.impact(by_group, impact.GROUPS), folder / "impact.png")
+        pictures.append((drawn, "intervention by perplexity and by position"))
+        header, *rows = impact.table(by_group)
+        tables.append(Table(header, rows))
     text = (
         "At tokens of high and of low entropy, responses are continued after the sampled token, and after the most "
         "probable other token. I_t is the accuracy after the sampled token minus the accuracy after the other token "
         "(arXiv 2508.02260, Eq. 5, 6). A difference beyond chance is the difference between continuations of the two "
-        "tokens minus the difference between two continuations of the same token. 95% intervals over questions."
+        "tokens minus the difference between two continuations of the same token. 95% intervals over questions. The "
+        "second table separates responses of low and of high perplexity, and the first from the second half of the "
+        "responses (Fig. 4). |I_t| is above 0 by chance, too: beside it is its mean if the forced token had no effect."
     )
-    return Section("Divergence at forks", text, [(picture, "intervention by entropy")], [Table(header, rows)])
+    return Section("Divergence at forks", text, pictures, tables)
 
 
 def log_section(logs: dict[str, Any], folder: Path) -> Section:
@@ -262,6 +272,8 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
         made += training_sections(found, folder)
     if checkpoints and all("position" in one for one in checkpoints.values()):
         made += [position_section(found, folder), category_section(found, folder)]
+    if "updates" in found:
+        made += update_sections.sections(found["updates"], next(iter(checkpoints)), folder)
     if "divergence" in found:
         made.append(divergence_section(found["divergence"], folder))
     if "logs" in found:

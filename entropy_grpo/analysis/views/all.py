@@ -10,7 +10,7 @@ from ...runs import files
 from ...runs.files import Row
 from ...runs.folder import RunFolder
 from ..collect.store import Collection, Columns
-from . import categories, distribution, over_training, position, words
+from . import categories, distribution, over_training, position, updates, words
 
 SIGNS = {
     "right": "right responses",
@@ -36,7 +36,7 @@ def _described(parts: Any, texts: dict[int, str]) -> dict[str, Any]:
 def of_collection(collection: Collection) -> dict[str, Any]:
     """Return `checkpoints` (distribution, words, position and categories of each).
 
-    Several checkpoints also give `training` and `category_changes`.
+    Several checkpoints also give `training`, `category_changes` and `updates`.
     """
     names, texts = collection.checkpoints, collection.texts()
     bins = position.bins_for(collection.num_tokens / collection.num_responses)
@@ -54,6 +54,7 @@ def of_collection(collection: Collection) -> dict[str, Any]:
         figures["training"] = over_training.over_training(entropies, collection.column(names[0], "correct"))
         kinds = {name: figures["checkpoints"][name]["categories"] for name in names}
         figures["category_changes"] = {name: categories.changes(kinds[names[0]], kinds[name]) for name in names[1:]}
+        figures["updates"] = updates.of_collection(collection, texts)
     return figures
 
 
