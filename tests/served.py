@@ -1,6 +1,6 @@
 """A stand-in for `vllm serve` whose responses follow from the request, and TRL's generation from it in two processes.
 
-Run by torchrun: served.py FOLDER_OF_REPORTS
+Run by torchrun: served.py FOLDER_OF_REPORTS, or by itself: served.py FOLDER_OF_A_RUN transfer
 """
 
 import json
@@ -132,8 +132,27 @@ def generation_of(url: str, tokens: int, **sampling) -> VLLMGeneration:
     return generation
 
 
+def transfer_that_never_ends(folder: Path):
+    """A transfer of weights that waits for a server which goes while it lasts, as a collective of NCCL would."""
+    stand_in = StandIn()
+    generation = generation_of(stand_in.url, 7)
+    generation.server_timeout = 0.2
+    server.WATCH_SECONDS = server.FIRST_PAUSE = 0.05
+
+    def wait():
+        stand_in.stop()
+        threading.Event().wait()
+
+    generation.sync_weights = wait
+    with stand_in.running():
+        server.InParts(generation, 60.0, folder)
+        generation.sync_weights()
+
+
 def main():
     folder, report = Path(sys.argv[1]), {}
+    if sys.argv[2:] == ["transfer"]:
+        return transfer_that_never_ends(folder)
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=4))
     state = PartialState(cpu=True)
     server.FIRST_PAUSE, server.LONGEST_PAUSE, server.HEARTBEAT = 0.02, 0.05, 1.0
@@ -149,7 +168,7 @@ def main():
         """`own` responses of each process, in groups of `size`."""
         generation = generation_of(stand_in.url, tokens, **sampling)
         if in_parts:
-            server.InParts(generation, 60.0)
+            server.InParts(generation, 60.0, folder)
         stand_in.asked.clear()
         places = range(state.process_index * own, (state.process_index + 1) * own)
         return generation.generate([[place // size, 1] for place in places], None, size)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -171,6 +172,16 @@ def test_a_launch_without_its_server_is_one_sentence(tiny_model, tmp_path, capsy
     assert end.value.code == 1
     assert "error: the vLLM server at http://0.0.0.0:9 has not answered for 0.1 s" in capsys.readouterr().err
     assert not Path(tmp_path / "run").exists()
+
+
+def test_a_server_that_goes_during_a_transfer_of_weights_ends_the_run(preloaded, tmp_path):
+    """Nothing else would: NCCL waits for its peer, and the other processes wait for this one."""
+    command = [preloaded, "-m", "tests.served", str(tmp_path), "transfer"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    said = r"error: during a transfer of weights, the vLLM server at \S+ has not answered for 0.2 s \(ConnectError\): "
+    said += f"start the server again, and begin again, since {tmp_path} has no complete checkpoint yet.\n"
+    assert re.fullmatch(said, result.stderr)
 
 
 def test_a_server_with_short_sequences_is_refused():

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from accelerate.utils import broadcast_object_list
 from trl import GRPOConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
+from ..runs import launched, seal
 from ..runs.launched import ServerError
 
 HEARTBEAT = 60.0  # seconds
@@ -34,6 +36,7 @@ TOKEN_BYTES = 760  # of memory that a generated token takes in a parsed reply an
 REQUESTS = 64  # at the same time, as in TRL's client for chats
 TRIES = 6  # of a request, while the server is healthy
 CONNECT_SECONDS = 10.0
+WATCH_SECONDS = 5.0  # between two looks at the server during a transfer of weights
 FIRST_PAUSE = 0.5  # seconds between two tries, which double
 LONGEST_PAUSE = 10.0
 # Of TRL's reply: a list per response, or None.
@@ -260,12 +263,15 @@ class InParts:
     Args:
         generation: whose `generate` and `sync_weights` are replaced.
         silence: seconds within which the server must answer a request.
+        run: folder of the run, which a sentence about a failed transfer names.
     """
 
-    def __init__(self, generation: VLLMGeneration, silence: float):
+    def __init__(self, generation: VLLMGeneration, silence: float, run: Path):
+        self.run = run
         self._number, self._synchronise = generation.generate, generation.sync_weights
         generation.generate, generation.sync_weights = self.generate, self.sync_weights
         self.rollout: Rollout | None = None  # on the first process
+        self.server: Server | None = None  # on the first process
         if generation.accelerator.is_main_process:
             client = generation.vllm_client
             self.server = Server(client.base_url, generation.server_timeout, silence)
@@ -329,4 +335,24 @@ class InParts:
         """Send the weights, if the server is healthy: a transfer to one that has gone would never end."""
         for _ in from_first_process(lambda send: self.server.wait()):
             pass
-        self._synchronise()
+        over = threading.Event()
+        if self.server is not None:
+            threading.Thread(target=self._watch, args=(over,), daemon=True).start()
+        try:
+            self._synchronise()
+        finally:
+            over.set()
+
+    def _watch(self, over: threading.Event) -> None:
+        """End the process if the server goes during a transfer of weights, which would then wait without end.
+
+        No checkpoint is written: the other processes wait in collectives of the transfer, too.
+        """
+        while not over.wait(WATCH_SECONDS):
+            try:
+                self.server.wait()
+            except ServerError as error:
+                if not over.is_set():
+                    reason = str(error).partition(": ")[0]
+                    advice = f"start the server again, and {seal.continuation(self.run)}"
+                    launched.end_at_once(1, f"error: during a transfer of weights, {reason}: {advice}.")

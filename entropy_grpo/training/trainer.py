@@ -140,7 +140,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if self.use_vllm:
             reshard_before_sync(self.vllm_generation)
             if self.args.vllm_mode == "server":
-                InParts(self.vllm_generation, self.args.ddp_timeout)
+                InParts(self.vllm_generation, self.args.ddp_timeout, Path(self.args.output_dir))
         self._tell_own_sampling()
         self.scorer = Scorer(self.args.batch_by_length and self._padding_is_inert(), self.ranks.largest)
         self.transforms = [method.of(self.args) for method in methods_of(self.args)]
