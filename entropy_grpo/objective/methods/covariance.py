@@ -1,0 +1,79 @@
+"""Clip-Cov and KL-Cov (arXiv 2505.22617, section 4.2): tokens by the covariance of advantage and log-probability.
+
+    cov_t = (A_t - mean A) * (l_t - mean l)
+
+To first order, the mean of cov over tokens is the entropy that a policy-gradient step removes, and a few tokens hold
+most of it. The authors' code takes the means, the number of tokens and the draw within a micro-batch of one GPU, and
+draws without a seed. Here all of them belong to the optimiser step, over all ranks.
+
+Shapes: B sequences, T completion tokens; A, l and the results (B, T).
+"""
+
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from .over_ranks import count, draw, highest, mean
+from .registry import Positive, Share, advantage, weight
+from .view import StepView
+
+PAPER = "arXiv 2505.22617"
+
+
+def covariances(view: StepView) -> Tensor:
+    """(B, T) float32 cov of every token."""
+    advantages, logps = view.token_advantages, view.logps
+    centres = [mean(values, view.mask, view.ranks) for values in (advantages, logps)]
+    return ((advantages.double() - centres[0]) * (logps.double() - centres[1])).float()
+
+
+def is_clipped(view: StepView) -> Tensor:
+    """(B, T) bool, tokens whose gradient the clipped surrogate stops."""
+    ratios, advantages = view.ratios, view.token_advantages
+    above, below = ratios > 1 + view.epsilon_high, ratios < 1 - view.epsilon_low
+    return (advantages > 0) & above | (advantages < 0) & below
+
+
+def share_of_tokens(share: float, view: StepView) -> int:
+    """max(1, floor(share * N)) with the N tokens of all processes; `share` counts as its decimal text."""
+    return max(1, math.floor(Fraction(repr(share)) * count(view.mask, view.ranks)))
+
+
+@weight(stage="step", needs={"logps", "old_logps"}, paper=PAPER)
+def clip_cov(view: StepView, share: Share = 2e-4, low: Positive = 1.0, high: Positive = 5.0) -> Tensor:
+    """(B, T) weights of Clip-Cov: 0 for tokens drawn at random among those with low < cov < high, 1 for others.
+
+    max(1, floor(share * N)) tokens are drawn, or all such tokens if they are fewer. Tokens that the surrogate clips
+    have no gradient and are not drawn. The loss is divided by all N tokens.
+
+    Args:
+        share: share of the N tokens of the step that lose their gradient. The authors use 2e-4.
+        low, high: bounds of cov, exclusive. The authors use 1 and 5.
+    """
+    cov = covariances(view)
+    candidates = view.mask & ~is_clipped(view) & (cov > low) & (cov < high)
+    return (~draw(candidates, share_of_tokens(share, view), view.places, view.seed, view.ranks)).float()
+
+
+@advantage(stage="step", needs={"logps", "old_logps"}, revives=True, paper=PAPER)
+def kl_cov(view: StepView, advantages: Tensor, share: Share = 2e-3, coefficient: Positive = 1.0) -> Tensor:
+    """(B, T) advantages with which an unclipped surrogate has the gradient of KL-Cov.
+
+    The max(1, floor(share * N)) tokens of largest cov have the loss -A r + b |l - l_old|, all others -A r, without a
+    clip. The derivative of the first in l is -A r + b sign(l - l_old), which is that of -A' r with
+
+        A' = A - b sign(l - l_old) / r.
+
+    The gradient is the paper's if the loss does not clip (epsilon 1 and a very large epsilon_high), and the logged
+    loss is another. The paper calls the added term a KL divergence. It is an absolute difference: its gradient is 0 at
+    l = l_old, as in the first step of every rollout, and has the size b everywhere else.
+
+    Args:
+        share: the paper has 2e-3 for 7B and 2e-4 for 32B; 0.2 as `k_percent` in the authors' code means 0.2%.
+        coefficient: b. The authors use 1; verl's default has become 0.1.
+    """
+    top = highest(covariances(view), view.mask, share_of_tokens(share, view), view.places, view.ranks)
+    difference = (view.logps - view.old_logps).clamp(-20.0, 20.0)
+    return view.token_advantages - top * (coefficient * difference.sign() * torch.exp(-difference))
