@@ -112,7 +112,7 @@ sampling: setup  ## measure dynamic sampling against no sampling and against the
 faults: setup  ## try 77 faults of machines, people, files and reward functions (a quarter of an hour on two cores); writes benchmarks/results/faults.json
 	$(BIN)/python -m benchmarks.faults
 
-position: setup  ## draw both forms of the bonus of position shaping; writes docs/position_bonus.png
+position: setup  ## draw both forms of the bonus of position shaping; writes docs/figures/position_bonus.png
 	$(BIN)/python -m benchmarks.position
 
 paper-size: setup  ## run the data path of the paper's rollouts without a model, 256 to 1,024 responses (three minutes), benchmarks/results/

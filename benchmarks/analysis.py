@@ -30,7 +30,6 @@ from entropy_grpo.models.kernels import choose
 from entropy_grpo.runs import files
 
 RESULTS = measure.RESULTS / "analysis.json"
-PAGE = measure.ROOT / "docs" / "entropy.md"
 COMMAND = "python -m benchmarks.analysis --table"
 
 VOCABULARY, TOKENS, LENGTH = 151_936, 2**20, 4096
@@ -162,7 +161,7 @@ def main() -> None:
     if not options.table:
         measure.write("analysis", "python -m benchmarks.analysis", run())
     text = table(json.loads(RESULTS.read_text()))
-    measure.write_readme(COMMAND, text, PAGE)
+    measure.write_block(COMMAND, text)
     print(text)
 
 

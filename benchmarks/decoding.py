@@ -1,6 +1,6 @@
 """Accuracy of forked decoding on the embedded task, for several T_high at T_low = 1, and several T_low at T_high = 1.
 
-    python -m benchmarks.decoding            # benchmarks/results/decoding.json and .png, ten minutes on two cores
+    python -m benchmarks.decoding            # benchmarks/results/decoding.json, ten minutes on two cores
     python -m benchmarks.decoding --draw     # only the plot and the table of the recorded results
 
 The threshold is the 80th percentile of the entropies in the model's own responses at temperature 1, as in arXiv
@@ -23,7 +23,6 @@ from entropy_grpo.metrics.intervals import gain_interval, share_interval
 from entropy_grpo.metrics.tables import table as markdown_table
 
 RESULTS = measure.RESULTS / "decoding.json"
-PAGE = measure.ROOT / "docs" / "entropy.md"
 TABLE = "python -m benchmarks.decoding --draw"
 TEMPERATURES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 PERCENTILE, PROBLEMS, SAMPLES = 80, 400, 2
@@ -121,8 +120,8 @@ def main() -> None:
         figures["models"] = walks.of_models(sweep)
         measure.write("decoding", "python -m benchmarks.decoding", figures)
     results = json.loads(RESULTS.read_text())
-    draw(results).savefig(RESULTS.with_suffix(".png"), dpi=120)
-    measure.write_readme(TABLE, table(results), PAGE)
+    draw(results).savefig(measure.DOCS / "figures" / "decoding.png", dpi=120)
+    measure.write_block(TABLE, table(results))
     print(table(results))
 
 

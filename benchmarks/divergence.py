@@ -1,6 +1,6 @@
 """Effect of forks on the embedded task: the sampled and the best other token are forced, then paths are sampled.
 
-python -m benchmarks.divergence            # benchmarks/results/divergence.json and .png, ten minutes on two cores
+python -m benchmarks.divergence            # benchmarks/results/divergence.json, ten minutes on two cores
 python -m benchmarks.divergence --draw     # only the picture and the table of the recorded results
 """
 
@@ -15,7 +15,6 @@ from entropy_grpo.analysis.report import figures
 from entropy_grpo.metrics import tables
 
 RESULTS = measure.RESULTS / "divergence.json"
-PAGE = measure.ROOT / "docs" / "entropy.md"
 TABLE = "python -m benchmarks.divergence --draw"
 PROBLEMS = 200
 SETTINGS = Settings(rho=0.2, forks=1, continuations=32, max_tokens=walks.MAX_TOKENS, batch_size=1024)
@@ -55,8 +54,8 @@ def main() -> None:
         found = {"problems": PROBLEMS, "settings": asdict(SETTINGS), "models": models}
         measure.write("divergence", "python -m benchmarks.divergence", found)
     results = json.loads(RESULTS.read_text())
-    figures.save(figures.divergence(results["models"]), RESULTS.with_suffix(".png"))
-    measure.write_readme(TABLE, table(results), PAGE)
+    figures.save(figures.divergence(results["models"]), measure.DOCS / "figures" / "divergence.png")
+    measure.write_block(TABLE, table(results))
     print(table(results))
 
 

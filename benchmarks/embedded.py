@@ -1,7 +1,7 @@
 """Training of the embedded task with several seeds and selections. Results are in benchmarks/results/embedded.json.
 
     python -m benchmarks.embedded            # everything: learning rates on the dev problems, then the seeds
-    python -m benchmarks.embedded --table    # only the tables of the recorded results, here and in the README
+    python -m benchmarks.embedded --table    # only the tables of the recorded results, here and in docs/demo.md
 
 Every seed has its own cold start. The learning rate of each selection is chosen with one unreported seed, by the
 accuracy on the dev problems after training. Only the reported runs answer the test problems. Each run is one process
@@ -154,7 +154,7 @@ def main() -> None:
     if not options.table:
         files.write_json(RESULTS, run_all(options.jobs))
     text = table(json.loads(RESULTS.read_text()))
-    measure.write_readme(TABLE, text)
+    measure.write_block(TABLE, text)
     print(text)
 
 

@@ -35,7 +35,7 @@ from entropy_grpo.runs import files, plots
 from entropy_grpo.tasks import cold_start
 
 RESULTS = measure.RESULTS / "evaluation.json"
-PICTURE = measure.RESULTS / "evaluation_pass_at_k.png"
+PICTURE = measure.DOCS / "figures" / "evaluation_pass_at_k.png"
 RUNS = measure.ROOT / "runs" / "evaluation"
 TABLE = "python -m benchmarks.evaluation --table"
 
@@ -205,7 +205,7 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, help="a run of the demo recipe, instead of training one")
-    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into the README")
+    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into its page")
     options = parser.parse_args()
     if not options.table:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -221,7 +221,7 @@ def main() -> None:
             killed = compare_killed(Path(scratch))
         figures = compare_models(folders) | {"kill": killed, "speed": compare_speed()}
         measure.write("evaluation", "python -m benchmarks.evaluation", figures)
-    measure.write_readme(TABLE, table(files.read_json(RESULTS)))
+    measure.write_block(TABLE, table(files.read_json(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,6 @@ from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.plots import COLOURS, DASHES, MARKERS
 
-DOCS = measure.ROOT / "docs"
-PAGE = DOCS / "experiments.md"
 SEEDS = 3
 CURVES = {key: compare.CURVES[key] for key in ("eval_accuracy", "entropy/mean")}
 
@@ -202,11 +200,11 @@ def main() -> None:
         if not options.table:
             run(name, options.jobs)
         found = json.loads(results(name).read_text())
-        draw(found, DOCS / "figures" / f"{name}.png")
-        measure.write_readme(command(name), table(found), PAGE)
+        draw(found, measure.DOCS / "figures" / f"{name}.png")
+        measure.write_block(command(name), table(found))
         print(f"{table(found)}\n")
     there = {name: json.loads(results(name).read_text()) for name in EXPERIMENTS if results(name).exists()}
-    measure.write_readme(command("watchers"), watchers_table(there), PAGE)
+    measure.write_block(command("watchers"), watchers_table(there))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main() -> None:
     if not parser.parse_args().table:
         measure.write("false_positives", COMMAND, search(ANSWERS, SEED))
     text = table(records.read_json(measure.RESULTS / "false_positives.json"))
-    measure.write_readme(COMMAND, text)
+    measure.write_block(COMMAND, text)
     print(text)
 
 

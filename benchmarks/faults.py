@@ -377,7 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="of the killed runs")
-    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into the README")
+    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into its page")
     options = parser.parse_args()
     chosen = [] if options.table else options.parts
     tested = run_tested([part for part in chosen if part in TESTED])
@@ -394,7 +394,7 @@ def main() -> None:
         measure.write("faults", "python -m benchmarks.faults", {"parts": parts})
         lost = [row["fault"] for row in parts[part] if not row["held"]]
         print(f"{part}: {len(parts[part])} faults, not held: {lost or 'none'}", flush=True)
-    measure.write_readme(TABLE, table(files.read_json(RESULTS)))
+    measure.write_block(TABLE, table(files.read_json(RESULTS)))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ from entropy_grpo.tasks import cold_start
 
 RESULTS = measure.RESULTS / "figures.json"
 RUN = RunFolder(measure.ROOT / "runs" / "figures")
-DOCS = measure.ROOT / "docs"
-PAGE = DOCS / "entropy.md"
 COMMAND = "python -m benchmarks.figures --table"
 
 COLD, RANDOM, TRAINED = "cold start", "random weights", "trained"
@@ -84,7 +82,7 @@ def sum_up() -> dict[str, Any]:
     """Figures and plots of the reports for the page."""
     found = {name: json.loads((folder / "report.json").read_text()) for name, folder in OWN.items()}
     own = {name: one["checkpoints"][name] for name, one in found.items()}
-    folder = DOCS / "figures"
+    folder = measure.DOCS / "figures"
     pictures = {name: (OWN[COLD] / "figures" / f"{name}.png") for name in SHOWN}
     for name, path in pictures.items():
         (folder / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +158,7 @@ def main() -> None:
             run.write(folder)
         measure.write("figures", "python -m benchmarks.figures", sum_up())
     text = table(json.loads(RESULTS.read_text()))
-    measure.write_readme(COMMAND, text, PAGE)
+    measure.write_block(COMMAND, text)
     print(text)
 
 

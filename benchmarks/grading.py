@@ -100,7 +100,7 @@ def main() -> None:
         }
         measure.write("grading", COMMAND, figures)
     results = files.read_json(measure.RESULTS / "grading.json")
-    measure.write_readme(COMMAND, table(results))
+    measure.write_block(COMMAND, table(results))
     print(listing(results), table(results), sep="\n\n")
 
 

@@ -14,7 +14,8 @@ from entropy_grpo.runs.environment import git_revision, hardware, versions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", DOCS)
 END = "<!-- end of results -->"
 
 
@@ -85,14 +86,27 @@ def write(name: str, command: str, figures: dict[str, Any]) -> None:
     files.write_json(RESULTS / f"{name}.json", about | figures)
 
 
-def readme_block(command: str, page: Path = README) -> tuple[str, str, str]:
-    """A page (the README by default) before, between and after the marks of the tables that this command writes."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- results: {command} -->")
-    block, end, after = rest.partition(END)
-    return before + mark, block.strip(), end + after
+def _mark(command: str) -> str:
+    return f"<!-- results: {command} -->"
 
 
-def write_readme(command: str, text: str, page: Path = README) -> None:
-    """Write tables between their marks."""
-    before, _, after = readme_block(command, page)
-    files.write_text(page, f"{before}\n\n{text}\n\n{after}")
+def page_of(command: str) -> Path:
+    """Return the page of the README and the docs that has the marks of a command's tables."""
+    readme, docs = PAGES
+    pages = [page for page in (readme, *sorted(docs.rglob("*.md"))) if _mark(command) in page.read_text("utf-8")]
+    if len(pages) != 1:
+        raise RuntimeError(f"{_mark(command)} is to be in one page of README and docs, and is in {len(pages)}.")
+    return pages[0]
+
+
+def block(command: str) -> tuple[str, str, str]:
+    """Return the page of a command's tables before, between and after their marks."""
+    before, mark, rest = page_of(command).read_text(encoding="utf-8").partition(_mark(command))
+    content, end, after = rest.partition(END)
+    return before + mark, content.strip(), end + after
+
+
+def write_block(command: str, text: str) -> None:
+    """Write a command's tables between their marks."""
+    before, _, after = block(command)
+    files.write_text(page_of(command), f"{before}\n\n{text}\n\n{after}")

@@ -48,7 +48,6 @@ from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.runs import files
 
 COMMAND = "python -m benchmarks.paper_size"
-PAGE = measure.ROOT / "docs" / "paper-size.md"
 PROMPTS = (16, 32, 64)
 LONGEST, MEAN = 20480, 7000  # tokens of a response, arXiv 2506.01939
 WORDS = 50_000
@@ -348,7 +347,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only the tables of the recorded results")
     options = parser.parse_args()
     if options.table:
-        measure.write_readme(COMMAND, tables(recorded()), PAGE)
+        measure.write_block(COMMAND, tables(recorded()))
         return
     if options.part is not None:
         found = train(options.folder, options.prompts[0], options.longest, options.part == "resume")
@@ -361,7 +360,7 @@ def main() -> None:
     prompts = " ".join(map(str, options.prompts))
     command = f"{COMMAND} --prompts {prompts} --processes {options.processes}"
     measure.write(f"paper_size_{options.processes}", command, {"sizes": sizes, "exponents": exponents(sizes)})
-    measure.write_readme(COMMAND, tables(recorded()), PAGE)
+    measure.write_block(COMMAND, tables(recorded()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Bonus of position shaping over a response, in the form that arXiv 2508.02260 prints and in the default form.
 
-python -m benchmarks.position    # docs/position_bonus.png
+python -m benchmarks.position    # docs/figures/position_bonus.png
 """
 
 import torch
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks import measure
 from entropy_grpo.objective.advantages import position_bonus
 
-PLOT = measure.ROOT / "docs" / "position_bonus.png"
+PLOT = measure.DOCS / "figures" / "position_bonus.png"
 GAMMA = 0.1
 CURVES = {"n = -0.5, as printed": -0.5, "n = +0.5, the default": 0.5}
 

@@ -164,10 +164,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=180)
     parser.add_argument("--arm", choices=ARMS, help="only this run of the embedded job; prints its curve")
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into the README")
+    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into its page")
     options = parser.parse_args()
     if options.table:
-        measure.write_readme(TABLE, table(files.read_json(RESULTS)))
+        measure.write_block(TABLE, table(files.read_json(RESULTS)))
         return
     if options.arm is not None:
         print(json.dumps(run(options.arm, options.seed, options.steps)))
@@ -197,7 +197,7 @@ def main() -> None:
     figures = {"prompts": PROMPTS, "steps_per_rollout": STEPS, "simulated": simulated}
     figures |= {"accuracy": ACCURACY, "embedded": arms}
     measure.write("sampling", "python -m benchmarks.sampling", figures)
-    measure.write_readme(TABLE, table(files.read_json(RESULTS)))
+    measure.write_block(TABLE, table(files.read_json(RESULTS)))
 
 
 if __name__ == "__main__":

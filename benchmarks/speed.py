@@ -1,4 +1,4 @@
-"""All figures about speed: run the benchmarks, then write their tables into the README.
+"""All figures about speed: run the benchmarks, then write their tables into docs/speed.md.
 
 python -m benchmarks.speed            # head, step, end_to_end and scopes, then the tables (an hour on two cores)
 python -m benchmarks.speed --table    # only the tables of the recorded results
@@ -119,7 +119,7 @@ def main() -> None:
         for name in PARTS:
             subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
     text = tables()
-    measure.write_readme(TABLE, text)
+    measure.write_block(TABLE, text)
     print(text)
 
 

@@ -256,7 +256,7 @@ def main() -> None:
     if not parser.parse_args().table:
         measure.write("verifier", COMMAND, {"throughput": throughput(), "attack": attack(), "mixed": mixed()})
     text = table(records.read_json(measure.RESULTS / "verifier.json"))
-    measure.write_readme(COMMAND, text)
+    measure.write_block(COMMAND, text)
     print(text)
 
 

@@ -325,7 +325,7 @@ def test_rules(rule):
     assert [pair for pair in no if right(*pair)] == []
 
 
-# Conventions where readers may differ; grading.equivalence and the README state them.
+# Conventions where readers may differ; grading.equivalence and docs/grading.md state them.
 CONVENTIONS = [
     ("0,5", "0.5", False),  # a comma is a thousands separator or stands in a list
     ("1,22", "1.22", False),

@@ -23,6 +23,7 @@ from benchmarks import (
     paper_size,
     sampling,
     speed,
+    summary,
     verifier,
 )
 from benchmarks.fixtures import hostile_inputs
@@ -40,29 +41,29 @@ def results():
 
 
 def test_readme_holds_the_recorded_table(results):
-    assert measure.readme_block(embedded.TABLE)[1] == embedded.table(results).strip()
+    assert measure.block(embedded.TABLE)[1] == embedded.table(results).strip()
 
 
 def test_readme_holds_the_recorded_speed():
-    assert measure.readme_block(speed.TABLE)[1] == speed.tables().strip()
+    assert measure.block(speed.TABLE)[1] == speed.tables().strip()
 
 
 def test_readme_holds_the_recorded_search_for_false_positives():
     recorded = files.read_json(measure.RESULTS / "false_positives.json")
-    assert measure.readme_block(false_positives.COMMAND)[1] == false_positives.table(recorded)
+    assert measure.block(false_positives.COMMAND)[1] == false_positives.table(recorded)
     assert recorded["false_positives"] == []
 
 
 def test_the_page_of_the_dry_run_holds_the_recorded_figures():
     records = paper_size.recorded()
-    assert measure.readme_block(paper_size.COMMAND, paper_size.PAGE)[1] == paper_size.tables(records)
+    assert measure.block(paper_size.COMMAND)[1] == paper_size.tables(records)
     (largest,) = (size for record in records for size in record["sizes"] if size["responses"] == 512 * 16)
     assert largest["longest"] == 20480 and largest["processes"] == 8
     assert max(power for record in records for power in record["exponents"].values()) < 1.5
 
 
 def test_the_page_of_the_gpu_holds_the_recorded_figures():
-    assert measure.readme_block(page.TABLE, page.PAGE)[1] == page.tables()
+    assert measure.block(page.TABLE)[1] == page.tables()
     for part, _ in gpu.PARTS.values():
         found = page.recorded(part)
         assert found["measurements"] and not any("error" in row for row in found["measurements"])
@@ -72,7 +73,7 @@ def test_the_page_of_the_gpu_holds_the_recorded_figures():
 
 @pytest.mark.parametrize("part", [faults, sampling], ids=["faults", "sampling"])
 def test_readme_holds_the_recorded_runs(part):
-    assert measure.readme_block(part.TABLE)[1] == part.table(json.loads(part.RESULTS.read_text()))
+    assert measure.block(part.TABLE)[1] == part.table(json.loads(part.RESULTS.read_text()))
 
 
 def test_no_killed_run_differs():
@@ -101,13 +102,13 @@ def test_simulated_rollouts_are_full():
 
 def test_readme_holds_the_recorded_attack():
     results = json.loads((measure.RESULTS / "verifier.json").read_text())
-    assert measure.readme_block(verifier.COMMAND)[1] == verifier.table(results)
+    assert measure.block(verifier.COMMAND)[1] == verifier.table(results)
     assert results["attack"]["graded_right"] == results["attack"]["files_made"] == 0
 
 
 def test_readme_holds_the_recorded_grades():
     results = json.loads((measure.RESULTS / "grading.json").read_text())
-    assert measure.readme_block(grading.COMMAND)[1] == grading.table(results)
+    assert measure.block(grading.COMMAND)[1] == grading.table(results)
 
 
 def test_plain_math_verify_is_worse_on_both():
@@ -128,7 +129,7 @@ def test_diagnostics_cost_less_than_three_percent():
     assert (
         results["share"] == pytest.approx(parts / results["step_milliseconds"], abs=1e-4) and results["share"] < 0.03
     )
-    assert f"<!-- diagnostics -->{results['share']:.1%}<!-- end -->" in measure.README.read_text()
+    assert f"<!-- diagnostics -->{results['share']:.1%}<!-- end -->" in (measure.DOCS / "diagnostics.md").read_text()
 
 
 def test_intervals_are_those_of_the_seeds(results):
@@ -149,7 +150,11 @@ def test_learning_rates_are_the_best_on_dev(results):
 
 
 def test_readme_holds_the_recorded_evaluation():
-    assert measure.readme_block(evaluation.TABLE)[1] == evaluation.table(files.read_json(evaluation.RESULTS))
+    assert measure.block(evaluation.TABLE)[1] == evaluation.table(files.read_json(evaluation.RESULTS))
+
+
+def test_readme_holds_the_recorded_results():
+    assert measure.block(summary.TABLE)[1] == summary.lines()
 
 
 def test_no_killed_evaluation_differs():
@@ -160,7 +165,7 @@ def test_no_killed_evaluation_differs():
 
 @pytest.mark.parametrize("part", [analysis, figures], ids=["analysis", "figures"])
 def test_page_of_entropy_holds_the_recorded_figures(part):
-    assert measure.readme_block(part.COMMAND, part.PAGE)[1] == part.table(json.loads(part.RESULTS.read_text()))
+    assert measure.block(part.COMMAND)[1] == part.table(json.loads(part.RESULTS.read_text()))
 
 
 def test_no_view_of_a_million_tokens_takes_two_gigabytes():
@@ -171,27 +176,27 @@ def test_no_view_of_a_million_tokens_takes_two_gigabytes():
 
 @pytest.mark.parametrize("part", [decoding, divergence], ids=["decoding", "divergence"])
 def test_docs_hold_the_recorded_tables(part):
-    assert measure.readme_block(part.TABLE, part.PAGE)[1] == part.table(json.loads(part.RESULTS.read_text()))
+    assert measure.block(part.TABLE)[1] == part.table(json.loads(part.RESULTS.read_text()))
 
 
 def test_interventions_are_those_of_the_forks():
     for model in json.loads(divergence.RESULTS.read_text())["models"].values():
-        for kind, summary in model["summary"].items():
+        for kind, recorded in model["summary"].items():
             mine = [fork for fork in model["forks"] if fork["kind"] == kind]
             mean = sum(fork["accuracy"] - fork["other_accuracy"] for fork in mine) / len(mine)
-            assert summary["intervention"]["value"] == pytest.approx(mean, abs=1e-3)
+            assert recorded["intervention"]["value"] == pytest.approx(mean, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_page_holds_the_recorded_experiment(name):
     recorded = json.loads(experiments.results(name).read_text())
-    assert measure.readme_block(experiments.command(name), experiments.PAGE)[1] == experiments.table(recorded)
+    assert measure.block(experiments.command(name))[1] == experiments.table(recorded)
     assert list(recorded["arms"]) == list(experiments.EXPERIMENTS[name].arms)
 
 
 def test_page_holds_what_the_watchers_said():
     recorded = {name: json.loads(experiments.results(name).read_text()) for name in experiments.EXPERIMENTS}
-    block = measure.readme_block(experiments.command("watchers"), experiments.PAGE)[1]
+    block = measure.block(experiments.command("watchers"))[1]
     assert block == experiments.watchers_table(recorded)
     runs = [seed for one in recorded.values() for arm in one["arms"].values() for seed in arm["warnings"]]
     assert len(runs) == 57 and block.startswith(f"Silent in {sum(not seed for seed in runs)} of 57 runs.")

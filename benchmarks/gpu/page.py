@@ -12,7 +12,6 @@ from entropy_grpo.runs import files
 from .sizes import WEIGHTS_CHANGES
 
 TABLE = "python -m benchmarks.gpu"
-PAGE = measure.ROOT / "docs" / "gpu.md"
 GIB = 2**30
 
 
@@ -168,4 +167,4 @@ def tables() -> str:
 
 
 if __name__ == "__main__":
-    measure.write_readme(TABLE, tables(), PAGE)
+    measure.write_block(TABLE, tables())
