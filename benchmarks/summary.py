@@ -43,8 +43,8 @@ def lines() -> str:
             f"- Optimiser step on a CPU at rho = 0.2, two distributions of lengths: {faster} the speed of stock TRL "
             "([speed](docs/speed.md)).",
             f"- Grading: {wrong['ours']} of {grading['unequal']} wrong answers count as right (plain math-verify: "
-            f"{wrong['plain math-verify']}), and {len(pairs['false_positives'])} of {pairs['told_apart']:,} pairs of a "
-            "search ([grading](docs/grading.md)).",
+            f"{wrong['plain math-verify']}), and {len(pairs['false_positives'])} of {pairs['told_apart']:,} pairs of "
+            "a search ([grading](docs/grading.md)).",
             f"- {held} of {len(rows)} faults of machines, people and files end as they must "
             "([reliability](docs/reliability.md)).",
         ]
