@@ -50,6 +50,11 @@ SEAMS = {
         "trims the pass if all that come after compute_aux_loss are None.",
     ),
     "_generate": (["self", "prompts"], "Read what it returns: DynamicSampling hands out its eight parts."),
+    "_generate_single_turn": (
+        ["self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
+        "Read what it returns, and whether the limit of new tokens is still read from `generation_config` or from "
+        "`vllm_generation` in every call: EntropyForkGRPOTrainer._continue_answers calls it for parts of responses.",
+    ),
     "_get_train_sampler": (["self", "dataset"], "Read how the order of an epoch is drawn."),
     "_save_checkpoint": (["self", "model", "trial"], "Read what is written, and in which order."),
     "_load_rng_state": (["self", "checkpoint"], "Read when the training loop calls it."),
@@ -76,7 +81,7 @@ def test_every_override_is_pinned():
     """And there are no more of them than the trainer's page names."""
     methods = {name for name, value in vars(EntropyForkGRPOTrainer).items() if inspect.isroutine(value)}
     assert {name for name in methods - {"__init__"} if hasattr(GRPOTrainer, name)} == set(SEAMS)
-    assert EntropyForkGRPOTrainer.__bases__ == (GRPOTrainer,) and len(SEAMS) == 13
+    assert EntropyForkGRPOTrainer.__bases__ == (GRPOTrainer,) and len(SEAMS) == 14
 
 
 def test_adapters_are_read_by_name():

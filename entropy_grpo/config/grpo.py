@@ -21,6 +21,8 @@ from .losses import check_loss
 from .shaping import ShapingConfig
 from .unread import RULES
 
+# Sampling settings under which a response that is written in parts differs from one that is written at once.
+WHOLE_RESPONSES = ("seed", "stop", "stop_strings", "max_time", "max_tokens", "max_new_tokens", "max_length", "n")
 HEADS = ("auto", "liger", "trl")
 # Settings that may be counted in rollouts.
 STEPS = (
@@ -68,6 +70,11 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             with groups that are not informative, whose tokens have no gradient and count in the denominator.
             `partial` trains on a smaller rollout.
         max_group_age: rollouts that a surplus informative group may wait; 0 discards surplus groups.
+        max_new_tokens_per_round: tokens by which a response grows in a round of dynamic sampling; null for no limit. A
+            rollout ends when it is full of whole groups, and unfinished responses continue in the next rollout. The
+            first rounds draw more groups than the rollout needs, 1 + `max_response_age` / 2 times as many.
+        max_response_age: rollouts over which a response may continue after its first rollout. The last of them writes
+            it to its end.
         allow_truncated_sampling: accept `top_p` below 1, `top_k` and `min_p`, which are otherwise refused. The
             log-probabilities are then of the truncated distribution (`models.truncation`). They need whole rows of
             logits, which costs time. Entropies remain those of the whole distribution.
@@ -147,6 +154,12 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     )
     max_group_age: int = field(
         default=1, metadata={"help": "Rollouts that a surplus informative group may wait; 0 discards surplus groups."}
+    )
+    max_new_tokens_per_round: int | None = field(
+        default=None, metadata={"help": "Tokens that a round adds to a response, which continues in later rollouts."}
+    )
+    max_response_age: int = field(
+        default=2, metadata={"help": "Rollouts over which a response may continue after the one in which it began."}
     )
     allow_truncated_sampling: bool = field(
         default=False, metadata={"help": "Accept top_p, top_k and min_p, and score by the truncated distribution."}
@@ -297,6 +310,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}: a share of right responses must lie in [0, 1].")
+        self._check_rounds()
         if self.dynamic_sampling:
             group = self.num_generations
             shares = [right / group for right in range(group + 1)]
@@ -305,6 +319,28 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                     f"min_accuracy is {self.min_accuracy} and max_accuracy is {self.max_accuracy}: no number of right "
                     f"responses out of num_generations ({group}) lies between them, so widen them."
                 )
+
+    def _check_rounds(self) -> None:
+        """Refuse a budget of tokens that no round can keep."""
+        budget, longest = self.max_new_tokens_per_round, self.max_completion_length
+        if budget is None:
+            return
+        if not 1 <= budget < longest:
+            raise ValueError(
+                f"max_new_tokens_per_round is {budget}, but a round must add at least 1 token and fewer than "
+                f"max_completion_length ({longest}): set it between them, or leave it out."
+            )
+        if self.max_response_age < 1:
+            raise ValueError(
+                f"max_response_age is {self.max_response_age}: a response that continues in a later rollout "
+                "needs 1 or more."
+            )
+        given = [name for name in WHOLE_RESPONSES if name in (self.generation_kwargs or {})]
+        if given:
+            raise ValueError(
+                f"generation_kwargs: {given[0]} is set beside max_new_tokens_per_round, but it is meant for responses "
+                "that are written in one call: leave one of them out."
+            )
 
     def _refuse_biased_sampling(self) -> None:
         """Refuse sampling settings that change the distribution in a way that the loss does not score."""

@@ -106,11 +106,13 @@ SAMPLING = (
             "sampling_round_size",
             "at_sampling_limit",
             "max_group_age",
+            "max_new_tokens_per_round",
         ),
         "dynamic_sampling",
         _is_set,
         "without dynamic_sampling: true",
     ),
+    ReadIf(("max_response_age",), "max_new_tokens_per_round", _is_set, "without max_new_tokens_per_round"),
     ReadIf(
         ("num_completions_to_print", "log_unique_prompts", "log_completions_hub_repo"),
         "log_completions",

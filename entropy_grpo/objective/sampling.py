@@ -51,9 +51,10 @@ class Group:
         row: index of the problem among the training problems.
         responses: the G responses.
         rewards: (G, F) float32, one column per reward function. The first column decides which responses are right.
-        born: number of the rollout for which the group was drawn.
-        old_logps: for every response, (T,) float32 log-probabilities under the policy that wrote it. None while that
-            policy is the current policy.
+        born: number of the rollout for which the group was drawn, or in which its responses became whole.
+        old_logps: for every response, (t,) float32 log-probabilities of its first t tokens under the policies that
+            wrote them. The current policy wrote the further tokens, and all tokens if this is None.
+        begun: number of the rollout in which the responses began, if they were written over several rollouts.
     """
 
     row: int
@@ -61,6 +62,7 @@ class Group:
     rewards: Tensor
     born: int
     old_logps: list[Tensor] | None = None
+    begun: int | None = None
 
 
 def accuracies(rewards: Tensor, size: int, column: int = 0) -> Tensor:
@@ -129,10 +131,16 @@ class DynamicSampler:
         dropped, self.waiting = len(self.waiting) - len(fresh), fresh
         return dropped
 
-    def draw(self) -> list[int]:
-        """Draw the problems of the next round: as many as should fill the rollout, plus one standard deviation."""
+    def draw(self, unfinished: int = 0, surplus: float = 1.0) -> list[int]:
+        """Draw the problems of the next round: as many as should fill the rollout, plus one standard deviation.
+
+        Args:
+            unfinished: number of groups that have been drawn but are not whole.
+            surplus: unfinished groups per missing group of the rollout.
+        """
         rate = self.pass_rate
         wanted = (self.missing + math.sqrt(self.missing * (1 - rate))) / rate
+        wanted = max(wanted * surplus - unfinished, 0.0)
         count = min(math.ceil(wanted / self.multiple) * self.multiple, self.round_size)
         places = [divmod(self.cursor + i, self.problems) for i in range(count)]
         orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}

@@ -26,11 +26,14 @@ from ..objective.ranks import Ranks
 from ..objective.sampling import DynamicSampler, Group, Response, accuracies, informative
 from ..objective.tokens import Inputs, loss_mask
 from ..runs.state import State
+from .drafts import Draft, Drafts, Write
 
 Row = dict[str, Any]
 # Result of TRL's `_generate`: prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images,
 # tool_images. Each is a list with an entry per response or None, except extra_fields, a dictionary of such lists.
 Generated = tuple
+# Responses that are written already: their tokens, and their log-probabilities from the sampler or None.
+Finished = tuple[list[list[int]], list[list[float]] | None]
 
 
 @dataclass
@@ -41,7 +44,8 @@ class Supply:
         rows: the problem of every response.
         generated: the responses, in the form of TRL's `_generate`.
         rewards: (responses of all ranks, F) float32, in the form of TRL's `_calculate_rewards`.
-        old_logps: for every response, (T,) float32 log-probabilities, or None if the current policy wrote it.
+        old_logps: for every response, (t,) float32 log-probabilities of its first t tokens, which older policies
+            wrote, or None if the current policy wrote it.
         is_carried: whether any response of the rollout, on any rank, has `old_logps`.
         filling: (B,) bool, true for responses of groups that only fill up the rollout.
         num_filling: number of filling groups on all ranks.
@@ -65,12 +69,15 @@ class Policy:
     """Functions of the trainer that a source of rollouts calls.
 
     Attributes:
-        generate: generates a response to each problem.
+        generate: generates a response to each problem, or decodes the responses that are given, and lets their grading
+            begin.
+        write: lets responses grow by a number of tokens.
         reward: (problems, their responses) -> rewards (responses of all ranks, F).
         log_probs: micro-batch -> (B, T) log-probabilities of its completions under the current weights.
     """
 
-    generate: Callable[[list[Row]], Generated]
+    generate: Callable[[list[Row], Finished | None], Generated]
+    write: Write
     reward: Callable[[list[Row], Generated], Tensor]
     log_probs: Callable[[Inputs], Tensor]
 
@@ -150,17 +157,27 @@ def generated_of(responses: Sequence[Response]) -> Generated:
 
 
 def with_old_logps(logps: Tensor, old_logps: Sequence[Tensor | None]) -> Tensor:
-    """(B, T) log-probabilities in which rows of responses from older policies are replaced.
+    """(B, T) log-probabilities in which those of tokens from older policies are replaced.
 
     Args:
         logps: (B, T).
-        old_logps: for each row, (t,) log-probabilities under the policy that wrote it, or None to keep the row.
+        old_logps: for each row, (t,) log-probabilities of its first t tokens under the policies that wrote them, or
+            None to keep the row. A sampler records NaN for a token that it could not score, which keeps its value.
     """
     logps = logps.clone()
     for row, old in zip(logps, old_logps, strict=True):
         if old is not None:
-            row[: len(old)] = old
+            old = old.to(row)
+            row[: len(old)] = torch.where(old.isnan(), row[: len(old)], old)
     return logps
+
+
+def finished_of(drafts: Sequence[Draft], places: Sequence[int]) -> Finished:
+    """Return the responses of whole drafts at these places, which count all responses of all drafts."""
+    responses = [response for draft in drafts for response in draft.responses]
+    mine = [responses[place] for place in places]
+    ids = [response.completion_ids.tolist() for response in mine]
+    return ids, None if mine[0].logprobs is None else [response.logprobs.tolist() for response in mine]
 
 
 class DynamicSampling:
@@ -197,6 +214,22 @@ class DynamicSampling:
             shuffle=args.shuffle_dataset,
             seed=args.seed,
         )
+        self.drafts = Drafts(
+            problem=lambda row: data[row],
+            write=policy.write,
+            size=args.num_generations,
+            budget=args.max_new_tokens_per_round,
+            longest=args.max_completion_length,
+            max_age=args.max_response_age,
+            ranks=ranks,
+            part=self._part,
+        )
+
+    @property
+    def _part(self) -> int | None:
+        """Responses that one call generates on a rank: TRL's own generation holds the whole call in memory."""
+        args = self.args
+        return None if args.use_vllm else args.per_device_train_batch_size * args.steps_per_generation
 
     def _share(self, values: Sequence[Any]) -> Sequence[Any]:
         """Return this rank's part of a sequence that is equal on all ranks."""
@@ -209,11 +242,12 @@ class DynamicSampling:
         """Draw until the rollout is full of informative groups, or the limit of rounds is reached."""
         sampler, args = self.sampler, self.args
         discarded, filling, shares, informative_drawn = sampler.begin(), [], [], 0
+        self.drafts.begin()
         carried = min(len(sampler.waiting), sampler.size)
-        while sampler.missing and len(shares) < args.max_sampling_rounds:
+        while (sampler.missing or self.drafts.is_due(sampler.rollout)) and len(shares) < args.max_sampling_rounds:
             is_last = len(shares) + 1 == args.max_sampling_rounds
-            rows = sampler.draw()
-            kept, filling, accuracy = self._draw(rows, sampler.missing if is_last else 0)
+            rows, drafts = self._begin_round(is_last)
+            kept, filling, accuracy = self._draw(rows, sampler.missing if is_last else 0, drafts)
             sampler.add(kept, len(rows))
             shares.append(accuracy)
             informative_drawn += len(kept)
@@ -231,23 +265,66 @@ class DynamicSampling:
             supply.accuracy = drawn.mean().item()
         found["pass_rate"] = sampler.pass_rate
         supply.metrics = {f"dynamic_sampling/{name}": value for name, value in found.items()}
+        if self.drafts.is_used:
+            supply.metrics |= self._partial_metrics(groups)
         return supply
 
-    def _draw(self, rows: list[int], spare: int) -> tuple[list[Group], list[Group], Tensor]:
+    def _begin_round(self, is_last: bool) -> tuple[list[int], list[Draft] | None]:
+        """Begin a round.
+
+        Args:
+            is_last: whether unfinished responses are written to their end, because no further round follows.
+
+        Returns:
+            (problems of the groups that the round grades, these groups if they are written already), equal on every
+            rank.
+        """
+        sampler, drafts = self.sampler, self.drafts
+        rows = sampler.draw(len(drafts.unfinished), drafts.surplus)
+        if not drafts.is_used:
+            return rows, None
+        drafts.add(rows, sampler.rollout)
+        drafts.write(sampler.rollout, is_last)
+        whole = drafts.take_whole(sampler.multiple)
+        return [draft.row for draft in whole], whole
+
+    def _partial_metrics(self, groups: list[Group]) -> dict[str, float]:
+        """Metrics of responses that are written over several rollouts, for the groups of this rollout."""
+        ages = [self.sampler.rollout - group.begun for group in groups if group.begun is not None]
+        trained = sum(len(response.completion_ids) for group in groups for response in group.responses)
+        older = sum(len(old) for group in groups for old in group.old_logps or [])
+        found = {
+            "unfinished": sum(not ended for draft in self.drafts.unfinished for ended in draft.ended),
+            "age_mean": sum(ages) / max(len(ages), 1),
+            "age_max": max(ages, default=0),
+            "generated_per_trained": self.drafts.written / max(trained, 1),
+            "older_share": older / max(trained, 1),
+        }
+        return {f"partial_rollouts/{name}": float(value) for name, value in found.items()}
+
+    def _draw(
+        self, rows: list[int], spare: int, drafts: list[Draft] | None
+    ) -> tuple[list[Group], list[Group], Tensor]:
         """Draw a round of groups.
 
         Args:
             rows: problems to draw.
             spare: number of groups that are needed, informative or not.
+            drafts: the groups, if they are written already.
 
         Returns:
             (informative groups, further groups up to `spare` in all, (groups,) accuracy of every group), equal on
             every rank.
         """
         size = self.args.num_generations
+        if not rows:  # no group became whole
+            return [], [], torch.zeros(0)
         places = self._share(range(len(rows) * size))
         problems = [self.data[rows[place // size]] for place in places]
-        generated = self._generate_in_parts(problems)
+        if drafts is None:
+            generated = self._generate_in_parts(problems)
+        else:
+            generated = self.policy.generate(problems, finished_of(drafts, places))
         rewards = self.policy.reward(with_extra(problems, generated[5]), generated)
         # A control experiment trains on another reward, and the first reward, with weight 0, only measures accuracy.
         taught = next((i for i, weight in enumerate(self.reward_weights) if weight), 0)
@@ -264,18 +341,17 @@ class DynamicSampling:
         def group(i: int) -> Group:
             responses = [found[place] for place in range(i * size, (i + 1) * size)]
             own = rewards[i * size : (i + 1) * size].float().cpu()
-            return Group(rows[i], responses, own, self.sampler.rollout)
+            if drafts is None:
+                return Group(rows[i], responses, own, self.sampler.rollout)
+            old = drafts[i].old_logps if any(map(len, drafts[i].old_logps)) else None
+            return Group(rows[i], responses, own, self.sampler.rollout, old, drafts[i].begun)
 
         return [group(i) for i in kept], [group(i) for i in others], accuracies(rewards, size)
 
     def _generate_in_parts(self, problems: list[Row]) -> Generated:
-        """Generate responses in parts of a rollout's size.
-
-        TRL's own generation holds the whole part in memory. A part is graded while the next part is generated.
-        """
-        own = self.args.per_device_train_batch_size * self.args.steps_per_generation
-        part = len(problems) if self.args.use_vllm else own
-        parts = [self.policy.generate(problems[start : start + part]) for start in range(0, len(problems), part)]
+        """Generate responses in parts of a rollout's size. A part is graded while the next part is generated."""
+        part = self._part or len(problems)
+        parts = [self.policy.generate(problems[start : start + part], None) for start in range(0, len(problems), part)]
         columns = list(zip(*parts, strict=True))
         joined = [None if column[0] is None else [x for part in column for x in part] for column in columns]
         joined[5] = {
@@ -317,31 +393,37 @@ class DynamicSampling:
     # After the scoring
 
     def finish(self, output: Inputs, supply: Supply | None) -> Inputs:
-        """Remove the gradient of filling groups, and score the groups that wait for the next rollout."""
+        """Remove the gradient of filling groups, and score the responses that later rollouts train on."""
         output = dict(output)
         if supply.num_filling:
             output["advantages"] = output["advantages"].masked_fill(supply.filling, 0.0)
             if self.args.at_sampling_limit == "partial":
                 output["completion_mask"] = output["completion_mask"] * (~supply.filling).unsqueeze(1)
                 output["num_items_in_batch"] = self.ranks.sum(loss_mask(output).sum())
+        self.drafts.keep_recorded()
         self._score_waiting()
         return output
 
     def _score_waiting(self) -> None:
-        """Store log-probabilities of the waiting groups while the policy that wrote them is still the current one."""
-        groups = [group for group in self.sampler.waiting if group.old_logps is None]
-        if not groups:
+        """Store log-probabilities of waiting and unfinished groups while their policy is still the current one."""
+        for group in self.sampler.waiting:
+            group.old_logps = group.old_logps or [torch.zeros(0)] * len(group.responses)
+        members = [
+            (group.responses[i], group.old_logps, i)
+            for group in [*self.sampler.waiting, *self.drafts.unfinished]
+            for i, old in enumerate(group.old_logps)
+            if len(old) < len(group.responses[i].completion_ids)
+        ]
+        if not members:
             return
-        members = [response for group in groups for response in group.responses]
         ranks = self.ranks.count
         places = [min(i, len(members) - 1) for i in range(-(-len(members) // ranks) * ranks)]
         mine = self._share(places)
-        logps = self.policy.log_probs(self._inputs_of([members[i] for i in mine])).float().cpu()
-        lengths = [len(members[i].completion_ids) for i in mine]
+        logps = self.policy.log_probs(self._inputs_of([members[i][0] for i in mine])).float().cpu()
+        lengths = [len(members[i][0].completion_ids) for i in mine]
         scored = dict(gather_object([(i, x[:n].clone()) for i, x, n in zip(mine, logps, lengths, strict=True)]))
-        for number, group in enumerate(groups):
-            size = len(group.responses)
-            group.old_logps = [scored[i] for i in range(number * size, (number + 1) * size)]
+        for place, (_, old_logps, i) in enumerate(members):
+            old_logps[i] = torch.cat([old_logps[i], scored[place][len(old_logps[i]) :]])
 
     def _inputs_of(self, responses: Sequence[Response]) -> Inputs:
         def padded(tensors: list[Tensor], side: str, value: int) -> Tensor:
@@ -357,11 +439,12 @@ class DynamicSampling:
     # Resuming
 
     def state(self) -> State:
-        return {"sampler": self.sampler.state()}
+        return {"sampler": self.sampler.state(), "drafts": self.drafts.state()}
 
     def restore(self, state: State) -> None:
         if "sampler" in state:
             self.sampler.restore(state["sampler"])
+            self.drafts.restore(state.get("drafts", []))  # older checkpoints have none
 
 
 def make_source(
@@ -373,11 +456,13 @@ def make_source(
     pad_token: int,
     device: torch.device,
     uses_tools: bool,
+    has_rollout_func: bool,
 ) -> RolloutSource:
     """Choose the source of rollouts by the settings.
 
     Raises:
-        ValueError: `dynamic_sampling` is true for a stream, for problems with images, or for a policy with tools.
+        ValueError: `dynamic_sampling` is true for a stream, for problems with images, or for a policy with tools, or
+            responses are to be written in rounds that a `rollout_func` writes whole.
     """
     if not args.dynamic_sampling:
         return Direct()
@@ -387,4 +472,9 @@ def make_source(
         raise ValueError("dynamic_sampling is true but the policy has tools: set dynamic_sampling: false.")
     if {"image", "images"} & set(data.column_names):
         raise ValueError("dynamic_sampling is true but the problems have images: set dynamic_sampling: false.")
+    if has_rollout_func and args.max_new_tokens_per_round is not None:
+        raise ValueError(
+            f"max_new_tokens_per_round is {args.max_new_tokens_per_round} but a rollout_func writes the responses: "
+            "leave one of them out."
+        )
     return DynamicSampling(policy, data, args, ranks, reward_weights, pad_token, device)

@@ -62,11 +62,12 @@ from ..rewards.guard import Guarded, GuardedAsync
 from ..rewards.registry import BUILT_IN
 from ..runs import seal
 from ..runs.weights import ADAPTER, WHOLE
+from .drafts import Piece, pieces_of
 from .fsdp2 import Float32Results, answering, reshard_before_sync
 from .ranks import ranks_of
 from .requirements import check_package
 from .resume import Resume
-from .rollouts import Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
+from .rollouts import Finished, Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
 from .scoring import Scorer
 from .server import InParts
 
@@ -81,6 +82,7 @@ class Call:
     Attributes:
         inputs: the micro-batch whose loss is computed; empty in all other calls.
         rows: the problems that are answered.
+        finished: responses that replace those of TRL's sampler.
         supply: responses and rewards that replace TRL's generation and grading.
         scores_rollout: whether the first pass computes entropies, to log and to rank a rollout. With adapters, a pass
             of the reference policy follows, which is the same model without them.
@@ -93,6 +95,7 @@ class Call:
 
     inputs: Inputs = field(default_factory=dict)
     rows: list[Row] | None = None
+    finished: Finished | None = None
     supply: Supply | None = None
     scores_rollout: bool = False
     carried: list[Tensor | None] | None = None
@@ -146,7 +149,12 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self.transforms = [method.of(self.args) for method in methods_of(self.args)]
         self.stages = StageDetector(self.args.plateau_window, self.args.plateau_share)
         self.rollouts = make_source(
-            Policy(self._answer_problems, self._reward_answers, lambda inputs: self._score(inputs, False).logps),
+            Policy(
+                generate=self._answer_problems,
+                write=self._continue_answers,
+                reward=self._reward_answers,
+                log_probs=lambda inputs: self._score(inputs, False).logps,
+            ),
             self.train_dataset,
             self.args,
             self.ranks,
@@ -154,6 +162,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self._tokenizer.pad_token_id,
             self.accelerator.device,
             uses_tools=bool(self.tools) or self.environment_factories is not None,
+            has_rollout_func=self.rollout_func is not None,
         )
         self.resume = Resume(self)
         self.reward_funcs = [
@@ -267,9 +276,19 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     # Functions for the source of rollouts, see `rollouts.Policy`
 
-    def _answer_problems(self, problems: list[Row]) -> Generated:
-        with self._during(Call(rows=problems)):
+    def _answer_problems(self, problems: list[Row], finished: Finished | None) -> Generated:
+        with self._during(Call(rows=problems, finished=finished)):
             return self._generate([problem["prompt"] for problem in problems])
+
+    def _continue_answers(self, problems: list[Row], written: list[list[int]], limit: int) -> list[Piece]:
+        """Let the current policy continue responses, by at most `limit` tokens each: see `drafts.Write`."""
+        prompts, _, _ = self._tokenize_prompts([problem["prompt"] for problem in problems])
+        contexts = [prompt + ids for prompt, ids in zip(prompts, written, strict=True)]
+        setting = "max_completion_length" if self.use_vllm else "max_new_tokens"
+        with self._whole_distribution(), self._sampling({setting: limit}):
+            ids, logprobs = super()._generate_single_turn(contexts, None, {}, 1)
+        ends = frozenset([*self.eos_token_ids, *(self.args.generation_kwargs or {}).get("stop_token_ids", [])])
+        return pieces_of(prompts, ids, logprobs, limit, ends)
 
     def _reward_answers(self, problems: list[Row], generated: Generated) -> Tensor:
         prompts = [problem["prompt"] for problem in problems]
@@ -385,6 +404,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             if hasattr(reward, "begin"):  # other processes grade while this process continues
                 reward.begin(prompts=prompts, completions=generated[3], **columns)
         return generated
+
+    def _generate_single_turn(self, prompt_ids: list, *others: Any, **named: Any) -> tuple[list, list | None]:
+        """Return the responses that are written already, or let TRL's sampler write them."""
+        finished = self._call.finished
+        return super()._generate_single_turn(prompt_ids, *others, **named) if finished is None else finished
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
         if self._call.supply is not None:

@@ -1,0 +1,246 @@
+"""Partial rollouts: responses that grow by a number of tokens per round, and continue in the next rollout.
+
+The longest responses of a rollout take several times as long as the mean, and the sampler is nearly idle meanwhile.
+With `max_new_tokens_per_round` a rollout ends as soon as it is full of whole groups. Unfinished responses are kept,
+with the log-probabilities of their tokens, and continue under the new weights. A group is graded when all its
+responses are whole.
+
+Old log-probabilities: every token has the log-probability under the policy that drew it, so that its importance ratio
+is exact. vLLM records them. For transformers, a pass at the end of a rollout scores what the current policy has
+written so far (`rollouts.DynamicSampling.finish`).
+
+Entropies: one pass of the current policy over the whole rollout ranks all tokens, as for groups that waited. Eq. 6 of
+arXiv 2506.01939 ranks by the entropy of the policy that is trained, and a threshold compares tokens on one scale.
+Entropies of several policies are not on one scale: while entropy falls from rollout to rollout, they would favour the
+older part of every response. The mask has no gradient, so that the ratio stays exact whoever ranks.
+
+More groups are unfinished than a rollout needs, so that the first rollouts hold more short responses than later ones.
+Every group that has begun is written to its end and graded, so that no response is lost for its length.
+
+The state is equal on every rank.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from ..objective.ranks import Ranks
+from ..objective.sampling import Response
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Piece:
+    """Tokens by which a response grows.
+
+    Attributes:
+        prompt_ids, ids: (P,) and (t,) int32.
+        logprobs: (t,) float32, log-probabilities from the sampler, or None.
+        ended: whether the response ends by itself with this piece.
+    """
+
+    prompt_ids: Tensor
+    ids: Tensor
+    logprobs: Tensor | None
+    ended: bool
+
+
+# (problems, the tokens of their responses so far, largest number of further tokens) -> their continuations.
+Write = Callable[[list[Row], list[list[int]], int], list[Piece]]
+
+
+@dataclass
+class Draft:
+    """A group whose responses are being written.
+
+    Attributes:
+        row: index of the problem among the training problems.
+        begun: number of the rollout in which the responses began.
+        responses: the G responses so far. Their texts are empty.
+        old_logps: for every response, (s,) float32 log-probabilities of its first s tokens, which earlier policies
+            wrote. The current policy wrote the further tokens.
+        ended: for every response, whether it is whole.
+    """
+
+    row: int
+    begun: int
+    responses: list[Response]
+    old_logps: list[Tensor]
+    ended: list[bool]
+
+    def extend(self, i: int, piece: Piece, longest: int) -> None:
+        """Append a piece to response i, which ends at `longest` tokens at the latest."""
+        before = self.responses[i]
+        ids = torch.cat([before.completion_ids, piece.ids])
+        logprobs = piece.logprobs
+        if logprobs is not None and before.logprobs is not None:
+            logprobs = torch.cat([before.logprobs, logprobs])
+        self.responses[i] = Response(piece.prompt_ids, ids, "", logprobs)
+        self.ended[i] = piece.ended or len(ids) >= longest
+
+
+def pieces_of(
+    prompt_ids: Sequence[Sequence[int]],
+    ids: Sequence[Sequence[int]],
+    logprobs: Sequence[Sequence[float | None]] | None,
+    limit: int,
+    ends: frozenset[int],
+) -> list[Piece]:
+    """Convert the lists of TRL's `_generate_single_turn` to pieces.
+
+    Args:
+        limit: largest number of tokens that a piece could have.
+        ends: tokens that end a response. A response that is shorter than the limit has ended, too.
+    """
+
+    def floats(values: Sequence[float | None]) -> Tensor:
+        return torch.tensor([float("nan") if x is None else x for x in values], dtype=torch.float32)
+
+    return [
+        Piece(
+            torch.tensor(prompt, dtype=torch.int32),
+            torch.tensor(new, dtype=torch.int32),
+            None if logprobs is None else floats(logprobs[i]),
+            len(new) < limit or new[-1] in ends,
+        )
+        for i, (prompt, new) in enumerate(zip(prompt_ids, ids, strict=True))
+    ]
+
+
+class Drafts:
+    """The unfinished groups.
+
+    Args:
+        problem: returns the problem of a row.
+        write: lets the current policy continue responses.
+        size: responses of a group.
+        budget: tokens by which a response grows in a round; None for no limit.
+        longest: tokens of the longest response.
+        max_age: rollouts after its first rollout in which a response is whole at the latest.
+        part: responses of one call of `write`, or None for any number.
+    """
+
+    def __init__(
+        self,
+        problem: Callable[[int], Row],
+        write: Write,
+        size: int,
+        budget: int | None,
+        longest: int,
+        max_age: int,
+        ranks: Ranks,
+        part: int | None,
+    ):
+        self.problem, self.policy_writes, self.size, self.budget = problem, write, size, budget
+        self.longest, self.max_age, self.ranks, self.part = longest, max_age, ranks, part
+        self.unfinished: list[Draft] = []  # oldest first
+        self.written = 0  # tokens, since `begin`
+
+    @property
+    def is_used(self) -> bool:
+        """False if every response is written at once. A run may drop the budget while responses are unfinished."""
+        return self.budget is not None or bool(self.unfinished)
+
+    @property
+    def surplus(self) -> float:
+        """Unfinished groups in a round, in multiples of the groups that the rollout needs.
+
+        By Little's law a group stays for as many rollouts as there are unfinished groups for each that leaves. Half of
+        the largest age is the mean that leaves room for the longest responses.
+        """
+        return 1.0 if self.budget is None else 1 + self.max_age / 2
+
+    def is_due(self, rollout: int) -> bool:
+        """Return whether a response has to be written to its end in this rollout."""
+        return any(self._must_end(draft, rollout) and not all(draft.ended) for draft in self.unfinished)
+
+    def _must_end(self, draft: Draft, rollout: int) -> bool:
+        return rollout - draft.begun >= self.max_age
+
+    def begin(self) -> None:
+        """Begin a rollout: count its tokens anew."""
+        self.written = 0
+
+    def add(self, rows: Sequence[int], rollout: int) -> None:
+        """Begin the responses to problems."""
+        nothing = torch.zeros(0, dtype=torch.int32)
+        for row in rows:
+            responses = [Response(nothing, nothing, "") for _ in range(self.size)]
+            self.unfinished.append(Draft(row, rollout, responses, [torch.zeros(0)] * self.size, [False] * self.size))
+
+    def write(self, rollout: int, to_the_end: bool) -> None:
+        """Let every unfinished response grow by the budget.
+
+        Args:
+            rollout: number of the current rollout. Responses that have reached the largest age are written whole.
+            to_the_end: whether all responses are written whole.
+        """
+        plan: dict[int, list[tuple[Draft, int]]] = defaultdict(list)
+        for draft in self.unfinished:
+            is_last = to_the_end or self.budget is None or self._must_end(draft, rollout)
+            for i, response in enumerate(draft.responses):
+                left = self.longest - len(response.completion_ids)
+                if not draft.ended[i]:
+                    plan[left if is_last else min(left, self.budget)].append((draft, i))
+        for limit, members in sorted(plan.items()):
+            self._continue(members, limit)
+
+    def _continue(self, members: list[tuple[Draft, int]], limit: int) -> None:
+        """Let responses grow by at most `limit` tokens, on all ranks.
+
+        The ranks make equally many calls with equally many responses, as vLLM's groups and servers need. Up to
+        `ranks - 1` responses are therefore written twice, and one of the two is taken. Responses of similar length
+        share a call, which pads them to one width.
+        """
+        members.sort(key=lambda member: len(member[0].responses[member[1]].completion_ids))
+        count = -(-len(members) // self.ranks.count) * self.ranks.count
+        mine = [min(i, len(members) - 1) for i in range(count)][self.ranks.index :: self.ranks.count]
+        part, found = self.part or len(mine), []
+        for places in (mine[start : start + part] for start in range(0, len(mine), part)):
+            drafts = [members[place] for place in places]
+            problems = [self.problem(draft.row) for draft, _ in drafts]
+            written = [draft.responses[i].completion_ids.tolist() for draft, i in drafts]
+            found += zip(places, self.policy_writes(problems, written, limit), strict=True)
+        for place, piece in dict(gather_object(found)).items():
+            draft, i = members[place]
+            draft.extend(i, piece, self.longest)
+            self.written += len(piece.ids)
+
+    def take_whole(self, multiple: int) -> list[Draft]:
+        """Take groups that are whole, oldest first. Their number is a multiple; further groups stay for a round."""
+        whole = [draft for draft in self.unfinished if all(draft.ended)]
+        taken = whole[: len(whole) // multiple * multiple]
+        gone = {id(draft) for draft in taken}
+        self.unfinished = [draft for draft in self.unfinished if id(draft) not in gone]
+        return taken
+
+    def keep_recorded(self) -> None:
+        """Store the log-probabilities that the sampler recorded as those of the policy that wrote the tokens."""
+        for draft in self.unfinished:
+            for i, response in enumerate(draft.responses):
+                if response.logprobs is not None:
+                    draft.old_logps[i] = response.logprobs
+
+    # Resuming
+
+    def state(self) -> list[Row]:
+        """State on which later rollouts depend, in dictionaries, lists and tensors."""
+        return [
+            vars(draft)
+            | {"responses": [vars(r) for r in draft.responses]}
+            | {"old_logps": list(draft.old_logps), "ended": list(draft.ended)}
+            for draft in self.unfinished
+        ]
+
+    def restore(self, state: list[Row]) -> None:
+        """Continue from the result of `state`."""
+        self.unfinished = [
+            Draft(**draft | {"responses": [Response(**response) for response in draft["responses"]]})
+            for draft in state
+        ]

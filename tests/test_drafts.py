@@ -1,0 +1,169 @@
+"""Partial rollouts: parts against whole responses, log-probabilities against the policies that wrote each part."""
+
+import json
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.fixtures import fixed_rollout
+from entropy_grpo.objective.ranks import ALONE
+from entropy_grpo.training.drafts import Drafts, Piece
+
+from . import written_parts
+from .conftest import accelerate_launch
+from .test_durable import assert_goes_on
+
+LONGEST = 16
+
+
+@pytest.fixture(scope="module")
+def ending_model(tiny_model, tmp_path_factory):
+    """The tiny model with a larger weight for its last token, so that responses end at many lengths."""
+    folder = tmp_path_factory.mktemp("ending")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_token_id] *= 6
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_parts_add_up_to_the_greedy_response(ending_model, tmp_path):
+    """With one token to choose from, at every rate of progress, whatever is in the batch beside a response."""
+    model = AutoModelForCausalLM.from_pretrained(ending_model)
+    greedy = {"allow_truncated_sampling": True, "top_k": 1, "learning_rate": 0.0, "max_steps": 3}
+    checked = set()
+    for budget in (2, 5, 15):
+        trainer = written_parts.made(
+            ending_model,
+            tmp_path / str(budget),
+            max_new_tokens_per_round=budget,
+            data=fixed_rollout.prompts(32),
+            **greedy,
+        )
+        for output in written_parts.rollouts_of(trainer):
+            for prompt, ids in written_parts.written_ids(output):
+                whole = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=LONGEST)[0]
+                assert whole[len(prompt) :].tolist() == ids
+                checked.add((*prompt, len(ids)))
+        assert sum(row.get("partial_rollouts/older_share", 0) > 0 for row in trainer.state.log_history) > 0
+    assert len({length for *_, length in checked}) > 1, "no response ended by itself"
+
+
+@pytest.mark.parametrize("steps_per_generation", [1, 2], ids=["TRL scores no rollout", "TRL scores the rollout"])
+def test_tokens_have_the_log_probabilities_of_the_policy_that_wrote_them(ending_model, tmp_path, steps_per_generation):
+    batch = {"per_device_train_batch_size": 8 // steps_per_generation, "steps_per_generation": steps_per_generation}
+    written_parts.check(ending_model, tmp_path, batch)
+
+
+@pytest.mark.slow
+def test_so_they_have_on_two_processes(ending_model, tmp_path):
+    """Groups of four on ranks with four responses each, whose drafts are dealt to both."""
+    command = ["--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0", "-m"]
+    batch = {"per_device_train_batch_size": 2, "steps_per_generation": 2}
+    result = accelerate_launch(*command, "tests.written_parts", ending_model, tmp_path, json.dumps(batch))
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+class Sampler:
+    """Writes responses of given lengths, and records the calls."""
+
+    def __init__(self, lengths):
+        self.lengths, self.calls, self.begun = lengths, [], 0
+
+    def __call__(self, problems, written, limit):
+        self.calls.append((len(problems), limit))
+        pieces = []
+        for problem, before in zip(problems, written, strict=True):
+            number = before[0] if before else self.begun
+            self.begun += not before
+            length = self.lengths[number]
+            new = [number] * min(limit, length - len(before))
+            ids = torch.tensor(new, dtype=torch.int32)
+            pieces.append(Piece(torch.tensor([problem]), ids, ids / 2, len(before) + len(new) == length))
+        return pieces
+
+
+def test_every_response_is_written_once_and_in_time():
+    """A response of n tokens has n in the end, and has them at most `max_age` rollouts after its first token."""
+    rng = random.Random(0)
+    lengths = [min(int(rng.lognormvariate(2, 1)) + 1, 40) for _ in range(400)]
+    for budget in (1, 7, 39):
+        sampler = Sampler(lengths)
+        drafts = Drafts(lambda row: row, sampler, 2, budget, 40, 2, ALONE, part=5)
+        whole = []
+        for rollout in range(1, 30):
+            drafts.begin()
+            while len(drafts.unfinished) < 12 and sampler.begun < 380:
+                drafts.add([len(whole)], rollout)
+            drafts.write(rollout, to_the_end=False)
+            taken = drafts.take_whole(3)
+            assert len(taken) % 3 == 0
+            assert not drafts.is_due(rollout)
+            whole += [response for draft in taken for response in draft.responses]
+            assert all(rollout - draft.begun <= 2 or all(draft.ended) for draft in drafts.unfinished)
+        drafts.write(30, to_the_end=True)
+        whole += [response for draft in drafts.unfinished for response in draft.responses]
+        numbers = [int(response.completion_ids[0]) for response in whole]
+        assert sorted(numbers) == list(range(sampler.begun)) and sampler.begun > 200
+        for number, response in zip(numbers, whole, strict=True):
+            assert response.completion_ids.tolist() == [number] * lengths[number]
+            assert response.logprobs.tolist() == [number / 2] * lengths[number]
+        assert max(count for count, _ in sampler.calls) == 5
+        assert all(limit <= budget or limit < 40 for _, limit in sampler.calls)
+
+
+def test_a_group_that_waits_for_even_ranks_goes_first():
+    drafts = Drafts(lambda row: row, Sampler([1] * 20), 2, 3, 40, 2, ALONE, part=None)
+    drafts.add([7, 8, 9, 10, 11], 1)
+    drafts.write(1, to_the_end=False)
+    assert [draft.row for draft in drafts.take_whole(2)] == [7, 8, 9, 10]
+    drafts.add([12], 2)
+    drafts.write(2, to_the_end=False)
+    assert [draft.row for draft in drafts.take_whole(2)] == [11, 12] and drafts.unfinished == []
+
+
+RESUMED = {
+    **written_parts.PARTS,
+    "data": fixed_rollout.prompts(16),
+    "reward": "coins",
+    "learning_rate": 0.05,
+    "max_steps": 7,
+    "per_device_train_batch_size": 4,
+    "steps_per_generation": 4,
+    "gradient_accumulation_steps": 2,
+    "save_strategy": "steps",
+    "shuffle_dataset": True,
+}
+
+
+@pytest.mark.parametrize("saved", [3, 4])
+def test_a_run_goes_on_in_the_middle_of_responses(ending_model, tmp_path, saved):
+    settings = RESUMED | {"save_steps": saved}
+    whole = fixed_rollout.train(ending_model, tmp_path / "a", **settings)
+    checkpoint = tmp_path / "a" / f"checkpoint-{saved}"
+    assert_goes_on(ending_model, tmp_path / "b", whole, checkpoint, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"dynamic_sampling": False, "min_accuracy": None, "max_accuracy": None},
+            ["max_new_tokens_per_round is 3", "dynamic_sampling: true"],
+        ),
+        ({"max_new_tokens_per_round": 16}, ["max_new_tokens_per_round is 16", "max_completion_length (16)"]),
+        ({"max_new_tokens_per_round": 0}, ["max_new_tokens_per_round is 0"]),
+        ({"max_response_age": 0}, ["max_response_age is 0", "1 or more"]),
+        ({"max_new_tokens_per_round": None, "max_response_age": 1}, ["max_response_age is 1", "max_new_tokens"]),
+        ({"generation_kwargs": {"seed": 1}}, ["generation_kwargs: seed", "leave one of them out"]),
+        ({"sampled": False}, ["max_new_tokens_per_round is 3", "rollout_func"]),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant_are_refused(tiny_model, tmp_path, settings, words):
+    with pytest.raises(ValueError) as error:
+        written_parts.made(tiny_model, tmp_path, **settings)
+    assert all(word in str(error.value) for word in words), error.value

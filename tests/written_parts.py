@@ -1,0 +1,122 @@
+"""Partial rollouts: the log-probabilities of every part against the policy that wrote it.
+
+Several processes run it as a script: written_parts.py MODEL OUTPUT JSON_OF_OVERRIDES.
+"""
+
+import json
+import sys
+from collections import Counter
+
+import torch
+from accelerate.utils import gather_object
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from benchmarks.fixtures import fixed_rollout
+from entropy_grpo.training.setup import finish
+
+from . import reference
+
+EVERY_GROUP = {"min_accuracy": 0.0, "max_accuracy": 1.0}
+PARTS = {"sampled": True, "dynamic_sampling": True, "max_new_tokens_per_round": 3, "max_response_age": 2}
+PARTS |= EVERY_GROUP | {"entropy_scope": "rollout", "top_entropy_quantile": 0.5}
+
+
+def written_ids(output):
+    """The prompt and the response of every row of a rollout."""
+    rows = []
+    for i in range(len(output["completion_ids"])):
+        prompt, ids = (output[f"{name}_ids"][i][output[f"{name}_mask"][i].bool()] for name in ("prompt", "completion"))
+        rows.append((prompt.tolist(), ids.tolist()))
+    return rows
+
+
+def made(model, output, **settings):
+    return fixed_rollout.make_trainer(model, output, **PARTS | settings)
+
+
+def rollouts_of(trainer):
+    """Train, and return every rollout as it is handed to the optimiser steps."""
+    found, original = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: found.append(original(inputs)) or found[-1]
+    trainer.train()
+    return found
+
+
+class Weights(TrainerCallback):
+    """Keeps the weights before every optimiser step, in float64."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        named = model.named_parameters()
+        self.seen.append({name.removeprefix("module."): p.detach().double().clone() for name, p in named})
+
+
+def record_parts(trainer):
+    """Return a dictionary that will hold the optimiser step before which every token of a group was written.
+
+    The responses to a prompt are in step with each other, so that a token's place says when it was written.
+    """
+    parts, drafts = {}, trainer.rollouts.drafts
+    original = drafts.policy_writes
+
+    def watched(problems, written, limit):
+        pieces = original(problems, written, limit)
+        for before, piece in zip(written, pieces, strict=True):
+            for t in range(len(before), len(before) + len(piece.ids)):
+                step = parts.setdefault((*piece.prompt_ids.tolist(), -t), trainer.state.global_step)
+                assert step == trainer.state.global_step
+        return pieces
+
+    drafts.policy_writes = watched
+    return parts
+
+
+def check(model_path, output, batch):
+    """Train five rollouts, and recompute old log-probabilities in float64 from the weights that wrote each part."""
+    steps_per_generation = batch["steps_per_generation"]
+    trainer = made(
+        model_path,
+        output,
+        data=fixed_rollout.prompts(32),
+        max_steps=5 * steps_per_generation,
+        learning_rate=0.2,
+        gradient_accumulation_steps=1,
+        max_group_age=3,
+        max_new_tokens_per_round=2,
+        max_response_age=6,
+        **batch,
+    )
+    weights, parts = Weights(), record_parts(trainer)
+    trainer.add_callback(weights)
+    rollouts = rollouts_of(trainer)
+    parts = dict(gather_object(list(parts.items())))
+    model, ages = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64), Counter()
+    for number, output in enumerate(rollouts):
+        now = number * steps_per_generation
+        for i, (prompt, ids) in enumerate(written_ids(output)):
+            steps = [parts[*prompt, -t] for t in range(len(ids))]
+            if "old_per_token_logps" not in output:
+                assert set(steps) == {now}
+                continue
+            for step in set(steps):
+                model.load_state_dict(weights.seen[step])
+                keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+                with torch.no_grad():
+                    expected, _ = reference.score(model, *(output[key][i : i + 1] for key in keys), 1.0)
+                wrote = torch.tensor([s == step for s in steps])
+                old = output["old_per_token_logps"][i][: len(ids)].double()
+                assert torch.allclose(old[wrote], expected[0, : len(ids)][wrote], atol=1e-4), (number, i, step)
+                ages[(now - step) // steps_per_generation] += int(wrote.sum())
+            ages["mixed"] += len(set(steps)) > 1
+    assert ages["mixed"] > 4 and ages[1] > 0 and ages[2] > 0, ages
+    row = trainer.state.log_history[3 * steps_per_generation]
+    assert 0 < row["partial_rollouts/older_share"] < 1 and row["partial_rollouts/unfinished"] > 0
+    first, last = weights.seen[0], weights.seen[-1]
+    assert max((first[name] - last[name]).abs().max() for name in first) > 1e-2
+    return trainer
+
+
+if __name__ == "__main__":
+    finish(check(sys.argv[1], sys.argv[2], json.loads(sys.argv[3])))
