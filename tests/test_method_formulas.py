@@ -9,8 +9,10 @@ from fractions import Fraction
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from entropy_grpo.objective.methods import covariance, entropy, outcome, ratios, spurious
+from entropy_grpo.objective.methods import covariance, entropy, outcome, planning, ratios, spurious
 from entropy_grpo.objective.methods.view import StepView
 from entropy_grpo.objective.ranks import ALONE
 
@@ -141,7 +143,8 @@ def test_the_number_of_drawn_tokens_is_that_of_the_decimal_share():
 def test_kl_cov_has_the_gradient_of_its_loss():
     view = make_view(width=40, seed=2)
     cov = covariances(view)
-    top = sorted(cov, key=lambda p: -cov[p])[: int(0.05 * len(cov))]
+    informative = [p for p in cov if view.advantages[p[0]] != 0]
+    top = sorted(informative, key=lambda p: -cov[p])[: int(0.05 * len(cov))]
 
     def paper(logps):
         ratio = torch.exp(logps - view.old_logps.double())
@@ -386,3 +389,86 @@ def test_weights_of_a_first_step_are_one():
     view = replace(view, logps=view.old_logps, entropies=view.old_entropies)
     for method in (ratios.fipo, ratios.erc, ratios.aspo, ratios.archer_clip):
         assert method(view)[view.mask].eq(1).all(), method.__name__
+
+
+# arXiv 2509.03646
+
+PHRASES = ["let's try another way", "on the other hand", "wait, is this right"]
+TEXTS = [
+    "Let's try another way. Then on the other hand 7",
+    "let's try another ways, let's try another\nlet's try another way",  # only the last is an occurrence
+    "Wait, is this right? wait, is this right",
+    "on the other on the other hand hand",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Byte-level BPE, as Qwen's, with merges learnt from the texts."""
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    model.train_from_iterator(TEXTS * 20, trainers.BpeTrainer(vocab_size=320, initial_alphabet=letters))
+    return PreTrainedTokenizerFast(tokenizer_object=model)
+
+
+def hicra_view(tokenizer):
+    encoded = [tokenizer(text, return_offsets_mapping=True) for text in TEXTS]
+    width = max(len(e["input_ids"]) for e in encoded) + 3
+    ids = torch.full((len(TEXTS), width), encoded[1]["input_ids"][1])
+    mask = torch.zeros(len(TEXTS), width, dtype=torch.bool)
+    for row, e in enumerate(encoded):
+        n = len(e["input_ids"])
+        ids[row, :n], mask[row, :n] = torch.tensor(e["input_ids"]), True
+    advantages = torch.tensor([1.5, -2.0, 0.0, 0.5])
+    view = StepView(mask, torch.arange(4), 4, 2, advantages, ALONE, completion_ids=ids, tokenizer=tokenizer)
+    return view, [e["offset_mapping"] for e in encoded]
+
+
+def test_hicra_favours_the_tokens_of_the_phrases(tokenizer, tmp_path):
+    file = tmp_path / "phrases.txt"
+    file.write_text("# A comment.\n\n" + "\n".join(PHRASES) + "\n")
+    view, offsets = hicra_view(tokenizer)
+    expected = {}
+    for row, text in enumerate(TEXTS):
+        inside = set()  # characters of whole phrases, found in the text and not in its tokens
+        for phrase in PHRASES:
+            for at in range(len(text)):
+                end = at + len(phrase)
+                whole = not text[end : end + 1].isalpha() and not text[at - 1 : at].isalpha()
+                if text[at:end].lower() == phrase and whole:
+                    inside |= set(range(at, end))
+        for t, (start, end) in enumerate(offsets[row]):
+            planning_token = bool(inside & set(range(start, end)))
+            advantage = view.advantages[row].item()
+            expected[row, t] = advantage + 0.2 * abs(advantage) * planning_token
+    assert_tokens(view, planning.hicra(view, view.advantages, ngrams=str(file)), expected)
+    assert {1.5, 1.8, -2.0, -1.6, 0.0, 0.5, 0.6} == {round(v, 6) for v in expected.values()}
+    shorter = replace(view, mask=view.mask & (torch.arange(view.mask.size(1)) < 3))
+    cut = planning.hicra(shorter, view.advantages, ngrams=str(file))
+    assert torch.equal(cut[0, :3], view.token_advantages[0, :3])  # tokens outside of the mask complete no phrase
+
+
+@pytest.mark.parametrize(
+    "content, reason", [(None, "cannot be read"), (b"# none\n", "has no phrase"), (b"\xff\xfe", "is not UTF-8")]
+)
+def test_a_bad_file_of_phrases_is_refused(tmp_path, content, reason):
+    file = tmp_path / "phrases.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        planning.read_phrases(str(file))
+
+
+def test_a_phrase_without_tokens_is_refused(tmp_path):
+    words = Tokenizer(models.WordLevel({"take": 0, "?": 1}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+    file = tmp_path / "phrases.txt"
+    file.write_text("take\n")
+    assert planning.token_ngrams(str(file), tokenizer) == ((0,),)  # "Take" is no word of this tokenizer
+    other = tmp_path / "other.txt"
+    other.write_text("take it\n")
+    with pytest.raises(ValueError, match="cannot write the phrase 'take it'"):
+        planning.token_ngrams(str(other), tokenizer)

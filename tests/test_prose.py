@@ -173,6 +173,7 @@ NO_SETTING = {
     "grading/expressions.py": "an answer that is not read, which counts as wrong",
     "grading/pool.py": "the workers as a whole",
     "metrics/answers.py": "arrays of a caller",
+    "objective/methods/planning.py": "a file of phrases; the name of the method and its parameter precede the reason",
     "objective/window.py": "a fault of the selection itself",
     "runs/yaml12.py": "text that is not YAML; the reader adds file and line",
     "runs/launched.py": "a run that was stopped from outside",

@@ -57,7 +57,7 @@ def clip_cov(view: StepView, share: Share = 2e-4, low: Positive = 1.0, high: Pos
     return (~draw(candidates, share_of_tokens(share, view), view.places, view.seed, view.ranks)).float()
 
 
-@advantage(stage="step", needs={"logps", "old_logps"}, revives=True, paper=PAPER)
+@advantage(stage="step", needs={"logps", "old_logps"}, paper=PAPER)
 def kl_cov(view: StepView, advantages: Tensor, share: Share = 2e-3, coefficient: Positive = 1.0) -> Tensor:
     """(B, T) advantages with which an unclipped surrogate has the gradient of KL-Cov.
 
@@ -67,13 +67,17 @@ def kl_cov(view: StepView, advantages: Tensor, share: Share = 2e-3, coefficient:
         A' = A - b sign(l - l_old) / r.
 
     The gradient is the paper's if the loss does not clip (epsilon 1 and a very large epsilon_high), and the logged
-    loss is another. The paper calls the added term a KL divergence. It is an absolute difference: its gradient is 0 at
-    l = l_old, as in the first step of every rollout, and has the size b everywhere else.
+    loss is another. Tokens of groups without an advantage, which the authors' dynamic sampling drops, are not chosen.
+
+    The paper calls the added term a KL divergence. It is an absolute difference: its gradient is 0 at l = l_old, as in
+    the first step of every rollout, and has the size b everywhere else.
 
     Args:
         share: the paper has 2e-3 for 7B and 2e-4 for 32B; 0.2 as `k_percent` in the authors' code means 0.2%.
         coefficient: b. The authors use 1; verl's default has become 0.1.
     """
-    top = highest(covariances(view), view.mask, share_of_tokens(share, view), view.places, view.ranks)
+    values = view.token_advantages
+    chosen = view.mask & (values != 0)
+    top = highest(covariances(view), chosen, share_of_tokens(share, view), view.places, view.ranks)
     difference = (view.logps - view.old_logps).clamp(-20.0, 20.0)
-    return view.token_advantages - top * (coefficient * difference.sign() * torch.exp(-difference))
+    return values - top * (coefficient * difference.sign() * torch.exp(-difference))

@@ -6,6 +6,7 @@ over all processes (see `over_ranks`).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ..ranks import Ranks
 # Fields that a forward pass computes. A view has the declared fields of its method; all others are None.
 COMPUTED = ("old_logps", "old_entropies", "logps", "entropies", "residual_norms")
 # Fields that are known without a pass.
-FREE = ("completion_ids", "rewards", "right")
+FREE = ("completion_ids", "tokenizer", "rewards", "right")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class StepView:
         group_size: responses to a problem.
         advantages: (B,) or (B, T) float32, after the entries that run earlier.
         completion_ids: (B, T) int64 token ids.
+        tokenizer: tokenizer of the ids.
         rewards: (B,) float32, weighted sum of the reward functions; NaN for a response that none of them scored.
         right: (B,) bool, responses whose first reward counts as right.
         old_logps, old_entropies: (B, T) float32, log-probabilities and entropies (nats) under the policy that wrote
@@ -49,6 +51,7 @@ class StepView:
     advantages: Tensor
     ranks: Ranks
     completion_ids: Tensor | None = None
+    tokenizer: Any = None
     rewards: Tensor | None = None
     right: Tensor | None = None
     old_logps: Tensor | None = None
