@@ -131,13 +131,14 @@ def allocations(run):
     return max(sizes), sizes[-1]
 
 
-def pass_bytes(model, autocast=False):
+def pass_bytes(model, autocast=False, masked=True):
     """Bytes of a decoder after its forward pass, and at most in both passes, gradients of parameters apart."""
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     decoder = getattr(model, "get_base_model", lambda: model)().model
     ids, mask = tokens(), torch.ones(BATCH, WIDTH, dtype=torch.long)
     mask[0, :5] = 0
+    mask = mask if masked else None
 
     def forward():
         with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
@@ -174,6 +175,19 @@ def test_activations_are_what_a_pass_allocates(family, attention, dtype, autocas
     kept, peak = pass_bytes(model, autocast)
     assert found.kept == pytest.approx(kept, rel=0.02) and found.peak < 1.02 * peak
     assert compute == torch.bfloat16 or found.peak == pytest.approx(peak, rel=0.02)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_pass_without_a_mask_keeps_neither_mask_nor_repeated_keys(attention):
+    model = small(attn_implementation=attention).train()
+    sizes = [
+        measured(dtype="float32").activations(BATCH, WIDTH, torch.float32, False, attention, False, masked)
+        for masked in (True, False)
+    ]
+    assert (sizes[1].kept, sizes[1].peak) == pytest.approx(pass_bytes(model, masked=False), rel=0.02)
+    assert (sizes[1].kept < sizes[0].kept) == (attention == "sdpa")
+    other = measured(dtype="float32").activations(BATCH, WIDTH, torch.float32, False, "kernels-community/x", False)
+    assert attention == "eager" or other == sizes[1]
 
 
 def test_frozen_weights_keep_no_inputs():

@@ -19,7 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging
 from trl.trainer.utils import add_fused_lm_head
 
@@ -31,6 +38,10 @@ from .load import positions_of
 # Sequence lengths; two lengths separate operations per token from operations per pair of tokens.
 SHORT, LONG = 64, 128
 MASKED = ("sdpa", "eager")
+# SDPA as it runs where nothing is padded. Under fake tensors transformers would make a mask nevertheless.
+WITHOUT_MASK = "sdpa_without_mask"
+AttentionInterface.register(WITHOUT_MASK, sdpa_attention_forward)
+AttentionMaskInterface.register(WITHOUT_MASK, lambda *args, **kwargs: None)
 _Trained = PreTrainedModel | PeftModel
 
 
@@ -192,24 +203,33 @@ class Model:
         return _operations(short_forward, long_forward), _operations(short_backward, long_backward)
 
     def activations(
-        self, batch: int, width: int, compute: torch.dtype, autocast: bool, attention: str | None, checkpointing: bool
+        self,
+        batch: int,
+        width: int,
+        compute: torch.dtype,
+        autocast: bool,
+        attention: str | None,
+        checkpointing: bool,
+        masked: bool = True,
     ) -> Activations:
         """Return the bytes of a training pass over `batch` sequences of `width` tokens, including padding.
 
         Args:
             compute: dtype of the linear layers' arithmetic.
             autocast: whether torch's autocast casts the loaded weights; otherwise the weights have dtype `compute`.
-            attention: `sdpa` or `eager`, with a padding mask; `None` for transformers' choice between both; any other
-                name stands for an attention without a mask.
+            attention: `sdpa` or `eager`; `None` for transformers' choice between both; any other name stands for an
+                attention that never takes a mask.
             checkpointing: whether gradient checkpointing is on.
+            masked: whether the pass has a padding mask. `eager` needs a causal mask even without it.
         """
         weights = self.loaded if autocast else compute
 
         def measure(depth: int) -> list[float]:
             model = self._copy(depth, checkpointing, attention if attention in MASKED else None, weights)
-            name = _decoder(model).config.get_text_config()._attn_implementation
-            masked = attention is None or attention in MASKED
-            mask = (compute if name == "eager" else torch.bool) if masked else None
+            text = _decoder(model).config.get_text_config()
+            mask = compute if text._attn_implementation == "eager" else torch.bool
+            if mask == torch.bool and not (masked and attention in (None, *MASKED)):
+                text._attn_implementation, mask = WITHOUT_MASK, None
             with FakeTensorMode():
                 _materialise(model, None if autocast else compute)
                 ids = torch.zeros(batch, width, dtype=torch.long)

@@ -142,6 +142,16 @@ def positions_are_relative(rope_parameters: dict[str, Any]) -> bool:
     return all(layer is None or layer["rope_type"] in STATIC_ROPE for layer in layers)
 
 
+def padding_is_inert(text_config: Any) -> bool:
+    """Return whether the scores of a sequence are independent of the width of its batch.
+
+    Args:
+        text_config: transformers' configuration of the language model.
+    """
+    rope = getattr(text_config, "rope_parameters", None)
+    return rope is not None and positions_are_relative(rope)
+
+
 def merge(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Merge micro-batches into one. Values of the whole rollout (0-dimensional, or None) are taken once."""
     return {

@@ -82,6 +82,7 @@ class Objective:
             tokens without advantage or without weight have no gradient.
         batch_means: whether a term of the loss is a mean within a micro-batch (bnpo, entropy bonus, load balancing),
             so that TRL's micro-batches must stay together.
+        balances: whether the loss has a load-balancing term, which is computed under a padding mask.
     """
 
     rho: float
@@ -108,6 +109,7 @@ class Objective:
     per_token: bool
     surrogate: bool
     batch_means: bool
+    balances: bool
 
     @classmethod
     def from_args(
@@ -158,6 +160,7 @@ class Objective:
             per_token=token_ratio and args.loss_type != "vespo" and args.off_policy_mask_threshold is None,
             surrogate=args.beta == 0 and not has_bonus and not aux_loss_enabled,
             batch_means=args.loss_type == "bnpo" or has_bonus or aux_loss_enabled,
+            balances=aux_loss_enabled,
         )
 
     # Tokens
@@ -228,6 +231,11 @@ class Objective:
     def regroups(self) -> bool:
         """True if the sequences of an optimiser step are grouped by length (sequences with images never are)."""
         return self.by_length and not self.batch_means and self.whole_steps
+
+    @property
+    def aligns(self) -> bool:
+        """True if training passes need no padding mask (`training.scoring`), in models whose padding is inert."""
+        return self.by_length and not self.balances
 
     @property
     def drops_sequences(self) -> bool:

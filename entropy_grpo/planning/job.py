@@ -14,6 +14,7 @@ from ..models.adapters import check_quantised
 from ..models.config import CheckedModelConfig
 from ..models.load import read_local_config
 from ..models.measure import Model
+from ..objective.batching import padding_is_inert
 from ..objective.objective import Objective
 from ..runs.folder import RUNS
 from ..tasks.registry import find
@@ -93,6 +94,15 @@ class Job(Resolved):
     def responses(self) -> int:
         """Responses of an optimiser step, over all processes."""
         return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+
+    @property
+    def aligns(self) -> bool:
+        """True if training passes need no padding mask."""
+        return (
+            self.objective is not None
+            and self.objective.aligns
+            and padding_is_inert(self.policy.config.get_text_config())
+        )
 
     @property
     def precision(self) -> str:

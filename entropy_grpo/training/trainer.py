@@ -43,7 +43,7 @@ from ..models.head import add_sparse_lm_head, trains_head, why_not
 from ..monitoring.callbacks import RunRecorder, Watch
 from ..monitoring.steps import StepMonitor
 from ..objective.advantages import AdvantageTransform, methods_of
-from ..objective.batching import positions_are_relative
+from ..objective.batching import padding_is_inert
 from ..objective.drawing import NEUTRAL_SAMPLING, truncation_note
 from ..objective.objective import Objective
 from ..objective.stages import StageDetector
@@ -221,8 +221,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _padding_is_inert(self) -> bool:
         """Return whether the score of a sequence is independent of the width of its micro-batch."""
-        rope = getattr(self.model.config.get_text_config(), "rope_parameters", None)
-        if rope is not None and positions_are_relative(rope):
+        if padding_is_inert(self.model.config.get_text_config()):
             return True
         get_logger(__name__).warning(
             "batch_by_length does not trim padding, because this model's positions depend on the width of its batch."
@@ -508,7 +507,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if batch_size is None and not self.model.training:  # an evaluation batch is as large as generation needs
             batch_size = self.args.per_device_train_batch_size
         sequences = (input_ids, attention_mask, logits_to_keep)
-        scored = self.scorer.run(score, model, outputs, *sequences, batch_size, kept, has_images)
+        scored = self.scorer.run(score, model, outputs, *sequences, batch_size, kept, has_images, compute_aux_loss)
         if known:
             scored.entropies = call.inputs["entropies"]
         if kept is not None:  # tokens that were not projected get a ratio of 1
