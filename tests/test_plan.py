@@ -227,6 +227,16 @@ def test_direct_batches_are_taken_as_they_are(capsys):
     assert found["warnings"] == []
 
 
+def test_hours_are_operations_over_their_rate(recipe_file, planned):
+    """Of 8 GPUs that achieve 400 TFLOP/s, over 544 steps of 17,398 problems."""
+    found = plan.make(resolve(recipe_file, ["--seed", "3"], mean_length=7000, problems=17_398, tflops=400.0))
+    assert found["batches"]["steps"] == 3 * 16 * (17_398 // 512)
+    seconds = found["operations"]["total"] * found["batches"]["steps"] / (8 * 400e12)
+    assert found["hours"] == pytest.approx(seconds / 3600)
+    assert f"at least {found['hours']:,.1f} hours" in plan.render(found)
+    assert planned["hours"] is None and "hours" not in plan.render(planned)
+
+
 def test_json_and_text_say_the_same(recipe_file, capsys):
     cli.main(["plan", recipe_file, "--mean-length", "7000", "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -249,6 +259,7 @@ def test_json_and_text_say_the_same(recipe_file, capsys):
         (["--top_entropy_quantile", "2.0"], {}, r"top_entropy_quantile is 2.0: the kept share"),
         ([], {"gpus": 3}, r"per_device_train_batch_size is 2 on 3 processes.*use 1, 2, 4, 8, .*256 processes"),
         ([], {"gpus": 0}, r"--gpus is 0: it must be above 0"),
+        ([], {"tflops": 0.0}, r"--tflops is 0.0: it must be above 0"),
         ([], {"mean_length": 1e6}, r"--mean-length is 1e\+06: it must lie between 0 and max_completion_length"),
         (
             ["--use_peft", "--lora_target_modules", "lm_head"],

@@ -22,6 +22,17 @@ def steps(job: Job) -> int | None:
     return math.ceil(args.num_train_epochs * (job.problems // prompts * job.objective.steps_per_rollout))
 
 
+def hours(job: Job, operations_of_step: float) -> float | None:
+    """Return the hours of all optimiser steps if every GPU achieves `tflops`, or `None` if a figure is unknown.
+
+    Sampling, saving and evaluation are slower than their operations, so that a run takes longer.
+    """
+    number, tflops = steps(job), job.options.tflops
+    if number is None or tflops is None:
+        return None
+    return number * operations_of_step / (job.processes * tflops * 1e12) / 3600
+
+
 def batches(job: Job) -> dict[str, Any]:
     """Return numbers of micro-batches, steps and tokens."""
     args, lengths = job.args, job.lengths

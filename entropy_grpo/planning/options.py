@@ -23,13 +23,15 @@ class PlanOptions:
     """mean number of tokens of a response, for the operations of a step"""
     prompt_length: int | None = None
     """number of tokens of the longest prompt; by default the recipe's limit, or 2048"""
+    tflops: float | None = None
+    """operations that a GPU achieves per second, in TFLOP, for the hours of the run"""
     problems: int | None = None
     """number of training problems, for the number of steps"""
     model_config: str | None = None
     """config.json of a model that is not known, or its folder"""
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "nodes", "gpu_memory", "prompt_length"):
+        for name in ("gpus", "nodes", "gpu_memory", "prompt_length", "tflops"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be above 0.")

@@ -17,7 +17,7 @@ from ..config.recipe import Setting
 from ..metrics.tables import aligned
 from .commands import commands, names_server, serve_words
 from .disk import disk
-from .flops import batches, operations
+from .flops import batches, hours, operations
 from .job import Job, resolve
 from .memory import GIB, memory, scaled_bytes, trained_tensors
 from .options import PlanOptions
@@ -62,7 +62,7 @@ def verdict(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> d
 
 def make(job: Job) -> dict[str, Any]:
     """Return the whole plan, in JSON types."""
-    args, needed, cache = job.args, memory(job), sampler(job)
+    args, needed, cache, flops = job.args, memory(job), sampler(job), operations(job)
     return {
         "recipe": {
             "file": job.options.recipe,
@@ -82,7 +82,8 @@ def make(job: Job) -> dict[str, Any]:
         "memory": needed,
         "vllm": cache,
         "disk": disk(job),
-        "operations": operations(job),
+        "operations": flops,
+        "hours": hours(job, flops["total"]),
         "warnings": warnings(job, needed, cache),
         "commands": commands(job, cache),
     }
@@ -171,6 +172,8 @@ def render(plan: dict[str, Any]) -> str:
     blocks = [_recipe_block(plan), _batch_block(plan), _memory_block(plan)]
     blocks += [_vllm_block(plan["vllm"])] if plan["vllm"] else []
     blocks += [_disk_block(plan["disk"]), _operation_block(plan["operations"])]
+    if plan["hours"] is not None:
+        blocks[-1] += f"\n  the run's steps take at least {plan['hours']:,.1f} hours at --tflops of every GPU"
     listed = {"warnings": plan["warnings"]} | plan["commands"]
     blocks += ["\n  ".join([title, *sentences]) for title, sentences in listed.items() if sentences]
     return "\n\n".join([*blocks, plan["verdict"]["sentence"]])

@@ -1,0 +1,282 @@
+"""Tables of docs/papers.md: a row for every table, figure, equation and point of criticism of both papers.
+
+    python -m benchmarks.papers            # plan every recipe of the rows, write benchmarks/results/papers.json
+    python -m benchmarks.papers --table    # only the tables, of the recorded plans
+
+A row has commands, and the place of a small-scale result. GPUs and hours are those of `entropy-grpo plan`.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+from entropy_grpo import cli
+from entropy_grpo.compare import sweep
+from entropy_grpo.metrics.tables import table as markdown_table
+from entropy_grpo.planning import plan
+from entropy_grpo.planning.options import PlanOptions
+
+RESULTS = measure.RESULTS / "papers.json"
+PAGE = measure.ROOT / "docs" / "papers.md"
+COMMAND = "python -m benchmarks.papers --table"
+# 40% of an H100's peak in bfloat16, which large models reach in training.
+TFLOPS = 400.0
+# Assumed mean lengths of responses, in tokens, by the beginning of a recipe's name: neither paper states a mean.
+MEAN_LENGTHS = {"qwen3": 7000.0, "llama": 2000.0, "qwen25": 2000.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a paper shows or a reader asked, the commands that make it, their needs, and the small-scale result.
+
+    `needs` describes commands without a recipe; the needs of recipes are planned.
+    """
+
+    item: str
+    commands: Sequence[str]
+    small: str
+    needs: str = ""
+
+
+ONE_GPU = "1 GPU with the model"
+DEMO = "a CPU"
+SMALL_RHO = "[sweep of rho](experiments.md#tokens-to-train-on)"
+SMALL_SHAPING = "[shaping](experiments.md#advantage-shaping): no difference is shown"
+SMALL_FIGURES = "[the embedded task](entropy.md#the-embedded-task)"
+SMALL_DIVERGENCE = "[divergence](entropy.md#divergence)"
+NONE = "none recorded"
+THINKING = "--model Qwen/Qwen3-8B --chat --thinking true"
+CHECKPOINTS = (
+    "entropy-grpo analyze collect --model base=Qwen/Qwen3-14B-Base --against 16=runs/qwen3_14b/weights/step-16 "
+    "160=runs/qwen3_14b/weights/step-160 1360=runs/qwen3_14b/weights/step-1360 --answered-by 1360 "
+    "--benchmarks aime24,aime25 --output runs/qwen3_14b/analysis"
+)
+STAGE = (
+    "entropy-grpo analyze collect --model begin=runs/qwen25_7b_grpo/weights/step-3200 "
+    "--against end=runs/qwen25_7b_grpo/weights/step-4800 --benchmarks aime24 --output runs/qwen25_7b_grpo/analysis"
+)
+RHO = "top_entropy_quantile=0.1,0.15,0.2,0.25,0.3,1.0"
+FAMILIES = ("qwen25_7b", "qwen25_math_7b")
+SHAPING = ("grpo", "ppl", "position", "ppl_position")
+
+
+def launches(*names: str) -> list[str]:
+    """Return the commands that train recipes."""
+    return [f"entropy-grpo launch recipes/{name}.yaml" for name in names]
+
+
+def evaluated(name: str, benchmarks: str, preset: str) -> str:
+    """Return the command that evaluates a recipe's run on benchmarks."""
+    return f"entropy-grpo eval --model runs/{name} --benchmarks {benchmarks} --preset {preset}"
+
+
+MATHS = "aime24,aime25,amc23,math500,minerva,olympiadbench"
+SECTIONS: dict[str, list[Row]] = {
+    "arXiv 2506.01939, high-entropy minority tokens": [
+        Row(
+            "Eq. 1, Fig. 2 (entropy of tokens, words at forks)",
+            [f"entropy-grpo analyze collect {THINKING} --benchmarks aime24 --output analysis/qwen3_8b"],
+            SMALL_FIGURES,
+            ONE_GPU,
+        ),
+        Row("Eq. 2 to 4 (the baseline, DAPO)", launches("qwen3_8b_dapo"), "[the demo](demo.md)"),
+        Row(
+            "Eq. 5, Fig. 3 (temperatures at forks and elsewhere)",
+            [f"entropy-grpo analyze decoding {THINKING} --benchmarks aime24,aime25 --output analysis/decoding"],
+            "[forked decoding](entropy.md#forked-decoding): agrees for T_low, disagrees for T_high",
+            ONE_GPU,
+        ),
+        Row("Eq. 6 (the objective on the top 20%)", launches("qwen3_8b"), "[the demo](demo.md)"),
+        Row(
+            "Table 1, Fig. 4 and 5 (forks over training)",
+            [*launches("qwen3_14b"), CHECKPOINTS, "entropy-grpo analyze report runs/qwen3_14b"],
+            SMALL_FIGURES,
+        ),
+        Row(
+            "Table 2 (accuracy at 8B, 14B, 32B) and its training curves",
+            [
+                *launches(*(f"qwen3_{size}{arm}" for size in ("8b", "14b", "32b") for arm in ("", "_dapo"))),
+                evaluated("qwen3_14b", benchmarks=MATHS, preset="forking"),
+                "entropy-grpo compare runs/qwen3_14b runs/qwen3_14b_dapo --baseline runs/qwen3_14b_dapo",
+            ],
+            f"{SMALL_RHO}: rho = 0.2 and 1.0 do not differ",
+        ),
+        Row(
+            "Fig. 7 (rho, bottom 80%)",
+            launches("qwen3_8b_top10", "qwen3_8b", "qwen3_8b_top50", "qwen3_8b_dapo", "qwen3_8b_bottom80"),
+            SMALL_RHO,
+        ),
+        Row("32B with responses of 29,696 tokens", launches("qwen3_32b_29k"), NONE),
+        Row("Llama-3.1-8B", launches("llama31_8b_cold_start", "llama31_8b"), NONE),
+        Row(
+            "Fig. 12 to 17 (responses in colours)",
+            ["entropy-grpo analyze text runs/qwen3_14b --checkpoints base=Qwen/Qwen3-14B-Base runs/qwen3_14b"],
+            "[coloured text](entropy.md#coloured-text)",
+            ONE_GPU,
+        ),
+    ],
+    "arXiv 2508.02260, entropy-performance exchange": [
+        Row("Eq. 1 to 3, Fig. 1 (baseline, entropy and accuracy by stage)", launches("qwen25_7b_grpo"), SMALL_SHAPING),
+        Row(
+            "Entropy of right and wrong responses; format violations, language mixing, repetition over training",
+            [*launches("qwen25_7b_grpo"), "entropy-grpo analyze report runs/qwen25_7b_grpo"],
+            "[logged entropies](entropy.md#the-embedded-task)",
+        ),
+        Row(
+            "Eq. 4 (gradient of a token), Fig. 2 and 3 (changes of probability, gradient by entropy, categories of "
+            "updates, words)",
+            [STAGE, "entropy-grpo analyze report runs/qwen25_7b_grpo"],
+            NONE,
+            ONE_GPU,
+        ),
+        Row(
+            "Eq. 5 and 6, Fig. 4 (another token; perplexity and position)",
+            [
+                STAGE,
+                "entropy-grpo analyze divergence --model runs/qwen25_7b_grpo/weights/step-3200 --benchmarks aime24 "
+                "--output runs/qwen25_7b_grpo/analysis",
+                "entropy-grpo analyze report runs/qwen25_7b_grpo",
+            ],
+            SMALL_DIVERGENCE,
+            ONE_GPU,
+        ),
+        Row(
+            "Fig. 6 (entropy by position), appendix C (categories of tokens)",
+            [STAGE, "entropy-grpo analyze report runs/qwen25_7b_grpo"],
+            SMALL_FIGURES,
+            ONE_GPU,
+        ),
+        Row("Eq. 7 and 9 (perplexity)", launches("qwen25_7b_ppl"), SMALL_SHAPING),
+        Row("Eq. 8 and 10 (position)", launches("qwen25_7b_position"), SMALL_SHAPING),
+        Row(
+            "Main table (Acc@8, Maj@8, Pass@8), Qwen2.5-7B and Qwen2.5-Math-7B",
+            [
+                *launches(*(f"{family}_{arm}" for family in FAMILIES for arm in SHAPING)),
+                evaluated("qwen25_7b_ppl", benchmarks="aime24,aime25,amc23,math500,minerva", preset="shaping"),
+            ],
+            SMALL_SHAPING,
+        ),
+        Row(
+            "Out of domain (GPQA, HumanEval)",
+            [evaluated("qwen25_7b_ppl", benchmarks="gpqa,humaneval", preset="shaping")],
+            NONE,
+            ONE_GPU,
+        ),
+        Row(
+            "Ablations (early tokens, high perplexity)",
+            launches(*(f"{family}_{arm}" for family in FAMILIES for arm in ("position_early", "ppl_high"))),
+            NONE,
+        ),
+    ],
+    "Points of a referee and of a critical essay": [
+        Row(
+            "rho from 0.1 to 0.3 in steps of 0.05, several seeds, intervals, paired tests",
+            [f"entropy-grpo sweep recipes/qwen3_8b.yaml --set {RHO} --seeds 3"],
+            SMALL_RHO,
+        ),
+        Row(
+            "A control matched in gradient norm; is entropy only a proxy for large gradients?",
+            launches("qwen3_8b_matched20", "qwen3_8b_gradient20"),
+            f"{SMALL_RHO}: gradient norm 0.2",
+        ),
+        Row("A random fifth of the tokens", launches("qwen3_8b_random20"), f"{SMALL_RHO}: random 0.2"),
+        Row(
+            "Spurious rewards",
+            launches(*(f"qwen3_8b_reward_{name}" for name in ("random", "inverted", "format_only"))),
+            "[rewards](experiments.md#true-and-spurious-rewards)",
+        ),
+        Row(
+            "Pass@k of base and trained model",
+            [
+                "entropy-grpo eval --model Qwen/Qwen3-14B-Base --benchmarks aime24 --samples 64 --output runs/base",
+                "entropy-grpo eval --model runs/qwen3_14b --benchmarks aime24 --samples 64 --compare runs/base",
+            ],
+            "[evaluation](evaluation.md)",
+            ONE_GPU,
+        ),
+        Row(
+            "Contamination of benchmarks",
+            ["entropy-grpo eval --model Qwen/Qwen3-14B-Base --benchmarks aime24,aime25 --contamination"],
+            NONE,
+            ONE_GPU,
+        ),
+    ],
+}
+
+
+def recipes_of(command: str) -> list[str]:
+    """Return the recipe files that a command trains."""
+    return re.findall(r"recipes/\w+\.yaml", command)
+
+
+def runs_of(command: str) -> int:
+    """Return the number of runs that a command trains with each of its recipes."""
+    words = command.split()
+    if words[1] != "sweep":
+        return 1
+    parsed, _ = cli.parse(words[1:])
+    return len(sweep.variants(parsed.products, parsed.others)) * parsed.seeds
+
+
+def all_recipes() -> list[str]:
+    """Return the recipe files of all rows."""
+    commands = [command for rows in SECTIONS.values() for row in rows for command in row.commands]
+    return list(dict.fromkeys(file for command in commands for file in recipes_of(command)))
+
+
+def planned(file: str) -> dict[str, Any]:
+    """Plan a recipe for the GPUs of its accelerate configuration."""
+    name = Path(file).stem
+    length = next((length for start, length in MEAN_LENGTHS.items() if name.startswith(start)), None)
+    options = PlanOptions(str(measure.ROOT / file), mean_length=length, tflops=TFLOPS, problems=17_398)
+    made = plan.make(plan.resolve(options, ()))
+    machines = made["machines"]
+    return {
+        "gpus": machines["gpus"] * machines["nodes"],
+        "hours": made["hours"],
+        "steps": made["batches"]["steps"],
+        "verdict": made["verdict"]["sentence"],
+    }
+
+
+def needs(row: Row, plans: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the GPUs and hours of a row's recipes, or the row's own words."""
+    trained = [(plans[file], runs_of(command)) for command in row.commands for file in recipes_of(command)]
+    if not trained or all(one["hours"] is None for one, _ in trained):
+        return row.needs or DEMO
+    gpus = sorted({one["gpus"] for one, _ in trained})
+    hours = [one["hours"] * one["gpus"] * runs for one, runs in trained]
+    number = sum(runs for _, runs in trained)
+    runs = "1 run" if number == 1 else f"{number} runs"
+    return f"{runs} on {' or '.join(map(str, gpus))} GPUs, {sum(hours):,.0f} GPU hours"
+
+
+def tables(plans: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the tables of all sections in Markdown."""
+    parts = []
+    for title, rows in SECTIONS.items():
+        cells = [("what", "commands", "needs", "at small scale")]
+        cells += [
+            (row.item, "<br>".join(f"`{command}`" for command in row.commands), needs(row, plans), row.small)
+            for row in rows
+        ]
+        parts.append(f"## {title}\n\n{markdown_table(cells, as_text=str)}")
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--table", action="store_true", help="only write the tables of the recorded plans")
+    if not parser.parse_args().table:
+        about = {"command": "python -m benchmarks.papers", "tflops": TFLOPS, "mean_lengths": MEAN_LENGTHS}
+        measure.files.write_json(RESULTS, about | {"plans": {file: planned(file) for file in all_recipes()}})
+    measure.write_readme(COMMAND, tables(json.loads(RESULTS.read_text())["plans"]), PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""docs/papers.md: every command parses, every recipe in it resolves to its paper's figures, and none is left out."""
+
+import json
+import re
+import shlex
+from importlib.util import find_spec
+
+import pytest
+
+from benchmarks import experiments, measure, papers
+from entropy_grpo import cli
+from entropy_grpo.config import recipe
+from entropy_grpo.config.offline import resolve
+from entropy_grpo.config.recipe import overrides
+
+from .conftest import REPOSITORY
+from .test_paper_recipes import FIGURES, ONE_GPU
+
+PLANS = json.loads(papers.RESULTS.read_text())["plans"]
+COMMANDS = sorted({command for rows in papers.SECTIONS.values() for row in rows for command in row.commands})
+TARGETS = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+# Recipes that no paper has: smaller models, adapters, and forking tokens in the setting of the second paper. Those of
+# single values of rho are variants of the sweep in a row.
+OWN = {*ONE_GPU, "qwen25_7b_forking", "qwen25_math_7b_forking", *(f"qwen3_8b_top{share}" for share in (15, 25, 30))}
+
+
+def test_the_page_has_the_rows():
+    _, block, _ = measure.readme_block(papers.COMMAND, papers.PAGE)
+    assert block == papers.tables(PLANS), f"run {papers.COMMAND}"
+
+
+def check_options(command):
+    """The checks that a command makes before it does anything else."""
+    options = command.view if isinstance(command, cli.Analyze) else command
+    if isinstance(options, cli.Unchecked):
+        kind = next(base for base in type(options).__mro__ if base.__name__.endswith("Options"))
+        try:
+            cli.checked(options, kind)
+        except ValueError as error:
+            assert str(error).endswith("name a run folder.")  # the run is still to be made
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse_and_recipes_resolve(command, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    program, *words = shlex.split(command)
+    if program == "make":
+        assert set(words) <= TARGETS
+    elif program == "python":
+        assert find_spec(words[1]) is not None
+        assert words[1] != "benchmarks.experiments" or set(words[2:]) <= experiments.EXPERIMENTS.keys()
+    elif words[0] == "launch":
+        resolve(words[1], words[2:])
+    elif words[0] == "sweep":
+        cli.main([*words, "--print"])
+        assert len(capsys.readouterr().out.splitlines()) == papers.runs_of(command)
+    else:
+        assert program == "entropy-grpo"
+        parsed, left = cli.parse(words)
+        assert not left
+        check_options(parsed)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if papers.recipes_of(command)])
+def test_recipes_have_the_figures_of_their_paper(command):
+    (file,) = papers.recipes_of(command)
+    name = file.removeprefix("recipes/").removesuffix(".yaml")
+    if name.startswith("demo_cpu"):
+        return
+    words = shlex.split(command)[3:] if " launch " in command else []
+    changed = overrides(words)
+    values = {key: setting.value for key, setting in (recipe.load(REPOSITORY / file) | changed).items()}
+    for key, expected in FIGURES[name].items():
+        assert key in changed or values[key] == expected, key
+    assert file in PLANS and PLANS[file]["verdict"].startswith("fits")
+
+
+def test_every_recipe_of_a_paper_has_a_row():
+    named = {file.removeprefix("recipes/").removesuffix(".yaml") for file in papers.all_recipes()}
+    assert FIGURES.keys() - named == OWN
+
+
+def test_a_row_of_several_runs_needs_the_hours_of_all():
+    plans = {"recipes/a.yaml": {"gpus": 8, "hours": 2.0}, "recipes/b.yaml": {"gpus": 16, "hours": 3.0}}
+    commands = ["entropy-grpo launch recipes/a.yaml", "entropy-grpo sweep recipes/b.yaml --set beta=0,1 --seeds 3"]
+    assert papers.needs(papers.Row("x", commands, ""), plans) == "7 runs on 8 or 16 GPUs, 304 GPU hours"
+    assert papers.needs(papers.Row("x", ["entropy-grpo analyze report x"], "", "one GPU"), plans) == "one GPU"
