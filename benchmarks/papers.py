@@ -22,7 +22,6 @@ from entropy_grpo.planning import plan
 from entropy_grpo.planning.options import PlanOptions
 
 RESULTS = measure.RESULTS / "papers.json"
-PAGE = measure.ROOT / "docs" / "papers.md"
 COMMAND = "python -m benchmarks.papers --table"
 # 40% of an H100's peak in bfloat16, which large models reach in training.
 TFLOPS = 400.0
@@ -275,7 +274,7 @@ def main() -> None:
     if not parser.parse_args().table:
         about = {"command": "python -m benchmarks.papers", "tflops": TFLOPS, "mean_lengths": MEAN_LENGTHS}
         measure.files.write_json(RESULTS, about | {"plans": {file: planned(file) for file in all_recipes()}})
-    measure.write_readme(COMMAND, tables(json.loads(RESULTS.read_text())["plans"]), PAGE)
+    measure.write_block(COMMAND, tables(json.loads(RESULTS.read_text())["plans"]))
 
 
 if __name__ == "__main__":

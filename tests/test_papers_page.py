@@ -25,7 +25,7 @@ OWN = {*ONE_GPU, "qwen25_7b_forking", "qwen25_math_7b_forking", *(f"qwen3_8b_top
 
 
 def test_the_page_has_the_rows():
-    _, block, _ = measure.readme_block(papers.COMMAND, papers.PAGE)
+    _, block, _ = measure.block(papers.COMMAND)
     assert block == papers.tables(PLANS), f"run {papers.COMMAND}"
 
 
