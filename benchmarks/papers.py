@@ -31,7 +31,7 @@ MEAN_LENGTHS = {"qwen3": 7000.0, "llama": 2000.0, "qwen25": 2000.0}
 
 @dataclass(frozen=True)
 class Row:
-    """What a paper shows or a reader asked, the commands that make it, their needs, and the small-scale result.
+    """Item of a paper or point of a reader, with its commands, their needs, and the small-scale result.
 
     `needs` describes commands without a recipe; the needs of recipes are planned.
     """
