@@ -26,7 +26,7 @@ from .evaluation.options import Options as EvalOptions
 from .planning.options import PlanOptions
 
 Kind = TypeVar("Kind")
-Recipe = Positional[Annotated[str, arg(metavar="RECIPE", help="file of recipes/, or any YAML file")]]
+Recipe = Positional[Annotated[str, arg(metavar="RECIPE", help="name that `entropy-grpo recipes` lists, or a file")]]
 RunPath = Positional[Annotated[Path, arg(metavar="RUN")]]
 
 
@@ -194,6 +194,42 @@ class Analyze:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """Write a recipe that travels with the package, with the settings of its parents in the same file."""
+
+    name: Positional[Annotated[str, arg(metavar="NAME")]]
+    """name of the recipe, as `entropy-grpo recipes` lists it"""
+    folder: Positional[Annotated[Path, arg(metavar="DIR")]] = Path()
+    """folder for NAME.yaml, which must not exist"""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from .config.catalogue import copy
+
+        print(copy(self.name, self.folder))
+
+
+@dataclass(frozen=True)
+class List:
+    """List the recipes that travel with the package."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from .config.catalogue import catalogue
+        from .metrics.tables import aligned
+
+        print(aligned(catalogue()))
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes that travel with the package, or copy one of them to change it."""
+
+    action: Annotated[List, subcommand("list")] | Annotated[Copy, subcommand("copy")] = List()
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        self.action(overrides)
+
+
+@dataclass(frozen=True)
 class Card:
     """Write the model card of a run, a checkpoint or a model's folder from its files.
 
@@ -279,6 +315,7 @@ class Sweep(SweepOptions):
 Command = (
     Annotated[Train, subcommand("train")]
     | Annotated[Launch, subcommand("launch")]
+    | Annotated[Recipes, subcommand("recipes")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Analyze, subcommand("analyze")]

@@ -68,14 +68,17 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
 
 def train(path: Path, arguments: Sequence[str]) -> None:
     """Train a recipe with overrides."""
+    path = recipe.find(path)
     settings = recipe.load(path) | recipe.overrides(arguments)
+    if is_first_process():
+        print(f"{path.stem}: loading PyTorch, transformers and TRL", flush=True)
     sharding = choose_sharding(settings)
     if "use_cpu" in settings and settings["use_cpu"].value is True:
         # By default two processes use cpu:0 and cpu:1, devices that torch.load cannot restore on resume.
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
 
     if is_first_process():
-        print(sharding)
+        print(sharding, flush=True)
     with without_collections():
         if recipe.is_cold_start(settings):
             from .training import sft as chosen

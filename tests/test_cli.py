@@ -115,7 +115,7 @@ def show(words):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("", "train, launch, plan, eval, analyze, card, merge, compare, sweep"),
+        ("", "train, launch, recipes, plan, eval, analyze, card, merge, compare, sweep"),
         ("trian r.yaml", "trian"),
         ("train", "RECIPE"),
         ("plan", "RECIPE"),

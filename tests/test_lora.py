@@ -312,7 +312,7 @@ def test_missing_bitsandbytes_is_one_sentence(tiny_model, tmp_path, monkeypatch,
     with pytest.raises(SystemExit):
         launch.run(killed_runs.RECIPE, words)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and 'pip install -e ".[qlora]"' in told[0]
+    assert len(told) == 1 and 'pip install "entropy-grpo[qlora]"' in told[0]
     assert not (tmp_path / "run").exists()
 
 

@@ -1,23 +1,30 @@
-"""The ranges of pyproject.toml: every extra resolves on every Python, to the set that the package is tested with."""
+"""What users install: extras that resolve on every Python to the tested set, and a wheel that works by itself."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
 
-from .conftest import REPOSITORY
+from entropy_grpo.config import shipped
+
+from .conftest import REPOSITORY, TINY_DEMO
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 OTHERS = tuple(extra for extra in PROJECT["optional-dependencies"] if extra != "vllm")
 UV = Path(sys.executable).parent / "uv"
+VERSIONS = [line.split()[-1] for line in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", line)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extras", [(), ("vllm",), OTHERS], ids=["alone", "vllm", "all others"])
-@pytest.mark.parametrize("python", ["3.11", "3.12"])
+@pytest.mark.parametrize("python", VERSIONS)
 def test_extras_resolve(extras, python):
     """Metadata alone is downloaded. What resolves together resolves apart."""
     command = [UV, "pip", "compile", "pyproject.toml", "--quiet", "--no-header", "--no-annotate"]
@@ -34,3 +41,86 @@ def test_extras_resolve(extras, python):
     for extra in extras:
         for requirement in PROJECT["optional-dependencies"][extra]:
             assert re.match(r"[\w-]+", requirement)[0] in found
+
+
+def test_python_versions_are_those_that_are_promised():
+    assert f">={VERSIONS[0]}" == PROJECT["requires-python"] and VERSIONS == ["3.11", "3.12", "3.13"]
+
+
+def run(command, folder, **environment):
+    """Run a command as a user would, who has no checkout on any path."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        list(map(str, command)), cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=240
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def copy_sources(folder):
+    """The files that a build reads, because a build writes beside them."""
+    for name in ("entropy_grpo", "recipes", "accelerate_configs"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, folder)
+    return folder
+
+
+def environment(folder):
+    """The Python of an empty environment, which finds the dependencies, but not this checkout, where they are."""
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return copy_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="module")
+def installed(sources, tmp_path_factory):
+    """The Python of an environment with the built wheel, made from the source distribution."""
+    python = environment(tmp_path_factory.mktemp("wheel"))
+    run([UV, "build", "--no-build-isolation", "--python", sys.executable, "-o", "dist", "."], sources)
+    (wheel,) = sources.glob("dist/*.whl")
+    run([UV, "pip", "install", "--quiet", "--no-deps", "--python", python, wheel], sources)
+    return python
+
+
+SHOW = "from entropy_grpo.config import shipped; print(shipped.HOME, *shipped.recipe_names()); "
+SHOW += "print(*sorted(path.name for path in shipped.CONFIGS.iterdir()))"
+
+
+def test_editable_installation_has_the_folders_of_the_checkout(sources, tmp_path):
+    python = environment(tmp_path / "venv")
+    words = ["--quiet", "--no-deps", "--no-build-isolation", "--python", python, "-e", sources]
+    run([UV, "pip", "install", *words], tmp_path, PYTHONPATH=sysconfig.get_path("purelib"))
+    home, *names = run([python, "-c", SHOW], tmp_path).splitlines()[0].split()
+    assert Path(home) == sources and names == shipped.recipe_names()
+
+
+def test_wheel_holds_recipes_and_configurations(installed, tmp_path):
+    recipes, configurations = run([installed, "-c", SHOW], tmp_path).splitlines()
+    home, *names = recipes.split()
+    assert Path(home).name == "entropy_grpo" and Path(home).is_relative_to(installed.parents[1])
+    assert names == shipped.recipe_names()
+    assert configurations.split() == sorted(path.name for path in shipped.CONFIGS.iterdir())
+
+
+@pytest.mark.slow
+def test_wheel_is_enough_to_plan_train_and_describe_a_run(installed, tiny_model, tmp_path):
+    """In an empty folder; the training is the literal launch of a copied recipe."""
+    command = installed.parent / "entropy-grpo"
+    assert run([command, "--version"], tmp_path) == f"entropy-grpo {PROJECT['version']}\n"
+    plan = run([command, "plan", "qwen3_8b", "--gpus", "8"], tmp_path)
+    assert "Qwen/Qwen3-8B-Base" in plan and "\nfits: " in plan and "accelerate_configs/slurm.sh" in plan
+    run([command, "recipes", "copy", "demo_cpu", "mine"], tmp_path)
+    words = ["mine/demo_cpu.yaml", *TINY_DEMO, "--model_name_or_path", tiny_model]
+    run([installed, "-m", "accelerate.commands.launch", *words], tmp_path)
+    card = tmp_path / "runs/demo_cpu/README.md"
+    card.unlink()
+    run([command, "card", "runs/demo_cpu"], tmp_path)
+    text = card.read_text()
+    assert f"pip install entropy-grpo=={PROJECT['version']} trl==" in text and "git checkout" not in text

@@ -29,11 +29,11 @@ def nothing(*packages):
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"use_vllm": True}, ["use_vllm is True", 'pip install -e ".[vllm]"']),
+        ({"use_vllm": True}, ["use_vllm is True", 'pip install "entropy-grpo[vllm]"']),
         ({"deepspeed": "ds.json"}, ["deepspeed is 'ds.json'", "pip install deepspeed"]),
         ({"attn_implementation": "flash_attention_2"}, ["attn_implementation is 'flash_attention_2'", "sdpa"]),
         ({"fused_lm_head": "liger"}, ["fused_lm_head is 'liger'", "pip install liger-kernel"]),
-        ({"load_in_4bit": True}, ["load_in_4bit is True", 'pip install -e ".[qlora]"']),
+        ({"load_in_4bit": True}, ["load_in_4bit is True", 'pip install "entropy-grpo[qlora]"']),
         ({"report_to": ["none", "comet_ml"]}, ["report_to names 'comet_ml'", "pip install comet-ml"]),
         ({"report_to": "clearml"}, ["report_to names 'clearml'"]),
     ],

@@ -65,7 +65,7 @@ def tracked_run(tiny_model, tmp_path_factory):
     """A run of the demo recipe whose trackers write to a folder beside it."""
     installed = [name for name in ("wandb", "trackio") if importlib.util.find_spec(name)]
     if not installed:
-        pytest.skip("neither wandb nor trackio is installed: pip install -e '.[trackers]'")
+        pytest.skip("neither wandb nor trackio is installed: pip install 'entropy-grpo[trackers]'")
     folder = tmp_path_factory.mktemp("tracked")
     words = ["--model_name_or_path", tiny_model, "--output_dir", folder / "run", "--report_to", *installed]
     result = accelerate_launch(

@@ -104,12 +104,13 @@ def reproduce_snippet(trained: Trained) -> str:
     revision = REVISION.match(str(environment.get("git_revision", "")))
     if revision:
         lines.append(f"git checkout {revision[0]}  # in a clone of entropy-grpo")
-    wanted = []
+    own, wanted = VERSION.match(str(versions.get("entropy-grpo", ""))), []
     for name in ("trl", "transformers", "torch", "accelerate", "peft", "vllm"):
         match = VERSION.match(str(versions.get(name, "")))
         wanted += [f"{name}=={match[0]}"] if match else []
     if wanted:
-        lines.append(f"pip install -e . {' '.join(wanted)}")
+        package = "-e ." if revision else f"entropy-grpo=={own[0]}" if own else "entropy-grpo"
+        lines.append(f"pip install {package} {' '.join(wanted)}")
     processes = environment.get("num_processes")
     launcher = f"accelerate launch --num_processes {processes}" if isinstance(processes, int) and processes > 1 else ""
     return "\n".join([*lines, f"{launcher or 'accelerate launch'} recipe.yaml"])

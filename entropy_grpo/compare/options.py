@@ -24,7 +24,7 @@ class SweepOptions:
     """Recipe of a sweep, its variants, and settings of the launch."""
 
     recipe: str
-    """file of recipes/, or any YAML file"""
+    """name of a recipe, or a file"""
     products: Sequence[str] = ()
     """settings with their values; every combination of values is a variant"""
     others: Sequence[Sequence[str]] = ()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..models.config import CheckedModelConfig
@@ -51,7 +50,7 @@ def resolve(recipe_file: str, words: Sequence[str], gpus: int | None = None, nod
     Raises:
         RecipeError: the recipe or an override is wrong.
     """
-    settings = recipe.load(Path(recipe_file)) | recipe.overrides(words)
+    settings = recipe.load(recipe_file) | recipe.overrides(words)
     classes = SFT_CLASSES if recipe.is_cold_start(settings) else CLASSES
     settings = recipe.checked(settings, classes)
     sharding = read_sharding(settings)

@@ -26,6 +26,7 @@ import pydantic
 
 from ..registry import nearest
 from ..runs import yaml12
+from . import shipped
 from .unread import RULES
 
 FIRST_LINE = 'recipe: r"""'
@@ -60,16 +61,38 @@ class Setting:
 Settings = dict[str, Setting]
 
 
-def load(path: Path) -> Settings:
-    """Load the settings of a recipe and its parents; a child's value replaces its parent's."""
-    return _load(Path(path), ())
+def load(recipe: str | Path) -> Settings:
+    """Load the settings of a recipe and its parents; a child's value replaces its parent's.
+
+    Args:
+        recipe: file, or name of a recipe that travels with the package.
+    """
+    return _load(find(recipe), ())
+
+
+def find(recipe: str | Path, children: tuple[Path, ...] = ()) -> Path:
+    """Return the file of a recipe.
+
+    Args:
+        recipe: file, relative to the recipe that names it, or name of a recipe that travels with the package.
+        children: recipe that names it as its parent, last, and the children of that recipe.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
+    path = shipped.find_recipe(recipe, children[-1].parent if children else Path())
+    if path is None:
+        child = f" ({PARENT_KEY} of {_shown(children[-1])})" if children else ""
+        raise RecipeError(
+            f"{_shown(children[-1].parent / recipe) if children else recipe}{child}: there is no such recipe file."
+            f"{nearest(Path(recipe).stem, shipped.recipe_names())} entropy-grpo recipes lists the recipes that are "
+            "known by name."
+        )
+    return path
 
 
 def _load(path: Path, children: tuple[Path, ...]) -> Settings:
     path = path.resolve() if children else path
-    if not path.is_file():
-        child = f" ({PARENT_KEY} of {_shown(children[-1])})" if children else ""
-        raise RecipeError(f"{_shown(path)}{child}: there is no such recipe file.")
     if path.resolve() in [child.resolve() for child in children]:
         chain = " -> ".join(_shown(p) for p in (*children, path))
         raise RecipeError(f"{_shown(path)}: the recipe is its own {PARENT_KEY} ({chain}): remove one {PARENT_KEY}.")
@@ -82,7 +105,7 @@ def _load(path: Path, children: tuple[Path, ...]) -> Settings:
     parent = values.pop(PARENT_KEY, None)
     if parent is not None and not isinstance(parent, str):
         raise RecipeError(f"{_shown(path)}: {PARENT_KEY} is {parent!r}: set it to the path of one recipe file.")
-    inherited = _load(path.parent / parent, (*children, path)) if parent is not None else {}
+    inherited = _load(find(parent, (*children, path)), (*children, path)) if parent is not None else {}
     folder = path.resolve().parent
     layer = max((setting.layer for setting in inherited.values()), default=-1) + 1
     own = {
@@ -170,10 +193,10 @@ def checked(settings: Settings, classes: Iterable[type]) -> Settings:
         key: dataclasses.replace(setting, value=_checked(key, setting, hints[key]))
         for key, setting in settings.items()
     }
-    return _without_unread(values)
+    return without_unread(values)
 
 
-def _without_unread(settings: Settings) -> Settings:
+def without_unread(settings: Settings) -> Settings:
     """Drop settings that nothing reads because a child, or the command line, changed the setting that they need."""
     for rule in RULES:
         switch = settings.get(rule.switch)
@@ -244,12 +267,15 @@ def _is_number(text: str) -> bool:
 def dump(settings: Settings, notes: Iterable[str] = ()) -> str:
     """Return the text of a recipe without a parent, which is valid YAML and valid Python; notes become comments."""
     values = {key: setting.value for key, setting in sorted(settings.items())}
-    body = "".join(f"# {note}\n" for note in notes) + yaml12.dump(values)
+    said = ["Every setting of this run; launch it again with: accelerate launch FILE", *notes]
+    return two_readings("".join(f"# {note}\n" for note in said) + yaml12.dump(values))
+
+
+def two_readings(body: str) -> str:
+    """Return the text of a recipe file that is valid YAML and valid Python."""
     if '"""' in body or any(line.startswith("---") for line in body.splitlines()):
         raise RecipeError('a setting contains """ or a line that starts with ---, which a recipe file cannot hold.')
-    return (
-        f"{FIRST_LINE}\n# Every setting of this run; launch it again with: accelerate launch FILE\n{body}{LAST_LINE}\n"
-    )
+    return f"{FIRST_LINE}\n{body}{LAST_LINE}\n"
 
 
 def _kind(value: Any) -> str:

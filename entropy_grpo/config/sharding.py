@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..runs import yaml12
 from ..runs.processes import process_count
+from . import shipped
 from .recipe import RecipeError, Setting, Settings
 
 NO_CONFIG = "none"
@@ -37,13 +38,12 @@ def sharding_environment(config_file: Path) -> dict[str, str]:
 def find_config(setting: Setting | None) -> Path | None:
     """Return the file that a recipe's `accelerate_config` names, or None if the recipe names no file.
 
-    The file may lie in the working directory, in the recipe's folder or in a folder above, or beside the package. The
-    copy of a recipe in a run folder therefore finds it.
+    The file may lie in the working directory, in the recipe's folder or in a folder above, or travel with the package.
+    The copy of a recipe in a run folder therefore finds it.
     """
     if setting is None or not isinstance(setting.value, str) or setting.value == NO_CONFIG:
         return None
-    folders = [Path(), setting.folder, *setting.folder.parents, Path(__file__).parents[2]]
-    file = next((folder / setting.value for folder in folders if (folder / setting.value).is_file()), None)
+    file = shipped.find_config(setting.value, [Path(), setting.folder, *setting.folder.parents])
     if file is None:
         raise RecipeError(
             f"{setting.source}: accelerate_config is {setting.value!r}: there is no such file in the working "

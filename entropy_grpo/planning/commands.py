@@ -9,6 +9,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from ..config.recipe import launch_words
+from ..config.shipped import CONFIGS
 from .job import Job
 from .options import PlanOptions
 from .warnings import PORT
@@ -35,14 +36,15 @@ def _without(words: Sequence[str], *names: str) -> list[str]:
 
 
 def _beside(job: Job, name: str) -> Path:
-    """Return the path of a file in the folder of the recipe's accelerate configuration."""
-    return Path(job.sharding.file or "accelerate_configs/none").with_name(name)
+    """Return the path of a file in the folder of the recipe's accelerate configuration, or else of the shipped one."""
+    file = Path(job.sharding.file or "accelerate_configs/none").with_name(name)
+    return file if file.is_file() else CONFIGS / name
 
 
 def _words(job: Job) -> list[str]:
     """Return the overrides of a launch, with the accelerate configuration for several machines if it has any."""
     several = _beside(job, "fsdp2_multinode.yaml")
-    if job.nodes == 1 or job.sharding.kind != "fsdp2" or not several.is_file():
+    if job.nodes == 1 or job.sharding.kind != "fsdp2":
         return list(job.words)
     return [*_without(job.words, "accelerate_config"), "--accelerate_config", str(several)]
 
@@ -117,7 +119,6 @@ def commands(job: Job, cache: dict[str, Any] | None) -> dict[str, list[str]]:
     if job.serves:
         by_machine["server"] = [f"VLLM_SERVER_DEV_MODE=1 {shlex.join(serve_words(job, cache))}"]
     by_machine["one machine" if job.nodes == 1 else "each machine"] = _launches(job)
-    script, is_python = _beside(job, "slurm.sh"), not launch_words(job.options.recipe)
-    if script.is_file() and is_python and not job.use_cpu and job.sharding.kind != "zero3":
-        by_machine["SLURM"] = [_batch(job, script)]
+    if not job.use_cpu and job.sharding.kind != "zero3":
+        by_machine["SLURM"] = [_batch(job, _beside(job, "slurm.sh"))]
     return by_machine

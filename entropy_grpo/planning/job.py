@@ -175,7 +175,7 @@ def _lengths(resolved: Resolved, policy: Model, options: PlanOptions) -> Lengths
 def _decide(resolved: Resolved, options: PlanOptions) -> tuple[Model, Objective | None]:
     """Return the model of a recipe and the trainer's objective; raise `ValueError` if either is impossible."""
     run, args = resolved.run, resolved.args
-    config = read_local_config(*_origin(resolved.model, Path(options.recipe)), options.model_config)
+    config = read_local_config(*_origin(resolved.model, recipe.find(options.recipe)), options.model_config)
     text = config.get_text_config()
     if isinstance(run, SFTRunConfig):
         return Model(config, resolved.model), None

@@ -12,7 +12,7 @@ class PlanOptions:
     """
 
     recipe: str
-    """file of recipes/, or any YAML"""
+    """name of a recipe, or a file"""
     gpus: int | None = None
     """number of GPUs of a machine; by default that of the recipe's accelerate configuration"""
     nodes: int | None = None

@@ -9,7 +9,6 @@ that fills a GPU completely does not fit.
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..config import recipe
@@ -181,7 +180,7 @@ def render(plan: dict[str, Any]) -> str:
 
 def server_words(options: PlanOptions, words: Sequence[str]) -> list[str]:
     """Return the command of the server that the recipe needs, or nothing if it needs none or says where it runs."""
-    settings = recipe.load(Path(options.recipe)) | recipe.overrides(words)
+    settings = recipe.load(options.recipe) | recipe.overrides(words)
     if any(settings.get(name, Setting(None, "")).value != value for name, value in SERVED.items()):
         return []
     job = resolve(options, words)

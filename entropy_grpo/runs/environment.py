@@ -22,23 +22,24 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def git_revision() -> str | None:
-    """Commit of this source tree, with `-dirty` if files differ from it; None outside a checkout."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+def _git(*words: str) -> str | None:
+    """Output of git in the folder of this module; None if git fails or is missing."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None
+
+
+def git_revision() -> str | None:
+    """Commit of this source tree, with `-dirty` if files differ from it; None outside a checkout.
+
+    An installed package may lie in the repository of another project, which does not track the package.
+    """
+    if _git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def hardware() -> str:

@@ -5,7 +5,9 @@ run 30 s, less than a step of a large model takes. Here the run is a session of 
 signals its workers. Ctrl-C ends them at once. SIGTERM and SIGHUP end them at the end of their step, with a checkpoint.
 """
 
+import argparse
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -13,8 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
+from ..config import recipe
+from ..config.recipe import RecipeError
+from ..config.shipped import find_config
 from ..runs import launched, seal
 from ..runs.launched import INTERRUPTED, REQUEUE
 
@@ -23,17 +29,49 @@ GRACE = 10.0
 # Seconds that a requeued run leaves the launchers of other machines to end alike, before srun ends them for this one.
 PAUSE = 10.0
 
+# Module that trains the recipe of its first argument.
+MODULE = "entropy_grpo.launch"
 # Starts accelerate's launcher, in a process of its own.
 START = "from entropy_grpo.training.launcher import start; start()"
 
 
+def complete(options: argparse.Namespace) -> None:
+    """Complete the parsed arguments of `accelerate launch` by the recipe, which may be a name or plain YAML.
+
+    Without a word about processes, accelerate would start one for every GPU, also for a recipe for the CPU, and would
+    follow the user's default configuration.
+
+    Raises:
+        RecipeError: there is no such recipe, or it is not YAML.
+    """
+    if options.config_file is not None:
+        options.config_file = str(find_config(options.config_file, [Path()]) or options.config_file)
+    words = [options.training_script, *options.training_script_args]
+    if options.module and words[0] == MODULE:
+        words = words[1:]
+    elif options.module or options.no_python or words[0].endswith(".py"):
+        return
+    settings = recipe.load(words[0]) | recipe.overrides(words[1:])
+    if recipe.launch_words(words[0]):
+        options.module, options.training_script, options.training_script_args = True, MODULE, words
+    on_processor = "use_cpu" in settings and settings["use_cpu"].value is True
+    if on_processor and not any((options.config_file, options.multi_gpu, options.num_processes)):
+        options.cpu, options.num_processes = True, 1
+
+
 def start() -> None:
     """Run accelerate's launcher on the words of the command line; what it refuses is one sentence."""
-    from accelerate.commands.launch import main
+    from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # hints on values that are not set
     try:
-        main()
+        options = launch_command_parser().parse_args()
+        complete(options)
+        launch_command(options)
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except ChildFailedError:  # the processes of the run have said why
         sys.exit(1)
     except (OSError, ValueError) as error:  # a port in use, a configuration that does not exist
@@ -116,6 +154,7 @@ def _ending(launch: Launch, status: int) -> tuple[int, str]:
 
 def main(words: Sequence[str]) -> int:
     """Launch a recipe with accelerate's arguments, and return the exit status, 75 if the run wants to be requeued."""
+    print(f"entropy-grpo {version('entropy-grpo')}: loading accelerate's launcher", flush=True)
     with tempfile.TemporaryDirectory(prefix="entropy-grpo-") as place:
         launch = Launch(words, Path(place))
         signal.signal(signal.SIGINT, launch.interrupt)

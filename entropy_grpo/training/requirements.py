@@ -71,12 +71,12 @@ def _optimizer(value: Any, has: Has) -> str | None:
 
 # By setting: (value, has) -> how to get the package that the value needs, or None if nothing is missing.
 NEEDS: dict[str, Callable[[Any, Has], str | None]] = {
-    "use_vllm": _if_true("vllm", 'pip install -e ".[vllm]"'),
+    "use_vllm": _if_true("vllm", 'pip install "entropy-grpo[vllm]"'),
     "deepspeed": lambda value, has: "pip install deepspeed" if value is not None and not has("deepspeed") else None,
     "attn_implementation": _flash,
     "fused_lm_head": _liger,
-    "load_in_4bit": _if_true("bitsandbytes", 'pip install -e ".[qlora]"'),
-    "load_in_8bit": _if_true("bitsandbytes", 'pip install -e ".[qlora]"'),
+    "load_in_4bit": _if_true("bitsandbytes", 'pip install "entropy-grpo[qlora]"'),
+    "load_in_8bit": _if_true("bitsandbytes", 'pip install "entropy-grpo[qlora]"'),
     "use_liger_kernel": _if_true("liger_kernel", "pip install liger-kernel"),
     "log_completions": _if_true("rich", "pip install rich"),
     "optim": _optimizer,
@@ -194,7 +194,7 @@ def check_processes(settings: Settings, gpus: int | None = None) -> None:
     if on_processor and processes > 1 and not launched_for_cpu:
         raise RecipeError(
             f"{settings['use_cpu'].source}: use_cpu is true, but the launcher started {processes} processes, one for "
-            "each GPU: launch with --config_file accelerate_configs/cpu.yaml."
+            "each GPU: launch the recipe with entropy-grpo launch, or with accelerate launch --cpu --num_processes 1."
         )
     if not on_processor and processes == 1:
         raise RecipeError(
