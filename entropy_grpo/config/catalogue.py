@@ -49,7 +49,7 @@ def copy(name: str, folder: Path) -> Path:
     source = recipe.find(name)
     target = folder / source.name
     if target.exists():
-        raise RecipeError(f"{target} exists: remove it, or name another folder.")
+        raise RecipeError(f"{folder / source.name} exists: remove it, or name another folder.")
     text = flat(source)
     folder.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
