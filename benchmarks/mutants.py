@@ -5,9 +5,10 @@
     python -m benchmarks.mutants --survivors NAME ...    # only the last survivors
 
 A mutant differs from the module in one place: a comparison, constant, operator, condition or sign, a minimum for a
-maximum, or a missing statement. Regular expressions and texts are not changed. Every mutant runs in a process forked
-from one that has imported the third-party packages, so that it needs no imports. Processes that the tests start import
-the unchanged module, so that code which only a grading worker runs is not tested here.
+maximum, or a missing statement. Regular expressions and texts are not changed. A mutant of a function runs in a
+process forked from one that has collected the tests, and replaces the function's code there. A mutant of the module's
+own statements runs in a process that imports the package anew. Processes that the tests start import the unchanged
+module, so that code which only a grading worker runs is not tested here.
 
 If no test can distinguish a survivor from the module, `benchmarks/equivalent_mutants.json` lists it with the reason.
 All other survivors are gaps in the tests.
@@ -19,17 +20,21 @@ import copy
 import importlib
 import importlib.abc
 import importlib.util
+import json
 import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
+
+import pytest
 
 from benchmarks import measure
 from benchmarks.fixtures import REPOSITORY
@@ -76,7 +81,8 @@ PRELOADED = (
     "pytest numpy scipy.stats sympy latex2sympy2_extended.latex2sympy2 pebble torch datasets peft "
     "transformers.models.qwen3.modeling_qwen3 trl.trainer.grpo_trainer"
 ).split()
-SHORTEST_LIMIT = 15.0
+SHORTEST_LIMIT, FIRST_LIMIT = 15.0, 120.0
+NOT_IN_PLACE = 98  # exit status of a child whose mutant is not within a function
 
 OPERATORS = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div},
@@ -92,10 +98,14 @@ NAMES = dict(pair for swap in _SWAPS.split() for pair in (tuple(swap.split("/"))
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module with one fault. `key` names the fault independently of its line, and `code` is the compiled module."""
+    """A module with one fault. `key` names the fault independently of its line, and `code` is the compiled module.
+
+    `function` is the dotted name of the function or class that holds the fault, or "".
+    """
 
     key: str
     line: int
+    function: str
     code: CodeType
 
 
@@ -169,7 +179,7 @@ def mutants(path: Path) -> list[Mutant]:
             key = f"{function or 'module'}: {before} -> {after}"
             seen[key] += 1
             key += f" ({seen[key]})" if seen[key] > 1 else ""
-            found.append(Mutant(key, line, compile(ast.fix_missing_locations(tree), str(path), "exec")))
+            found.append(Mutant(key, line, function, compile(ast.fix_missing_locations(tree), str(path), "exec")))
             _put(parent, field, i, node)
     return found
 
@@ -224,18 +234,76 @@ def _path(name: str) -> Path:
     return REPOSITORY / "entropy_grpo" / f"{name}.py"
 
 
-def _run_tests(name: str, code: CodeType | None) -> int:
-    """Run the tests of a module in which a mutant replaces it, and return pytest's exit code."""
-    import pytest
+def _module(name: str) -> str:
+    return ".".join(["entropy_grpo", *name.removesuffix("/__init__").split("/")])
 
-    if code is not None:
-        module = ".".join(["entropy_grpo", *name.removesuffix("/__init__").split("/")])
-        for loaded in [key for key in sys.modules if key.split(".")[0] in ("entropy_grpo", "benchmarks")]:
-            del sys.modules[loaded]
-        sys.meta_path.insert(0, _Finder(module, _path(name), code))
+
+def _pytest(name: str, *plugins: Any) -> int:
+    """Run the quick tests of a module, and return pytest's exit code."""
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu and not record"]
     tests = [str(REPOSITORY / "tests" / test) for test in TESTS[name]]
-    return int(pytest.main([*options, *tests], plugins=[_Quick(workers=name == "grading/pool")]))
+    return int(pytest.main([*options, *tests], plugins=[_Quick(workers=name == "grading/pool"), *plugins]))
+
+
+def _import_anew(name: str, code: CodeType) -> None:
+    """Let a mutant be imported instead of its module."""
+    for loaded in [key for key in sys.modules if key.split(".")[0] in ("entropy_grpo", "benchmarks")]:
+        del sys.modules[loaded]
+    sys.meta_path.insert(0, _Finder(_module(name), _path(name), code))
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Code of all functions and classes within a module's code."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _codes(constant)
+
+
+def _plain_function(member: Any) -> FunctionType | None:
+    """The function behind a method, property, cache or context manager of the module; None for other members."""
+    for attribute in ("__func__", "fget", "func", "__wrapped__"):
+        while (inner := getattr(member, attribute, None)) is not None:
+            member = inner
+    return member if isinstance(member, FunctionType) else None
+
+
+def _functions(module: ModuleType) -> dict[str, FunctionType]:
+    """Functions and methods of a module by their dotted names."""
+    members = list(vars(module).values())
+    classes = [member for member in members if isinstance(member, type) and member.__module__ == module.__name__]
+    members += [member for kind in classes for member in vars(kind).values()]
+    plain = [function for member in members if (function := _plain_function(member)) is not None]
+    return {function.__qualname__: function for function in plain if function.__module__ == module.__name__}
+
+
+def _put_in_place(name: str, mutant: Mutant) -> bool:
+    """Give a function of the imported module the code of a mutant, with empty caches.
+
+    Returns:
+        False if the fault is not within a function, so that the module must be imported anew.
+    """
+    module = importlib.import_module(_module(name))
+    functions, parts = _functions(module), mutant.function.split(".")
+    for length in range(len(parts), 0, -1):
+        function = functions.get(".".join(parts[:length]))
+        if function is not None:
+            (code,) = [code for code in _codes(mutant.code) if code.co_qualname == function.__qualname__][:1]
+            if code == function.__code__:
+                return False  # the fault is in a default value
+            function.__code__ = code
+            for member in vars(module).values():
+                if hasattr(member, "cache_clear"):
+                    member.cache_clear()
+            return True
+    return False
+
+
+def _without_output() -> None:
+    os.setpgid(0, 0)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
 
 
 class Trial:
@@ -246,25 +314,13 @@ class Trial:
         seconds: duration of the tests.
     """
 
-    def __init__(self, name: str, code: CodeType | None, limit: float):
-        self.limit, self.start, self.outcome, self.seconds = limit, time.monotonic(), None, 0.0
-        sys.stdout.flush()
-        self.child = os.fork()
-        if self.child:
-            return
-        os.setpgid(0, 0)
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(nowhere, stream)
-        result = 99
-        try:
-            result = _run_tests(name, code)
-        finally:
-            os._exit(result)
+    def __init__(self, child: int, limit: float):
+        self.child, self.limit = child, limit
+        self.start, self.outcome, self.seconds = time.monotonic(), "", 0.0
 
     def is_over(self) -> bool:
         """Return whether the tests have ended. Tests that exceed the time limit are killed."""
-        if self.outcome is not None:
+        if self.outcome:
             return True
         self.seconds = time.monotonic() - self.start
         done, status = os.waitpid(self.child, os.WNOHANG)
@@ -274,25 +330,112 @@ class Trial:
         if not done:
             os.waitpid(self.child, 0)
             self.outcome = "timeout"
+        elif (code := os.waitstatus_to_exitcode(status)) == NOT_IN_PLACE:
+            self.outcome = "not in place"
         else:
-            self.outcome = "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+            self.outcome = "survived" if code == 0 else "killed"
         return True
 
 
-def judge(name: str, codes: Sequence[CodeType | None], limit: float, jobs: int) -> list[Trial]:
-    """Try mutants of a module, `jobs` at the same time."""
+def _try_all(forks: Iterable[Callable[[], int]], limit: float, jobs: int) -> list[Trial]:
+    """Run trials, `jobs` at the same time. Each function forks and returns the child's number."""
     trials: list[Trial] = []
     running: list[Trial] = []
-    for code in codes:
+    for fork in forks:
         while len(running) >= jobs:
-            time.sleep(0.02)
+            time.sleep(0.005)
             running = [trial for trial in running if not trial.is_over()]
-        trials.append(Trial(name, code, limit))
+        trials.append(Trial(fork(), limit))
         running.append(trials[-1])
     while running:
-        time.sleep(0.02)
+        time.sleep(0.005)
         running = [trial for trial in running if not trial.is_over()]
     return trials
+
+
+class _InPlace:
+    """pytest plugin that forks after the collection: the children run the tests, each with one mutant.
+
+    Attributes:
+        trials: of the mutants, after the trial of the unchanged module.
+        is_child: whether this process is a child, whose exit code is the outcome.
+    """
+
+    def __init__(self, name: str, mutants: Sequence[Mutant], jobs: int):
+        self.name, self.mutants, self.jobs = name, mutants, jobs
+        self.trials: list[Trial] = []
+        self.is_child = False
+
+    def _fork(self, mutant: Mutant | None) -> int:
+        if child := os.fork():
+            return child
+        self.is_child = True
+        _without_output()
+        if mutant is not None and not _put_in_place(self.name, mutant):
+            os._exit(NOT_IN_PLACE)
+        raise _Child
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> bool | None:
+        try:
+            self.trials = _try_all([partial(self._fork, None)], FIRST_LIMIT, 1)
+            limit = max(SHORTEST_LIMIT, 5 * self.trials[0].seconds)
+            if self.trials[0].outcome == "survived":
+                self.trials += _try_all([partial(self._fork, mutant) for mutant in self.mutants], limit, self.jobs)
+        except _Child:
+            return None  # pytest's own loop follows
+        return True
+
+
+class _Child(Exception):
+    """This process is a child that has to run the tests."""
+
+
+def _fork_anew(name: str, mutant: Mutant) -> int:
+    """Fork a process that imports a mutant and runs the tests."""
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    result = 99
+    try:
+        _without_output()
+        _import_anew(name, mutant.code)
+        result = _pytest(name)
+    finally:
+        os._exit(result)
+
+
+def _outcomes(name: str, mutants: Sequence[Mutant], jobs: int) -> tuple[float, list[str]]:
+    """Collect the tests in a separate process and try the mutants there.
+
+    Returns:
+        Seconds of the tests on the unchanged module, and the outcome of each mutant.
+
+    Raises:
+        RuntimeError: the tests fail without a mutant.
+    """
+    sys.stdout.flush()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        result = 99
+        try:
+            trials = _InPlace(name, mutants, jobs)
+            _without_output()
+            result = _pytest(name, trials)
+            if not trials.is_child:
+                with open(writer, "w") as pipe:
+                    json.dump([(trial.seconds, trial.outcome) for trial in trials.trials], pipe)
+        finally:
+            os._exit(result)
+    os.close(writer)
+    with open(reader) as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    (seconds, outcome), *others = json.loads(told) if told else [(0.0, "killed")]
+    if outcome != "survived":
+        raise RuntimeError(f"{name}: its tests fail without a mutant, or there are none: {TESTS[name]}.")
+    return seconds, [outcome for _, outcome in others]
 
 
 def _end_group(child: int) -> None:
@@ -305,19 +448,23 @@ def _end_group(child: int) -> None:
 
 def try_module(name: str, most: int, only: set[str] | None, jobs: int) -> dict[str, Any]:
     """Figures and survivors of a module. If it has more than `most` mutants, a sample of them is tried."""
-    (baseline,) = judge(name, [None], 600, 1)
-    if baseline.outcome != "survived":
-        raise RuntimeError(f"{name}: its tests fail without a mutant, or there are none: {TESTS[name]}.")
-    limit = max(SHORTEST_LIMIT, 5 * baseline.seconds)
     every = mutants(_path(name))
     chosen = [m for m in every if only is None or m.key in only]
     chosen = sorted(random.Random(0).sample(chosen, min(most, len(chosen))), key=lambda m: m.line)
-    trials = judge(name, [mutant.code for mutant in chosen], limit, jobs)
-    counts = Counter(trial.outcome for trial in trials)
-    survivors = [m for m, trial in zip(chosen, trials, strict=True) if trial.outcome == "survived"]
+    seconds, outcomes = _outcomes(name, chosen, jobs)
+    anew = [i for i, outcome in enumerate(outcomes) if outcome == "not in place"]
+    limit = FIRST_LIMIT + 5 * seconds
+    for i, trial in zip(
+        anew, _try_all([partial(_fork_anew, name, chosen[i]) for i in anew], limit, jobs), strict=True
+    ):
+        outcomes[i] = trial.outcome
+    counts = Counter(outcomes)
+    survivors = [m for m, outcome in zip(chosen, outcomes, strict=True) if outcome == "survived"]
     for mutant in survivors:
         print(f"  {name}:{mutant.line} {mutant.key}", flush=True)
-    print(f"{name}: {len(every)} mutants, tests {baseline.seconds:.1f} s, {dict(counts)}", flush=True)
+    print(
+        f"{name}: {len(every)} mutants, tests {seconds:.1f} s, {len(anew)} imported anew, {dict(counts)}", flush=True
+    )
     return {
         "mutants": len(every),
         "tried": counts.total(),
