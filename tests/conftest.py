@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.fixtures import REPOSITORY
 from benchmarks.fixtures.tiny_model import save_tiny_model
@@ -33,6 +35,18 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def ending_model(tiny_model, tmp_path_factory):
+    """The tiny model with a larger weight for its last token, so that responses end at many lengths."""
+    folder = tmp_path_factory.mktemp("ending")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_token_id] *= 6
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def accelerate_launch(*words, cwd=REPOSITORY, env=None):

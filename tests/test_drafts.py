@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from benchmarks.fixtures import fixed_rollout
 from entropy_grpo.objective.ranks import ALONE
@@ -16,18 +16,6 @@ from .conftest import accelerate_launch
 from .test_durable import assert_goes_on
 
 LONGEST = 16
-
-
-@pytest.fixture(scope="module")
-def ending_model(tiny_model, tmp_path_factory):
-    """The tiny model with a larger weight for its last token, so that responses end at many lengths."""
-    folder = tmp_path_factory.mktemp("ending")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
-    with torch.no_grad():
-        model.lm_head.weight[tokenizer.eos_token_id] *= 6
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def test_parts_add_up_to_the_greedy_response(ending_model, tmp_path):
@@ -60,10 +48,11 @@ def test_tokens_have_the_log_probabilities_of_the_policy_that_wrote_them(ending_
 
 @pytest.mark.slow
 def test_so_they_have_on_two_processes(ending_model, tmp_path):
-    """Groups of four on ranks with four responses each, whose drafts are dealt to both."""
+    """Groups of four on ranks with four responses each, whose drafts are dealt to both: with forks and without."""
     command = ["--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0", "-m"]
     batch = {"per_device_train_batch_size": 2, "steps_per_generation": 2}
-    result = accelerate_launch(*command, "tests.written_parts", ending_model, tmp_path, json.dumps(batch))
+    runs = json.dumps([batch, batch | written_parts.FORKS])
+    result = accelerate_launch(*command, "tests.written_parts", ending_model, tmp_path, runs)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

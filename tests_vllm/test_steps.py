@@ -185,6 +185,32 @@ def test_groups_that_waited_are_corrected_by_the_policy_that_wrote_them(model, t
 
 
 @pytest.mark.parametrize("mode", ["server", "colocate"])
+def test_parts_have_recorded_log_probabilities(request, model, tmp_path, mode):
+    """Of every token, whatever rollout wrote it: against transformers, since a rate of 0 leaves one policy."""
+    where = on_server(request.getfixturevalue("server")) if mode == "server" else {"vllm_mode": "colocate"}
+    settings = TRAINED | where | {"dynamic_sampling": True, "min_accuracy": 0.0, "max_accuracy": 1.0}
+    settings |= {"max_new_tokens_per_round": 3, "learning_rate": 0.0}
+    found = run(model, tmp_path, sync="always", **settings)
+    assert sum(row["partial_rollouts/unfinished"] for row in found.steps) > 0
+    shares = [row["partial_rollouts/older_share"] for row in found.steps]
+    assert any(0 < share < 1 for share in shares), shares
+    policy = AutoModelForCausalLM.from_pretrained(model)
+    for rollout in found.rollouts:
+        ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
+        mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
+        with torch.no_grad():
+            logps = policy(ids, attention_mask=mask).logits[:, rollout["prompt_ids"].size(1) - 1 : -1].log_softmax(-1)
+        expected = logps.gather(2, rollout["completion_ids"].unsqueeze(2)).squeeze(2)
+        tokens = rollout["completion_mask"].bool()
+        for name in ("old_per_token_logps", "sampling_per_token_logps"):
+            torch.testing.assert_close(rollout[name][tokens], expected[tokens], atol=1e-3, rtol=0)
+        ends = torch.tensor([policy.config.eos_token_id, *STOP["stop_token_ids"]])
+        ended = torch.isin(rollout["completion_ids"], ends) & tokens
+        assert (ended.sum(1) <= 1).all(), "a response that had ended was continued"
+        assert (ended.any(1) | (tokens.sum(1) == 16)).all(), "a response was cut"
+
+
+@pytest.mark.parametrize("mode", ["server", "colocate"])
 def test_adapters_are_merged_into_what_vllm_gets(request, model, tmp_path, mode):
     """With every sync the difference is noise, without it shows; the base comes out of four syncs bit for bit."""
     where = on_server(request.getfixturevalue("server")) if mode == "server" else {"vllm_mode": "colocate"}

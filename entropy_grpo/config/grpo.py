@@ -11,7 +11,7 @@ from ..models.truncation import Truncation
 from ..monitoring.watchers import ACTIONS, WATCHERS
 from ..objective.drawing import NEUTRAL_SAMPLING, TRUNCATING
 from ..objective.objective import DENOMINATORS, TOKEN_CLIPPING_LOSSES, TOKEN_LEVEL_LOSSES, Objective
-from ..objective.sampling import LIMITS, informative
+from ..objective.sampling import LIMITS, PREFIXES, informative
 from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
 from ..objective.share import BY_NORM, RHO
 from ..registry import one_of, refuse_unread, unread
@@ -75,6 +75,11 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             first rounds draw more groups than the rollout needs, 1 + `max_response_age` / 2 times as many.
         max_response_age: rollouts over which a response may continue after its first rollout. The last of them writes
             it to its end.
+        fork_rollouts: responses of a group that are written whole; null for all. The others continue them from a token
+            of high entropy, in equal numbers, which spares the tokens before it.
+        fork_candidates: tokens of highest entropy in a response among which its fork is drawn.
+        fork_min_chars: characters, surrounding space aside, that the text of a token has at which a response may fork.
+        fork_prefix: loss of the tokens before a fork: `once`, in the response that was written whole, or `never`.
         allow_truncated_sampling: accept `top_p` below 1, `top_k` and `min_p`, which are otherwise refused. The
             log-probabilities are then of the truncated distribution (`models.truncation`). They need whole rows of
             logits, which costs time. Entropies remain those of the whole distribution.
@@ -160,6 +165,19 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     )
     max_response_age: int = field(
         default=2, metadata={"help": "Rollouts over which a response may continue after the one in which it began."}
+    )
+    fork_rollouts: int | None = field(
+        default=None,
+        metadata={"help": "Responses of a group that are written whole; others continue them from a fork."},
+    )
+    fork_candidates: int = field(
+        default=20, metadata={"help": "Tokens of highest entropy in a response among which its fork is drawn."}
+    )
+    fork_min_chars: int = field(
+        default=2, metadata={"help": "Fewest characters of a token, without spaces, at which a response may fork."}
+    )
+    fork_prefix: str = field(
+        default="once", metadata={"help": "Train tokens before a fork once, in the whole response, or never."}
     )
     allow_truncated_sampling: bool = field(
         default=False, metadata={"help": "Accept top_p, top_k and min_p, and score by the truncated distribution."}
@@ -311,6 +329,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}: a share of right responses must lie in [0, 1].")
         self._check_rounds()
+        self._check_forks()
         if self.dynamic_sampling:
             group = self.num_generations
             shares = [right / group for right in range(group + 1)]
@@ -335,11 +354,32 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 f"max_response_age is {self.max_response_age}: a response that continues in a later rollout "
                 "needs 1 or more."
             )
+        self._refuse_whole_responses("max_new_tokens_per_round")
+
+    def _check_forks(self) -> None:
+        """Refuse forks that a group cannot have."""
+        one_of("fork_prefix", self.fork_prefix, PREFIXES)
+        trunks, group = self.fork_rollouts, self.num_generations
+        if trunks is None:
+            return
+        if not 1 <= trunks < group or group % trunks:
+            fitting = ", ".join(str(n) for n in range(1, group) if group % n == 0)
+            raise ValueError(
+                f"fork_rollouts is {trunks}, but num_generations is {group}: equally many responses continue each of "
+                f"the first, so choose {fitting}."
+            )
+        for name, least in (("fork_candidates", 1), ("fork_min_chars", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more.")
+        self._refuse_whole_responses("fork_rollouts")
+
+    def _refuse_whole_responses(self, setting: str) -> None:
+        """Refuse sampling settings for responses that are written at once, beside a setting that divides them."""
         given = [name for name in WHOLE_RESPONSES if name in (self.generation_kwargs or {})]
         if given:
             raise ValueError(
-                f"generation_kwargs: {given[0]} is set beside max_new_tokens_per_round, but it is meant for responses "
-                "that are written in one call: leave one of them out."
+                f"generation_kwargs: {given[0]} is set beside {setting}, but it is meant for responses that are "
+                "written in one call: leave one of them out."
             )
 
     def _refuse_biased_sampling(self) -> None:

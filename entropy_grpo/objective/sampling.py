@@ -21,6 +21,8 @@ from ..metrics.correctness import is_right
 # Weight of a rollout's outcome n rollouts later: DECAY ** n.
 DECAY = 0.8
 LIMITS = ("raise", "top_up", "partial")
+# Loss of the tokens that responses of a group share: in the response that was written first, or in none.
+PREFIXES = ("once", "never")
 
 
 @dataclass

@@ -22,7 +22,7 @@ The state is equal on every rank.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..objective.ranks import Ranks
 from ..objective.sampling import Response
+from .forks import ForkRule
 
 Row = dict[str, Any]
 
@@ -66,6 +67,7 @@ class Draft:
         old_logps: for every response, (s,) float32 log-probabilities of its first s tokens, which earlier policies
             wrote. The current policy wrote the further tokens.
         ended: for every response, whether it is whole.
+        forks: for every response that others continue, the place of its fork, or None before it is whole.
     """
 
     row: int
@@ -73,16 +75,26 @@ class Draft:
     responses: list[Response]
     old_logps: list[Tensor]
     ended: list[bool]
+    forks: list[int | None] = field(default_factory=list)
 
     def extend(self, i: int, piece: Piece, longest: int) -> None:
         """Append a piece to response i, which ends at `longest` tokens at the latest."""
         before = self.responses[i]
         ids = torch.cat([before.completion_ids, piece.ids])
         logprobs = piece.logprobs
-        if logprobs is not None and before.logprobs is not None:
-            logprobs = torch.cat([before.logprobs, logprobs])
+        if len(before.completion_ids):
+            known = logprobs is not None and before.logprobs is not None
+            logprobs = torch.cat([before.logprobs, logprobs]) if known else None
         self.responses[i] = Response(piece.prompt_ids, ids, "", logprobs)
         self.ended[i] = piece.ended or len(ids) >= longest
+
+    def fork(self, i: int, place: int, branches: Sequence[int]) -> None:
+        """Begin the responses that continue response i with its tokens before a place."""
+        self.forks[i], trunk = place, self.responses[i]
+        logprobs = None if trunk.logprobs is None else trunk.logprobs[:place]
+        for branch in branches:
+            self.responses[branch] = Response(trunk.prompt_ids, trunk.completion_ids[:place], "", logprobs)
+            self.old_logps[branch] = self.old_logps[i][:place]
 
 
 def pieces_of(
@@ -124,6 +136,7 @@ class Drafts:
         longest: tokens of the longest response.
         max_age: rollouts after its first rollout in which a response is whole at the latest.
         part: responses of one call of `write`, or None for any number.
+        rule: forks of responses; None without forks.
     """
 
     def __init__(
@@ -136,16 +149,18 @@ class Drafts:
         max_age: int,
         ranks: Ranks,
         part: int | None,
+        rule: ForkRule | None = None,
     ):
         self.problem, self.policy_writes, self.size, self.budget = problem, write, size, budget
         self.longest, self.max_age, self.ranks, self.part = longest, max_age, ranks, part
+        self.rule = rule
         self.unfinished: list[Draft] = []  # oldest first
         self.written = 0  # tokens, since `begin`
 
     @property
     def is_used(self) -> bool:
         """False if every response is written at once. A run may drop the budget while responses are unfinished."""
-        return self.budget is not None or bool(self.unfinished)
+        return self.budget is not None or self.rule is not None or bool(self.unfinished)
 
     @property
     def surplus(self) -> float:
@@ -172,24 +187,66 @@ class Drafts:
         nothing = torch.zeros(0, dtype=torch.int32)
         for row in rows:
             responses = [Response(nothing, nothing, "") for _ in range(self.size)]
-            self.unfinished.append(Draft(row, rollout, responses, [torch.zeros(0)] * self.size, [False] * self.size))
+            forks = [None] * (0 if self.rule is None else self.rule.trunks)
+            self.unfinished.append(
+                Draft(row, rollout, responses, [torch.zeros(0)] * self.size, [False] * self.size, forks)
+            )
 
     def write(self, rollout: int, to_the_end: bool) -> None:
-        """Let every unfinished response grow by the budget.
+        """Let every unfinished response grow by the budget. Responses that become whole fork in the same round.
 
         Args:
             rollout: number of the current rollout. Responses that have reached the largest age are written whole.
             to_the_end: whether all responses are written whole.
         """
+        self._grow(rollout, to_the_end, [(draft, i) for draft in self.unfinished for i in self._begun(draft)])
+        self._grow(rollout, to_the_end, self._fork())
+
+    def _begun(self, draft: Draft) -> list[int]:
+        """Return the responses that can grow, which is all without forks."""
+        if self.rule is None or not draft.forks:
+            return list(range(self.size))
+        trunks = {i for i, place in enumerate(draft.forks) if place is not None}
+        return [i for i in range(self.size) if i < self.rule.trunks or self.rule.trunk_of(i) in trunks]
+
+    def _fork(self) -> list[tuple[Draft, int]]:
+        """Draw the forks of responses that have become whole, and return the responses that continue them."""
+        if self.rule is None:
+            return []
+        trunks = [
+            (draft, i)
+            for draft in self.unfinished
+            for i, place in enumerate(draft.forks)
+            if place is None and draft.ended[i]
+        ]
+        if not trunks:
+            return []
+        places = self._dealt(len(trunks))
+        entropies = self.rule.entropies([trunks[place][0].responses[trunks[place][1]] for place in places])
+        branches = []
+        for place, values in dict(gather_object(list(zip(places, entropies.cpu(), strict=True)))).items():
+            draft, i = trunks[place]
+            ids = draft.responses[i].completion_ids.tolist()
+            fork = self.rule.place(ids, values[: len(ids)], f"{draft.begun} {draft.row} {i}")
+            draft.fork(i, fork, self.rule.branches_of(i))
+            branches += [(draft, branch) for branch in self.rule.branches_of(i)]
+        return branches
+
+    def _dealt(self, count: int) -> list[int]:
+        """Deal so many places to the ranks in turn, and return this rank's. The last place fills up the last turn."""
+        whole = -(-count // self.ranks.count) * self.ranks.count
+        return [min(i, count - 1) for i in range(whole)][self.ranks.index :: self.ranks.count]
+
+    def _grow(self, rollout: int, to_the_end: bool, members: Sequence[tuple[Draft, int]]) -> None:
+        """Let responses grow that are not whole."""
         plan: dict[int, list[tuple[Draft, int]]] = defaultdict(list)
-        for draft in self.unfinished:
+        for draft, i in members:
+            left = self.longest - len(draft.responses[i].completion_ids)
             is_last = to_the_end or self.budget is None or self._must_end(draft, rollout)
-            for i, response in enumerate(draft.responses):
-                left = self.longest - len(response.completion_ids)
-                if not draft.ended[i]:
-                    plan[left if is_last else min(left, self.budget)].append((draft, i))
-        for limit, members in sorted(plan.items()):
-            self._continue(members, limit)
+            if not draft.ended[i]:
+                plan[left if is_last else min(left, self.budget)].append((draft, i))
+        for limit, same in sorted(plan.items()):
+            self._continue(same, limit)
 
     def _continue(self, members: list[tuple[Draft, int]], limit: int) -> None:
         """Let responses grow by at most `limit` tokens, on all ranks.
@@ -199,8 +256,7 @@ class Drafts:
         share a call, which pads them to one width.
         """
         members.sort(key=lambda member: len(member[0].responses[member[1]].completion_ids))
-        count = -(-len(members) // self.ranks.count) * self.ranks.count
-        mine = [min(i, len(members) - 1) for i in range(count)][self.ranks.index :: self.ranks.count]
+        mine = self._dealt(len(members))
         part, found = self.part or len(mine), []
         for places in (mine[start : start + part] for start in range(0, len(mine), part)):
             drafts = [members[place] for place in places]
@@ -234,7 +290,7 @@ class Drafts:
         return [
             vars(draft)
             | {"responses": [vars(r) for r in draft.responses]}
-            | {"old_logps": list(draft.old_logps), "ended": list(draft.ended)}
+            | {name: list(getattr(draft, name)) for name in ("old_logps", "ended", "forks")}
             for draft in self.unfinished
         ]
 

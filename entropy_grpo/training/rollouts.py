@@ -11,7 +11,7 @@ Shapes: B responses of this rank, T completion tokens including padding, F rewar
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import pad
 
 from ..config.grpo import EntropyForkGRPOConfig
@@ -27,6 +28,7 @@ from ..objective.sampling import DynamicSampler, Group, Response, accuracies, in
 from ..objective.tokens import Inputs, loss_mask
 from ..runs.state import State
 from .drafts import Draft, Drafts, Write
+from .forks import ForkRule, forkable
 
 Row = dict[str, Any]
 # Result of TRL's `_generate`: prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images,
@@ -73,13 +75,15 @@ class Policy:
             begin.
         write: lets responses grow by a number of tokens.
         reward: (problems, their responses) -> rewards (responses of all ranks, F).
-        log_probs: micro-batch -> (B, T) log-probabilities of its completions under the current weights.
+        log_probs, entropies: micro-batch -> (B, T) log-probabilities, or entropies, of its completions under the
+            current weights.
     """
 
     generate: Callable[[list[Row], Finished | None], Generated]
     write: Write
     reward: Callable[[list[Row], Generated], Tensor]
     log_probs: Callable[[Inputs], Tensor]
+    entropies: Callable[[Inputs], Tensor]
 
 
 class RolloutSource(Protocol):
@@ -156,6 +160,11 @@ def generated_of(responses: Sequence[Response]) -> Generated:
     return whole("prompt_ids"), whole("completion_ids"), whole("mask"), completions, whole("logprobs"), {}, None, []
 
 
+def unmasked(response: Response) -> Response:
+    """Return a response with a mask by which the policy wrote all its tokens."""
+    return replace(response, mask=torch.ones(len(response.completion_ids), dtype=torch.uint8))
+
+
 def with_old_logps(logps: Tensor, old_logps: Sequence[Tensor | None]) -> Tensor:
     """(B, T) log-probabilities in which those of tokens from older policies are replaced.
 
@@ -188,7 +197,7 @@ class DynamicSampling:
         data: training problems, which the sampler draws in its own order.
         args: settings of the run.
         reward_weights: (F,); the first reward whose weight is not 0 decides which groups are informative.
-        pad_token: token id for padding.
+        tokenizer: tokenizer of the policy.
         device: device of the tensors for TRL.
     """
 
@@ -199,11 +208,11 @@ class DynamicSampling:
         args: EntropyForkGRPOConfig,
         ranks: Ranks,
         reward_weights: Tensor,
-        pad_token: int,
+        tokenizer: PreTrainedTokenizerBase,
         device: torch.device,
     ):
         self.policy, self.data, self.args, self.ranks = policy, data, args, ranks
-        self.reward_weights, self.pad_token, self.device = reward_weights.tolist(), pad_token, device
+        self.reward_weights, self.pad_token, self.device = reward_weights.tolist(), tokenizer.pad_token_id, device
         size = args.generation_batch_size // args.num_generations
         self.sampler = DynamicSampler(
             size=size,
@@ -223,6 +232,21 @@ class DynamicSampling:
             max_age=args.max_response_age,
             ranks=ranks,
             part=self._part,
+            rule=self._fork_rule(tokenizer),
+        )
+
+    def _fork_rule(self, tokenizer: PreTrainedTokenizerBase) -> ForkRule | None:
+        args = self.args
+        if args.fork_rollouts is None:
+            return None
+        return ForkRule(
+            trunks=args.fork_rollouts,
+            size=args.num_generations,
+            candidates=args.fork_candidates,
+            trains_prefix=args.fork_prefix == "once",
+            seed=args.seed,
+            entropies=lambda responses: self.policy.entropies(self._inputs_of(responses)),
+            may_fork=forkable(tokenizer, args.fork_min_chars),
         )
 
     @property
@@ -265,8 +289,10 @@ class DynamicSampling:
             supply.accuracy = drawn.mean().item()
         found["pass_rate"] = sampler.pass_rate
         supply.metrics = {f"dynamic_sampling/{name}": value for name, value in found.items()}
-        if self.drafts.is_used:
+        if self.drafts.budget is not None:
             supply.metrics |= self._partial_metrics(groups)
+        if self.drafts.rule is not None:
+            supply.metrics |= self._fork_metrics(groups, informative_drawn)
         return supply
 
     def _begin_round(self, is_last: bool) -> tuple[list[int], list[Draft] | None]:
@@ -301,6 +327,15 @@ class DynamicSampling:
             "older_share": older / max(trained, 1),
         }
         return {f"partial_rollouts/{name}": float(value) for name, value in found.items()}
+
+    def _fork_metrics(self, groups: list[Group], informative_drawn: int) -> dict[str, float]:
+        """Metrics of responses that continue others, for the groups of this rollout."""
+        masks = [response.mask for group in groups for response in group.responses if response.mask is not None]
+        tokens = sum(map(len, masks))
+        return {
+            "fork_rollouts/generated_per_kept": self.drafts.written / max(informative_drawn, 1),
+            "fork_rollouts/prefix_share": 1 - sum(int(mask.sum()) for mask in masks) / max(tokens, 1),
+        }
 
     def _draw(
         self, rows: list[int], spare: int, drafts: list[Draft] | None
@@ -343,8 +378,12 @@ class DynamicSampling:
             own = rewards[i * size : (i + 1) * size].float().cpu()
             if drafts is None:
                 return Group(rows[i], responses, own, self.sampler.rollout)
-            old = drafts[i].old_logps if any(map(len, drafts[i].old_logps)) else None
-            return Group(rows[i], responses, own, self.sampler.rollout, old, drafts[i].begun)
+            draft = drafts[i]
+            if draft.forks:
+                masks = self.drafts.rule.masks(responses, draft.forks)
+                responses = [replace(response, mask=mask) for response, mask in zip(responses, masks, strict=True)]
+            old = draft.old_logps if any(map(len, draft.old_logps)) else None
+            return Group(rows[i], responses, own, self.sampler.rollout, old, draft.begun)
 
         return [group(i) for i in kept], [group(i) for i in others], accuracies(rewards, size)
 
@@ -378,6 +417,8 @@ class DynamicSampling:
         members = [(group, i) for group in groups for i in range(self.args.num_generations)]
         mine = self._share(members)
         responses = [group.responses[i] for group, i in mine]
+        if any(group.responses[i].mask is not None for group, i in members):  # some groups may be older than the forks
+            responses = [response if response.mask is not None else unmasked(response) for response in responses]
         last = len(groups) - filling
         is_filling = torch.arange(len(members)) >= last * self.args.num_generations
         return Supply(
@@ -453,7 +494,7 @@ def make_source(
     args: EntropyForkGRPOConfig,
     ranks: Ranks,
     reward_weights: Tensor,
-    pad_token: int,
+    tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
     uses_tools: bool,
     has_rollout_func: bool,
@@ -462,7 +503,7 @@ def make_source(
 
     Raises:
         ValueError: `dynamic_sampling` is true for a stream, for problems with images, or for a policy with tools, or
-            responses are to be written in rounds that a `rollout_func` writes whole.
+            a `rollout_func` writes whole responses that are to be written in parts.
     """
     if not args.dynamic_sampling:
         return Direct()
@@ -472,9 +513,9 @@ def make_source(
         raise ValueError("dynamic_sampling is true but the policy has tools: set dynamic_sampling: false.")
     if {"image", "images"} & set(data.column_names):
         raise ValueError("dynamic_sampling is true but the problems have images: set dynamic_sampling: false.")
-    if has_rollout_func and args.max_new_tokens_per_round is not None:
-        raise ValueError(
-            f"max_new_tokens_per_round is {args.max_new_tokens_per_round} but a rollout_func writes the responses: "
-            "leave one of them out."
-        )
-    return DynamicSampling(policy, data, args, ranks, reward_weights, pad_token, device)
+    for name in ("max_new_tokens_per_round", "fork_rollouts"):
+        if has_rollout_func and getattr(args, name) is not None:
+            raise ValueError(
+                f"{name} is {getattr(args, name)} but a rollout_func writes the responses: leave one of them out."
+            )
+    return DynamicSampling(policy, data, args, ranks, reward_weights, tokenizer, device)

@@ -1,0 +1,157 @@
+"""Responses that continue others from a fork: places and masks by hand, the loss against autograd in float64."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.fixtures import fixed_rollout
+from entropy_grpo.objective.sampling import Response
+from entropy_grpo.training.forks import ForkRule, forkable
+
+from . import reference, written_parts
+from .test_drafts import RESUMED
+from .test_durable import assert_goes_on
+
+GROUP = fixed_rollout.GENERATIONS
+WHOLE = written_parts.FORKS | {"max_new_tokens_per_round": None, "max_response_age": 2}
+
+
+def make_rule(**settings):
+    given = {"trunks": 4, "size": 16, "candidates": 20, "trains_prefix": True, "seed": 0}
+    return ForkRule(**given | {"entropies": None, "may_fork": lambda token: True} | settings)
+
+
+def test_equally_many_responses_continue_each():
+    rule = make_rule()
+    assert [rule.branches_of(i) for i in range(4)] == [[4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15]]
+    assert [rule.trunk_of(i) for i in range(16)] == [0, 1, 2, 3, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [make_rule(trunks=1, size=3).branches_of(0), make_rule(trunks=2, size=4).branches_of(1)] == [[1, 2], [3]]
+
+
+def test_a_fork_is_one_of_the_candidates_of_highest_entropy():
+    """Each about equally often, and no token that may not be one, by sorting."""
+    rng, count = random.Random(0), 5
+    entropies = torch.tensor([9.0] + [rng.random() for _ in range(39)])
+    ids = [rng.randrange(10) for _ in range(40)]
+    rule = make_rule(candidates=count, may_fork=lambda token: token not in (3, 7))
+    allowed = [t for t in range(1, 40) if ids[t] not in (3, 7)]
+    best = sorted(allowed, key=lambda t: -entropies[t])[:count]
+    drawn = [rule.place(ids, entropies, f"{key}") for key in range(1000)]
+    assert set(drawn) == set(best)
+    assert all(abs(drawn.count(t) - 200) < 5 * 13 for t in best)  # five standard deviations of a binomial count
+    assert drawn[:20] == [rule.place(ids, entropies, f"{key}") for key in range(20)]
+    assert rule.place([3] * 40, entropies, "x") == 0 == rule.place([1], entropies[:1], "x")
+
+
+def test_no_fork_at_special_or_short_tokens(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for least in (1, 2):
+        may_fork = forkable(tokenizer, least)
+        for token in range(len(tokenizer)):
+            text = tokenizer.convert_ids_to_tokens(token).replace("\u0120", " ").replace("\u010a", "\n")
+            expected = token not in tokenizer.all_special_ids and len(text.strip()) >= least
+            assert may_fork(token) == expected, text
+
+
+@pytest.mark.parametrize(("trains_prefix", "first"), [(True, [1, 1, 1, 1, 1]), (False, [0, 0, 1, 1, 1])])
+def test_masks(trains_prefix, first):
+    rule = make_rule(trunks=2, size=4, trains_prefix=trains_prefix)
+    ids = [torch.zeros(length, dtype=torch.int32) for length in (5, 3, 4, 6)]
+    masks = rule.masks([Response(x, x, "") for x in ids], [2, 0])
+    assert [mask.tolist() for mask in masks] == [first, [1] * 3, [0, 0, 1, 1], [1] * 6]
+
+
+def by_group(output):
+    """Rows of a rollout by prompt, in the order of the group. TRL shuffles a rollout after it is scored."""
+    groups = {}
+    for i in output["sequence_index"].argsort().tolist():
+        prompt = tuple(output["prompt_ids"][i][output["prompt_mask"][i].bool()].tolist())
+        groups.setdefault(prompt, []).append(i)
+    return groups
+
+
+@pytest.mark.parametrize("prefix", ["once", "never"])
+def test_a_step_trains_the_tokens_that_the_recipe_says(ending_model, tmp_path, prefix):
+    """Places among the candidates, masks, kept tokens and the weights after a step, all worked out in float64."""
+    trainer = written_parts.made(ending_model, tmp_path, data=fixed_rollout.prompts(8), fork_prefix=prefix, **WHOLE)
+    (output,) = written_parts.rollouts_of(trainer)
+    model = AutoModelForCausalLM.from_pretrained(ending_model, dtype=torch.float64)
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    logps, entropies = reference.score(model, *(output[key] for key in keys), 1.0)
+    ids, lengths, forks = output["completion_ids"], output["completion_mask"].sum(1), []
+    expected = output["completion_mask"].clone()
+    for rows in by_group(output).values():
+        assert len(rows) == GROUP
+        for number, (trunk, branch) in enumerate(((rows[0], rows[2]), (rows[1], rows[3]))):
+            fork = int((output["tool_mask"][branch] == 0).sum())
+            assert torch.equal(ids[branch, :fork], ids[trunk, :fork])
+            order = entropies[trunk, 1 : lengths[trunk] - 1].argsort(descending=True) + 1
+            assert fork in order[:3] or (fork == 0 and lengths[trunk] <= 2), (number, fork, order)
+            expected[branch, :fork] = 0
+            if prefix == "never":
+                expected[trunk, :fork] = 0
+            forks.append(fork)
+    assert sum(fork > 0 for fork in forks) > 1
+    assert torch.equal(output["completion_mask"] * output["tool_mask"], expected)
+    saved = int((output["completion_mask"] - expected)[[r for g in by_group(output).values() for r in g[2:]]].sum())
+    written = trainer.rollouts.drafts.written
+    assert written == sum(int(lengths[r]) for g in by_group(output).values() for r in g) - saved
+    places = torch.arange(ids.size(1)) * 8 + output["sequence_index"].unsqueeze(1)
+    kept = reference.top(entropies, expected.bool(), 0.5, places)
+    assert torch.equal(kept, output["kept_mask"])
+    reference.objective(logps, logps.detach(), output["advantages"].double(), kept, 0.2, 0.28).backward()
+    changed = fixed_rollout.weights(trainer)
+    start = AutoModelForCausalLM.from_pretrained(ending_model).state_dict()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(changed[name] - start[name], -parameter.grad.float(), atol=1e-5, rtol=1e-3)
+    assert max(parameter.grad.abs().max() for parameter in model.parameters()) > 1e-3
+
+
+def test_tokens_have_the_log_probabilities_of_the_policy_that_wrote_them(ending_model, tmp_path):
+    """With responses that are written over several rollouts and fork when they are whole."""
+    batch = {"per_device_train_batch_size": 4, "steps_per_generation": 2}
+    trainer = written_parts.check(ending_model, tmp_path, batch | written_parts.FORKS)
+    rows = [row for row in trainer.state.log_history if "fork_rollouts/prefix_share" in row]
+    assert any(0 < row["fork_rollouts/prefix_share"] < 0.5 for row in rows)
+
+
+def test_a_run_goes_on_in_the_middle_of_responses(ending_model, tmp_path):
+    settings = RESUMED | written_parts.FORKS | {"save_steps": 3}
+    whole = fixed_rollout.train(ending_model, tmp_path / "a", **settings)
+    assert_goes_on(ending_model, tmp_path / "b", whole, tmp_path / "a" / "checkpoint-3", **settings)
+
+
+def test_a_resumed_run_may_write_otherwise(ending_model, tmp_path):
+    """Groups from before, unfinished or waiting, have no forks, and are written to their end without a budget."""
+    settings = RESUMED | {"save_steps": 3, "max_steps": 3}
+    before = fixed_rollout.train(ending_model, tmp_path / "a", **settings)
+    assert before.rollouts.drafts.unfinished
+    changed = {"max_new_tokens_per_round": None, "max_steps": 7} | written_parts.FORKS
+    after = fixed_rollout.make_trainer(ending_model, tmp_path / "b", **settings | changed)
+    after.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert after.rollouts.drafts.unfinished == [] and after.state.global_step == 7
+    shares = [
+        row["fork_rollouts/prefix_share"] for row in after.state.log_history if "fork_rollouts/prefix_share" in row
+    ]
+    assert shares[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"fork_rollouts": 3}, ["fork_rollouts is 3", "num_generations is 4", "choose 1, 2"]),
+        ({"fork_rollouts": 4}, ["fork_rollouts is 4"]),
+        ({"fork_candidates": 0}, ["fork_candidates is 0", "1 or more"]),
+        ({"fork_prefix": "twice"}, ["fork_prefix is 'twice'", "once, never"]),
+        ({"fork_rollouts": None}, ["fork_candidates is 3", "without fork_rollouts"]),
+        ({"sampled": False}, ["fork_rollouts is 2", "rollout_func"]),
+        ({"generation_kwargs": {"stop": ["x"]}}, ["generation_kwargs: stop", "fork_rollouts"]),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_meant_are_refused(tiny_model, tmp_path, settings, words):
+    with pytest.raises(ValueError) as error:
+        written_parts.made(tiny_model, tmp_path, **WHOLE | settings)
+    assert all(word in str(error.value) for word in words), error.value
