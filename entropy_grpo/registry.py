@@ -1,8 +1,10 @@
-"""Checks that all folders share: one of several choices, settings that nothing reads, packages that are missing."""
+"""Checks that all folders share: choices, functions of the user, settings that nothing reads, missing packages."""
 
 import dataclasses
 import difflib
 import importlib.util
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,28 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Question that offers the known name most similar to an unknown name, empty if no name is similar."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def import_function(setting: str, name: str) -> Callable[..., Any]:
+    """Import a function of the user, `module:function`. The module may lie in the working directory.
+
+    Args:
+        setting: setting that names the function.
+
+    Raises:
+        ValueError: the name cannot be imported, or is no function.
+    """
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # the user's module may raise any error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(f"{setting} names {name!r}, which cannot be imported: {reason}.") from error
+    if not callable(found):
+        raise ValueError(f"{setting} names {name!r}, which is no function: name a function.")
+    return found
 
 
 @dataclass(frozen=True)

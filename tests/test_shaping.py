@@ -19,6 +19,7 @@ from entropy_grpo.objective.stages import PLATEAU, RISING, StageDetector
 
 from . import reference
 from .conftest import REPOSITORY
+from .test_decisions import by_turn
 from .test_objective import DDP, assert_close, half_flat
 
 
@@ -365,8 +366,10 @@ def test_perplexities_are_scored_where_no_old_log_probabilities_are(tiny_model, 
         tiny_model, tmp_path, ppl_shaping_alpha=0.3, ppl_shaping_start=1, max_steps=3, ppl_shaping_end=2, **fields
     )
     assert [row["shaping/ppl"] for row in trainer.state.log_history[:3]] == [0, 1, 0]
-    assert "perplexity_weights" not in trainer._buffered_inputs[0]
-    trainer = fixed_rollout.train(tiny_model, tmp_path / "b", ppl_shaping_alpha=0.3, learning_rate=0.0, **fields)
+    assert "advantages/ppl" not in trainer._buffered_inputs[0]
+    trainer = fixed_rollout.train(
+        tiny_model, tmp_path / "b", reward=by_turn, ppl_shaping_alpha=0.3, learning_rate=0.0, **fields
+    )
     assert "old_per_token_logps" not in trainer._buffered_inputs[0]
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
     keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -374,9 +377,11 @@ def test_perplexities_are_scored_where_no_old_log_probabilities_are(tiny_model, 
 
 
 def assert_weights(trainer, logps):
-    """The weights that travelled with the rollout are those of its groups, found by their prompts."""
+    """The weights of the advantages that travelled with the rollout are those of its groups, by their prompts."""
     prompts, mask = in_order(trainer, "prompt_ids").tolist(), in_order(trainer, "completion_mask").bool()
-    found = in_order(trainer, "perplexity_weights").tolist()
+    before = in_order(trainer, "advantages").double()
+    assert (before != 0).all()
+    found = ((1 - in_order(trainer, "advantages/ppl").double() / before) / 0.3).tolist()
     perplexities = [-row[m].mean().item() for row, m in zip(logps, mask, strict=True)]
     for prompt, perplexity, weight in zip(prompts, perplexities, found, strict=True):
         group = [p for p, other in zip(perplexities, prompts, strict=True) if other == prompt]

@@ -4,6 +4,7 @@ Hardware is described in `accelerate_configs/`, and the papers' numbers are in `
 """
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -18,6 +19,7 @@ from ..registry import one_of, refuse_unread, unread
 from ..runs.processes import process_count
 from .batches import batch_shape, check_evaluation_batch, optimizer_steps
 from .losses import check_loss
+from .methods import check_combinations, count_in_steps, to_short_forms
 from .shaping import ShapingConfig
 from .unread import RULES
 
@@ -58,6 +60,10 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         prompts_per_rollout, steps_per_rollout: prompts of a rollout over all processes, and optimiser steps that share
             the rollout. With `num_generations` and `per_device_train_batch_size` they determine
             `steps_per_generation` and `gradient_accumulation_steps`.
+        advantages, token_weights: methods by name (`objective.methods`), in the order in which they run. An entry is a
+            name, or a mapping of `name` and parameters, of which `start`, `end` and `plateau_steps` limit it to some
+            optimiser steps. `module:function` names a function of your own. Weights multiply each other and the kept
+            tokens. Evaluations use neither.
         dynamic_sampling: draw groups until a rollout is full of informative groups (DAPO). A group is informative if
             its share of right responses (first reward above 0) is neither 0 nor 1. Surplus groups open the next
             rollout. Dynamic sampling draws the training problems in an order of its own. `num_train_epochs` counts
@@ -139,6 +145,14 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     steps_per_rollout: int | None = field(
         default=None, metadata={"help": "Optimiser steps that share a rollout; set it with prompts_per_rollout."}
     )
+    advantages: list[str | dict[str, Any]] = field(
+        default_factory=list,
+        metadata={"help": "Methods that shape advantages, in order: names, or mappings of name and parameters."},
+    )
+    token_weights: list[str | dict[str, Any]] = field(
+        default_factory=list,
+        metadata={"help": "Methods that weigh tokens, in order: names, or mappings of name and parameters."},
+    )
     dynamic_sampling: bool = field(
         default=False, metadata={"help": "Draw groups of responses until a rollout is full of informative groups."}
     )
@@ -201,6 +215,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        to_short_forms(self)
         one_of("entropy_selection", self.entropy_selection, SELECTIONS)
         one_of("entropy_scope", self.entropy_scope, SCOPES)
         one_of("entropy_denominator", self.entropy_denominator, DENOMINATORS)
@@ -218,6 +233,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         self._shape_batches()
         for name in STEPS:
             setattr(self, name, self.in_steps(name, getattr(self, name)))
+        count_in_steps(self)
         self.check_shaping(self.num_generations)
         for name in ("num_logged_samples", "max_skipped_steps", "max_group_age"):
             if getattr(self, name) < 0:
@@ -252,6 +268,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
 
     def _check_objective(self, objective: Objective) -> None:
         """Refuse settings whose combination the objective cannot compute."""
+        check_combinations(objective, self.dynamic_sampling)
         if objective.selection in BY_NORM:
             if self.fused_lm_head == "trl":
                 raise ValueError(

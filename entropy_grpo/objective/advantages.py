@@ -16,14 +16,10 @@ Pure functions. Shapes: B responses, groups of G in a row, T completion tokens i
 for the tokens that the policy wrote.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from .ranks import Ranks
-from .tokens import Inputs, loss_mask
 
 # Smaller differences of log-perplexities are rounding errors, which the weights would amplify.
 MIN_SIGMA = 1e-6
@@ -133,93 +129,3 @@ def position_advantages(
     if cap is not None:
         bonus = torch.minimum(bonus, cap * advantages.abs())
     return (advantages + advantages.sign() * bonus) * mask.bool()
-
-
-class AdvantageTransform(Protocol):
-    """A method that changes the advantages of an optimiser step.
-
-    Attributes:
-        name: name in the log.
-        schedule: optimiser steps in which the method is active.
-        needs_logps: whether `prepare` reads the log-probabilities of the rollout.
-    """
-
-    name: ClassVar[str]
-    needs_logps: ClassVar[bool]
-    schedule: Schedule
-
-    @classmethod
-    def of(cls, args: Any) -> "AdvantageTransform":
-        """Make the method of a run from its settings (`config.shaping.ShapingConfig`)."""
-
-    def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
-        """Return columns to add to a rollout. Called once per rollout, while its groups are in order on all ranks.
-
-        Args:
-            logps: (B, T) under the policy that wrote the responses, if `needs_logps`.
-        """
-
-    def apply(self, inputs: Inputs) -> Tensor:
-        """Return a micro-batch's new advantages, (B,) or (B, T), from the advantages in `inputs`."""
-
-
-@dataclass(frozen=True)
-class PerplexityShaping:
-    """Shaping by perplexity (Eq. 7, 9), see `ppl_advantages`."""
-
-    name: ClassVar[str] = "ppl"
-    needs_logps: ClassVar[bool] = True
-    schedule: Schedule
-    group_size: int
-    alpha: float
-
-    @classmethod
-    def of(cls, args: Any) -> "PerplexityShaping":
-        return cls(args.ppl_schedule, args.num_generations, args.ppl_shaping_alpha)
-
-    def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
-        """Return `perplexity_weights`, (B,) of this rank's responses. A group may span ranks."""
-        perplexities = ranks.gather(log_perplexities(logps, loss_mask(rollout)), False)
-        weights = perplexity_weights(perplexities, self.group_size)
-        return {"perplexity_weights": weights[ranks.index * logps.size(0) :][: logps.size(0)]}
-
-    def apply(self, inputs: Inputs) -> Tensor:
-        return ppl_advantages(inputs["advantages"], inputs["perplexity_weights"], self.alpha)
-
-
-@dataclass(frozen=True)
-class PositionShaping:
-    """Shaping by position (Eq. 8, 10), see `position_advantages`."""
-
-    name: ClassVar[str] = "position"
-    needs_logps: ClassVar[bool] = False
-    schedule: Schedule
-    gamma: float
-    d: float
-    m: float
-    n: float
-    cap: float | None
-
-    @classmethod
-    def of(cls, args: Any) -> "PositionShaping":
-        return cls(args.position_schedule, *(getattr(args, f"position_shaping_{x}") for x in ("gamma", *"dmn", "cap")))
-
-    def prepare(self, rollout: Inputs, logps: Tensor | None, ranks: Ranks) -> Inputs:
-        return {}
-
-    def apply(self, inputs: Inputs) -> Tensor:
-        return position_advantages(
-            inputs["advantages"], loss_mask(inputs), self.gamma, self.d, self.m, self.n, self.cap
-        )
-
-
-# Setting that activates a method -> method, in the order of application.
-METHODS: dict[str, type[AdvantageTransform]] = {
-    "ppl_shaping_alpha": PerplexityShaping,
-    "position_shaping_gamma": PositionShaping,
-}
-
-
-def methods_of(args: Any) -> list[type[AdvantageTransform]]:
-    """The methods that a run's settings activate."""
-    return [method for setting, method in METHODS.items() if getattr(args, setting) is not None]

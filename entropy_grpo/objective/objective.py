@@ -9,11 +9,14 @@ here.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .share import BY_NORM, MATCHED, kept_count, kept_share
+
+if TYPE_CHECKING:
+    from .methods.entries import Entry
 
 # Losses that TRL divides by the number of tokens, and that can be divided by the number of kept tokens instead.
 TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
@@ -29,7 +32,9 @@ def backward_matmuls(trains_head: bool) -> int:
     return 2 + trains_head
 
 
-def _check_head(args: Any, why_not: str | None, has_bonus: bool, aux_loss_enabled: bool) -> str | None:
+def _check_head(
+    args: Any, why_not: str | None, has_bonus: bool, aux_loss_enabled: bool, entries: "tuple[Entry, ...]"
+) -> str | None:
     """Return the reason why the sparse LM head cannot serve the run, or None.
 
     Raises:
@@ -51,6 +56,9 @@ def _check_head(args: Any, why_not: str | None, has_bonus: bool, aux_loss_enable
         raise ValueError(
             f"entropy_selection is {args.entropy_selection!r}, but {reason}: choose another entropy_selection."
         )
+    by_norm = next((entry.name for entry in entries if "residual_norms" in entry.needs), None)
+    if reason is not None and by_norm is not None:
+        raise ValueError(f"{by_norm} reads gradient norms, but {reason}: leave {by_norm} out.")
     return reason
 
 
@@ -71,8 +79,9 @@ class Objective:
         scores_rollout: whether TRL itself scores the rollout. It does if the policy changes before the rollout's last
             step, or if vLLM's importance correction needs the log-probabilities.
         has_reference: whether the loss has a KL term, for which a reference policy scores the rollout.
-        shaping: names of the methods that shape advantages.
-        shapes_by_logps: whether such a method needs the log-probabilities of the rollout.
+        group_size: responses to a problem.
+        advantages, token_weights: methods that shape advantages and weigh tokens, in the order in which they run (see
+            `methods`). The selection of tokens is not among them.
         trains_head: whether the LM head's weight has a gradient.
         sparse_head: whether the sparse LM head serves the policy instead of TRL's.
         head_refusal: the reason why TRL's head serves although it was not requested; None otherwise.
@@ -100,8 +109,9 @@ class Objective:
     diagnostics: bool
     scores_rollout: bool
     has_reference: bool
-    shaping: tuple[str, ...]
-    shapes_by_logps: bool
+    group_size: int
+    advantages: "tuple[Entry, ...]"
+    token_weights: "tuple[Entry, ...]"
     trains_head: bool
     sparse_head: bool
     head_refusal: str | None
@@ -126,12 +136,16 @@ class Objective:
         Raises:
             ValueError: `fused_lm_head` or `entropy_selection` needs the sparse head, which cannot serve.
         """
-        from .advantages import methods_of  # needs torch, which a reader of the record does without
+        from .methods.entries import entries_of  # needs torch, which a reader of the record does without
 
-        methods = methods_of(args)
+        advantages, token_weights = entries_of(args)
         has_bonus = args.entropy_coef != 0 or args.use_adaptive_entropy
         uses_trl_head = args.fused_lm_head == "trl"
-        refusal = None if uses_trl_head else _check_head(args, why_not, has_bonus, aux_loss_enabled)
+        refusal = (
+            None
+            if uses_trl_head
+            else _check_head(args, why_not, has_bonus, aux_loss_enabled, advantages + token_weights)
+        )
         token_ratio = args.importance_sampling_level == "token"
         per_rollout = args.steps_per_generation * args.num_iterations
         return cls(
@@ -151,8 +165,9 @@ class Objective:
             scores_rollout=args.gradient_accumulation_steps % per_rollout != 0
             or (args.use_vllm and args.vllm_importance_sampling_correction),
             has_reference=args.beta != 0,
-            shaping=tuple(method.name for method in methods),
-            shapes_by_logps=any(method.needs_logps for method in methods),
+            group_size=args.num_generations,
+            advantages=advantages,
+            token_weights=token_weights,
             trains_head=trains_head,
             sparse_head=not uses_trl_head and refusal is None,
             head_refusal=refusal,
@@ -195,7 +210,7 @@ class Objective:
         if not self.selects:
             return None
         if self.scope == "global":
-            return "window" if self.accumulation > 1 else "loss"
+            return "window" if self.accumulation > 1 or self.sums_weights else "loss"
         return "rollout" if self.scope == "rollout" else "loss"
 
     @property
@@ -209,6 +224,53 @@ class Objective:
         if self.loss_type in CLIPPING_LOSSES:
             return 1 - self.epsilon_low, 1 + self.epsilon_high
         return 0.0, self.epsilon_high if self.loss_type == "cispo" else math.inf
+
+    # Methods by name
+
+    def entries(self, kind: str = "", *moments: str) -> "list[Entry]":
+        """Return the entries of a kind that run at these moments, in the order in which they run; all by default."""
+        everything = self.advantages + self.token_weights
+        return [e for e in everything if kind in ("", e.method.kind) and (not moments or e.moment in moments)]
+
+    @property
+    def shaping(self) -> tuple[str, ...]:
+        """Names of the methods of arXiv 2508.02260 that shape advantages."""
+        return tuple(entry.name for entry in self.advantages if entry.name in ("ppl", "position"))
+
+    @property
+    def sums_weights(self) -> bool:
+        """True if the loss is divided by a sum of token weights, which must be known before the loss."""
+        return any(entry.method.denominator == "valid" for entry in self.token_weights)
+
+    @property
+    def loss_needs(self) -> frozenset[str]:
+        """Fields of the view that entries read in the loss."""
+        return frozenset().union(*(entry.needs for entry in self.entries("", "loss")))
+
+    @property
+    def scores_window(self) -> bool:
+        """True if a pass without gradient over the step's sequences precedes its loss.
+
+        It ranks the tokens, or gives the current policy's values to entries that read all tokens of the step.
+        """
+        by_entry = any(entry.current for entry in self.entries("", "step"))
+        return by_entry or self.ranked_in == "window"
+
+    def reads_rollout_pass(self, entry: "Entry") -> bool:
+        """Return whether an entry needs a pass over the rollout, which TRL may not make by itself.
+
+        If TRL makes none, the rollout serves one optimiser step. Its policy is then the current policy, whose own
+        passes give the same values to later entries.
+        """
+        if entry.moment == "rollout":
+            return bool(entry.old) or "residual_norms" in entry.needs
+        return bool(entry.old) and (entry.moment == "sequence" or (entry.moment == "step" and not self.scores_window))
+
+    @property
+    def kept_of_rollout(self) -> frozenset[str]:
+        """Fields of the pass over the rollout that later entries read."""
+        later = self.entries("", "sequence", "step", "loss")
+        return frozenset().union(*(entry.old for entry in later))
 
     # Sequences
 
@@ -244,14 +306,17 @@ class Objective:
         That takes an earlier pass over all of them, because the entropies of all tokens of a rollout are logged.
         """
         measured = self.measures_rollout or self.ranked_in == "window"
+        if any(entry.method.revives for entry in self.entries("advantage", "loss")):
+            return False
         return self.regroups and self.surrogate and self.token_level and self.ranked_in != "loss" and measured
 
     # The LM head
 
     @property
     def projects_kept(self) -> bool:
-        """True if the head projects only the kept tokens."""
-        return self.sparse_head and self.kept_known and self.per_token and self.surrogate
+        """True if the head projects only the kept tokens. Entries in the loss read the values of all tokens."""
+        reads_all = bool(self.entries("", "loss"))
+        return self.sparse_head and self.kept_known and self.per_token and self.surrogate and not reads_all
 
     @property
     def projected_share(self) -> float:
@@ -260,7 +325,7 @@ class Objective:
 
     @property
     def differentiated_share(self) -> float:
-        """Share of the response tokens that the head differentiates."""
+        """Share of the response tokens that the head differentiates, at most; token weights of 0 are not counted."""
         return self.largest_kept_share if self.sparse_head and self.surrogate and self.token_ratio else 1.0
 
     @property
@@ -276,7 +341,8 @@ class Objective:
             in_rollout: whether the pass scores a rollout. The log then also needs gradient norms, which cost one more
                 sum over the vocabulary.
         """
-        wants_norms = self.selection in BY_NORM or (self.diagnostics and in_rollout)
+        by_norm = self.selection in BY_NORM or any("residual_norms" in entry.needs for entry in self.entries())
+        wants_norms = by_norm or (self.diagnostics and in_rollout)
         return ("log_probs", *(["entropy"] if ranks else []), *(["residual_norm"] if ranks and wants_norms else []))
 
     # Passes
@@ -294,22 +360,30 @@ class Objective:
     def scoring_passes(self) -> dict[str, float]:
         """Passes without gradient over the responses of an optimiser step, by purpose.
 
-        A pass over a rollout counts for each of the `iterations` steps that see its responses. If a shaping
-        method has a schedule, its pass is made only while the schedule is active.
+        A pass over a rollout counts for each of the `iterations` steps that see its responses. If an entry has a
+        schedule, its pass over the rollout is made only while the schedule is active.
         """
-        scored = self.scores_rollout or self.ranked_in == "rollout" or self.shapes_by_logps
+        by_entry = any(self.reads_rollout_pass(entry) for entry in self.entries())
+        scored = self.scores_rollout or self.ranked_in == "rollout" or by_entry
         return {
             "rollout": scored / self.iterations,
             "reference": self.has_reference / self.iterations,
-            "ranking": float(self.ranked_in == "window"),
+            "ranking": float(self.scores_window),
         }
 
     def record(self) -> dict[str, Any]:
         """Return the decisions and what a reader of the run asks of them, in JSON types, for the files of the run."""
-        return asdict(self) | {
-            "kept_share": self.kept_share,
-            "ranked_in": self.ranked_in,
-            "steps_per_rollout": float(self.steps_per_rollout),
-            "head_units": self.head_units,
-            "scoring_passes": self.scoring_passes,
-        }
+        methods = {name: [e.record() for e in getattr(self, name)] for name in ("advantages", "token_weights")}
+        decisions = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in methods}
+        return (
+            decisions
+            | methods
+            | {
+                "shaping": self.shaping,
+                "kept_share": self.kept_share,
+                "ranked_in": self.ranked_in,
+                "steps_per_rollout": float(self.steps_per_rollout),
+                "head_units": self.head_units,
+                "scoring_passes": self.scoring_passes,
+            }
+        )

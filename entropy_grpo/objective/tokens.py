@@ -38,6 +38,8 @@ def row_advantages(inputs: Inputs) -> Tensor:
 def with_gradient(inputs: Inputs) -> Tensor:
     """(B, T) bool: the tokens whose loss is not constant, clipping aside."""
     tokens = loss_mask(inputs).bool() & (row_advantages(inputs) != 0)
+    if "token_weights" in inputs:
+        tokens = tokens & (inputs["token_weights"] > 0)
     return tokens & inputs["kept_mask"] if "kept_mask" in inputs else tokens
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from .batching import by_length, cut, deal, merge, take
+from .methods.over_ranks import total
+from .methods.run import Methods
 from .objective import Objective
 from .ranks import Ranks
 from .selection import gradient_norms, select, select_matched
@@ -70,6 +72,8 @@ class Window:
         thresholds: lowest kept score of each selection so far.
         ranking: passes that ranked the window's tokens, and their micro-batches.
         scored: micro-batches that have been run so far.
+        divisor: divisor of the loss if token weights determine it; None otherwise.
+        weights: sum of the weights of this process's tokens and their number, (2,) float64, by the name of the method.
     """
 
     batches: list[Inputs]
@@ -78,6 +82,8 @@ class Window:
     thresholds: list[float] = field(default_factory=list)
     ranking: tuple[list[Pass], list[Inputs]] | None = None
     scored: list[Scored] = field(default_factory=list)
+    divisor: float | None = None
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
     def all_tokens(self) -> list[Scored]:
         """Return all tokens whose entropies are known."""
@@ -195,14 +201,48 @@ def plan_window(
     score: Callable[[Inputs], Pass],
     size: int,
     seed: int,
+    methods: Methods | None = None,
 ) -> Window:
     """Plan an optimiser step: the number of kept tokens over all ranks, their masks if known, and the micro-batches.
 
     Args:
         batches: the step's micro-batches on this rank, with the advantages of the step.
-        score: scores a micro-batch under the current policy, without a graph. Called if the window ranks its tokens.
+        score: scores a micro-batch under the current policy, without a graph. Called if the window ranks its tokens,
+            or if methods read the current policy (`Objective.scores_window`).
         size: sequences of a micro-batch on one rank.
         seed: seed of this step, for `random`.
+        methods: methods by name at this step; by default those of the objective at its first step.
+    """
+    methods = methods or Methods(objective, ranks, seed=seed)
+    passes = None
+    if objective.scores_window:
+        batches = [merge(batches)] if can_regroup(batches, objective) else batches
+        passes = [score(b) for b in batches]
+    batches = methods.plan(batches, passes)
+    window = _select(batches, passes, objective, ranks, size, seed)
+    whole = batches if window.everything is None else window.everything
+    window.weights = methods.sums(whole)
+    window.divisor = _divisor(whole, methods, objective, ranks)
+    return window
+
+
+def _divisor(batches: list[Inputs], methods: Methods, objective: Objective, ranks: Ranks) -> float | None:
+    """Sum of the token weights by which the loss is divided, over the step's tokens; None without such weights."""
+    valid = [methods.valid_weights(b) for b in batches]
+    if any(weights is None for weights in valid):
+        return None
+    keeps = objective.selects and objective.denominator == "kept"
+    masks = flatten([b["kept_mask"] if keeps else loss_mask(b).bool() for b in batches])
+    return total(flatten(valid), masks, ranks)
+
+
+def _select(
+    batches: list[Inputs], passes: list[Pass] | None, objective: Objective, ranks: Ranks, size: int, seed: int
+) -> Window:
+    """Select the kept tokens of a step if they are known before its loss, and group its sequences.
+
+    Args:
+        passes: passes of the current policy over the micro-batches, if it has been scored.
     """
     if objective.ranked_in is None:
         return Window(regroup(batches, objective, ranks, size), 0)
@@ -214,13 +254,11 @@ def plan_window(
         batches = regroup(batches, objective, ranks, size)
         return Window(batches, sum(objective.kept_count(n) for n in count_tokens(batches, ranks)))
     kept = objective.kept_count(sum(count_tokens(batches, ranks)))
-    whole = [merge(batches)] if can_regroup(batches, objective) else batches
-    passes = [score(b) for b in whole]
-    masks, threshold = select_tokens(passes, whole, objective, ranks, seed)
+    masks, threshold = select_tokens(passes, batches, objective, ranks, seed)
     ranked = [
-        b | {"kept_mask": mask, "entropies": p.entropies} for b, mask, p in zip(whole, masks, passes, strict=True)
+        b | {"kept_mask": mask, "entropies": p.entropies} for b, mask, p in zip(batches, masks, passes, strict=True)
     ]
-    return Window(regroup(ranked, objective, ranks, size), kept, ranked, [threshold], (passes, whole))
+    return Window(regroup(ranked, objective, ranks, size), kept, ranked, [threshold], (passes, batches))
 
 
 def count_tokens(batches: Sequence[Inputs], ranks: Ranks) -> list[int]:

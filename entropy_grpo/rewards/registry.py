@@ -10,14 +10,12 @@ responses are written.
 """
 
 import hashlib
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from ..grading import answer_line, boxed
 from ..grading.pool import Grader, LogMetric
+from ..registry import import_function
 from ..tasks.registry import by_reward
 from ..tasks.task import Problem, Task
 
@@ -127,22 +125,8 @@ CONTROLS = {"format_only": format_only, "random": random}
 
 
 def imported(name: str) -> Reward:
-    """Import a user's own reward function, `module:function`. The module may lie in the working directory.
-
-    Raises:
-        ValueError: the name cannot be imported, or is no function.
-    """
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        reward = getattr(importlib.import_module(module), function)
-    except Exception as error:  # the user's module may raise any error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ValueError(f"rewards names {name!r}, which cannot be imported: {reason}.") from error
-    if not callable(reward):
-        raise ValueError(f"rewards names {name!r}, which is no function: name a function.")
-    return reward
+    """Import a user's own reward function (see `registry.import_function`)."""
+    return import_function("rewards", name)
 
 
 def overlong(max_completion_length: int, cache_length: int | None) -> Reward:

@@ -15,6 +15,8 @@ import torch
 from accelerate.logging import get_logger
 from torch.utils.data import Sampler
 
+from ..objective.advantages import ppl_advantages
+from ..objective.methods.run import SHAPED
 from ..runs import seal
 from ..runs.launched import ServerError
 from ..runs.state import RANK_STATE, SHARED_STATE, State, load_state, save_state
@@ -117,6 +119,9 @@ class Resume:
             if "kept_mask" in batch:
                 batch.setdefault("threshold", torch.tensor(threshold))
                 batch.setdefault("counted", batch["kept_mask"].sum(1))
+            if "perplexity_weights" in batch:  # of an older checkpoint
+                weights, alpha = batch.pop("perplexity_weights"), trainer.args.ppl_shaping_alpha
+                batch[f"{SHAPED}ppl"] = ppl_advantages(batch["advantages"], weights, alpha)
         for name, values in state.get("logs", {}).items():
             if isinstance(values, dict):
                 for key, items in values.items():

@@ -4,7 +4,8 @@ TRL computes the loss. This class decides the tokens in the loss, its divisor, t
 of rollouts. Its methods override seams of TRL and delegate to objects that the trainer owns:
 
 - `spec` decides what the run computes (`objective.objective`), and `objective.window` plans each optimiser step;
-- `transforms` and `stages` shape the advantages of a step (`objective.advantages`, `objective.stages`);
+- `methods` shape the advantages and weigh the tokens of a step by name (`objective.methods.run`), at moments that
+  `stages` may decide (`objective.stages`);
 - `rollouts` supplies rollouts (`rollouts`), and `scorer` runs passes without shared padding (`scoring`);
 - `monitor` logs (`monitoring.steps`), and `resume` completes checkpoints (`resume`).
 
@@ -41,10 +42,11 @@ from ..metrics.correctness import is_right
 from ..models.adapters import sync_exactly
 from ..models.head import add_sparse_lm_head, trains_head, why_not
 from ..monitoring.callbacks import RunRecorder, Watch
+from ..monitoring.diagnostics import share
 from ..monitoring.steps import StepMonitor
-from ..objective.advantages import AdvantageTransform, methods_of
 from ..objective.batching import padding_is_inert
 from ..objective.drawing import NEUTRAL_SAMPLING, truncation_note
+from ..objective.methods.run import LOSS_WEIGHTS, WEIGHTS, Methods
 from ..objective.objective import Objective
 from ..objective.stages import StageDetector
 from ..objective.tokens import Inputs, loss_mask, with_gradient
@@ -91,6 +93,7 @@ class Call:
         rewards: (responses of all ranks, F), set when TRL has them.
         passes: results of the passes so far, without autograd graphs.
         weight: (B, T) float32, factor of each token's loss.
+        kept: (B, T) bool, the kept tokens, if some are dropped.
     """
 
     inputs: Inputs = field(default_factory=dict)
@@ -102,6 +105,7 @@ class Call:
     rewards: Tensor | None = None
     passes: list[Pass] = field(default_factory=list)
     weight: Tensor | None = None
+    kept: Tensor | None = None
 
 
 def _short_name(model: str | PreTrainedModel | PeftModel) -> str:
@@ -139,6 +143,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self._answers: list[Row] | None = None  # of the current evaluation
         self.ranks = ranks_of(self.accelerator)
         self.spec = self._decide()
+        if self.spec.token_weights:
+            self.top_entropy_quantile = 0.0  # TRL asks for weights if this is below 1, and its value goes unread
         self._prepare_adapters()
         if self.use_vllm:
             reshard_before_sync(self.vllm_generation)
@@ -146,7 +152,6 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
                 InParts(self.vllm_generation, self.args.ddp_timeout, Path(self.args.output_dir))
         self._tell_own_sampling()
         self.scorer = Scorer(self.args.batch_by_length and self._padding_is_inert(), self.ranks.largest)
-        self.transforms = [method.of(self.args) for method in methods_of(self.args)]
         self.stages = StageDetector(self.args.plateau_window, self.args.plateau_share)
         self.rollouts = make_source(
             Policy(
@@ -263,16 +268,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         """Seed of random choices in the current optimiser step."""
         return self.args.seed + self.state.global_step
 
-    def _is_active(self, transform: AdvantageTransform) -> bool:
-        """Return whether a transform is active in the current optimiser step."""
-        return transform.schedule.active(self.state.global_step, self.stages.plateau_step)
-
-    def _shape(self, inputs: Inputs) -> Inputs:
-        """Return a micro-batch with its advantages for the current optimiser step."""
-        for transform in self.transforms:
-            if self._is_active(transform):
-                inputs = inputs | {"advantages": transform.apply(inputs)}
-        return inputs
+    @property
+    def methods(self) -> Methods:
+        """Methods by name at the current optimiser step."""
+        step = self.state.global_step
+        return Methods(self.spec, self.ranks, step, self._step_seed, self.stages.plateau_step)
 
     # Functions for the source of rollouts, see `rollouts.Policy`
 
@@ -334,8 +334,17 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             output = super()._generate_and_score_completions(rows)
         output = self._placed(self.rollouts.finish(output, supply))
         output["right"] = is_right(call.rewards[:, 0])[output["sequence_index"]]
+        if any("rewards" in entry.needs for entry in self.spec.entries()):
+            output["rewards"] = self._summed(call.rewards)[output["sequence_index"]]
+            if supply is not None and supply.num_filling:  # methods see filling groups as not scored
+                output["rewards"] = output["rewards"].masked_fill(supply.filling, math.nan)
         # If TRL scores old log-probabilities, that pass comes first, before the pass of a reference policy.
         return self._prepare_rollout(output, call.passes[0] if self.spec.scores_rollout else None, old_logps)
+
+    def _summed(self, rewards: Tensor) -> Tensor:
+        """(responses,) float32: weighted sum of the rewards (responses, F), NaN where no function gave a reward."""
+        summed = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        return summed.masked_fill(rewards.isnan().all(dim=1), math.nan).float()
 
     def _placed(self, output: Inputs) -> Inputs:
         """Return a rollout with the index of every sequence among the sequences of all ranks, (B,) int64."""
@@ -354,24 +363,25 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
                 if all responses are from the current policy.
         """
         ranked, has_steps = self.spec.ranked_in == "rollout", scored is not None or old_logps is not None
+        methods = self.methods
         # TRL skips old log-probabilities only if the rollout serves one step, whose methods are known.
-        transforms = [t for t in self.transforms if has_steps or self._is_active(t)]
-        needed = ranked or old_logps is not None or any(t.needs_logps for t in transforms)
-        if scored is None and needed:
-            scored = self._score(output, entropies=ranked, in_rollout=ranked)
+        entries = [e for e in self.spec.entries() if has_steps or methods.is_active(e)]
+        reading = [e for e in entries if self.spec.reads_rollout_pass(e)]
+        if scored is None and (ranked or old_logps is not None or reading):
+            entropies = ranked or any(e.needs & {"old_entropies", "residual_norms"} for e in reading)
+            scored = self._score(output, entropies=entropies, in_rollout=ranked)
             if old_logps is not None:
                 output["old_per_token_logps"] = with_old_logps(scored.logps, old_logps)
-        logps = output.get("old_per_token_logps", None if scored is None else scored.logps)
-        for transform in transforms:
-            output |= transform.prepare(output, logps, self.ranks)
+        output = methods.in_rollout(output, scored, has_steps)
         if self.spec.measures_rollout:
-            self.monitor.rollout([output], [scored.entropies])
-            self.monitor.gradients([scored], [self._shape(output)])
+            shaped = methods.shape(output)
+            self.monitor.rollout([shaped], [scored.entropies])
+            self.monitor.gradients([scored], [shaped])
         return self._ranked(output, scored) if ranked else output
 
     def _ranked(self, output: Inputs, scored: Pass) -> Inputs:
         """Return a rollout with its kept tokens, selected by one threshold."""
-        shaped = self._shape(output)
+        shaped = self.methods.shape(output)
         (kept,), threshold = select_tokens([scored], [shaped], self.spec, self.ranks, self._step_seed)
         counted = kept
         if self.spec.matches_norms:  # one denominator for both arms: the tokens that `top` would keep
@@ -437,7 +447,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             return inputs
         if not self.spec.whole_steps:  # a step needs tokens of the next rollout, which only rho = 1 allows
             self._window = self._window or Window([], 0)
-            return self._shape(inputs)
+            return self.methods.shape(inputs)
         place = self._step % accumulation
         if place == 0:
             first = self._step % self.spec.micro_batches
@@ -446,26 +456,31 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _plan(self, batches: list[Inputs]) -> Window:
         """Plan an optimiser step of training."""
+        methods = self.methods
         window = plan_window(
-            [self._shape(b) for b in batches],
+            [methods.shape(b) for b in batches],
             self.spec,
             self.ranks,
             partial(self._score, entropies=True),
             self.args.per_device_train_batch_size,
             self._step_seed,
+            methods,
         )
         if window.ranking is not None:
             self.monitor.gradients(*window.ranking)
         return window
 
     def _compute_loss(self, model: Any, inputs: Inputs) -> Tensor:
+        inputs = dict(inputs)  # to which methods in the loss add their columns
         with self._during(Call(inputs=inputs)) as call:
             loss = super()._compute_loss(model, inputs)
         window = self._window
         if self.model.training:
             (scored,), mask = call.passes, loss_mask(inputs).bool()
-            kept = mask if call.weight is None else call.weight > 0
+            kept = mask if call.kept is None else call.kept
             window.scored.append(Scored(inputs, mask, kept, scored.entropies, scored.logps))
+            for name, sums in self.methods.sums([inputs], "loss").items():
+                window.weights[name] = window.weights.get(name, 0) + sums
             if self.accelerator.sync_gradients:
                 self._close(window)
         if not self.model.training or self.accelerator.sync_gradients:
@@ -475,7 +490,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def _close(self, window: Window) -> None:
         """Log a finished optimiser step."""
         self.monitor.step(window, self.args.per_device_train_batch_size)
-        active = {f"shaping/{transform.name}": float(self._is_active(transform)) for transform in self.transforms}
+        methods = self.methods
+        active = {f"shaping/{entry.name}": float(methods.is_active(entry)) for entry in self.spec.advantages}
+        if window.weights:  # mean weight of the tokens that are run or known, 1 for a method that changes nothing
+            sums = dict(zip(window.weights, self.ranks.sum(torch.stack(list(window.weights.values()))), strict=True))
+            active |= {f"weight/{name}": share(*pair.tolist()) for name, pair in sums.items()}
         self.stages.update(self.state.global_step + 1, self.monitor.entropy, self.monitor.accuracy)
         self.monitor.log(active | {"stage": float(self.stages.stage)})
 
@@ -494,9 +513,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         ranks_rollout = is_policy and call.scores_rollout and not call.passes
         compute_entropy |= ranks_rollout
         known = "kept_mask" in call.inputs
+        has_methods = bool(call.inputs) and self.model.training and bool(self.spec.loss_needs)
+        reads_more = has_methods and bool(self.spec.loss_needs & {"entropies", "residual_norms"})
         outputs: tuple[str, ...] | bool = True
         if is_policy and self.spec.sparse_head:
-            outputs = self.spec.outputs(compute_entropy and not known, ranks_rollout)
+            outputs = self.spec.outputs(compute_entropy and (reads_more or not known), ranks_rollout)
         kept = with_gradient(call.inputs) if known and self.spec.projects_kept else None
         score = partial(
             super()._get_per_token_logps_and_entropies,
@@ -509,6 +530,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             batch_size = self.args.per_device_train_batch_size
         sequences = (input_ids, attention_mask, logits_to_keep)
         scored = self.scorer.run(score, model, outputs, *sequences, batch_size, kept, has_images, compute_aux_loss)
+        if has_methods:
+            call.inputs |= self.methods.in_loss(call.inputs, scored.detach())
         if known:
             scored.entropies = call.inputs["entropies"]
         if kept is not None:  # tokens that were not projected get a ratio of 1
@@ -523,24 +546,31 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         """(B, T) float32 weight of every token's loss; 0 for tokens that are not kept.
 
         TRL multiplies each token's loss by its weight. With the denominator `kept`, a kept token's weight is TRL's
-        denominator divided by the window's kept tokens. The loss is then the mean over kept tokens.
+        denominator divided by the window's kept tokens. The loss is then the mean over kept tokens. The weights of
+        methods by name are further factors. In an evaluation they are 1.
 
         Args:
             threshold: TRL's quantile level 1 - rho, which is ignored, because the number of kept tokens decides.
         """
-        call = self._call
+        call, window = self._call, self._window
         kept = call.inputs.get("kept_mask")
-        if kept is None:
+        if kept is None and self.spec.selects:
             (kept,), lowest = select_tokens(call.passes, [call.inputs], self.spec, self.ranks, self._step_seed)
-            self._window.thresholds.append(lowest)
+            window.thresholds.append(lowest)
             self.monitor.gradients(call.passes, [call.inputs], self._mode)
-        call.weight = kept.float()
-        if self.spec.denominator == "kept":
+        call.kept, call.weight = kept, torch.ones_like(entropies) if kept is None else kept.float()
+        for column in (WEIGHTS, LOSS_WEIGHTS):
+            if column in call.inputs:
+                call.weight = call.weight * call.inputs[column]
+        divisor = window.divisor
+        if divisor is None and self.spec.selects and self.spec.denominator == "kept":
+            divisor = max(window.kept, 1)
+        if divisor is not None:
             # TRL is about to divide by the rollout's tokens, scaled to one window in training.
             tokens = call.inputs["num_items_in_batch"].clamp(min=1.0)
             if self.model.training:
                 tokens = tokens * self.current_gradient_accumulation_steps / self.spec.micro_batches
-            call.weight *= tokens / max(self._window.kept, 1)
+            call.weight *= tokens / (divisor or 1.0)
         return call.weight
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

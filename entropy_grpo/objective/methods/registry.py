@@ -44,7 +44,8 @@ class Method:
             `(view, **parameters) -> (B, T)`; float32, finite, without gradient, and weights at least 0.
         denominator: of a weight. `all`: the loss is divided by the same number as without the weight. `valid`: by the
             sum of the weights.
-        revives: whether an advantage of 0 may become another. Otherwise it must stay 0.
+        revives: whether a token may get an advantage that has none. Otherwise advantages of 0 must stay 0. In the
+            stage `rollout` this concerns groups in which no response has an advantage.
         paper: source, for the model card.
     """
 
@@ -64,7 +65,7 @@ class Method:
         for value, choices in ((self.kind, KINDS), (self.stage, STAGES), (self.denominator, DENOMINATORS)):
             if value not in choices:
                 raise ValueError(f"{self.name} declares {value!r}: choose one of {', '.join(choices)}.")
-        current = sorted(self.needs & {"logps", "entropies", "residual_norms"})
+        current = sorted(self.needs & {"logps", "entropies"})
         if self.stage == "rollout" and current:
             raise ValueError(
                 f"{self.name} needs {current} in the stage rollout: name the old policy's, or another stage."

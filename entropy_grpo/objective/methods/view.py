@@ -37,8 +37,9 @@ class StepView:
         old_logps, old_entropies: (B, T) float32, log-probabilities and entropies (nats) under the policy that wrote
             the rollout. For groups that waited for their rollout, the entropies are those at its beginning.
         logps, entropies: (B, T) float32 under the current policy.
-        residual_norms: (B, T) float32, norm of the gradient of the token's log-probability in the LM head.
-        epsilon_low, epsilon_high: clip limits of the surrogate.
+        residual_norms: (B, T) float32, norm of the gradient of the token's log-probability in the LM head, under the
+            policy of the stage.
+        epsilon_low, epsilon_high, delta: clip limits of the surrogate; `delta` may be None.
         step: optimiser step, counted from 0.
         seed: seed of this entry at this step, for `over_ranks.draw`.
         ranks: collectives over the processes. Every process must call them in the same order.
@@ -61,6 +62,7 @@ class StepView:
     residual_norms: Tensor | None = None
     epsilon_low: float = 0.2
     epsilon_high: float = 0.28
+    delta: float | None = None
     step: int = 0
     seed: int = 0
 

@@ -1,0 +1,115 @@
+"""Settings of methods by name: their short forms, and combinations that no loss computes.
+
+The selections of tokens, PPL shaping and position shaping have settings of their own, their short forms. An entry with
+one of their names sets the short form, so that both spellings are one run with one record.
+"""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from ..objective.methods.entries import SCHEDULE, SETTINGS, Entry, parse, split
+from ..objective.objective import TOKEN_LEVEL_LOSSES, Objective
+
+SELECTIONS = {name: name for name in ("bottom", "random", "gradient_norm", "random_matched")} | {"forking": "top"}
+_SELECTION = {"rho": "top_entropy_quantile", "scope": "entropy_scope", "denominator": "entropy_denominator"}
+# Name of an entry -> short form of each of its parameters.
+SHORT_FORMS = dict.fromkeys(SELECTIONS, _SELECTION) | {
+    "ppl": {"alpha": "ppl_shaping_alpha"} | {key: f"ppl_shaping_{key}" for key in SCHEDULE},
+    "position": {key: f"position_shaping_{key}" for key in ("gamma", *"dmn", "cap", *SCHEDULE)},
+}
+
+
+def to_short_forms(config: Any) -> None:
+    """Move the entries that have short forms into the settings of a configuration.
+
+    Raises:
+        ValueError: a setting has another value already, or an entry is invalid.
+    """
+    for setting in SETTINGS:
+        if not isinstance(getattr(config, setting), (list, tuple)):
+            raise ValueError(f"{setting} is {getattr(config, setting)!r}: write a list of entries.")
+        left = []
+        for given in getattr(config, setting):
+            name, params, schedule = split(setting, given)
+            if name in SHORT_FORMS and parse(setting, [{"name": name} | params]):
+                _move(config, setting, name, params, schedule)
+            else:
+                left.append(given)
+        setattr(config, setting, left)
+
+
+def _move(config: Any, setting: str, name: str, params: dict[str, Any], schedule: dict[str, Any]) -> None:
+    """Set the short form of an entry."""
+    forms, (entry,) = SHORT_FORMS[name], parse(setting, [{"name": name} | params])
+    strength = next(iter(forms))
+    given = {forms[strength]: entry.record()["parameters"][strength]}
+    if name in SELECTIONS:
+        if schedule:
+            raise ValueError(f"{setting}: {next(iter(schedule))} of {name}: a selection of tokens has no schedule.")
+        given["entropy_selection"] = SELECTIONS[name]
+    given |= {forms[key]: value for key, value in (entry.params | schedule).items()}
+    defaults = {f.name: f.default if f.default is not MISSING else None for f in fields(config)}
+    for short, value in given.items():
+        now = getattr(config, short)
+        if now not in (defaults[short], value) and not (short == _SELECTION["rho"] and now == 1):
+            raise ValueError(
+                f"{setting} names {name} with {short} {value!r}, but {short} is {now!r}: leave one of the two out."
+            )
+        setattr(config, short, value)
+
+
+def count_in_steps(config: Any) -> None:
+    """Replace `"N rollouts"` in the schedules of entries by optimiser steps."""
+    for setting in SETTINGS:
+        entries = []
+        for given in getattr(config, setting):
+            name, params, schedule = split(setting, given)
+            steps = {key: config.in_steps(f"{setting}: {key} of {name}", value) for key, value in schedule.items()}
+            entries.append({"name": name} | params | steps if params or steps else name)
+        setattr(config, setting, entries)
+
+
+def check_combinations(objective: Objective, dynamic_sampling: bool) -> None:
+    """Refuse methods that do not fit the loss, the batches or the rollouts of a run.
+
+    Raises:
+        ValueError: the message names the method and the setting.
+    """
+    for entry in objective.entries():
+        reason = _refusal(entry, objective, dynamic_sampling)
+        if reason:
+            setting = next(name for name, kind in SETTINGS.items() if kind == entry.method.kind)
+            raise ValueError(f"{setting} names {entry.name}, {reason}.")
+
+
+def _refusal(entry: Entry, objective: Objective, dynamic_sampling: bool) -> str:
+    """Return the reason why a method cannot run, empty if it can."""
+    method = entry.method
+    divides = method.denominator == "valid"
+    if method.revives and dynamic_sampling:
+        return (
+            "which trains on groups that are all right or all wrong, but dynamic_sampling is true, which drops them: "
+            "set dynamic_sampling: false"
+        )
+    if {"logps", "old_logps"} <= entry.needs and not objective.token_ratio:
+        return (
+            "which reads the importance ratio of each token, but importance_sampling_level is not 'token': set it to "
+            "'token'"
+        )
+    if divides and not objective.token_level:
+        return (
+            f"which divides the loss by a sum of token weights, but loss_type is {objective.loss_type!r}: use "
+            f"loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}"
+        )
+    if divides and objective.selects and objective.denominator == "kept" and objective.ranked_in == "loss":
+        return "which divides the loss by a sum of token weights: set entropy_scope to global or rollout"
+    if divides and objective.matches_norms:
+        return (
+            "which divides the loss by a sum of token weights, but random_matched divides it by the tokens of the "
+            "other arm: choose another entropy_selection"
+        )
+    if not objective.whole_steps and (method.kind == "weight" or entry.moment == "step"):
+        return (
+            "which sees whole optimiser steps: set steps_per_generation to a multiple of gradient_accumulation_steps"
+        )
+    return ""
