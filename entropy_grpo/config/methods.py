@@ -78,8 +78,7 @@ def check_combinations(objective: Objective, dynamic_sampling: bool) -> None:
     for entry in objective.entries():
         reason = _refusal(entry, objective, dynamic_sampling)
         if reason:
-            setting = next(name for name, kind in SETTINGS.items() if kind == entry.method.kind)
-            raise ValueError(f"{setting} names {entry.name}, {reason}.")
+            raise ValueError(f"{entry.setting} names {entry.name}, {reason}.")
 
 
 def _refusal(entry: Entry, objective: Objective, dynamic_sampling: bool) -> str:

@@ -56,9 +56,11 @@ def _check_head(
         raise ValueError(
             f"entropy_selection is {args.entropy_selection!r}, but {reason}: choose another entropy_selection."
         )
-    by_norm = next((entry.name for entry in entries if "residual_norms" in entry.needs), None)
+    by_norm = next((entry for entry in entries if "residual_norms" in entry.needs), None)
     if reason is not None and by_norm is not None:
-        raise ValueError(f"{by_norm} reads gradient norms, but {reason}: leave {by_norm} out.")
+        raise ValueError(
+            f"{by_norm.setting} names {by_norm.name}, which reads gradient norms, but {reason}: leave it out."
+        )
     return reason
 
 

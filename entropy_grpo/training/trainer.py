@@ -272,7 +272,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def methods(self) -> Methods:
         """Methods by name at the current optimiser step."""
         step = self.state.global_step
-        return Methods(self.spec, self.ranks, step, self._step_seed, self.stages.plateau_step)
+        return Methods(self.spec, self.ranks, step, self._step_seed, self.stages.plateau_step, self._tokenizer)
 
     # Functions for the source of rollouts, see `rollouts.Policy`
 

@@ -23,7 +23,7 @@ from .view import FREE
 # Setting of a recipe -> kind of its methods.
 SETTINGS = {"advantages": "advantage", "token_weights": "weight"}
 SCHEDULE = Schedule._fields
-# Fields of the view that need the current policy, and those that a pass over the rollout gives.
+# Fields of the view that need the current policy, and fields that a pass over the rollout gives.
 CURRENT = frozenset({"logps", "entropies", "residual_norms"})
 OLD = frozenset({"old_logps", "old_entropies"})
 # Moments at which entries run, in order.
@@ -51,6 +51,11 @@ class Entry:
         return self.method.name
 
     @property
+    def setting(self) -> str:
+        """Setting of a recipe that names the entry."""
+        return next(setting for setting, kind in SETTINGS.items() if kind == self.method.kind)
+
+    @property
     def needs(self) -> frozenset[str]:
         return self.method.needs
 
@@ -68,8 +73,8 @@ class Entry:
     def moment(self) -> str:
         """Moment of the run at which the function is called, of `MOMENTS`.
 
-        A function of the stage `loss` that does not read the current policy is called earlier, before the step is
-        planned (`sequence`), so that the selection of tokens sees its advantages.
+        A function of the stage `loss` that does not read the current policy is called before the step is planned, at
+        the moment `sequence`. The selection of tokens then sees its advantages.
         """
         if self.method.stage != "loss":
             return self.method.stage

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..batching import merge
 from ..ranks import ALONE, Ranks
 from ..tokens import Inputs, loss_mask
-from .entries import SETTINGS, Entry
+from .entries import Entry
 from .over_ranks import group_sum
 from .view import COMPUTED, FREE, StepView
 
@@ -42,7 +42,9 @@ class MethodError(RuntimeError):
 
 
 def _refuse(*args: Any) -> None:
-    raise RuntimeError("the stage loss has no statistics over the optimiser step, so declare the stage step")
+    raise RuntimeError(
+        "over_ranks needs the tokens of the whole optimiser step, which the stage loss does not have: declare the stage step"
+    )
 
 
 def _float32(value: Tensor | None) -> Tensor | None:
@@ -78,11 +80,6 @@ def make_view(inputs: Inputs, scored: "Pass | None", moment: str, **others: Any)
     return StepView(**tensors, **others)
 
 
-def _named(entry: Entry) -> str:
-    setting = next(setting for setting, kind in SETTINGS.items() if kind == entry.method.kind)
-    return f"{entry.name} in {setting}"
-
-
 def call(entry: Entry, view: StepView) -> Tensor:
     """Call an entry's function, and return its checked result, float32 with zeros in the padding.
 
@@ -107,25 +104,25 @@ def call(entry: Entry, view: StepView) -> Tensor:
     except Exception as error:  # a user's function may raise any error
         reason = " ".join((str(error).strip() or "no message").split()).rstrip(".")
         raise MethodError(
-            f"{_named(entry)} fails at step {view.step + 1}: {type(error).__name__}: {reason}."
+            f"{entry.setting}: {entry.name} fails at step {view.step + 1}: {type(error).__name__}: {reason}."
         ) from error
     changed = [name for name, version in versions.items() if getattr(view, name)._version != version]
     fault = _fault_of_form(result, view, is_advantage) or (
         f"changes {changed[0]} of the view in place" if changed else ""
     )
     if fault:
-        raise MethodError(f"{_named(entry)} {fault} at step {view.step + 1}.")
+        raise MethodError(f"{entry.setting}: {entry.name} {fault} at step {view.step + 1}.")
     result = result.float()
     mask = view.mask if result.dim() > 1 else view.mask.any(dim=1)
     result = result.masked_fill(~mask, 0.0)
     fault = _fault_of_values(entry, result, view, ranks)
     if fault:
-        raise MethodError(f"{_named(entry)} {fault} at step {view.step + 1}.")
+        raise MethodError(f"{entry.setting}: {entry.name} {fault} at step {view.step + 1}.")
     return result
 
 
 def _fault_of_form(result: Any, view: StepView, is_advantage: bool) -> str:
-    """Describe what is wrong with the kind of a result, empty if nothing is."""
+    """Describe the fault in the kind of a result, or return an empty text."""
     if not isinstance(result, Tensor):
         return f"returns {type(result).__name__} instead of a tensor"
     shapes = [tuple(view.mask.shape), *[tuple(view.order.shape)] * is_advantage]
@@ -139,7 +136,7 @@ def _fault_of_form(result: Any, view: StepView, is_advantage: bool) -> str:
 
 
 def _fault_of_values(entry: Entry, result: Tensor, view: StepView, ranks: Ranks) -> str:
-    """Describe what is wrong with a result's values on any process, empty if nothing is."""
+    """Describe the fault in a result's values on any process, or return an empty text."""
     faults = {"returns a value that is not finite": ~result.isfinite()}
     if entry.method.kind == "weight":
         faults["returns a negative weight"] = result < 0
@@ -165,6 +162,7 @@ class Methods:
         ranks: processes that share the step.
         step, seed: optimiser step, counted from 0, and the seed of its random choices.
         plateau_step: first step of the plateau, or None.
+        tokenizer: tokenizer of the policy.
     """
 
     objective: "Objective"
@@ -172,6 +170,7 @@ class Methods:
     step: int = 0
     seed: int = 0
     plateau_step: int | None = None
+    tokenizer: Any = None
 
     def is_active(self, entry: Entry) -> bool:
         return entry.schedule.active(self.step, self.plateau_step)
@@ -193,6 +192,7 @@ class Methods:
             epsilon_low=objective.epsilon_low,
             epsilon_high=objective.epsilon_high,
             delta=objective.delta,
+            tokenizer=self.tokenizer,
             step=self.step,
             seed=self.seed * 2**32 + own,
         )

@@ -1,0 +1,195 @@
+"""Every registered method on every division of the same tokens: over processes, micro-batches, widths of padding.
+
+The tokens of one process in one piece are compared, to the last bit, with those of two processes whose steps are cut
+and padded in other ways. Some responses are empty, and some groups are all right or all wrong. As a script, the module
+computes the results in the processes of a launcher: test_method_contract.py OUTPUT.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from entropy_grpo import EntropyForkGRPOConfig
+from entropy_grpo.objective.methods.entries import Entry
+from entropy_grpo.objective.methods.registry import REGISTERED
+from entropy_grpo.objective.methods.run import SHAPED, WEIGHT, Methods
+from entropy_grpo.objective.objective import Objective
+from entropy_grpo.objective.ranks import ALONE
+from entropy_grpo.objective.window import Pass
+from entropy_grpo.training.ranks import ranks_of
+
+from .conftest import REPOSITORY
+from .test_objective import DDP
+from .test_window import on_ranks
+
+SIZE, GROUPS, WIDTH = 4, 5, 9  # two processes share the third group
+N = SIZE * GROUPS
+RNG = torch.Generator().manual_seed(11)
+LENGTHS = torch.randint(1, WIDTH + 1, (N,), generator=RNG).index_fill(0, torch.tensor([2, 9]), 0)
+MASK = torch.arange(WIDTH) < LENGTHS.unsqueeze(1)
+RIGHT = torch.cat([torch.ones(SIZE), torch.zeros(SIZE), torch.rand(N - 2 * SIZE, generator=RNG).round()]).bool()
+GROUPED = RIGHT.float().view(GROUPS, SIZE)
+TOKENS = {
+    "completion_ids": torch.randint(3, 14, (N, WIDTH), generator=RNG),
+    "completion_mask": MASK.long(),
+    "old_per_token_logps": -8 * torch.rand(N, WIDTH, generator=RNG) ** 2,
+    "old_entropies": 2 * torch.rand(N, WIDTH, generator=RNG),
+    "logps": -8 * torch.rand(N, WIDTH, generator=RNG) ** 2,
+    "entropies": 2 * torch.rand(N, WIDTH, generator=RNG),
+    "residual_norms": torch.rand(N, WIDTH, generator=RNG),
+}
+ROWS = {
+    "right": RIGHT,
+    "rewards": RIGHT.float(),
+    "advantages": ((GROUPED - GROUPED.mean(1, True)) / (GROUPED.std(1, keepdim=True) + 1e-4)).flatten(),
+    "sequence_index": torch.arange(N),
+}
+PASSED = ("logps", "entropies", "residual_norms")
+# Parameters without a default, and values that concern some of so few tokens.
+PARAMS = {"hicra": lambda folder: {"ngrams": str(phrases(folder))}, "stapo": lambda folder: {"tau_p": 0.5, "q": 0.5}}
+PARAMS |= {"clip_cov": lambda folder: {"share": 0.1, "low": 0.1}, "kl_cov": lambda folder: {"share": 0.1}}
+
+
+class Numbers:
+    """A tokenizer whose texts are the ids of tokens."""
+
+    unk_token_id = 0
+
+    def encode(self, text, add_special_tokens):
+        return [int(text)]
+
+
+def phrases(folder):
+    """A file with the text of a token that the responses have."""
+    path = folder / "phrases.txt"
+    path.write_text(f"{TOKENS['completion_ids'][4, 0]}\n")
+    return path
+
+
+def batch_of(rows, width, dtype):
+    """The micro-batch of some responses, and the current policy's pass over it; padding has values of its own."""
+
+    def cut(name):
+        values = torch.nn.functional.pad(TOKENS[name], (0, max(width - WIDTH, 0)))[rows, :width]
+        mask = torch.nn.functional.pad(MASK, (0, max(width - WIDTH, 0)))[rows, :width]
+        values = values.to(dtype) if values.is_floating_point() else values
+        return values if name == "completion_mask" else values.where(mask, values.new_tensor(5))
+
+    tokens = {name: cut(name) for name in TOKENS}
+    inputs = {name: value for name, value in tokens.items() if name not in PASSED}
+    inputs |= {name: value[rows] for name, value in ROWS.items()} | {"sequence_count": torch.tensor(N)}
+    return inputs, Pass(**{name: tokens[name] for name in PASSED})
+
+
+def table(results):
+    """(N, WIDTH) results of micro-batches by response and position, NaN for other tokens."""
+    found = torch.full((N, WIDTH), torch.nan)
+    for inputs, values in results:
+        values = values if values.dim() > 1 else values.unsqueeze(1).expand(-1, WIDTH)
+        values = torch.nn.functional.pad(values, (0, max(WIDTH - values.size(1), 0)))[:, :WIDTH]
+        found[inputs["sequence_index"]] = values
+    return torch.where(MASK, found, torch.nan)
+
+
+def results_of(entry, objective, ranks, parts, dtype):
+    """The table of an entry's results, from the micro-batches (rows, width) of this process."""
+    fields = {"advantages": (), "token_weights": ()}
+    name = "advantages" if entry.method.kind == "advantage" else "token_weights"
+    methods = Methods(dataclasses.replace(objective, **fields | {name: (entry,)}), ranks, 3, 7, None, Numbers())
+    batches = [batch_of(torch.tensor(rows), width, dtype) for rows, width in parts]
+    is_advantage = entry.method.kind == "advantage"
+    column = "advantages" if is_advantage else WEIGHT + entry.name
+    if entry.moment == "rollout":
+        (inputs, scored), *_ = batches
+        old = Pass(inputs["old_per_token_logps"], inputs["old_entropies"], scored.residual_norms)
+        output = methods.in_rollout(inputs, old, has_steps=True)
+        return table([(inputs, output[SHAPED + entry.name if is_advantage else column])])
+    if entry.moment == "loss":
+        return table([(inputs, methods.in_loss(inputs, scored)[column]) for inputs, scored in batches])
+    planned = methods.plan([methods.shape(inputs) for inputs, _ in batches], [scored for _, scored in batches])
+    return table([(inputs, inputs[column]) for inputs in planned])
+
+
+STEP = torch.randperm(N, generator=torch.Generator().manual_seed(2))[:14].tolist()
+
+
+def divisions(moment):
+    """The responses of a rollout, or of a step, on one process, and on two; (rows, width) of every micro-batch."""
+    half = N // 2
+    if moment == "rollout":
+        return [(list(range(N)), WIDTH)], [[(list(range(half)), WIDTH)], [(list(range(half, N)), 13)]]
+    both = [[(STEP[:3], 11), (STEP[3:5], 11), (STEP[5:6], 11)], [(STEP[6:7], WIDTH), (STEP[7:13], 9), (STEP[13:], 9)]]
+    return [(STEP, WIDTH)], both
+
+
+def decide(folder):
+    """The decisions of a run without methods."""
+    settings = {"num_generations": SIZE, "top_entropy_quantile": 1.0}
+    return Objective.from_args(EntropyForkGRPOConfig(str(folder), use_cpu=True, bf16=False, **settings))
+
+
+@pytest.fixture(scope="module")
+def objective(tmp_path_factory):
+    return decide(tmp_path_factory.mktemp("config"))
+
+
+def make_entry(name, folder):
+    return Entry(REGISTERED[name], PARAMS.get(name, lambda folder: {})(folder))
+
+
+def joined(tables):
+    """One table from those of processes with different responses."""
+    found = torch.stack(tables)
+    assert (~found.isnan()).sum(0).max() == 1
+    return torch.where(found.isnan().all(0), torch.nan, found.nansum(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", sorted(REGISTERED))
+def test_results_depend_on_neither_processes_nor_batches(objective, tmp_path, name, dtype):
+    entry = make_entry(name, tmp_path)
+    one, two = divisions(entry.moment)
+    alone = results_of(entry, objective, ALONE, one, dtype)
+    both = joined(on_ranks(2, lambda ranks: results_of(entry, objective, ranks, two[ranks.index], dtype)))
+    assert torch.equal(alone.nan_to_num(-9), both.nan_to_num(-9))
+    seen = MASK if entry.moment == "rollout" else MASK[STEP]
+    assert (~alone.isnan()).sum() == seen.sum()
+    if name not in ("w_reinforce", "nsr", "psr"):  # the example is one on which a method does something
+        neutral = ROWS["advantages"].unsqueeze(1) if entry.method.kind == "advantage" else torch.ones(1, 1)
+        assert not torch.equal(alone.nan_to_num(), torch.where(MASK & ~alone.isnan(), neutral, 0.0))
+
+
+@pytest.mark.slow
+def test_real_processes_agree(objective, tmp_path):
+    """All methods in two processes of gloo."""
+    command = [sys.executable, "-m", *DDP, "-m", "tests.test_method_contract", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"{index}.pt", weights_only=True) for index in range(2))
+    assert first.keys() == REGISTERED.keys()
+    for name in REGISTERED:
+        entry = make_entry(name, tmp_path)
+        alone = results_of(entry, objective, ALONE, divisions(entry.moment)[0], torch.float32)
+        assert torch.equal(alone.nan_to_num(-9), joined([first[name], second[name]]).nan_to_num(-9)), name
+
+
+def main():
+    folder = Path(sys.argv[1])
+    spec = decide(folder)  # the settings make accelerate's state anew
+    accelerator = Accelerator(cpu=True)
+    ranks = ranks_of(accelerator)
+    found = {}
+    for name in REGISTERED:
+        entry = make_entry(name, folder)
+        found[name] = results_of(entry, spec, ranks, divisions(entry.moment)[1][ranks.index], torch.float32)
+    torch.save(found, folder / f"{ranks.index}.pt")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
