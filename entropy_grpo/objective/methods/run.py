@@ -43,7 +43,7 @@ class MethodError(RuntimeError):
 
 def _refuse(*args: Any) -> None:
     raise RuntimeError(
-        "over_ranks needs the tokens of the whole optimiser step, which the stage loss does not have: declare the stage step"
+        "over_ranks needs all tokens of the optimiser step, which the stage loss does not have: declare the stage step"
     )
 
 
