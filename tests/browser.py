@@ -9,15 +9,6 @@ from contextlib import contextmanager
 import pytest
 
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-# Colour of the nearest element around the page's text that has one.
-BACKGROUND = """(() => {
-  let element = document.body, colour;
-  do {
-    colour = getComputedStyle(element).backgroundColor;
-    element = element.parentElement;
-  } while (element && colour === "rgba(0, 0, 0, 0)");
-  return colour;
-})()"""
 OPTIONS = "--headless --no-sandbox --disable-gpu --no-first-run --remote-debugging-pipe".split()
 
 
@@ -97,11 +88,18 @@ class Browser:
         """Pixels by which the page is wider than its window."""
         return self.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
-    def background(self):
-        """Brightness of the page's background, 0 to 255."""
-        colour = self.run(BACKGROUND)
-        red, green, blue = (float(part) for part in colour.split("(")[1].rstrip(")").split(",")[:3])
-        return (red + green + blue) / 3
+    def text_brightness(self):
+        """Brightness of the page's text, from 0 to 255."""
+        colour = self.run("getComputedStyle(document.body).color")
+        return sum(float(part) for part in colour.split("(")[1].rstrip(")").split(",")[:3]) / 3
+
+    def check(self, url):
+        """Open a page narrow and wide, light and dark: nothing fails, it fits, and its text can be read."""
+        for width in (390, 1280):
+            for dark in (False, True):
+                self.open(url, width=width, dark=dark)
+                assert self.errors == [] and self.overflow() <= 0, (url, width, dark, self.errors, self.overflow())
+                assert (self.text_brightness() > 128) == dark, (url, dark)
 
 
 @contextmanager

@@ -79,11 +79,7 @@ def test_pages_in_a_browser(site, tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
         for page in ("/", "/method/", "/reference/settings/"):
-            for width in (390, 1280):
-                for dark in (False, True):
-                    tab.open(url + page, width=width, dark=dark)
-                    assert tab.errors == [] and tab.overflow() <= 0, (page, width, dark, tab.errors)
-                    assert (tab.background() < 80) == dark
+            tab.check(url + page)
         tab.open(url + "/")
         tab.press("/", 191, "/")  # opens the search
         for letter in "rho":

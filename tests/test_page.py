@@ -5,7 +5,6 @@ import io
 import json
 import math
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -16,6 +15,8 @@ from entropy_grpo.analysis import pages
 from entropy_grpo.analysis.text import alternatives, page, run, terminal, tokens
 from entropy_grpo.analysis.text.tokens import Response, View
 from entropy_grpo.runs import files as records
+
+from .browser import browser, needs_chromium
 
 HOSTILE = [
     "</script><script>document.title='run'</script>",
@@ -154,7 +155,23 @@ document.body.replaceChildren(document.createTextNode(JSON.stringify(found)));
 """
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@needs_chromium
+def test_page_as_a_reader_sees_and_moves_it(responses, tmp_path):
+    page.write_page(tmp_path / "page.html", "title", responses)
+    with browser(tmp_path) as tab:
+        tab.check(f"file://{tmp_path}/page.html")
+        tip, places = "document.getElementById('tip').textContent", []
+        for _ in range(12):  # to the first column of tokens
+            tab.press("Tab", 9)
+            if tab.run("document.activeElement.className === 'text'"):
+                break
+        for _ in range(2):
+            tab.press("ArrowRight", 39)
+            places.append(int(re.search(r"token (\d+) of", tab.run(tip))[1]))
+        assert places[1] == places[0] + 1 and tab.errors == []
+
+
+@needs_chromium
 def test_page_in_a_browser(responses, tmp_path, monkeypatch):
     """What is marked, shown and said there, against Python's own marks."""
     source = pages.source

@@ -22,6 +22,8 @@ from entropy_grpo.cards import card
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 
+from .browser import browser, needs_chromium
+
 HOSTILE = [
     "</script><script>alert(1)</script>",
     "\u202egnp.exe",
@@ -132,6 +134,13 @@ def test_hostile_tokens_show_as_themselves_and_run_nothing(hostile):
     for token in HOSTILE:
         assert visible(token) in read.cells
     assert not set("\0\u202e") & set(text)
+
+
+@needs_chromium
+def test_report_as_a_reader_sees_it(hostile, tmp_path):
+    with browser(tmp_path) as tab:
+        tab.check(f"file://{hostile.path}/report.html")
+        assert tab.run("[...document.images].every((image) => image.naturalWidth > 0) && document.images.length > 3")
 
 
 def test_hostile_tokens_in_markdown(hostile):
