@@ -34,8 +34,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 EVERY = sorted(p.stem for p in (REPOSITORY / "recipes").glob("*.yaml") if p.stem != "base")
 # FSDP2 with dynamic sampling and ranked tokens; FSDP2 with another architecture, shaping and raised positions; all
-# weights, and adapters, on one GPU; a processor.
+# weights, and adapters, on one GPU; a processor; a cold start.
 KINDS = ["qwen3_14b", "qwen25_math_7b_ppl_position", "qwen3_0_6b", "qwen3_8b_lora", "demo_cpu"]
+KINDS += ["llama31_8b_cold_start"]
 ZERO3 = "accelerate_configs/zero3.yaml"
 TIED = ("qwen3_0_6b", "qwen3_1_7b")
 
@@ -146,7 +147,8 @@ def test_it_trains_evaluates_saves_and_loads(name, shipped):
     steps = [row for row in rows(run) if "loss" in row]
     assert [row["step"] for row in steps] == list(range(1, len(steps) + 1)) and len(steps) >= 4
     assert all(math.isfinite(row["loss"]) for row in steps)
-    if settings.get("rewards", [])[1:2] != ["inverted"]:  # of which no group of a random model learns
+    # A random model has only wrong answers without a box, so that no group of these rewards has a gradient.
+    if settings.get("rewards", [])[1:2] not in (["inverted"], ["format_only"]):
         assert any(row["grad_norm"] > 0 for row in steps)
     if settings.get("trainer") != "sft":
         evaluated = [row for row in rows(run) if "eval_failures" in row]

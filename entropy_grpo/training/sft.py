@@ -27,6 +27,7 @@ from ..grading import boxed
 from ..grading.pool import Grader, worker_count
 from ..monitoring.callbacks import RunRecorder
 from ..runs import files
+from ..runs.state import RANK_STATE, load_state, save_state
 from .checkpoints import sealing
 from .fsdp2 import Float32Results
 from .setup import finish, save_whole
@@ -37,12 +38,24 @@ GRADED_AT_ONCE = 1024
 
 
 class Imitation(SFTTrainer):
-    """TRL's trainer, whose checkpoints are sealed."""
+    """TRL's trainer, whose checkpoints are sealed and hold the sums of the log, which a resumed run continues."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with sealing(self, folder, {"num_processes": self.accelerator.num_processes}):
+            sums = {"loss": self._tr_loss, "total_loss": self._total_loss_scalar}
+            sums |= {"last_logged": self._globalstep_last_logged, "num_tokens": self._total_train_tokens}
+            save_state(folder / RANK_STATE.format(self.accelerator.process_index), sums)
             super()._save_checkpoint(model, trial)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Load the random states, which the training loop restores last, and then the sums of the log."""
+        super()._load_rng_state(checkpoint)
+        path = Path(checkpoint or "") / RANK_STATE.format(self.accelerator.process_index)
+        if checkpoint is not None and path.exists():  # older checkpoints, and those of fewer processes, have none
+            sums = load_state(path, self.args.device)
+            self._tr_loss, self._total_loss_scalar = sums["loss"], sums["total_loss"]
+            self._globalstep_last_logged, self._total_train_tokens = sums["last_logged"], sums["num_tokens"]
 
 
 def main(settings: Settings, name: str, held: ExitStack) -> None:
