@@ -1,11 +1,22 @@
 """Grouping and trimming against brute force over ragged batches."""
 
 from itertools import accumulate, pairwise, product
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from entropy_grpo.objective.batching import by_length, cut, deal, merge, positions_are_relative, take, trimmed_passes
+from entropy_grpo.objective.batching import (
+    by_length,
+    cut,
+    deal,
+    fewest,
+    merge,
+    padding_is_inert,
+    positions_are_relative,
+    take,
+    trimmed_passes,
+)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -140,6 +151,27 @@ def test_cut_pads_least(seed):
     assert cut(lengths, 9, 1) == [1] * 9 and cut(lengths, 1, 9 * 30) == [9]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_fewest_runs_that_fit(seed):
+    """Against every way to cut eight sequences; the cut into so many fits, too."""
+    rng = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 30, (8,), generator=rng).sort(descending=True).values
+    ways = list(product((0, 1), repeat=7))  # whether a run ends behind each sequence but the last
+    for budget in (1, 20, 45, 60, 90, 8 * 30):
+        found = []
+        for ends in ways:
+            starts = [0, *(i + 1 for i, end in enumerate(ends) if end)]
+            sizes = [b - a for a, b in pairwise([*starts, 8])]
+            if all(n == 1 or n * int(lengths[a]) <= budget for a, n in zip(starts, sizes, strict=True)):
+                found.append(len(sizes))
+        number = fewest(lengths, budget)
+        assert number == min(found)
+        sizes = cut(lengths, number, budget)
+        starts = [0, *accumulate(sizes[:-1])]
+        assert sum(sizes) == 8 and len(sizes) == number
+        assert all(n == 1 or n * int(lengths[a]) <= budget for a, n in zip(starts, sizes, strict=True))
+
+
 @pytest.mark.parametrize(
     ("rope", "relative"),
     [
@@ -153,3 +185,8 @@ def test_cut_pads_least(seed):
 )
 def test_positions_are_relative_under_static_rotary_embeddings(rope, relative):
     assert positions_are_relative(rope) == relative
+    assert padding_is_inert(SimpleNamespace(rope_parameters=rope)) == relative
+
+
+def test_padding_moves_learned_positions():
+    assert not padding_is_inert(SimpleNamespace())

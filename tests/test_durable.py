@@ -1,6 +1,7 @@
 """Runs that are killed or meet gradients that are not finite, against runs that are left alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,15 +18,17 @@ from entropy_grpo.runs import state as checkpoint
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("name", "moments"),
+    ("name", "more", "moments"),
     [
-        ("a rollout used twice", [(3, True, 0.0), (8, False, 0.15)]),
-        ("two processes, DDP, dynamic sampling", [(7, True, 0.0)]),
+        ("a rollout used twice", {}, [(3, True, 0.0), (8, False, 0.15)]),
+        ("two processes, DDP, dynamic sampling", {"token_budget": 150}, [(7, True, 0.0)]),
     ],
+    ids=str,
 )
-def test_a_killed_run_ends_like_one_left_alone(tiny_model, tmp_path, name, moments):
+def test_a_killed_run_ends_like_one_left_alone(tiny_model, tmp_path, name, more, moments):
     """In the middle of a save, of a rollout and of the second epoch; `benchmarks/faults.py` kills at more moments."""
     case = killed_runs.CASES[name]
+    case = replace(case, settings=case.settings | more)
     killed_runs.finish(killed_runs.start(case, tiny_model, tmp_path / "alone"), tmp_path / "alone")
     victim = tmp_path / "victim"
     for step, in_save, delay in moments:
@@ -38,6 +41,8 @@ def test_a_killed_run_ends_like_one_left_alone(tiny_model, tmp_path, name, momen
     assert killed_runs.differences(victim, tmp_path / "alone") == []
     resumed = [row for row in files.read_jsonl(victim / "metrics.jsonl") if "resumed_from" in row]
     assert len(resumed) == len(moments)
+    passes = {row["batching/micro_batches"] for row in files.read_jsonl(victim / "metrics.jsonl") if "loss" in row}
+    assert min(passes) < 2 if more else passes == {2.0}
 
 
 def test_state_is_read_as_it_was_written(tmp_path):

@@ -602,7 +602,7 @@ DDP = ["accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cp
 FSDP2 = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-# Scope, rho and accumulation by name; all of a launcher train in the same two processes.
+# Scope, rho, accumulation and budget of tokens by name; all of a launcher train in the same two processes.
 TWO_PROCESSES = {
     "benchmarks.fixtures.fixed_rollout": {
         "DDP": ("global", 0.2, 1),
@@ -610,10 +610,14 @@ TWO_PROCESSES = {
         "DDP, one token: a rank keeps none": ("global", 0.005, 1),
         "DDP, rollout scope, most sequences keep none": ("rollout", 0.02, 2),
         "DDP, rollout scope, random tokens of matched norm": ("matched", 0.2, 2),
+        "DDP, by a budget of tokens": ("rollout", 0.2, 4, 90),
+        "DDP, by a budget of tokens, global scope": ("global", 0.2, 4, 1000),
     },
     "benchmarks.fixtures.fsdp2_on_cpu": {
         "FSDP2 accumulated": ("global", 0.2, 2),
         "FSDP2, rollout scope": ("rollout", 0.2, 2),
+        "FSDP2, by a budget of tokens": ("rollout", 0.2, 4, 90),
+        "FSDP2, by a budget of tokens, gradients reduced in every pass": ("global", 0.2, 4, 90),
     },
 }
 
@@ -624,19 +628,24 @@ TWO_PROCESSES = {
 )
 def test_two_processes_are_one(tiny_model, tmp_path, preloaded, launcher, script):
     runs = {}
-    for name, (scope, rho, accumulation) in TWO_PROCESSES[script].items():
+    for name, (scope, rho, accumulation, *budget) in TWO_PROCESSES[script].items():
         settings = {"top_entropy_quantile": rho, "entropy_scope": scope, "gradient_accumulation_steps": accumulation}
         if scope == "matched":
             settings |= {"entropy_scope": "rollout", "entropy_selection": "random_matched"}
+        if "every pass" in name:
+            settings["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        settings["token_budget"] = budget[0] if budget else None
         runs[name] = {"per_device_train_batch_size": 4 // accumulation, **settings}
     command = [preloaded, "-m", *launcher, "-m", script, tiny_model, str(tmp_path), json.dumps(runs)]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     for name, settings in runs.items():
         settings["per_device_train_batch_size"] *= 2
+        budget = settings.pop("token_budget")
         one = one_step(tiny_model, tmp_path / "one" / name, **settings)
         log = json.loads((tmp_path / name / "log.json").read_text())
         assert_same_step(tiny_model, one, (load_file(tmp_path / name / "weights.safetensors"), log))
+        assert (log["batching/micro_batches"] < settings["gradient_accumulation_steps"]) == (budget is not None)
         if settings["top_entropy_quantile"] < 0.01:
             assert round(log["selection/kept_fraction"] * log["completions/mean_length"] * 8) == 1
 

@@ -34,6 +34,10 @@ SEAMS = {
         ["self", "generation_batch"],
         "Read how the rollout is split into `_buffered_inputs` and which of them `_step` selects.",
     ),
+    "training_step": (
+        ["self", "model", "inputs", "num_items_in_batch"],
+        "Read what a micro-step does beside forward and backward: one without a micro-batch only counts `_step`.",
+    ),
     "_generate_and_score_completions": (["self", "inputs"], "Read which keys the rollout has and how it is shuffled."),
     "_calculate_rewards": (
         ["self", "inputs", "prompts", "completions", "completion_ids_list"],
@@ -81,7 +85,19 @@ def test_every_override_is_pinned():
     """And there are no more of them than the trainer's page names."""
     methods = {name for name, value in vars(EntropyForkGRPOTrainer).items() if inspect.isroutine(value)}
     assert {name for name in methods - {"__init__"} if hasattr(GRPOTrainer, name)} == set(SEAMS)
-    assert EntropyForkGRPOTrainer.__bases__ == (GRPOTrainer,) and len(SEAMS) == 14
+    assert EntropyForkGRPOTrainer.__bases__ == (GRPOTrainer,) and len(SEAMS) == 15
+
+
+def test_a_micro_step_is_counted_where_it_is_made():
+    """`EntropyForkGRPOTrainer.training_step` does the same in a micro-step without forward and backward pass."""
+    source = inspect.getsource(GRPOTrainer.training_step)
+    order = [source.index(code) for code in ("super().training_step(", "self._step += 1", "+= time_after - time")]
+    assert order == sorted(order) and "if self._step % self.current_gradient_accumulation_steps == 0:" in source
+    loop = inspect.getsource(Trainer.training_step)
+    assert loop.index("model.train()") < loop.index("inputs = self._prepare_inputs(inputs)")
+    epoch = inspect.getsource(Trainer._run_epoch)
+    assert "do_sync_step = (step + 1) % self.args.gradient_accumulation_steps == 0" in epoch
+    assert "or i == len(batch_samples) - 1" in epoch, "gradients are no longer reduced in the last micro-step alone"
 
 
 def test_adapters_are_read_by_name():

@@ -150,6 +150,29 @@ def test_a_window_keeps_its_top_however_it_is_split(tmp_path, rho, by_length):
         assert sizes == [12, 6, 6]
 
 
+@pytest.mark.parametrize("budget", [1, 2 * (WIDTH + 4), 4 * (WIDTH + 4), 1000])
+def test_a_budget_holds_on_every_rank(tmp_path, budget):
+    """The same number of micro-batches on both ranks, each with a sequence, and the same tokens in all."""
+    settings = {"entropy_scope": "global", "gradient_accumulation_steps": 6}
+    free, bound = (make_objective(tmp_path, token_budget=b, **settings) for b in (None, budget))
+    batches = make_batches(12)
+    halves = batches[:6], batches[6:]
+    windows, others = (
+        on_ranks(2, lambda ranks, o=o: plan_window(halves[ranks.index], o, ranks, score, SIZE, seed=0))
+        for o in (bound, free)
+    )
+    numbers = [len(w.batches) for w in windows]
+    assert numbers[0] == numbers[1] <= 6 and (numbers[0] == 1) == (budget == 1000)
+    for window in windows:
+        for b in window.batches:
+            lengths = b["prompt_mask"].sum(1) + b["completion_mask"].sum(1)
+            # More micro-batches than TRL makes are not to be had: then TRL's have to hold.
+            room = budget if numbers[0] < 6 else SIZE * (WIDTH + 4)
+            assert len(lengths) and (len(lengths) == 1 or len(lengths) * int(lengths.max()) <= room)
+    run, of_free = (tokens_of([b for w in group for b in w.batches], with_gradient) for group in (windows, others))
+    assert run == of_free and windows[0].kept == others[0].kept
+
+
 def test_a_plan_changes_nothing_and_is_the_same_again(tmp_path):
     batches = make_batches(2)
     before = copy.deepcopy(batches)

@@ -57,6 +57,10 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             leave out sequences without a gradient. Losses and gradients stay the same up to rounding. The exception is
             `micro_batch` scope, where other tokens share a threshold. If a loss is a mean over a micro-batch (bnpo, an
             entropy bonus, load balancing), TRL's micro-batches stay together. `false` batches like TRL.
+        token_budget: tokens of a training micro-batch on one process, padding included (`max_token_len_per_gpu` of
+            verl's dynamic batches). Each optimiser step then has as few micro-batches as the budget allows, and never
+            more than `gradient_accumulation_steps`; a longer sequence is a micro-batch of its own. Losses and
+            gradients stay the same up to rounding. `null`: as many micro-batches as TRL makes.
         prompts_per_rollout, steps_per_rollout: prompts of a rollout over all processes, and optimiser steps that share
             the rollout. With `num_generations` and `per_device_train_batch_size` they determine
             `steps_per_generation` and `gradient_accumulation_steps`.
@@ -138,6 +142,10 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     )
     batch_by_length: bool = field(
         default=True, metadata={"help": "Group sequences by length, trim shared padding, skip those without gradient."}
+    )
+    token_budget: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of a training micro-batch on one process; null for TRL's number of sequences."},
     )
     prompts_per_rollout: int | None = field(
         default=None, metadata={"help": "Prompts of a rollout over all processes; determines gradient accumulation."}

@@ -201,11 +201,11 @@ class StepMonitor:
         self.entropy = metrics["entropy/mean"]
         self.log(metrics)
 
-    def step(self, window: Window, size: int) -> None:
+    def step(self, window: Window, sequences: int) -> None:
         """Log a finished optimiser step over all ranks, and check the number of kept tokens.
 
         Args:
-            size: sequences of a micro-batch on one rank, before sequences are dropped.
+            sequences: sequences of the step on one rank, before sequences are dropped.
         """
         scored, everything, objective = window.scored, window.all_tokens(), self.objective
         metrics = window_metrics(scored, everything, objective.ratio_limits, self.ranks.sum)
@@ -220,7 +220,8 @@ class StepMonitor:
             metrics |= step_metrics(scored, everything, self.categories, self.ranks.sum)
         if window.thresholds:
             metrics["selection/threshold"] = sum(window.thresholds) / len(window.thresholds)
-        metrics["batching/run_fraction"] = sum(s.mask.size(0) for s in scored) / (size * len(scored))
+        metrics["batching/run_fraction"] = sum(s.mask.size(0) for s in scored) / sequences
+        metrics["batching/micro_batches"] = float(len(scored))
         self.log(metrics)
         shown = everything[len(everything) // 2]
         self.recorder.samples = partial(token_samples, shown, self.num_samples, self.tokenizer)

@@ -62,6 +62,21 @@ def cut(lengths: Tensor, parts: int, budget: int) -> list[int]:
     return [end - start for end, start in zip(reversed(ends), [0, *reversed(ends[1:])], strict=True)]
 
 
+def fewest(lengths: Tensor, budget: int) -> int:
+    """Return the smallest number of runs into which sequences, longest first, can be cut within a budget.
+
+    Args:
+        lengths, budget: see `cut`. A sequence beyond the budget is a run of its own.
+    """
+    runs, width, held = 0, 0, 0
+    for length in lengths.tolist():
+        # A run that fits also fits without its first sequence, so that filling each run leaves the fewest.
+        if held == 0 or (held + 1) * width > budget:
+            runs, width, held = runs + 1, length, 0
+        held += 1
+    return runs
+
+
 def deal(order: Tensor, sizes: list[int], ranks: int) -> list[list[Tensor]]:
     """Cut an order of sequences into micro-batches, and deal the sequences of each to the ranks in turn.
 

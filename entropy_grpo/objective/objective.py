@@ -64,6 +64,30 @@ def _check_head(
     return reason
 
 
+def _check_budget(objective: "Objective") -> None:
+    """Refuse a budget of tokens where a loss depends on the micro-batches, or where they cannot be chosen."""
+    budget = objective.token_budget
+    if budget is None:
+        return
+    if budget < 1:
+        raise ValueError(f"token_budget is {budget}: it must be 1 or more, or null.")
+    refusals = {
+        "batch_by_length is false: set it to true": not objective.by_length,
+        f"loss_type is {objective.loss_type!r}, whose means depend on the micro-batches: use loss_type "
+        f"{' or '.join(TOKEN_LEVEL_LOSSES)}": not objective.token_level,
+        "the loss has an entropy bonus or a load-balancing term, which is a mean over a micro-batch: leave it "
+        "out": objective.batch_means,
+        "entropy_scope is 'micro_batch', whose kept tokens depend on the micro-batches: use global or "
+        "rollout": objective.selects and objective.scope == "micro_batch",
+        "steps_per_generation is no multiple of gradient_accumulation_steps: make it one": not objective.whole_steps,
+        "the positions of this model depend on the width of its batch, so that padding stays: leave token_budget "
+        "out": not objective.inert,
+    }
+    for reason, applies in refusals.items():
+        if applies:
+            raise ValueError(f"token_budget is {budget}, but {reason}.")
+
+
 @dataclass(frozen=True)
 class Objective:
     """The computations of a run, decided once from its arguments and its model.
@@ -77,6 +101,8 @@ class Objective:
         micro_batches: micro-batches of a rollout on one process.
         iterations: optimiser steps that see each response.
         by_length: `batch_by_length`.
+        token_budget: tokens of a micro-batch on one process, padding included; None for TRL's number of sequences.
+        inert: whether a sequence's scores are independent of the width of its batch (`batching.padding_is_inert`).
         diagnostics: `log_diagnostics`.
         scores_rollout: whether TRL itself scores the rollout. It does if the policy changes before the rollout's last
             step, or if vLLM's importance correction needs the log-probabilities.
@@ -108,6 +134,8 @@ class Objective:
     micro_batches: int
     iterations: int
     by_length: bool
+    token_budget: int | None
+    inert: bool
     diagnostics: bool
     scores_rollout: bool
     has_reference: bool
@@ -125,7 +153,12 @@ class Objective:
 
     @classmethod
     def from_args(
-        cls, args: Any, why_not: str | None = None, aux_loss_enabled: bool = False, trains_head: bool = True
+        cls,
+        args: Any,
+        why_not: str | None = None,
+        aux_loss_enabled: bool = False,
+        trains_head: bool = True,
+        inert: bool = True,
     ) -> "Objective":
         """Decide from a run's arguments and its model.
 
@@ -134,9 +167,11 @@ class Objective:
             why_not: why the sparse LM head cannot serve the model (see `models.head.why_not`), or None.
             aux_loss_enabled: whether the loss has the load-balancing term of a mixture of experts.
             trains_head: whether the LM head's weight has a gradient (see `models.head.trains_head`).
+            inert: whether the model's scores are independent of padding (see `batching.padding_is_inert`).
 
         Raises:
-            ValueError: `fused_lm_head` or `entropy_selection` needs the sparse head, which cannot serve.
+            ValueError: `fused_lm_head` or `entropy_selection` needs the sparse head, which cannot serve, or
+                `token_budget` stands beside a setting or a model that needs TRL's micro-batches.
         """
         from .methods.entries import entries_of  # needs torch, which a reader of the record does without
 
@@ -150,7 +185,7 @@ class Objective:
         )
         token_ratio = args.importance_sampling_level == "token"
         per_rollout = args.steps_per_generation * args.num_iterations
-        return cls(
+        objective = cls(
             rho=args.top_entropy_quantile,
             selection=args.entropy_selection,
             scope=args.entropy_scope,
@@ -163,6 +198,8 @@ class Objective:
             micro_batches=args.steps_per_generation,
             iterations=args.num_iterations,
             by_length=args.batch_by_length,
+            token_budget=args.token_budget,
+            inert=inert,
             diagnostics=args.log_diagnostics,
             scores_rollout=args.gradient_accumulation_steps % per_rollout != 0
             or (args.use_vllm and args.vllm_importance_sampling_correction),
@@ -179,6 +216,8 @@ class Objective:
             batch_means=args.loss_type == "bnpo" or has_bonus or aux_loss_enabled,
             balances=aux_loss_enabled,
         )
+        _check_budget(objective)
+        return objective
 
     # Tokens
 
@@ -297,9 +336,14 @@ class Objective:
         return self.by_length and not self.batch_means and self.whole_steps
 
     @property
+    def trims(self) -> bool:
+        """True if passes run without the padding that their sequences share."""
+        return self.by_length and self.inert
+
+    @property
     def aligns(self) -> bool:
-        """True if training passes need no padding mask (`training.scoring`), in models whose padding is inert."""
-        return self.by_length and not self.balances
+        """True if training passes need no padding mask (see `training.scoring`)."""
+        return self.trims and not self.balances
 
     @property
     def drops_sequences(self) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .batching import by_length, cut, deal, merge, take
+from .batching import by_length, cut, deal, fewest, merge, take
 from .methods.over_ranks import total
 from .methods.run import Methods
 from .objective import Objective
@@ -74,6 +74,7 @@ class Window:
         scored: micro-batches that have been run so far.
         divisor: divisor of the loss if token weights determine it; None otherwise.
         weights: sum of the weights of this process's tokens and their number, (2,) float64, by the name of the method.
+        opened: micro-step of training in which the window was planned.
     """
 
     batches: list[Inputs]
@@ -84,6 +85,7 @@ class Window:
     scored: list[Scored] = field(default_factory=list)
     divisor: float | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
+    opened: int | None = None
 
     def all_tokens(self) -> list[Scored]:
         """Return all tokens whose entropies are known."""
@@ -175,7 +177,8 @@ def regroup(batches: list[Inputs], objective: Objective, ranks: Ranks, size: int
         size: sequences of a micro-batch on one rank, before sequences are dropped.
 
     Returns:
-        The micro-batches of the optimiser step on this rank.
+        The micro-batches of the optimiser step on this rank: with a budget of tokens as few as it allows, the same
+        number on every rank.
     """
     if not can_regroup(batches, objective):
         return batches
@@ -186,12 +189,26 @@ def regroup(batches: list[Inputs], objective: Objective, ranks: Ranks, size: int
     if objective.drops_sequences:
         live = with_gradient(sequences).any(dim=1)
         # All ranks run equally many sequences, at least one per micro-batch, because TRL and FSDP synchronise in each.
-        count = max(-(-int(live.sum()) // ranks.count), number) * ranks.count
+        least = number if objective.token_budget is None else 1
+        count = max(-(-int(live.sum()) // ranks.count), least) * ranks.count
     order = by_length(lengths, live, count)
     sizes = [size] * number  # losses that average over sequences average within micro-batches
     if objective.token_level:
-        sizes = cut(lengths[order][:: ranks.count], number, size * int(lengths.max()))
+        sizes = _cut(lengths[order][:: ranks.count], objective, size * int(lengths.max()))
     return [take(sequences, hands[ranks.index]) for hands in deal(order, sizes, ranks.count)]
+
+
+def _cut(lengths: Tensor, objective: Objective, room: int) -> list[int]:
+    """Return the number of sequences of each micro-batch of a window on one rank.
+
+    Args:
+        lengths: (n,) tokens of the longest of the ranks' sequences in each place, longest first.
+        room: tokens of TRL's micro-batches, which hold if the budget would need more micro-batches than there are.
+    """
+    number, budget = objective.accumulation, objective.token_budget
+    if budget is None or (needed := fewest(lengths, budget)) > number:
+        return cut(lengths, number, room)
+    return cut(lengths, needed, budget)
 
 
 def plan_window(

@@ -96,15 +96,6 @@ class Job(Resolved):
         return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
 
     @property
-    def aligns(self) -> bool:
-        """True if training passes need no padding mask."""
-        return (
-            self.objective is not None
-            and self.objective.aligns
-            and padding_is_inert(self.policy.config.get_text_config())
-        )
-
-    @property
     def precision(self) -> str:
         """Precision of the recipe: bf16, fp16 or no."""
         return "fp16" if self.args.fp16 else "bf16" if self.args.bf16 else "no"
@@ -185,7 +176,8 @@ def _decide(resolved: Resolved, options: PlanOptions) -> tuple[Model, Objective 
     coefficient = args.router_aux_loss_coef
     coefficient = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
     balances = hasattr(text, "output_router_logits") and coefficient != 0  # same rule as TRL
-    return policy, Objective.from_args(args, policy.head_refusal, balances, policy.trains_head)
+    inert = padding_is_inert(text)
+    return policy, Objective.from_args(args, policy.head_refusal, balances, policy.trains_head, inert)
 
 
 def _origin(model: CheckedModelConfig, recipe_file: Path) -> tuple[str, str | None]:

@@ -158,7 +158,7 @@ def _gathered_weights(job: Job) -> dict[str, Any]:
 def _activations(job: Job, checkpointing: bool) -> Activations:
     """Return the measured activations of a micro-batch of the longest sequences."""
     compute = torch.float32 if job.compute == FLOAT32 else torch.bfloat16
-    attention, masked = job.model.attn_implementation, not job.aligns
+    attention, masked = job.model.attn_implementation, job.objective is None or not job.objective.aligns
     return job.policy.activations(
         job.per_device, job.lengths.whole, compute, job.autocasts, attention, checkpointing, masked
     )

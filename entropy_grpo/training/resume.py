@@ -92,7 +92,7 @@ class Resume:
     def restore_shared_state(self, state: State) -> None:
         """Continue from the result of `shared_state`."""
         trainer = self.trainer
-        trainer._step = state["step"]
+        trainer._step, trainer._window = state["step"], None
         trainer._total_loss_scalar, trainer._globalstep_last_logged = state["total_loss"], state["last_logged"]
         trainer._metrics["train"].update(state["metrics"])
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]

@@ -17,6 +17,7 @@ Shapes: B sequences of the local micro-batch, T completion tokens including padd
 
 import inspect
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -151,7 +152,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             if self.args.vllm_mode == "server":
                 InParts(self.vllm_generation, self.args.ddp_timeout, Path(self.args.output_dir))
         self._tell_own_sampling()
-        self.scorer = Scorer(self.args.batch_by_length and self._padding_is_inert(), self.ranks.largest)
+        self.scorer = Scorer(self.spec.trims, self.ranks.largest)
         self.stages = StageDetector(self.args.plateau_window, self.args.plateau_share)
         self.rollouts = make_source(
             Policy(
@@ -194,7 +195,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         """Decide what the run computes, and install the sparse LM head if it supports the model."""
         check_package("fused_lm_head", self.args.fused_lm_head)
         model = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        spec = Objective.from_args(self.args, why_not(model), self.aux_loss_enabled, trains_head(model))
+        spec = Objective.from_args(
+            self.args, why_not(model), self.aux_loss_enabled, trains_head(model), self._padding_is_inert()
+        )
         if self.args.truncation:
             get_logger(__name__).warning(truncation_note(vars(self.args)))
         if spec.sparse_head:
@@ -227,12 +230,13 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _padding_is_inert(self) -> bool:
         """Return whether the score of a sequence is independent of the width of its micro-batch."""
-        if padding_is_inert(self.model.config.get_text_config()):
-            return True
-        get_logger(__name__).warning(
-            "batch_by_length does not trim padding, because this model's positions depend on the width of its batch."
-        )
-        return False
+        inert = padding_is_inert(self.model.config.get_text_config())
+        if self.args.batch_by_length and not inert:
+            get_logger(__name__).warning(
+                "batch_by_length does not trim padding, because this model's positions depend on the width of its "
+                "batch."
+            )
+        return inert
 
     def _tell_own_sampling(self) -> None:
         """Log the sampling settings of the model's generation configuration, which rollouts ignore."""
@@ -439,7 +443,24 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     # TRL's seams: the optimiser step
 
-    def _prepare_inputs(self, generation_batch: Inputs) -> Inputs:
+    def training_step(self, model: Any, inputs: Inputs, num_items_in_batch: Any = None) -> Tensor:
+        """Do nothing in the first micro-steps of a window with fewer micro-batches than the loop has micro-steps.
+
+        The loop synchronises gradients in its last micro-step, which always has a micro-batch.
+        """
+        if self.spec.token_budget is not None:
+            model.train()
+            begun = time.perf_counter()
+            is_idle = self._prepare_inputs(inputs) is None
+            self._current_train_step_time += time.perf_counter() - begun
+            if is_idle:
+                self._step += 1
+                return torch.zeros((), device=self.args.device)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _prepare_inputs(self, generation_batch: Inputs) -> Inputs | None:
+        if self.model.training and self._window is not None and self._window.opened == self._step:
+            return self._micro_batch()  # generated and planned by an earlier call in this micro-step
         inputs = super()._prepare_inputs(generation_batch)
         accumulation = self.spec.accumulation
         if not self.model.training:
@@ -452,7 +473,14 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if place == 0:
             first = self._step % self.spec.micro_batches
             self._window = self._plan(self._buffered_inputs[first : first + accumulation])
-        return self._window.batches[place]
+            self._window.opened = self._step
+        return self._micro_batch()
+
+    def _micro_batch(self) -> Inputs | None:
+        """Return the micro-batch of the current micro-step, or None if the window's micro-batches come later."""
+        accumulation, batches = self.spec.accumulation, self._window.batches
+        place = self._step % accumulation - (accumulation - len(batches))
+        return batches[place] if place >= 0 else None
 
     def _plan(self, batches: list[Inputs]) -> Window:
         """Plan an optimiser step of training."""
@@ -489,7 +517,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _close(self, window: Window) -> None:
         """Log a finished optimiser step."""
-        self.monitor.step(window, self.args.per_device_train_batch_size)
+        self.monitor.step(window, self.args.per_device_train_batch_size * self.current_gradient_accumulation_steps)
         methods = self.methods
         active = {f"shaping/{entry.name}": float(methods.is_active(entry)) for entry in self.spec.advantages}
         if window.weights:  # mean weight of the tokens that are run or known, 1 for a method that changes nothing
