@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from entropy_grpo.config import changes, recipe, run, sft
 from entropy_grpo.config.recipe import Setting
+from entropy_grpo.data.problems import Problems
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.training.setup import check_data
@@ -129,7 +130,8 @@ def test_other_problems_of_the_same_name_are_refused(tmp_path):
 
     def digest(rows, checkpoint="checkpoint-3", allowed=()):
         args = SimpleNamespace(resume_from_checkpoint=checkpoint)
-        return check_data(Dataset.from_dict(rows), args, folder, list(allowed))
+        problems = Problems(Dataset.from_dict(rows), None, None, {})
+        return check_data(problems, args, folder, list(allowed))
 
     first = digest(rows, None)
     files.write_json(folder.data, {"digest": first})

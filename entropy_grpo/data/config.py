@@ -1,8 +1,10 @@
 """Settings of a run's problems."""
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from ..tasks import registry
+from ..tasks.task import Task
 from .benchmarks import PUBLISHED
 from .prompts import TEMPLATES
 from .sources import FILE_FORMATS, TRAINING, format_of, is_local
@@ -64,15 +66,18 @@ class DataConfig(SourceConfig):
     """Problems to train on and problems to hold out.
 
     Parameters:
-        dataset_name: a task (`embedded:NAME`), one of `sources.TRAINING`, a `.jsonl` or `.parquet` file, or a Hub id.
+        dataset_name: a task (`embedded:NAME` or `reasoning_gym:NAME`), one of `sources.TRAINING`, a `.jsonl` or
+            `.parquet` file, or a Hub id.
+        dataset_options: options of a task's generators, by name if there are several.
         dataset_file: local copy of the rows of one of `sources.TRAINING`, which is read instead of the Hub.
         max_prompt_length: largest number of tokens of a prompt. Problems with longer prompts are excluded; null for no
             limit.
-        num_train_problems: number of training problems that a task generates.
+        num_train_problems: number of different training problems that a task generates.
         num_dev_problems: number of held-out problems for evaluation during training; 0 for none.
         num_test_problems: number of held-out problems for evaluation before and after training; 0 for none.
     """
 
+    dataset_options: dict[str, Any] = field(default_factory=dict)
     dataset_file: str | None = None
     max_prompt_length: int | None = None
     num_train_problems: int = 4096
@@ -90,9 +95,10 @@ class DataConfig(SourceConfig):
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             raise ValueError(f"max_prompt_length is {self.max_prompt_length}: it must be 1 or more, or null.")
         self._check_file()
-        unread = []
-        if registry.find(self.dataset_name, "dataset_name") is not None:
-            unread = "prompt_column solution_column prompt_template max_prompt_length decontaminate_against".split()
+        unread, task = [], self.task
+        if task is not None:
+            unread = "prompt_column solution_column prompt_template decontaminate_against".split()
+            unread += ["max_prompt_length"] * (task.longest_prompt is not None)
         elif self.dataset_name in TRAINING:
             unread = "dataset_config dataset_train_split prompt_column solution_column".split()
         for setting in fields(self):
@@ -105,6 +111,16 @@ class DataConfig(SourceConfig):
         for name in ("num_train_problems", "num_dev_problems", "num_test_problems"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
+
+    @property
+    def task(self) -> Task | None:
+        """The task that generates the problems; None for other data."""
+        return registry.find(self.task_name, "dataset_name")
+
+    @property
+    def task_name(self) -> str | None:
+        """`dataset_name` with `dataset_options`."""
+        return registry.full_name(self.dataset_name, self.dataset_options)
 
     def _check_file(self) -> None:
         if self.dataset_file is None:

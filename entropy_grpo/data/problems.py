@@ -1,6 +1,6 @@
 """Problems to train on and problems held out, as data sets with the columns `prompt` and `solution`.
 
-A source is a task (`embedded:NAME`), one of `sources.TRAINING`, a local `.jsonl` or `.parquet` file, or a data set's
+A source is a task (`PROVIDER:NAME`), one of `sources.TRAINING`, a local `.jsonl` or `.parquet` file, or a data set's
 id on the Hub. Problems of a task are used as they are. Problems of all other sources are filtered, see `_filter`.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy
 import pyarrow as pa
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -17,8 +18,8 @@ from datasets import Dataset
 
 from ..grading.config import GradingConfig
 from ..grading.pool import core_count
-from ..tasks import registry
-from ..tasks.task import Task
+from ..tasks.stream import Exhausted, Stream
+from ..tasks.task import Problem, Task
 from . import rows
 from .benchmarks import PUBLISHED
 from .benchmarks.benchmark import PROBLEM_COLUMNS
@@ -59,12 +60,15 @@ class Problems:
     Attributes:
         train, dev, test: problems of each split; `dev` and `test` are None if none were requested.
         origin: source, number of problems, and number of excluded problems by reason.
+        stream: source of training problems that are generated when they are read, in their order; None if they are in
+            `train`.
     """
 
     train: Dataset
     dev: Dataset | None
     test: Dataset | None
     origin: dict[str, Any]
+    stream: Stream | None = None
 
 
 def load_problems(
@@ -84,9 +88,8 @@ def load_problems(
     Raises:
         ValueError: the problems cannot be used. The message names the data set, the fault and the fix.
     """
-    task = registry.find(config.dataset_name, "dataset_name")
-    if task is not None:
-        return _generate(task, config, seed)
+    if config.task is not None:
+        return _generate(config.task, config, seed, prompt_lengths)
     source = _source(config)
     if config.dataset_name in TRAINING:
         loaded = _load_training(config, source)
@@ -336,20 +339,60 @@ def _filter(
     return problems.select(kept), record
 
 
-def _generate(task: Task, config: DataConfig, seed: int) -> Problems:
-    """Generate the first problems of each split. Held-out problems are the same for every seed."""
+class _InPrompts:
+    """Rows of a stream's problems, generated when they are read: the transform of a data set of places.
+
+    Behind the last problem that the generator has, the stream begins again, as an epoch does.
+    """
+
+    def __init__(self, stream: Stream, template: str | None):
+        self.stream, self.template = stream, template
+
+    def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[str]]:
+        problems = [self._problem(place) for place in batch["place"]]
+        prompts = [render(self.template, problem.prompt) for problem in problems]
+        return {"prompt": prompts, "solution": [problem.solution for problem in problems]}
+
+    def _problem(self, place: int) -> Problem:
+        try:
+            return self.stream[place]
+        except Exhausted:
+            return self.stream[place % len(self.stream)]
+
+
+def _generate(task: Task, config: DataConfig, seed: int, prompt_lengths: PromptLengths | None) -> Problems:
+    """Generate the first problems of each split. Held-out problems are the same for every seed.
+
+    Training problems that take long to generate are generated when they are read.
+    """
+    longest = config.max_prompt_length
+
+    def keeps(problem: Problem) -> bool:
+        return longest is None or prompt_lengths([render(task.template, problem.prompt)])[0] <= longest
 
     def make(split: str, count: int) -> Dataset | None:
-        problems = task.problems(split, seed if split == "train" else 0)
-        rows = [problem._asdict() for problem in itertools.islice(problems, count)]
+        source = seed if split == "train" else 0
+        problems = task.problems(split, source) if task.stream is None else task.stream(split, source, keeps)
+        made = list(itertools.islice(problems, count))
+        if len(made) < count:
+            raise ValueError(
+                f"num_{split}_problems is {count}, but {config.task_name} has only {len(made)} different {split} "
+                f"problems: lower it to {len(made)}, or set other dataset_options."
+            )
+        rows = [{"prompt": render(task.template, problem.prompt), "solution": problem.solution} for problem in made]
         return Dataset.from_list(rows) if rows else None
 
-    train = make("train", config.num_train_problems)
-    if train is None:
+    if config.num_train_problems == 0:
         raise ValueError("num_train_problems is 0: set it to at least the prompts of one rollout.")
+    stream = None if task.stream is None else task.stream("train", seed, keeps)
+    if stream is None:
+        train = make("train", config.num_train_problems)
+    else:
+        places = Dataset(pa.table({"place": numpy.arange(config.num_train_problems)}))
+        train = places.with_transform(_InPrompts(stream, task.template))
     dev, test = make("dev", config.num_dev_problems), make("test", config.num_test_problems)
     sizes = {name: len(part) if part else 0 for name, part in (("train", train), ("dev", dev), ("test", test))}
-    return Problems(train, dev, test, {"dataset": config.dataset_name, **sizes})
+    return Problems(train, dev, test, {"dataset": config.task_name, **task.origin, **sizes}, stream)
 
 
 def check_size(train: Dataset, problems_per_rollout: int) -> None:

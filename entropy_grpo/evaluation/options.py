@@ -1,5 +1,6 @@
 """Options of `entropy-grpo eval`, without heavy imports, because the command line reads them for its help."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,15 @@ READ_IF = (
 )
 
 
+SEPARATOR = re.compile(r",(?![^\[\]]*\])")
+
+
 def names_in(texts: Sequence[str]) -> list[str]:
-    """Return the names in several texts: each is a file, or holds several names separated by commas."""
-    parts = (part for text in texts for part in ([text] if Path(text).is_file() else text.split(",")))
+    """Return the names in several texts: each is a file, or holds several names separated by commas.
+
+    A comma in brackets, as in an option of a task, separates no names.
+    """
+    parts = (part for text in texts for part in ([text] if Path(text).is_file() else SEPARATOR.split(text)))
     return [part if Path(part).is_file() else part.strip() for part in parts if part.strip()]
 
 

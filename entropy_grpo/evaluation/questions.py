@@ -60,7 +60,7 @@ def digest(asked: Sequence[Question]) -> str:
 def origin(benchmark: Benchmark, asked: Sequence[Question]) -> dict[str, Any]:
     """Return the origin and the content of the questions, for the results."""
     source = benchmark.source or benchmark.files
-    about = {} if source is None else {"data_set": source.hub_id, "revision": source.revision}
+    about = benchmark.about if source is None else {"data_set": source.hub_id, "revision": source.revision}
     return {
         "benchmark": benchmark.name,
         **about,

@@ -17,7 +17,6 @@ from ..models.measure import Model
 from ..objective.batching import padding_is_inert
 from ..objective.objective import Objective
 from ..runs.folder import RUNS
-from ..tasks.registry import find
 from .options import PlanOptions
 
 ASSUMED_PROMPT = 2048  # tokens of the longest prompt, if neither the recipe nor a task limits it
@@ -134,7 +133,7 @@ def resolve(options: PlanOptions, words: Sequence[str] = ()) -> Job:
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is missing: set it to a Hub id or a local folder.")
     policy, objective = _decide(resolved, options)
-    problems = run.num_responses if objective is None else run.num_train_problems if find(run.dataset_name) else None
+    problems = run.num_responses if objective is None else run.num_train_problems if run.task else None
     job = Job(
         options=options,
         words=tuple(words),
@@ -154,10 +153,10 @@ def _lengths(resolved: Resolved, policy: Model, options: PlanOptions) -> Lengths
     if isinstance(run, SFTRunConfig):
         prompt, assumed, longest, limit = 0, False, args.max_length or policy.positions or ASSUMED_PROMPT, "max_length"
     else:
-        task, longest, limit = find(run.dataset_name), args.max_completion_length, "max_completion_length"
+        task, longest, limit = run.task, args.max_completion_length, "max_completion_length"
         prompt = options.prompt_length or run.max_prompt_length
-        assumed = prompt is None and task is None
-        prompt = prompt or (ASSUMED_PROMPT if task is None else task.longest_prompt)
+        prompt = prompt or (None if task is None else task.longest_prompt)
+        assumed, prompt = prompt is None, prompt or ASSUMED_PROMPT
     if options.mean_length is not None and not 0 < options.mean_length <= longest:
         raise ValueError(f"--mean-length is {options.mean_length:g}: it must lie between 0 and {limit} ({longest}).")
     return Lengths(prompt, longest, options.mean_length, assumed)

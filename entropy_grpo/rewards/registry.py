@@ -114,8 +114,21 @@ class Scored:
         return [self.right if self.task.scores_right(p, a) else self.wrong for p, a in graded]
 
 
+class Partial:
+    """The score of each answer by its task, from 0.0 to 1.0; 0.0 without an answer."""
+
+    def __init__(self, task: Task):
+        self.__name__ = task.partial_reward  # TRL names its metrics after it
+        self.task = task
+
+    def __call__(self, prompts: list, solution: list[str], **columns: Any) -> list[float]:
+        answers = task_answers(self.task)(prompts, **columns)
+        problems = [Problem(text_of(prompt), s) for prompt, s in zip(prompts, solution, strict=True)]
+        return [0.0 if a is None else self.task.score(p, a) for p, a in zip(problems, answers, strict=True)]
+
+
 # Rewards of this package, whose code neither hangs nor exits.
-BUILT_IN = (Control, Graded, Scored)
+BUILT_IN = (Control, Graded, Partial, Scored)
 GRADED = {
     "accuracy": boxed_answers,
     "dapo_accuracy": answer_lines,
@@ -158,16 +171,17 @@ def get_rewards(
 
     Args:
         grade: grader for the rewards that compare answers with references.
-        scale: one of `REWARD_SCALES`, for all rewards except `overlong` and the user's own functions.
+        scale: one of `REWARD_SCALES`, for all rewards except `overlong`, partial scores and the user's own functions.
 
     Raises:
         ValueError: a name is unknown, or the settings contradict each other. The message lists the known names.
     """
     tasks = by_reward()
-    known = [*GRADED, *tasks, *CONTROLS, OVERLONG]
+    partial = {task.partial_reward: task for task in tasks.values() if task.partial_reward is not None}
+    known = [*GRADED, *tasks, *partial, *CONTROLS, OVERLONG]
     if not names or any(name not in known and ":" not in name for name in names):
         raise ValueError(f"rewards is {names!r}: name one or more of {', '.join(sorted(known))}, or module:function.")
-    if names[0] == OVERLONG:
+    if names[0] in (OVERLONG, *partial):
         raise ValueError(f"rewards is {names!r}: name first the reward that decides whether a response is right.")
     if OVERLONG not in names and overlong_cache_length is not None:
         raise ValueError(
@@ -186,6 +200,8 @@ def get_rewards(
             return Graded(name, readers[name], grade, right, wrong)
         if name in tasks:
             return Scored(tasks[name], right, wrong)
+        if name in partial:
+            return Partial(partial[name])
         return Control(name, CONTROLS[name], right, wrong) if name in CONTROLS else imported(name)
 
     return [make(name) for name in names]

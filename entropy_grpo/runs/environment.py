@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("entropy-grpo", "trl", "transformers", "accelerate", "torch", "datasets", "peft", "math-verify", "vllm")
+PACKAGES = (
+    *("entropy-grpo", "trl", "transformers", "accelerate", "torch", "datasets", "peft", "math-verify", "vllm"),
+    "reasoning-gym",
+)
 
 
 def versions() -> dict[str, str]:

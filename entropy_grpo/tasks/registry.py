@@ -1,9 +1,13 @@
 """Tasks by name: `PROVIDER:NAME`, in `dataset_name`, `model_name_or_path` and the names of benchmarks."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from . import gym
 from .task import Task
 from .walk import NUMBER_WALK
 
-PROVIDERS = ("embedded",)
+PROVIDERS = ("embedded", gym.PROVIDER)
 TASKS: dict[str, Task] = {f"embedded:{task.name}": task for task in (NUMBER_WALK,)}
 
 
@@ -22,6 +26,8 @@ def load(name: str, setting: str = "task") -> Task:
     Raises:
         ValueError: there is no such task. The message lists the known names.
     """
+    if name.startswith(f"{gym.PROVIDER}:"):
+        return gym.load(name, setting)
     if name not in TASKS:
         raise ValueError(f"{setting} is {name!r}: choose {' or '.join(TASKS)}.")
     return TASKS[name]
@@ -36,6 +42,19 @@ def find(name: str | None, setting: str = "task") -> Task | None:
     return load(name, setting) if is_task(name) else None
 
 
+def full_name(name: str | None, options: Mapping[str, Any]) -> str | None:
+    """The name of a task together with its options; a name that is no task's as it is.
+
+    Raises:
+        ValueError: the task reads no options, or not in this form.
+    """
+    if options and not (name or "").startswith(f"{gym.PROVIDER}:"):
+        raise ValueError(
+            f"dataset_options is {dict(options)!r} but dataset_name {name!r} does not read it: leave it out."
+        )
+    return gym.full_name(name, options) if options else name
+
+
 def by_reward() -> dict[str, Task]:
     """The tasks by the names of their rewards."""
-    return {task.reward: task for task in TASKS.values()}
+    return {task.reward: task for task in (*TASKS.values(), gym.ANY)}

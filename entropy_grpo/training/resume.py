@@ -20,6 +20,7 @@ from ..objective.methods.run import SHAPED
 from ..runs import seal
 from ..runs.launched import ServerError
 from ..runs.state import RANK_STATE, SHARED_STATE, State, load_state, save_state
+from ..tasks.stream import Stream
 from .checkpoints import sealing
 from .fsdp2 import reshard
 
@@ -38,6 +39,7 @@ class Resume:
         self.sampler: Sampler | None = None  # of the training problems; a stream has none
         self.skipped_steps = 0  # of the run
         self.skipped_in_a_row = 0
+        self.problems: Stream | None = None  # of training problems that are generated when they are read
         self.saved_step = 0  # of the newest checkpoint
 
     def draw_orders(self, epochs: int) -> None:
@@ -100,6 +102,8 @@ class Resume:
         trainer.monitor.entropy = state.get("rollout_entropy", math.nan)  # older checkpoints have none
         trainer.stages.restore(state["stages"])
         trainer.rollouts.restore(state)
+        if self.problems is not None and "problems" in state:
+            self.problems.restore(state["problems"])
 
     def rank_state(self) -> State:
         """Return the state of this rank alone."""
@@ -146,7 +150,8 @@ class Resume:
         trainer = self.trainer
         with sealing(trainer, folder, self.shape()):
             if trainer.args.should_save:
-                save_state(folder / SHARED_STATE, self.shared_state())
+                problems = {} if self.problems is None else {"problems": self.problems.state()}
+                save_state(folder / SHARED_STATE, self.shared_state() | problems)
             save_state(folder / RANK_STATE.format(trainer.accelerator.process_index), self.rank_state())
             yield
         self.saved_step = trainer.state.global_step

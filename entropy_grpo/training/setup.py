@@ -11,19 +11,21 @@ import torch
 import xxhash
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, is_peft_model
-from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 from trl import GRPOTrainer
 
 from ..config import changes, recipe
 from ..config.recipe import FILE_NAME, Settings
 from ..config.sharding import launcher_shards
+from ..data.problems import Problems
 from ..runs import files, seal
 from ..runs.folder import RUNS, RunFolder
 from ..runs.launched import resumable
 from ..runs.lock import LOCK, InUse, locked
 from ..runs.trained import read_recipe
 from .checkpoints import SETTINGS
+
+FIRST = 64  # problems that stand for all that are generated when they are read
 
 
 def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool, held: ExitStack) -> RunFolder:
@@ -116,16 +118,27 @@ def find_changes(
     return changed
 
 
-def check_data(problems: Dataset, args: TrainingArguments, folder: RunFolder, allowed: list[str]) -> str:
+def check_data(problems: Problems, args: TrainingArguments, folder: RunFolder, allowed: list[str]) -> str:
     """Return the digest of the training problems, which a resumed run must have in common with its record.
 
+    The digest of problems that are generated when they are read is that of their first ones.
+
     Raises:
-        ValueError: the problems are others than before, although their name may be the same.
+        ValueError: the problems are others than before, or another version of the package that generates them is
+            installed.
     """
-    columns = [problems[name][:] for name in ("prompt", "solution") if name in problems.column_names]
+    head = problems.train if problems.stream is None else problems.train[: min(FIRST, len(problems.train))]
+    columns = [head[name][:] for name in ("prompt", "solution")]
     found = xxhash.xxh3_128_hexdigest(json.dumps(columns, default=str).encode())
-    before = files.read_json(folder.data).get("digest", found)
-    if args.resume_from_checkpoint is not None and before != found and "dataset_name" not in allowed:
+    record, version = files.read_json(folder.data), problems.origin.get("version")
+    resumes = args.resume_from_checkpoint is not None and "dataset_name" not in allowed
+    if resumes and record.get("version", version) != version:
+        raise ValueError(
+            f"{args.resume_from_checkpoint} was trained on problems of {record['package']} {record['version']}, but "
+            f"version {version} is installed: install the former, or allow the change with --allow_changes "
+            "dataset_name."
+        )
+    if resumes and record.get("digest", found) != found:
         raise ValueError(
             f"{args.resume_from_checkpoint} was trained on other problems than dataset_name has now: restore the "
             "data, or allow the change with --allow_changes dataset_name."

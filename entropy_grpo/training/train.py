@@ -23,7 +23,6 @@ from ..rewards.registry import get_rewards
 from ..runs import files, plots
 from ..runs.folder import RunFolder, checkpoints
 from ..runs.launched import ServerError
-from ..tasks.registry import find
 from .requirements import check_port
 from .server import check_server
 from .setup import check_data, finish, save_whole
@@ -61,12 +60,13 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         problems = load_problems(
             run_config, args.seed, run_config.reference_grading, lengths, run_config.has_own_rewards
         )
-        digest = check_data(problems.train, args, folder, run_config.allow_changes)
+        digest = check_data(problems, args, folder, run_config.allow_changes)
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         path = start.snapshot()
         if run_config.max_position_embeddings is not None:
             path = raise_positions(path, run_config.max_position_embeddings)
-        for part in filter(None, (problems.train, problems.dev, problems.test)):
+        args.shuffle_dataset &= problems.stream is None
+        for part in filter(None, (None if problems.stream else problems.train, problems.dev, problems.test)):
             check_conversations(start.tokenizer, part["prompt"], start.named, **templating)
         trainer = EntropyForkGRPOTrainer(
             **start.options(path),
@@ -74,6 +74,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
             train_dataset=problems.train,
             eval_dataset=problems.dev,
         )
+    trainer.resume.problems = problems.stream
     start.record(trainer, folder, problems.origin | {"digest": digest})
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(RewardProgress())
@@ -126,8 +127,7 @@ def evaluate(
     if not trainer.is_world_process_zero():
         return
     files.replace_jsonl(folder.answers(when), answers)
-    task = find(run_config.dataset_name)
-    choices = None if task is None else task.choices
+    choices = None if run_config.task is None else run_config.task.choices
     reward = trainer.reward_func_names[0]
     entropy = {"mean_entropy": trainer.state.log_history[-1]["eval_entropy"]}
     summary = files.read_json(folder.evaluation) | {when: metrics.summarize(answers, reward, choices) | entropy}

@@ -4,7 +4,7 @@ Prompts and answers are the same as in training: `prompts.TEMPLATES`, `grading.b
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class Benchmark:
         conversation: row -> its question as a conversation, or None.
         max_tokens: maximum number of tokens of a response, if the preset allows more than needed.
         is_open: whether result files may repeat the questions.
+        about: further facts about the origin of the questions, for the results.
         is_right: (question, answer) -> whether the answer is right, for the kind `scored`.
     """
 
@@ -93,6 +94,7 @@ class Benchmark:
     max_tokens: int | None = None
     is_open: bool = True
     is_right: Callable[[Question, str | None], bool] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, rows: Iterable[Row], places: Sequence[str] | None = None) -> list[Question]:
         """The questions of published rows; `places` name the rows in messages.

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 from ...tasks.task import Problem, Task
+from ..prompts import render
 from .benchmark import MATHS, SCORED, Benchmark, Question
 
 COUNT = 400
@@ -14,7 +15,7 @@ def of_task(task: Task) -> Benchmark:
 
     def make() -> Iterator[Question]:
         for i, problem in enumerate(itertools.islice(task.problems("test", 0), COUNT)):
-            yield Question(str(i), problem.prompt, problem.prompt, problem.solution)
+            yield Question(str(i), problem.prompt, render(task.template, problem.prompt), problem.solution)
 
     def take(question: Question, response: str) -> str | None:
         return task.answer(question.prompt, response)
@@ -23,4 +24,5 @@ def of_task(task: Task) -> Benchmark:
         return task.scores_right(Problem(question.prompt, question.reference), answer)
 
     how = {"kind": MATHS} if task.score is None else {"kind": SCORED, "is_right": is_right}
-    return Benchmark(task.name, template=None, take=take, make=make, max_tokens=task.max_tokens, **how)
+    how |= {"template": task.template, "about": task.origin}
+    return Benchmark(task.name, take=take, make=make, max_tokens=task.max_tokens, **how)

@@ -1,0 +1,105 @@
+"""Ways in which answers to each of reasoning-gym's generators are checked, and the generators that are refused.
+
+Many of the package's own scorers evaluate an answer as Python, or score an answer that is wrong 1.0. An answer is
+therefore checked here (`checks`). The package's scorer serves only generators whose problems have several right
+answers, and only if it withstands the wrong and hostile answers of tests/test_gym.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import checks
+from .checks import Check
+
+PACKAGE, LICENCE = "reasoning-gym", "Apache-2.0"
+SCORER = "scorer"  # the package's own
+
+CHECKS: dict[str, tuple[str, ...]] = {
+    "text": tuple(
+        "ab acre advanced_geometry arc_1d arc_agi base_conversion bf binary_matrix bitwise_arithmetic caesar_cipher "
+        "calendar_arithmetic circuit_logic color_cube_rotation course_schedule emoji_mystery family_relationships "
+        "figlet_font futoshiki game_of_life_halting letter_jumble mahjong_puzzle manipulate_matrix "
+        "mini_sudoku modulo_grid needle_haystack path_star prime_factorization rearc rotate_matrix "
+        "sentence_reordering spell_backward spiral_matrix string_insertion string_manipulation string_splitting "
+        "string_synthesis sudoku syllogism time_intervals tsumego word_sequence_reversal word_sorting "
+        "zebra_puzzles".split()
+    ),
+    "numbers": tuple(
+        "aiw basic_arithmetic binary_alternation chain_sum count_bits count_primes decimal_arithmetic "
+        "decimal_chain_sum dice gcd gsm_symbolic largest_island lcm leg_counting letter_counting maze "
+        "number_filtering number_format number_sequence number_sorting polynomial_equations products "
+        "rectangle_count rotten_oranges self_reference simple_equations simple_geometry".split()
+    ),
+    "same_json": ("game_of_life",),
+    "listed": ("n_queens",),
+    "expression": ("countdown", "puzzle24"),
+    SCORER: tuple("cryptarithm group_anagrams jugs palindrome_generation shortest_path".split()),
+}
+BY_GENERATOR = {generator: check for check, generators in CHECKS.items() for generator in generators}
+OWN: dict[str, Check] = {
+    "text": checks.text,
+    "numbers": checks.numbers,
+    "same_json": checks.same_json,
+    "listed": checks.listed,
+    "expression": checks.expression,
+}
+
+_EXECUTES = "its scorer evaluates the answer as code, and the answer may have many forms"
+_NO_REFERENCE = "its problems have no reference answer that its scorer could be tested with"
+_BY_PROCESS = "equal seeds give other problems in another process"
+REFUSED = {
+    "boxnet": _NO_REFERENCE,
+    "codeio": "it runs programs from a data file to make its problems",
+    "coin_flip": "its references are rounded, and its scorer takes 0 for every small probability",
+    "complex_arithmetic": "its scorer takes NaN for right",
+    "composite": "it has no problems of its own: join generators with +",
+    "fraction_simplification": "its scorer reads the first fraction of a text and ignores all else",
+    "graph_color": _NO_REFERENCE,
+    "intermediate_integration": _EXECUTES,
+    "isomorphic_strings": _BY_PROCESS,
+    "kakurasu": "its puzzles may have several solutions, and its scorer ignores all but the digits of a text",
+    "knight_swap": _BY_PROCESS,
+    "knights_knaves": "its scorer ignores text around the claims, so that their negation is right",
+    "list_functions": _BY_PROCESS,
+    "palindrome_partitioning": "its scorer ignores repeated partitions",
+    "polynomial_multiplication": _EXECUTES,
+    "pool_matrix": "it draws from NumPy's global generator, on which a training may depend",
+    "power_function": "its references have more digits than the question asks for",
+    "propositional_logic": _NO_REFERENCE,
+    "quantum_lock": "its scorer reads every letter A, B and C of a text as a button",
+    "ransom_note": _BY_PROCESS,
+    "rubiks_cube": _NO_REFERENCE,
+    "rush_hour": _NO_REFERENCE,
+    "simple_integration": _EXECUTES,
+    "sokoban": "its scorer reads every letter of a text as a move",
+    "survo": "its puzzles may have several solutions, of which its scorer knows one",
+    "tower_of_hanoi": "its scorer ignores text around the moves",
+    "word_ladder": _BY_PROCESS,
+}
+
+
+def content(generator: str, question: str, metadata: Mapping[str, Any]) -> str:
+    """The text that identifies a problem: the question, or what several wordings of a question have in common."""
+    if generator == "countdown":
+        return f"countdown {sorted(metadata['numbers'])} {metadata['target']}"
+    if generator == "puzzle24":
+        return f"puzzle24 {sorted(metadata['numbers'])}"
+    return " ".join([generator, *question.split()])
+
+
+def item_of(generator: str, entry: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Dictionary that the check of a problem's answers reads, in JSON's types.
+
+    Args:
+        entry: the package's problem, with `answer` and `metadata`.
+        options: options of the generator that are set, for the package's scorer.
+    """
+    item, metadata = {"generator": generator, "answer": entry["answer"]}, entry["metadata"]
+    check = BY_GENERATOR[generator]
+    if check == "expression":
+        item |= {"numbers": metadata["numbers"], "target": metadata.get("target", 24)}
+    elif check == "listed":
+        item |= {"valid_answers": metadata["valid_answers"]}
+    elif check == SCORER:
+        item |= {"options": dict(options), "metadata": metadata}
+    return item

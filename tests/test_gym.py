@@ -1,0 +1,432 @@
+"""Problems of reasoning-gym: hostile answers to every generator, splits by content, streams, settings and resume."""
+
+import dataclasses
+import itertools
+import json
+import random
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+from reasoning_gym.factory import DATASETS
+
+from benchmarks.fixtures import fixed_rollout
+from entropy_grpo.config.run import RunConfig
+from entropy_grpo.data.benchmarks.generated import of_task
+from entropy_grpo.evaluation import questions
+from entropy_grpo.evaluation.options import names_in
+from entropy_grpo.grading.pool import Grader
+from entropy_grpo.planning import plan
+from entropy_grpo.planning.options import PlanOptions
+from entropy_grpo.rewards.registry import get_rewards
+from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.runs.state import load_state
+from entropy_grpo.tasks import checks, gym, registry
+from entropy_grpo.tasks.generators import BY_GENERATOR, CHECKS, REFUSED, SCORER
+from entropy_grpo.tasks.stream import Candidate, Exhausted, Stream, digest
+from entropy_grpo.tasks.task import Problem
+from entropy_grpo.training.setup import FIRST, check_data
+
+from .conftest import DEMO, REPOSITORY
+from .loading import load
+
+COUNTDOWN = "reasoning_gym:countdown"
+SUM = "reasoning_gym:chain_sum"  # the quickest to generate
+
+
+# Checks
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("(98 + 41) - 61 / 1", 0.0),  # 1 is not given
+        ("98 + 41 - 61", 1.0),
+        ("98 - (61 - 41)", 1.0),
+        (r"98 + 41 - 61 \, ", 1.0),
+        (r"\left(98 + 41\right) - 61", 1.0),
+        ("−61 + 98 + 41", 1.0),  # noqa: RUF001
+        ("98 + 41 + 61", checks.USES_NUMBERS),
+        ("98 - 61 + 41 = 78", 0.0),
+        ("78", 0.0),
+        ("98 + 41 - 61 + 41 - 41", 0.0),
+        ("98 + 41 - 61 * 1.0", 0.0),
+        ("98 + 4 1 - 61", 0.0),
+        ("98 + 41 - 61 if True else 0", 0.0),
+        ("__import__('os').system('true') + 98 + 41 - 61", 0.0),
+        ("[98 + 41 - 61 for x in (1,)][0]", 0.0),
+        ("98 + 41 - 61 or 3", 0.0),
+        ("98 // 61 + 41", 0.0),
+        ("98 ** 61 - 41", 0.0),
+        ("98 ^ 61 + 41", 0.0),
+        ("98 / (41 - 41) - 61", 0.0),
+        ("(" * 300 + "98", 0.0),
+        ("9" * 500, 0.0),
+        ("- " * 190 + "98 + 41 - 61", 1.0),
+        ("", 0.0),
+        ("x", 0.0),
+    ],
+)
+def test_an_expression_uses_the_given_numbers_once_and_is_never_executed(answer, score):
+    assert checks.expression(answer, {"numbers": [98, 41, 61], "target": 78}) == score
+
+
+def test_expressions_are_exact():
+    assert checks.expression(r"\frac{8}{3 - \frac{8}{3}}", {"numbers": [3, 3, 8, 8], "target": 24}) == 1.0
+    thirds = {"numbers": [1, 3, 3], "target": 1}
+    assert checks.expression("1 / 3 * 3", thirds) == 1.0
+    assert checks.expression("10000000 / 3 * 3 + 1 - 1", {"numbers": [10000000, 3, 3, 1, 1], "target": 10**7}) == 1.0
+    # In floats 1 / 49 * 49 is 0.9999999999999999.
+    assert checks.expression("1 / 49 * 49", {"numbers": [1, 49, 49], "target": 1}) == 1.0
+    assert checks.expression("1000000000 / 1000000001", {"numbers": [10**9, 10**9 + 1], "target": 1}) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("check", "reference", "right", "wrong"),
+    [
+        (
+            "text",
+            "the, NEGLIGENCE, may",
+            ["the,negligence,  may", "the, negligence , may"],
+            ["the negligence may", ""],
+        ),
+        ("text", "3 × 5 × 31", [r"3 \times 5 \times 31"], ["31 × 5 × 3", "465"]),  # noqa: RUF001
+        (
+            "numbers",
+            "1234.50",
+            ["1,234.5", "$1234.5$", "12345e-1", "2469/2"],
+            ["1234", "1234.5 or 3", "nan", "1 234.5"],
+        ),
+        ("numbers", "['-82.87', '5.0']", ["[-82.87, 5]", '["-82.87", "5.0"]'], ["[5.0, -82.87]", "-82.87", "x"]),
+        ("numbers", "0", ["0.0"], ["1/0", "0/0", "1e99999999", "9" * 5000, "", "[]"]),
+        ("same_json", "[[0,1],[1,0]]", ["[[0, 1], [1, 0]]"], ["[[0,1],[1,0],[0,0]]", "[[0,1,7],[1,0]]", "[" * 9000]),
+        ("same_json", "[1, 0]", ["[1,0]"], ["[true, false]", "[1.0, 0]", "1, 0"]),
+    ],
+)
+def test_answers_equal_the_reference(check, reference, right, wrong):
+    judge = getattr(checks, check)
+    assert [judge(answer, {"answer": reference}) for answer in right] == [1.0] * len(right)
+    assert [judge(answer, {"answer": reference}) for answer in wrong] == [0.0] * len(wrong)
+
+
+# Generators
+
+
+def test_every_generator_is_checked_or_refused():
+    listed = [*itertools.chain.from_iterable(CHECKS.values()), *REFUSED]
+    assert sorted(listed) == sorted(DATASETS) and len(BY_GENERATOR) + len(REFUSED) == len(listed)
+
+
+MARK = "entropy_marker"
+JUNK = [
+    *("", " ", "\n", "-1", "999999", "yes and no", "no idea", "[]", "{}", "[[]]", "null", "None", "nan", "inf", "()"),
+    *("''", "A", "0=0", "A=1", "9" * 6000, "[" * 900, "{" * 900, "(" * 900, ".*", "{}{}{}", "%s", "0/0"),
+    *(MARK, f"__import__('{MARK}')", f"[{MARK} for x in (1,)]", f"lambda: {MARK}", f"(1).{MARK}", f"{MARK}(1)"),
+]
+
+
+def spoiled(reference):
+    """Answers near the reference that are not it."""
+    words = reference.split()
+    last = words[-1] if words else "x"
+    yield from (f"{reference} or {last} 7", f"not {reference}", f"{reference} zz", f"{reference}1{reference}")
+    yield from (" ".join(words[:-1]), f"{reference} {last}" if last not in ",]}" else "]")
+    for number in list(re.finditer(r"\d+", reference))[:4]:
+        yield f"{reference[: number.start()]}{int(number[0]) + 1}{reference[number.end() :]}"
+
+
+SEEN = set()
+
+
+def watch(event, arguments):
+    source = arguments[0] if event == "compile" else None
+    if MARK in (source.decode(errors="ignore") if isinstance(source, bytes) else str(source)):
+        SEEN.add(source)
+
+
+sys.addaudithook(watch)  # a hook cannot be removed
+
+
+@pytest.mark.parametrize("generator", [pytest.param(name, marks=pytest.mark.slow) for name in sorted(BY_GENERATOR)])
+def test_references_are_right_and_hostile_answers_are_neither_right_nor_executed(generator):
+    candidates = gym.Candidates(gym._parse(f"reasoning_gym:{generator}", "task"), seed=11)
+    made = [candidate.problem for candidate in map(candidates, range(3)) if candidate is not None]
+    assert len(made) >= 2
+    references = [json.loads(problem.solution)["answer"] for problem in made]
+    SEEN.clear()
+    several = {SCORER, "listed", "expression"}  # answers of other problems may be right
+    for problem, reference in zip(made, references, strict=True):
+        assert gym.score(problem, reference) == 1.0
+        others = [] if BY_GENERATOR[generator] in several else [other for other in references if other != reference]
+        hostile = [*JUNK, problem.prompt, *spoiled(reference), *others]
+        taken = [answer for answer in hostile if gym.score(problem, answer) == 1.0]
+        assert [answer for answer in taken if checks.normalised(answer) != checks.normalised(reference)] == []
+    assert not SEEN
+
+
+@pytest.mark.slow
+def test_the_refused_scorers_execute_answers_or_take_wrong_ones():
+    """The reasons of three refusals, by the package's own scorers."""
+    SEEN.clear()
+    for generator in ("simple_integration", "countdown", "puzzle24", "n_queens"):
+        made = DATASETS[generator][0](DATASETS[generator][1](seed=1, size=2))
+        made.score_answer(f"lambda: {MARK}", made[0])
+        assert SEEN, generator
+        SEEN.clear()
+    made = DATASETS["game_of_life_halting"][0](DATASETS["game_of_life_halting"][1](seed=1, size=2))
+    assert made.score_answer("no idea", {"answer": "True"}) == 1.0
+    made = DATASETS["puzzle24"][0](DATASETS["puzzle24"][1](seed=1, size=2))
+    assert made.score_answer("6*4*1*1", made[0] | {"metadata": {"numbers": [9, 9, 8, 8]}}) == 1.0
+
+
+# Streams
+
+
+def make(number):
+    """Squares of numbers below 50, two thirds of which repeat."""
+    value = (number % 150 // 3) ** 2
+    return None if number % 7 == 0 else Candidate(Problem(f"wording {number}: {value}", str(value)), f"value {value}")
+
+
+def test_splits_share_no_content_and_no_problem_repeats():
+    parts = {split: [problem.solution for problem in Stream(make, split)] for split in ("train", "dev", "test")}
+    assert all(parts.values()) and sum(len(part) for part in parts.values()) == 50
+    assert {value for part in parts.values() for value in part} == {str(value**2) for value in range(50)}
+    for split, part in parts.items():
+        place = {"train": (0, 1), "dev": (2,), "test": (3,)}[split]
+        assert all(digest(f"value {value}") % 4 in place for value in part)
+    with pytest.raises(Exhausted, match=f"has only {len(parts['dev'])} different dev problems"):
+        Stream(make, "dev")[len(parts["dev"])]
+
+
+def test_a_stream_goes_on_anywhere():
+    whole = list(Stream(make, "train"))
+    stream = Stream(make, "train")
+    assert stream[9] == whole[9] and len(stream) == 10
+    calls = []
+    again = Stream(lambda number: calls.append(number) or make(number), "train")
+    again.restore(json.loads(json.dumps(stream.state())))
+    assert again[9] == whole[9] and len(calls) == 1  # found without a search
+    assert [again[place] for place in reversed(range(len(whole)))] == whole[::-1]
+    assert list(Stream(make, "train", keeps=lambda problem: len(problem.solution) > 2)) == [
+        problem for problem in whole if len(problem.solution) > 2
+    ]
+
+
+def test_wordings_of_one_problem_are_one():
+    """The package words a countdown in three ways, which must not lie on both sides of a split."""
+    candidates = gym.Candidates(gym._parse(COUNTDOWN, "task"), 5)
+    contents = {}
+    for number in range(12):
+        candidate = candidates(number)
+        item = json.loads(candidate.problem.solution)
+        contents[candidate.content] = (sorted(item["numbers"]), item["target"])
+        assert candidate.content == f"countdown {sorted(item['numbers'])} {item['target']}"
+    assert len(contents) == 12
+
+
+def test_held_out_problems_are_no_training_problems_of_any_seed():
+    task = registry.load(SUM + ":max_terms=2:max_digits=1")
+    held_out = {problem.prompt for problem in task.problems("test", 0)}
+    trained = {problem.prompt for seed in (0, 1) for problem in itertools.islice(task.problems("train", seed), 60)}
+    assert held_out and not held_out & trained
+    assert [*itertools.islice(task.problems("train", 0), 5)] == [*itertools.islice(task.problems("train", 0), 5)]
+    assert [*itertools.islice(task.problems("train", 0), 5)] != [*itertools.islice(task.problems("train", 1), 5)]
+
+
+def test_generators_are_mixed_by_weight():
+    options = {"gcd": {"weight": 3}, "chain_sum": {"max_terms": 2}}
+    config = RunConfig(dataset_name="reasoning_gym:chain_sum+gcd", dataset_options=options, num_train_problems=400)
+    assert config.task.origin["options"]["gcd"]["weight"] == 3
+    assert config.task.origin["options"]["chain_sum"]["max_terms"] == 2
+    names = [json.loads(row["solution"])["generator"] for row in load(config).train]
+    assert 250 < names.count("gcd") < 350 and len(names) == 400
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dataset_name": "reasoning_gym:countdwn"}, "has no generator 'countdwn': choose countdown or "),
+        ({"dataset_name": "reasoning_gym:sokoban"}, "sokoban is refused, because its scorer reads every letter"),
+        (
+            {"dataset_options": {"max_number": 3}},
+            r"no option 'max_number'. Did you mean max_numbers\? .* max_target \(999\)",
+        ),
+        ({"dataset_options": {"max_numbers": "six"}}, "option max_numbers of countdown is 'six': .* its default is 6"),
+        (
+            {"dataset_options": {"max_numbers": 3}},
+            "countdown refuses max_numbers 3: max_numbers must be >= min_numbers",
+        ),
+        ({"dataset_options": {"operators": ["+", "x"]}}, "countdown refuses operators .* invalid operator"),
+        ({"dataset_options": {"seed": 3}}, "countdown has no option 'seed'"),
+        ({"dataset_options": {"weight": 0}}, "weight of countdown is 0: it must be a number above 0"),
+        ({"dataset_name": COUNTDOWN + "+gcd", "dataset_options": {"weight": 2}}, "names several generators: give the"),
+        ({"dataset_name": COUNTDOWN + "+countdown"}, "countdown is named twice"),
+        ({"dataset_name": COUNTDOWN + ":max_numbers"}, "'max_numbers' is no option: write OPTION=VALUE"),
+        ({"dataset_name": "embedded:number_walk", "dataset_options": {"a": 1}}, "dataset_options is {'a': 1} but"),
+        (
+            {"dataset_name": "gsm8k", "dataset_options": {"a": 1}},
+            "dataset_options is {'a': 1} but dataset_name 'gsm8k'",
+        ),
+        ({"prompt_template": "boxed"}, "prompt_template is 'boxed' but"),
+        ({"decontaminate_against": ["aime24"]}, "decontaminate_against is"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**{"dataset_name": COUNTDOWN} | settings)
+
+
+def test_a_missing_package_gets_its_install_line(monkeypatch):
+    monkeypatch.setattr(gym, "installed", lambda package: False)
+    gym.load.cache_clear()
+    with pytest.raises(ValueError, match=r"its package is not installed: pip install -e \"\.\[tasks\]\"\.$"):
+        RunConfig(dataset_name=COUNTDOWN)
+
+
+def test_options_that_make_no_problems_are_refused(monkeypatch):
+    monkeypatch.setattr(gym, "MOST_FAILURES", 3)
+    impossible = {"min_numbers": 2, "max_numbers": 2, "max_value": 3, "operators": ["+"]}
+    config = RunConfig(dataset_name=COUNTDOWN, dataset_options=impossible, num_dev_problems=1)
+    with pytest.raises(ValueError, match=r"countdown makes no problems with the options .*Failed to generate"):
+        load(config)
+    few = RunConfig(dataset_name=SUM, dataset_options={"max_terms": 2, "max_digits": 1}, num_dev_problems=500)
+    with pytest.raises(ValueError, match=r"num_dev_problems is 500, but .* only \d+ different dev problems: lower it"):
+        load(few)
+
+
+def test_a_name_has_its_options():
+    options = {"operators": ["+", "-"], "max_numbers": 4, "min_numbers": 3}
+    config = RunConfig(dataset_name=COUNTDOWN, dataset_options=options)
+    name = COUNTDOWN + ':max_numbers=4:min_numbers=3:operators=["+", "-"]'
+    assert config.task_name == name and names_in([f"{name},number_walk"]) == [name, "number_walk"]
+    assert RunConfig(dataset_name=name).task.origin == config.task.origin
+    assert registry.load(COUNTDOWN + ":max_numbers=4:min_numbers=3").name == "countdown-max_numbers=4-min_numbers=3"
+    assert re.fullmatch(r"countdown-[0-9a-f]{8}", config.task.name)
+
+
+# Data, rewards, plans, evaluation, training
+
+
+@pytest.fixture(scope="module")
+def sums():
+    options = {"min_terms": 2, "max_terms": 3}
+    return RunConfig(
+        dataset_name=SUM, dataset_options=options, num_train_problems=10**6, num_dev_problems=2, num_test_problems=2
+    )
+
+
+def test_a_million_problems_are_generated_when_they_are_read(sums):
+    problems = load(sums)
+    assert len(problems.train) == 10**6 and len(problems.stream) == 0
+    row = problems.train[2]
+    assert len(problems.stream) == 3 and problems.train[:3]["solution"][2] == row["solution"]
+    assert row["prompt"].startswith("User:\n") and "\\boxed{}.\n\nAssistant:\n" in row["prompt"]
+    assert problems.origin["version"] == "0.1.25" and problems.origin["licence"] == "Apache-2.0"
+    assert problems.origin["options"]["chain_sum"]["max_terms"] == 3
+    asked = questions.load(sums.task_name)[1]
+    assert [question.prompt for question in asked[:2]] == problems.test["prompt"][:]
+
+
+def test_a_stream_that_ends_begins_again():
+    few = RunConfig(dataset_name=SUM, dataset_options={"max_terms": 2, "max_digits": 1}, num_train_problems=5000)
+    problems = load(few)
+    rows = problems.train[:]["prompt"]
+    count = len(problems.stream)
+    assert len(set(rows)) == count < 200 and rows[count : 2 * count] == rows[:count]
+
+
+def test_longer_prompts_are_left_out():
+    limit = 190
+    config = RunConfig(dataset_name=SUM, num_train_problems=30, num_dev_problems=5, max_prompt_length=limit)
+    problems = load(config, prompt_lengths=lambda prompts: list(map(len, prompts)))
+    longer = load(dataclasses.replace(config, max_prompt_length=None))
+    assert max(map(len, problems.train[:]["prompt"])) <= limit < max(map(len, longer.train[:]["prompt"]))
+
+
+def test_only_a_score_of_one_is_right_and_partial_scores_are_a_second_reward():
+    rewards = get_rewards(["gym_accuracy", "gym_score"], Grader(1, 5, 5), 8, scale="+-1")
+    solution = json.dumps({"generator": "countdown", "answer": "1 + 2", "numbers": [1, 2], "target": 3})
+    completions = ["so \\boxed{2+1}", "\\boxed{1 * 2}", "\\boxed{3}", "1 + 2"]
+    given = {"prompts": ["p"] * 4, "completions": completions, "solution": [solution] * 4}
+    assert [reward(**given) for reward in rewards] == [[1.0, -1.0, -1.0, -1.0], [1.0, checks.USES_NUMBERS, 0.0, 0.0]]
+    assert [reward.__name__ for reward in rewards] == ["gym_accuracy", "gym_score"]
+    with pytest.raises(ValueError, match="name first the reward that decides whether a response is right"):
+        get_rewards(["gym_score"], Grader(1, 5, 5), 8)
+
+
+def test_a_benchmark_has_the_template_and_the_check(sums):
+    benchmark, asked = of_task(sums.task), questions.load(sums.task_name)[1]
+    assert benchmark.template == "boxed" and benchmark.kind == "scored" and len(asked) == 400
+    question = asked[0]
+    answer = benchmark.take(question, f"x \\boxed{{{json.loads(question.reference)['answer']}}}")
+    assert benchmark.is_right(question, answer) and not benchmark.is_right(question, "x")
+    assert questions.origin(benchmark, asked)["version"] == "0.1.25"
+
+
+def test_it_is_planned():
+    words = ["--dataset_name", COUNTDOWN, "--rewards", "gym_accuracy", "--dataset_options", "{max_numbers: 4}"]
+    job = plan.resolve(PlanOptions(str(REPOSITORY / DEMO)), [*words, "--max_prompt_length", "200"])
+    assert (job.lengths.prompt, job.lengths.assumed, job.problems) == (200, False, 4096)
+    assert plan.resolve(PlanOptions(str(REPOSITORY / DEMO)), words).lengths.assumed
+
+
+def test_another_version_of_the_package_is_refused(sums, tmp_path):
+    problems, folder = load(sums), RunFolder(tmp_path)
+
+    def digest(problems, checkpoint="checkpoint-3", allowed=()):
+        return check_data(problems, SimpleNamespace(resume_from_checkpoint=checkpoint), folder, list(allowed))
+
+    first = digest(problems, None)
+    assert len(problems.stream) == FIRST
+    files.write_json(folder.data, problems.origin | {"digest": first})
+    assert digest(load(sums)) == first
+    older = dataclasses.replace(problems, origin=problems.origin | {"version": "0.1.19"})
+    with pytest.raises(ValueError, match=r"problems of reasoning-gym 0\.1\.25, but version 0\.1\.19 is installed"):
+        digest(older)
+    assert digest(older, allowed=["dataset_name"]) == first
+    with pytest.raises(ValueError, match="other problems than dataset_name has now"):
+        digest(load(sums, seed=1))
+
+
+@pytest.mark.parametrize("sampling", [{}, {"dynamic_sampling": True, "max_sampling_rounds": 3, "reward": "coins"}])
+def test_training_goes_on_in_the_middle_of_the_stream_bit_for_bit(sums, tiny_model, tmp_path, sampling):
+    settings = {
+        "per_device_train_batch_size": 4,
+        "steps_per_generation": 4,
+        "max_steps": 6,
+        "learning_rate": 0.05,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    } | sampling
+
+    def run(folder, **more):
+        problems = load(sums)
+        trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / folder, data=problems.train, **settings)
+        trainer.resume.problems = problems.stream
+        trainer.train(**more)
+        return trainer
+
+    whole = run("a")
+    checkpoint = tmp_path / "a" / "checkpoint-3"
+    saved = load_state(checkpoint / "run_state.safetensors")["problems"]
+    assert 0 < len(saved["numbers"]) < len(whole.resume.problems)
+    resumed = run("b", resume_from_checkpoint=str(checkpoint))
+    for name, weight in fixed_rollout.weights(whole).items():
+        assert weight.equal(fixed_rollout.weights(resumed)[name]), name
+    rows = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (whole, resumed)]
+    assert rows[0] == rows[1] and len(rows[0]) == 6
+    assert resumed.resume.problems.state() == whole.resume.problems.state()
+
+
+def test_generation_leaves_the_generators_of_a_training_alone():
+    candidates = gym.Candidates(gym._parse("reasoning_gym:countdown+game_of_life+rearc", "task"), 3)
+    before = random.getstate()
+    for number in range(6):
+        candidates(number)
+    assert random.getstate() == before
