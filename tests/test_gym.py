@@ -285,7 +285,7 @@ def test_wrong_settings_are_refused_in_one_sentence(settings, message):
 def test_a_missing_package_gets_its_install_line(monkeypatch):
     monkeypatch.setattr(gym, "installed", lambda package: False)
     gym.load.cache_clear()
-    with pytest.raises(ValueError, match=r"its package is not installed: pip install -e \"\.\[tasks\]\"\.$"):
+    with pytest.raises(ValueError, match=r"its package is not installed: pip install \"entropy-grpo\[tasks\]\"\.$"):
         RunConfig(dataset_name=COUNTDOWN)
 
 

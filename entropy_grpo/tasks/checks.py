@@ -1,7 +1,7 @@
 """Checks of answers to generated problems, without any evaluation of the answer's text as code.
 
 Each check maps (answer, item) to a score from 0.0 to 1.0, and only 1.0 is right. An item is the dictionary that the
-problem's solution holds: `answer`, the reference, and whatever else the check reads.
+problem's solution holds: the reference `answer`, and further facts for the check.
 """
 
 import ast
@@ -75,6 +75,10 @@ def same_json(answer: str, item: Item) -> float:
     return float(json.dumps(found, sort_keys=True) == json.dumps(wanted, sort_keys=True))
 
 
+class NotArithmetic(Exception):
+    """Error for a text that is more than arithmetic of whole numbers."""
+
+
 def _value(node: ast.AST, used: list[int]) -> Fraction:
     match node:
         case ast.Constant(value=int(number)) if not isinstance(number, bool):
@@ -86,7 +90,7 @@ def _value(node: ast.AST, used: list[int]) -> Fraction:
             return _value(operand, used)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_value(left, used), _value(right, used))
-    raise ValueError("the text is no arithmetic of whole numbers")
+    raise NotArithmetic
 
 
 def read_expression(answer: str) -> tuple[Fraction, list[int]] | None:
@@ -106,7 +110,7 @@ def read_expression(answer: str) -> tuple[Fraction, list[int]] | None:
     used: list[int] = []
     try:
         return _value(ast.parse(" ".join(answer.split()), mode="eval").body, used), used
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+    except (NotArithmetic, SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return None
 
 

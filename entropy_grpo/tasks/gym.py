@@ -26,7 +26,7 @@ from .stream import Candidate, Stream, digest
 from .task import Problem, Task
 
 PROVIDER = "reasoning_gym"
-EXTRA = 'pip install -e ".[tasks]"'
+EXTRA = 'pip install "entropy-grpo[tasks]"'
 REWARD, PARTIAL_REWARD = "gym_accuracy", "gym_score"
 CHUNK = 500  # problems of one of the package's data sets, whose item i of seed s is item 0 of seed s + i
 MOST_FAILURES = 50  # consecutive candidates that a generator may fail to make

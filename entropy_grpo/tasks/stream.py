@@ -1,6 +1,6 @@
 """A stream of distinct problems of one split, generated as they are read.
 
-The text of a problem decides its split, and never a seed: generators give equal problems for neighbouring seeds, so
+The text of a problem decides its split, and never a seed. Generators give equal problems for neighbouring seeds, so
 that a test set of another seed may be the training set. The order depends on nothing but the candidates, so a stream
 that is read again, or from its middle, has the same problems.
 """
@@ -20,7 +20,7 @@ CACHED = 4096  # problems
 
 
 class Candidate(NamedTuple):
-    """A generated problem, and the text that identifies it whatever its wording."""
+    """A generated problem, and the text that identifies it in every wording."""
 
     problem: Problem
     content: str
