@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.machinery import SourceFileLoader
+from multiprocessing import forkserver
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -299,8 +300,10 @@ def _put_in_place(name: str, mutant: Mutant) -> bool:
     return False
 
 
-def _without_output() -> None:
+def _start_alone() -> None:
+    """Give a forked process a group of its own and no output. It cannot wait for the fork server of its parent."""
     os.setpgid(0, 0)
+    vars(forkserver._forkserver)["_forkserver_pid"] = None
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
@@ -370,7 +373,7 @@ class _InPlace:
         if child := os.fork():
             return child
         self.is_child = True
-        _without_output()
+        _start_alone()
         if mutant is not None and not _put_in_place(self.name, mutant):
             os._exit(NOT_IN_PLACE)
         raise _Child
@@ -398,7 +401,7 @@ def _fork_anew(name: str, mutant: Mutant) -> int:
         return child
     result = 99
     try:
-        _without_output()
+        _start_alone()
         _import_anew(name, mutant.code)
         result = _pytest(name)
     finally:
@@ -421,7 +424,7 @@ def _outcomes(name: str, mutants: Sequence[Mutant], jobs: int) -> tuple[float, l
         result = 99
         try:
             trials = _InPlace(name, mutants, jobs)
-            _without_output()
+            _start_alone()
             result = _pytest(name, trials)
             if not trials.is_child:
                 with open(writer, "w") as pipe:
