@@ -8,9 +8,10 @@ The record has the comparison by `entropy-grpo compare` and the watchers' warnin
 
 import argparse
 import json
+import statistics
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from entropy_grpo.compare.options import SweepOptions
 from entropy_grpo.compare.runs import COMPARED
 from entropy_grpo.compare.tables import claimed
 from entropy_grpo.config.offline import resolve
+from entropy_grpo.metrics.seeds import over_seeds
 from entropy_grpo.metrics.tables import cell, interval_text
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import files
@@ -34,14 +36,19 @@ CURVES = {key: compare.CURVES[key] for key in ("eval_accuracy", "entropy/mean")}
 
 @dataclass(frozen=True)
 class Experiment:
-    """A recipe with named variants and the settings that each variant adds. The first variant is the baseline."""
+    """A recipe with named variants and the settings that each variant adds. The first variant is the baseline.
+
+    `columns` maps logged values to captions. The table has their means over the last quarter of the steps.
+    """
 
     recipe: str
     arms: Mapping[str, tuple[str, ...]]
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 RHO = "top_entropy_quantile={}"
 SMALLER = (RHO.format(0.2), "learning_rate=1.0e-4")
+SYMMETRIC = "epsilon_high=0.2"
 REWARDS = "rewards=[walk_accuracy,{}]"
 EXPERIMENTS = {
     "reproduce_tiny": Experiment(
@@ -68,6 +75,40 @@ EXPERIMENTS = {
         "recipes/demo_cpu.yaml",
         {"true": ("rewards=[walk_accuracy]",)}
         | {name: (REWARDS.format(name), "reward_weights=[0,1]") for name in ("random", "inverted", "format_only")},
+    ),
+    "controls_tiny": Experiment(
+        "recipes/demo_cpu.yaml",
+        {
+            "top 0.2": ("entropy_selection=top",),
+            "random, matched in gradient norm": ("entropy_selection=random_matched",),
+            "gradient norm 0.2": ("entropy_selection=gradient_norm",),
+            "random 0.2": ("entropy_selection=random",),
+        },
+        {"selection/kept_fraction": "kept tokens", "selection/kept_entropy": "entropy of kept tokens, nats"},
+    ),
+    "bonus_tiny": Experiment(
+        "recipes/demo_cpu_grpo.yaml",
+        {"clip 0.2 / 0.28": ("epsilon_high=0.28",), "clip 0.2 / 0.2": (SYMMETRIC,)}
+        | {f"clip 0.2 / 0.2, bonus {bonus}": (SYMMETRIC, f"entropy_coef={bonus}") for bonus in (0.001, 0.005, 0.02)},
+        {
+            "entropy/p50": "50th percentile of entropy",
+            "entropy/p90": "90th",
+            "entropy/p99": "99th",
+            "clip_ratio/high_entropy": "entropy of tokens above the clip",
+        },
+    ),
+    "signs_tiny": Experiment(
+        "recipes/demo_cpu_grpo.yaml",
+        {"grpo": (RHO.format("1.0"),)}
+        | {f"ppl, alpha = {alpha}": (f"ppl_shaping_alpha={alpha}",) for alpha in (0.01, -0.01)}
+        | {
+            f"position, d = {d}": (
+                "position_shaping_gamma=0.1",
+                "position_shaping_start=160",
+                f"position_shaping_d={d}",
+            )
+            for d in (1, -1)
+        },
     ),
 }
 
@@ -111,6 +152,7 @@ def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[s
                 key: {step: round(point["value"], 4) for step, point in members["curves"][key].items()}
                 for key in CURVES
             },
+            "columns": {key: last_quarter(runs, key) for key in experiment.columns},
             "cost": members["cost"],
             "warnings": [sorted({row["watcher"] for row in files.read_steps(run.warnings)}) for run in runs],
         }
@@ -128,11 +170,32 @@ def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[s
     }
 
 
-def table(recorded: dict[str, Any]) -> str:
-    """The arms, their differences from the baseline, and the claims about rewards, in Markdown."""
-    rows = [
-        ["", "accuracy", "by seed", "mean entropy, nats", f"accuracy above {recorded['baseline']}", "p, corrected"]
-    ]
+def last_quarter(runs: Sequence[RunFolder], key: str) -> dict[str, float]:
+    """Mean of a logged value over the last quarter of the steps, over runs with Student's t interval."""
+    means = []
+    for run in runs:
+        rows = [row for row in files.read_steps(run.metrics) if row.get(key) is not None]
+        last = max(row["step"] for row in rows)
+        means.append(statistics.fmean(row[key] for row in rows if row["step"] > 0.75 * last))
+    return over_seeds(means)
+
+
+def text(name: str) -> str:
+    """The table of an experiment, or a sentence that it has not been run."""
+    if results(name).exists():
+        return table(json.loads(results(name).read_text()), EXPERIMENTS[name].columns)
+    number = SEEDS * len(EXPERIMENTS[name].arms)
+    return f"Not run. The command trains {number} runs of about four minutes and a core each."
+
+
+def table(recorded: dict[str, Any], columns: Mapping[str, str]) -> str:
+    """The arms, their differences from the baseline, and the claims about rewards, in Markdown.
+
+    Args:
+        columns: further columns, see `Experiment`.
+    """
+    above = f"accuracy above {recorded['baseline']}"
+    rows = [["", "accuracy", "by seed", "mean entropy, nats", *columns.values(), above, "p, corrected"]]
     for label, arm in recorded["arms"].items():
         test = recorded["differences"].get(label)
         rows.append(
@@ -141,6 +204,7 @@ def table(recorded: dict[str, Any]) -> str:
                 interval_text(arm["measures"]["accuracy"]),
                 ", ".join(f"{value:.3f}" for value in arm["by_seed"]),
                 interval_text(arm["measures"]["mean_entropy"]),
+                *(interval_text(arm["columns"][key]) for key in columns),
                 interval_text(test, sign="+") if test else "",
                 f"{test['p_corrected']:.2f}" if test else "",
             ]
@@ -199,10 +263,10 @@ def main() -> None:
     for name in options.names or EXPERIMENTS:
         if not options.table:
             run(name, options.jobs)
-        found = json.loads(results(name).read_text())
-        draw(found, measure.DOCS / "figures" / f"{name}.png")
-        measure.write_block(command(name), table(found))
-        print(f"{table(found)}\n")
+        if results(name).exists():
+            draw(json.loads(results(name).read_text()), measure.DOCS / "figures" / f"{name}.png")
+        measure.write_block(command(name), text(name))
+        print(f"{text(name)}\n")
     there = {name: json.loads(results(name).read_text()) for name in EXPERIMENTS if results(name).exists()}
     measure.write_block(command("watchers"), watchers_table(there))
 

@@ -48,6 +48,10 @@ def test_metrics_are_sums_over_the_tokens(per_token):
         chosen = [entropy for a, kept, entropy, _ in known if condition(a, kept)]
         return pytest.approx(statistics.fmean(chosen), rel=1e-5)
 
+    def clipped(condition):
+        chosen = [entropy for a, kept, entropy, ratio in run if kept and condition(a, ratio)]
+        return pytest.approx(statistics.fmean(chosen), rel=1e-5)
+
     kept_count = sum(kept for _, kept, _, _ in known)
     expected = {
         "selection/kept_entropy": mean(lambda a, kept: kept),
@@ -55,6 +59,8 @@ def test_metrics_are_sums_over_the_tokens(per_token):
         "kept": kept_count,
         "all": len(known),
         "selection/kept_fraction": kept_count / len(known),
+        "clip_ratio/low_entropy": clipped(lambda a, r: a < 0 and r < LOWEST - 1e-6),
+        "clip_ratio/high_entropy": clipped(lambda a, r: a > 0 and r > HIGHEST + 1e-6),
         "clip_ratio/kept_low": sum(k and a < 0 and r < LOWEST - 1e-6 for a, k, _, r in run) / kept_count,
         "clip_ratio/kept_high": sum(k and a > 0 and r > HIGHEST + 1e-6 for a, k, _, r in run) / kept_count,
     }

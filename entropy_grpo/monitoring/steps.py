@@ -40,9 +40,10 @@ def window_metrics(
         reduce: function that sums a tensor over ranks.
 
     Returns:
-        Mean entropies (nats) of kept and dropped tokens, the kept fraction, and clip rates of kept tokens. `kept` and
-        `all` are numbers of tokens. The entropies are the scores that ranked the tokens of `everything`. Arms can be
-        compared by the entropies of `rollout_metrics`. A mean over no tokens is NaN.
+        Mean entropies (nats) of kept and dropped tokens, the kept fraction, clip rates of kept tokens, and mean
+        entropies of the clipped tokens (arXiv 2506.01939, Discussion 3). `kept` and `all` are numbers of tokens. The
+        entropies are the scores that ranked the tokens of `everything`. Arms can be compared by the entropies of
+        `rollout_metrics`. A mean over no tokens is NaN.
     """
     mask, kept = flatten([s.mask for s in everything]), flatten([s.kept for s in everything])
     entropies = flatten([s.entropies for s in everything])
@@ -55,14 +56,18 @@ def window_metrics(
         "high": run & (run_advantages > 0) & (ratios > limits[1]),
     }
     counts = [group.sum() for group in (*groups.values(), *clipped.values())]
+    run_entropies = flatten([s.entropies for s in scored])
     sums = [(entropies * group).sum() for group in groups.values()]
+    sums += [(run_entropies * group).sum() for group in clipped.values()]
     totals = reduce(torch.stack([x.double() for x in (*counts, *sums)])).tolist()
-    count = dict(zip((*groups, *clipped), totals, strict=False))
-    total_entropy = dict(zip(groups, totals[len(count) :], strict=True))
+    count, total_entropy = (
+        dict(zip((*groups, *clipped), part, strict=True)) for part in (totals[: len(counts)], totals[len(counts) :])
+    )
 
     metrics = {
         f"selection/{name}_entropy": share(total_entropy[name], count[name]) for name in groups if name != "all"
     }
+    metrics |= {f"clip_ratio/{side}_entropy": share(total_entropy[side], count[side]) for side in clipped}
     metrics["selection/kept_fraction"] = share(count["kept"], count["all"])
     metrics |= {f"clip_ratio/kept_{side}": share(count[side], count["kept"]) for side in clipped}
     return metrics | {"kept": count["kept"], "all": count["all"]}
