@@ -10,16 +10,18 @@ import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measure
+from benchmarks import experiments, measure
 from entropy_grpo import cli
-from entropy_grpo.compare import sweep
+from entropy_grpo.compare import sweep, sweep_file
+from entropy_grpo.compare.options import SweepOptions
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.planning import plan
 from entropy_grpo.planning.options import PlanOptions
+from entropy_grpo.rewards.registry import CONTROL_REWARDS
 
 RESULTS = measure.RESULTS / "papers.json"
 COMMAND = "python -m benchmarks.papers --table"
@@ -69,6 +71,13 @@ def launches(*names: str) -> list[str]:
     return [f"entropy-grpo launch recipes/{name}.yaml" for name in names]
 
 
+def small(name: str) -> str:
+    """Return the command of an experiment on the embedded task."""
+    if name not in experiments.EXPERIMENTS:
+        raise KeyError(name)
+    return f"python -m benchmarks.experiments {name}"
+
+
 def evaluated(name: str, benchmarks: str, preset: str) -> str:
     """Return the command that evaluates a recipe's run on benchmarks."""
     return f"entropy-grpo eval --model runs/{name} --benchmarks {benchmarks} --preset {preset}"
@@ -111,7 +120,12 @@ SECTIONS: dict[str, list[Row]] = {
             SMALL_RHO,
         ),
         Row("32B with responses of 29,696 tokens", launches("qwen3_32b_29k"), NONE),
-        Row("Llama-3.1-8B", launches("llama31_8b_cold_start", "llama31_8b"), NONE),
+        Row("Llama-3.1-8B", launches("llama31_8b_cold_start", "llama31_8b", "llama31_8b_dapo"), NONE),
+        Row(
+            "Discussion 3 (entropy bonus and clip-higher; entropy of tokens above the clip)",
+            [*launches("qwen3_8b_dapo", "qwen3_8b_dapo_clip20", "qwen3_8b_dapo_bonus"), small("bonus_tiny")],
+            "[sweep](experiments.md#entropy-bonus-and-clip-higher)",
+        ),
         Row(
             "Fig. 12 to 17 (responses in colours)",
             ["entropy-grpo analyze text runs/qwen3_14b --checkpoints base=Qwen/Qwen3-14B-Base runs/qwen3_14b"],
@@ -168,8 +182,11 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         Row(
             "Ablations (early tokens, high perplexity)",
-            launches(*(f"{family}_{arm}" for family in FAMILIES for arm in ("position_early", "ppl_high"))),
-            NONE,
+            [
+                *launches(*(f"{family}_{arm}" for family in FAMILIES for arm in ("position_early", "ppl_high"))),
+                small("signs_tiny"),
+            ],
+            "[sweep](experiments.md#the-signs-of-advantage-shaping)",
         ),
     ],
     "Points of a referee and of a critical essay": [
@@ -180,13 +197,18 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         Row(
             "A control matched in gradient norm; is entropy only a proxy for large gradients?",
-            launches("qwen3_8b_matched20", "qwen3_8b_gradient20"),
-            f"{SMALL_RHO}: gradient norm 0.2",
+            [*launches("qwen3_8b_matched20", "qwen3_8b_gradient20"), small("controls_tiny")],
+            "[sweep](experiments.md#controls-by-gradient-norm)",
+        ),
+        Row(
+            "rho at 14B and 32B",
+            ["entropy-grpo sweep recipes/sweeps/rho.yaml --seeds 1"],
+            SMALL_RHO,
         ),
         Row("A random fifth of the tokens", launches("qwen3_8b_random20"), f"{SMALL_RHO}: random 0.2"),
         Row(
             "Spurious rewards",
-            launches(*(f"qwen3_8b_reward_{name}" for name in ("random", "inverted", "format_only"))),
+            launches(*(f"{one}_reward_{name}" for one in ("qwen3_8b", "qwen25_math_7b") for name in CONTROL_REWARDS)),
             "[rewards](experiments.md#true-and-spurious-rewards)",
         ),
         Row(
@@ -209,8 +231,10 @@ SECTIONS: dict[str, list[Row]] = {
 
 
 def recipes_of(command: str) -> list[str]:
-    """Return the recipe files that a command trains."""
-    return re.findall(r"recipes/\w+\.yaml", command)
+    """Return the recipe files that a command trains, also by a sweep file."""
+    files = re.findall(r"recipes/[\w/]+\.yaml", command)
+    sweeps = [sweep_file.read(measure.ROOT / file) for file in files]
+    return [one for file, found in zip(files, sweeps, strict=True) for one in (found["recipes"] if found else [file])]
 
 
 def runs_of(command: str) -> int:
@@ -219,7 +243,8 @@ def runs_of(command: str) -> int:
     if words[1] != "sweep":
         return 1
     parsed, _ = cli.parse(words[1:])
-    return len(sweep.variants(parsed.products, parsed.others)) * parsed.seeds
+    one = sweep_file.sweeps(replace(cli.checked(parsed, SweepOptions), recipe=str(measure.ROOT / parsed.recipe)))[0]
+    return len(sweep.variants(one.products, one.others)) * one.seeds
 
 
 def all_recipes() -> list[str]:

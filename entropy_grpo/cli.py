@@ -289,7 +289,7 @@ class Compare(CompareOptions):
 
 @dataclass(frozen=True)
 class Sweep(SweepOptions):
-    """Run a recipe with several settings and seeds, and compare the runs.
+    """Run a recipe, or the recipes of a sweep file, with several settings and seeds, and compare the runs.
 
     Further --key value pairs override settings of all runs. The same command continues a killed sweep.
     """
@@ -305,10 +305,14 @@ class Sweep(SweepOptions):
     """print the commands and run nothing"""
 
     def __call__(self, overrides: Sequence[str]) -> None:
-        from .compare import sweep
+        from .compare import sweep, sweep_file
         from .config.offline import resolve
 
-        if not sweep.main(checked(self, SweepOptions), overrides, resolve):
+        requested = sweep_file.sweeps(checked(self, SweepOptions))
+        for one in requested:  # all of them, before the first runs
+            sweep.prepare(one, overrides, resolve)
+        ended = [sweep.main(one, overrides, resolve) for one in requested]
+        if not all(ended):
             sys.exit(1)
 
 

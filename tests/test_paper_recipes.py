@@ -109,6 +109,10 @@ SMALL = {
     "eval_benchmark_steps",
     "num_generations_eval",
 }
+LLAMA = FORKING | {
+    "model_name_or_path": "runs/llama31_8b_cold_start",
+    "decontaminate_against": [*FORKING["decontaminate_against"], "runs/llama31_8b_cold_start/problems.jsonl"],
+}
 ADAPTERS = {"use_peft": True, "model_name_or_path": "Qwen/Qwen3-8B-Base", "learning_rate": 1e-5}
 FIGURES = {
     "qwen3_8b": FORKING | {"model_name_or_path": "Qwen/Qwen3-8B-Base"},
@@ -116,6 +120,8 @@ FIGURES = {
     "qwen3_32b": FORKING | {"model_name_or_path": "Qwen/Qwen3-32B"},
     "qwen3_32b_29k": FORKING | {"max_completion_length": 29696},
     **{f"qwen3_{size}_dapo": FORKING | {"top_entropy_quantile": 1.0} for size in ("8b", "14b", "32b")},
+    "qwen3_8b_dapo_clip20": FORKING | {"top_entropy_quantile": 1.0, "epsilon_high": 0.2},
+    "qwen3_8b_dapo_bonus": FORKING | {"top_entropy_quantile": 1.0, "epsilon_high": 0.2, "entropy_coef": 0.005},
     **{f"qwen3_8b_top{share}": FORKING | {"top_entropy_quantile": share / 100} for share in (10, 15, 25, 30, 50)},
     "qwen3_8b_bottom80": FORKING | {"entropy_selection": "bottom"},
     "qwen3_8b_random20": FORKING | {"entropy_selection": "random"},
@@ -123,6 +129,11 @@ FIGURES = {
     "qwen3_8b_gradient20": FORKING | {"entropy_selection": "gradient_norm"},
     **{
         f"qwen3_8b_reward_{name}": FORKING
+        | {"rewards": ["accuracy", name, "overlong"], "reward_weights": [0.0, 1.0, 1.0]}
+        for name in ("random", "inverted", "format_only")
+    },
+    **{
+        f"qwen25_math_7b_reward_{name}": MATH
         | {"rewards": ["accuracy", name, "overlong"], "reward_weights": [0.0, 1.0, 1.0]}
         for name in ("random", "inverted", "format_only")
     },
@@ -145,11 +156,8 @@ FIGURES = {
     "qwen25_math_7b_ppl_position": MATH | PPL | POSITION,
     "qwen25_math_7b_forking": MATH | {"top_entropy_quantile": 0.2},
     COLD_START: {"model_name_or_path": "meta-llama/Llama-3.1-8B", "num_responses": 10000, "prompt_template": "boxed"},
-    "llama31_8b": FORKING
-    | {
-        "model_name_or_path": "runs/llama31_8b_cold_start",
-        "decontaminate_against": [*FORKING["decontaminate_against"], "runs/llama31_8b_cold_start/problems.jsonl"],
-    },
+    "llama31_8b": LLAMA,
+    "llama31_8b_dapo": LLAMA | {"top_entropy_quantile": 1.0},
     **{
         name: {k: v for k, v in FORKING.items() if k not in SMALL} | {"model_name_or_path": model}
         for name, model in (("qwen3_0_6b", "Qwen/Qwen3-0.6B-Base"), ("qwen3_1_7b", "Qwen/Qwen3-1.7B-Base"))

@@ -52,7 +52,8 @@ def test_commands_parse_and_recipes_resolve(command, monkeypatch, capsys):
         resolve(words[1], words[2:])
     elif words[0] == "sweep":
         cli.main([*words, "--print"])
-        assert len(capsys.readouterr().out.splitlines()) == papers.runs_of(command)
+        runs = papers.runs_of(command) * len(papers.recipes_of(command))
+        assert len(capsys.readouterr().out.splitlines()) == runs
     else:
         assert program == "entropy-grpo"
         parsed, left = cli.parse(words)
@@ -62,7 +63,11 @@ def test_commands_parse_and_recipes_resolve(command, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if papers.recipes_of(command)])
 def test_recipes_have_the_figures_of_their_paper(command):
-    (file,) = papers.recipes_of(command)
+    for file in papers.recipes_of(command):
+        check_figures(command, file)
+
+
+def check_figures(command, file):
     name = file.removeprefix("recipes/").removesuffix(".yaml")
     if name.startswith("demo_cpu"):
         return

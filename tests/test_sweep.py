@@ -107,3 +107,42 @@ def test_every_variant_is_checked_before_any_runs(tmp_path, monkeypatch, capsys,
     message = capsys.readouterr().err
     assert end.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
     assert said in message and not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_file_gives_the_commands_of_every_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "recipes: [recipes/demo_cpu.yaml, recipes/demo_cpu_ppl.yaml]\nset: {beta: [0.5, 1]}\n"
+        "variants:\n  - {rewards: [walk_accuracy, random], reward_weights: [0, 1]}\nbaseline: {beta: 1}\n"
+    )
+    found = printed(capsys, str(file), "--seeds", "2", "--output", str(tmp_path / "out"), "--max_steps", "4")
+    words = ["--set", "beta=0.5,1", "--variant", 'rewards=["walk_accuracy", "random"]', "reward_weights=[0, 1]"]
+    words += ["--baseline", "beta=1", "--seeds", "2", "--max_steps", "4"]
+    expected = []
+    for name in ("demo_cpu", "demo_cpu_ppl"):
+        expected += printed(capsys, f"recipes/{name}.yaml", *words, "--output", str(tmp_path / "out" / name))
+    assert len(found) == 12 and found == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("recipes: [a.yaml]\nseeds: 3", "has the key 'seeds': a sweep file has recipes, set, variants, baseline"),
+        ("recipes: a.yaml", "recipes is 'a.yaml', but it must be a list"),
+        ("recipes: [a.yaml]\nset: {beta: 1}", "set has beta: 1, but it must be a list of numbers or texts"),
+        ("recipes: [a.yaml]\nset: {rewards: [[a]]}", "must be a list of numbers or texts"),
+    ],
+)
+def test_a_wrong_sweep_file_is_refused(tmp_path, capsys, text, sentence):
+    (tmp_path / "sweep.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", str(tmp_path / "sweep.yaml"), "--print"])
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_sweep_file_names_its_variants_itself(tmp_path, capsys):
+    (tmp_path / "sweep.yaml").write_text("recipes: [a.yaml]\nset: {beta: [1]}")
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", str(tmp_path / "sweep.yaml"), "--set", "beta=2", "--print"])
+    assert "leave out --set and --variant" in capsys.readouterr().err

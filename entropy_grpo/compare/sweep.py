@@ -125,18 +125,25 @@ def run(recipe: str, planned: Sequence[Trial], folder: Path, launch: Sequence[st
     return failed
 
 
-def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Sequence[str]], object]) -> bool:
-    """Run or print a sweep and compare its runs.
+@dataclass(frozen=True)
+class Sweep:
+    """Checked sweep: its folder, its trials, the command to which a trial adds its settings, and the baseline."""
+
+    folder: Path
+    trials: list[Trial]
+    launch: list[str]
+    reference: tuple[str, ...]
+
+
+def prepare(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Sequence[str]], object]) -> Sweep:
+    """Return a sweep whose variants have all been checked.
 
     Args:
         shared: words that override settings of every run.
         check: function that raises an error if a launch would refuse a recipe with overriding words.
 
-    Returns:
-        True if all runs succeeded.
-
     Raises:
-        ValueError: a variant is invalid, the baseline is not a variant, or the folder has another sweep.
+        ValueError: a variant is invalid, or the baseline is not a variant.
     """
     recipe, words = options.recipe, variants(options.products, options.others)
     folder = options.output or RUNS / "sweeps" / Path(recipe).stem
@@ -151,14 +158,27 @@ def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Seq
         raise ValueError(f"--jobs is {options.jobs}: it must be 1 or more.")
     for trial in planned[: len(words)]:  # trials of the first seed, because the seed cannot make a recipe invalid
         check(recipe, [*shared, *trial.settings])
+    return Sweep(folder, planned, launch, reference)
+
+
+def main(options: SweepOptions, shared: Sequence[str], check: Callable[[str, Sequence[str]], object]) -> bool:
+    """Run or print a sweep and compare its runs. See `prepare` for the arguments.
+
+    Returns:
+        True if all runs succeeded.
+
+    Raises:
+        ValueError: a variant is invalid, the baseline is not a variant, or the folder has another sweep.
+    """
+    sweep = prepare(options, shared, check)
     if options.only_print:
-        print("\n".join(shlex.join([*launch, *trial.settings]) for trial in planned))
+        print("\n".join(shlex.join([*sweep.launch, *trial.settings]) for trial in sweep.trials))
         return True
-    failed = run(shlex.join([recipe, *shared]), planned, folder, launch, options.jobs)
-    ended = [trial for trial in planned if trial not in failed]
+    failed = run(shlex.join([options.recipe, *shared]), sweep.trials, sweep.folder, sweep.launch, options.jobs)
+    ended = [trial for trial in sweep.trials if trial not in failed]
     if ended:
-        first = next((trial.folder for trial in ended if trial.words == reference), None)
+        first = next((trial.folder for trial in ended if trial.words == sweep.reference), None)
         comparison = compare_folders([trial.folder for trial in ended], first, None)
         print(f"\n{as_text(comparison)}\n")
-        print("\n".join(str(path) for path in write(comparison, folder)))
+        print("\n".join(str(path) for path in write(comparison, sweep.folder)))
     return not failed
