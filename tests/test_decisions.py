@@ -96,7 +96,34 @@ VARIANTS = {
 def test_rows_and_passes_are_those_that_are_made(
     tiny_model, tmp_path, monkeypatch, settings, scope, accumulation, steps
 ):
-    """Counted in the second rollout, whose policy is no longer the reference."""
+    check_counts(tiny_model, tmp_path, monkeypatch, settings, scope, accumulation, steps)
+
+
+OWN = "tests.own_methods:"
+METHODS = {
+    "a pass for the step": ({"token_weights": [OWN + "ones_for_the_step"]}, 1, True),
+    "a pass for the step, twice": (
+        {"token_weights": [OWN + "ones_for_the_step"], "advantages": [OWN + "louder"]},
+        1,
+        True,
+    ),
+    "all rows for the loss": ({"token_weights": [OWN + "ones_in_the_loss"]}, 0, False),
+    "a pass over the rollout": ({"advantages": [OWN + "unchanged"]}, 0, True),
+}
+
+
+@pytest.mark.parametrize(("settings", "window", "projects"), METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(("scope", "accumulation", "steps"), [("global", 1, 1), ("rollout", 2, 2)])
+def test_methods_make_the_passes_that_they_declare(
+    tiny_model, tmp_path, monkeypatch, settings, window, projects, scope, accumulation, steps
+):
+    spec = check_counts(tiny_model, tmp_path, monkeypatch, settings, scope, accumulation, steps)
+    assert spec.scoring_passes["ranking"] == window
+    assert spec.projects_kept == (projects and scope == "rollout")
+
+
+def check_counts(tiny_model, tmp_path, monkeypatch, settings, scope, accumulation, steps):
+    """Train, and compare the counts of the second rollout, whose policy is no longer the reference."""
     monkeypatch.setattr(fixed_rollout, "fixed_completions", equal_lengths)
     counted = CountedRows(monkeypatch)
     steps *= settings.get("num_iterations", 1)
@@ -126,6 +153,7 @@ def test_rows_and_passes_are_those_that_are_made(
     assert made["differentiated"] == spec.differentiated_share
     assert made["matmuls"] == pytest.approx(spec.head_units)
     assert made.get("scored", 0) == sum(spec.scoring_passes.values())
+    return spec
 
 
 def test_only_the_ranking_pass_computes_entropies(tiny_model, tmp_path, monkeypatch):

@@ -103,6 +103,8 @@ def call(entry: Entry, view: StepView) -> Tensor:
             result = entry.method.function(*leading, **entry.params)
     except Exception as error:  # a user's function may raise any error
         reason = " ".join((str(error).strip() or "no message").split()).rstrip(".")
+        if "NoneType" in reason:
+            reason += " (fields of the view that the function does not declare in needs are None)"
         raise MethodError(
             f"{entry.setting}: {entry.name} fails at step {view.step + 1}: {type(error).__name__}: {reason}."
         ) from error

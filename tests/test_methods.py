@@ -1,0 +1,331 @@
+"""Methods by name: their settings, their faults, and the loss with them against the formula in float64."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.fixtures import fixed_rollout
+from entropy_grpo import EntropyForkGRPOConfig
+from entropy_grpo.compare.sweep import variants
+from entropy_grpo.config.recipe import RecipeError, build, load, overrides
+from entropy_grpo.objective.methods.entries import parse
+from entropy_grpo.objective.methods.registry import REGISTERED
+from entropy_grpo.objective.methods.run import MethodError, make_view
+from entropy_grpo.objective.methods.run import call as call_entry
+from entropy_grpo.objective.objective import Objective
+from entropy_grpo.objective.ranks import ALONE
+from entropy_grpo.objective.window import Pass
+
+from . import own_methods, reference
+from .conftest import REPOSITORY
+from .test_objective import assert_close, make_batches, make_trainer, run_window, set_old_logps
+
+OWN = "tests.own_methods:"
+
+
+def config(tmp_path, **settings):
+    settings = {"use_cpu": True, "bf16": False, "num_generations": 4} | settings
+    return EntropyForkGRPOConfig(str(tmp_path), **settings)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "entry", "words"),
+    [
+        ("token_weights", "stapoo", "token_weights names 'stapoo', which does not exist. Did you mean stapo?"),
+        ("advantages", "stapo", "advantages names 'stapo', which is of the kind weight: name it in token_weights"),
+        ("advantages", {"k": 0.4}, "advantages has the entry {'k': 0.4} without a name"),
+        ("advantages", {"name": "qae", "kk": 0.4}, "qae has no parameter kk .value 0.4.. Did you mean k?"),
+        ("advantages", {"name": "qae", "k": "much"}, "k of qae is 'much', which should be a valid number"),
+        ("advantages", {"name": "qae", "k": 1.5}, "k of qae is 1.5, which should be less than or equal to 1"),
+        (
+            "advantages",
+            {"name": "qae", "start": 5, "end": 5},
+            "start of qae is 5 and end is 5: set the end to a later",
+        ),
+        ("advantages", {"name": "qae", "start": 1, "plateau_steps": 5}, "plateau_steps of qae replaces start and end"),
+        ("advantages", {"name": "qae", "end": -1}, "end of qae is -1: it must be 0 or more"),
+        ("token_weights", OWN + "nothing", "own_methods:nothing', which cannot be imported"),
+        ("token_weights", OWN + "torch", "own_methods:torch', which is no function"),
+        (
+            "token_weights",
+            {"name": OWN + "plain", "factor": True},
+            "factor of .*plain is True, which should be a valid",
+        ),
+        ("advantages", "hicra", "hicra needs ngrams: add ngrams to the entry"),
+        ("token_weights", {"name": "random", "rho": 2.0}, "rho of random is 2.0, which should be less than"),
+        ("token_weights", {"name": "random", "start": 3}, "start of random: a selection of tokens has no schedule"),
+    ],
+)
+def test_an_entry_that_cannot_run_is_refused_before_a_model_loads(tmp_path, setting, entry, words):
+    with pytest.raises(ValueError, match=words.replace("{", r"\{")):
+        config(tmp_path, **{setting: [entry]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"advantages": ["qae", "qae"]}, "advantages names 'qae' twice"),
+        ({"advantages": [OWN + "louder", "qae"]}, "qae follows .*louder but runs before it"),
+        (
+            {"advantages": ["w_reinforce"], "dynamic_sampling": True},
+            "w_reinforce, which trains on groups that are all",
+        ),
+        (
+            {"token_weights": ["stapo"], "loss_type": "grpo", "entropy_denominator": "all"},
+            "stapo.* use loss_type dapo",
+        ),
+        (
+            {"token_weights": ["stapo"], "entropy_scope": "micro_batch"},
+            "stapo.* set entropy_scope to global or rollout",
+        ),
+        (
+            {"token_weights": ["stapo"], "entropy_selection": "random_matched"},
+            "stapo.* choose another entropy_selection",
+        ),
+        ({"token_weights": ["aspo"], "importance_sampling_level": "sequence"}, "aspo.* set it to 'token'"),
+        (
+            {
+                "token_weights": ["erc"],
+                "top_entropy_quantile": 1.0,
+                "gradient_accumulation_steps": 2,
+                "steps_per_generation": 3,
+            },
+            "erc, which sees whole optimiser steps: set steps_per_generation",
+        ),
+        ({"advantages": "qae"}, "advantages is 'qae': write a list of entries"),
+        (
+            {"token_weights": [{"name": "random", "rho": 0.5}], "top_entropy_quantile": 0.3},
+            "random with top_entropy_quantile 0.5, but top_entropy_quantile is 0.3: leave one of the two out",
+        ),
+        (
+            {"advantages": ["ppl"], "ppl_shaping_alpha": 0.2},
+            "ppl with ppl_shaping_alpha 0.01, but ppl_shaping_alpha is",
+        ),
+    ],
+)
+def test_combinations_that_no_loss_computes_are_refused(tmp_path, settings, words):
+    with pytest.raises(ValueError, match=words):
+        config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("entries", "short"),
+    [
+        (
+            {"token_weights": [{"name": "random", "rho": 0.3, "scope": "rollout", "denominator": "all"}]},
+            {
+                "top_entropy_quantile": 0.3,
+                "entropy_selection": "random",
+                "entropy_scope": "rollout",
+                "entropy_denominator": "all",
+            },
+        ),
+        ({"token_weights": ["forking"], "top_entropy_quantile": 1.0}, {}),
+        (
+            {"advantages": [{"name": "ppl", "alpha": 0.2, "end": 4}, {"name": "position", "start": "2 rollouts"}]},
+            {
+                "ppl_shaping_alpha": 0.2,
+                "ppl_shaping_end": 4,
+                "position_shaping_gamma": 0.1,
+                "position_shaping_start": "2 rollouts",
+            },
+        ),
+    ],
+)
+def test_an_entry_and_its_short_form_are_one_run(tmp_path, entries, short):
+    sizes = {"prompts_per_rollout": 4, "steps_per_rollout": 2}
+    first, second = config(tmp_path, **entries, **sizes), config(tmp_path, **short, **sizes)
+    assert first.to_dict() == second.to_dict()
+    assert Objective.from_args(first) == Objective.from_args(second)
+
+
+def test_entries_come_from_recipes_and_from_the_command_line(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text(f"token_weights: [{{name: stapo, q: 0.5}}, '{OWN}plain']\nadvantages: [{{name: qae, k: 1}}]\n")
+    base = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "num_generations": 4}
+    base = overrides([word for key, value in base.items() for word in (f"--{key}", str(value).lower())])
+    (made,) = build(load(path) | base, [EntropyForkGRPOConfig])
+    assert [e.name for e in Objective.from_args(made).entries()] == ["qae", "stapo", OWN + "plain"]
+    (words,) = variants(["token_weights=[{name: stapo, q: 0.25}]"], [])  # as a sweep passes them on
+    (made,) = build(load(path) | base | overrides(words), [EntropyForkGRPOConfig])
+    assert made.token_weights == [{"name": "stapo", "q": 0.25}]
+    (made,) = build(load(path) | base | overrides(["--token_weights", "erc", "stapo"]), [EntropyForkGRPOConfig])
+    assert made.token_weights == ["erc", "stapo"]
+    with pytest.raises(RecipeError, match=r"one.yaml:1: token_weights: q of stapo is 2, which should be less"):
+        path.write_text("token_weights: [{name: stapo, q: 2}]\n")
+        build(load(path) | base, [EntropyForkGRPOConfig])
+
+
+def test_a_record_has_parameters_papers_and_the_digest_of_a_users_file(tmp_path):
+    import hashlib
+
+    made = config(tmp_path, token_weights=["stapo", {"name": OWN + "by_id", "least": 0.1}], advantages=["qae"])
+    record = json.loads(json.dumps(Objective.from_args(made).record(), allow_nan=False))
+    first, second = record["token_weights"]
+    assert first["parameters"] == {"tau_p": 0.002, "q": 0.75} and first["paper"] == "arXiv 2602.15620"
+    digest = hashlib.sha256((REPOSITORY / "tests" / "own_methods.py").read_bytes()).hexdigest()
+    assert (second["parameters"], second["source_sha256"]) == ({"least": 0.1}, digest)
+    assert record["advantages"][0]["name"] == "qae" and record["shaping"] == []
+
+
+def test_every_method_declares_a_paper_or_is_a_control():
+    assert {name for name, method in REGISTERED.items() if not method.paper} == {
+        "random",
+        "gradient_norm",
+        "random_matched",
+    }
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("raises", "fails at step 3: KeyError: 'no such.*key'"),
+        ("of_another_shape", r"returns the shape \(8,\) instead of \(8, 11\) at step 3"),
+        ("not_finite", "returns a value that is not finite"),
+        ("negative", "returns a negative weight"),
+        ("with_gradient", "returns a tensor with a gradient: detach it"),
+        ("whole_numbers", "returns int64 instead of float32"),
+        ("no_tensor", "returns float instead of a tensor"),
+        ("in_place", "changes advantages of the view in place"),
+        ("undeclared", "fails at step 3: AttributeError: 'NoneType' .* does not declare in needs are None"),
+        (
+            "statistics_in_the_loss",
+            "fails at step 3: RuntimeError: over_ranks needs all tokens of the optimiser step.*declare the stage step",
+        ),
+        ("revives", "gives an advantage to tokens without one: declare revives=True"),
+    ],
+)
+def test_faults_of_a_function_are_one_sentence_with_its_name(name, words):
+    setting = "advantages" if name == "revives" else "token_weights"
+    (entry,) = parse(setting, [OWN + name])
+    (inputs,) = make_batches((8,))
+    inputs["advantages"][3] = 0.0
+    noise = inputs.pop("noise")
+    view = make_view(inputs, Pass(noise, noise.abs()), "step", group_size=4, ranks=ALONE, step=2)
+    with pytest.raises(MethodError, match=f"^{setting}: {OWN}{name} {words}") as error:
+        call_entry(entry, view)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("name", ["negative", "statistics_in_the_loss"])
+def test_a_fault_ends_the_first_step_before_weights_change(tiny_model, tmp_path, accumulation, name):
+    settings = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 8 // accumulation}
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, token_weights=[OWN + name], **settings)
+    before = fixed_rollout.weights(trainer)
+    with pytest.raises(MethodError, match=f"token_weights: {OWN}{name} .*at step 1"):
+        trainer.train()
+    after = fixed_rollout.weights(trainer)
+    assert all(torch.equal(weight, after[key]) for key, weight in before.items())
+
+
+# The loss
+
+
+def reference_loss(tiny_model, batches, settings):
+    """Loss and gradient of a step in float64, from the methods' formulas as tensors of all its tokens."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    b = {key: torch.cat([batch[key] for batch in batches]) for key in (*keys, "advantages", "old_per_token_logps")}
+    logps, entropies = reference.score(model, *(b[key] for key in keys), 0.7)
+    mask, old = b["completion_mask"].bool(), b["old_per_token_logps"].double()
+    places = torch.arange(mask.size(1)) * len(mask) + torch.arange(len(mask)).unsqueeze(1)
+    kept = reference.top(entropies.detach(), mask, settings["top_entropy_quantile"], places)
+    advantages = b["advantages"].double().unsqueeze(1).expand_as(logps)
+    current, valid, others = logps.detach(), torch.ones_like(logps), torch.ones_like(logps)
+    names = [str(e).removeprefix(OWN) for e in (*settings.get("token_weights", []), *settings.get("advantages", []))]
+    if "by_id" in names:
+        valid = 0.5 + 0.5 * (b["completion_ids"] % 7) / 6
+    if "around_the_mean" in names:
+        far = (current - current[mask].mean()).abs()
+        others = others * far / (1 + far) * (entropies >= entropies[mask].quantile(0.3))
+    if "in_the_loss" in names:
+        others = others / (1 + (current - old).exp()) * entropies
+    if "louder" in names:
+        advantages = advantages * (1 + (entropies > entropies[mask].mean()).double())
+    ratio = torch.exp(logps - old)
+    surrogate = torch.min(ratio * advantages, ratio.clamp(0.8, 1.28) * advantages)
+    loss = -(surrogate * (kept * valid * others).detach())[mask].sum() / (kept * valid)[mask].sum().detach()
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("rho", "head"), [(0.5, "auto"), (1.0, "trl")])
+@pytest.mark.parametrize("sizes", [(3, 5), (8,)], ids=str)
+@pytest.mark.parametrize(
+    ("weights", "advantages"),
+    [(["by_id", "around_the_mean"], []), (["in_the_loss"], ["louder"]), (["in_the_loss", "by_id"], [])],
+    ids=["step", "loss", "both"],
+)
+def test_loss_and_gradient_are_the_formula(tiny_model, tmp_path, weights, advantages, sizes, rho, head):
+    settings = {"token_weights": [OWN + name for name in weights], "advantages": [OWN + name for name in advantages]}
+    settings |= {"top_entropy_quantile": rho, "fused_lm_head": head}
+    trainer = make_trainer(tiny_model, tmp_path, len(sizes), **settings)
+    batches = make_batches(sizes, empty_rows=(2,))
+    set_old_logps(trainer.model, batches)
+    batches[0]["advantages"][1] = 0.0
+    loss, gradients = run_window(trainer, [dict(b) for b in batches])
+    wanted, others = reference_loss(tiny_model, batches, settings)
+    assert loss == pytest.approx(wanted, rel=1e-4)
+    assert_close(gradients, others, 1e-4)
+
+
+def test_advantages_of_a_rollout_are_those_of_its_groups(tiny_model, tmp_path):
+    """Two steps share the rollout, and only the second takes the advantages of QAE."""
+    trainer = fixed_rollout.train(
+        tiny_model,
+        tmp_path,
+        reward="coins",
+        per_device_train_batch_size=4,
+        steps_per_generation=4,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        advantages=[{"name": "qae", "start": 1}],
+        token_weights=[OWN + "of_the_rollout"],
+    )
+    batches = trainer._buffered_inputs
+    order = torch.cat([b["sequence_index"] for b in batches]).argsort()
+    found, rewards = (torch.cat([b[key] for b in batches])[order].view(-1, 4) for key in ("advantages/qae", "rewards"))
+    for row, own in zip(rewards.tolist(), found, strict=True):
+        baseline = sorted(row)[1]  # ceil(0.4 * 4)
+        std = torch.tensor(row).std()
+        torch.testing.assert_close(own, (torch.tensor(row) - baseline) / (std + 1e-4), rtol=1e-5, atol=1e-6)
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["shaping/qae"] for row in rows] == [0.0, 1.0]
+    assert all(0 < row[f"weight/{OWN}of_the_rollout"] < 1 for row in rows)
+
+
+def test_a_run_with_methods_goes_on_to_the_last_bit(tiny_model, tmp_path):
+    """From a checkpoint in the middle of a rollout, whose columns are restored."""
+    settings = {
+        "per_device_train_batch_size": 4,
+        "steps_per_generation": 4,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 4,
+        "learning_rate": 0.05,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "advantages": [{"name": "qae", "end": 3}, OWN + "louder"],
+        "token_weights": [OWN + "of_the_rollout", "erc", {"name": "clip_cov", "share": 0.2, "low": 0.01}],
+    }
+    whole = fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
+    again = fixed_rollout.make_trainer(tiny_model, tmp_path / "b", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    for name, weight in fixed_rollout.weights(whole).items():
+        assert torch.equal(weight, fixed_rollout.weights(again)[name]), name
+
+
+def test_a_users_module_may_lie_in_the_working_directory(tmp_path, monkeypatch):
+    shutil.copy(own_methods.__file__, tmp_path / "mine_only_here.py")
+    monkeypatch.chdir(tmp_path)
+    (entry,) = Objective.from_args(config(tmp_path, token_weights=["mine_only_here:plain"])).token_weights
+    assert entry.record()["parameters"] == {"factor": 1.0} and len(entry.digest) == 64
