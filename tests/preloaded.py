@@ -35,6 +35,8 @@ PACKAGES = (
 ).split()
 CLIENT = """#!{python} -IS
 import array, json, os, signal, socket, struct, sys
+if sys.argv[1:2] and sys.argv[1][0] == "-" and sys.argv[1] not in ("-m", "-u"):  # an option of the interpreter
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 request = json.dumps({{"words": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
@@ -108,7 +110,8 @@ def watch(connection, child):
     """Pass on a request to end, and kill the program if its client has gone."""
     while connection.recv(1) == b"t":
         os.kill(child, signal.SIGTERM)
-    os.killpg(child, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
 
 
 def attend(connection):

@@ -12,7 +12,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import jupytext
 from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 from entropy_grpo import cli
 from entropy_grpo.objective.share import RHO
@@ -142,6 +145,17 @@ def readme() -> str:
 
 
 PLACES = {"<!-- settings -->": settings, "<!-- commands -->": commands, "<!-- readme -->": readme}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Turn every tutorial, a script with cells, into a page."""
+    for script in sorted((Path(config.docs_dir) / "tutorials").glob("*.py")):
+        cells = jupytext.read(script, fmt="py:percent").cells
+        code = {"code": "```python\n{}\n```"}
+        text = "\n\n".join(code.get(cell.cell_type, "{}").format(cell.source) for cell in cells)
+        note = f"\n\n*This page is the script `docs/tutorials/{script.name}`.*\n"
+        files.append(File.generated(config, f"tutorials/{script.stem}.md", content=text + note))
+    return files
 
 
 def on_page_markdown(markdown: str, **_) -> str:
