@@ -461,6 +461,11 @@ def test_a_bad_file_of_phrases_is_refused(tmp_path, content, reason):
         planning.read_phrases(str(file))
 
 
+def test_the_recipes_phrases_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(planning.read_phrases("recipes/planning_phrases.txt")) > 30
+
+
 def test_a_phrase_without_tokens_is_refused(tmp_path):
     words = Tokenizer(models.WordLevel({"take": 0, "?": 1}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -35,17 +35,23 @@ _QWEN3 = {
     "14B": _qwen3(5120, 40, 40, 17408, False),
     "32B": _qwen3(5120, 64, 64, 25600, False),
 }
-_QWEN25_7B = {
-    "model_type": "qwen2",
-    "hidden_size": 3584,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "intermediate_size": 18944,
-    "vocab_size": 152064,
-    "tie_word_embeddings": False,
-    "max_position_embeddings": 131072,
-}
+
+
+def _qwen25(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocab: int) -> dict[str, Any]:
+    return {
+        "model_type": "qwen2",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": intermediate,
+        "vocab_size": vocab,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 131072,
+    }
+
+
+_QWEN25_7B = _qwen25(3584, 28, 28, 4, 18944, 152064)
 _LLAMA31_8B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -67,8 +73,10 @@ _APACHE = {
     },
     "Qwen/Qwen2.5-7B": _QWEN25_7B,
     "Qwen/Qwen2.5-Math-7B": _QWEN25_7B | {"max_position_embeddings": 4096},
+    "Qwen/Qwen2.5-32B": _qwen25(5120, 64, 40, 8, 27648, 152064),
 }
 KNOWN = {
     **{name: Known("apache-2.0", config) for name, config in _APACHE.items()},
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": Known("mit", _qwen25(1536, 28, 12, 2, 8960, 151936)),
     "meta-llama/Llama-3.1-8B": Known("llama3.1", _LLAMA31_8B),
 }

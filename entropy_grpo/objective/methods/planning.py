@@ -18,15 +18,20 @@ from torch import Tensor
 from .registry import Positive, advantage
 from .view import StepView
 
+PACKAGE = Path(__file__).parents[2]
+
 
 def read_phrases(path: str) -> list[str]:
-    """Return the phrases of a file.
+    """Return the phrases of a file, which is in the working directory or travels with the package.
 
     Raises:
         ValueError: the file cannot be read, is not UTF-8, or has no phrase.
     """
+    # A wheel holds recipes inside of the package, a checkout beside it.
+    shipped = (folder / path for folder in (PACKAGE, PACKAGE.parent))
+    file = next((file for file in (Path(path), *shipped) if file.is_file()), Path(path))
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror}): name a file with a phrase per line") from error
     except UnicodeDecodeError as error:
@@ -51,7 +56,7 @@ def token_ngrams(path: str, tokenizer: Any) -> tuple[tuple[int, ...], ...]:
     """Token ids of every phrase: as written and with its first letter in the other case, each also after a space.
 
     Raises:
-        ValueError: the tokenizer has no token for a part of a phrase as written.
+        ValueError: the tokenizer has no token for a part of a phrase, in any of its spellings.
     """
     found = set()
     for phrase in read_phrases(path):
@@ -59,7 +64,7 @@ def token_ngrams(path: str, tokenizer: Any) -> tuple[tuple[int, ...], ...]:
         texts = (phrase, f" {phrase}", other, f" {other}")
         spellings = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
         known = [ids for ids in spellings if ids and tokenizer.unk_token_id not in ids]
-        if spellings[0] not in known:
+        if not known:
             raise ValueError(f"ngrams: the tokenizer cannot write the phrase {phrase!r} of {path}: remove the phrase.")
         found.update(known)
     return tuple(sorted(found))
