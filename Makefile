@@ -16,7 +16,7 @@ TEACHER ?= Qwen/Qwen3-32B
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence docs mutants
+.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -144,6 +144,9 @@ decoding: setup  ## sweep temperatures of forked decoding on the embedded task (
 
 divergence: setup  ## measure the effect of other tokens at forks of the embedded task (a few minutes on two cores)
 	$(BIN)/python -m benchmarks.divergence
+
+picture: setup  ## draw the README's picture from the demo's cold start and the recorded sweep; writes docs/figures/forks.png
+	$(BIN)/python -m benchmarks.picture
 
 docs: setup  ## build the pages of docs/ as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "open site/index.html"

@@ -48,9 +48,9 @@ mask = (ended - (completions == tokenizer.eos_token_id).long()) == 0
 # %% [markdown]
 # ## Rewards and advantages
 #
-# The reward of a response is 1 if its boxed expression reaches the target, and 0 otherwise. The advantage of a
-# response is its reward, standardised within the group: a group whose responses are all right or all wrong teaches
-# nothing.
+# The reward of a response is 1 if its boxed expression reaches the target by allowed moves, never below 0, and 0
+# otherwise. The advantage of a response is its reward, standardised within the group: a group whose responses are
+# all right or all wrong teaches nothing.
 
 # %%
 texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
