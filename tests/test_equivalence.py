@@ -46,9 +46,8 @@ def test_public_pairs():
         "words",
         "principal roots",
     }
-    assert sum("convention" not in pair for pair in mistakes) <= 0.02 * len(pairs) and len(mistakes) <= 0.04 * len(
-        pairs
-    )
+    assert sum("convention" not in pair for pair in mistakes) <= 0.02 * len(pairs)
+    assert len(mistakes) <= 0.03 * len(pairs)
 
 
 def test_a_search_finds_no_wrong_answer_that_is_right():
@@ -242,6 +241,7 @@ RULES = {
             ("\\text{all real numbers except } -4", "x \\neq -4"),
             ("c x^2 \\text{ for any } c", "cx^2"),
             ("x \\text{ for all real } x", "x"),
+            ("\\text{odd primes}", "\\text{all odd primes}"),
         ],
         [
             ("Zürich", "Zurich"),
@@ -251,6 +251,7 @@ RULES = {
             ("all real numbers except 3", "\\mathbb{R}"),
             ("all real numbers except 3", "\\mathbb{R}\\setminus\\{4\\}"),
             ("all integers", "\\mathbb{R}"),
+            ("\\text{not all odd primes}", "\\text{all odd primes}"),
             ("x^2 \\text{ for all } x>0", "x^2"),
         ],
     ),

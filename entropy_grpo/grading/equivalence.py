@@ -48,7 +48,7 @@ def readable(node: Node) -> bool:
 def _same_words(a: Words, b: Words) -> bool:
     def bare(text: str) -> list[str]:
         text = text if len(text) == 1 else text.casefold()
-        return [word.rstrip("s") or word for word in re.sub(r"^(?:the|a|an) |[.,'\"!?]", "", text).split()]
+        return [word.rstrip("s") or word for word in re.sub(r"^(?:the|a|an|all) |[.,'\"!?]", "", text).split()]
 
     return bare(a.text) == bare(b.text)
 
