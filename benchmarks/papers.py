@@ -61,6 +61,10 @@ STAGE = (
     "entropy-grpo analyze collect --model begin=runs/qwen25_7b_grpo/weights/step-3200 "
     "--against end=runs/qwen25_7b_grpo/weights/step-4800 --benchmarks aime24 --output runs/qwen25_7b_grpo/analysis"
 )
+JUDGE = (
+    "entropy-grpo analyze irrelevant --model Qwen/Qwen3-32B --chat --thinking false "
+    "--responses runs/qwen25_7b_grpo/benchmarks/step-4800/aime24.parquet --output runs/qwen25_7b_grpo/analysis"
+)
 RHO = "top_entropy_quantile=0.1,0.15,0.2,0.25,0.3,1.0"
 FAMILIES = ("qwen25_7b", "qwen25_math_7b")
 SHAPING = ("grpo", "ppl", "position", "ppl_position")
@@ -136,8 +140,8 @@ SECTIONS: dict[str, list[Row]] = {
     "arXiv 2508.02260, entropy-performance exchange": [
         Row("Eq. 1 to 3, Fig. 1 (baseline, entropy and accuracy by stage)", launches("qwen25_7b_grpo"), SMALL_SHAPING),
         Row(
-            "Entropy of right and wrong responses; format violations, language mixing, repetition over training",
-            [*launches("qwen25_7b_grpo"), "entropy-grpo analyze report runs/qwen25_7b_grpo"],
+            "Entropy of right and wrong responses; format violations, language mixing, irrelevant content, any issue",
+            [*launches("qwen25_7b_grpo"), JUDGE, "entropy-grpo analyze report runs/qwen25_7b_grpo"],
             "[logged entropies](entropy.md#the-embedded-task)",
         ),
         Row(

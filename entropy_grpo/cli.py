@@ -19,6 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from .analysis.collect.options import Options as CollectOptions
 from .analysis.decoding.options import Options as DecodingOptions
 from .analysis.divergence.options import Options as DivergenceOptions
+from .analysis.irrelevant.options import Options as IrrelevantOptions
 from .analysis.text.options import Options as TextOptions
 from .compare.options import CompareOptions, SweepOptions
 from .evaluation.options import PRESETS, names_in
@@ -151,6 +152,19 @@ class Divergence(Unchecked, DivergenceOptions):
 
 
 @dataclass(frozen=True)
+class Irrelevant(Unchecked, IrrelevantOptions):
+    """Let a language model judge whether responses have irrelevant content, and compare it with the rule.
+
+    The same command continues a killed one.
+    """
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        from .analysis.irrelevant import run
+
+        print(f"verdicts  {run.run(checked(self, IrrelevantOptions))}")
+
+
+@dataclass(frozen=True)
 class Report:
     """Write an HTML and a Markdown page with all analyses that a run's files allow."""
 
@@ -185,6 +199,7 @@ class Analyze:
         Annotated[Collect, subcommand("collect")]
         | Annotated[Decoding, subcommand("decoding")]
         | Annotated[Divergence, subcommand("divergence")]
+        | Annotated[Irrelevant, subcommand("irrelevant")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Text, subcommand("text")]
     )

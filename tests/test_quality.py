@@ -71,6 +71,7 @@ def test_quality_counts_each_fault_where_it_is():
     questions = ["Find n.", "Find n.", "求 n。", "Find n.", "Find n.", "Find n."]
     found = quality(responses, questions)
     expected = {"no_box": 2, "several_boxes": 1, "language_mixing": 1, "repetitive": 1, "format/prose": 6}
+    expected["any_issue"] = 3  # all but the first, the third and the fifth
     assert {name: found[name] for name in expected} == pytest.approx({k: v / 6 for k, v in expected.items()})
     assert found["format_entropy"] == found["format/code"] == 0
     assert found["repetition"] == pytest.approx(sum(map(repetition, responses)) / 6)

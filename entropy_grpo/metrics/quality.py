@@ -54,6 +54,18 @@ def format_entropy(formats: Sequence[str]) -> float:
     return sum(-count / len(formats) * math.log(count / len(formats)) for count in Counter(formats).values())
 
 
+def defects(response: str, question: str, repeated: float) -> dict[str, bool]:
+    """Return whether a response has each defect: of `format`, `language_mixing`, or `repetitive`, see `quality`.
+
+    `repeated` is the response's `repetition`.
+    """
+    return {
+        "format": response.count("\\boxed{") != 1,
+        "language_mixing": bool(CJK.search(response)) and not CJK.search(question),
+        "repetitive": repeated > REPETITIVE,
+    }
+
+
 def quality(responses: Sequence[str], questions: Sequence[str]) -> dict[str, float]:
     """Measure the style of responses.
 
@@ -64,19 +76,21 @@ def quality(responses: Sequence[str], questions: Sequence[str]) -> dict[str, flo
     Returns:
         Shares of the responses, and `format_entropy` in nats. `no_box` and `several_boxes` are the format violations.
         `language_mixing` is a CJK character in a response to a question without one. `repetition` is the mean of
-        `repetition`, `repetitive` the share of responses above REPETITIVE.
+        `repetition`, `repetitive` the share of responses above REPETITIVE. `any_issue` is the share with a format
+        violation, mixed languages or repetition, the paper's defects with repetition for irrelevant content.
     """
     total = len(responses)
     boxes = [response.count("\\boxed{") for response in responses]
-    mixed = [bool(CJK.search(r)) and not CJK.search(q) for r, q in zip(responses, questions, strict=True)]
     repeated = [repetition(response) for response in responses]
+    found = [defects(*parts) for parts in zip(responses, questions, repeated, strict=True)]
     formats = [format_of(response) for response in responses]
     return {
         "no_box": boxes.count(0) / total,
         "several_boxes": sum(count > 1 for count in boxes) / total,
-        "language_mixing": sum(mixed) / total,
+        "language_mixing": sum(one["language_mixing"] for one in found) / total,
         "repetition": sum(repeated) / total,
-        "repetitive": sum(share > REPETITIVE for share in repeated) / total,
+        "repetitive": sum(one["repetitive"] for one in found) / total,
+        "any_issue": sum(any(one.values()) for one in found) / total,
         **{f"format/{name}": formats.count(name) / total for name in (*FORMATS, PROSE)},
         "format_entropy": format_entropy(formats),
     }

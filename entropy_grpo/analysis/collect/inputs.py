@@ -38,7 +38,12 @@ def correctness(row: Row) -> bool | None:
     return row["verdict"] == Verdict.RIGHT if row.get("verdict") is not None else None
 
 
-def _strings(row: Row, number: int) -> tuple[str, str]:
+def texts_of(row: Row, number: int) -> tuple[str, str]:
+    """Return prompt and response of a row.
+
+    Raises:
+        ValueError: one of them is missing or no text. The message names the row by `number`.
+    """
     name = next((name for name in TEXT_COLUMNS if name in row), None)
     for column in ("prompt", name):
         if not isinstance(row.get(column), str):
@@ -52,7 +57,7 @@ def _strings(row: Row, number: int) -> tuple[str, str]:
 def tokenized(rows: Iterable[Row], tokenizer: Any) -> Iterator[Row]:
     """Yield the rows of `RESPONSES`. If the text's `finish` is `stop`, EOS is appended."""
     for number, row in enumerate(rows):
-        prompt, response = _strings(row, number)
+        prompt, response = texts_of(row, number)
         prompt_ids, completion_ids = row.get("prompt_ids"), row.get("completion_ids")
         if prompt_ids is None:
             prompt_ids = tokenizer(prompt)["input_ids"]

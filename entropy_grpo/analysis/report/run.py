@@ -17,6 +17,7 @@ from ...runs import files
 from ...runs.folder import RunFolder
 from ..collect.store import Collection
 from ..divergence import impact, summary
+from ..irrelevant import summary as irrelevant
 from ..text.page import write_page
 from ..text.pieces import visible
 from ..text.tokens import from_samples
@@ -49,8 +50,9 @@ def folder_of(path: Path) -> Path:
 
 
 def holds_analyses(folder: Path) -> bool:
-    """Return whether a folder holds collected tokens or forks."""
-    return Collection(folder).settings.exists() or summary.folder_of(folder, "").is_dir()
+    """Return whether a folder holds collected tokens, forks, or verdicts on responses."""
+    parts = (summary.folder_of(folder, ""), irrelevant.folder_of(folder, ""))
+    return Collection(folder).settings.exists() or any(part.is_dir() for part in parts)
 
 
 def measure(path: Path) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def measure(path: Path) -> dict[str, Any]:
     else:
         tokens = views.of_samples(run)
     others = {"divergence": summary.read(collection.path), "logs": views.of_logs(run)}
+    others["irrelevant"] = irrelevant.read(collection.path)
     measured = tokens | {key: value for key, value in others.items() if value}
     if not measured:
         raise ValueError(
@@ -238,6 +241,16 @@ def divergence_section(found: dict[str, Any], folder: Path) -> Section:
     return Section("Divergence at forks", text, pictures, tables)
 
 
+def irrelevant_section(found: dict[str, Any]) -> Section:
+    """Make the section of defects, with the verdicts of a language model on irrelevant content."""
+    header, *rows = irrelevant.table(found)
+    text = (
+        "Defects of responses (arXiv 2508.02260): no box or several, mixed languages, and irrelevant content, by a "
+        "language model and by the rule without a model (repetition). 95% intervals over problems. Kappa is Cohen's."
+    )
+    return Section("Irrelevant content", text, tables=[Table(header, rows)])
+
+
 def log_section(logs: dict[str, Any], folder: Path) -> Section:
     """Make the section of the entropies that the run logged of its rollouts."""
     pictures = []
@@ -276,6 +289,8 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
         made += update_sections.sections(found["updates"], next(iter(checkpoints)), folder)
     if "divergence" in found:
         made.append(divergence_section(found["divergence"], folder))
+    if "irrelevant" in found:
+        made.append(irrelevant_section(found["irrelevant"]))
     if "logs" in found:
         made.append(log_section(found["logs"], folder))
     return made
