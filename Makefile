@@ -16,7 +16,7 @@ TEACHER ?= Qwen/Qwen3-32B
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs mutants
+.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -70,8 +70,16 @@ llama31_8b: setup  ## train Llama-3.1-8B of arXiv 2506.01939: responses of TEACH
 	$(BIN)/entropy-grpo launch recipes/llama31_8b_cold_start.yaml
 	$(BIN)/entropy-grpo launch recipes/llama31_8b.yaml
 
-lint: setup  ## check style and format
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: setup  ## check style, format, spelling and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/mypy
+
+pins: setup  ## resolve the set of the container into docker/requirements.txt
+	echo "# The tested set with vLLM, for Python 3.12 on Linux. Made by: make pins" > docker/requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --extra vllm --extra analysis --extra trackers --quiet --no-header --no-annotate \
+		--python-version 3.12 --python-platform x86_64-manylinux_2_28 >> docker/requirements.txt
+
+release: setup  ## build, check, install and try the wheel (a few minutes); prints the steps left to a person
+	.ci/release
 
 train: setup  ## train RECIPE=recipes/NAME.yaml with RECIPE_ARGS
 	$(BIN)/entropy-grpo launch $(RECIPE) $(RECIPE_ARGS)

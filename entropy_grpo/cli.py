@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
@@ -25,8 +25,12 @@ from .compare.options import CompareOptions, SweepOptions
 from .evaluation.options import PRESETS, names_in
 from .evaluation.options import Options as EvalOptions
 from .planning.options import PlanOptions
+from .runs.processes import wait_passively
 
-Kind = TypeVar("Kind")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Kind = TypeVar("Kind", bound="DataclassInstance")
 Recipe = Positional[Annotated[str, arg(metavar="RECIPE", help="name that `entropy-grpo recipes` lists, or a file")]]
 RunPath = Positional[Annotated[Path, arg(metavar="RUN")]]
 
@@ -331,7 +335,7 @@ class Sweep(SweepOptions):
             sys.exit(1)
 
 
-Command = (
+Command: Any = (
     Annotated[Train, subcommand("train")]
     | Annotated[Launch, subcommand("launch")]
     | Annotated[Recipes, subcommand("recipes")]
@@ -366,16 +370,16 @@ def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 def parse(words: Sequence[str]) -> tuple[Callable[[Sequence[str]], None], list[str]]:
     """Parse a command line into its command and the words that override settings of its recipe."""
     overridden = bool(words) and words[0] in TAKES_OVERRIDES
-    parsed = tyro.cli(
-        Command,
-        prog="entropy-grpo",
-        description="RLVR on high-entropy tokens. entropy-grpo --version prints the version.",
-        args=list(words),
-        return_unknown_args=overridden,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-        registry=RULES,
-    )
-    return parsed if overridden else (parsed, [])
+    options: dict[str, Any] = {
+        "prog": "entropy-grpo",
+        "description": "RLVR on high-entropy tokens. entropy-grpo --version prints the version.",
+        "args": list(words),
+        "config": (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        "registry": RULES,
+    }
+    if overridden:
+        return tyro.cli(Command, return_unknown_args=True, **options)
+    return tyro.cli(Command, **options), []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -387,6 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[:1] == ["launch"] and words[1:] not in ([], ["-h"], ["--help"]):  # all other words are accelerate's
         Launch()(words[1:])
     command, overrides = parse(words)
+    wait_passively()
     if isinstance(command, Train):  # `launch.run` reports recipe errors itself, and all other errors are faults
         command(overrides)
         return

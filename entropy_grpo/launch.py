@@ -19,7 +19,7 @@ from .config.sharding import choose_sharding
 from .rewards.guard import RewardError
 from .runs import launched
 from .runs.launched import INTERRUPTED, ServerError, Stopped
-from .runs.processes import rank
+from .runs.processes import rank, wait_passively
 
 
 def is_first_process() -> bool:
@@ -49,6 +49,7 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
     The exit status is 2 for an invalid recipe, and 1 for a server that fails.
     """
     launched.register()
+    wait_passively()
     try:
         train(Path(recipe_file), arguments)
         return
@@ -81,11 +82,11 @@ def train(path: Path, arguments: Sequence[str]) -> None:
         print(sharding, flush=True)
     with without_collections():
         if recipe.is_cold_start(settings):
-            from .training import sft as chosen
+            from .training.sft import main as run_training
         else:
-            from .training import train as chosen
+            from .training.train import main as run_training
     with ExitStack() as held:
-        chosen.main(settings, path.stem, held)
+        run_training(settings, path.stem, held)
 
 
 def main(recipe_file: str | None = None) -> None:

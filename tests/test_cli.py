@@ -1,5 +1,6 @@
 """The command line: every flag reaches its option, help is light, and what is wrong ends with status 2."""
 
+import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -133,6 +134,13 @@ def test_a_wrong_command_line_is_told_what_is_right(line, said, capsys):
     told = capsys.readouterr()
     assert end.value.code == 2 and told.out == ""
     assert said in " ".join(told.err.replace("│", " ").split()) and "Traceback" not in told.err
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_passively_unless_told_otherwise(before, after, monkeypatch):
+    monkeypatch.setattr(os, "environ", {} if before is None else {"OMP_WAIT_POLICY": before})
+    cli.main(["recipes"])
+    assert os.environ["OMP_WAIT_POLICY"] == after
 
 
 def test_version(capsys):

@@ -4,6 +4,8 @@ The Hub reads base model and data set as names of its repositories. Both are the
 belong to a task. An unknown licence is also omitted.
 """
 
+from typing import Any
+
 from huggingface_hub import ModelCardData
 
 from ..data.sources import TRAINING
@@ -36,13 +38,13 @@ def papers(trained: Trained) -> list[str]:
 
 def metadata(trained: Trained, name: str) -> ModelCardData:
     """Return the front matter of a model's card."""
-    tags = ("trl", "sft", "entropy-grpo") if is_cold_start(trained) else TAGS
+    tags: tuple[str, ...] = ("trl", "sft", "entropy-grpo") if is_cold_start(trained) else TAGS
     if trained.objective["loss_type"] == "dapo":
         tags += ("dapo",)
     source = TRAINING.get(trained.dataset)
     is_adapter = trained.weights == ADAPTER
     results = eval_results(trained)
-    given = {
+    given: dict[str, Any] = {
         "license": KNOWN[trained.base_id].licence if trained.base_id in KNOWN else None,
         "language": list(source.languages) if source and source.languages else None,
         "base_model": trained.base_id,

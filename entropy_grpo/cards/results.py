@@ -62,7 +62,7 @@ def benchmark_rows(benchmarks: list[Benchmark]) -> list[tuple[str, ...]]:
     Only Acc@N and Maj@N have a gain.
     """
     gains = {"Acc": "acc@N", "Maj": "maj@N"}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in benchmarks:
         base = _metrics(one.baseline)
         for key, (name, interval) in _metrics(one.figures).items():

@@ -67,7 +67,7 @@ class RunRecorder(TrainerCallback):
 
 
 class RewardProgress(ProgressCallback):
-    """Progress bar with reward, accuracy and entropy instead of a printed dictionary per log."""
+    """One bar for the training, with reward, accuracy and entropy, and one for each evaluation outside of it."""
 
     SHOWN = ("reward", "accuracy", "entropy/mean")
 
@@ -75,9 +75,16 @@ class RewardProgress(ProgressCallback):
         super().__init__()
         self.latest: dict[str, str] = {}
 
+    def on_train_begin(self, *args: Any, **kwargs: Any):
+        super().on_train_begin(*args, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("training")
+
     def on_prediction_step(self, *args: Any, **kwargs: Any):
         if self.training_bar is None:
             super().on_prediction_step(*args, **kwargs)
+        if self.prediction_bar is not None:
+            self.prediction_bar.set_description("held-out problems")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any):
         if self.training_bar is None:

@@ -4,6 +4,7 @@ Plots are sent before the trackers' callbacks receive `on_train_end`, because so
 is opened for evaluations outside the training, because TRL logs the time of each pass even to a closed run.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ def to_trackio(callback: TrackioCallback, pictures: dict[str, Path], step: int) 
     trackio.log({tag: trackio.Image(str(path)) for tag, path in pictures.items()} | {"train/global_step": step})
 
 
-SENDERS = {TensorBoardCallback: to_tensorboard, WandbCallback: to_wandb, TrackioCallback: to_trackio}
+SENDERS: dict[type, Callable[..., None]] = {
+    TensorBoardCallback: to_tensorboard,
+    WandbCallback: to_wandb,
+    TrackioCallback: to_trackio,
+}
 
 
 def open_trackio(trainer: Trainer) -> None:

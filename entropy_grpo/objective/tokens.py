@@ -3,6 +3,7 @@
 Pure functions. Shapes: B sequences, T completion tokens including padding.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def loss_mask(inputs: Inputs) -> Tensor:
     return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
-def flatten(tensors: list[Tensor]) -> Tensor:
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """All elements of the tensors in one dimension."""
     return torch.cat([t.flatten() for t in tensors])
 

@@ -83,7 +83,7 @@ def _kept(rows: list[Row]) -> Figure:
     return figure
 
 
-def comparison(groups: dict[str, dict[int, dict[str, Any]]], labels: dict[str, str], path: Path) -> None:
+def comparison(groups: dict[str, dict[str, dict[int, dict[str, Any]]]], labels: dict[str, str], path: Path) -> None:
     """Draw curves of several groups of runs, with a panel for each series of `labels` that any group has.
 
     Args:

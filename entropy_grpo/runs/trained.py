@@ -170,7 +170,9 @@ class Trained:
         results: dict[str, Benchmark] = {}
         for folder in (folders[name] for name in own if name in folders):
             gains = _object(folder / COMPARISON, files.read_json)
-            beside = next((gains[key] for key in gains if baseline and Path(key).name == baseline.name), {})
+            beside: dict[str, Any] = next(
+                (gains[key] for key in gains if baseline and Path(key).name == baseline.name), {}
+            )
             for path, figures in _results(folder):
                 base = _object(baseline / path.name, files.read_json) if baseline else {}
                 one = Benchmark(path.stem, path, figures, base, beside.get(path.stem, {}))

@@ -60,7 +60,7 @@ _Representer.add_representer(float, _Representer.represent_float)
 
 
 def _yaml() -> YAML:
-    yaml = YAML(typ="safe", pure=True)
+    yaml: Any = YAML(typ="safe", pure=True)
     yaml.Constructor, yaml.Representer = _Constructor, _Representer
     yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = False, WIDTH, False
     return yaml

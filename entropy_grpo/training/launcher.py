@@ -111,6 +111,10 @@ class Launch:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
+    def end_group(self) -> None:
+        """End processes that outlive their worker, such as the cold start of a run that SIGTERM has ended."""
+        self._signal_launcher(signal.SIGKILL)
+
     def interrupt(self, *_: object) -> None:
         """End the workers at once; the second time, without waiting for them."""
         workers = launched.workers(self.place)
@@ -161,6 +165,7 @@ def main(words: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, launch.terminate)
         signal.signal(signal.SIGHUP, launch.terminate)
         status, line = _ending(launch, launch.wait())
+        launch.end_group()
     if line:
         print(f"\n{line}", file=sys.stderr, flush=True)  # what came before may lack an end of line
     if status == REQUEUE and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:

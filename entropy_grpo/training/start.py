@@ -94,6 +94,7 @@ class Start:
         Args:
             path: local folder of the model's files.
         """
+        logging.disable_progress_bar()  # of weights that are read, and of the files that every checkpoint writes
         self.args.model_init_kwargs = {**(self.args.model_init_kwargs or {}), **model_init_kwargs(self.model)}
         return {
             "model": path,
@@ -106,7 +107,6 @@ class Start:
     def record(self, trainer: Trainer, folder: RunFolder, origin: dict[str, Any]) -> bool:
         """Write the recipe and the origin of the data; whether this process wrote them."""
         restore_name(trainer.model, self.named, self.model.model_revision)
-        logging.disable_progress_bar()  # of the files that every checkpoint writes
         writes = trainer.is_world_process_zero()
         if writes:
             write_recipe(self.settings, folder, self.args.resume_from_checkpoint, self.changed)

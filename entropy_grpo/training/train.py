@@ -1,12 +1,10 @@
 """A training run, top to bottom, from settings to model card. Only this module imports all parts of a run."""
 
 from contextlib import ExitStack
-from pathlib import Path
 
 from transformers import ProgressCallback
 
 from ..cards.card import write_card
-from ..cards.results import results_table
 from ..config.batches import limit_vllm
 from ..config.grpo import EntropyForkGRPOConfig
 from ..config.recipe import Settings
@@ -15,14 +13,14 @@ from ..data.problems import Problems, check_size, load_problems
 from ..evaluation.callback import BenchmarkCallback
 from ..grading.pool import Grader, worker_count
 from ..metrics import answers as metrics
-from ..metrics.tables import aligned
 from ..models.load import check_conversations, count_tokens, raise_positions
 from ..monitoring.callbacks import RewardProgress
 from ..monitoring.trackers import open_trackio, send_plots
 from ..rewards.registry import get_rewards
 from ..runs import files, plots
-from ..runs.folder import RunFolder, checkpoints
+from ..runs.folder import RunFolder
 from ..runs.launched import ServerError
+from . import announce
 from .requirements import check_port
 from .server import check_server
 from .setup import check_data, finish, save_whole
@@ -79,6 +77,8 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(RewardProgress())
     send_plots(trainer)
+    if trainer.is_world_process_zero():
+        print(announce.beginning(args, run_config, start.model.model_name_or_path, problems, folder), flush=True)
 
     if run_config.eval_benchmarks:
         names, seconds = run_config.eval_benchmarks, run_config.grading_seconds
@@ -99,7 +99,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     if trainer.is_world_process_zero():
         drawn = plots.draw(folder)
         card = write_card(folder.path, repository=trainer.hub_model_id, draws=False)
-        print(report(folder, [*drawn, card]))
+        print(announce.ending(folder, drawn, card), flush=True)
     finish(trainer)
 
 
@@ -135,19 +135,3 @@ def evaluate(
     if when == "after" and before:
         summary["gain"] = metrics.gains(before, answers, reward, choices)
     files.write_json(folder.evaluation, summary)
-
-
-def report(folder: RunFolder, made: list[Path]) -> str:
-    """Return the final text of a run: the measured change, and the paths of its files."""
-    lines = [""]
-    evaluation = files.read_json(folder.evaluation)
-    if evaluation:
-        rows = [("held-out problems", "before", "after", "gain")]
-        rows += [tuple(row.values()) for row in results_table(evaluation)]
-        lines += [aligned(rows), ""]
-    lines.append(f"run folder  {folder.path}")
-    lines += [
-        f"{path.suffix[1:].ljust(10)}  {path}" for path in [folder.recipe, folder.metrics, folder.samples, *made]
-    ]
-    lines += [f"checkpoint  {path}" for path in checkpoints(folder.path)[-1:]]
-    return "\n".join(lines)

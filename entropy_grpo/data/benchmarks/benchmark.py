@@ -114,8 +114,8 @@ class Benchmark:
                 text,
                 render(self.template, text),
                 reference,
-                self.problem and self.problem(row),
-                self.conversation and self.conversation(row),
+                None if self.problem is None else self.problem(row),
+                None if self.conversation is None else self.conversation(row),
             )
             for id, (text, reference), row in zip(ids, problems, rows, strict=True)
         ]

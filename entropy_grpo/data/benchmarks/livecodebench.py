@@ -98,8 +98,8 @@ def _in_file(path: Path) -> Iterator[Problem]:
         for line in file:
             if line.strip():
                 row = json.loads(line)
-                texts = [row[name] for name in list(Problem.__dataclass_fields__)[:6]]
-                yield Problem(*texts, path, offset)
+                texts = {name: row[name] for name in list(Problem.__dataclass_fields__)[:6]}
+                yield Problem(**texts, path=path, offset=offset)
             offset += len(line)
 
 
