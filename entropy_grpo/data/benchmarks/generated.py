@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 from ...tasks.task import Problem, Task
 from ..prompts import render
@@ -23,6 +24,6 @@ def of_task(task: Task) -> Benchmark:
     def is_right(question: Question, answer: str | None) -> bool:
         return task.scores_right(Problem(question.prompt, question.reference), answer)
 
-    how = {"kind": MATHS} if task.score is None else {"kind": SCORED, "is_right": is_right}
+    how: dict[str, Any] = {"kind": MATHS} if task.score is None else {"kind": SCORED, "is_right": is_right}
     how |= {"template": task.template, "about": task.origin}
     return Benchmark(task.name, take=take, make=make, max_tokens=task.max_tokens, **how)
