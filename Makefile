@@ -16,7 +16,7 @@ TEACHER ?= Qwen/Qwen3-32B
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny bench revisions gpu sampling faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
+.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny methods-tiny bench revisions gpu sampling faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -98,6 +98,9 @@ shaping-tiny: setup  ## sweep PPL and position shaping on the embedded task (hal
 
 rewards-tiny: setup  ## sweep true and control rewards on the embedded task (a quarter of an hour on two cores); writes docs/experiments.md
 	$(BIN)/python -m benchmarks.experiments rewards_tiny
+
+methods-tiny: setup  ## sweep the methods by name on the embedded task, with a learning rate for each (five hours on two cores); writes docs/experiments.md
+	$(BIN)/python -m benchmarks.experiments methods_tiny methods_more_tiny
 
 bench: setup  ## measure speed against stock TRL (an hour on two cores; on a GPU with Qwen3-8B's head); writes benchmarks/results/
 	$(BIN)/python -m benchmarks.speed

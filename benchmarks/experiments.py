@@ -8,16 +8,18 @@ The record has the comparison by `entropy-grpo compare` and the watchers' warnin
 
 import argparse
 import json
+import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import measure
+from benchmarks import embedded, measure
 from entropy_grpo.compare import compare, sweep
 from entropy_grpo.compare.options import SweepOptions
 from entropy_grpo.compare.runs import COMPARED
@@ -31,6 +33,7 @@ from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.plots import COLOURS, DASHES, MARKERS
 
 SEEDS = 3
+UNREPORTED_SEED = 90
 CURVES = {key: compare.CURVES[key] for key in ("eval_accuracy", "entropy/mean")}
 
 
@@ -38,17 +41,21 @@ CURVES = {key: compare.CURVES[key] for key in ("eval_accuracy", "entropy/mean")}
 class Experiment:
     """A recipe with named variants and the settings that each variant adds. The first variant is the baseline.
 
-    `columns` maps logged values to captions. The table has their means over the last quarter of the steps.
+    `columns` maps logged values to captions. The table has their means over the last quarter of the steps. If `tuned`,
+    every arm runs with the learning rate that is best for it on the dev problems, with a seed that is not reported.
     """
 
     recipe: str
     arms: Mapping[str, tuple[str, ...]]
     columns: Mapping[str, str] = field(default_factory=dict)
+    seeds: int = SEEDS
+    tuned: bool = False
 
 
 RHO = "top_entropy_quantile={}"
 SMALLER = (RHO.format(0.2), "learning_rate=1.0e-4")
 SYMMETRIC = "epsilon_high=0.2"
+ALL = RHO.format("1.0")
 REWARDS = "rewards=[walk_accuracy,{}]"
 EXPERIMENTS = {
     "reproduce_tiny": Experiment(
@@ -110,6 +117,33 @@ EXPERIMENTS = {
             for d in (1, -1)
         },
     ),
+    "methods_tiny": Experiment(
+        "recipes/demo_cpu.yaml",
+        {
+            "grpo": (ALL,),
+            "forking": (RHO.format(0.2),),
+            "random, matched in gradient norm": (RHO.format(0.2), "entropy_selection=random_matched"),
+            "stapo": (ALL, "token_weights=[stapo]"),
+            "clip_cov": (ALL, "token_weights=[clip_cov]"),
+            "qae": (ALL, "advantages=[qae]"),
+        },
+        seeds=5,
+        tuned=True,
+    ),
+    "methods_more_tiny": Experiment(
+        "recipes/demo_cpu.yaml",
+        {
+            "grpo": (ALL,),
+            **{name: (ALL, f"advantages=[{name}]") for name in ("psr", "nsr", "w_reinforce", "gtpo")},
+            "grpo_s": (ALL, "advantages=[grpo_s]", "loss_type=grpo"),
+            "kl_cov": (ALL, "advantages=[kl_cov]", "epsilon=1.0", "epsilon_high=1.0e6"),
+            "hicra": (ALL, "advantages=[{name: hicra, ngrams: benchmarks/fixtures/walk_phrases.txt}]"),
+            **{name: (ALL, f"token_weights=[{name}]") for name in ("entropy_shaped", "fipo", "erc")},
+            "archer_clip": (ALL, "token_weights=[archer_clip]", "epsilon=0.5", "epsilon_high=0.5"),
+            "aspo": (ALL, "token_weights=[aspo,archer_clip]", "epsilon=0.4", "epsilon_high=0.4"),
+        },
+        tuned=True,
+    ),
 }
 
 
@@ -126,20 +160,42 @@ def results(name: str) -> Path:
 def run(name: str, jobs: int) -> None:
     """Run the missing runs of the sweep, and record the comparison."""
     experiment, folder = EXPERIMENTS[name], measure.ROOT / "runs" / name
+    if experiment.tuned:
+        experiment = replace(experiment, arms=tuned_arms(experiment, jobs))
     variants = list(experiment.arms.values())
     launcher = "accelerate launch --quiet"
-    options = SweepOptions(experiment.recipe, (), variants, SEEDS, variants[0], folder, jobs, launcher)
+    options = SweepOptions(experiment.recipe, (), variants, experiment.seeds, variants[0], folder, jobs, launcher)
     sweep.main(options, [], resolve)
     found = files.read_json(folder / "comparison.json")
     trials = sweep.trials(sweep.variants([], variants), 1, folder)
     names = {trial.folder.parent.name: label for trial, label in zip(trials, experiment.arms, strict=True)}
     labels = {group: names[Path(members["runs"][0]).parent.name] for group, members in found["groups"].items()}
-    files.write_json(results(name), recorded(name, found, labels))
+    files.write_json(results(name), recorded(name, experiment, found, labels))
 
 
-def recorded(name: str, found: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
+def words(settings: Sequence[str]) -> list[str]:
+    """Command-line words of settings."""
+    return [word for key, _, value in (text.partition("=") for text in settings) for word in (f"--{key}", value)]
+
+
+def tuned_arms(experiment: Experiment, jobs: int) -> dict[str, tuple[str, ...]]:
+    """The arms with the learning rate that is best for each, see `Experiment`."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    embedded.TASK.model(UNREPORTED_SEED)
+    with ThreadPoolExecutor(jobs) as pool:
+        tried = {
+            (arm, rate): pool.submit(embedded.run, arm, words(settings), rate, UNREPORTED_SEED, False)
+            for arm, settings in experiment.arms.items()
+            for rate in embedded.LEARNING_RATES
+        }
+        found = {key: embedded.dev_accuracy(run.result()) for key, run in tried.items()}
+    best = {arm: max(embedded.LEARNING_RATES, key=lambda rate: found[arm, rate]) for arm in experiment.arms}
+    return {arm: (*settings, f"learning_rate={best[arm]}") for arm, settings in experiment.arms.items()}
+
+
+def recorded(name: str, experiment: Experiment, found: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
     """The recorded part of a comparison, with arms by name in the order of the experiment."""
-    experiment, arms = EXPERIMENTS[name], {}
+    arms = {}
     for group, members in found["groups"].items():
         runs = [RunFolder(Path(path)) for path in members["runs"]]
         evaluations = [files.read_json(run.evaluation) for run in runs]
@@ -184,7 +240,8 @@ def text(name: str) -> str:
     """The table of an experiment, or a sentence that it has not been run."""
     if results(name).exists():
         return table(json.loads(results(name).read_text()), EXPERIMENTS[name].columns)
-    number = SEEDS * len(EXPERIMENTS[name].arms)
+    experiment = EXPERIMENTS[name]
+    number = (experiment.seeds + len(embedded.LEARNING_RATES) * experiment.tuned) * len(experiment.arms)
     return f"Not run. The command trains {number} runs of about four minutes and a core each."
 
 

@@ -439,12 +439,13 @@ def test_two_steps_by_the_literal_command(tmp_path, preloaded, name, family):
         command += ["--max_sampling_rounds", "2"]
     if name.endswith("ppl_position"):
         command += ["--position_shaping_start", "1"]
-    if name.endswith("hicra"):  # the tiny model's tokenizer has the words of its task alone
-        (tmp_path / "phrases.txt").write_text("take\n")
-        command += ["--advantages", f"[{{name: hicra, ngrams: {tmp_path / 'phrases.txt'}}}]"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment |= {"ENTROPY_GRPO_CACHE": str(tmp_path / "cache")}
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
+    if name.endswith("hicra"):
+        # The tiny model's tokenizer has no English. The sweep of methods trains with a word that its task has.
+        assert result.returncode == 1 and "the tokenizer cannot write the phrase" in result.stderr
+        return
     assert result.returncode == 0, result.stderr[-3000:]
     if raises:  # what is saved, checkpoints and evaluations included, has room for its responses
         assert json.loads((tmp_path / "run" / "config.json").read_text())["max_position_embeddings"] == RAISED

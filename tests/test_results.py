@@ -5,6 +5,7 @@ No check here runs what was recorded, so none fails when the package is wrong.
 
 import json
 import math
+import re
 
 import pytest
 
@@ -30,6 +31,8 @@ from benchmarks.fixtures import hostile_inputs
 from benchmarks.fixtures.answer_pairs import cases
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import page
+from entropy_grpo.config.offline import resolve
+from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.runs import files
 
 pytestmark = pytest.mark.record
@@ -207,7 +210,8 @@ def test_page_holds_what_the_watchers_said():
     block = measure.block(experiments.command("watchers"))[1]
     assert block == experiments.watchers_table(recorded)
     runs = [seed for one in recorded.values() for arm in one["arms"].values() for seed in arm["warnings"]]
-    assert len(runs) == experiments.SEEDS * sum(len(experiments.EXPERIMENTS[name].arms) for name in RECORDED)
+    swept = [experiments.EXPERIMENTS[name] for name in RECORDED]
+    assert len(runs) == sum(experiment.seeds * len(experiment.arms) for experiment in swept)
     assert block.startswith(f"Silent in {sum(not seed for seed in runs)} of {len(runs)} runs.")
 
 
@@ -219,10 +223,29 @@ def test_differences_between_arms_are_those_of_the_seeds(name):
     for label, test in tests.items():
         pairs = zip(arms[label]["by_seed"], arms[recorded["baseline"]]["by_seed"], strict=True)
         gains = [after - before for after, before in pairs]
-        mean = sum(gains) / 3
-        half = 4.302652730 * math.sqrt(sum((x - mean) ** 2 for x in gains) / 2 / 3)
+        n = len(gains)
+        mean = sum(gains) / n
+        # 97.5% quantile of Student's t with n - 1 degrees of freedom.
+        half = {3: 4.302652730, 5: 2.776445105}[n] * math.sqrt(sum((x - mean) ** 2 for x in gains) / (n - 1) / n)
         expected = [mean - half, mean, mean + half]
         assert [test["low"], test["value"], test["high"]] == pytest.approx(expected, abs=1e-6)
     smallest = min(tests.values(), key=lambda test: test["p_value"])
     assert len(tests) == len(arms) - 1
     assert smallest["p_corrected"] == pytest.approx(min(smallest["p_value"] * len(tests), 1))
+
+
+METHOD_SWEEPS = ("methods_tiny", "methods_more_tiny")
+
+
+@pytest.mark.parametrize("name", METHOD_SWEEPS)
+def test_every_arm_of_the_sweeps_can_be_launched(name):
+    experiment = experiments.EXPERIMENTS[name]
+    for settings in experiment.arms.values():
+        resolve(experiment.recipe, experiments.words(settings))
+
+
+def test_the_sweeps_have_every_method():
+    arms = " ".join(" ".join(s) for name in METHOD_SWEEPS for s in experiments.EXPERIMENTS[name].arms.values())
+    shaping_and_masks = {"ppl", "position", "forking", "bottom", "random", "random_matched", "gradient_norm"}
+    missing = {name for name in REGISTERED if not re.search(rf"\b{name}\b", arms)}
+    assert missing == shaping_and_masks - {"random_matched"}
