@@ -280,6 +280,28 @@ def test_what_a_run_recorded_of_its_objective_counts(tmp_path):
     assert rows["LM head"] == ["TRL's, because the loss has an entropy bonus"]
 
 
+def test_methods_by_name_are_told_and_cited(tmp_path):
+    """With all parameters, and with the digest of the file of a user's own function."""
+    own = {
+        "name": "my_module:f",
+        "parameters": {},
+        "stage": "step",
+        "paper": "",
+        "source_sha256": "0123456789abcdef01",
+    }
+    one = {"name": "stapo", "parameters": {"tau_p": 0.002, "q": 0.75}, "paper": "arXiv 2602.15620"}
+    one |= {"schedule": {"start": 5, "end": None, "plateau_steps": None}, "source_sha256": ""}
+    shaped = {"name": "ppl", "parameters": {"alpha": 0.1}, "paper": "arXiv 2508.02260", "source_sha256": ""}
+    recorded = {"selection": "top", "shaping": ["ppl"], "loss_type": "dapo", "advantages": [shaped]}
+    recorded["token_weights"] = [one, own]
+    environment = ENVIRONMENT | {"objective": recorded}
+    text = card_text(tmp_path, CONTENTS | {"environment.json": environment})
+    rows = table(text, "| what | value |")
+    shown = "stapo (tau_p 0.002, q 0.75, start 5); my_module:f (SHA-256 of its file 0123456789abcdef...)"
+    assert rows["token weights"] == [shown] and "advantages" not in rows
+    assert "arxiv:2602.15620" in front_matter(text)["tags"] and "note         = {Paper of the method stapo}" in text
+
+
 def python_blocks(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 

@@ -19,7 +19,7 @@ from ..runs.files import Row
 from ..runs.folder import RunFolder
 from ..runs.trained import Trained, cost
 from . import snippets
-from .metadata import is_cold_start, metadata, papers
+from .metadata import is_cold_start, metadata, papers, papers_of_methods
 from .results import benchmark_rows, dev_accuracy, entropy_text, results_table, sampling_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -56,6 +56,20 @@ def _head_text(objective: Row) -> str:
         return ""
     reason = objective["head_refusal"]
     return "sparse" if objective["sparse_head"] else "TRL's" + (f", because {reason}" if reason else "")
+
+
+def _methods_text(objective: Row, setting: str) -> str:
+    """Return the methods of a setting with their parameters, and the digest of the file of a user's own function."""
+    texts = []
+    for method in objective.get(setting) or []:
+        if method["name"] in objective["shaping"]:  # its short form has a row of its own
+            continue
+        facts = [f"{name} {_value_text(value)}" for name, value in method["parameters"].items()]
+        facts += [f"{name} {value}" for name, value in method.get("schedule", {}).items() if value is not None]
+        if method["source_sha256"]:
+            facts.append(f"SHA-256 of its file {method['source_sha256'][:16]}...")
+        texts.append(method["name"] + (f" ({', '.join(facts)})" if facts else ""))
+    return "; ".join(texts)
 
 
 def _linked(name: str | None, hub_id: str | None, folder: str = "") -> str | None:
@@ -107,6 +121,8 @@ def essentials(model: Trained) -> list[tuple[str, str]]:
         "denominator of the loss": _joined(arguments, "entropy_denominator"),
         "clips": _joined(arguments, "epsilon", "epsilon_high", "delta", "max_grad_norm"),
         "advantage shaping": _joined(arguments, "ppl_shaping_alpha", "position_shaping_gamma"),
+        "advantages": _methods_text(model.objective, "advantages"),
+        "token weights": _methods_text(model.objective, "token_weights"),
         "rewards": _joined(arguments, "rewards"),
         "values of rewards": _joined(arguments, "reward_scale"),
         "prompt template": _joined(arguments, "prompt_template"),
@@ -191,6 +207,7 @@ def _training(model: Trained) -> Row:
         "dirty": str(environment.get("git_revision")).endswith("-dirty"),
         "versions": table([("package", "version"), *model.versions.items()]) if model.versions else "",
         "papers": papers(model),
+        "cited": {} if is_cold_start(model) else papers_of_methods(model),
         "lacks": model.lacks,
     }
 

@@ -17,6 +17,8 @@ from .results import TASK, eval_results
 
 TAGS = ("trl", "grpo", "rlvr", "reinforcement-learning", "entropy-grpo")
 FORKING, SHAPING, DAPO = "2506.01939", "2508.02260", "2503.14476"
+# Settings whose methods by name have papers.
+METHODS, ARXIV = ("advantages", "token_weights"), "arXiv "
 
 
 def is_cold_start(trained: Trained) -> bool:
@@ -33,7 +35,18 @@ def papers(trained: Trained) -> list[str]:
     """Return the arXiv ids of the methods used. The forking-token paper defines the objective and its baseline."""
     if is_cold_start(trained):
         return [FORKING]
-    return [FORKING, *[SHAPING] * is_shaped(trained), DAPO]
+    return [FORKING, *[SHAPING] * is_shaped(trained), *papers_of_methods(trained), DAPO]
+
+
+def papers_of_methods(trained: Trained) -> dict[str, str]:
+    """Return the arXiv ids of further papers, and the names of the run's methods that are from each."""
+    named = [entry for setting in METHODS for entry in trained.objective.get(setting) or []]
+    papers: dict[str, list[str]] = {}
+    for entry in named:
+        paper = entry["paper"].removeprefix(ARXIV)
+        if entry["paper"].startswith(ARXIV) and paper not in (FORKING, SHAPING, DAPO):
+            papers.setdefault(paper, []).append(entry["name"])
+    return {paper: " and ".join(names) for paper, names in papers.items()}
 
 
 def metadata(trained: Trained, name: str) -> ModelCardData:
