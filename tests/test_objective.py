@@ -610,6 +610,7 @@ TWO_PROCESSES = {
         "DDP, one token: a rank keeps none": ("global", 0.005, 1),
         "DDP, rollout scope, most sequences keep none": ("rollout", 0.02, 2),
         "DDP, rollout scope, random tokens of matched norm": ("matched", 0.2, 2),
+        "DDP, methods by name": ("methods", 0.5, 2),
         "DDP, by a budget of tokens": ("rollout", 0.2, 4, 90),
         "DDP, by a budget of tokens, global scope": ("global", 0.2, 4, 1000),
     },
@@ -632,6 +633,9 @@ def test_two_processes_are_one(tiny_model, tmp_path, preloaded, launcher, script
         settings = {"top_entropy_quantile": rho, "entropy_scope": scope, "gradient_accumulation_steps": accumulation}
         if scope == "matched":
             settings |= {"entropy_scope": "rollout", "entropy_selection": "random_matched"}
+        if scope == "methods":
+            own = [f"tests.own_methods:{name}" for name in ("around_the_mean", "of_the_rollout", "in_the_loss")]
+            settings |= {"entropy_scope": "rollout", "advantages": ["gtpo"], "token_weights": own}
         if "every pass" in name:
             settings["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
         settings["token_budget"] = budget[0] if budget else None
