@@ -56,6 +56,17 @@ def plain(view, factor: float = 1.0):
     return torch.full(view.mask.shape, factor)
 
 
+@weight(stage="step")
+def drawn(view):
+    """1 for 20 random tokens of the step, else 0."""
+    return over_ranks.draw(view.mask, 20, view.places, view.seed, view.ranks)
+
+
+@weight(stage="step")
+def drawn_too(view):
+    return drawn(view)
+
+
 # Faults
 
 

@@ -13,10 +13,11 @@ from entropy_grpo.compare.sweep import variants
 from entropy_grpo.config.recipe import RecipeError, build, load, overrides
 from entropy_grpo.objective.methods.entries import parse
 from entropy_grpo.objective.methods.registry import REGISTERED
-from entropy_grpo.objective.methods.run import MethodError, make_view
+from entropy_grpo.objective.methods.run import MethodError, Methods, make_view
 from entropy_grpo.objective.methods.run import call as call_entry
 from entropy_grpo.objective.objective import Objective
 from entropy_grpo.objective.ranks import ALONE
+from entropy_grpo.objective.tokens import with_gradient
 from entropy_grpo.objective.window import Pass
 
 from . import own_methods, reference
@@ -329,3 +330,27 @@ def test_a_users_module_may_lie_in_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (entry,) = Objective.from_args(config(tmp_path, token_weights=["mine_only_here:plain"])).token_weights
     assert entry.record()["parameters"] == {"factor": 1.0} and len(entry.digest) == 64
+
+
+def test_draws_differ_between_steps_and_between_methods(tmp_path):
+    (inputs,) = make_batches((8,))
+    inputs.pop("noise")
+    settings = {"token_weights": [OWN + "drawn", OWN + "drawn_too"], "top_entropy_quantile": 1.0}
+    spec = Objective.from_args(config(tmp_path, **settings))
+    found = [
+        planned["weight/" + OWN + name]
+        for step in (0, 1)
+        for planned in Methods(spec, step=step, seed=100 + step).plan([inputs], None)
+        for name in ("drawn", "drawn_too")
+    ]
+    assert all((a != b).any() for i, a in enumerate(found) for b in found[i + 1 :])
+    (again,) = Methods(spec, step=1, seed=101).plan([inputs], None)
+    assert torch.equal(again["weight/" + OWN + "drawn_too"], found[-1])
+
+
+def test_tokens_of_weight_0_need_no_gradient(tmp_path):
+    (inputs,) = make_batches((8,))
+    spec = Objective.from_args(config(tmp_path, token_weights=[OWN + "drawn"], top_entropy_quantile=1.0))
+    (planned,) = Methods(spec).plan([inputs], None)
+    wanted = inputs["completion_mask"].bool() & (planned["token_weights"] > 0)
+    assert torch.equal(with_gradient(planned), wanted) and 0 < wanted.sum() < inputs["completion_mask"].sum()
