@@ -3,8 +3,10 @@
 import dataclasses
 import itertools
 import json
+import os
 import random
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import pytest
 from reasoning_gym.factory import DATASETS
 
 from benchmarks.fixtures import fixed_rollout
+from entropy_grpo.cards.card import write_card
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.data.benchmarks.generated import of_task
 from entropy_grpo.evaluation import questions
@@ -179,6 +182,30 @@ def test_the_refused_scorers_execute_answers_or_take_wrong_ones():
     assert made.score_answer("no idea", {"answer": "True"}) == 1.0
     made = DATASETS["puzzle24"][0](DATASETS["puzzle24"][1](seed=1, size=2))
     assert made.score_answer("6*4*1*1", made[0] | {"metadata": {"numbers": [9, 9, 8, 8]}}) == 1.0
+
+
+@pytest.mark.slow
+def test_equal_seeds_give_equal_problems_in_another_process():
+    """Python's hashes and the global generators differ between processes, and a run resumes in another one."""
+    script = """
+import hashlib, random
+import reasoning_gym
+from entropy_grpo.tasks import gym
+from entropy_grpo.tasks.generators import BY_GENERATOR
+state = random.getstate()
+for name in sorted(BY_GENERATOR):
+    candidates = gym.Candidates(gym._parse(f"reasoning_gym:{name}", "task"), 7)
+    print(name, hashlib.sha256(repr([candidates(number) for number in range(2)]).encode()).hexdigest())
+assert random.getstate() == state
+"""
+    outputs = []
+    for seed in "12":
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-2000:]
+        outputs.append([line for line in done.stdout.splitlines() if len(line.split()) == 2])
+    assert len(outputs[0]) == len(BY_GENERATOR) and outputs[0] == outputs[1]
 
 
 # Streams
@@ -376,6 +403,16 @@ def test_it_is_planned():
     assert plan.resolve(PlanOptions(str(REPOSITORY / DEMO)), words).lengths.assumed
 
 
+def test_the_card_has_source_version_options_and_licence(sums, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        f"model_name_or_path: Qwen/Qwen3-0.6B-Base\ndataset_name: {SUM}\ndataset_options: {{max_terms: 3}}\n"
+    )
+    files.write_json(RunFolder(tmp_path).data, load(sums).origin)
+    card = write_card(tmp_path, draws=False).read_text()
+    assert "makes it locally, the problems with reasoning-gym 0.1.25 (licence: Apache-2.0)." in card
+    assert re.search(r"chain_sum with min_terms 2, max_terms 3, .*weight 1; 1,000,000 train, 2 dev, 2 test\.", card)
+
+
 def test_another_version_of_the_package_is_refused(sums, tmp_path):
     problems, folder = load(sums), RunFolder(tmp_path)
 
@@ -430,3 +467,10 @@ def test_generation_leaves_the_generators_of_a_training_alone():
     for number in range(6):
         candidates(number)
     assert random.getstate() == before
+
+
+@pytest.mark.record
+def test_the_docs_list_the_refused_generators():
+    page = (REPOSITORY / "docs" / "data.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (its .*|it .*|equal .*) \|$", page, re.MULTILINE)
+    assert dict(rows) == REFUSED

@@ -224,6 +224,18 @@ METHODS = {
     | LONG
     | {"epsilon": 0.4, "epsilon_high": 0.4, "delta": None, "token_weights": [{"name": "aspo", "limit": 3.0}, LOW]},
 }
+# What a recipe of generated problems has of its own. It has no decontamination and no benchmark of published problems.
+COUNTDOWN = {
+    "dataset_name": "reasoning_gym:countdown",
+    "dataset_options": {"min_numbers": 3, "max_numbers": 4, "max_value": 99, "min_target": 10, "max_target": 99},
+    "prompt_template": None,
+    "decontaminate_against": [],
+    "max_prompt_length": 256,
+    "rewards": ["gym_accuracy", "overlong"],
+    "eval_benchmarks": [
+        "reasoning_gym:countdown:max_numbers=4:max_target=99:max_value=99:min_numbers=3:min_target=10"
+    ],
+}
 ADAPTERS = {"use_peft": True, "model_name_or_path": "Qwen/Qwen3-8B-Base", "learning_rate": 1e-5}
 FIGURES = {
     "qwen3_8b": FORKING | {"model_name_or_path": "Qwen/Qwen3-8B-Base"},
@@ -273,6 +285,12 @@ FIGURES = {
         name: {k: v for k, v in FORKING.items() if k not in SMALL} | {"model_name_or_path": model}
         for name, model in (("qwen3_0_6b", "Qwen/Qwen3-0.6B-Base"), ("qwen3_1_7b", "Qwen/Qwen3-1.7B-Base"))
     },
+    **{
+        f"{name}_countdown": {k: v for k, v in FORKING.items() if k not in SMALL}
+        | COUNTDOWN
+        | {"model_name_or_path": m}
+        for name, m in (("qwen3_0_6b", "Qwen/Qwen3-0.6B-Base"), ("qwen3_1_7b", "Qwen/Qwen3-1.7B-Base"))
+    },
     "qwen3_8b_lora": ADAPTERS,
     "qwen3_8b_qlora": ADAPTERS | {"load_in_4bit": True, "use_vllm": False},
     **METHODS,
@@ -308,11 +326,20 @@ def test_a_step_of_the_second_paper_is_a_rollout(name):
         assert active == list(range(3200, 4800))
 
 
+@pytest.mark.parametrize("name", ["qwen3_0_6b_countdown", "qwen3_1_7b_countdown"])
+def test_a_recipe_is_evaluated_on_held_out_problems_of_its_own_difficulty(name):
+    run, *_ = recipe.build(recipe.load(RECIPES[name]) | recipe.overrides(ON_ONE_CPU), CLASSES)
+    assert run.eval_benchmarks == [run.task_name]
+
+
 def test_every_recipe_has_figures():
     assert sorted(FIGURES) == sorted(RECIPES)
 
 
-ONE_GPU = ("qwen3_0_6b", "qwen3_1_7b", "qwen3_8b_lora", "qwen3_8b_qlora")
+ONE_GPU = (
+    *("qwen3_0_6b", "qwen3_1_7b", "qwen3_8b_lora", "qwen3_8b_qlora"),
+    *("qwen3_0_6b_countdown", "qwen3_1_7b_countdown"),
+)
 
 
 @pytest.mark.parametrize(
@@ -416,9 +443,7 @@ def test_two_steps_by_the_literal_command(tmp_path, preloaded, name, family):
     if name == "qwen3_8b_qlora":
         pytest.importorskip("bitsandbytes")
     model = save_tiny_model(tmp_path / "model", FAMILIES[family])
-    data = tmp_path / "rows.jsonl"
     source = recipe.load(RECIPES[name])["dataset_name"].value
-    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[source]))
     words = (
         "--use_cpu true --bf16 false --dtype float32 --use_vllm false --vllm_enable_sleep_mode false --max_steps 2 "
         "--prompts_per_rollout 4 --steps_per_rollout 2 --num_generations 4 --per_device_train_batch_size 2 "
@@ -433,8 +458,12 @@ def test_two_steps_by_the_literal_command(tmp_path, preloaded, name, family):
     if raises:
         words += f" --max_position_embeddings {RAISED}"
     command = [preloaded, str(ACCELERATE), "launch", f"recipes/{name}.yaml", *words.split()]
-    command += ["--model_name_or_path", model, "--dataset_file", str(data), "--output_dir", str(tmp_path / "run")]
     samples = "dynamic_sampling" in settings and settings["dynamic_sampling"].value
+    command += ["--model_name_or_path", model, "--output_dir", str(tmp_path / "run")]
+    if source in ROWS:  # others are generated
+        data = tmp_path / "rows.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[source]))
+        command += ["--dataset_file", str(data)]
     if samples:
         command += ["--max_sampling_rounds", "2"]
     if name.endswith("ppl_position"):

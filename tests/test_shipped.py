@@ -38,7 +38,7 @@ EVERY = sorted(p.stem for p in (REPOSITORY / "recipes").glob("*.yaml") if p.stem
 KINDS = ["qwen3_14b", "qwen25_math_7b_ppl_position", "qwen3_0_6b", "qwen3_8b_lora", "demo_cpu"]
 KINDS += ["llama31_8b_cold_start"]
 ZERO3 = "accelerate_configs/zero3.yaml"
-TIED = ("qwen3_0_6b", "qwen3_1_7b")
+TIED = ("qwen3_0_6b", "qwen3_1_7b", "qwen3_0_6b_countdown", "qwen3_1_7b_countdown")
 
 
 def pytest_generate_tests(metafunc):

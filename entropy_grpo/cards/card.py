@@ -154,8 +154,31 @@ def _problems_text(data: Row) -> str:
     counts = [f"{data[part]:,} {part}" for part in ("train", "dev", "test") if isinstance(data.get(part), int)]
     origin = [f"{name} {public_name(str(data[name]))}" for name in ("config", "file", "revision") if data.get(name)]
     return cell(
-        "; ".join([public_name(str(data.get("dataset", ""))), *origin, *([", ".join(counts)] if counts else [])])
+        "; ".join(
+            [
+                public_name(str(data.get("dataset", ""))),
+                *origin,
+                *_options_text(data),
+                *([", ".join(counts)] if counts else []),
+            ]
+        )
     )
+
+
+def _package_text(data: Row) -> str:
+    """Return a phrase with package, version and licence of generated problems, empty if no package made them."""
+    if not data.get("package"):
+        return ""
+    licence = f" (licence: {data['licence']})" if data.get("licence") else ""
+    return f", the problems with {data['package']} {data.get('version', '')}{licence}"
+
+
+def _options_text(data: Row) -> list[str]:
+    """Return a phrase for each generator of the problems, with its options."""
+    options = data.get("options")
+    if not isinstance(options, dict):
+        return []
+    return [f"{generator} with {_joined(own, *own)}" for generator, own in options.items() if isinstance(own, dict)]
 
 
 def _plots(folder: RunFolder) -> list[tuple[str, str]]:
@@ -193,6 +216,7 @@ def _training(model: Trained) -> Row:
         "rewards": cell(_joined(arguments, "rewards")),
         "steps": model.step,
         "makes_data": model.makes_data,
+        "made_with": cell(_package_text(model.data)),
         "makes_base": model.makes_base,
         "parameters": environment.get("parameters"),
         "essentials": table([("what", "value"), *shown]) if shown else "",

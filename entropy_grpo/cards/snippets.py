@@ -24,7 +24,7 @@ def _number(value: Any, default: float) -> str:
 
 def _prompt(trained: Trained) -> list[str]:
     """Return lines that set `prompt`, in the format of the training, and its tokens `inputs`."""
-    template = trained.arguments.get("prompt_template")
+    template = trained.arguments.get("prompt_template") or trained.data.get("prompt_template")
     tokens = 'inputs = tokenizer(prompt, return_tensors="pt")'
     if template in TEMPLATES:
         lines = ['question = "What is the sum of the first ten primes?"']

@@ -356,7 +356,11 @@ class _InPrompts:
     def _problem(self, place: int) -> Problem:
         try:
             return self.stream[place]
-        except Exhausted:
+        except Exhausted as end:
+            if not len(self.stream):
+                raise ValueError(
+                    f"dataset_name: {end}: set other dataset_options or a larger max_prompt_length."
+                ) from end
             return self.stream[place % len(self.stream)]
 
 
@@ -392,7 +396,8 @@ def _generate(task: Task, config: DataConfig, seed: int, prompt_lengths: PromptL
         train = places.with_transform(_InPrompts(stream, task.template))
     dev, test = make("dev", config.num_dev_problems), make("test", config.num_test_problems)
     sizes = {name: len(part) if part else 0 for name, part in (("train", train), ("dev", dev), ("test", test))}
-    return Problems(train, dev, test, {"dataset": config.task_name, **task.origin, **sizes}, stream)
+    template = {} if task.template is None else {"prompt_template": task.template}
+    return Problems(train, dev, test, {"dataset": config.task_name, **task.origin, **template, **sizes}, stream)
 
 
 def check_size(train: Dataset, problems_per_rollout: int) -> None:
