@@ -126,6 +126,19 @@ SECTIONS: dict[str, list[Row]] = {
         Row("32B with responses of 29,696 tokens", launches("qwen3_32b_29k"), NONE),
         Row("Llama-3.1-8B", launches("llama31_8b_cold_start", "llama31_8b", "llama31_8b_dapo"), NONE),
         Row(
+            "Fig. 9 (out of domain, LiveCodeBench over training)",
+            [
+                *launches("qwen3_14b", "qwen3_14b_dapo"),
+                *(
+                    f"entropy-grpo eval --model runs/{name}/weights/step-{step} --benchmarks livecodebench"
+                    for name in ("qwen3_14b", "qwen3_14b_dapo")
+                    for step in (160, 480, 840, 1280)
+                ),
+                "entropy-grpo compare runs/qwen3_14b runs/qwen3_14b_dapo --output runs/out_of_domain",
+            ],
+            NONE,
+        ),
+        Row(
             "Discussion 3 (entropy bonus and clip-higher; entropy of tokens above the clip)",
             [*launches("qwen3_8b_dapo", "qwen3_8b_dapo_clip20", "qwen3_8b_dapo_bonus"), small("bonus_tiny")],
             "[sweep](experiments.md#entropy-bonus-and-clip-higher)",
@@ -223,6 +236,12 @@ SECTIONS: dict[str, list[Row]] = {
             ],
             "[evaluation](evaluation.md)",
             ONE_GPU,
+        ),
+        Row(
+            "A benchmark that is newer than the models",
+            ["entropy-grpo eval --model runs/qwen3_14b --benchmarks newer.jsonl --since 2026-02-01"],
+            NONE,
+            f"{ONE_GPU}; a file with problem, answer and date",
         ),
         Row(
             "Contamination of benchmarks",

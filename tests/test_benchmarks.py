@@ -16,6 +16,7 @@ from entropy_grpo.data.benchmarks.benchmark import CODE, MATHS, seed_of
 from entropy_grpo.data.prompts import TEMPLATES
 from entropy_grpo.evaluation import questions
 from entropy_grpo.evaluation.judging import judge
+from entropy_grpo.evaluation.options import Options
 from entropy_grpo.grading import Verdict
 from entropy_grpo.grading.code.sandbox import unavailable
 from entropy_grpo.tasks.number_walk import VALUES, Problem
@@ -216,6 +217,24 @@ def test_files_are_benchmarks(tmp_path, problem, answer):
     benchmark, asked = questions.load(str(path))
     assert (benchmark.name, benchmark.kind) == ("mine", MATHS)
     assert [(q.id, q.text, q.reference) for q in asked] == [("0", "0?", "0"), ("1", "1?", "1"), ("2", "2?", "2")]
+
+
+def test_questions_before_a_day_are_left_out(tmp_path):
+    path = tmp_path / "new.jsonl"
+    days = ["2025-12-31", "2026-02-01", "2026-02-01T09:00:00", "2026-03-05"]
+    rows = [{"problem": f"{i}?", "answer": i, "date": day} for i, day in enumerate(days)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [q.text for q in questions.load(str(path), "2026-02-01")[1]] == ["1?", "2?", "3?"]
+    assert len(questions.load(str(path))[1]) == 4
+    with pytest.raises(ValueError, match=r"every question of .* is older"):
+        questions.load(str(path), "2026-03-06")
+    with pytest.raises(ValueError, match="benchmarks names 'aime25': only files of questions have a date"):
+        questions.load("aime25", "2026-02-01")
+    path.write_text(path.read_text() + json.dumps({"problem": "x", "answer": 1, "date": "March"}) + "\n")
+    with pytest.raises(ValueError, match=r"line 5 of .* has date 'March': it must be YYYY-MM-DD"):
+        questions.load(str(path), "2026-02-01")
+    with pytest.raises(ValueError, match=r"since is '2026-2-1': it must be a day"):
+        Options("model", [str(path)], since="2026-2-1")
 
 
 def test_files_without_the_columns_are_refused(tmp_path):

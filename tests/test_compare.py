@@ -19,7 +19,7 @@ from entropy_grpo.grading import Verdict
 from entropy_grpo.metrics import answers
 from entropy_grpo.metrics.seeds import difference, holm
 from entropy_grpo.models.load import output_folder
-from entropy_grpo.runs import plots
+from entropy_grpo.runs import files, plots
 
 
 def plant(path, accuracy=0.5, seed=0, problems=20, samples=4, before=None, **settings):
@@ -287,3 +287,19 @@ def test_command_writes_what_it_prints(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["compare", folders[0], "--baseline", folders[1]])
     assert "not among the runs" in capsys.readouterr().err
+
+
+def test_curves_have_the_benchmarks_of_kept_weights(tmp_path):
+    """For benchmarks that a run cannot answer while it trains, such as programs; its own log comes first."""
+    run = plant(tmp_path / "run")
+    for step, value in ((40, 0.25), (120, 0.5)):
+        folder = output_folder(str(run.path / "weights" / f"step-{step}"))
+        for name in ("livecodebench", "aime24"):
+            files.write_json(folder / f"{name}.json", {"metrics": {"num_samples": 8, "acc@N": {"value": value}}})
+        files.write_json(folder / "comparison.json", {"other": {}})
+    files.append_jsonl(run.path / "metrics.jsonl", [{"step": 3, "eval_aime24/acc@8": 0.75}])
+    group = compare.compare([read_run(run.path)])["groups"]["all"]
+    curves = {name: {step: point["value"] for step, point in curve.items()} for name, curve in group["curves"].items()}
+    assert curves["eval_livecodebench/acc@8"] == {40: 0.25, 120: 0.5}
+    assert curves["eval_aime24/acc@8"] == {3: 0.75}
+    assert group["cost"]["tokens"] == 300.0

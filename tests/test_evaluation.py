@@ -468,5 +468,7 @@ def test_results_of_a_run_go_into_its_folder(tmp_path):
     (tmp_path / "checkpoint-40").mkdir()
     assert load.output_folder(str(tmp_path)) == tmp_path / "benchmarks" / "final"
     assert load.output_folder(str(tmp_path / "checkpoint-40")) == tmp_path / "benchmarks" / "checkpoint-40"
+    weights = load.output_folder(str(tmp_path / "weights" / "step-40"))
+    assert weights == tmp_path / "benchmarks" / "weights-step-40"
     assert load.output_folder("Qwen/Qwen3-8B") == Path("evaluations/Qwen--Qwen3-8B")
     assert load.output_folder("embedded:number_walk") == Path("evaluations/embedded--number_walk")

@@ -12,10 +12,11 @@ from typing import Any
 
 from ..evaluation import results
 from ..metrics.correctness import is_right
+from ..metrics.logged import benchmark_accuracies
 from ..rewards.registry import OVERLONG
 from ..runs import files, trained
 from ..runs.files import Row
-from ..runs.folder import RunFolder
+from ..runs.folder import OF_WEIGHTS, RunFolder
 from ..runs.trained import Benchmark
 
 # Settings that do not change the experiment: seeds, folders, and the times of saving and logging.
@@ -122,15 +123,29 @@ def read_run(path: str | Path) -> Run:
     folder = RunFolder(Path(path))
     if not folder.recipe.is_file():
         raise ValueError(f"{path} has no recipe.yaml, so it is no run folder: name folders such as runs/NAME.")
-    record = trained.read(folder.path)
+    record, steps = trained.read(folder.path), files.read_steps(folder.metrics)
     return Run(
         path=folder.path,
         settings=record.recipe,
         environment=record.environment,
-        steps=files.read_steps(folder.metrics),
+        steps=steps + evaluated_weights(folder, steps),
         after=record.evaluation.get("after", {}),
         benchmarks={f"{one.name} Acc@{one.figures['metrics']['num_samples']}": one for one in record.benchmarks},
     )
+
+
+def evaluated_weights(folder: RunFolder, logged: Sequence[Row]) -> list[Row]:
+    """Return Acc@N of the models in `weights/`, as rows of a log.
+
+    A benchmark that the run answered in training keeps the accuracies of its log.
+    """
+    known, rows = set(benchmark_accuracies(logged)), []
+    for path in sorted(folder.benchmarks.glob(f"{OF_WEIGHTS}step-*/*.json")):
+        metrics = files.read_json(path).get("metrics", {})
+        key = f"eval_{path.stem}/acc@{metrics.get('num_samples')}"
+        if metrics and key not in known:
+            rows.append({"step": int(path.parent.name.rpartition("-")[2]), key: metrics["acc@N"]["value"]})
+    return rows
 
 
 def unlike(runs: Sequence[Run], measure: str) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,14 @@ READ_IF = (
 SEPARATOR = re.compile(r",(?![^\[\]]*\])")
 
 
+def is_day(text: str) -> bool:
+    """Return whether a text is a day of the form YYYY-MM-DD."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 def names_in(texts: Sequence[str]) -> list[str]:
     """Return the names in several texts: each is a file, or holds several names separated by commas.
 
@@ -52,6 +61,8 @@ class Options:
     """Hub id, folder of a model or an adapter, checkpoint of a run, or name of an embedded model"""
     benchmarks: Sequence[str]
     """names of benchmarks or .jsonl/.json/.parquet files, separated by commas"""
+    since: str | None = None
+    """with files: only questions whose column date is this day or later (YYYY-MM-DD)"""
     output: Path | None = None
     """folder for the results of this model; if unset, the run folder, or evaluations/"""
     prompt: str | None = None
@@ -99,3 +110,5 @@ class Options:
 
     def __post_init__(self) -> None:
         refuse_unread(self, READ_IF)
+        if self.since is not None and not is_day(self.since):
+            raise ValueError(f"since is {self.since!r}: it must be a day, as in 2026-02-01.")

@@ -11,10 +11,17 @@ from ..data.benchmarks import BENCHMARKS, find
 from ..data.benchmarks.benchmark import Benchmark, Question, from_file
 from ..data.hub import download, load_hub
 from ..data.sources import FILE_FORMATS, TRAINING, is_local
+from .options import is_day
+
+DATE = "date"
 
 
-def load(name: str) -> tuple[Benchmark, list[Question]]:
+def load(name: str, since: str | None = None) -> tuple[Benchmark, list[Question]]:
     """Load a benchmark, or a training set of `sources.TRAINING` for a teacher to answer.
+
+    Args:
+        since: day (YYYY-MM-DD) before which questions of a file are left out, by the file's column `date`. A set that
+            is newer than a model cannot have been in its training.
 
     Returns:
         The benchmark and its questions in order.
@@ -23,6 +30,8 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
         hub.GatedError: the data set's terms have to be accepted first.
         ValueError: the name is unknown, the data does not load, or its columns are not those of the benchmark.
     """
+    if since is not None and not is_local(name):
+        raise ValueError(f"since is {since!r}, but benchmarks names {name!r}: only files of questions have a date.")
     benchmark = find(name)
     if benchmark is not None:
         if benchmark.make is not None:
@@ -42,8 +51,25 @@ def load(name: str) -> tuple[Benchmark, list[Question]]:
             f"{' or '.join(FILE_FORMATS)}."
         )
     found = rows.load(f"benchmarks names {name!r}", name)
+    found = found if since is None else _not_before(found, since, name)
     benchmark = from_file(name, found.columns)
     return benchmark, benchmark.read(found.rows, found.places)
+
+
+def _not_before(found: rows.Rows, since: str, name: str) -> rows.Rows:
+    """Return the rows of a file whose date is not before a day.
+
+    Raises:
+        ValueError: a row has no date, or no row is left.
+    """
+    pairs = list(zip(found.rows, found.places, strict=True))
+    for row, place in pairs:
+        if not is_day(str(row.get(DATE))[:10]):
+            raise ValueError(f"since is {since!r}, but {place} has {DATE} {row.get(DATE)!r}: it must be YYYY-MM-DD.")
+    kept = [(row, place) for row, place in pairs if str(row[DATE])[:10] >= since]
+    if not kept:
+        raise ValueError(f"since is {since!r}, but every question of {name!r} is older: name an earlier day.")
+    return rows.Rows(found.columns, [row for row, _ in kept], [place for _, place in kept])
 
 
 def _read(benchmark: Benchmark) -> list[Question]:

@@ -68,11 +68,13 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
     }
     if backend == TRANSFORMERS:  # the composition of a batch decides the rounding of its responses
         settings["batch_size"] = options.batch_size
+    if options.since is not None:
+        settings["since"] = options.since
     form = form_of(options, path)
     jobs: dict[str, Job] = {}
     for name in dict.fromkeys(options.benchmarks):
         try:
-            benchmark, asked = questions.load(name)
+            benchmark, asked = questions.load(name, options.since)
         except GatedError as error:
             print(f"skipped: {error}", file=sys.stderr)
             continue

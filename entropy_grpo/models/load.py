@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from ..runs import files
-from ..runs.folder import RunFolder
+from ..runs.folder import OF_WEIGHTS, RunFolder
 from ..runs.weights import ADAPTER_CONFIG, deciding, has_adapter
 from ..tasks.cold_start import cache_dir
 from ..tasks.registry import TASKS, find
@@ -386,10 +386,12 @@ def fingerprint(path: str) -> str | None:
 
 
 def output_folder(name: str) -> Path:
-    """Return the default folder for results: in the run folder for a run or checkpoint, else in `evaluations/`."""
+    """Return the default folder for results: in the run's folder for a run, its checkpoints and its kept weights."""
     path = Path(name)
     if RunFolder(path).recipe.exists():
         return RunFolder(path).benchmarks / "final"
     if RunFolder(path.parent).recipe.exists():
         return RunFolder(path.parent).benchmarks / path.name
+    if path.parent.name == "weights" and RunFolder(path.parent.parent).recipe.exists():
+        return RunFolder(path.parent.parent).benchmarks / f"{OF_WEIGHTS}{path.name}"
     return RESULTS / name.strip("/.").replace("/", "--").replace(":", "--")

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Default parent of run folders. A run's folder has the name of its recipe.
+# Beginning of the folders of `benchmarks/` with results of the models in `weights/`: `weights-step-N`.
+OF_WEIGHTS = "weights-"
 RUNS = Path("runs")
 
 
