@@ -11,9 +11,11 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from entropy_grpo.cards import card
+from entropy_grpo.cards.citations import CITATIONS, citation
 from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.data import sources
 from entropy_grpo.models.known import KNOWN
+from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.runs.files import write_json
 
 from . import hub_rules
@@ -299,7 +301,19 @@ def test_methods_by_name_are_told_and_cited(tmp_path):
     rows = table(text, "| what | value |")
     shown = "stapo (tau_p 0.002, q 0.75, start 5); my_module:f (SHA-256 of its file 0123456789abcdef...)"
     assert rows["token weights"] == [shown] and "advantages" not in rows
-    assert "arxiv:2602.15620" in front_matter(text)["tags"] and "note         = {Paper of the method stapo}" in text
+    assert "arxiv:2602.15620" in front_matter(text)["tags"]
+    (entry,) = re.findall(r"^@article\{arxiv.*?^\}", text, re.DOTALL | re.MULTILINE)
+    assert "Silencing Rare Spurious Tokens" in entry and "author  = {Shiqi Liu and" in entry
+    assert "arXiv:2602.15620},\n  year    = {2026},\n  note    = {Paper of the method stapo}" in entry
+
+
+def test_every_method_has_a_citation():
+    """By this table, or in the template; a paper of a user's own method is cited by its id."""
+    papers = {method.paper.removeprefix("arXiv ") for method in REGISTERED.values() if method.paper}
+    assert papers == CITATIONS.keys() | {"2506.01939", "2508.02260"}
+    entry = citation("2501.00001", "mine")
+    assert "title" not in entry and "arXiv:2501.00001" in entry and "year    = {2025}" in entry
+    assert all(citation(paper, "x").count("{") == citation(paper, "x").count("}") for paper in papers)
 
 
 def python_blocks(text):

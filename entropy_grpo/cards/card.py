@@ -19,6 +19,7 @@ from ..runs.files import Row
 from ..runs.folder import RunFolder
 from ..runs.trained import Trained, cost
 from . import snippets
+from .citations import citation
 from .metadata import is_cold_start, metadata, papers, papers_of_methods
 from .results import benchmark_rows, dev_accuracy, entropy_text, results_table, sampling_text
 
@@ -231,7 +232,7 @@ def _training(model: Trained) -> Row:
         "dirty": str(environment.get("git_revision")).endswith("-dirty"),
         "versions": table([("package", "version"), *model.versions.items()]) if model.versions else "",
         "papers": papers(model),
-        "cited": {} if is_cold_start(model) else papers_of_methods(model),
+        "cited": [] if is_cold_start(model) else [citation(*one) for one in papers_of_methods(model).items()],
         "lacks": model.lacks,
     }
 
