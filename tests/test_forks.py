@@ -7,11 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.fixtures import fixed_rollout
+from entropy_grpo.objective.ranks import ALONE
 from entropy_grpo.objective.sampling import Response
+from entropy_grpo.training.drafts import Drafts
 from entropy_grpo.training.forks import ForkRule, forkable
 
 from . import reference, written_parts
-from .test_drafts import RESUMED
+from .test_drafts import RESUMED, Sampler
 from .test_durable import assert_goes_on
 
 GROUP = fixed_rollout.GENERATIONS
@@ -121,6 +123,26 @@ def test_a_run_goes_on_in_the_middle_of_responses(ending_model, tmp_path):
     settings = RESUMED | written_parts.FORKS | {"save_steps": 3}
     whole = fixed_rollout.train(ending_model, tmp_path / "a", **settings)
     assert_goes_on(ending_model, tmp_path / "b", whole, tmp_path / "a" / "checkpoint-3", **settings)
+
+
+def test_a_failed_round_can_be_undone():
+    """A server that goes in the middle of a rollout leaves the state before it: unfinished, whole and forked."""
+
+    def entropies(responses):
+        return torch.zeros(len(responses), max(len(response.completion_ids) for response in responses))
+
+    rule = make_rule(trunks=1, size=2, entropies=entropies)
+    drafts = Drafts(lambda row: row, Sampler([3, 9, 9, 2] + [6] * 8), 2, 4, 40, 2, ALONE, None, rule)
+    drafts.add([7, 8, 9, 10], 1)
+    drafts.write(1, to_the_end=False)
+    before, known = drafts.state(), repr(drafts.state())
+    for _ in range(3):
+        drafts.write(1, to_the_end=False)
+        drafts.keep_recorded()
+    assert repr(before) == known != repr(drafts.state())
+    drafts.restore(before)
+    assert repr(drafts.state()) == known
+    assert {draft.forks[0] is None for draft in drafts.unfinished} == {True, False}
 
 
 def test_a_resumed_run_may_write_otherwise(ending_model, tmp_path):

@@ -184,16 +184,21 @@ def test_groups_that_waited_are_corrected_by_the_policy_that_wrote_them(model, t
         assert (ratio - 1).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("mode", ["server", "colocate"])
-def test_parts_have_recorded_log_probabilities(request, model, tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "forks"),
+    [("server", {}), ("colocate", {}), ("colocate", {"fork_rollouts": 2, "fork_min_chars": 1})],
+    ids=["server", "colocate", "colocate, forks"],
+)
+def test_parts_have_recorded_log_probabilities(request, model, tmp_path, mode, forks):
     """Of every token, whatever rollout wrote it: against transformers, since a rate of 0 leaves one policy."""
     where = on_server(request.getfixturevalue("server")) if mode == "server" else {"vllm_mode": "colocate"}
     settings = TRAINED | where | {"dynamic_sampling": True, "min_accuracy": 0.0, "max_accuracy": 1.0}
-    settings |= {"max_new_tokens_per_round": 3, "learning_rate": 0.0}
+    settings |= {"max_new_tokens_per_round": 3, "learning_rate": 0.0} | forks
     found = run(model, tmp_path, sync="always", **settings)
     assert sum(row["partial_rollouts/unfinished"] for row in found.steps) > 0
     shares = [row["partial_rollouts/older_share"] for row in found.steps]
     assert any(0 < share < 1 for share in shares), shares
+    assert any(row.get("fork_rollouts/prefix_share", 0) > 0 for row in found.steps) == bool(forks)
     policy = AutoModelForCausalLM.from_pretrained(model)
     for rollout in found.rollouts:
         ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
