@@ -16,7 +16,7 @@ TEACHER ?= Qwen/Qwen3-32B
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny methods-tiny bench revisions gpu sampling faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
+.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny methods-tiny bench revisions gpu sampling rollouts faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -119,6 +119,9 @@ evaluation: setup  ## evaluate the demo's models, and kill and time an evaluatio
 
 sampling: setup  ## measure dynamic sampling against no sampling and against the released code's logic (half an hour on two cores)
 	$(BIN)/python -m benchmarks.sampling
+
+rollouts: setup  ## count what partial rollouts and fork rollouts spare (half an hour on two cores)
+	$(BIN)/python -m benchmarks.rollouts
 
 faults: setup  ## try 77 faults of machines, people, files and reward functions (a quarter of an hour on two cores); writes benchmarks/results/faults.json
 	$(BIN)/python -m benchmarks.faults

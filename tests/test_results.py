@@ -22,6 +22,7 @@ from benchmarks import (
     grading,
     measure,
     paper_size,
+    rollouts,
     sampling,
     speed,
     summary,
