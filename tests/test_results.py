@@ -75,7 +75,7 @@ def test_the_page_of_the_gpu_holds_the_recorded_figures():
         assert found["status"] == "complete" or len(found["measurements"]) == 12
 
 
-@pytest.mark.parametrize("part", [faults, sampling], ids=["faults", "sampling"])
+@pytest.mark.parametrize("part", [faults, rollouts, sampling], ids=["faults", "rollouts", "sampling"])
 def test_readme_holds_the_recorded_runs(part):
     assert measure.block(part.TABLE)[1] == part.table(json.loads(part.RESULTS.read_text()))
 

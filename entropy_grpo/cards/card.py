@@ -34,6 +34,7 @@ TOKENS_TEXT = {
     "gradient_norm": "the {kept} of tokens with the largest gradient in the LM head, another arm",
     "random_matched": "random tokens with as much gradient as the {kept} with the highest entropy, a control",
 }
+SAMPLING = ("temperature", "top_p", "dynamic_sampling", "max_new_tokens_per_round", "fork_rollouts")
 PLOTS_TEXT = {
     "reward": "Reward of the rollouts, and accuracy on held-out problems, over optimiser steps",
     "entropy": "Percentiles of token entropy over optimiser steps, with the threshold of selection",
@@ -128,7 +129,7 @@ def essentials(model: Trained) -> list[tuple[str, str]]:
         "values of rewards": _joined(arguments, "reward_scale"),
         "prompt template": _joined(arguments, "prompt_template"),
         "lengths (tokens)": _joined(arguments, "max_prompt_length", "max_completion_length", "overlong_cache_length"),
-        "sampling": _joined(arguments, "temperature", "top_p", "dynamic_sampling"),
+        "sampling": _joined(arguments, *SAMPLING),
         "batch": _batch_text(arguments, model.objective),
         "LM head": _head_text(model.objective),
         "learning rate": _joined(arguments, "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),

@@ -19,6 +19,7 @@ TAGS = ("trl", "grpo", "rlvr", "reinforcement-learning", "entropy-grpo")
 FORKING, SHAPING, DAPO = "2506.01939", "2508.02260", "2503.14476"
 # Settings whose methods by name have papers.
 METHODS, ARXIV = ("advantages", "token_weights"), "arXiv "
+FORKS = "2508.11016"
 
 
 def is_cold_start(trained: Trained) -> bool:
@@ -46,6 +47,8 @@ def papers_of_methods(trained: Trained) -> dict[str, str]:
         paper = entry["paper"].removeprefix(ARXIV)
         if entry["paper"].startswith(ARXIV) and paper not in (FORKING, SHAPING, DAPO):
             papers.setdefault(paper, []).append(entry["name"])
+    if trained.arguments.get("fork_rollouts") is not None:
+        papers[FORKS] = ["fork_rollouts"]
     return {paper: " and ".join(names) for paper, names in papers.items()}
 
 
