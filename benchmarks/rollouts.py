@@ -147,16 +147,17 @@ def count(budget: int | None, age: int, rate: float) -> dict:
     def mean(name: str) -> float:
         return statistics.mean(row.get(name, 0.0) for row in metrics)
 
-    return {
+    ages = {}
+    if budget is not None:
+        ages = {name: mean(f"partial_rollouts/{name}") for name in ("older_share", "age_mean")}
+        ages["age_max"] = max(row["partial_rollouts/age_max"] for row in metrics)
+    return ages | {
         "steps_per_rollout": steps / counted / LONGEST,
         "tokens_per_step": lengths.tokens / steps,
         "idle_share": 1 - lengths.tokens / lengths.slots,
         "generated_per_trained": lengths.tokens / trained,
         "mean_length": trained / counted / GROUPS / GROUP * 20,
         "rounds": mean("dynamic_sampling/rounds"),
-        "older_share": mean("partial_rollouts/older_share"),
-        "age_mean": mean("partial_rollouts/age_mean"),
-        "age_max": max(row.get("partial_rollouts/age_max", 0.0) for row in metrics),
         "unfinished": mean("partial_rollouts/unfinished") / GROUPS / GROUP,
     }
 
@@ -221,8 +222,8 @@ def table(results: dict) -> str:
                 f"{row['idle_share']:.0%}",
                 f"{row['generated_per_trained']:.2f}",
                 f"{row['rounds']:.1f}",
-                f"{row['older_share']:.0%}",
-                f"{row['age_mean']:.2f}, {row['age_max']:.0f}",
+                f"{row['older_share']:.0%}" if "older_share" in row else "-",
+                f"{row['age_mean']:.2f}, {row['age_max']:.0f}" if "age_mean" in row else "-",
                 f"{row['unfinished']:.0%}",
             )
         )
