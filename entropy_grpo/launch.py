@@ -6,20 +6,26 @@ accelerate launch -m entropy_grpo.launch FILE --max_steps 4     # also for plain
 
 import atexit
 import gc
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .config import recipe
-from .config.recipe import RecipeError
+from .config.recipe import RecipeError, Setting, Settings
 from .config.sharding import choose_sharding
 from .rewards.guard import RewardError
 from .runs import launched
 from .runs.launched import INTERRUPTED, ServerError, Stopped
 from .runs.processes import rank, wait_passively
+
+# Beginnings of environment variables by which launchers tell a process its place.
+LAUNCHER = ("ACCELERATE_", "FSDP_", "GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "TORCHELASTIC_", "WORLD_SIZE")
 
 
 def is_first_process() -> bool:
@@ -67,6 +73,52 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
     end()  # outside of the handlers, which keep the trainer alive
 
 
+def size_sampler(settings: Settings, path: Path, arguments: Sequence[str]) -> Settings:
+    """Return settings in which a colocated vLLM has a share of a GPU, if the recipe leaves the share to the package.
+
+    Raises:
+        RecipeError: there is no GPU, or nothing is left of it.
+    """
+    name, values = "vllm_gpu_memory_utilization", {key: setting.value for key, setting in settings.items()}
+    if name not in values or values[name] is not None or not values.get("use_vllm"):
+        return settings
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RecipeError(f"{name} is null, but there is no GPU whose memory could be divided: set a number.")
+    memory = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0))).total_memory
+    cache = _planned(path, arguments, memory / 2**30)
+    if cache["cached_tokens"] < cache["max_model_len"]:
+        raise RecipeError(
+            f"{name} is null, but the training leaves {cache['share']:.0%} of a GPU, which hold vLLM's weights and "
+            f"{cache['cached_tokens']:,} tokens, and one sequence has {cache['max_model_len']:,}: shard over more "
+            "GPUs, raise vllm_tensor_parallel_size, or set vllm_enable_sleep_mode: true."
+        )
+    found = {name: cache["share"], "vllm_max_num_seqs": cache["max_num_seqs"]}
+    return settings | {
+        key: Setting(value, settings[name].source) for key, value in found.items() if values.get(key) is None
+    }
+
+
+def _planned(path: Path, arguments: Sequence[str], memory: float) -> dict[str, Any]:
+    """Return the plan of colocated vLLM on the machines of this launch.
+
+    Another process makes the plan, because settings that are checked as for one process would join the launch's
+    process group here.
+
+    Args:
+        memory: memory of a GPU in GiB.
+    """
+    gpus, processes = (int(os.environ.get(key, 1)) for key in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    command = [sys.executable, "-m", "entropy_grpo.cli", "plan", str(path), "--json", "--gpus", str(gpus)]
+    command += ["--nodes", str(processes // gpus), "--gpu-memory", f"{memory:.3f}", *arguments]
+    alone = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
+    result = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
+    if not result.stdout:  # a plan that does not fit is printed, too
+        raise RecipeError(result.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
+    return json.loads(result.stdout)["vllm"]
+
+
 def train(path: Path, arguments: Sequence[str]) -> None:
     """Train a recipe with overrides."""
     path = recipe.find(path)
@@ -85,6 +137,7 @@ def train(path: Path, arguments: Sequence[str]) -> None:
             from .training.sft import main as run_training
         else:
             from .training.train import main as run_training
+        settings = size_sampler(settings, path, arguments)
     with ExitStack() as held:
         run_training(settings, path.stem, held)
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from entropy_grpo import cli
 from entropy_grpo.config import recipe
 from entropy_grpo.planning import commands, disk, flops, memory, plan, vllm
+from entropy_grpo.planning.memory import sampler_share
 from entropy_grpo.planning.options import PlanOptions
 
 from .conftest import REPOSITORY
@@ -387,13 +388,15 @@ def test_shipped_recipes_fit_with_room_and_warn_of_nothing(name):
 def test_the_cache_of_a_served_model(recipe_file):
     """Qwen3-8B on two GPUs of 80 GiB, by hand."""
     words = ["--vllm_tensor_parallel_size", "2", "--vllm_gpu_memory_utilization", "0.5", "--max_prompt_length", "2048"]
-    found = vllm.sampler(resolve(recipe_file, words))
+    job = resolve(recipe_file, words)
+    found = vllm.sampler(job)
     weights = 8_190_735_360 * 2 // 2
     sequences = 8192 // 8 * 2  # the responses of a rollout on two of eight GPUs: `max_num_seqs` of TRL's engine
     profiled = sequences * 151_936 * 14
     token = 2 * 36 * 8 * 128 * 2 // 2
     assert 4 <= profiled / 2**30 < 5
     cached = int((0.5 * 80 * 2**30 - weights - profiled) / token)
+    engine = vllm.Engine(2, weights, 2 * 8_190_735_360, token, in_process=True)
     assert found == {
         "mode": "colocate",
         "gpus": 2,
@@ -405,7 +408,14 @@ def test_the_cache_of_a_served_model(recipe_file):
         "bytes_per_token": token,
         "cached_tokens": cached,
         "concurrent_sequences": cached // 22_528,
+        "tokens_per_second": round(4 * engine.tokens_per_second(cached // 22_528, 2_048 + 20_480 / 2)),
+        "sampler_share": sampler_share(job, 80),
+        "by_tensor_parallel": found["by_tensor_parallel"],
     }
+    # A step reads the weights and the caches; 4 ms and 10 us a sequence go to scheduling, and 1 ms to the other GPU.
+    seconds = 5e-3 + 30 * 10e-6 + (weights + 30 * 10_000 * token) / (0.75 * 3.35e12)
+    assert engine.tokens_per_second(30, 10_000) == pytest.approx(30 / seconds)
+    assert found["by_tensor_parallel"]["2"] == found["tokens_per_second"]
     assert vllm.holds_a_sequence(found | {"cached_tokens": 22_528})
     assert not vllm.holds_a_sequence(found | {"cached_tokens": 22_527})
 

@@ -100,6 +100,17 @@ def test_a_micro_step_is_counted_where_it_is_made():
     assert "or i == len(batch_samples) - 1" in epoch, "gradients are no longer reduced in the last micro-step alone"
 
 
+def test_the_engine_is_made_by_a_name_of_trls_module():
+    """`training.sampler.sized` puts another function in its place, and vLLM refuses more sequences than tokens."""
+    source = inspect.getsource(GRPOTrainer.__init__)
+    made = source[source.index("self.vllm_generation = VLLMGeneration(") :]
+    for name in ("mode=args.vllm_mode", "max_num_seqs=args.per_device", "generation_kwargs=args.generation_kwargs"):
+        assert name in made, "Read training.sampler.engine_settings."
+    source = inspect.getsource(VLLMGeneration)
+    assert "max_num_batched_tokens=4096" in source and "max_num_seqs=self.max_num_seqs" in source
+    assert "generation_kwargs.update(self.generation_kwargs)" in source and ".text" not in source
+
+
 def test_adapters_are_read_by_name():
     advice = "Read EntropyForkGRPOTrainer._prepare_adapters, which fixes an argument of the model's load_adapter."
     assert "autocast_adapter_dtype" in inspect.signature(PeftModel.load_adapter).parameters, advice

@@ -8,6 +8,8 @@ import re
 
 from trl import GRPOConfig
 
+# TRL's `max_num_batched_tokens` of a colocated vLLM, which refuses more sequences than that.
+VLLM_BATCHED_TOKENS = 4096
 ROLLOUTS = re.compile(r"(\d+) rollouts?")
 
 
@@ -95,3 +97,21 @@ def limit_vllm(args: GRPOConfig, max_prompt_length: int | None) -> None:
     """
     if args.use_vllm and args.vllm_max_model_length is None and max_prompt_length is not None:
         args.vllm_max_model_length = max_prompt_length + args.max_completion_length
+
+
+def check_sampler(args: GRPOConfig) -> None:
+    """Refuse settings with which a colocated vLLM does not start.
+
+    Raises:
+        ValueError: the share of a GPU is none, or there are more sequences than vLLM computes tokens at a time.
+    """
+    share, sequences = args.vllm_gpu_memory_utilization, args.vllm_max_num_seqs
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(
+            f"vllm_gpu_memory_utilization is {share}: it must lie in (0, 1], or be null for all that the run leaves."
+        )
+    if sequences is not None and not 1 <= sequences <= VLLM_BATCHED_TOKENS:
+        raise ValueError(
+            f"vllm_max_num_seqs is {sequences}: it must lie between 1 and {VLLM_BATCHED_TOKENS}, the tokens that "
+            "TRL's vLLM computes at a time."
+        )

@@ -29,6 +29,7 @@ FREE = (
     "dataloader_prefetch_factor dataloader_persistent_workers dataset_num_proc gradient_checkpointing "
     "gradient_checkpointing_kwargs torch_compile torch_empty_cache_steps fused_lm_head attn_implementation debug "
     "vllm_server_ vllm_group_port vllm_gpu_memory_utilization vllm_tensor_parallel_size vllm_enable_sleep_mode "
+    "vllm_max_num_seqs token_budget "
     "max_skipped_steps reward_seconds"
 ).split()
 _FREE = re.compile("|".join(f"{name}.*" if name.endswith("_") else name for name in FREE))

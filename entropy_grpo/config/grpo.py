@@ -17,7 +17,7 @@ from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
 from ..objective.share import BY_NORM, RHO
 from ..registry import one_of, refuse_unread, unread
 from ..runs.processes import process_count
-from .batches import batch_shape, check_evaluation_batch, optimizer_steps
+from .batches import batch_shape, check_evaluation_batch, check_sampler, optimizer_steps
 from .losses import check_loss
 from .methods import check_combinations, count_in_steps, to_short_forms
 from .shaping import ShapingConfig
@@ -94,6 +94,11 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             log-probabilities are then of the truncated distribution (`models.truncation`). They need whole rows of
             logits, which costs time. Entropies remain those of the whole distribution.
         max_skipped_steps: consecutive optimiser steps that may be skipped because their gradient is not finite.
+        vllm_gpu_memory_utilization: share of a GPU that colocated vLLM takes. `null`: what the run leaves while vLLM
+            is awake (`planning.memory.sampler_share`), which a launch computes from the device's memory.
+        vllm_max_num_seqs: sequences that colocated vLLM writes at a time. `null`: TRL's number, the responses of a
+            rollout on the GPUs that share a model; where the share of memory is `null`, too, no more than the cache
+            holds at a sixteenth of their largest length.
         reward_seconds: seconds that a call of a reward function of your own may take, after which the run ends with a
             sentence; null for no limit. Rewards by name have `grading_seconds`.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
@@ -125,6 +130,12 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         metadata={
             "help": "TRL's correction for the gap between vLLM and the policy; per token and capped by default."
         },
+    )
+    vllm_gpu_memory_utilization: float | None = field(
+        default=0.3, metadata={"help": "Share of a GPU for colocated vLLM; null for all that the run leaves."}
+    )
+    vllm_max_num_seqs: int | None = field(
+        default=None, metadata={"help": "Sequences that colocated vLLM writes at a time; null for a number that fits."}
     )
     entropy_selection: str = field(
         default="top",
@@ -248,6 +259,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more.")
         if self.eval_strategy != "no":
             check_evaluation_batch(self, process_count())
+        check_sampler(self)
         if self.reward_seconds is not None and self.reward_seconds <= 0:
             raise ValueError(f"reward_seconds is {self.reward_seconds}: it must be above 0, or null for no limit.")
         super().__post_init__()

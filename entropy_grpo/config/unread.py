@@ -74,7 +74,13 @@ SAMPLING = (
         "in vLLM's mode colocate: set vllm_mode to server",
     ),
     ReadIf(
-        ("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_enable_sleep_mode", "vllm_model_impl"),
+        (
+            "vllm_gpu_memory_utilization",
+            "vllm_max_num_seqs",
+            "vllm_tensor_parallel_size",
+            "vllm_enable_sleep_mode",
+            "vllm_model_impl",
+        ),
         "vllm_mode",
         lambda value: value == "colocate",
         "in vLLM's mode server, where the server has settings of its own: set vllm_mode to colocate",

@@ -42,7 +42,7 @@ def batches(job: Job) -> dict[str, Any]:
         "micro_batches_per_step": args.gradient_accumulation_steps,
         "responses_per_step": job.responses,
         # The planned memory holds the maximum; a micro-batch of mean responses has the expected number.
-        "tokens_per_micro_batch_max": job.per_device * lengths.whole,
+        "tokens_per_micro_batch_max": job.tokens,
         "tokens_per_micro_batch_expected": lengths.mean and round(job.per_device * (lengths.prompt + lengths.mean)),
     }
     if job.objective is None:

@@ -90,6 +90,18 @@ class Job(Resolved):
         return self.args.per_device_train_batch_size // self.processes
 
     @property
+    def tokens(self) -> int:
+        """Largest number of tokens of a training micro-batch on one process."""
+        budget = None if self.objective is None else self.objective.token_budget
+        return max(self.per_device * self.lengths.whole, budget or 0)
+
+    @property
+    def scored(self) -> int:
+        """Largest number of response tokens of a training micro-batch; within a budget, prompts may be short."""
+        has_budget = self.objective is not None and self.objective.token_budget is not None
+        return self.tokens if has_budget else self.per_device * self.lengths.completion
+
+    @property
     def responses(self) -> int:
         """Responses of an optimiser step, over all processes."""
         return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps

@@ -21,6 +21,10 @@ FLOAT32 = 4
 # Values of `optim` with Adam moments of 1 byte; all other optimisers are counted as AdamW.
 EIGHT_BIT = ("adamw_bnb_8bit", "paged_adamw_8bit", "adamw_8bit")
 ADAMW_STEP = 4  # bytes; torch keeps a float32 step counter for every tensor
+# Bytes that colocated vLLM leaves free: the CUDA context, NCCL's buffers and fragmentation; and the largest whole
+# tensor in float32, twice. A sync of the weights gathers it, and torch's allocator still holds it when the cache is
+# mapped.
+FREE, GATHERED = 4 * GIB, 2
 # Bytes of a token of the rollout: ids and masks are int64. Old log-probabilities, the sampler's log-probabilities,
 # their ratio and entropies are float32. The kept mask has 1 byte.
 PROMPT_TOKEN, COMPLETION_TOKEN = 8 + 8, 8 + 8 + 3 * 4 + 4 + 1
@@ -156,12 +160,12 @@ def _gathered_weights(job: Job) -> dict[str, Any]:
 
 
 def _activations(job: Job, checkpointing: bool) -> Activations:
-    """Return the measured activations of a micro-batch of the longest sequences."""
+    """Return the measured activations of the largest micro-batch, of sequences of about the largest length."""
     compute = torch.float32 if job.compute == FLOAT32 else torch.bfloat16
     attention, masked = job.model.attn_implementation, job.objective is None or not job.objective.aligns
-    return job.policy.activations(
-        job.per_device, job.lengths.whole, compute, job.autocasts, attention, checkpointing, masked
-    )
+    sequences = job.tokens // job.lengths.whole
+    width = math.ceil(job.tokens / sequences)
+    return job.policy.activations(sequences, width, compute, job.autocasts, attention, checkpointing, masked)
 
 
 def head_memory(
@@ -182,7 +186,7 @@ def head_memory(
 
 
 def _head(job: Job) -> dict[str, Any]:
-    policy, rows = job.policy, job.per_device * job.lengths.completion
+    policy, rows = job.policy, job.scored
     projected = rows * (job.objective.projected_share if job.objective else 1)
     differentiated = rows * (job.objective.differentiated_share if job.objective else 1)
     element = job.compute if job.sharding.shards else job.loaded
@@ -196,11 +200,10 @@ def _head(job: Job) -> dict[str, Any]:
 
 def _pass(job: Job, activations: Activations) -> dict[str, Any]:
     """Return the parts of a training pass. Head and decoder differentiate one after the other."""
-    tokens, width = job.per_device * job.lengths.whole, job.lengths.whole
     mode = "with" if job.args.gradient_checkpointing else "without"
-    size = f"{activations.kept / tokens:,.0f} bytes a token ({mode} gradient checkpointing) x {job.per_device}"
+    size = f"{activations.kept / job.tokens:,.0f} bytes a token ({mode} gradient checkpointing)"
     return {
-        "activations": _part(activations.kept, f"{size} x {width:,}"),
+        "activations": _part(activations.kept, f"{size} x {job.tokens:,}"),
         "head": _head(job),
         "decoder": _part(activations.peak - activations.kept, "a layer's own tensors and gradients, after the head"),
     }
@@ -222,6 +225,37 @@ def _rollout(job: Job) -> dict[str, Any]:
     )
 
 
+def _between_steps(job: Job) -> dict[str, Any]:
+    """Return the parts that stay between optimiser steps, while responses are written."""
+    return {name: part for name, part in _states(job).items() if name != "gradients"} | {"rollout": _rollout(job)}
+
+
+def _while_training(job: Job, working: dict[str, Any]) -> int:
+    """Return the bytes of training alone. Of head and decoder, only the larger counts."""
+    parts = _states(job) | working | ({} if job.objective is None else {"rollout": _rollout(job)})
+    return _total(parts) - min(working["head"]["bytes"], working["decoder"]["bytes"])
+
+
+def sampler_share(job: Job, memory: float) -> float:
+    """Return the share of a GPU that colocated vLLM may take beside all that stays while it is awake.
+
+    Without sleep mode vLLM never frees its share, so that the working memory of training stays, too.
+
+    Args:
+        memory: memory of the GPU in GiB.
+
+    Returns:
+        Share in hundredths, rounded down; 0 if nothing is left.
+    """
+    if job.args.vllm_enable_sleep_mode:
+        stays = _total(_between_steps(job))
+    else:
+        working = _gathered(job) | _pass(job, _activations(job, job.args.gradient_checkpointing))
+        stays = _while_training(job, working)
+    headroom = FREE + GATHERED * FLOAT32 * max(job.policy.tensors)
+    return math.floor(100 * max(1 - (stays + headroom) / (memory * GIB), 0)) / 100
+
+
 def _sampler(job: Job) -> dict[str, Any]:
     """Return the part of the sampler on a training GPU, by name; none for a server."""
     args, memory = job.args, job.options.gpu_memory
@@ -229,6 +263,7 @@ def _sampler(job: Job) -> dict[str, Any]:
         return {}
     if job.colocates:
         share = args.vllm_gpu_memory_utilization
+        share = sampler_share(job, memory) if share is None else share
         slept = ", asleep while training" if args.vllm_enable_sleep_mode else ""
         return {"vLLM": _part(share * memory * GIB, f"{share:g} of {memory:g} GiB{slept}")}
     sequences, width = job.per_device * args.steps_per_generation, job.lengths.whole
@@ -237,23 +272,25 @@ def _sampler(job: Job) -> dict[str, Any]:
     return {"KV cache": _part(sequences * width * token, formula)}
 
 
+def _total(*parts: dict[str, Any]) -> int:
+    return sum(part["bytes"] for some in parts for part in some.values())
+
+
+def _gathered(job: Job) -> dict[str, Any]:
+    return {"gathered weights": _gathered_weights(job)} if job.sharding.shards else {}
+
+
 def memory(job: Job) -> dict[str, Any]:
     """Return the bytes of one GPU by part, and the peaks of training and of sampling, which alternate."""
-    states = _states(job)
-    gathered = {"gathered weights": _gathered_weights(job)} if job.sharding.shards else {}
+    states, gathered = _states(job), _gathered(job)
     activations = {on: _activations(job, on) for on in (True, False)}
     working = gathered | _pass(job, activations[job.args.gradient_checkpointing])
     rollout = {} if job.objective is None else {"rollout": _rollout(job)}
     sampler = {} if job.objective is None else _sampler(job)
     stays = sampler if job.colocates and not job.args.vllm_enable_sleep_mode else {}
-
-    def total(*parts: dict[str, Any]) -> int:
-        return sum(part["bytes"] for some in parts for part in some.values())
-
-    training = total(states, working, rollout, stays) - min(working["head"]["bytes"], working["decoder"]["bytes"])
-    resident = {name: part for name, part in states.items() if name != "gradients"}  # freed after an optimiser step
-    sampling = total(resident, rollout, sampler, {} if job.uses_vllm else gathered) if rollout else 0
-    logits = job.per_device * job.lengths.completion * job.policy.vocabulary * (job.compute + FLOAT32)
+    training = _while_training(job, working) + _total(stays)
+    sampling = _total(_between_steps(job), sampler, {} if job.uses_vllm else gathered) if rollout else 0
+    logits = job.scored * job.policy.vocabulary * (job.compute + FLOAT32)
     return {
         "parts": states | working | rollout | sampler,
         "training": training,

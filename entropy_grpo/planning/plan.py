@@ -137,7 +137,12 @@ def _vllm_block(cache: dict[str, Any]) -> str:
         ("at once", f"{cache['concurrent_sequences']:,} sequences", f"on {cache['gpus']} GPU(s)"),
         *([("copies", f"{cache['copies']:,}", "of the model")] if "copies" in cache else []),
         ("longest", f"{cache['max_model_len']:,} tokens", "max_model_len, which the cache has to hold"),
+        ("speed", f"{cache['tokens_per_second']:,} tokens/s", "on all of these GPUs if they are H100s; assumed rates"),
     ]
+    if "sampler_share" in cache:
+        rows.append(("left", f"{cache['sampler_share']:.2f} of a GPU", "vllm_gpu_memory_utilization: null takes it"))
+        speeds = [f"{ranks}: {speed:,}" for ranks, speed in cache["by_tensor_parallel"].items()]
+        rows.append(("", "", f"tokens/s by vllm_tensor_parallel_size: {', '.join(speeds) or 'none starts'}"))
     return _block(f"vLLM ({cache['mode']}), {cache['share']:g} of a GPU", rows)
 
 

@@ -1,14 +1,17 @@
 """vLLM's share of a GPU: weights, memory reserved by the profiling pass, and sequences that the cache holds."""
 
+from dataclasses import dataclass
 from typing import Any
 
+from ..config.batches import VLLM_BATCHED_TOKENS
 from .job import Job
-from .memory import GIB
+from .memory import GIB, sampler_share
 
 ELEMENT = 2  # bytes of a weight, a key and a value: vLLM serves bfloat16
 SERVER_SHARE, SERVER_SEQUENCES = 0.92, 1024  # vLLM's own defaults on a server
-# TRL's `max_num_batched_tokens`, which bounds the tokens that need logits at once.
-BATCHED_TOKENS = 4096
+# The cache should hold all concurrent sequences at this part of the largest length: more of them would take memory
+# from it for buffers of the sampler.
+SHORTEST_PART, FEWEST_SEQUENCES = 16, 64
 # Bytes of the sampler per logit: bfloat16, and float32 for raw logits, processed logits and probabilities.
 SAMPLED_LOGIT = 2 + 3 * 4
 # Weights take at most this part of a server's memory, because the cache decides how many sequences it writes at once.
@@ -23,15 +26,58 @@ def sampler(job: Job) -> dict[str, Any] | None:
     if not job.uses_vllm:
         return None
     if job.colocates:
-        return _cache(job, job.args.vllm_tensor_parallel_size)
-    heads = job.policy.config.get_text_config().num_attention_heads
-    sizes = [_cache(job, ranks) for ranks in range(1, job.gpus + 1) if job.gpus % ranks == 0 and heads % ranks == 0]
+        left, given = sampler_share(job, job.options.gpu_memory), job.args.vllm_gpu_memory_utilization
+        share = left if given is None else given
+        cache = _cache(job, job.args.vllm_tensor_parallel_size, share)
+        caches = [_cache(job, ranks, share) for ranks in parallel_sizes(job)]
+        speeds = {str(c["gpus"]): c["tokens_per_second"] for c in caches if holds_a_sequence(c)}
+        return cache | {"sampler_share": left, "by_tensor_parallel": speeds}
+    sizes = [_cache(job, ranks, SERVER_SHARE) for ranks in parallel_sizes(job)]
     room = WEIGHTS_SHARE * SERVER_SHARE * job.options.gpu_memory * GIB
     cache = next((size for size in sizes if holds_a_sequence(size) and size["weights"] <= room), sizes[-1])
     return cache | {"copies": job.gpus // cache["gpus"]}
 
 
-def _cache(job: Job, ranks: int) -> dict[str, Any]:
+def parallel_sizes(job: Job) -> list[int]:
+    """Return the numbers of GPUs that may share a copy of the model: divisors of a machine's GPUs and of the heads."""
+    heads = job.policy.config.get_text_config().num_attention_heads
+    return [ranks for ranks in range(1, job.gpus + 1) if job.gpus % ranks == 0 and heads % ranks == 0]
+
+
+# An H100 as vLLM uses it: three quarters of its memory's bandwidth in bytes a second, two fifths of its bfloat16
+# operations a second. Seconds of a decoding step beside the GPU's work: for scheduling, by the engine's place, for a
+# group of GPUs, and for every sequence. Assumed, not measured here.
+BANDWIDTH, OPERATIONS = 0.75 * 3.35e12, 0.4 * 989e12
+IN_PROCESS, ON_SERVER, IN_GROUP, PER_SEQUENCE = 4e-3, 2.5e-3, 1e-3, 10e-6
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A copy of the model that decodes, for an estimate of its speed on H100s.
+
+    Attributes:
+        gpus: GPUs that share the copy.
+        weights: bytes of weights on one of them.
+        operations: operations of a token, over all of them.
+        token: bytes of a cached token on one of them.
+        in_process: whether the engine runs in a training process.
+    """
+
+    gpus: int
+    weights: float
+    operations: float
+    token: float
+    in_process: bool
+
+    def tokens_per_second(self, sequences: int, context: float) -> float:
+        """Return the tokens that a number of sequences of `context` tokens write in a second."""
+        work = max(self.weights / BANDWIDTH, self.operations * sequences / self.gpus / OPERATIONS)
+        reading = sequences * context * self.token / BANDWIDTH
+        waiting = IN_PROCESS + PER_SEQUENCE * sequences if self.in_process else ON_SERVER
+        return sequences / (waiting + (IN_GROUP if self.gpus > 1 else 0) + work + reading)
+
+
+def _cache(job: Job, ranks: int, share: float) -> dict[str, Any]:
     """Return vLLM's use of the memory of one of `ranks` GPUs that share a copy of the model.
 
     vLLM first runs a profiling pass with its maximum number of concurrent sequences. The cache gets the part of vLLM's
@@ -42,23 +88,41 @@ def _cache(job: Job, ranks: int) -> dict[str, Any]:
     weights = policy.parameters * ELEMENT / ranks
     keys = getattr(policy.config.get_text_config(), "num_key_value_heads", None) or ranks
     token = policy.cache_token() * ELEMENT / min(ranks, keys)  # ranks share the key-value heads, but not one head
-    # TRL sets max_num_seqs to the responses of a rollout on the GPUs that share a model.
-    sequences = job.per_device * ranks * args.steps_per_generation if job.colocates else SERVER_SEQUENCES
-    profiled = min(sequences, BATCHED_TOKENS) * policy.vocabulary * SAMPLED_LOGIT
-    share = args.vllm_gpu_memory_utilization if job.colocates else SERVER_SHARE
-    room = max(share * job.options.gpu_memory * GIB - weights - profiled, 0)
+    longest = args.vllm_max_model_length or policy.positions or job.lengths.whole
+
+    def profiled(sequences: int) -> float:
+        return min(sequences, VLLM_BATCHED_TOKENS) * policy.vocabulary * SAMPLED_LOGIT
+
+    def room(sequences: int) -> float:
+        return max(share * job.options.gpu_memory * GIB - weights - profiled(sequences), 0)
+
+    sequences = SERVER_SEQUENCES
+    if job.colocates:
+        # TRL sets max_num_seqs to the responses of a rollout on the GPUs that share a model.
+        sequences = min(job.per_device * ranks * args.steps_per_generation, VLLM_BATCHED_TOKENS)
+        if args.vllm_max_num_seqs is not None:
+            sequences = min(sequences, args.vllm_max_num_seqs)
+        elif args.vllm_gpu_memory_utilization is None:
+            held = int(room(sequences) / token / (longest / SHORTEST_PART))
+            sequences = min(sequences, max(held, FEWEST_SEQUENCES))
     expected = job.lengths.prompt + (job.lengths.mean or job.lengths.completion)
+    cached = int(room(sequences) / token)
+    concurrent = min(int(cached / expected), sequences)
+    engine = Engine(ranks, weights, 2 * policy.parameters, token, job.colocates)
+    context = job.lengths.prompt + (job.lengths.mean or job.lengths.completion) / 2
+    copies = (job.processes if job.colocates else job.gpus) // ranks
     return {
         "mode": args.vllm_mode,
         "gpus": ranks,
         "share": share,
         "weights": round(weights),
-        "profiled": round(profiled),
+        "profiled": round(profiled(sequences)),
         "max_num_seqs": sequences,
-        "max_model_len": args.vllm_max_model_length or policy.positions or job.lengths.whole,
+        "max_model_len": longest,
         "bytes_per_token": round(token),
-        "cached_tokens": int(room / token),
-        "concurrent_sequences": min(int(room / token / expected), sequences),
+        "cached_tokens": cached,
+        "concurrent_sequences": concurrent,
+        "tokens_per_second": round(engine.tokens_per_second(concurrent, context) * copies),
     }
 
 

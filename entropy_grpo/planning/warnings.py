@@ -88,6 +88,16 @@ def _about_vllm(job: Job, cache: dict[str, Any]) -> Iterator[str]:
             "its "
             f"first pass and {cache['cached_tokens']:,} tokens, but one sequence has {longest:,}: {change}."
         )
+    if job.colocates and (unused := cache["sampler_share"] - cache["share"]) > 0.1:
+        yield (
+            f"vllm_gpu_memory_utilization is {cache['share']:g}, but the run leaves {cache['sampler_share']:g} of a "
+            f"GPU while vLLM is awake, {unused:.0%} more: set it to null, or to {cache['sampler_share']:g}."
+        )
+    if job.colocates and job.policy.config.get_text_config().num_attention_heads % cache["gpus"]:
+        yield (
+            f"vllm_tensor_parallel_size is {cache['gpus']}, which does not divide the model's attention heads, so "
+            "that vLLM refuses to start: set it to a divisor."
+        )
     if longest < width:
         yield (
             f"vllm_max_model_length is {job.args.vllm_max_model_length}, but a prompt and its response have up to "

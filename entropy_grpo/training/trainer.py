@@ -71,6 +71,7 @@ from .ranks import ranks_of
 from .requirements import check_package
 from .resume import Resume
 from .rollouts import Finished, Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
+from .sampler import sized
 from .scoring import Scorer
 from .server import InParts
 
@@ -136,9 +137,10 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ):
         args = EntropyForkGRPOConfig.of(args, f"{_short_name(model)}-{self._name}")
-        super().__init__(
-            model, reward_funcs, args, *others, callbacks=[Float32Results(), *(callbacks or [])], **kwargs
-        )
+        with sized(args):
+            super().__init__(
+                model, reward_funcs, args, *others, callbacks=[Float32Results(), *(callbacks or [])], **kwargs
+            )
         self._call: Call | None = None
         self._window: Window | None = None
         self._answers: list[Row] | None = None  # of the current evaluation
