@@ -16,7 +16,7 @@ TEACHER ?= Qwen/Qwen3-32B
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results reproduce-tiny shaping-tiny rewards-tiny methods-tiny bench revisions gpu sampling rollouts faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
+.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny bench revisions gpu sampling rollouts faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -30,8 +30,8 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install -q -e ".[analysis,dev]"
 	@touch $@
 
-demo: setup  ## train the embedded task on the CPU (a few minutes, and once a few more for the cold start)
-	$(BIN)/entropy-grpo launch --config_file accelerate_configs/cpu.yaml recipes/demo_cpu.yaml $(RECIPE_ARGS)
+demo: setup  ## train the embedded task on the CPU (a few minutes, and once a few more for the cold start); RECIPE=recipes/demo_words.yaml
+	$(BIN)/entropy-grpo launch --config_file accelerate_configs/cpu.yaml $(RECIPE) $(RECIPE_ARGS)
 
 test: setup  ## run the tests in parallel, one file per core at a time
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
@@ -89,6 +89,9 @@ card: setup  ## write the model card of RUN=runs/NAME from its files; CARD_ARGS=
 
 results: setup  ## train the embedded task with three seeds and three selections (half an hour); writes benchmarks/results/embedded.json
 	$(BIN)/python -m benchmarks.embedded
+
+results-words: setup  ## train the word stories with three seeds (half an hour); writes benchmarks/results/embedded_words.json
+	$(BIN)/python -m benchmarks.embedded word_stories
 
 reproduce-tiny: setup  ## sweep rho and its controls on the embedded task, three seeds (an hour on two cores); writes docs/experiments.md
 	$(BIN)/python -m benchmarks.experiments reproduce_tiny

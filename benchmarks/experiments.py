@@ -1,4 +1,4 @@
-"""Experiments on the embedded task, each a sweep over seeds and its comparison. docs/experiments.md describes them.
+"""Experiments on the embedded tasks, each a sweep over seeds and its comparison. docs/ describes them.
 
     python -m benchmarks.experiments reproduce_tiny    # run missing runs, then record, draw and tabulate
     python -m benchmarks.experiments --table           # only the tables of the recorded results
@@ -56,33 +56,46 @@ RHO = "top_entropy_quantile={}"
 SMALLER = (RHO.format(0.2), "learning_rate=1.0e-4")
 SYMMETRIC = "epsilon_high=0.2"
 ALL = RHO.format("1.0")
-REWARDS = "rewards=[walk_accuracy,{}]"
+TOKENS = {f"rho = {rho}": (RHO.format(rho),) for rho in (1.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5)} | {
+    "bottom 0.8": ("entropy_selection=bottom",),
+    "random 0.2": ("entropy_selection=random",),
+    "gradient norm 0.2": ("entropy_selection=gradient_norm",),
+}
+
+
+def rewards(true: str) -> dict[str, tuple[str, ...]]:
+    """A task's own reward, and the controls in its place. Evaluation reads the task's reward in every arm."""
+    controls = ("random", "inverted", "format_only")
+    return {"true": (f"rewards=[{true}]",)} | {
+        name: (f"rewards=[{true},{name}]", "reward_weights=[0,1]") for name in controls
+    }
+
+
 EXPERIMENTS = {
-    "reproduce_tiny": Experiment(
-        "recipes/demo_cpu.yaml",
-        {"rho = 1.0": (RHO.format("1.0"),)}
-        | {f"rho = {rho}": (RHO.format(rho),) for rho in (0.1, 0.15, 0.2, 0.25, 0.3, 0.5)}
-        | {
-            "bottom 0.8": ("entropy_selection=bottom",),
-            "random 0.2": ("entropy_selection=random",),
-            "gradient norm 0.2": ("entropy_selection=gradient_norm",),
-        },
-    ),
+    "reproduce_tiny": Experiment("recipes/demo_cpu.yaml", TOKENS),
+    "reproduce_words": Experiment("recipes/demo_words.yaml", TOKENS),
     "shaping_tiny": Experiment(
         "recipes/demo_cpu_grpo.yaml",
         {
-            "grpo": (RHO.format("1.0"),),
+            "grpo": (ALL,),
             "ppl": ("ppl_shaping_alpha=0.01",),
             "position": ("position_shaping_gamma=0.1", "position_shaping_start=160"),
             "forking": SMALLER,
             "forking + ppl": (*SMALLER, "ppl_shaping_alpha=0.01"),
         },
     ),
-    "rewards_tiny": Experiment(
-        "recipes/demo_cpu.yaml",
-        {"true": ("rewards=[walk_accuracy]",)}
-        | {name: (REWARDS.format(name), "reward_weights=[0,1]") for name in ("random", "inverted", "format_only")},
+    "shaping_words": Experiment(
+        "recipes/demo_words.yaml",
+        {
+            "grpo": (ALL,),
+            "ppl": (ALL, "ppl_shaping_alpha=0.01"),
+            "position": (ALL, "position_shaping_gamma=0.1", "position_shaping_start=80"),
+            "forking": (RHO.format(0.2),),
+            "forking + ppl": (RHO.format(0.2), "ppl_shaping_alpha=0.01"),
+        },
     ),
+    "rewards_tiny": Experiment("recipes/demo_cpu.yaml", rewards("walk_accuracy")),
+    "rewards_words": Experiment("recipes/demo_words.yaml", rewards("story_accuracy")),
     "controls_tiny": Experiment(
         "recipes/demo_cpu.yaml",
         {
@@ -106,7 +119,7 @@ EXPERIMENTS = {
     ),
     "signs_tiny": Experiment(
         "recipes/demo_cpu_grpo.yaml",
-        {"grpo": (RHO.format("1.0"),)}
+        {"grpo": (ALL,)}
         | {f"ppl, alpha = {alpha}": (f"ppl_shaping_alpha={alpha}",) for alpha in (0.01, -0.01)}
         | {
             f"position, d = {d}": (

@@ -23,7 +23,7 @@ from .conftest import ACCELERATE, REPOSITORY
 RECIPES = {
     path.stem: path
     for path in (REPOSITORY / "recipes").glob("*.yaml")
-    if path.stem != "base" and not path.stem.startswith("demo_cpu")
+    if path.stem != "base" and not path.stem.startswith("demo_")
 }
 COLD_START = "llama31_8b_cold_start"  # supervised: tests/test_sft.py trains it and what goes on from it
 REINFORCED = sorted(RECIPES.keys() - {COLD_START})

@@ -48,6 +48,17 @@ def test_readme_holds_the_recorded_table(results):
     assert measure.block(embedded.TABLE)[1] == embedded.table(results).strip()
 
 
+def test_the_page_of_the_word_stories_holds_the_recorded_figures():
+    study = embedded.STUDIES["word_stories"]
+    recorded = files.read_json(study.results)
+    assert measure.block(study.table)[1] == embedded.table(recorded, study)
+    (arm,) = recorded["arms"].values()
+    for seed, run in arm["seeds"].items():
+        assert recorded["cold_starts"][seed]["processor_seconds"] < 12 * 60 and run["training_seconds"] < 10 * 60
+        assert run["before"]["accuracy"] >= 0.2 and run["before"]["good_choices"] >= 0.55
+        assert run["after"]["accuracy"] - run["before"]["accuracy"] >= 0.15
+
+
 def test_readme_holds_the_recorded_speed():
     assert measure.block(speed.TABLE)[1] == speed.tables().strip()
 

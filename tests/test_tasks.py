@@ -7,31 +7,38 @@ import os
 import random
 import re
 import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import entropy_grpo
 from entropy_grpo import cli
+from entropy_grpo.analysis.divergence import run as divergence_run
 from entropy_grpo.cards.card import write_card
 from entropy_grpo.config.run import RunConfig
+from entropy_grpo.data.benchmarks import BENCHMARKS
+from entropy_grpo.data.benchmarks.benchmark import Question
 from entropy_grpo.evaluation import questions
 from entropy_grpo.grading.pool import Grader
-from entropy_grpo.models.load import resolve
+from entropy_grpo.models.load import load_tokenizer, resolve
 from entropy_grpo.planning import plan
 from entropy_grpo.planning.options import PlanOptions
 from entropy_grpo.rewards.registry import get_rewards
-from entropy_grpo.tasks import cold_start, registry
+from entropy_grpo.tasks import cold_start, registry, stories, taught, word_stories
 
 from .conftest import DEMO, REPOSITORY, TINY_DEMO
 from .loading import load
 from .tiny_task import NAME, TASK
 
 PACKAGE = Path(entropy_grpo.__file__).parent
-WALK = "embedded:number_walk"
+WALK, STORIES = "embedded:number_walk", "embedded:word_stories"
+SHIPPED = f"{WALK} or {STORIES}"
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +59,11 @@ def is_right(prompt, response):
 
 
 def test_no_module_but_the_tasks_own_knows_one_by_name():
-    words = re.compile(r"number_?walk|NUMBER_WALK|walk_accuracy|embedded:[a-z]")
+    words = re.compile(r"number_?walk|NUMBER_WALK|walk_accuracy|word_?stor|WORD_STOR|story_accuracy|embedded:[a-z]")
     paths = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".md", ".html", ".js")]
     naming = {str(path.relative_to(PACKAGE)) for path in paths if words.search(path.read_text(encoding="utf-8"))}
-    assert naming == {"tasks/number_walk.py", "tasks/cold_start.py", "tasks/walk.py", "tasks/registry.py"}
+    own = {"number_walk", "cold_start", "walk", "word_stories", "stories", "registry"}
+    assert naming == {f"tasks/{name}.py" for name in own}
 
 
 def test_problems_of_any_task_become_data(pairs):
@@ -92,7 +100,7 @@ def test_models_have_names_of_any_kind(pairs, tmp_path, monkeypatch):
         assert resolve(name) == name
     folder = resolve(NAME, seed=3)
     assert (Path(folder).name, resolve(NAME, seed=3)) == ("seed-3", folder) and resolve(NAME) != folder
-    with pytest.raises(ValueError, match=f"^model_name_or_path is missing: .* a folder or {WALK} or {NAME}.$"):
+    with pytest.raises(ValueError, match=f"^model_name_or_path is missing: .* a folder or {SHIPPED} or {NAME}.$"):
         resolve(None, setting="model_name_or_path")
     monkeypatch.setitem(registry.TASKS, NAME, dataclasses.replace(TASK, model=None))
     with pytest.raises(ValueError, match="model is 'embedded:pairs', a task without a model of its own: name"):
@@ -107,7 +115,7 @@ def test_unknown_tasks_are_refused_with_the_known_names(pairs):
         "task": registry.load,
     }
     for setting, ask in asks.items():
-        with pytest.raises(ValueError, match=f"^{setting} is 'embedded:pears': choose {WALK} or {NAME}.$"):
+        with pytest.raises(ValueError, match=f"^{setting} is 'embedded:pears': choose {SHIPPED} or {NAME}.$"):
             ask("embedded:pears")
 
 
@@ -161,22 +169,98 @@ def test_any_task_is_planned(pairs):
     assert job.lengths.prompt == 5 and job.problems == 4096
 
 
-def test_the_number_walk_says_what_its_model_is_without_making_it():
-    task = registry.load(WALK)
+STORY = "tom has 8 coins . ben gives him 4 . he sees 3 . how many coins has tom ?\n"
+RESPONSES = {"\\boxed{12}": True, "\\boxed{11}": False, "\\boxed{12.0}": False, "12": False}
+
+
+def test_the_word_stories_become_data_a_reward_and_a_plan():
+    data = load(
+        RunConfig(dataset_name=STORIES, num_train_problems=40, num_dev_problems=9, num_test_problems=13), seed=1
+    )
+    for split, rows in {"train": data.train, "dev": data.dev, "test": data.test}.items():
+        seed = 1 if split == "train" else 0
+        made = itertools.islice(registry.load(STORIES).problems(split, seed), len(rows))
+        assert list(rows) == [{"prompt": p.prompt, "solution": p.solution} for p in made]
+    (reward,) = get_rewards(["story_accuracy"], Grader(1, 5, 5), 80)
+    given = {"prompts": [STORY] * 4, "completions": list(RESPONSES), "solution": ["12"] * 4}
+    assert reward(**given, log_metric=None, trainer_state=None) == list(map(float, RESPONSES.values()))
+    job = plan.resolve(PlanOptions(str(REPOSITORY / "recipes" / "demo_words.yaml")), [])
+    assert (job.lengths.prompt, job.lengths.completion, job.problems) == (28, 80, 4096)
+
+
+def test_the_word_stories_are_a_benchmark_for_answers_and_for_forks():
+    asked = questions.load(STORIES)[1]
+    assert len(asked) == 400 and asked == questions.load("word_stories")[1]
+    assert {word_stories.split_of(word_stories.Problem.from_prompt(q.prompt)) for q in asked} == {"test"}
+    given = divergence_run.Given(([0], [0]), BENCHMARKS["word_stories"], Question("0", STORY, STORY, "12"))
+    found = divergence_run.Grading([given])(0, list(RESPONSES))
+    assert [right for _, right in found] == list(RESPONSES.values())
+
+
+def test_the_card_of_the_word_stories_says_where_data_and_model_come_from(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"model_name_or_path: {STORIES}\ndataset_name: {STORIES}\n")
+    card = write_card(tmp_path, draws=False).read_text()
+    assert f"{STORIES}, trained by reinforcement learning with verifiable rewards on {STORIES}" in card
+    assert "Data set and base model are not on the Hub: `entropy-grpo` makes both locally." in card
+
+
+@pytest.mark.parametrize(
+    ("name", "build_tokenizer"),
+    [(WALK, cold_start.build_tokenizer), (STORIES, lambda: taught.build_tokenizer(stories.COLD_START))],
+)
+def test_a_task_says_what_its_model_is_without_making_it(name, build_tokenizer):
+    task = registry.load(name)
     for seed_generator in (random.seed, numpy.random.seed, torch.manual_seed):
         seed_generator(12345)  # another seed than that of the model
     before = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     config = task.model_config()
     assert (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
-    tokenizer = cold_start.build_tokenizer()
+    tokenizer = build_tokenizer()
     assert config.to_dict() == cold_start.build_model(tokenizer, 0).config.to_dict()
     prompts = [problem.prompt for problem in itertools.islice(task.problems("train", 0), 500)]
     assert max(map(len, tokenizer(prompts)["input_ids"])) <= task.longest_prompt
 
 
-def test_the_cold_start_is_announced_once_before_it_is_trained(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [(WALK, cold_start.checkpoint_path), (STORIES, partial(taught.checkpoint_path, stories.COLD_START))],
+)
+def test_the_cold_start_is_announced_once_before_it_is_trained(name, path, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ENTROPY_GRPO_CACHE", str(tmp_path))
-    monkeypatch.setattr(cold_start.subprocess, "run", lambda command, **options: os.mkdir(command[-1]))
-    folder = resolve(WALK, seed=5)
-    assert folder == str(cold_start.checkpoint_path(5)) == resolve(WALK, seed=5)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: os.mkdir(command[-1]))
+    folder = resolve(name, seed=5)
+    assert folder == str(path(5)) == resolve(name, seed=5)
     assert capsys.readouterr().out == "training the cold start for seed 5 once, which takes a few minutes\n"
+
+
+def test_a_cold_start_is_trained_in_a_process_of_its_own_and_kept(tmp_path, monkeypatch):
+    """The command of `ensure`, one step in place of all: its module and arguments, without a launcher's variables."""
+    seen = []
+
+    def trained(command, env, check):
+        module, arguments = command[2], command[3:]
+        seen.append((module, env.keys() & {"RANK", "MASTER_PORT"}))
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        taught.main(dataclasses.replace(stories.COLD_START, steps=1))
+
+    monkeypatch.setenv("ENTROPY_GRPO_CACHE", str(tmp_path))
+    for name in ("RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(subprocess, "run", trained)
+    folder = resolve(STORIES, seed=2)
+    assert seen == [("entropy_grpo.tasks.stories", set())] and resolve(STORIES, seed=2) == folder and len(seen) == 1
+    tokenizer, model = load_tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert len(tokenizer) == model.config.vocab_size == model.get_input_embeddings().num_embeddings
+    cost = json.loads((Path(folder) / taught.COST).read_text())
+    assert cost["steps"] == 1 and cost["processor_seconds"] > 0 and cost["mean_loss"] == pytest.approx(4.7, abs=0.4)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert Path(folder).parent == tmp_path
+
+
+def test_the_name_of_a_cold_start_changes_with_its_seed_and_with_the_text_of_its_task(tmp_path):
+    source = tmp_path / "task.py"
+    lessons, paths = dataclasses.replace(stories.COLD_START, sources=(str(source),)), set()
+    for text in ("RIGHT = 0.5", "RIGHT = 0.4"):
+        source.write_text(text)
+        paths |= {taught.checkpoint_path(lessons, seed) for seed in (0, 0, 1)}
+    assert len(paths) == 4 and all(path.name.startswith("word_stories-seed") for path in paths)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import gym
+from .stories import WORD_STORIES
 from .task import Task
 from .walk import NUMBER_WALK
 
 PROVIDERS = ("embedded", gym.PROVIDER)
-TASKS: dict[str, Task] = {f"embedded:{task.name}": task for task in (NUMBER_WALK,)}
+TASKS: dict[str, Task] = {f"embedded:{task.name}": task for task in (NUMBER_WALK, WORD_STORIES)}
 
 
 def is_task(name: str | None) -> bool:

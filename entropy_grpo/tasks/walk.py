@@ -3,14 +3,12 @@
 `number_walk` and `cold_start` must not change, because the cache of trained cold starts is keyed by their text.
 """
 
-import os
-import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..grading import boxed
-from . import cold_start, number_walk
+from . import cold_start, number_walk, taught
 from .task import Problem, Task
 
 
@@ -39,26 +37,13 @@ def choices(row: Mapping[str, Any]) -> tuple[int, int]:
 
 def model(seed: int) -> Path:
     """The folder of the cold start for a seed, which the first call trains. Concurrent calls wait for it."""
-    if os.environ.get("RANK", "0") == "0" and not cold_start.checkpoint_path(seed).exists():
-        print(f"training the cold start for seed {seed} once, which takes a few minutes", flush=True)
+    taught.announce(cold_start.checkpoint_path(seed), seed)
     return cold_start.ensure(seed)
 
 
 def model_config() -> Any:
-    """The `Qwen3Config` of the cold start, from a model without weights.
-
-    Building a model seeds the generators of Python, NumPy and torch, whose states are restored.
-    """
-    import numpy
-    import torch
-
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return cold_start.build_model(cold_start.build_tokenizer(), 0).config
-    finally:
-        random.setstate(python_state)
-        numpy.random.set_state(numpy_state)
+    """The `Qwen3Config` of the cold start."""
+    return taught.config_for(cold_start.build_tokenizer())
 
 
 NUMBER_WALK = Task(
