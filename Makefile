@@ -16,7 +16,7 @@ TEACHER ?= Qwen/Qwen3-32B
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny bench revisions gpu sampling rollouts faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
+.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny bench passes revisions gpu sampling rollouts faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -107,6 +107,9 @@ methods-tiny: setup  ## sweep the methods by name on the embedded task, with a l
 
 bench: setup  ## measure speed against stock TRL (an hour on two cores; on a GPU with Qwen3-8B's head); writes benchmarks/results/
 	$(BIN)/python -m benchmarks.speed
+
+passes: setup  ## count and time passes by token budget and without a mask (minutes); writes benchmarks/results/passes.json
+	$(BIN)/python -m benchmarks.passes
 
 revisions: setup  ## time the head-bound step and the embedded job against BASE=COMMIT, alternating (ten minutes)
 	$(BIN)/python -m benchmarks.revisions --base $(BASE)
