@@ -97,6 +97,7 @@ class Plan(Unchecked, PlanOptions):
 class Eval(Unchecked, EvalOptions):
     """Evaluate a model on benchmarks. The same command continues a killed evaluation.
 
+    entropy-grpo eval --list prints all benchmarks, a line each.
     With several GPUs, or machines that share a file system: accelerate launch -m entropy_grpo.cli eval ...
     """
 
@@ -382,11 +383,22 @@ def parse(words: Sequence[str]) -> tuple[Callable[[Sequence[str]], None], list[s
     return tyro.cli(Command, **options), []
 
 
+def list_benchmarks() -> None:
+    """Print all benchmarks, a line each."""
+    from .data.benchmarks import catalogue
+    from .metrics.tables import aligned
+
+    print(aligned(catalogue()))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Invalid input gives one sentence and exit status 2."""
     words = sys.argv[1:] if arguments is None else arguments
     if list(words) == ["--version"]:
         print(f"entropy-grpo {version('entropy-grpo')}")
+        return
+    if list(words) == ["eval", "--list"]:  # without the model and the benchmarks that every evaluation needs
+        list_benchmarks()
         return
     if words[:1] == ["launch"] and words[1:] not in ([], ["-h"], ["--help"]):  # all other words are accelerate's
         Launch()(words[1:])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from entropy_grpo import cli
+from entropy_grpo.data.benchmarks import BENCHMARKS
 from entropy_grpo.evaluation.options import names_in
 
 from .test_imports import loaded
@@ -125,7 +126,7 @@ def show(words):
         ("eval --model m --benchmarks b --preset forkin", "forking"),
         ("eval --model m --benchmarks b --samples many", "--samples"),
         ("merge runs/x", "--output"),
-        ("analyze", "collect, decoding, divergence, report, text"),
+        ("analyze", "collect, decoding, divergence, irrelevant, report, text"),
     ],
 )
 def test_a_wrong_command_line_is_told_what_is_right(line, said, capsys):
@@ -141,6 +142,13 @@ def test_threads_wait_passively_unless_told_otherwise(before, after, monkeypatch
     monkeypatch.setattr(os, "environ", {} if before is None else {"OMP_WAIT_POLICY": before})
     cli.main(["recipes"])
     assert os.environ["OMP_WAIT_POLICY"] == after
+
+
+def test_benchmarks_are_listed_a_line_each(capsys):
+    cli.main(["eval", "--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(BENCHMARKS)
+    assert all(len(line.split()) > 3 and line.endswith(".") for line in lines)
 
 
 def test_version(capsys):

@@ -171,6 +171,8 @@ def test_report_has_every_group_and_its_corrected_test(tmp_path):
     assert better["p_corrected"] < 0.05 < odd["p_corrected"]
     text, markdown = tables.as_text(found), tables.as_markdown(found)
     assert "rho 0.2" in text and "3.00" in text
+    for table in (text, markdown):
+        assert "held-out accuracy" in table and "mean length (tokens)" in table and "mean_length" not in table
     widths = {line.replace("\\|", "").count("|") for line in markdown.split("\n\n")[0].splitlines()}
     assert len(widths) == 1 and "<b>" not in markdown
     json.dumps(found)
@@ -280,7 +282,7 @@ def test_benchmarks_that_runs_answer_while_they_train_are_drawn(tmp_path):
 def test_command_writes_what_it_prints(tmp_path, capsys):
     folders = [str(run.path) for rho in (0.2, 1.0) for run in runs_of(tmp_path, [0.5, 0.6], rho=rho)]
     cli.main(["compare", *folders, "--baseline", folders[2], "--output", str(tmp_path / "out")])
-    assert "above rho 1.0  in        difference" in capsys.readouterr().out
+    assert "above rho 1.0  in                 difference" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"comparison.{s}" for s in ("md", "json", "png")}
     cli.main(["compare", *folders, "--json"])
     assert set(json.loads(capsys.readouterr().out)["groups"]) == {"rho 0.2", "rho 1.0"}

@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entropy_grpo import cli
 from entropy_grpo.data.benchmarks.benchmark import seed_of
-from entropy_grpo.evaluation import results
+from entropy_grpo.evaluation import questions, results
 from entropy_grpo.evaluation.backends.base import choose
 from entropy_grpo.evaluation.run import PRESETS, Options, run
 from entropy_grpo.models import load
-from entropy_grpo.runs import files
+from entropy_grpo.runs import files, trained
 
 from .conftest import REPOSITORY
 
@@ -148,6 +148,45 @@ def test_a_batch_that_is_half_there_is_completed_as_it_was(alone, tiny_model, tm
     cli.main(command(tiny_model, benchmark, tmp_path))
     assert samples(tmp_path) == samples(undisturbed)
     assert len(list(files.read_jsonl(tmp_path / "sums" / "samples-0.jsonl"))) == 11
+
+
+def test_first_questions_are_a_result_of_their_own(alone, tiny_model, tmp_path, capsys):
+    """Beside the whole result in its folder; each first response is that of the whole evaluation."""
+    benchmark, output = alone
+    shutil.copytree(output, tmp_path / "out")
+    words = command(tiny_model, benchmark, tmp_path / "out", "--batch-size", "100")
+    cli.main([*words, "--limit", "2", "--compare", str(output)])
+    limited, whole = samples(tmp_path / "out", "sums-first2"), samples(tmp_path / "out")
+    assert [(row["question"], row["sample"]) for row in limited] == [(str(q), n) for q in range(2) for n in range(4)]
+    assert {row["question"] for row in whole} == set(map(str, range(6)))
+    settings = figures(tmp_path / "out", "sums-first2")["settings"]
+    assert (settings["num_questions"], settings["limit"]) == (2, 2)
+    assert [path.stem for path, _ in trained.results_in(tmp_path / "out")] == ["sums"]
+    assert f"{output} has no results of sums-first2" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--limit", "0"])
+    assert "limit is 0: it must be 1 or more." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [None, 3, 9])
+def test_a_limit_above_all_questions_changes_nothing(limit, tmp_path):
+    whole, asked = questions.load(questions_file(tmp_path, 3))
+    assert questions.first(whole, asked, limit) == (whole, asked)
+
+
+def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo_cpu").mkdir(parents=True)
+    for name in ("runs/demo_cp", "./demo", "../x", "/no/such", "runs/demo_cpu/checkpoint-3", "evaluations/a"):
+        with pytest.raises(ValueError, match=rf"^model is '{name}', but there is no such folder: correct it\."):
+            load.resolve(name)
+    with pytest.raises(ValueError, match=r"Did you mean runs/demo_cpu\?$"):
+        load.resolve("runs/demo_cp")
+    assert load.resolve("runs/demo_cpu") == "runs/demo_cpu"
+    (tmp_path / "runs" / "demo_cpu" / "recipe.yaml").touch()
+    with pytest.raises(ValueError, match="a run without a final model: name one of its checkpoints"):
+        load.resolve("runs/demo_cpu")
+    assert load.resolve("Qwen/Qwen3-8B-Base") == "Qwen/Qwen3-8B-Base"
 
 
 @pytest.mark.parametrize("option", ["--seed=1", "--temperature=0.5", "--samples=5", "--top-p=.9"])

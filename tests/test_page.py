@@ -155,11 +155,17 @@ document.body.replaceChildren(document.createTextNode(JSON.stringify(found)));
 """
 
 
+RIGHT_EDGE = "Math.max(...[...document.querySelectorAll('.text')].map((e) => e.getBoundingClientRect().right))"
+
+
 @needs_chromium
 def test_page_as_a_reader_sees_and_moves_it(responses, tmp_path):
     page.write_page(tmp_path / "page.html", "title", responses)
     with browser(tmp_path) as tab:
         tab.check(f"file://{tmp_path}/page.html")
+        tab.open(f"file://{tmp_path}/page.html", width=390)
+        assert tab.run(RIGHT_EDGE) <= 390 and tab.run("document.getElementById('prompt').offsetHeight > 0")
+        tab.open(f"file://{tmp_path}/page.html")
         tip, places = "document.getElementById('tip').textContent", []
         for _ in range(12):  # to the first column of tokens
             tab.press("Tab", 9)
@@ -224,6 +230,9 @@ def test_samples_of_a_run(responses):
     row = {"step": 3, "prompt": "p", "tokens": ["a", "b"], "entropies": [0.5, 0.0], "kept": [1, 0], "advantage": -0.5}
     (response,) = tokens.from_samples([row])
     assert response.title == "step 3, advantage -0.50, 2 tokens"
+    for right, word in ((True, "right"), (False, "wrong")):
+        (judged,) = tokens.from_samples([row | {"right": right}])
+        assert judged.title == f"step 3, {word}, advantage -0.50, 2 tokens"
     assert page.page_data([response], 0.2)["responses"][0]["views"][0]["kept"] == [1, 0]
     with pytest.raises(ValueError, match="checkpoints"):
         page.page_data([response, *responses], 0.2)

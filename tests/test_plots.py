@@ -1,5 +1,6 @@
 """Plots as images read back: each shows what it is about and nothing else changes it."""
 
+import itertools
 import json
 
 import matplotlib.image
@@ -57,6 +58,28 @@ def test_the_plots_are_images_with_something_on_them(tmp_path, usual):
     empty = draw(tmp_path, [{"step": 0, "test_before_loss": 0.1}, {"step": 1, "train_runtime": 3.0}])
     assert sorted(usual) == sorted(empty) == NAMES
     assert differing(empty, usual) == NAMES
+
+
+def test_accuracy_on_test_problems_begins_at_step_0(tmp_path, usual):
+    accuracy = {"value": 0.2, "low": 0.15, "high": 0.25}
+    found = {}
+    for name, sides in (("before", ["before"]), ("both", ["before", "after"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evaluation.json").write_text(json.dumps({side: {"accuracy": accuracy} for side in sides}))
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+        plots.draw(RunFolder(tmp_path / name))
+        found[name] = {plot: matplotlib.image.imread(tmp_path / name / "plots" / plot) for plot in NAMES}
+    assert differing(found["before"], usual) == differing(found["both"], found["before"]) == ["reward.png"]
+    assert plots.accuracy_on_test(rows(), {"before": {"accuracy": accuracy}}) == ([0], [accuracy])
+
+
+def test_low_percentiles_are_off_the_axis(tmp_path, usual):
+    """Values of a real run: 2e-6, 1e-4 and 8e-4 nats lie at heights that a reader tells apart."""
+    small = [row | {"entropy/p5": 2e-6, "entropy/p25": 1e-4, "entropy/p50": 8e-4} for row in rows()]
+    figure = plots.entropy_figure(small)
+    (axes,) = figure.axes
+    heights = [axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1] for y in (0, 2e-6, 1e-4, 8e-4)]
+    assert all(b - a > 0.02 for a, b in itertools.pairwise(heights)), heights
 
 
 def test_the_same_metrics_give_the_same_plots(tmp_path, usual):

@@ -178,7 +178,8 @@ def make_run(path):
     """A run folder with a log and token samples, and nothing else."""
     run = RunFolder(path)
     rows = [
-        {"step": i, "entropy/p50": 0.1, "entropy/p95": 1.0 - i / 10, "entropy/positive": 0.2, "entropy/negative": 0.3}
+        {"step": i, "entropy/p50": 0.1, "entropy/p95": 1.0 - i / 10, "entropy/right": 0.4}
+        | {"entropy/wrong": 0.5, "entropy/positive": 0.2, "entropy/negative": 0.3}
         for i in range(1, 5)
     ]
     files.append_jsonl(run.metrics, [*rows, {"step": 4, "train_runtime": 3.0}])
@@ -197,7 +198,9 @@ def test_a_run_reports_what_it_logged(tmp_path):
     assert samples["tokens"] == 50 and samples["share_below_0.01"] == 0.5
     assert [row["text"] for row in samples["words"]["highest"]] == ["a"]
     assert [row["text"] for row in samples["words"]["lowest"]] == ["<b>"]
-    assert (tmp_path / "analysis" / "figures" / "log-percentiles.png").exists()
+    assert len(found["logs"]["signs"]) == 4
+    for picture in ("log-percentiles", "log-signs"):
+        assert (tmp_path / "analysis" / "figures" / f"{picture}.png").exists()
     assert "](analysis/report.md)" in card.write_card(run.path, draws=False).read_text()
 
 

@@ -147,6 +147,7 @@ def test_samples_hold_the_tokens_that_count():
         "prompt_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
         "completion_ids": torch.tensor([[0, 1, 2], [0, 0, 0]]),
         "advantages": torch.tensor([[0.25, 5.0, 0.33336], [1.0, 1.0, 1.0]]),
+        "right": torch.tensor([True, False]),
     }
     mask = torch.tensor([[True, False, True], [False, False, False]])
     kept = torch.tensor([[False, False, True], [False, False, False]])
@@ -158,7 +159,9 @@ def test_samples_hold_the_tokens_that_count():
         "entropies": [0.1235, 1.0],
         "kept": [0, 1],
         "advantage": 0.2917,
+        "right": True,
     }
     nothing = {"prompt": "fgh", "tokens": [], "token_ids": [], "entropies": [], "kept": [], "advantage": 0.0}
+    nothing["right"] = False
     assert token_samples(scored, 1, Letters()) == [first]
     assert token_samples(scored, 5, Letters()) == [first, nothing]

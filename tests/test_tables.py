@@ -3,7 +3,7 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from entropy_grpo.metrics.tables import cell, interval_text, table
+from entropy_grpo.metrics.tables import cell, interval_text, p_text, table
 
 HOSTILE = [
     "a|b`c`*d*_e_[f](javascript:alert(1))",
@@ -14,6 +14,16 @@ HOSTILE = [
     "two\nlines\r\n# heading - 1. list",
     "{{ 7 * 7 }}{% raw %}",
 ]
+
+
+def test_a_p_value_is_never_0():
+    assert [p_text(p) for p in (0.0, 1e-86, 0.00099, 0.001, 0.0494, 1.0)] == [
+        *["< 0.001"] * 3,
+        "0.001",
+        "0.049",
+        "1.000",
+    ]
+    assert "&lt; 0.001" in cell(p_text(0.0))
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..metrics.seeds import SIGNIFICANT, Side, correct, difference
-from ..metrics.tables import interval_text
+from ..metrics.tables import interval_text, p_text
 from ..rewards.registry import CONTROL_REWARDS
 
 Test = dict[str, Any]
@@ -178,4 +178,4 @@ def tables(found: dict[str, Any]) -> list[list[list[str]]]:
 def _cells(test: Test) -> list[str]:
     if "value" not in test:
         return ["", "", "", ""]
-    return [interval_text(test, sign="+"), test["over"], f"{test['p_value']:.3f}", f"{test['p_corrected']:.3f}"]
+    return [interval_text(test, sign="+"), test["over"], p_text(test["p_value"]), p_text(test["p_corrected"])]

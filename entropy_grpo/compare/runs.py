@@ -4,6 +4,7 @@ Measures are the values of `evaluation.json` after training, and Acc@N of every 
 weights (`trained.Trained.benchmarks`).
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,10 +141,11 @@ def evaluated_weights(folder: RunFolder, logged: Sequence[Row]) -> list[Row]:
     A benchmark that the run answered in training keeps the accuracies of its log.
     """
     known, rows = set(benchmark_accuracies(logged)), []
-    for path in sorted(folder.benchmarks.glob(f"{OF_WEIGHTS}step-*/*.json")):
-        metrics = files.read_json(path).get("metrics", {})
-        key = f"eval_{path.stem}/acc@{metrics.get('num_samples')}"
-        if metrics and key not in known:
+    evaluated = sorted(folder.benchmarks.glob(f"{OF_WEIGHTS}step-*"))
+    for path, figures in itertools.chain(*map(trained.results_in, evaluated)):
+        metrics = figures["metrics"]
+        key = f"eval_{path.stem}/acc@{metrics['num_samples']}"
+        if key not in known:
             rows.append({"step": int(path.parent.name.rpartition("-")[2]), key: metrics["acc@N"]["value"]})
     return rows
 

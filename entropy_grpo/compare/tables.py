@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from ..metrics.tables import aligned, cell, interval_text, table
+from ..cards.results import LABELS
+from ..metrics.tables import aligned, cell, interval_text, p_text, table
 from . import claims
 
 UNITS = {
@@ -11,6 +12,8 @@ UNITS = {
     "tokens": (1e6, ".2f", "M tokens"),
     "peak_memory": (2**30, ".2f", "GiB peak"),
 }
+# Measures on held-out problems stand beside those on benchmarks.
+NAMES = LABELS | {"accuracy": "held-out accuracy"}
 Rows = list[list[str]]
 
 
@@ -25,7 +28,7 @@ def _shown(measured: dict[str, Any] | None, name: str) -> str:
 
 def _results(groups: dict[str, Any]) -> Rows:
     names = list(dict.fromkeys(name for group in groups.values() for name in group["measures"]))
-    return [["runs", "seeds", *names]] + [
+    return [["runs", "seeds", *(NAMES.get(name, name) for name in names)]] + [
         [label, ", ".join(map(str, group["seeds"])), *(_shown(group["measures"].get(name), name) for name in names)]
         for label, group in groups.items()
     ]
@@ -36,11 +39,11 @@ def _differences(found: dict[str, Any]) -> Rows:
     return [header] + [
         [
             label,
-            name,
+            NAMES.get(name, name),
             interval_text(test, sign="+"),
             test["over"],
-            f"{test['p_value']:.3f}",
-            f"{test['p_corrected']:.3f}",
+            p_text(test["p_value"]),
+            p_text(test["p_corrected"]),
         ]
         for label, tests in found["differences"].items()
         for name, test in tests.items()

@@ -63,6 +63,8 @@ class Options:
     """names of benchmarks or .jsonl/.json/.parquet files, separated by commas"""
     since: str | None = None
     """with files: only questions whose column date is this day or later (YYYY-MM-DD)"""
+    limit: int | None = None
+    """only the first questions of each benchmark; their results have the name NAME-firstN"""
     output: Path | None = None
     """folder for the results of this model; if unset, the run folder, or evaluations/"""
     prompt: str | None = None
@@ -112,3 +114,5 @@ class Options:
         refuse_unread(self, READ_IF)
         if self.since is not None and not is_day(self.since):
             raise ValueError(f"since is {self.since!r}: it must be a day, as in 2026-02-01.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}: it must be 1 or more.")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ def load(name: str, since: str | None = None) -> tuple[Benchmark, list[Question]
     found = found if since is None else _not_before(found, since, name)
     benchmark = from_file(name, found.columns)
     return benchmark, benchmark.read(found.rows, found.places)
+
+
+def first(benchmark: Benchmark, asked: list[Question], limit: int | None) -> tuple[Benchmark, list[Question]]:
+    """Return a benchmark of the first `limit` questions, or the benchmark itself if it has no more questions.
+
+    The new benchmark has a name of its own, by which files, comparisons and cards tell it from the whole one.
+    """
+    if limit is None or limit >= len(asked):
+        return benchmark, asked
+    return replace(benchmark, name=f"{benchmark.name}-first{limit}"), asked[:limit]
 
 
 def _not_before(found: rows.Rows, since: str, name: str) -> rows.Rows:

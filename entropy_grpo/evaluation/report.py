@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..metrics.tables import aligned, interval_text
+from ..metrics.tables import aligned, interval_text, p_text
 
 
 def metrics_table(results: dict[str, dict[str, Any]]) -> str:
@@ -36,7 +36,7 @@ def gains_table(gains: dict[str, dict[str, Any]], other: str) -> str:
             (
                 name,
                 interval_text(gain, sign="+"),
-                f"{gain['p_value']:.3f}",
+                p_text(gain["p_value"]),
                 f"{gain['minimum_detectable']:.3f}",
                 interval_text(measures["maj@N"], sign="+") if "maj@N" in measures else "",
                 interval_text(measures["len@N"], 0, "+"),

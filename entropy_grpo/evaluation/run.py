@@ -20,7 +20,7 @@ from ..grading.code.sandbox import unavailable
 from ..models import load
 from ..runs import files, plots
 from ..runs.environment import git_revision, hardware, versions
-from ..runs.folder import COMPARISON
+from ..runs.folder import COMPARISON, LIMIT
 from ..runs.weights import has_adapter
 from . import contamination, prompting, questions, report, results
 from .backends.base import FORKED, TRANSFORMERS, VLLM, Backend, Sampling, choose
@@ -80,6 +80,8 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
             continue
         if benchmark.kind == CODE and (reason := unavailable()) is not None:
             raise ValueError(f"benchmarks names {name!r}, whose programs need a sandbox: {reason}")
+        whole = benchmark.name
+        benchmark, asked = questions.first(benchmark, asked, options.limit)
         if benchmark.name in jobs:
             raise ValueError(
                 f"benchmarks is {', '.join(options.benchmarks)}: two have the name {benchmark.name}, so rename a file."
@@ -88,6 +90,8 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
         benchmark, asked = prompting.put(benchmark, asked, form, chat_of(path, options.revision))
         samples, sampling = sampling_of(options, benchmark)
         about = questions.origin(benchmark, asked) | settings | of_the_form
+        if benchmark.name != whole:
+            about[LIMIT] = options.limit
         answers = Work(options.output / benchmark.name, asked, samples, options.seed, sampling, about)
         jobs[benchmark.name] = Job(benchmark, answers, completions_of(answers) if options.contamination else None)
     if not jobs:
@@ -201,6 +205,8 @@ def compare(output: Path, others: Sequence[Path], names: Sequence[str]) -> None:
         gains[str(other)] = {name: results.compare(output, other, name) for name in common}
         if common:
             print(report.gains_table(gains[str(other)], str(other)))
+        else:
+            print(f"{other} has no results of {', '.join(names)}, so that nothing is compared.")
     if others:
         files.write_json(output / COMPARISON, gains)
 

@@ -18,6 +18,11 @@ def interval_text(interval: dict[str, float], digits: int = 3, sign: str = "") -
     return f"{interval['value']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
 
 
+def p_text(p: float) -> str:
+    """A p-value with three digits, or `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = (), indent: str = "") -> str:
     """Rows of text as columns for a terminal.
 

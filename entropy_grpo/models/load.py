@@ -25,8 +25,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..registry import nearest
 from ..runs import files
-from ..runs.folder import OF_WEIGHTS, RunFolder
+from ..runs.folder import OF_WEIGHTS, RUNS, RunFolder
 from ..runs.weights import ADAPTER_CONFIG, deciding, has_adapter
 from ..tasks.cold_start import cache_dir
 from ..tasks.registry import TASKS, find
@@ -50,17 +51,35 @@ def resolve(name: str | None, seed: int = 0, setting: str = "model") -> str:
         setting: setting that gave the name, for error messages.
 
     Raises:
-        ValueError: there is no name, no such task, or the task has no model of its own.
+        ValueError: there is no name, no such folder, no such task, or the task has no model of its own.
     """
     if not name:
         own = [known for known, task in TASKS.items() if task.model is not None]
         raise ValueError(f"{setting} is missing: set it to a Hub id, a folder or {' or '.join(own)}.")
     task = find(name, setting)
     if task is None:
+        refuse_missing(name, setting)
         return name
     if task.model is None:
         raise ValueError(f"{setting} is {name!r}, a task without a model of its own: name a Hub id or a folder.")
     return str(task.model(seed))
+
+
+def refuse_missing(name: str, setting: str) -> None:
+    """Refuse a name that can only be a path and does not exist, because the Hub would be asked for it, with retries.
+
+    Raises:
+        ValueError: there is no such path, or it is the folder of a run that has not saved its model.
+    """
+    path = Path(name)
+    is_path = name.count("/") > 1 or name.split("/")[0] in ("", ".", "..", "~", RUNS.name, RESULTS.name)
+    if is_path and not path.exists():
+        beside = map(str, path.parent.iterdir()) if path.parent.is_dir() else ()
+        raise ValueError(
+            f"{setting} is {name!r}, but there is no such folder: correct it.{nearest(str(path), beside)}"
+        )
+    if RunFolder(path).recipe.is_file() and not (path / "config.json").is_file() and not has_adapter(name):
+        raise ValueError(f"{setting} is {name!r}, a run without a final model: name one of its checkpoints.")
 
 
 def first_line(error: Exception) -> str:

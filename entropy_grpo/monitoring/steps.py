@@ -110,7 +110,7 @@ def rollout_metrics(batches: Sequence[Inputs], entropies: Sequence[Tensor], redu
 
 
 def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str, Any]]:
-    """Return the first `number` responses of a micro-batch: text, and id, entropy (nats) and kept mark per token."""
+    """Return the first `number` responses of a micro-batch: text, verdict, and per token id, entropy (nats) and kept mark."""
     samples = []
     for i in range(min(number, scored.mask.size(0))):
         mask = scored.mask[i]
@@ -125,6 +125,7 @@ def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str,
                 "entropies": [round(h, 4) for h in scored.entropies[i][mask].tolist()],
                 "kept": scored.kept[i][mask].int().tolist(),
                 "advantage": round(advantages.mean().item(), 4) if ids else 0.0,
+                "right": bool(scored.inputs["right"][i]),
             }
         )
     return samples

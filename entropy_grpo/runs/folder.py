@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Default parent of run folders. A run's folder has the name of its recipe.
+RUNS = Path("runs")
 # Beginning of the folders of `benchmarks/` with results of the models in `weights/`: `weights-step-N`.
 OF_WEIGHTS = "weights-"
-RUNS = Path("runs")
-
-
+# Setting of results of only the first questions of a benchmark, which are no results of a run.
+LIMIT = "limit"
 # TRL's own file in a checkpoint, and the comparison in a folder of benchmark results.
 STATE, COMPARISON = "trainer_state.json", "comparison.json"
 # Settings that no file of a run may hold.

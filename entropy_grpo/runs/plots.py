@@ -18,6 +18,8 @@ from .folder import RunFolder
 # Okabe and Ito's colours (2008) differ for every kind of colour vision. The markers differ in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
+# Entropy in nats below which the axis is linear.
+LINEAR = 1e-5
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -42,28 +44,42 @@ def _mark_plateau(axes, rows: list[Row]) -> None:
         axes.axvline(plateau[0], color="tab:gray", linestyle="-.", label="plateau detected")
 
 
-def _reward(rows: list[Row]) -> Figure:
+def accuracy_on_test(rows: list[Row], evaluation: Row) -> tuple[list[int], list[Interval]]:
+    """Return steps and accuracies on test problems, before and after training."""
+    steps = {"before": 0, "after": max(row["step"] for row in rows)}
+    points = [(step, evaluation[when]["accuracy"]) for when, step in steps.items() if when in evaluation]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _reward(rows: list[Row], evaluation: Row) -> Figure:
     figure, axes = _axes("Reward and held-out accuracy", "reward, accuracy")
-    axes.plot(*_series(rows, "reward"), alpha=0.6, label="reward of the rollouts")
+    axes.plot(*_series(rows, "reward"), ".-", alpha=0.6, label="reward of the rollouts")
     held_out = _series(rows, "eval_accuracy")
     if held_out[0]:
-        axes.plot(*held_out, "o-", label="accuracy on held-out problems")
+        axes.plot(*held_out, "o-", label="accuracy on dev problems")
+    steps, measured = accuracy_on_test(rows, evaluation)
+    if steps:
+        value, low, high = ([interval[side] for interval in measured] for side in ("value", "low", "high"))
+        axes.plot(steps, value, "s--", color="black", label=f"accuracy on test problems, {CONFIDENCE:.0%} interval")
+        axes.vlines(steps, low, high, color="black")
     _mark_plateau(axes, rows)
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
 
 
-def _entropy(rows: list[Row]) -> Figure:
+def entropy_figure(rows: list[Row]) -> Figure:
     figure, axes = _axes("Token entropy over training", "entropy (nats)")
     shades = colormaps["viridis_r"].resampled(len(ENTROPY_PERCENTILES) + 1)
     for i, key in enumerate(ENTROPY_PERCENTILES.values(), start=1):
-        axes.plot(*_series(rows, f"entropy/{key}"), color=shades(i), label=key)
+        axes.plot(*_series(rows, f"entropy/{key}"), ".-", color=shades(i), label=key)
     axes.plot(*_series(rows, "selection/threshold"), "--", color="tab:red", label="threshold")
-    axes.plot(*_series(rows, "entropy/mean"), color="black", label="mean")
+    axes.plot(*_series(rows, "entropy/mean"), ".-", color="black", label="mean")
     _mark_plateau(axes, rows)
+    # Half of the tokens lie below 0.01 nats, and some have an entropy of 0, which a logarithmic axis cannot show.
+    axes.set_yscale("symlog", linthresh=LINEAR)
     axes.set_ylim(bottom=0)
-    axes.legend(ncols=3, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
     return figure
 
 
@@ -117,7 +133,11 @@ def draw(run: RunFolder, rows: list[Row] | None = None) -> list[Path]:
     if not rows:
         return []
     run.plots.mkdir(parents=True, exist_ok=True)
-    figures = {"reward": _reward(rows), "entropy": _entropy(rows), "kept": _kept(rows)}
+    figures = {
+        "reward": _reward(rows, files.read_json(run.evaluation)),
+        "entropy": entropy_figure(rows),
+        "kept": _kept(rows),
+    }
     paths = []
     for name, figure in figures.items():
         paths.append(run.plots / f"{name}.png")

@@ -16,7 +16,7 @@ from ..objective.share import kept_share
 from ..tasks.registry import is_task
 from . import files, weights, yaml12
 from .files import Row
-from .folder import COMPARISON, STATE, RunFolder, results_of, step_of
+from .folder import COMPARISON, LIMIT, STATE, RunFolder, results_of, step_of
 
 # Folder in which `entropy-grpo eval` leaves the results of a run's models.
 BENCHMARKS = "benchmarks"
@@ -173,14 +173,14 @@ class Trained:
             beside: dict[str, Any] = next(
                 (gains[key] for key in gains if baseline and Path(key).name == baseline.name), {}
             )
-            for path, figures in _results(folder):
+            for path, figures in results_in(folder):
                 base = _object(baseline / path.name, files.read_json) if baseline else {}
                 one = Benchmark(path.stem, path, figures, base, beside.get(path.stem, {}))
                 results.setdefault(path.stem, one)
         return [results[name] for name in sorted(results)]
 
     def _is_of_base(self, folder: Path) -> bool:
-        models = {figures.get("settings", {}).get("model") for _, figures in _results(folder)}
+        models = {figures.get("settings", {}).get("model") for _, figures in results_in(folder)}
         return folder.name == results_of(0) or bool(models & ({self.base} - {None}))
 
 
@@ -202,10 +202,11 @@ def _decided_by(arguments: Row) -> Row:
     return decided
 
 
-def _results(folder: Path) -> list[tuple[Path, Row]]:
-    """JSON files of a folder with results of a benchmark, and their contents."""
+def results_in(folder: Path) -> list[tuple[Path, Row]]:
+    """JSON files of a folder with results of a whole benchmark, and their contents."""
     read = [(path, _object(path, files.read_json)) for path in sorted(folder.glob("*.json"))]
-    return [(path, figures) for path, figures in read if "acc@N" in figures.get("metrics", {})]
+    whole = [(path, figures) for path, figures in read if LIMIT not in figures.get("settings", {})]
+    return [(path, figures) for path, figures in whole if "acc@N" in figures.get("metrics", {})]
 
 
 def read(path: Path, expected_weights: str | None = None) -> Trained:

@@ -162,9 +162,12 @@ def continue_forks(given: Sequence[Given], path: str, options: Options, rows_pat
     ids = [one.ids for one in given]
     new_rows = divergence(model, tokenizer, ids, grading, options, done)
     most = 2 * len(given) * options.forks
-    for row in tqdm(new_rows, desc="forks", unit="fork", initial=len(rows), total=most):
-        rows.append(row | {"ungraded": grading.ungraded})
-        files.append_jsonl(rows_path, rows[-1:])
+    with tqdm(desc="forks", unit="fork", initial=len(rows), total=most) as bar:
+        for row in new_rows:
+            rows.append(row | {"ungraded": grading.ungraded})
+            files.append_jsonl(rows_path, rows[-1:])
+            bar.update()
+        bar.total = bar.n  # short responses have fewer forks than requested
     return rows
 
 

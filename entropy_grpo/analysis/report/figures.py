@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...runs.plots import COLOURS, MARKERS
+from ...runs.plots import COLOURS, LINEAR, MARKERS
 
 NAT = "entropy (nats)"
 STYLES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -145,6 +145,7 @@ def percentiles(curves: Mapping[int, Sequence[float]], places: Sequence[Any], xl
         axes.plot(xs, curves[level], color=shades(i), marker=marker, markersize=4, label=f"p{level}")
     if by_name:
         axes.set_xticks(xs, [plain(name) for name in places], rotation=20 if len(places) > 4 else 0)
+    axes.set_yscale("symlog", linthresh=LINEAR)
     axes.set_ylim(bottom=0)
     axes.legend(ncols=1, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True, fontsize="small")
     return figure
@@ -190,7 +191,7 @@ def signs(rows: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
     """Plot a run's logged mean entropies of right and wrong responses, and of positive and negative advantages."""
     figure, axes = _axes("Entropy by correctness and by advantage", "optimiser step", f"mean {NAT}")
     for (label, (steps, values)), colour, style in zip(rows.items(), COLOURS, STYLES, strict=False):
-        axes.plot(steps, values, style, color=colour, label=label)
+        axes.plot(steps, values, marker=".", linestyle=style, color=colour, label=label)
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure

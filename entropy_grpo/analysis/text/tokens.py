@@ -96,13 +96,18 @@ def from_samples(rows: Iterable[Row], name: str = "policy") -> list[Response]:
     """Return the responses of a run's `samples.jsonl`, each scored by the policy of its step."""
     return [
         Response(
-            title=f"step {row['step']}, advantage {row['advantage']:+.2f}, {len(row['tokens'])} tokens",
+            title=_title(row),
             prompt=row["prompt"],
             tokens=row["tokens"],
             views=[View(name, row["entropies"], kept=[bool(kept) for kept in row["kept"]])],
         )
         for row in rows
     ]
+
+
+def _title(row: Row) -> str:
+    verdict = f"{'right' if row['right'] else 'wrong'}, " if "right" in row else ""
+    return f"step {row['step']}, {verdict}advantage {row['advantage']:+.2f}, {len(row['tokens'])} tokens"
 
 
 def kept_tokens(responses: Sequence[Response], index: int, rho: float) -> list[list[bool]]:
