@@ -35,7 +35,7 @@ def parsed(line):
         ("plan r.yaml --model-config x --problems 10", cli.Plan("r.yaml", model_config="x", problems=10), []),
         (
             "eval --model m --benchmarks aime24,x.jsonl --top-p .9 --compare a b --contamination --output o",
-            cli.Eval("m", ["aime24,x.jsonl"], Path("o"), top_p=0.9, compare=PATHS, contamination=True),
+            cli.Eval("m", ["aime24,x.jsonl"], output=Path("o"), top_p=0.9, compare=PATHS, contamination=True),
             [],
         ),
         (

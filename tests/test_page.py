@@ -164,7 +164,7 @@ def test_page_as_a_reader_sees_and_moves_it(responses, tmp_path):
     with browser(tmp_path) as tab:
         tab.check(f"file://{tmp_path}/page.html")
         tab.open(f"file://{tmp_path}/page.html", width=390)
-        assert tab.run(RIGHT_EDGE) <= 390 and tab.run("document.getElementById('prompt').offsetHeight > 0")
+        assert tab.run(RIGHT_EDGE) <= 390 and tab.run("document.getElementById('prompt').checkVisibility()")
         tab.open(f"file://{tmp_path}/page.html")
         tip, places = "document.getElementById('tip').textContent", []
         for _ in range(12):  # to the first column of tokens

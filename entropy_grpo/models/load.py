@@ -75,9 +75,8 @@ def refuse_missing(name: str, setting: str) -> None:
     is_path = name.count("/") > 1 or name.split("/")[0] in ("", ".", "..", "~", RUNS.name, RESULTS.name)
     if is_path and not path.exists():
         beside = map(str, path.parent.iterdir()) if path.parent.is_dir() else ()
-        raise ValueError(
-            f"{setting} is {name!r}, but there is no such folder: correct it.{nearest(str(path), beside)}"
-        )
+        question = nearest(str(path), beside)
+        raise ValueError(f"{setting} is {name!r}, but there is no such folder: correct it.{question}")
     if RunFolder(path).recipe.is_file() and not (path / "config.json").is_file() and not has_adapter(name):
         raise ValueError(f"{setting} is {name!r}, a run without a final model: name one of its checkpoints.")
 

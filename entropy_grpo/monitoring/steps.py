@@ -110,7 +110,7 @@ def rollout_metrics(batches: Sequence[Inputs], entropies: Sequence[Tensor], redu
 
 
 def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str, Any]]:
-    """Return the first `number` responses of a micro-batch: text, verdict, and per token id, entropy (nats) and kept mark."""
+    """Return the first `number` responses of a micro-batch: text, verdict, and each token's id, entropy, kept mark."""
     samples = []
     for i in range(min(number, scored.mask.size(0))):
         mask = scored.mask[i]
