@@ -66,7 +66,7 @@ def resolve(name: str | None, seed: int = 0, setting: str = "model") -> str:
 
 
 def refuse_missing(name: str, setting: str) -> None:
-    """Refuse a name that can only be a path and does not exist, because the Hub would be asked for it, with retries.
+    """Refuse a path that does not exist, for which transformers would ask the Hub several times.
 
     Raises:
         ValueError: there is no such path, or it is the folder of a run that has not saved its model.
