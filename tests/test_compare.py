@@ -222,6 +222,9 @@ def test_a_benchmark_of_some_runs_or_under_other_settings_is_told(tmp_path):
     some = [plant_benchmark(run, [[True, False], [True, True]], "amc") for run in runs[:3]]
     found = compare.compare([*some, runs[3]], runs[3])
     assert found["notes"] == [f"amc Acc@2, amc Len@2: {runs[3].path} did not measure this."]
+    assert tables.NO_BASELINE not in tables.as_text(found)
+    assert tables.as_text(compare.compare([*some, runs[3]])).endswith(tables.NO_BASELINE)
+    assert tables.listed(["accuracy", "amc Acc@2"]) == "held-out accuracy, amc Acc@2"
     assert found["groups"]["rho 1.0"]["measures"]["amc Acc@2"]["over"] == "problems"
     # One seed in common, two questions.
     assert found["differences"]["rho 0.2"]["amc Acc@2"]["over"] == "2 problems"

@@ -174,9 +174,11 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     for name in dict.fromkeys(name for run in runs for name in run.measures):
         without = ", ".join(str(run.path) for run in runs if name not in run.measures)
         lacking.setdefault(without, []).append(name)
-    notes = [f"{', '.join(names)}: {without} did not measure this." for without, names in lacking.items() if without]
+    notes = [
+        f"{tables.listed(names)}: {without} did not measure this." for without, names in lacking.items() if without
+    ]
     reasons = {name: unlike(runs, name) for name in _compared(runs)}
-    return notes + [f"{name}: {why}, so it is not compared." for name, why in reasons.items() if why]
+    return notes + [f"{tables.listed([name])}: {why}, so it is not compared." for name, why in reasons.items() if why]
 
 
 def _compared(runs: Sequence[Run]) -> list[str]:

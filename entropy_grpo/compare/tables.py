@@ -1,6 +1,7 @@
 """Tables and sentences of a comparison of runs (`compare.compare`), for a terminal and in Markdown."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ..cards.results import LABELS
@@ -14,7 +15,13 @@ UNITS = {
 }
 # Measures on held-out problems stand beside those on benchmarks.
 NAMES = LABELS | {"accuracy": "held-out accuracy"}
+NO_BASELINE = "To test differences, name one of the runs with --baseline."
 Rows = list[list[str]]
+
+
+def listed(measures: Sequence[str]) -> str:
+    """Return the names of measures as a reader knows them."""
+    return ", ".join(NAMES.get(name, name) for name in measures)
 
 
 def _shown(measured: dict[str, Any] | None, name: str) -> str:
@@ -89,7 +96,8 @@ def sentences(found: dict[str, Any]) -> list[str]:
 
 def as_text(found: dict[str, Any]) -> str:
     """Format a comparison for a terminal."""
-    return "\n\n".join([*map(aligned, tables(found).values()), *sentences(found)])
+    hint = [] if "baseline" in found or len(found["groups"]) < 2 else [NO_BASELINE]
+    return "\n\n".join([*map(aligned, tables(found).values()), *sentences(found), *hint])
 
 
 def as_markdown(found: dict[str, Any]) -> str:

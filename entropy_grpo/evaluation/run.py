@@ -155,7 +155,7 @@ def generate(works: Sequence[Work], backend: Backend) -> None:
     shares = [work.share(backend) for work in works]
     total = sum(len(part) for share in shares for part in share)
     start, tokens = time.perf_counter(), 0
-    with tqdm(total=total, unit="response", disable=process()[0] > 0) as bar:
+    with tqdm(desc=works[0].folder.name, total=total, unit="response", disable=process()[0] > 0) as bar:
 
         def progress(count: int) -> None:
             nonlocal tokens
