@@ -397,7 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if list(words) == ["--version"]:
         print(f"entropy-grpo {version('entropy-grpo')}")
         return
-    if list(words) == ["eval", "--list"]:  # without the model and the benchmarks that every evaluation needs
+    if words[:1] == ["eval"] and "--list" in words:  # without the model and the benchmarks that every evaluation needs
         list_benchmarks()
         return
     if words[:1] == ["launch"] and words[1:] not in ([], ["-h"], ["--help"]):  # all other words are accelerate's

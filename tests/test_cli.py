@@ -146,7 +146,10 @@ def test_threads_wait_passively_unless_told_otherwise(before, after, monkeypatch
 
 def test_benchmarks_are_listed_a_line_each(capsys):
     cli.main(["eval", "--list"])
-    lines = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    cli.main(["eval", "--model", "m", "--list"])
+    assert capsys.readouterr().out == out
+    lines = out.splitlines()
     assert [line.split()[0] for line in lines] == list(BENCHMARKS)
     assert all(len(line.split()) > 3 and line.endswith(".") for line in lines)
 

@@ -282,6 +282,14 @@ def test_benchmarks_that_runs_answer_while_they_train_are_drawn(tmp_path):
     assert imread(paths[2]).std() > 0.05
 
 
+def test_a_comparison_of_no_runs_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["compare"])
+    assert end.value.code == 2 and capsys.readouterr().err == (
+        "error: compare names no run: name run folders such as runs/NAME.\n"
+    )
+
+
 def test_command_writes_what_it_prints(tmp_path, capsys):
     folders = [str(run.path) for rho in (0.2, 1.0) for run in runs_of(tmp_path, [0.5, 0.6], rho=rho)]
     cli.main(["compare", *folders, "--baseline", folders[2], "--output", str(tmp_path / "out")])

@@ -250,8 +250,11 @@ def compare_folders(paths: Sequence[str | Path], baseline: str | Path | None, by
     """Compare run folders.
 
     Raises:
-        ValueError: a folder is no run, the baseline is not among the runs, or the runs cannot be grouped.
+        ValueError: no folder is named, a folder is no run, the baseline is not among the runs, or the runs cannot be
+            grouped.
     """
+    if not paths:
+        raise ValueError("compare names no run: name run folders such as runs/NAME.")
     runs = {Path(path).resolve(): read_run(path) for path in paths}
     if baseline is not None and Path(baseline).resolve() not in runs:
         raise ValueError(f"--baseline is {baseline}, which is not among the runs: name one of the runs.")
