@@ -478,7 +478,7 @@ def test_an_absent_server_is_one_sentence(tmp_path, monkeypatch, capsys):
         (["--backend", "vlm"], "backend is 'vlm': choose auto"),
         (["--benchmarks", "aime23"], "benchmarks names 'aime23': choose among aime24"),
         (["--model", "embedded:sudoku"], "model is 'embedded:sudoku': choose embedded:number_walk"),
-        (["--model", "no/such/model"], "model is 'no/such/model', whose tokenizer does not load"),
+        (["--model", "no/such/model"], "model is 'no/such/model', but there is no such folder"),
         (["--samples", "0"], "samples is 0"),
         (["--compare", "nowhere"], "compare names 'nowhere', which holds no results"),
         (["--max-tokens", "200"], "max_tokens is 200, but the model has 128 positions"),

@@ -61,12 +61,12 @@ class Options:
     """Hub id, folder of a model or an adapter, checkpoint of a run, or name of an embedded model"""
     benchmarks: Sequence[str]
     """names of benchmarks or .jsonl/.json/.parquet files, separated by commas"""
+    output: Path | None = None
+    """folder for the results of this model; if unset, the run folder, or evaluations/"""
     since: str | None = None
     """with files: only questions whose column date is this day or later (YYYY-MM-DD)"""
     limit: int | None = None
     """only the first questions of each benchmark; their results have the name NAME-firstN"""
-    output: Path | None = None
-    """folder for the results of this model; if unset, the run folder, or evaluations/"""
     prompt: str | None = None
     """boxed, answer_line, or a run whose form of prompts and answers is used; by default the model's own run"""
     preset: Literal["forking", "shaping"] = "forking"

@@ -48,7 +48,7 @@ def evaluate(options: Options, threshold: float, high: float, low: float) -> dic
     temperatures = {"t_high": high, "t_low": low, "entropy_threshold": threshold, "temperature": 1.0, "top_p": 1.0}
     evaluation.run(
         evaluation.Options(
-            options.model, options.benchmarks, folder, samples=options.samples, **temperatures, **shared
+            options.model, options.benchmarks, output=folder, samples=options.samples, **temperatures, **shared
         )
     )
     names = [questions.load(name)[0].name for name in options.benchmarks]
