@@ -84,13 +84,19 @@ class Plan(Unchecked, PlanOptions):
     """print only JSON"""
     serve: bool = False
     """print only the command of the vLLM server, a word per line; nothing if no server must be started"""
+    simulate: bool = False
+    """print only simulated seconds of a rollout and its optimiser steps, colocated and divided; needs --mean-length"""
 
     def __call__(self, overrides: Sequence[str]) -> None:
-        from .planning import plan
+        from .planning import plan, simulate
 
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # set by a surrounding job, but one process makes a plan
             os.environ.pop(name, None)
-        plan.run(checked(self, PlanOptions), overrides, self.json, self.serve)
+        options = checked(self, PlanOptions)
+        if self.simulate:
+            simulate.run(options, overrides, self.json)
+        else:
+            plan.run(options, overrides, self.json, self.serve)
 
 
 @dataclass(frozen=True)

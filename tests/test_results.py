@@ -24,6 +24,7 @@ from benchmarks import (
     paper_size,
     rollouts,
     sampling,
+    simulated,
     speed,
     summary,
     verifier,
@@ -75,6 +76,12 @@ def test_the_page_of_the_dry_run_holds_the_recorded_figures():
     (largest,) = (size for record in records for size in record["sizes"] if size["responses"] == 512 * 16)
     assert largest["longest"] == 20480 and largest["processes"] == 8
     assert max(power for record in records for power in record["exponents"].values()) < 1.5
+
+
+def test_the_page_of_planning_holds_the_simulated_figures():
+    record = files.read_json(simulated.RESULTS)
+    assert measure.block(simulated.COMMAND)[1] == simulated.tables(record)
+    assert record["measured"] is False and not any(run["measured"] for run in record["runs"])
 
 
 def test_the_page_of_the_gpu_holds_the_recorded_figures():

@@ -24,7 +24,7 @@ SERVE = (
 )
 
 
-def _without(words: Sequence[str], *names: str) -> list[str]:
+def without(words: Sequence[str], *names: str) -> list[str]:
     """Return a command line's words without the words of given settings."""
     left, drops = [], False
     for word in words:
@@ -46,7 +46,7 @@ def _words(job: Job) -> list[str]:
     several = _beside(job, "fsdp2_multinode.yaml")
     if job.nodes == 1 or job.sharding.kind != "fsdp2":
         return list(job.words)
-    return [*_without(job.words, "accelerate_config"), "--accelerate_config", str(several)]
+    return [*without(job.words, "accelerate_config"), "--accelerate_config", str(several)]
 
 
 def _launcher_options(job: Job) -> list[str]:
@@ -89,7 +89,7 @@ def _launches(job: Job) -> list[str]:
     recipe = [*launch_words(job.options.recipe), job.options.recipe]
     if job.nodes == 1:
         return [shlex.join([*start, *recipe, *words])]
-    words += ["--output_dir", "SHARED_FOLDER"] if _without(words, "output_dir") == words else []
+    words += ["--output_dir", "SHARED_FOLDER"] if without(words, "output_dir") == words else []
     start += ["--num_machines", str(job.nodes), "--rdzv_backend", "static"]
     start += ["--main_process_ip", "ADDRESS_OF_RANK_0", "--main_process_port", str(PORT)]
     return [shlex.join([*start, "--machine_rank", str(rank), *recipe, *words]) for rank in range(job.nodes)]
@@ -101,11 +101,11 @@ def _batch(job: Job, script: Path) -> str:
     memory = job.options.gpu_memory
     of_another_size = serves and memory != PlanOptions.gpu_memory
     exported = [f"PLAN_OPTIONS=--gpu-memory {memory:g}"] if of_another_size else []
-    if _without(words, "output_dir") != words:
+    if without(words, "output_dir") != words:
         exported.append(f"RUN_FOLDER={job.args.output_dir}")
     batch = ["sbatch", "--nodes", str(job.nodes + serves), "--gpus-per-node", str(job.gpus)]
     batch += ["--export", ",".join(["ALL", *exported])] if exported else []
-    own = _without(words, "output_dir", "resume_from_checkpoint")
+    own = without(words, "output_dir", "resume_from_checkpoint")
     return shlex.join([*batch, str(script), job.options.recipe, *own])
 
 

@@ -7,6 +7,9 @@ from ..models.measure import Operations
 from ..objective.objective import backward_matmuls
 from .job import Job
 
+# Names of the passes without gradient, by the purpose for which the objective asks for them.
+SCORING = {"rollout": "old log-probabilities", "reference": "reference model", "ranking": "ranking pass"}
+
 
 def steps(job: Job) -> int | None:
     """Return the number of optimiser steps of the run, or `None` if nothing tells the number of problems."""
@@ -71,39 +74,53 @@ def generation(decoder: Operations, head: float, prompt: float, completion: floa
     return decoder(prompt) + decoder.token * completion + decoder.pair * attended + head * completion
 
 
+def passes(job: Job, forward: Operations, backward: Operations, prompt: Any, completion: Any) -> dict[str, Any]:
+    """Return the operations of a response's passes in an optimiser step, by pass; those without gradient come first.
+
+    Args:
+        forward, backward: operations of the decoder.
+        prompt, completion: tokens, as numbers or as arrays.
+    """
+    whole, head = forward(prompt + completion), head_token(job) * completion
+    scoring = {} if job.objective is None else job.objective.scoring_passes
+    parts = {SCORING[purpose]: number * (whole + head) for purpose, number in scoring.items()}
+    backbone = {"backbone forward": whole, "backbone backward": backward(prompt + completion)}
+    return parts | backbone | {"head": head_units(job) * head}
+
+
+def head_token(job: Job) -> float:
+    """Return the operations of the LM head for one token."""
+    return 2.0 * job.policy.vocabulary * job.policy.hidden
+
+
+def head_units(job: Job) -> float:
+    """Return the cost of the LM head in a training pass, in matmuls of all response tokens."""
+    dense = 1.0 + backward_matmuls(job.policy.trains_head)
+    return dense if job.objective is None else job.objective.head_units
+
+
 def operations(job: Job) -> dict[str, Any]:
     """Return the operations of an optimiser step over all GPUs, by pass, at the mean or else the maximum length.
 
     `head_units` is the cost of the LM head in a training pass, in matmuls of all response tokens.
     """
     prompt, completion = job.lengths.prompt, job.lengths.mean or job.lengths.completion
-    number, policy = job.responses, job.policy
-    decoder, backward = policy.operations(job.args.gradient_checkpointing)
-    token = 2.0 * policy.vocabulary * policy.hidden  # operations of the LM head for one token
-    forward, head = number * decoder(prompt + completion), number * token * completion
-    parts, units = {}, 1.0 + backward_matmuls(policy.trains_head)
-    dense = units * head
+    number, token = job.responses, head_token(job)
+    forward, backward = job.policy.operations(job.args.gradient_checkpointing)
+    dense = (1.0 + backward_matmuls(job.policy.trains_head)) * number * token * completion
+    parts = {}
     if job.objective is not None:
-        passes, units = job.objective.scoring_passes, job.objective.head_units
-        written = number * generation(decoder, token, prompt, completion)
-        parts = {
-            "generation": written / job.objective.iterations,
-            "old log-probabilities": passes["rollout"] * (forward + head),
-            "reference model": passes["reference"] * (forward + head),
-            "ranking pass": passes["ranking"] * (forward + head),
-        }
-    parts |= {
-        "backbone forward": forward,
-        "backbone backward": number * backward(prompt + completion),
-        "head": units * head,
-    }
+        written = number * generation(forward, token, prompt, completion)
+        parts = {"generation": written / job.objective.iterations}
+    each = passes(job, forward, backward, prompt, completion)
+    parts |= {name: number * value for name, value in each.items()}
     total = sum(parts.values())
     saved = dense - parts["head"] - parts.get("ranking pass", 0)
     return {
         "parts": {name: round(value) for name, value in parts.items()},
         "total": round(total),
         "length": completion,
-        "head_units": units,
+        "head_units": head_units(job),
         "head_on_all_tokens": round(dense),
         "saved_by_selection": round(saved),
         "share_of_head_saved": 1 - parts["head"] / dense,

@@ -32,10 +32,15 @@ def sampler(job: Job) -> dict[str, Any] | None:
         caches = [_cache(job, ranks, share) for ranks in parallel_sizes(job)]
         speeds = {str(c["gpus"]): c["tokens_per_second"] for c in caches if holds_a_sequence(c)}
         return cache | {"sampler_share": left, "by_tensor_parallel": speeds}
-    sizes = [_cache(job, ranks, SERVER_SHARE) for ranks in parallel_sizes(job)]
+    sizes = server_sizes(job)
     room = WEIGHTS_SHARE * SERVER_SHARE * job.options.gpu_memory * GIB
-    cache = next((size for size in sizes if holds_a_sequence(size) and size["weights"] <= room), sizes[-1])
-    return cache | {"copies": job.gpus // cache["gpus"]}
+    return next((size for size in sizes if holds_a_sequence(size) and size["weights"] <= room), sizes[-1])
+
+
+def server_sizes(job: Job) -> list[dict[str, Any]]:
+    """Return the use of memory and the copies of a server, by the number of GPUs that share a copy."""
+    sizes = [_cache(job, ranks, SERVER_SHARE) for ranks in parallel_sizes(job)]
+    return [size | {"copies": job.gpus // size["gpus"]} for size in sizes]
 
 
 def parallel_sizes(job: Job) -> list[int]:
@@ -44,16 +49,36 @@ def parallel_sizes(job: Job) -> list[int]:
     return [ranks for ranks in range(1, job.gpus + 1) if job.gpus % ranks == 0 and heads % ranks == 0]
 
 
-# An H100 as vLLM uses it: three quarters of its memory's bandwidth in bytes a second, two fifths of its bfloat16
-# operations a second. Seconds of a decoding step beside the GPU's work: for scheduling, by the engine's place, for a
-# group of GPUs, and for every sequence. Assumed, not measured here.
-BANDWIDTH, OPERATIONS = 0.75 * 3.35e12, 0.4 * 989e12
+# Seconds of a decoding step beside the GPU's work: for scheduling, by the engine's place, for a group of GPUs, and for
+# every sequence. Assumed, not measured here.
 IN_PROCESS, ON_SERVER, IN_GROUP, PER_SEQUENCE = 4e-3, 2.5e-3, 1e-3, 10e-6
 
 
 @dataclass(frozen=True)
+class Device:
+    """Rates that a GPU achieves, for estimates. Assumed, not measured here.
+
+    Attributes:
+        name: name of the GPU.
+        bandwidth: bytes a second that decoding reads.
+        decoding, prefill, training: operations a second.
+    """
+
+    name: str
+    bandwidth: float
+    decoding: float
+    prefill: float
+    training: float
+
+
+# Three quarters of the bandwidth of its memory. Two fifths of its bfloat16 operations while decoding, three tenths in
+# passes of the trainer.
+H100 = Device("H100", 0.75 * 3.35e12, 0.4 * 989e12, 300e12, 0.3 * 989e12)
+
+
+@dataclass(frozen=True)
 class Engine:
-    """A copy of the model that decodes, for an estimate of its speed on H100s.
+    """A copy of the model that decodes, for an estimate of its speed.
 
     Attributes:
         gpus: GPUs that share the copy.
@@ -61,6 +86,7 @@ class Engine:
         operations: operations of a token, over all of them.
         token: bytes of a cached token on one of them.
         in_process: whether the engine runs in a training process.
+        device: the GPU.
     """
 
     gpus: int
@@ -68,13 +94,32 @@ class Engine:
     operations: float
     token: float
     in_process: bool
+    device: Device = H100
+
+    def step(self, sequences: int, tokens: float) -> float:
+        """Return the seconds of a decoding step of a number of sequences, which have `tokens` tokens together."""
+        work = max(
+            self.weights / self.device.bandwidth, self.operations * sequences / self.gpus / self.device.decoding
+        )
+        reading = tokens * self.token / self.device.bandwidth
+        waiting = IN_PROCESS + PER_SEQUENCE * sequences if self.in_process else ON_SERVER
+        return waiting + (IN_GROUP if self.gpus > 1 else 0) + work + reading
+
+    def prefill(self, tokens: float) -> float:
+        """Return the seconds in which `tokens` tokens of prompts, or of interrupted responses, are computed."""
+        return self.operations * tokens / self.gpus / self.device.prefill
 
     def tokens_per_second(self, sequences: int, context: float) -> float:
         """Return the tokens that a number of sequences of `context` tokens write in a second."""
-        work = max(self.weights / BANDWIDTH, self.operations * sequences / self.gpus / OPERATIONS)
-        reading = sequences * context * self.token / BANDWIDTH
-        waiting = IN_PROCESS + PER_SEQUENCE * sequences if self.in_process else ON_SERVER
-        return sequences / (waiting + (IN_GROUP if self.gpus > 1 else 0) + work + reading)
+        return sequences / self.step(sequences, sequences * context)
+
+
+def engine(job: Job, ranks: int) -> Engine:
+    """Return a copy of the job's model on `ranks` GPUs."""
+    policy = job.policy
+    keys = getattr(policy.config.get_text_config(), "num_key_value_heads", None) or ranks
+    token = policy.cache_token() * ELEMENT / min(ranks, keys)  # ranks share the key-value heads, but not one head
+    return Engine(ranks, policy.parameters * ELEMENT / ranks, 2 * policy.parameters, token, job.colocates)
 
 
 def _cache(job: Job, ranks: int, share: float) -> dict[str, Any]:
@@ -84,17 +129,14 @@ def _cache(job: Job, ranks: int, share: float) -> dict[str, Any]:
     share that weights and profiling pass leave. If the cache cannot hold one sequence of `max_model_len`, vLLM does
     not start.
     """
-    args, policy = job.args, job.policy
-    weights = policy.parameters * ELEMENT / ranks
-    keys = getattr(policy.config.get_text_config(), "num_key_value_heads", None) or ranks
-    token = policy.cache_token() * ELEMENT / min(ranks, keys)  # ranks share the key-value heads, but not one head
+    args, policy, copy = job.args, job.policy, engine(job, ranks)
     longest = args.vllm_max_model_length or policy.positions or job.lengths.whole
 
     def profiled(sequences: int) -> float:
         return min(sequences, VLLM_BATCHED_TOKENS) * policy.vocabulary * SAMPLED_LOGIT
 
     def room(sequences: int) -> float:
-        return max(share * job.options.gpu_memory * GIB - weights - profiled(sequences), 0)
+        return max(share * job.options.gpu_memory * GIB - copy.weights - profiled(sequences), 0)
 
     sequences = SERVER_SEQUENCES
     if job.colocates:
@@ -103,26 +145,25 @@ def _cache(job: Job, ranks: int, share: float) -> dict[str, Any]:
         if args.vllm_max_num_seqs is not None:
             sequences = min(sequences, args.vllm_max_num_seqs)
         elif args.vllm_gpu_memory_utilization is None:
-            held = int(room(sequences) / token / (longest / SHORTEST_PART))
+            held = int(room(sequences) / copy.token / (longest / SHORTEST_PART))
             sequences = min(sequences, max(held, FEWEST_SEQUENCES))
     expected = job.lengths.prompt + (job.lengths.mean or job.lengths.completion)
-    cached = int(room(sequences) / token)
+    cached = int(room(sequences) / copy.token)
     concurrent = min(int(cached / expected), sequences)
-    engine = Engine(ranks, weights, 2 * policy.parameters, token, job.colocates)
     context = job.lengths.prompt + (job.lengths.mean or job.lengths.completion) / 2
     copies = (job.processes if job.colocates else job.gpus) // ranks
     return {
         "mode": args.vllm_mode,
         "gpus": ranks,
         "share": share,
-        "weights": round(weights),
+        "weights": round(copy.weights),
         "profiled": round(profiled(sequences)),
         "max_num_seqs": sequences,
         "max_model_len": longest,
-        "bytes_per_token": round(token),
+        "bytes_per_token": round(copy.token),
         "cached_tokens": cached,
         "concurrent_sequences": concurrent,
-        "tokens_per_second": round(engine.tokens_per_second(concurrent, context) * copies),
+        "tokens_per_second": round(copy.tokens_per_second(concurrent, context) * copies),
     }
 
 

@@ -125,6 +125,15 @@ def pieces_of(
     ]
 
 
+def surplus(budget: int | None, max_age: int) -> float:
+    """Unfinished groups in a round, in multiples of the groups that the rollout needs.
+
+    By Little's law a group stays for as many rollouts as there are unfinished groups for each that leaves. Half of the
+    largest age is the mean that leaves room for the longest responses.
+    """
+    return 1.0 if budget is None else 1 + max_age / 2
+
+
 class Drafts:
     """The unfinished groups.
 
@@ -164,12 +173,8 @@ class Drafts:
 
     @property
     def surplus(self) -> float:
-        """Unfinished groups in a round, in multiples of the groups that the rollout needs.
-
-        By Little's law a group stays for as many rollouts as there are unfinished groups for each that leaves. Half of
-        the largest age is the mean that leaves room for the longest responses.
-        """
-        return 1.0 if self.budget is None else 1 + self.max_age / 2
+        """Unfinished groups in a round, in multiples of the groups that the rollout needs."""
+        return surplus(self.budget, self.max_age)
 
     def is_due(self, rollout: int) -> bool:
         """Return whether a response has to be written to its end in this rollout."""
