@@ -114,11 +114,24 @@ def test_every_token_is_written_once(budget):
     assert all(rollout.busy <= rollout.seconds for rollout in rollouts)
 
 
-def test_partial_rollouts_keep_their_largest_age():
-    run = Rollouts(replace(RULES, budget=30), ASSUMED, copy_of(), 1)
+def test_partial_rollouts_grow_by_their_budget_and_keep_their_largest_age(monkeypatch):
+    run, written = Rollouts(replace(RULES, budget=30), ASSUMED, copy_of(), 1), []
+    write = run._write
+
+    def checked(*args):
+        before = {id(group): group.done for group in run.unfinished}
+        write(*args)
+        for group in run.unfinished:
+            is_old = run.sampler.rollout - group.born >= RULES.response_age
+            written.append(is_old)
+            grown = np.minimum(group.lengths, before[id(group)] + 30)
+            assert (group.done == (group.lengths if is_old else grown)).all()
+
+    monkeypatch.setattr(run, "_write", checked)
     for _ in range(8):
         run.next()
         assert all(run.sampler.rollout - group.born < RULES.response_age for group in run.unfinished)
+    assert 0 < sum(written) < len(written)
 
 
 def seconds(copies=2, cached=4000, **changes):
