@@ -369,8 +369,11 @@ SHIPPED = sorted({path.stem for path in (REPOSITORY / "recipes").glob("*.yaml")}
 def test_shipped_recipes_fit_with_room_and_warn_of_nothing(name):
     recipe = REPOSITORY / f"recipes/{name}.yaml"
     found = plan.make(resolve(str(recipe), [], gpu_memory=SMALLER.get(name, 80.0)))
-    # A port that another program of this machine listens on is no fault of the recipe.
-    assert found["verdict"]["fits"] is not False and [w for w in found["warnings"] if " is in use on " not in w] == []
+    # A port that another program of this machine listens on is no fault of the recipe. The share that is left for vLLM
+    # has not been measured on a GPU, so recipes keep a smaller one.
+    known = (" is in use on ", " of a GPU while vLLM is awake, ")
+    assert [text for text in found["warnings"] if not any(part in text for part in known)] == []
+    assert found["verdict"]["fits"] is not False
     if found["vllm"]:
         # Several sequences at once on every engine, and at least half of the GPU for it, since it sleeps in training.
         assert found["vllm"]["concurrent_sequences"] >= 8 and found["vllm"]["share"] >= 0.5
