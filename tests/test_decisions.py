@@ -257,4 +257,4 @@ def test_a_record_holds_the_decisions_as_json(tmp_path):
 
 
 # Nothing was set, and nothing refused.
-NULLABLE = ("delta", "head_refusal")
+NULLABLE = ("delta", "head_refusal", "token_budget")
