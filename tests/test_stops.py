@@ -21,6 +21,11 @@ SETTINGS = (
 TWO = ("--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0")
 
 
+def ignore_interrupts():
+    """As a shell has it in its background jobs, whose programs inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Run:
     """A run under way, with what it says."""
 
@@ -34,6 +39,7 @@ class Run:
             stderr=self.log,
             cwd=REPOSITORY,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
+            preexec_fn=ignore_interrupts,
         )
 
     def step(self):

@@ -160,6 +160,8 @@ def main(words: Sequence[str]) -> int:
     """Launch a recipe with accelerate's arguments, and return the exit status, 75 if the run wants to be requeued."""
     print(f"entropy-grpo {version('entropy-grpo')}: loading accelerate's launcher", flush=True)
     with tempfile.TemporaryDirectory(prefix="entropy-grpo-") as place:
+        # A shell ignores SIGINT in its background jobs, and workers that inherit this would not end on Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         launch = Launch(words, Path(place))
         signal.signal(signal.SIGINT, launch.interrupt)
         signal.signal(signal.SIGTERM, launch.terminate)
