@@ -13,13 +13,10 @@ The second part trains the embedded job from one cold start with two seeds, with
 forks. It counts generated tokens and informative groups, and compares the accuracy at equal tokens.
 """
 
-import argparse
 import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -28,7 +25,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from benchmarks import embedded, end_to_end, measure
+from benchmarks import arms, embedded, end_to_end, measure
 from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.objective.ranks import ALONE
@@ -277,12 +274,7 @@ def summaries(runs: dict[tuple[str, int], dict]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--arm", choices=ARMS, help="only this run of the embedded job; prints its figures")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into its page")
-    options = parser.parse_args()
+    options = arms.parse(__doc__.split("\n")[0], ARMS, 120)
     if options.table:
         measure.write_block(TABLE, table(files.read_json(RESULTS)))
         return
@@ -297,12 +289,9 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
     def job(case: tuple[str, int]) -> dict:
-        command = [sys.executable, "-m", "benchmarks.rollouts", "--arm", case[0], "--seed", str(case[1])]
-        text = subprocess.run(
-            [*command, "--steps", str(options.steps)], stdout=subprocess.PIPE, text=True, check=True
-        ).stdout
+        found = arms.run("benchmarks.rollouts", *case, options.steps)
         print(*case, flush=True)
-        return json.loads(text.strip().splitlines()[-1])
+        return found
 
     with ThreadPoolExecutor(embedded.JOBS) as pool:
         embedded.TASK.model(COLD_START)

@@ -10,18 +10,15 @@ embedded job over three seeds, without dynamic sampling, with it, and with the r
 and seconds to the same held-out accuracy.
 """
 
-import argparse
 import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from benchmarks import embedded, end_to_end, measure
+from benchmarks import arms, embedded, end_to_end, measure
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.objective.sampling import DynamicSampler, Group
 from entropy_grpo.runs import files
@@ -160,12 +157,7 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=180)
-    parser.add_argument("--arm", choices=ARMS, help="only this run of the embedded job; prints its curve")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into its page")
-    options = parser.parse_args()
+    options = arms.parse(__doc__.split("\n")[0], ARMS, 180)
     if options.table:
         measure.write_block(TABLE, table(files.read_json(RESULTS)))
         return
@@ -182,10 +174,7 @@ def main() -> None:
 
     def curve(job: tuple[str, int]) -> list[dict]:
         arm, seed = job
-        command = [sys.executable, "-m", "benchmarks.sampling", "--arm", arm, "--seed", str(seed)]
-        command += ["--steps", str(options.steps)]
-        text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        found = json.loads(text.strip().splitlines()[-1])
+        found = arms.run("benchmarks.sampling", arm, seed, options.steps)
         print(f"seed {seed}  {arm:20s} {first_at(ACCURACY, found)}", flush=True)
         return found
 
@@ -193,9 +182,9 @@ def main() -> None:
         list(pool.map(embedded.TASK.model, embedded.SEEDS))
         jobs = [(arm, seed) for seed in embedded.SEEDS for arm in ARMS]
         runs = dict(zip(jobs, pool.map(curve, jobs), strict=True))
-    arms = [summary(arm, {seed: runs[arm, seed] for seed in embedded.SEEDS}) for arm in ARMS]
+    summaries = [summary(arm, {seed: runs[arm, seed] for seed in embedded.SEEDS}) for arm in ARMS]
     figures = {"prompts": PROMPTS, "steps_per_rollout": STEPS, "simulated": simulated}
-    figures |= {"accuracy": ACCURACY, "embedded": arms}
+    figures |= {"accuracy": ACCURACY, "embedded": summaries}
     measure.write("sampling", "python -m benchmarks.sampling", figures)
     measure.write_block(TABLE, table(files.read_json(RESULTS)))
 

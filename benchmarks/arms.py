@@ -1,0 +1,25 @@
+"""Arms of the embedded job in processes of their own, and the command line of benchmarks that have such arms."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Collection
+from typing import Any
+
+
+def parse(description: str, arms: Collection[str], steps: int) -> argparse.Namespace:
+    """Parse the command line: `steps` of a run, `arm` and `seed` of a single run or None, and `table`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--arm", choices=arms, help="only this run of the embedded job; prints its figures")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--table", action="store_true", help="put the table of the recorded results into its page")
+    return parser.parse_args()
+
+
+def run(module: str, arm: str, seed: int, steps: int) -> Any:
+    """Run an arm of a benchmark's module in another process, and return the JSON of its last line."""
+    command = [sys.executable, "-m", module, "--arm", arm, "--seed", str(seed), "--steps", str(steps)]
+    text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(text.strip().splitlines()[-1])
