@@ -7,6 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+from vllm.v1.sample.logits_processor import _load_logitsprocs_by_fqcns as load_for_the_first_runner
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcRequestState
+from vllm.v1.worker.gpu.sample.logits_processor.loader import (
+    _load_v2_logitsprocs_by_fqcns as load_for_the_second_runner,
+)
 
 from entropy_grpo.evaluation.decoding import forked, vllm
 from entropy_grpo.evaluation.decoding.forked import Temperatures
@@ -56,6 +61,48 @@ def test_rows_of_a_batch_as_by_transformers():
     check([None] * 5)
 
 
+NAME = "entropy_grpo.evaluation.decoding.vllm:ForkedTemperature"
+
+
+def test_both_model_runners_load_it_by_its_name():
+    """vLLM decides by machine and settings which of them runs, and each refuses a class without its own interface."""
+    assert load_for_the_first_runner([NAME]) == load_for_the_second_runner([NAME]) == [vllm.ForkedTemperature]
+
+
+def test_slots_of_the_second_model_runner_as_by_transformers():
+    """The runner for GPUs, whose rows are slots in any order, several of one request with drafts; slots are reused."""
+    states = LogitsProcRequestState(torch.device("cpu"), 6, 13, None, None, None, None)
+    processor = vllm.ForkedTemperature(None, states)
+    slots: dict[int, Temperatures | None] = {}
+
+    def add(slot, temperatures):
+        assert processor.add_request(slot, params(temperatures)) == (temperatures is not None)
+        slots[slot] = temperatures
+
+    def check(rows):
+        processor.apply_staged_writes()
+        mapping = torch.tensor(rows, dtype=torch.int32)
+        ctx = LogitsContext(mapping, mapping, mapping.numpy(), None, None, None, None)
+        logits = torch.randn(len(rows), 13) * torch.tensor([[0.1], [3.0], [0.5], [1.0]])[: len(rows)]
+        expected = [
+            forked.ForkedTemperature(slots[slot])(None, row.unsqueeze(0))[0] if slots[slot] else row
+            for slot, row in zip(rows, logits.clone(), strict=True)
+        ]
+        torch.testing.assert_close(processor.apply(logits.clone(), ctx), torch.stack(expected))
+
+    torch.manual_seed(0)
+    add(4, None)
+    check([4])
+    add(2, Temperatures(1.5, 0.5, 1.0))
+    add(0, Temperatures(0.0, 2.0, 0.3))
+    check([2, 4, 0])
+    check([0, 2, 2, 4])
+    check([4])
+    add(2, None)
+    add(4, Temperatures(0.7, 1.0, 1.6))
+    check([4, 2, 0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -78,7 +125,7 @@ def test_engine_samples_from_the_formula(model, monkeypatch):
         dtype="float32",
         max_model_len=64,
         enforce_eager=True,
-        logits_processors=["entropy_grpo.evaluation.decoding.vllm:ForkedTemperature"],
+        logits_processors=[NAME],
         logprobs_mode="processed_logprobs",
         max_logprobs=-1,
     )
