@@ -45,9 +45,14 @@ def test_rollouts_ignore_the_models_own_sampling(tiny_model, tmp_path, caplog):
     assert all(getattr(saved, name) == value for name, value in OWN.items())
 
 
-def kept(probabilities, top_p=1.0, top_k=0, min_p=None):
-    """The tokens that sampling leaves, worked out one by one: top_k, then the nucleus of what is left, then min_p."""
+def kept(probabilities, top_p=1.0, top_k=0, min_p=None, min_p_first=False):
+    """The tokens that sampling leaves, worked out one by one: top_k, then the nucleus of what is left, then min_p.
+
+    vLLM cuts by min_p first.
+    """
     order = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])
+    if min_p_first:
+        order = [token for token in order if probabilities[token] >= (min_p or 0) * probabilities[order[0]]]
     order = order[:top_k] if top_k else order
     total, mass, nucleus = sum(probabilities[token] for token in order), 0.0, []
     for token in order:
@@ -59,6 +64,7 @@ def kept(probabilities, top_p=1.0, top_k=0, min_p=None):
 
 
 CUTS = [{"top_p": 0.6}, {"top_k": 3}, {"min_p": 0.3}, {"top_p": 0.8, "top_k": 5, "min_p": 0.1}, {"top_p": 1e-6}]
+CUTS += [{"top_p": 0.8, "min_p": 0.2, "min_p_first": True}]
 
 
 @pytest.mark.parametrize("cut", CUTS)

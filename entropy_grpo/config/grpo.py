@@ -461,7 +461,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     @property
     def truncation(self) -> Truncation:
         """Truncation of the distribution that rollouts are sampled from."""
-        return Truncation(self.top_p, max(self.top_k, 0), self.min_p)
+        return Truncation(self.top_p, max(self.top_k, 0), self.min_p, min_p_first=self.use_vllm)
 
     @classmethod
     def of(cls, args: GRPOConfig | None, output_dir: str) -> "EntropyForkGRPOConfig":

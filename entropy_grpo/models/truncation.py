@@ -27,25 +27,30 @@ CHUNK = 2**25
 
 @dataclass(frozen=True)
 class Truncation:
-    """Settings of truncated sampling, as in transformers and vLLM. The defaults truncate nothing."""
+    """Settings of truncated sampling, as in transformers and vLLM. The defaults truncate nothing.
+
+    Both samplers cut by top_k before they cut by top_p. transformers cuts by min_p last. vLLM cuts by it first, and
+    top_p is a share of what min_p has left.
+    """
 
     top_p: float = 1.0
     top_k: int = 0
     min_p: float | None = None
+    min_p_first: bool = False
 
     def __bool__(self) -> bool:
         return self.top_p < 1 or self.top_k > 0 or bool(self.min_p)
 
     @property
     def warpers(self) -> LogitsProcessorList:
-        """Return the steps of `generate`, in its order."""
+        """Return the steps of the sampler, in its order."""
         steps = LogitsProcessorList()
         if self.top_k > 0:
             steps.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:
             steps.append(TopPLogitsWarper(self.top_p))
         if self.min_p:
-            steps.append(MinPLogitsWarper(self.min_p))
+            steps.insert(0 if self.min_p_first else len(steps), MinPLogitsWarper(self.min_p))
         return steps
 
     def log_probs(self, logits: Tensor, targets: Tensor) -> Tensor:
