@@ -10,8 +10,9 @@ from dataclasses import asdict
 
 from benchmarks import measure, walks
 from entropy_grpo.analysis.divergence import impact, summary
-from entropy_grpo.analysis.divergence.forks import Settings, divergence
+from entropy_grpo.analysis.divergence.forks import Settings, divergence, find_forks
 from entropy_grpo.analysis.report import figures
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend
 from entropy_grpo.metrics import tables
 
 RESULTS = measure.RESULTS / "divergence.json"
@@ -30,7 +31,8 @@ def measured(name: str) -> dict:
         return [walks.answer(problems[i], text) for text in texts]
 
     rows = []
-    for row in divergence(model, tokenizer, responses, grade, SETTINGS):
+    forks, writer = find_forks(model, responses, SETTINGS), TransformersBackend(model, tokenizer, SETTINGS.batch_size)
+    for row in divergence(forks, writer, tokenizer, responses, grade, SETTINGS):
         rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         if len(rows) % 100 == 0:
             print(f"{name}: {len(rows)} forks", flush=True)

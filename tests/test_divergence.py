@@ -8,6 +8,7 @@ import torch
 
 from entropy_grpo.analysis.divergence.forks import Settings, divergence, find_forks
 from entropy_grpo.analysis.divergence.summary import HIGH, LOW, summarize
+from entropy_grpo.evaluation.backends.transformers import TransformersBackend
 
 from . import tiny_vocabulary
 from .tiny_vocabulary import END
@@ -58,6 +59,12 @@ def test_forks(model):
     assert {fork.kind for fork in forks.values()} == {HIGH, LOW}
 
 
+def begun(model, tokenizer, responses, settings):
+    """The forks, and what continues them."""
+    backend = TransformersBackend(model, tokenizer, settings.batch_size)
+    return find_forks(model, responses, settings), backend, tokenizer, responses
+
+
 def right(text):
     """The answer is the last letter, and right where it is one of the first two; an empty text has none."""
     return (text[-1] if text else None), text[-1:] in ("a", "b")
@@ -67,16 +74,20 @@ def test_rows_are_expectations_over_all_continuations(model, tokenizer):
     """k samples against every continuation with its probability; 4.5 standard errors of a mean of values in [0, 1]."""
     k, response = 1500, (PROMPT, [1, 2, 0, 3])
     settings = Settings(rho=0.5, forks=2, continuations=k, max_tokens=4, batch_size=3000, seed=7)
-    rows = list(divergence(model, tokenizer, [response], lambda _, texts: [right(t) for t in texts], settings))
+    rows = list(
+        divergence(
+            *begun(model, tokenizer, [response], settings), lambda _, texts: [right(t) for t in texts], settings
+        )
+    )
     assert sorted(row["position"] for row in rows) == [0, 1, 2, 3]
     for row in rows:
-        begun = [[*response[1][: row["position"]], token] for token in (row["token"], row["other"])]
+        started = [[*response[1][: row["position"]], token] for token in (row["token"], row["other"])]
         # After END, and after the last token, there is nothing.
-        left = [0 if ids[-1] == END else 4 - len(ids) for ids in begun]
-        paths = [tiny_vocabulary.continuations(model, PROMPT + ids, n) for ids, n in zip(begun, left, strict=True)]
+        left = [0 if ids[-1] == END else 4 - len(ids) for ids in started]
+        paths = [tiny_vocabulary.continuations(model, PROMPT + ids, n) for ids, n in zip(started, left, strict=True)]
 
-        def graded(side, path, begun=begun):
-            return right(tokenizer.decode(begun[side] + list(path), skip_special_tokens=True))
+        def graded(side, path, started=started):
+            return right(tokenizer.decode(started[side] + list(path), skip_special_tokens=True))
 
         accuracy = [sum(p * graded(side, path)[1] for path, p in paths[side].items()) for side in (0, 1)]
 
@@ -109,12 +120,12 @@ def test_rows_come_one_by_one_and_do_not_depend_on_the_callers_seed(model, token
         return [right(text) for text in texts]
 
     torch.manual_seed(1)
-    rows = divergence(model, tokenizer, RESPONSES, grade, settings)
+    rows = divergence(*begun(model, tokenizer, RESPONSES, settings), grade, settings)
     first = next(rows)
     assert len(graded) == 1
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    again = list(divergence(model, tokenizer, RESPONSES, grade, settings))
+    again = list(divergence(*begun(model, tokenizer, RESPONSES, settings), grade, settings))
     assert torch.equal(torch.get_rng_state(), state)
     assert [first, *rows] == again
 

@@ -33,13 +33,16 @@ K, MOST = 300, 4
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A folder with the model and a tokenizer whose letters are boxed answers, and a file of responses."""
-    folder = tmp_path_factory.mktemp("tiny_vocabulary")
+    return save_tiny(tmp_path_factory.mktemp("tiny_vocabulary"))
+
+
+def save_tiny(folder, **sizes):
     tokenizer = Tokenizer(models.WordLevel({text: i for i, text in enumerate(TEXTS)}, unk_token="d"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{[^}]*\}|."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=".", pad_token=".")
     tokenizer.save_pretrained(folder)
-    tiny_vocabulary.make_model().save_pretrained(folder)
+    tiny_vocabulary.make_model(**sizes).save_pretrained(folder)
     write_rows(folder / "rows.jsonl", [row_of(*ids) for ids in RESPONSES])
     return folder
 
@@ -129,9 +132,9 @@ def test_a_killed_command_goes_on(found, tiny, tmp_path, monkeypatch):
     (folder / "forks.jsonl").write_bytes(b"".join(whole[:4]) + whole[4][:50])  # killed in the middle of a line
     sampled, write = [], TransformersBackend.write
 
-    def spy(self, prefixes, seeds, sampling):
+    def spy(self, prefixes, seeds, limits, sampling):
         sampled.extend(seeds)
-        return write(self, prefixes, seeds, sampling)
+        return write(self, prefixes, seeds, limits, sampling)
 
     monkeypatch.setattr(TransformersBackend, "write", spy)
     cli.main(["analyze", "divergence", *command(tiny, tmp_path, batch_size=7 * K)])
@@ -217,6 +220,10 @@ REFUSED = {
     "limit is 0": {"limit": 0},
     "continuations is 1": {"continuations": 1},
     "top_p is 0.0": {"top_p": 0.0},
+    "backend is 'http://localhost:8000': choose auto, transformers or vllm": {"backend": "http://localhost:8000"},
+    "backend is 'vllm', which is not installed": {"backend": "vllm", "batch_size": None},
+    "batch_size": {"backend": "vllm"},
+    "tensor_parallel": {"backend": "transformers", "tensor_parallel": 2},
     "max_tokens is 0": {"max_tokens": 0},
     "humaneval, whose answers are programs": {"responses": None, "benchmarks": "humaneval"},
     "row 0 has no column reference or solution": {"rows": [row_of(*RESPONSES[0], reference=None)]},

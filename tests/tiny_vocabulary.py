@@ -19,10 +19,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=".", pad_token=".", padding_side="left")
 
 
-def make_model() -> PreTrainedModel:
+def make_model(**changed: int) -> PreTrainedModel:
     tokens = {"vocab_size": len(LETTERS) + 1, "eos_token_id": END, "pad_token_id": END}
     sizes = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1, "head_dim": 4}
-    sizes |= {"max_position_embeddings": 32}
+    sizes |= {"max_position_embeddings": 32} | changed
     return tiny_decoder(seed=3, initializer_range=0.6, **sizes, **tokens).eval()
 
 

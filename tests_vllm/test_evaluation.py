@@ -41,8 +41,11 @@ if __name__ == "__main__":
         backend.check(requests, sampling)
         written = dict(backend.generate(requests, sampling))
         found.append([(written[i].text, written[i].tokens, written[i].finish) for i in range(len(requests))])
+    found.append(backend.write(*json.loads(sys.argv[3]), Sampling(0.0)))
     json.dump(found, open(sys.argv[2], "w"))
 """
+# Beginnings of different lengths, seeds, and numbers of tokens.
+BEGUN = [[5, 30, 9], [7], [60, 4, 4, 4, 31, 80]], [1, 2, 3], [12, 3, 1]
 
 
 def requests_of(prompts, seeds):
@@ -67,7 +70,7 @@ def engine(model, tmp_path_factory):
     (folder / "engine.py").write_text(ENGINE)
     asked = [([(r.prompt, r.seed) for r in requests], vars(sampling)) for requests, sampling in wanted()]
     result = subprocess.run(
-        [sys.executable, str(folder / "engine.py"), model, str(folder / "found.json")],
+        [sys.executable, str(folder / "engine.py"), model, str(folder / "found.json"), json.dumps(BEGUN)],
         input=json.dumps(asked),
         cwd=REPOSITORY,
         env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(REPOSITORY)},
@@ -76,7 +79,8 @@ def engine(model, tmp_path_factory):
         timeout=400,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return [[tuple(one) for one in found] for found in json.loads((folder / "found.json").read_text())]
+    *answers, written = json.loads((folder / "found.json").read_text())
+    return [*([tuple(one) for one in found] for found in answers), written]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,12 @@ def greedy(model):
 
 def test_greedy_responses_are_those_of_transformers(engine, greedy):
     assert engine[0] == greedy
+
+
+def test_continued_ids_are_those_of_transformers(engine, model):
+    backend = TransformersBackend(*load_model(model, None, "float32"), len(BEGUN[0]))
+    assert engine[5] == backend.write(*BEGUN, Sampling(0.0))
+    assert [len(ids) for ids in engine[5]][1:] == [3, 1]
 
 
 def test_forked_decoding_without_temperature_is_greedy(engine, greedy):

@@ -17,9 +17,7 @@ PRESETS = {
 
 
 CHAT = ReadIf(("system", "thinking"), "chat", bool, "without chat: add --chat")
-READ_IF = (
-    CHAT,
-    ReadIf(("prompt",), "chat", lambda value: not value, "with --chat: leave one of them out"),
+BACKEND_READS = (
     ReadIf(
         ("tensor_parallel",),
         "backend",
@@ -27,6 +25,11 @@ READ_IF = (
         "unless vLLM answers: set backend to vllm",
     ),
     ReadIf(("batch_size",), "backend", lambda value: value != "vllm", "with vLLM, which forms its own batches"),
+)
+READ_IF = (
+    CHAT,
+    ReadIf(("prompt",), "chat", lambda value: not value, "with --chat: leave one of them out"),
+    *BACKEND_READS,
     ReadIf(
         ("dtype",), "backend", lambda value: not value.startswith("http"), "with a server, which has its own weights"
     ),

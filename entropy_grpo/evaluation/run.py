@@ -23,7 +23,7 @@ from ..runs.environment import git_revision, hardware, versions
 from ..runs.folder import COMPARISON, LIMIT
 from ..runs.weights import has_adapter
 from . import contamination, prompting, questions, report, results
-from .backends.base import FORKED, TRANSFORMERS, VLLM, Backend, Sampling, choose
+from .backends.base import FORKED, TRANSFORMERS, VLLM, Backend, Sampling, check_length, choose
 from .generation import Work, process
 from .judging import judge
 from .options import PRESETS, Options
@@ -132,7 +132,24 @@ def completions_of(answers: Work) -> Work:
     return Work(answers.folder / "contamination", halved, 1, answers.seed, sampling, answers.about)
 
 
-def load_backend(options: Options, name: str, path: str) -> Backend:
+def longest_sequence(works: Sequence[Work], path: str, revision: str | None) -> int:
+    """Return the tokens of the longest prompt with a whole response.
+
+    Raises:
+        ValueError: the model has too few positions.
+    """
+    tokenizer, positions = load.load_tokenizer(path, revision), load.positions_of(load.load_config(path, revision))
+    lengths = []
+    for work in works:
+        if work.questions:
+            prompts = list({request.prompt for request in work.requests})
+            longest = max(map(len, tokenizer(prompts)["input_ids"]))
+            check_length(longest, work.sampling.max_tokens, positions)
+            lengths.append(longest + work.sampling.max_tokens)
+    return max(lengths)
+
+
+def load_backend(options: Options, name: str, path: str, works: Sequence[Work]) -> Backend:
     """Load a backend with its model."""
     if name == TRANSFORMERS:
         from .backends.transformers import TransformersBackend
@@ -141,7 +158,9 @@ def load_backend(options: Options, name: str, path: str) -> Backend:
     if name == VLLM:
         from .backends.vllm import VllmBackend
 
-        return VllmBackend(path, options.revision, options.dtype, options.tensor_parallel)
+        # Otherwise vLLM wants a cache for as many tokens as the model has positions, 131,072 for Llama 3.1.
+        length = longest_sequence(works, path, options.revision)
+        return VllmBackend(path, options.revision, options.dtype, options.tensor_parallel, max_model_len=length)
     from .backends.server import ServerBackend
 
     return ServerBackend(name, options.batch_size)
@@ -244,7 +263,7 @@ def run(options: Options) -> None:
     for work in works:
         work.claim()
     if any(work.missing() for work in works):
-        generate(works, load_backend(options, backend, path))
+        generate(works, load_backend(options, backend, path, works))
     if process()[0] > 0:
         return
     wait_for_others(works)

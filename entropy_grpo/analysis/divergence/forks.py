@@ -12,7 +12,7 @@ composition or the order of batches.
 """
 
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,13 +21,15 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 from ...data.benchmarks.benchmark import seed_of
-from ...evaluation.backends.base import Sampling
-from ...evaluation.backends.transformers import TransformersBackend
+from ...evaluation.backends.base import Sampling, Writer
 from ...objective.selection import select
 from ...runs.files import Row
 from ..text.alternatives import score
 from .options import Settings
 from .summary import HIGH, LOW
+
+# Continuations that are given at once to a backend that forms its own batches. A killed command loses at most these.
+TOGETHER = 2048
 
 # (position among the responses, texts of whole responses to its prompt) -> (answer or None, right) of each text
 Grade = Callable[[int, Sequence[str]], Sequence[tuple[str | None, bool]]]
@@ -78,7 +80,7 @@ def find_forks(model: Any, responses: Sequence[tuple[list[int], list[int]]], set
 
 
 def continuations(
-    backend: TransformersBackend,
+    backend: Writer,
     prefixes: Sequence[list[int]],
     limits: Sequence[int],
     seeds: Sequence[int],
@@ -90,13 +92,18 @@ def continuations(
     """
     continued: list[list[int]] = [[] for _ in prefixes]
     open_ = [i for i, p in enumerate(prefixes) if p[-1] not in backend.stops and limits[i] > 0]
-    for start in range(0, len(open_), settings.batch_size):
-        part = open_[start : start + settings.batch_size]
-        sampling = Sampling(settings.temperature, settings.top_p, max_tokens=max(limits[i] for i in part))
-        written = backend.write([prefixes[i] for i in part], [seeds[i] for i in part], sampling)
+    sampling, size = Sampling(settings.temperature, settings.top_p), together(backend, settings)
+    for start in range(0, len(open_), size):
+        part = open_[start : start + size]
+        written = backend.write(*([values[i] for i in part] for values in (prefixes, seeds, limits)), sampling)
         for i, ids in zip(part, written, strict=True):
-            continued[i] = ids[: limits[i]]
+            continued[i] = ids
     return continued
+
+
+def together(backend: Writer, settings: Settings) -> int:
+    """Return the number of continuations that the backend is given at once."""
+    return settings.batch_size if backend.in_batches else TOGETHER
 
 
 def paths_row(paths: Sequence[Sequence[list[int]]], graded: Sequence[Sequence[tuple[str | None, bool]]]) -> Row:
@@ -120,28 +127,26 @@ def paths_row(paths: Sequence[Sequence[list[int]]], graded: Sequence[Sequence[tu
 
 
 def divergence(
-    model: Any,
+    forks: Sequence[Fork],
+    backend: Writer,
     tokenizer: Any,
     responses: Sequence[tuple[list[int], list[int]]],
     grade: Grade,
     settings: Settings,
-    done: Collection[tuple[int, int]] = (),
 ) -> Iterator[Row]:
     """Yield a row for each fork, with the fields of `Fork` and of `paths_row`, when its continuations are finished.
 
     Args:
-        model: causal language model of transformers, in evaluation mode. Its own sampling settings are removed.
+        forks: the forks to continue, of `find_forks`.
+        backend: writes the continuations, with the model that `find_forks` got.
         tokenizer: tokenizer of the model.
         responses: (prompt ids, response ids). The response ids include the token that ended the response.
         grade: function that returns answers and correctness of texts.
-        done: (response, position) of finished forks, which are skipped.
     """
-    backend, k = TransformersBackend(model, tokenizer, settings.batch_size), settings.continuations
-    left = [fork for fork in find_forks(model, responses, settings) if (fork.response, fork.position) not in done]
-    forks = sorted(left, key=lambda fork: fork.position)
-    together = max(1, settings.batch_size // (2 * k))
-    for start in range(0, len(forks), together):
-        part = forks[start : start + together]
+    k, forks = settings.continuations, sorted(forks, key=lambda fork: fork.position)
+    size = max(1, together(backend, settings) // (2 * k))
+    for start in range(0, len(forks), size):
+        part = forks[start : start + size]
         sides = [(fork, side) for fork in part for side in (0, 1)]
         begun = [[*responses[f.response][1][: f.position], (f.token, f.other)[side]] for f, side in sides]
         prefixes = [responses[f.response][0] + ids for (f, _), ids in zip(sides, begun, strict=True)]

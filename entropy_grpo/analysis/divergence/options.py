@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...evaluation.options import BACKEND_READS
 from ...objective.share import RHO
+from ...registry import refuse_unread
 
 LONGEST = 20480
 
@@ -26,7 +28,7 @@ class Settings:
     max_tokens: int | None = None
     """maximum number of tokens of a whole response; if unset, that of the benchmark, or 20,480"""
     batch_size: int = 64
-    """number of continuations of a batch"""
+    """number of continuations of a batch with transformers"""
     seed: int = 0
     """seed of forks and continuations"""
 
@@ -65,9 +67,16 @@ class Options(Settings):
     """maximum number of responses, which are drawn at random; if unset, all"""
     dtype: str = "auto"
     """dtype of the weights: auto, bfloat16, float32, ..."""
+    backend: str = "auto"
+    """backend of answers and continuations: transformers, vllm, or auto: vllm if it is installed"""
+    tensor_parallel: int = 1
+    """number of GPUs that share the model with vllm"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_unread(self, BACKEND_READS)
+        if self.backend not in ("auto", "transformers", "vllm"):
+            raise ValueError(f"backend is {self.backend!r}: choose auto, transformers or vllm.")
         if (self.responses is None) == (not self.benchmarks):
             raise ValueError("give either responses, a file, or benchmarks to answer.")
         if self.limit is not None and self.limit < 1:

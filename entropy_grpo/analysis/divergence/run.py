@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from accelerate.utils import release_memory
 from tqdm import tqdm
 
 from ...data.benchmarks import BENCHMARKS
 from ...data.benchmarks.benchmark import CODE, Benchmark, Question
 from ...data.sources import reference_in
 from ...evaluation import questions, results
-from ...evaluation.backends.base import TRANSFORMERS, check_length
+from ...evaluation.backends.base import TRANSFORMERS, VLLM, Writer, check_length, choose
 from ...evaluation.judging import judge
 from ...evaluation.run import GRADING_SECONDS
 from ...grading import Verdict
@@ -30,16 +31,19 @@ from ...metrics.tables import aligned
 from ...models import load
 from ...runs import files
 from ...runs.files import Row
+from ...runs.weights import has_adapter
 from ..collect import inputs
 from ..collect.run import digest, generate, named
 from ..report import figures
 from . import impact
-from .forks import divergence
+from .forks import divergence, find_forks
 from .options import Options, Settings
 from .summary import FIGURES, ROWS, bins, folder_of, summarize, table
 
 # Names of the reference column: in results of `entropy-grpo eval`, and in a run's `answers/`.
 REFERENCE_COLUMNS = ("reference", "solution")
+# Options of `entropy-grpo eval` for the answers to benchmarks.
+HOW = ("seed", "batch_size", "dtype", "backend", "tensor_parallel")
 UNGRADED = (Verdict.TIMEOUT, Verdict.FAILURE)
 
 
@@ -129,7 +133,8 @@ def claim(path: Path, wanted: Row) -> None:
     Raises:
         ValueError: existing rows were made with other settings.
     """
-    before = files.read_json(path).get("settings", wanted)
+    # Rows of earlier versions name no backend.
+    before = {"backend": TRANSFORMERS} | files.read_json(path).get("settings", wanted)
     for name, value in wanted.items():
         if before.get(name) != value:
             raise ValueError(
@@ -153,22 +158,37 @@ class Grading:
         return [(None if j.group < 0 else str(j.group), j.verdict is Verdict.RIGHT) for j in judged]
 
 
-def continue_forks(given: Sequence[Given], path: str, options: Options, rows_path: Path) -> list[Row]:
+def continue_forks(given: Sequence[Given], path: str, options: Options, rows_path: Path, backend: str) -> list[Row]:
     """Compute the missing forks, append each row to the file, and return the rows of all forks."""
     rows = list(files.read_jsonl(rows_path))
     done = {(row["response"], row["position"]) for row in rows}
-    grading = Grading(given)
     model, tokenizer = load.load_model(path, None, options.dtype)
-    ids = [one.ids for one in given]
-    new_rows = divergence(model, tokenizer, ids, grading, options, done)
-    most = 2 * len(given) * options.forks
-    with tqdm(desc="forks", unit="fork", initial=len(rows), total=most) as bar:
-        for row in new_rows:
+    ids, grading = [one.ids for one in given], Grading(given)
+    forks = [fork for fork in find_forks(model, ids, options) if (fork.response, fork.position) not in done]
+    if not forks:
+        return rows
+    if backend == VLLM:
+        model = None  # vLLM, which has a copy of its own, needs the memory of the GPU
+    writer = writer_of(model, tokenizer, path, options, max(len(prompt) for prompt, _ in ids))
+    with tqdm(desc="forks", unit="fork", initial=len(rows), total=len(rows) + len(forks)) as bar:
+        for row in divergence(forks, writer, tokenizer, ids, grading, options):
             rows.append(row | {"ungraded": grading.ungraded})
             files.append_jsonl(rows_path, rows[-1:])
             bar.update()
-        bar.total = bar.n  # short responses have fewer forks than requested
     return rows
+
+
+def writer_of(model: Any, tokenizer: Any, path: str, options: Options, longest_prompt: int) -> Writer:
+    """Return the backend that writes continuations: with this model, or with vLLM's own copy if there is none."""
+    if model is not None:
+        from ...evaluation.backends.transformers import TransformersBackend
+
+        return TransformersBackend(model, tokenizer, options.batch_size)
+    from ...evaluation.backends.vllm import VllmBackend
+
+    release_memory()
+    positions = longest_prompt + options.longest
+    return VllmBackend(path, None, options.dtype, options.tensor_parallel, max_model_len=positions)
 
 
 def row_settings(options: Options, path: str) -> Row:
@@ -196,18 +216,19 @@ def run(options: Options) -> Path:
     pairs = sources(options, folder)
     own = [benchmark.max_tokens for benchmark, _ in pairs if benchmark.max_tokens is not None]
     most = max(own, default=options.longest) if options.max_tokens is None else options.max_tokens
-    options = replace(options, max_tokens=most)
     path = load.resolve(given_path)
+    backend = choose(options.backend, has_adapter(path))
+    options = replace(options, max_tokens=most)
     tokenizer, config = load.load_tokenizer(path), load.load_config(path)
     if options.benchmarks:
         sampling = {"samples": 1, "temperature": options.temperature, "top_p": options.top_p, "max_tokens": most}
-        how = {"seed": options.seed, "batch_size": options.batch_size, "dtype": options.dtype}
-        generate(given_path, options.benchmarks, folder / "responses", backend=TRANSFORMERS, **sampling, **how)
+        how = {name: getattr(options, name) for name in HOW}
+        generate(given_path, options.benchmarks, folder / "responses", **sampling, **how)
     given = read(pairs, tokenizer, options)
     check(given, options, config)
-    about = row_settings(options, path)
+    about = row_settings(options, path) | {"backend": backend}
     claim(folder / FIGURES, about)
-    rows = continue_forks(given, path, options, folder / ROWS)
+    rows = continue_forks(given, path, options, folder / ROWS, backend)
     summed = {"settings": about, "summary": summarize(rows), "bins": bins(rows)}
     summed["impact"] = impact.impact(rows, options.continuations)
     summed["ungraded"] = sum(row["ungraded"] for row in rows)

@@ -84,7 +84,7 @@ def run(options: Options) -> Path:
     if work.missing():
         names = ("model", "output", "dtype", "batch_size", "tensor_parallel", "backend")
         judge = EvaluationOptions(benchmarks=(), **{name: getattr(options, name) for name in names})
-        evaluation.generate([work], evaluation.load_backend(judge, backend, path))
+        evaluation.generate([work], evaluation.load_backend(judge, backend, path, [work]))
     replies = {row["question"]: row["text"] for row in work.rows()}
     verdicts: list[Row] = [
         {"row": number, "problem": problem} | judged_row(problem, response, verdict(replies[str(number)]))

@@ -106,6 +106,28 @@ class Backend(Protocol):
         """Yield (position, response) of every request as the responses finish."""
 
 
+class Writer(Protocol):
+    """Interface of a backend that continues token ids.
+
+    Attributes:
+        in_batches: as in `Backend`; `write` then makes one batch of its arguments.
+        stops: tokens that end a response.
+    """
+
+    in_batches: bool
+    stops: list[int]
+
+    def write(
+        self, prefixes: Sequence[Sequence[int]], seeds: Sequence[int], limits: Sequence[int], sampling: Sampling
+    ) -> list[list[int]]:
+        """Return the token ids that follow each prefix, including the token that ends the response.
+
+        Args:
+            prefixes, seeds: as in `Request`, with the token ids of a prompt and the beginning of its response.
+            limits: largest number of tokens after each prefix, 1 or more, instead of `sampling.max_tokens`.
+        """
+
+
 def check_length(longest: int, max_tokens: int, positions: int | None) -> None:
     """Raise `ValueError` if the longest prompt and a whole response exceed the positions, if a model limits them."""
     if positions is not None and longest + max_tokens > positions:

@@ -52,9 +52,11 @@ class TransformersBackend:
         check_length(longest, sampling.max_tokens, positions_of(self.model.config))
 
     @torch.inference_mode()
-    def write(self, prefixes: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[list[int]]:
-        """Generate the token ids that follow each prefix, including the token that ends the response."""
-        width, device = max(map(len, prefixes)), self.model.device
+    def write(
+        self, prefixes: Sequence[Sequence[int]], seeds: Sequence[int], limits: Sequence[int], sampling: Sampling
+    ) -> list[list[int]]:
+        """Generate the token ids that follow each prefix in one batch, as `base.Writer` says."""
+        width, device, most = max(map(len, prefixes)), self.model.device, max(limits)
         ids = [[self.pad] * (width - len(prefix)) + list(prefix) for prefix in prefixes]
         mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
         processors = LogitsProcessorList()
@@ -62,23 +64,24 @@ class TransformersBackend:
             processors.append(ForkedTemperature(Temperatures(*sampling.forked.values())))
         if sampling.temperature > 0:
             drawn = (sampling.temperature, sampling.top_p, sampling.top_k)
-            processors.append(SeededSampler(list(seeds), width, sampling.max_tokens, *drawn, device))
+            processors.append(SeededSampler(list(seeds), width, most, *drawn, device))
         written = self.model.generate(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
-            max_new_tokens=sampling.max_tokens,
+            max_new_tokens=most,
             do_sample=False,
             logits_processor=processors,
         )[:, width:]
         ended = torch.isin(written, torch.tensor(self.stops, device=device))
         lengths = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, written.shape[1]).tolist()
-        return [row[:length] for row, length in zip(written.tolist(), lengths, strict=True)]
+        return [row[: min(ends)] for row, *ends in zip(written.tolist(), lengths, limits, strict=True)]
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
         """Yield the responses of one batch after the whole batch has finished."""
         start = time.perf_counter()
         prefixes = self.tokenizer([request.prompt for request in requests])["input_ids"]
-        written = self.write(prefixes, [request.seed for request in requests], sampling)
+        limits = [sampling.max_tokens] * len(requests)
+        written = self.write(prefixes, [request.seed for request in requests], limits, sampling)
         share = (time.perf_counter() - start) / len(requests)
         for i, ids in enumerate(written):
             text = self.tokenizer.decode(ids, skip_special_tokens=True)

@@ -8,6 +8,7 @@ it) removes the difference.
 import os
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -87,27 +88,39 @@ class VllmBackend:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
         """Yield responses as they finish."""
+        prompts, limits = [request.prompt for request in requests], [sampling.max_tokens] * len(requests)
+        for i, one, seconds in self._finished(prompts, [request.seed for request in requests], limits, sampling):
+            yield i, Response(one.text, len(one.token_ids), one.finish_reason, seconds)
+
+    def write(
+        self, prefixes: Sequence[Sequence[int]], seeds: Sequence[int], limits: Sequence[int], sampling: Sampling
+    ) -> list[list[int]]:
+        """Return the token ids that follow each prefix, as `base.Writer` says."""
+        given = [{"prompt_token_ids": list(prefix)} for prefix in prefixes]
+        written = {i: list(one.token_ids) for i, one, _ in self._finished(given, seeds, limits, sampling)}
+        return [written[i] for i in range(len(prefixes))]
+
+    def _finished(
+        self, prompts: Sequence[Any], seeds: Sequence[int], limits: Sequence[int], sampling: Sampling
+    ) -> Iterator[tuple[int, Any, float]]:
+        """Yield (position, vLLM's `CompletionOutput`, seconds) of every prompt as they finish."""
         from vllm import SamplingParams
 
-        engine, start = self.llm.llm_engine, {}
-        for i, request in enumerate(requests):
+        engine, start = self.llm.llm_engine, []
+        for i, (prompt, seed, limit) in enumerate(zip(prompts, seeds, limits, strict=True)):
             params = SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens,
-                seed=request.seed,
+                max_tokens=limit,
+                seed=seed,
                 stop_token_ids=self.stops,
                 extra_args=sampling.forked,
             )
-            engine.add_request(str(i), request.prompt, params)
-            start[str(i)] = time.perf_counter()
+            engine.add_request(str(i), prompt, params)
+            start.append(time.perf_counter())
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
-                    written = output.outputs[0]
-                    seconds = time.perf_counter() - start[output.request_id]
-                    yield (
-                        int(output.request_id),
-                        Response(written.text, len(written.token_ids), written.finish_reason, seconds),
-                    )
+                    i = int(output.request_id)
+                    yield i, output.outputs[0], time.perf_counter() - start[i]

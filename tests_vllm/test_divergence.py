@@ -1,0 +1,98 @@
+"""`analyze divergence` with continuations of a real vLLM, against those of transformers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from entropy_grpo import cli
+from entropy_grpo.runs import files
+from tests.conftest import REPOSITORY
+from tests.test_divergence_run import RESPONSES, K, command, save_tiny, write_rows
+
+from .conftest import ENVIRONMENT
+
+pytestmark = pytest.mark.timeout(600)
+
+# The command as it is, without compilation, which takes minutes on a processor.
+PROGRAM = """
+import functools, sys
+import vllm
+from entropy_grpo import cli
+
+if __name__ == "__main__":
+    vllm.LLM = functools.partial(vllm.LLM, enforce_eager=True)
+    cli.main(sys.argv[1:])
+"""
+# 4.5 standard errors, at most, of the difference of two figures that are each a difference of two means of k values in
+# [0, 1].
+TOLERANCE = 4.5 * 0.5 * (4 / K) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    # vLLM's attention on a processor has kernels for heads of 32 and more.
+    return save_tiny(tmp_path_factory.mktemp("tiny_vocabulary"), head_dim=32)
+
+
+def by_vllm(tiny, folder, **changed):
+    (folder / "program.py").write_text(PROGRAM)
+    given = command(tiny, folder, backend="vllm", batch_size=None, dtype="float32", **changed)
+    result = subprocess.run(
+        [sys.executable, str(folder / "program.py"), "analyze", "divergence", *given],
+        cwd=REPOSITORY,
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return list(files.read_jsonl(folder / "divergence" / "tiny" / "forks.jsonl"))
+
+
+def by_transformers(tiny, folder, **changed):
+    given = command(tiny, folder, backend="transformers", dtype="float32", **changed)
+    cli.main(["analyze", "divergence", *given])
+    return list(files.read_jsonl(folder / "divergence" / "tiny" / "forks.jsonl"))
+
+
+def test_rows_are_those_of_transformers_up_to_chance(tiny, tmp_path):
+    """The forks are the same ones; means over k continuations differ by what k draws differ."""
+    made = {}
+    for name, write in (("vllm", by_vllm), ("transformers", by_transformers)):
+        (tmp_path / name).mkdir()
+        made[name] = write(tiny, tmp_path / name)
+        settings = files.read_json(tmp_path / name / "divergence" / "tiny" / "divergence.json")["settings"]
+        assert settings["backend"] == name
+    assert len(made["vllm"]) == len(made["transformers"]) > 8
+    sampled = ("accuracy", "other_accuracy", "intervention")
+    sampled += tuple(f"{kind}_{pair}" for kind in ("distance", "changed") for pair in ("between", "within"))
+    for ours, theirs in zip(made["vllm"], made["transformers"], strict=True):
+        assert list(ours) == list(theirs)
+        assert {key: ours[key] for key in ours if key not in sampled} == {
+            key: theirs[key] for key in theirs if key not in sampled
+        }
+        for key in sampled:
+            assert ours[key] == pytest.approx(theirs[key], abs=TOLERANCE), (key, ours, theirs)
+    for key in sampled:
+        ours, theirs = (sum(row[key] for row in rows) / len(rows) for rows in made.values())
+        assert ours == pytest.approx(theirs, abs=TOLERANCE / len(made["vllm"]) ** 0.5), key
+    assert {row["response"] for row in made["vllm"]} == set(range(len(RESPONSES)))
+    assert any(ours["accuracy"] != theirs["accuracy"] for ours, theirs in zip(*made.values(), strict=True))
+
+
+def test_answers_and_continuations_of_the_most_probable_tokens_are_those_of_transformers(model, tmp_path):
+    """At a temperature of almost 0 a text is the most probable one, whoever writes it; `entropy-grpo eval` answers."""
+    problems = [{"problem": f"go {i} to 9 need +2 with +3 -2 +1\n", "answer": "9"} for i in range(3)]
+    few = write_rows(tmp_path / "few.jsonl", problems)
+    asked = {"responses": None, "benchmarks": few, "temperature": 0.001, "continuations": 2, "max_tokens": 9}
+    made = []
+    for name, write in (("vllm", by_vllm), ("transformers", by_transformers)):
+        (tmp_path / name).mkdir()
+        made.append(write(Path(model), tmp_path / name, **asked))
+        answers = pq.read_table(tmp_path / name / "divergence" / "tiny" / "responses" / "few.parquet")
+        made[-1].append(answers.select(["prompt", "response", "tokens", "finish"]).to_pylist())
+    assert made[0] == made[1] and len(made[0]) > 6
