@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from benchmarks.fixtures.tiny_model import save_tiny_model
+from entropy_grpo.planning.commands import SERVE
 
 START_SECONDS = 240
 # The guard ends the server's whole process group when the server ends, and when its own standard input is closed: that
@@ -43,8 +44,7 @@ def server(model, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [str(Path(sys.executable).parent / "vllm"), "serve", model, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--weight-transfer-config", '{"backend": "nccl"}', "--logprobs-mode", "processed_logprobs"]
-    command += ["--max-logprobs", "-1", "--dtype", "float32", "--max-model-len", "128", "--enforce-eager"]
+    command += [*SERVE, "--dtype", "float32", "--max-model-len", "128", "--enforce-eager"]
     log = tmp_path_factory.mktemp("server") / "log.txt"
     with open(log, "w") as file:
         process = subprocess.Popen(

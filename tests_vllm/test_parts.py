@@ -16,7 +16,7 @@ WHOLE = {"ignore_eos": True}
 
 
 @pytest.mark.parametrize("most", [4, 8, 3])  # one group a request, two groups, pieces of a group
-def test_parts_are_the_rollout_of_one_request(server, monkeypatch, most):
+def test_parts_are_the_rollout_of_one_request(server, tmp_path, monkeypatch, most):
     prompts = [[5 + i // SIZE, 30, 9] for i in range(5 * SIZE)]
     monkeypatch.setattr(served, "REPLY_BYTES", most * TOKENS * served.TOKEN_BYTES)
     found = []
@@ -24,7 +24,7 @@ def test_parts_are_the_rollout_of_one_request(server, monkeypatch, most):
         generation = generation_of(f"http://127.0.0.1:{server}", TOKENS, seed=3)
         generation.vllm_client.model = httpx.get(f"http://127.0.0.1:{server}/v1/models").json()["data"][0]["id"]
         if in_parts:
-            served.InParts(generation, 60.0)
+            served.InParts(generation, 60.0, tmp_path)
         found.append(generation.generate(prompts, None, SIZE))
     whole, parts = found
     assert parts[0] == whole[0] and parts[1] == whole[1] and parts[3] == whole[3]
