@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from entropy_grpo.objective.ranks import ALONE
 from entropy_grpo.training.drafts import Drafts, Piece
 
 from . import written_parts
-from .conftest import accelerate_launch
+from .conftest import REPOSITORY
 from .test_durable import assert_goes_on
+from .test_objective import DDP, FSDP2
 
 LONGEST = 16
 
@@ -47,12 +49,14 @@ def test_tokens_have_the_log_probabilities_of_the_policy_that_wrote_them(ending_
 
 
 @pytest.mark.slow
-def test_so_they_have_on_two_processes(ending_model, tmp_path):
+@pytest.mark.parametrize("sharding", ["DDP", "FSDP2"])
+def test_so_they_have_on_two_processes(ending_model, tmp_path, preloaded, sharding):
     """Groups of four on ranks with four responses each, whose drafts are dealt to both: with forks and without."""
-    command = ["--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0", "-m"]
     batch = {"per_device_train_batch_size": 2, "steps_per_generation": 2}
     runs = json.dumps([batch, batch | written_parts.FORKS])
-    result = accelerate_launch(*command, "tests.written_parts", ending_model, tmp_path, runs)
+    launcher, last = (DDP, ()) if sharding == "DDP" else (FSDP2, ("fsdp2",))
+    command = [preloaded, "-m", *launcher, "-m", "tests.written_parts", ending_model, tmp_path, runs, *last]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

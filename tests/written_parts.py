@@ -1,6 +1,6 @@
 """Partial rollouts: the log-probabilities of every part against the policy that wrote it.
 
-Several processes run it as a script: written_parts.py MODEL OUTPUT JSON_OF_RUNS.
+Several processes run it as a script: written_parts.py MODEL OUTPUT JSON_OF_RUNS [fsdp2].
 """
 
 import json
@@ -9,9 +9,10 @@ from collections import Counter
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from benchmarks.fixtures import fixed_rollout
+from benchmarks.fixtures import fixed_rollout, fsdp2_on_cpu
 from entropy_grpo.training.setup import finish
 
 from . import reference
@@ -51,8 +52,8 @@ class Weights(TrainerCallback):
         self.seen = []
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
-        named = model.named_parameters()
-        self.seen.append({name.removeprefix("module."): p.detach().double().clone() for name, p in named})
+        whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
+        self.seen.append({name.removeprefix("module."): p.detach().double().clone() for name, p in whole.items()})
 
 
 def record_parts(trainer):
@@ -128,6 +129,11 @@ def check(model_path, output, settings):
 
 
 if __name__ == "__main__":
+    is_sharded = sys.argv[4:] == ["fsdp2"]
+    if is_sharded:
+        fsdp2_on_cpu.prepare()
     for number, settings in enumerate(json.loads(sys.argv[3])):
-        trainer = check(sys.argv[1], f"{sys.argv[2]}/{number}", settings)
+        trainer = check(sys.argv[1], f"{sys.argv[2]}/{number}", settings | ({"use_cpu": False} if is_sharded else {}))
+        if is_sharded:
+            fsdp2_on_cpu.check_sharded(trainer.model)
     finish(trainer)
