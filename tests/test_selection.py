@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective.selection import (
     MAX_TOKENS,
     gradient_norms,
@@ -186,10 +187,25 @@ def test_matched_tokens_have_the_gradient_of_the_top(seed, rho):
 
 def test_matched_tokens_without_a_gradient_are_none():
     entropies, mask, places = ragged(0)
-    assert not select_matched(entropies, torch.zeros_like(entropies), mask, 0.2, places).any()
-    assert not select_matched(entropies, entropies, torch.zeros_like(mask), 0.2, places).any()
+    assert not select_matched(entropies, torch.zeros_like(entropies), mask, 0.2, places, seed=0).any()
+    assert not select_matched(entropies, entropies, torch.zeros_like(mask), 0.2, places, seed=0).any()
     only_dropped = (entropies == entropies[mask].min()).float()
-    assert not select_matched(entropies, only_dropped, mask, 0.1, places).any(), "the top has no gradient either"
+    kept = select_matched(entropies, only_dropped, mask, 0.1, places, seed=0)
+    assert not kept.any(), "the top has no gradient either"
+
+
+def test_matched_norms_are_added_in_units_of_the_largest():
+    """Four tokens in the order in which they are drawn, with norms of 1, 1.3, 2^30 and no unit. The second is the top.
+
+    Its norm rounds to the one unit of the first token, which therefore suffices.
+    """
+    places = torch.tensor([5, 6, 7, 8])
+    drawn = random_scores(places, 3).argsort(descending=True)
+    norms, entropies = torch.empty(4), torch.empty(4)
+    norms[drawn] = 4 * torch.tensor([2.0**-30, 1.3 * 2.0**-30, 1.0, 0.0])
+    entropies[drawn] = torch.tensor([0.1, 0.9, 0.1, 0.1])
+    kept = select_matched(entropies, norms, torch.ones(4), 0.25, places, seed=3)
+    assert kept.nonzero().flatten().tolist() == drawn[:1].tolist()
 
 
 def test_batching_does_not_change_a_random_selection():
@@ -260,7 +276,7 @@ def test_the_largest_place_still_fits():
     assert kept.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("delta", [None, 1.75])
+@pytest.mark.parametrize("delta", [None, 1.75, 1.25])
 def test_gradient_norms_are_those_of_the_surrogate(delta):
     """By autograd through TRL's surrogate in float64, edges of the clips included; the residual norms are a factor."""
     rng = torch.Generator().manual_seed(0)
@@ -278,6 +294,10 @@ def test_gradient_norms_are_those_of_the_surrogate(delta):
         surrogate.sum().backward()
         found = gradient_norms(norms, rows, ratios, 0.25, 0.5, delta)
         torch.testing.assert_close(found, logps.grad.abs() * norms)
+
+
+def test_the_paper_keeps_a_fifth():
+    assert EntropyForkGRPOConfig.top_entropy_quantile == 0.2
 
 
 @pytest.mark.parametrize("rho", [0.2, 0.25, 1.0])

@@ -103,8 +103,13 @@ def random_scores(order: Tensor, seed: int) -> Tensor:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         # Arithmetic shifts copy the sign. The mask makes them logical shifts.
         x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * signed(factor)
-    x = x ^ ((x >> 31) & (2**33 - 1))
+    # The last step of splitmix64 changes only the lower 33 bits, and the scores are the upper 24.
     return ((x >> 40) & (2**24 - 1)).float()
+
+
+def _keys(scores: Tensor, order: Tensor) -> Tensor:
+    """int64 keys with the order of the scores, and among equal scores with the smaller place above the larger one."""
+    return (order_bits(scores) << PLACE_BITS) | (MAX_TOKENS - 1 - order.long())
 
 
 def select(
@@ -131,8 +136,7 @@ def select(
 
     Returns:
         (kept tokens (bool), threshold). The threshold is the lowest score that `top` keeps. It is NaN for `random`,
-        and
-        if no token counts.
+        and if no token counts.
     """
     mask = mask.bool()
     n = int(reduce(mask.sum()))
@@ -141,7 +145,7 @@ def select(
     k = kept_count(n, rho)
     if k == 0:
         return torch.zeros_like(mask), math.nan
-    keys = (order_bits(scores) << PLACE_BITS) | (MAX_TOKENS - 1 - order.long())
+    keys = _keys(scores, order)
     (smallest_kept,) = kth_largest(keys[mask], [k], reduce)
     top = mask & (keys >= smallest_kept)
     threshold = math.nan if kind == "random" else score_from_bits(smallest_kept >> PLACE_BITS)
@@ -154,7 +158,7 @@ def select_matched(
     mask: Tensor,
     rho: float,
     order: Tensor,
-    seed: int = 0,
+    seed: int,
     reduce: Reduce = on_one_process,
 ) -> Tensor:
     """Keep random tokens until their summed gradient norms reach those of the tokens that `top` keeps.
@@ -181,7 +185,7 @@ def select_matched(
     wanted = int(reduce((weights * top).sum()))
     if not wanted:
         return torch.zeros_like(mask)
-    keys = (order_bits(random_scores(order, seed)) << PLACE_BITS) | (MAX_TOKENS - 1 - order.long())
+    keys = _keys(random_scores(order, seed), order)
     (smallest_kept,) = kth_largest(keys[mask], [wanted], reduce, weights=weights[mask])
     return mask & (keys >= smallest_kept)
 
@@ -210,9 +214,10 @@ def gradient_norms(
         ratios: (B, T), current over old probability of each token.
         epsilon_low, epsilon_high, delta: clip limits of the surrogate. alpha is zero for clipped tokens.
     """
-    clipped = (advantages > 0) & (ratios > 1 + epsilon_high) | (advantages < 0) & (ratios < 1 - epsilon_low)
+    highest = 1 + epsilon_high if delta is None else min(1 + epsilon_high, delta)
+    clipped = (advantages > 0) & (ratios > highest) | (advantages < 0) & (ratios < 1 - epsilon_low)
     if delta is not None:
-        clipped |= (advantages < 0) & (ratios > delta)
+        clipped |= (advantages < 0) & (ratios > max(1 + epsilon_high, delta))
     return advantages.abs() * ratios * ~clipped * residual_norms
 
 
