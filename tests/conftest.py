@@ -1,3 +1,6 @@
+import atexit
+import gc
+import json
 import os
 import subprocess
 import sys
@@ -13,12 +16,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.fixtures import REPOSITORY
 from benchmarks.fixtures.tiny_model import save_tiny_model
 
 from .preloaded import preloaded as preloaded
+
+gc.disable()  # until all tests are collected: nothing of what they import is garbage
 
 ACCELERATE = Path(sys.executable).parent / "accelerate"
 DEMO = "recipes/demo_cpu.yaml"
@@ -30,6 +36,20 @@ TINY_DEMO = (
 
 def pytest_addoption(parser):
     parser.addoption("--every-recipe", action="store_true", help="take two steps of every recipe, not of each kind")
+
+
+def pytest_collection_finish():
+    """Later collections leave out what the packages hold: to look through it takes longer than a step of training."""
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # otherwise nanobind reports the frozen objects as leaks
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder of the whole session, which all workers share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +69,10 @@ def ending_model(tiny_model, tmp_path_factory):
     return str(folder)
 
 
-def accelerate_launch(*words, cwd=REPOSITORY, env=None):
+def accelerate_launch(*words, python=sys.executable, cwd=REPOSITORY, env=None):
+    """Run `accelerate launch`, by the real interpreter unless another is named."""
     return subprocess.run(
-        [str(ACCELERATE), "launch", *map(str, words)],
+        [python, str(ACCELERATE), "launch", *map(str, words)],
         cwd=cwd,
         env=os.environ | (env or {}),
         capture_output=True,
@@ -61,9 +82,16 @@ def accelerate_launch(*words, cwd=REPOSITORY, env=None):
 
 
 @pytest.fixture(scope="session")
-def demo_run(tiny_model, tmp_path_factory):
+def demo_run(tiny_model, shared_folder):
     """Folder, for reading, and output of a two-step run of the demo recipe, launched literally, on the tiny model."""
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    result = accelerate_launch(DEMO, *TINY_DEMO, "--model_name_or_path", tiny_model, "--output_dir", folder)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder, result
+    folder = shared_folder / "demo"
+    printed = folder / "printed.json"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            words = [*TINY_DEMO, "--model_name_or_path", tiny_model, "--output_dir", folder / "first"]
+            result = accelerate_launch(DEMO, *words)
+            printed.write_text(json.dumps([result.returncode, result.stdout, result.stderr]))
+    status, stdout, stderr = json.loads(printed.read_text())
+    assert status == 0, stderr[-3000:]
+    return folder / "first", stdout

@@ -1,16 +1,18 @@
 """A process that has imported the third-party packages, from which the programs of tests are forked.
 
-Most of a short run's time is the import of torch, transformers and TRL. The program that `PRELOADED` starts behaves
+Most of a short run's time is the import of torch, transformers and TRL. The program that `preloaded` names behaves
 like `sys.executable`: it takes a module or a file with arguments, keeps streams, folder and environment, and ends with
-the program's exit status. The package itself is imported by each program anew. Tests that send signals, that change
-the network namespace or whose point is the literal command start the real interpreter.
+the program's exit status. It runs in the network namespace of its client, and SIGKILL of the client kills the program
+with all its processes. The package itself is imported by each program anew. Tests that send other signals, that
+name a hub of their own, or whose point is the literal command start the real interpreter.
 
-Run as a server: preloaded.py SOCKET
+Run as a server: preloaded.py SOCKET PROCESS, which ends with that process.
 """
 
 import array
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -25,7 +27,9 @@ import threading
 import traceback
 from pathlib import Path
 
+import psutil
 import pytest
+from filelock import FileLock
 
 PACKAGES = (
     "scipy.stats sympy latex2sympy2_extended.latex2sympy2 pebble torch datasets peft jinja2 rapidfuzz ruamel.yaml "
@@ -33,6 +37,7 @@ PACKAGES = (
     "transformers.models.qwen2.modeling_qwen2 transformers.models.llama.modeling_llama trl.trainer.grpo_trainer "
     "torch.distributed.fsdp torch.distributed.checkpoint.state_dict matplotlib"
 ).split()
+NETWORK = "/proc/self/ns/net"
 CLIENT = """#!{python} -IS
 import array, json, os, signal, socket, struct, sys
 if sys.argv[1:2] and sys.argv[1][0] == "-" and sys.argv[1] not in ("-m", "-u"):  # an option of the interpreter
@@ -40,7 +45,8 @@ if sys.argv[1:2] and sys.argv[1][0] == "-" and sys.argv[1] not in ("-m", "-u"): 
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 request = json.dumps({{"words": sys.argv, "folder": os.getcwd(), "environment": dict(os.environ)}}).encode()
-streams = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))
+network = os.open({network!r}, os.O_RDONLY)
+streams = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2, network]))
 server.sendmsg([struct.pack("I", len(request))], [streams])
 server.sendall(request)
 signal.signal(signal.SIGTERM, lambda number, frame: server.sendall(b"t"))
@@ -50,8 +56,8 @@ sys.exit(struct.unpack("i", status)[0] if len(status) == 4 else "the preloaded p
 
 
 def receive(connection):
-    """The request of a client: its streams, and its words, folder and environment."""
-    head, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(12))
+    """The request of a client: its streams and network namespace, and its words, folder and environment."""
+    head, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(16))
     streams = array.array("i")
     for _, _, data in ancillary:
         streams.frombytes(data)
@@ -64,8 +70,11 @@ def receive(connection):
 def become(streams, request):
     """Turn this process into the interpreter that was asked for, and run its program."""
     os.setpgid(0, 0)
+    *streams, network = streams
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
+    if os.stat(network).st_ino != os.stat(NETWORK).st_ino and ctypes.CDLL(None, use_errno=True).setns(network, 0):
+        raise OSError(ctypes.get_errno(), "the network namespace of the client cannot be entered")
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -107,9 +116,13 @@ def status_of(streams, request):
 
 
 def watch(connection, child):
-    """Pass on a request to end, and kill the program if its client has gone."""
+    """Pass on a request to end, and kill the program with its processes if its client has gone."""
     while connection.recv(1) == b"t":
         os.kill(child, signal.SIGTERM)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(child).children(recursive=True):  # of other groups, too, as torchrun's workers
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
 
@@ -132,18 +145,19 @@ def attend(connection):
     os._exit(0)
 
 
-def serve(address):
+def serve(address, owner):
     del sys.path[0]  # the folder of this file, which the programs do not have
+    gc.disable()
     for package in PACKAGES:
         importlib.import_module(package)
     gc.freeze()
+    gc.enable()
     server = socket.socket(socket.AF_UNIX)
     server.bind(address)
     server.listen()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no client waits for an attendant
-    parent = os.getppid()
     server.settimeout(1)
-    while os.getppid() == parent:
+    while os.path.exists(f"/proc/{owner}"):
         try:
             connection, _ = server.accept()
         except TimeoutError:
@@ -158,24 +172,28 @@ def serve(address):
         connection.close()
 
 
-@pytest.fixture(scope="session")
-def preloaded(tmp_path_factory):
-    """Path of a program that behaves like `sys.executable` and has the third-party packages imported."""
-    folder = tmp_path_factory.mktemp("preloaded")
+def start(folder, owner):
+    """Make the program, and start the process that serves it until `owner` ends."""
     address, program = str(folder / "socket"), folder / "python"
-    program.write_text(CLIENT.format(python=sys.executable, address=address))
-    program.chmod(0o755)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen([sys.executable, __file__, address], env=environment, cwd=folder)
-    try:
-        while not os.path.exists(address):
-            assert server.poll() is None, "the preloading process has ended"
-            signal.sigtimedwait([], 0.1)
-        yield str(program)
-    finally:
-        server.kill()
-        server.wait()
+    server = subprocess.Popen([sys.executable, __file__, address, str(owner)], env=environment, cwd=folder)
+    while not os.path.exists(address):
+        assert server.poll() is None, "the preloading process has ended"
+        signal.sigtimedwait([], 0.1)
+    program.write_text(CLIENT.format(python=sys.executable, address=address, network=NETWORK))
+    program.chmod(0o755)
+
+
+@pytest.fixture(scope="session")
+def preloaded(shared_folder):
+    """Path of a program that behaves like `sys.executable` and has the third-party packages imported."""
+    folder = shared_folder / "preloaded"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            start(folder, os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid())
+    return str(folder / "python")
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

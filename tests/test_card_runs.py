@@ -122,9 +122,10 @@ def test_a_checkpoint_without_its_run_tells_what_its_state_does(run, tmp_path):
         assert f"- {name}: " in card.text
 
 
-def test_the_code_of_the_cards_runs_and_answers(run, adapter_run):
+def test_the_code_of_the_cards_runs_and_answers(run, adapter_run, preloaded, tmp_path):
+    (tmp_path / "snippets.py").write_text(RUN_SNIPPETS)
     result = subprocess.run(
-        [sys.executable, "-c", RUN_SNIPPETS],
+        [preloaded, tmp_path / "snippets.py"],
         input=f"{run}\n{adapter_run}\n",
         capture_output=True,
         text=True,

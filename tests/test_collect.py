@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -113,9 +112,10 @@ collect.run(collect.Options(model=f"base={model}", against=[f"other={other}"], r
 
 
 @pytest.mark.slow
-def test_a_killed_collection_goes_on(tmp_path, tiny_model, other_model):
+def test_a_killed_collection_goes_on(tmp_path, tiny_model, other_model, preloaded):
     write_rows(tmp_path / "rows.jsonl", 150)
-    command = [sys.executable, "-c", SCRIPT, tiny_model, other_model, str(tmp_path / "rows.jsonl")]
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [preloaded, tmp_path / "script.py", tiny_model, other_model, str(tmp_path / "rows.jsonl")]
     process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
     folder = tmp_path / "killed" / "tokens" / "base"
     deadline = time.monotonic() + 200

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -86,12 +85,11 @@ def lines(folder: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_killed_and_started_again(alone, tiny_model, tmp_path):
+def test_killed_and_started_again(alone, tiny_model, tmp_path, preloaded):
     benchmark, undisturbed = alone
     words = command(tiny_model, benchmark, tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "entropy_grpo.cli", *words], env=ENVIRONMENT, stderr=subprocess.DEVNULL
-    )
+    command_line = [preloaded, "-m", "entropy_grpo.cli", *words]
+    process = subprocess.Popen(command_line, env=ENVIRONMENT, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(lines(tmp_path)) < 5:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

@@ -36,8 +36,8 @@ def measured(module, tmp_path, sizes=TINY):
     return {row["name"]: row for row in content["measurements"]}
 
 
-def kit(tmp_path, *words):
-    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--output", str(tmp_path), *words]
+def kit(python, tmp_path, *words):
+    command = [python, "-m", "benchmarks.gpu", "--tiny", "--output", str(tmp_path), *words]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
 
 
@@ -138,9 +138,9 @@ def test_a_measurement_that_fails_is_recorded_and_the_others_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_parts_in_processes_of_their_own(tmp_path):
+def test_parts_in_processes_of_their_own(tmp_path, preloaded):
     """FSDP2 needs a process of its own; the tests of the GPU skip here, and say so."""
-    result = kit(tmp_path, "--part", "A", "F", "--revision", "abc")
+    result = kit(preloaded, tmp_path, "--part", "A", "F", "--revision", "abc")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.log", "gpu_device_tests.json", "gpu_fsdp.json"]
     tests = files.read_json(tmp_path / "gpu_device_tests.json")["measurements"][1]
@@ -155,9 +155,10 @@ def test_parts_in_processes_of_their_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_part_is_killed_at_its_limit_and_one_that_dies_is_seen(tmp_path):
+def test_a_part_is_killed_at_its_limit_and_one_that_dies_is_seen(tmp_path, monkeypatch, preloaded):
     with (tmp_path / "gpu.log").open("ab") as log:
         killed = run_part("E", tmp_path, log, 0.5, ["--tiny"])
+        monkeypatch.setattr(sys, "executable", preloaded)
         died = run_part("E", tmp_path, log, 60, ["--no-such-option"])
     assert killed == {"measurements": [], "status": "killed at its limit of 0.5 s"}
     assert died["status"] == "failed: exit status 2"
@@ -166,10 +167,11 @@ def test_a_part_is_killed_at_its_limit_and_one_that_dies_is_seen(tmp_path):
 
 
 @pytest.mark.slow
-def test_demo(tiny_model, tmp_path, monkeypatch):
+def test_demo(tiny_model, tmp_path, monkeypatch, preloaded):
     """From a cold start that is there to a card, by the launch; the model is a smaller one."""
     from benchmarks.gpu import demo
 
+    monkeypatch.setattr(sys, "executable", preloaded)
     monkeypatch.setenv("ENTROPY_GRPO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     os.symlink(tiny_model, demo.cold_start.checkpoint_path(demo.SEED))
@@ -181,8 +183,10 @@ def test_demo(tiny_model, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_weights(tmp_path, monkeypatch):
+def test_weights(tmp_path, monkeypatch, preloaded):
     """Two arms of a tiny chat model side by side, whose time is over at the first step, and their evaluations."""
+    monkeypatch.setattr(sys, "executable", preloaded)
+    monkeypatch.setattr(weights, "PERIOD", 0.2)
     monkeypatch.setenv("ENTROPY_GRPO_CACHE", str(tmp_path / "cache"))
     source = save_tiny_gguf(tmp_path / "tiny.gguf", tiny_llama())
     settings = TINY.weights_settings | {"max_steps": "50"}

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import warnings
 
 import pytest
@@ -35,12 +34,12 @@ def rows(run):
 
 @pytest.fixture(scope="module")
 def run(demo_run):
-    assert "sharding: none, because there is one process" in demo_run[1].stdout
+    assert "sharding: none, because there is one process" in demo_run[1]
     return demo_run
 
 
 def test_run_folder_is_complete(run):
-    folder, result = run
+    folder, printed = run
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {
         *("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "samples.jsonl", "evaluation.json"),
@@ -48,7 +47,7 @@ def test_run_folder_is_complete(run):
         *("answers/before.jsonl", "answers/after.jsonl", "model.safetensors", "checkpoint-2/model.safetensors"),
         *("plots/reward.png", "plots/entropy.png", "plots/kept.png"),
     } <= names
-    assert str(folder) in result.stdout and "before" in result.stdout
+    assert str(folder) in printed and "before" in printed
     assert [row["step"] for row in rows(folder)] == [1, 2]
 
 
@@ -76,14 +75,14 @@ def test_records_agree_with_one_another(run):
     assert evaluation["after"]["accuracy"]["value"] == pytest.approx(accuracy)
 
 
-def test_resolved_recipe_is_the_same_run(run, tmp_path):
+def test_resolved_recipe_is_the_same_run(run, tmp_path, preloaded):
     """As the parent of a plain file that is launched through the module, from another working directory."""
     folder, _ = run
     values = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert "output_dir" not in values and "base" not in values
     plain = tmp_path / "plain.yaml"
     plain.write_text(f"base: {folder / 'recipe.yaml'}\n")
-    result = accelerate_launch("-m", "entropy_grpo.launch", plain, cwd=tmp_path)
+    result = accelerate_launch("-m", "entropy_grpo.launch", plain, python=preloaded, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     # A run whose folder was not named is runs/NAME in the working directory.
     again = tmp_path / "runs" / values["run_name"]
@@ -91,14 +90,14 @@ def test_resolved_recipe_is_the_same_run(run, tmp_path):
     assert yaml.safe_load((again / "recipe.yaml").read_text()) == values
 
 
-def test_resume_goes_on_and_loses_nothing(run, tiny_model, tmp_path):
+def test_resume_goes_on_and_loses_nothing(run, tmp_path, preloaded):
     folder, _ = run
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     # A kill during a save leaves a newer folder without trainer_state.json, which must be passed over.
     (copy / "checkpoint-3").mkdir()
     words = ["--output_dir", copy, "--resume_from_checkpoint", "true", "--max_steps", "4"]
-    result = accelerate_launch(folder / "recipe.yaml", *words)
+    result = accelerate_launch(folder / "recipe.yaml", *words, python=preloaded)
     assert result.returncode == 0, result.stderr[-3000:]
     assert [row["step"] for row in rows(copy)] == [1, 2, 3, 4]
     assert rows(copy)[:2] == rows(folder)
@@ -113,11 +112,12 @@ def test_resume_goes_on_and_loses_nothing(run, tiny_model, tmp_path):
     assert (copy / "answers" / "before.jsonl").read_text() == (folder / "answers" / "before.jsonl").read_text()
 
 
-def test_two_processes_write_one_run(tiny_model, tmp_path):
+def test_two_processes_write_one_run(tiny_model, tmp_path, preloaded):
     result = accelerate_launch(
         *("--config_file", "accelerate_configs/ddp_cpu.yaml", "--main_process_port", "0", DEMO, *TINY_DEMO),
         *("--model_name_or_path", tiny_model, "--output_dir", tmp_path / "two", "--per_device_train_batch_size", "16"),
         *("--entropy_scope", "global"),
+        python=preloaded,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert [row["step"] for row in rows(tmp_path / "two")] == [1, 2]
@@ -127,12 +127,13 @@ def test_two_processes_write_one_run(tiny_model, tmp_path):
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["num_processes"] == 2
 
 
-def test_sharding_is_what_a_real_launch_sets(tmp_path):
+def test_sharding_is_what_a_real_launch_sets(tmp_path, preloaded):
     """The variables for a recipe's own configuration file are those of `--config_file` with the same file."""
     script = tmp_path / "show.py"
     script.write_text("import json, os; os.environ['RANK'] == '0' and print('ENV' + json.dumps(dict(os.environ)))")
     config = REPOSITORY / "accelerate_configs" / "fsdp2.yaml"
-    result = accelerate_launch("--config_file", config, "--num_processes", "2", "--main_process_port", "0", script)
+    words = ["--config_file", config, "--num_processes", "2", "--main_process_port", "0", script]
+    result = accelerate_launch(*words, python=preloaded)
     assert result.returncode == 0, result.stderr[-3000:]
     line = next(line for line in result.stdout.splitlines() if line.startswith("ENV"))
     real = {k: v for k, v in json.loads(line[3:]).items() if k.startswith(sharding.SHARDING_VARIABLES)}
@@ -218,9 +219,9 @@ def test_bad_input_is_one_sentence_before_a_model_loads(words, parts, tmp_path, 
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
-def test_error_ends_the_process_with_its_sentence(tmp_path):
+def test_error_ends_the_process_with_its_sentence(preloaded):
     result = subprocess.run(
-        [sys.executable, DEMO, "--max_stepz", "4"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [preloaded, DEMO, "--max_stepz", "4"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith("error: command line: there is no setting max_stepz")

@@ -62,16 +62,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def run(settings, model, folder):
-    killed_runs.finish(killed_runs.start(killed_runs.Case(LITERAL, settings), str(model), folder), folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def alone(base, tmp_path_factory):
+def alone(base, tmp_path_factory, preloaded):
     """A run by the literal command that nothing interrupts."""
-    before = contents(base)
-    folder = run(LORA, base, tmp_path_factory.mktemp("lora") / "alone")
+    before, folder = contents(base), tmp_path_factory.mktemp("lora") / "alone"
+    killed_runs.finish(killed_runs.start(killed_runs.Case(LITERAL, LORA), str(base), folder, preloaded), folder)
     assert contents(base) == before
     return folder
 
@@ -112,12 +107,12 @@ def test_adapters_alone_are_saved(alone, base):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_like_one_left_alone(alone, base, tmp_path):
+def test_a_killed_run_ends_like_one_left_alone(alone, base, tmp_path, preloaded):
     victim, case = tmp_path / "victim", killed_runs.Case(LITERAL, LORA)
-    process = killed_runs.start(case, str(base), victim)
+    process = killed_runs.start(case, str(base), victim, preloaded)
     assert killed_runs.kill_at(process, victim, step=2, in_save=False, delay=0.0)
     assert not (victim / "adapter_model.safetensors").exists()
-    killed_runs.finish(killed_runs.start(case, str(base), victim), victim)
+    killed_runs.finish(killed_runs.start(case, str(base), victim, preloaded), victim)
     assert killed_runs.differences(victim, alone) == []
     mine, others = (moments(folder / f"checkpoint-{STEPS}") for folder in (victim, alone))
     assert len(mine) == 2 * len(adapter_weights(alone))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .conftest import REPOSITORY
+from .conftest import ACCELERATE, REPOSITORY
 
 BIN = Path(sys.executable).parent
 SETTINGS = (
@@ -19,8 +19,8 @@ SETTINGS = (
     "--learning_rate 1.0e-2 --max_completion_length 12 --disable_tqdm true"
 ).split()
 ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-# Run for the weights of two processes on one machine; static rendezvous as across machines.
-LAUNCH = "accelerate launch --multi_gpu --num_processes 2 --rdzv_backend static --main_process_port".split()
+# After an interpreter; static rendezvous also for two processes on one machine, as across machines.
+LAUNCH = f"{ACCELERATE} launch --multi_gpu --num_processes 2 --rdzv_backend static --main_process_port".split()
 
 
 def namespaces_can_be_made():
@@ -73,10 +73,10 @@ def recipe_words(model, output):
 
 
 @pytest.fixture(scope="module")
-def one_machine(tiny_model, tmp_path_factory):
+def one_machine(tiny_model, tmp_path_factory, preloaded):
     """The weights that two processes on one machine train."""
     output = tmp_path_factory.mktemp("machines") / "one"
-    command = [*LAUNCH, "29512", *recipe_words(tiny_model, output)]
+    command = [preloaded, *LAUNCH, "29512", *recipe_words(tiny_model, output)]
     result = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     return load_file(output / "model.safetensors")
@@ -91,10 +91,11 @@ def assert_same(weights, others, model):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not namespaces_can_be_made(), reason="network namespaces cannot be made here")
-def test_two_machines_train_like_one(tiny_model, tmp_path, machines, one_machine):
+def test_two_machines_train_like_one(tiny_model, tmp_path, machines, one_machine, preloaded):
     processes = []
     for rank, (name, end, _) in enumerate(machines):
-        command = ["ip", "netns", "exec", name, *LAUNCH, "29500", "--num_machines", "2", "--machine_rank", str(rank)]
+        inside = ["ip", "netns", "exec", name, preloaded]
+        command = [*inside, *LAUNCH, "29500", "--num_machines", "2", "--machine_rank", str(rank)]
         command += ["--main_process_ip", machines[0][2], *recipe_words(tiny_model, tmp_path / "two")]
         command += ["--accelerate_config", "accelerate_configs/fsdp2_multinode.yaml"]
         environment = ENVIRONMENT | {"GLOO_SOCKET_IFNAME": end}
@@ -143,7 +144,10 @@ def slurm(tmp_path):
 
 
 @pytest.mark.slow
-def test_slurm_script_gives_every_machine_its_rank(tiny_model, tmp_path, slurm, one_machine):
+def test_slurm_script_gives_every_machine_its_rank(tiny_model, tmp_path, slurm, one_machine, preloaded):
+    program = tmp_path / "bin" / "entropy-grpo"
+    program.write_text(f'#!/bin/bash\nexec {preloaded} {BIN}/entropy-grpo "$@"\n')
+    program.chmod(0o755)
     words = [word for word in recipe_words(tiny_model, "unused") if word not in ("--output_dir", "unused")]
     command = ["bash", "accelerate_configs/slurm.sh", *words]
     result = subprocess.run(command, cwd=REPOSITORY, env=slurm, capture_output=True, text=True, timeout=240)
@@ -151,11 +155,11 @@ def test_slurm_script_gives_every_machine_its_rank(tiny_model, tmp_path, slurm, 
     assert_same(load_file(tmp_path / "run" / "model.safetensors"), one_machine, tiny_model)
 
 
-def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm):
+def test_slurm_script_serves_from_the_last_machine(tmp_path, slurm, preloaded):
     """What each machine is told to run, written down by programs of the same names."""
     # A run lasts until its server has started; its plan is the real one.
     first = {
-        "entropy-grpo": f'[[ $1 == plan ]] && exec {BIN}/entropy-grpo "$@"\n'
+        "entropy-grpo": f'[[ $1 == plan ]] && exec {preloaded} {BIN}/entropy-grpo "$@"\n'
         f"until [[ -e {tmp_path}/vllm-0.txt ]]; do sleep 0.1; done\n",
         "vllm": "",
     }

@@ -165,9 +165,9 @@ def test_results_depend_on_neither_processes_nor_batches(objective, tmp_path, na
 
 
 @pytest.mark.slow
-def test_real_processes_agree(objective, tmp_path):
+def test_real_processes_agree(objective, tmp_path, preloaded):
     """All methods in two processes of gloo."""
-    command = [sys.executable, "-m", *DDP, "-m", "tests.test_method_contract", str(tmp_path)]
+    command = [preloaded, "-m", *DDP, "-m", "tests.test_method_contract", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"{index}.pt", weights_only=True) for index in range(2))

@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -109,9 +108,9 @@ def test_workers_are_as_many_as_this_process_may_use(monkeypatch):
     assert worker_count() == len(allowed)
 
 
-def test_a_recipe_that_needs_vllm_ends_before_its_data_loads(tmp_path):
+def test_a_recipe_that_needs_vllm_ends_before_its_data_loads(tmp_path, preloaded):
     """By the literal command, in an environment that has no vLLM."""
-    command = [sys.executable, DEMO, "--use_vllm", "true", "--output_dir", str(tmp_path / "run")]
+    command = [preloaded, DEMO, "--use_vllm", "true", "--output_dir", str(tmp_path / "run")]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     said = result.stderr.strip().splitlines()[-1]

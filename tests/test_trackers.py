@@ -61,7 +61,7 @@ def test_tensorboard_gets_the_metrics_and_the_plots(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tracked_run(tiny_model, tmp_path_factory):
+def tracked_run(tiny_model, tmp_path_factory, preloaded):
     """A run of the demo recipe whose trackers write to a folder beside it."""
     installed = [name for name in ("wandb", "trackio") if importlib.util.find_spec(name)]
     if not installed:
@@ -72,6 +72,7 @@ def tracked_run(tiny_model, tmp_path_factory):
         DEMO,
         *TINY_DEMO,
         *words,
+        python=preloaded,
         env={"WANDB_MODE": "offline", "WANDB_DIR": str(folder), "TRACKIO_DIR": str(folder / "trackio")},
     )
     assert result.returncode == 0, result.stderr[-3000:]

@@ -31,8 +31,6 @@ PAUSE = 10.0
 
 # Module that trains the recipe of its first argument.
 MODULE = "entropy_grpo.launch"
-# Starts accelerate's launcher, in a process of its own.
-START = "from entropy_grpo.training.launcher import start; start()"
 
 
 def complete(options: argparse.Namespace) -> None:
@@ -97,7 +95,7 @@ class Launch:
         self.interrupted: float | None = None  # since when
         self.terminated = False
         self.process = subprocess.Popen(
-            [sys.executable, "-c", START, "--quiet", *words],
+            [sys.executable, "-m", __name__, "--quiet", *words],
             env=os.environ | {launched.PLACE: str(place)},
             start_new_session=True,
         )
@@ -173,3 +171,7 @@ def main(words: Sequence[str]) -> int:
     if status == REQUEUE and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         time.sleep(PAUSE)
     return status
+
+
+if __name__ == "__main__":
+    start()
