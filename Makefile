@@ -75,8 +75,9 @@ lint: setup  ## check style, format, spelling and types
 
 pins: setup  ## resolve the set of the container into docker/requirements.txt
 	echo "# The tested set with vLLM, for Python 3.12 on Linux. Made by: make pins" > docker/requirements.txt
-	$(BIN)/uv pip compile pyproject.toml --extra vllm --extra analysis --extra trackers --quiet --no-header --no-annotate \
-		--python-version 3.12 --python-platform x86_64-manylinux_2_28 >> docker/requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --extra vllm --extra analysis --extra trackers --extra tasks --extra qlora \
+		--quiet --no-header --no-annotate --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
+		>> docker/requirements.txt
 
 release: setup  ## build, check, install and try the wheel (a few minutes); prints the steps left to a person
 	.ci/release

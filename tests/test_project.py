@@ -13,11 +13,14 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from entropy_grpo.config import recipe
+from entropy_grpo.training.requirements import check_packages
+
 from .conftest import REPOSITORY
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-IN_CONTAINER = ("vllm", "analysis", "trackers")
+IN_CONTAINER = ("vllm", "analysis", "trackers", "tasks", "qlora")
 
 
 def instructions(text):
@@ -39,6 +42,16 @@ def test_pins_of_the_container_satisfy_the_ranges():
     for requirement in map(Requirement, wanted):
         version = PINS[canonicalize_name(requirement.name)]
         assert version in requirement.specifier, f"{requirement}, but docker/requirements.txt has {version}"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_container_has_the_packages_that_a_recipe_needs(path):
+    settings, asked = recipe.load(path), []
+    check_packages(settings, has=lambda *packages: asked.append(packages) or True)
+    data = settings["dataset_name"].value if "dataset_name" in settings else ""
+    asked += [(data.partition(":")[0],)] if data.startswith("reasoning_gym:") else []
+    for packages in asked:
+        assert any(canonicalize_name(package) in PINS for package in packages), packages
 
 
 def test_cuda_of_the_container_is_that_of_torch():
