@@ -619,6 +619,9 @@ TWO_PROCESSES = {
         "FSDP2, rollout scope": ("rollout", 0.2, 2),
         "FSDP2, by a budget of tokens": ("rollout", 0.2, 4, 90),
         "FSDP2, by a budget of tokens, gradients reduced in every pass": ("global", 0.2, 4, 90),
+        "FSDP2, methods by name": ("methods", 0.5, 2),
+        "FSDP2, methods of papers": ("papers", 1.0, 2),
+        "FSDP2, methods of papers, by a budget of tokens": ("papers", 1.0, 4, 90),
     },
 }
 
@@ -636,6 +639,9 @@ def test_two_processes_are_one(tiny_model, tmp_path, preloaded, launcher, script
         if scope == "methods":
             own = [f"tests.own_methods:{name}" for name in ("around_the_mean", "of_the_rollout", "in_the_loss")]
             settings |= {"entropy_scope": "rollout", "advantages": ["gtpo"], "token_weights": own}
+        if scope == "papers":  # of the rollout, of a step, and of the loss
+            advantages, weights = ["gtpo", "tests.own_methods:louder"], ["clip_cov", "erc"]
+            settings |= {"entropy_scope": "rollout", "advantages": advantages, "token_weights": weights}
         if "every pass" in name:
             settings["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
         settings["token_budget"] = budget[0] if budget else None
