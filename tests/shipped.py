@@ -51,7 +51,7 @@ CHANGES = {
     "per_device_train_batch_size": Change(lambda size: min(size, 8), SIZE),
     "per_device_eval_batch_size": Change(8, SIZE),
     "max_completion_length": Change(16, SIZE),
-    "overlong_cache_length": Change(8, SIZE),
+    "overlong_cache_length": Change(lambda length: length and 8, SIZE),
     "max_position_embeddings": Change(160, "size; the tiny model has 128"),
     "max_steps": Change(4, SIZE),
     "warmup_steps": Change(lambda steps: "1 rollouts" if isinstance(steps, str) else steps, SIZE),
@@ -81,6 +81,13 @@ def take_processors_for_gpus():
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "--use_cpu" not in sys.argv:
         PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+
+
+def keep_four_bits_as_they_are():
+    """On some processors bitsandbytes repacks 4-bit weights for good when a model evaluates, which no GPU does."""
+    from bitsandbytes.nn import modules
+
+    modules.has_avx512bf16 = lambda: False
 
 
 def whole(tensor):
@@ -159,6 +166,8 @@ def report(trainer, found, walk, snapshot, reduced):
 def main():
     recipe, folder, *words = sys.argv[1:]
     take_processors_for_gpus()
+    if launch.recipe.load(recipe).get("load_in_4bit"):
+        keep_four_bits_as_they_are()
     reduced, watched = set(), []
 
     def watch(trainer_class):
