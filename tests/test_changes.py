@@ -21,7 +21,7 @@ def settings(**values):
 
 
 def compare(now, before=BEFORE, classes=run.CLASSES):
-    return changes.compare(before, settings(**now), classes)
+    return changes.compare(before, {name: setting.value for name, setting in settings(**now).items()}, classes)
 
 
 def test_changes_are_found_through_defaults():

@@ -205,6 +205,7 @@ def test_a_checkpoint_with_its_threshold_beside_the_rollout_is_read(tiny_model, 
     saved = checkpoint.load_state(path)
     thresholds = [float(batch.pop("threshold")) for batch in saved["buffered_inputs"]]
     checkpoint.save_state(path, saved | {"thresholds": thresholds[:1]})
+    (path.parent / seal.COMPLETE).write_text(json.dumps({"step": 3, "num_processes": 1}))
     assert_goes_on(tiny_model, tmp_path / "b", whole, tmp_path / "a" / "checkpoint-3", **settings)
 
 
@@ -248,6 +249,7 @@ def test_a_hostile_pickle_in_a_checkpoint_runs_nothing(tiny_model, tmp_path, nam
     settings = RESUMED | {"max_steps": 3, "save_steps": 2}
     fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
     folder = tmp_path / "a" / "checkpoint-2"
+    (folder / seal.COMPLETE).unlink()
     torch.save({"state": Hostile(tmp_path / "mark"), "python": 1}, folder / name)
     with pytest.raises(UnpicklingError):
         fixed_rollout.make_trainer(tiny_model, tmp_path / "b", **settings).train(resume_from_checkpoint=str(folder))
@@ -258,7 +260,7 @@ def test_another_micro_batch_begins_a_new_rollout(tiny_model, tmp_path, caplog):
     settings = RESUMED | {"data": fixed_rollout.prompts(8), "max_steps": 4, "save_steps": 1}
     fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
     other = settings | {"per_device_train_batch_size": 2, "steps_per_generation": 8, "gradient_accumulation_steps": 4}
-    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / "b", **other)
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / "b", allow_changes=list(other), **other)
     with caplog.at_level("WARNING"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
     assert trainer.state.global_step == 4

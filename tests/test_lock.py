@@ -17,7 +17,7 @@ import pytest
 from entropy_grpo.config.recipe import Setting
 from entropy_grpo.runs import lock
 from entropy_grpo.runs.lock import LOCK, InUse, locked
-from entropy_grpo.training.setup import claim_folder
+from entropy_grpo.training.claim import claim_folder
 
 HOLD = """
 import sys, time

@@ -1,11 +1,9 @@
 """Seals of checkpoints: what is found damaged, which checkpoint a run goes on from, and which ones are deleted."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
-from entropy_grpo.config.recipe import Setting
 from entropy_grpo.runs import seal
 from entropy_grpo.runs.folder import checkpoints
 from entropy_grpo.training.checkpoints import find_checkpoint
@@ -94,8 +92,7 @@ def test_damage_is_found_named_and_gone_round(tmp_path, capsys, name, damage, sa
 
 
 def resume(run, wanted):
-    args = SimpleNamespace(resume_from_checkpoint=wanted, output_dir=str(run))
-    return find_checkpoint(args, {"output_dir": Setting(str(run), "here")})
+    return find_checkpoint(wanted, run)
 
 
 def test_a_run_with_damaged_checkpoints_alone_is_refused_and_one_without_any_begins(tmp_path):

@@ -59,6 +59,10 @@ SEAMS = {
         "Read what it returns, and whether the limit of new tokens is still read from `generation_config` or from "
         "`vllm_generation` in every call: EntropyForkGRPOTrainer._continue_answers calls it for parts of responses.",
     ),
+    "train": (
+        ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+        "Read what it resets: a second call must begin anew, see Resume.begin.",
+    ),
     "_get_train_sampler": (["self", "dataset"], "Read how the order of an epoch is drawn."),
     "_save_checkpoint": (["self", "model", "trial"], "Read what is written, and in which order."),
     "_load_rng_state": (["self", "checkpoint"], "Read when the training loop calls it."),
@@ -85,7 +89,7 @@ def test_every_override_is_pinned():
     """And there are no more of them than the trainer's page names."""
     methods = {name for name, value in vars(EntropyForkGRPOTrainer).items() if inspect.isroutine(value)}
     assert {name for name in methods - {"__init__"} if hasattr(GRPOTrainer, name)} == set(SEAMS)
-    assert EntropyForkGRPOTrainer.__bases__ == (GRPOTrainer,) and len(SEAMS) == 15
+    assert EntropyForkGRPOTrainer.__bases__ == (GRPOTrainer,) and len(SEAMS) == 16
 
 
 def test_a_micro_step_is_counted_where_it_is_made():

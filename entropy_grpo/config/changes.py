@@ -13,7 +13,6 @@ from typing import Any
 from ..runs import files
 from ..runs.files import Row
 from ..runs.folder import SECRETS, RunFolder
-from .recipe import Settings
 
 # Settings of a launch that are no part of a recipe: paths, permitted changes and secrets.
 APART = ("output_dir", "resume_from_checkpoint", "allow_changes", *SECRETS)
@@ -40,7 +39,7 @@ CONSTANT = ("constant", "constant_with_warmup")
 BATCH, TOTALS = "per_device_train_batch_size", ("prompts_per_rollout", "responses_per_step")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as it comes back from JSON."""
     return json.loads(json.dumps(value, default=str))
 
@@ -53,20 +52,20 @@ def defaults(classes: Iterable[type]) -> Row:
             found[field.name] = field.default
         elif field.default_factory is not dataclasses.MISSING:
             found[field.name] = field.default_factory()
-    return _plain(found)
+    return plain(found)
 
 
-def compare(before: Row, now: Settings, classes: Iterable[type]) -> Changes:
+def compare(before: Row, now: Row, classes: Iterable[type]) -> Changes:
     """Settings whose value is another one now, defaults included.
 
     Args:
         before: the settings of the checkpoint.
-        now: checked settings of this launch.
+        now: the settings of this run.
         classes: the dataclasses that have the settings as fields.
     """
     usual = defaults(classes)
     old = usual | {name: value for name, value in before.items() if name in usual or name in now}
-    new = usual | {name: _plain(setting.value) for name, setting in now.items()}
+    new = usual | plain(now)
     names = sorted((old.keys() | new.keys()) - set(APART))
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
@@ -99,7 +98,7 @@ def check(changes: Changes, before: Row, allowed: Iterable[str], where: str) -> 
     shown = ", ".join(f"{name} is {changes[name][1]!r} and was {changes[name][0]!r}" for name in refused)
     raise ValueError(
         f"{shown} in {where}, which this run continues: leave {'it' if len(refused) == 1 else 'them'} as before, or "
-        f"allow the change with --allow_changes {' '.join(refused)}."
+        f"allow the change in allow_changes: --allow_changes {' '.join(refused)}."
     )
 
 

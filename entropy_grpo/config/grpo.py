@@ -93,6 +93,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         allow_truncated_sampling: accept `top_p` below 1, `top_k` and `min_p`, which are otherwise refused. The
             log-probabilities are then of the truncated distribution (`models.truncation`). They need whole rows of
             logits, which costs time. Entropies remain those of the whole distribution.
+        allow_changes: settings that a resumed run may change although they concern the training (see `changes`).
         max_skipped_steps: consecutive optimiser steps that may be skipped because their gradient is not finite.
         vllm_gpu_memory_utilization: share of a GPU that colocated vLLM takes. `null`: what the run leaves while vLLM
             is awake (`planning.memory.sampler_share`), which a launch computes from the device's memory.
@@ -215,6 +216,10 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     allow_truncated_sampling: bool = field(
         default=False, metadata={"help": "Accept top_p, top_k and min_p, and score by the truncated distribution."}
     )
+    allow_changes: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Settings that a resumed run may change although they concern the training."},
+    )
     max_skipped_steps: int = field(
         default=10, metadata={"help": "Consecutive steps that may be skipped because their gradient is not finite."}
     )
@@ -234,6 +239,19 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        given = self._values()
+        self._complete()
+        self._before = {name: (given[name], value) for name, value in self._values().items()}
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+
+    def as_given(self) -> dict[str, Any]:
+        """Return the settings as a user gave them, without the values that the number of processes determines."""
+        now = self._values()
+        return {name: given if now[name] == derived else now[name] for name, (given, derived) in self._before.items()}
+
+    def _complete(self) -> None:
         to_short_forms(self)
         one_of("entropy_selection", self.entropy_selection, SELECTIONS)
         one_of("entropy_scope", self.entropy_scope, SCOPES)

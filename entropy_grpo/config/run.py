@@ -34,7 +34,6 @@ class RunConfig(DataConfig, GradingConfig):
             falls from 0 to -1.
         reward_scale: values of a right and a wrong answer for rewards by name: `0/1` for 1 and 0, `+-1` for 1 and -1.
             `overlong` and your own functions have their own values.
-        allow_changes: settings that a resumed run may change although they concern the training (see `changes`).
         eval_benchmarks: benchmarks that the policy answers before and during training, `num_generations_eval` times
             per question. Each is a name of `entropy-grpo eval` or a file. A benchmark that fails is logged, and the
             run continues.
@@ -50,7 +49,6 @@ class RunConfig(DataConfig, GradingConfig):
     rewards: list[str] = field(default_factory=lambda: ["accuracy"])
     overlong_cache_length: int | None = None
     reward_scale: str = "0/1"
-    allow_changes: list[str] = field(default_factory=list)
     eval_benchmarks: list[str] = field(default_factory=list)
     eval_benchmark_steps: int | str | None = None
     eval_benchmark_temperature: float | None = None

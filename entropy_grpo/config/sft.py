@@ -25,7 +25,7 @@ class SFTRunConfig(SourceConfig, GradingConfig):
         prompt_template: the same template as in the training that follows.
         num_responses: number of right responses to imitate, at most one per problem, drawn at random with the run's
             seed. null imitates all of them.
-        allow_changes: as in `RunConfig`.
+        allow_changes: as in `EntropyForkGRPOConfig`.
     """
 
     trainer: str = "sft"

@@ -51,14 +51,15 @@ def check_quantised(config: CheckedModelConfig, use_vllm: bool, shards: bool) ->
         )
 
 
-def check_resumed(checkpoint: str | None, config: CheckedModelConfig) -> None:
-    """Refuse to continue adapters without `use_peft`, or a whole model with it."""
-    if checkpoint is None or has_adapter(checkpoint) == config.use_peft:
+def check_resumed(checkpoint: str | None, adapts: bool) -> None:
+    """Refuse to continue adapters with a run that trains the whole model, or a whole model with one that adapts it."""
+    if checkpoint is None or has_adapter(checkpoint) == adapts:
         return
     holds, wanted = ("a LoRA adapter", "true") if has_adapter(checkpoint) else ("a whole model", "false")
     raise ValueError(
-        f"use_peft is {str(config.use_peft).lower()}, but the checkpoint {checkpoint} holds {holds}: continue it with "
-        f"--use_peft {wanted}, and the settings of its recipe.yaml."
+        f"use_peft is {str(adapts).lower()}, but the checkpoint {checkpoint} holds {holds}: continue it with "
+        f"--use_peft {wanted} (in Python, {'with' if wanted == 'true' else 'without'} peft_config), and the settings "
+        "of its run."
     )
 
 

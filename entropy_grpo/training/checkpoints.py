@@ -7,25 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
-from transformers import TrainingArguments
+from accelerate.utils import gather_object
 
-from ..config.recipe import Settings
 from ..runs import seal
 from ..runs.files import Row
-from ..runs.folder import STATE, RunFolder
-from ..runs.trained import read_recipe
+from ..runs.folder import STATE
+from .ranks import on_first
 
-# The recipe of the run that wrote a checkpoint, in its seal.
+# The settings of the run that wrote a checkpoint, in its seal.
 SETTINGS = "settings"
 
 
 @contextmanager
-def sealing(trainer: Any, folder: Path, shape: Row) -> Iterator[None]:
+def sealing(trainer: Any, folder: Path, shape: Row, settings: Row) -> Iterator[None]:
     """Seal the files that the body of the `with` statement writes into `folder`, then delete older checkpoints.
 
     Args:
-        shape: processes and micro-batches that the checkpoint's state fits. The seal holds them and the settings, too.
+        shape: processes and micro-batches that the checkpoint's state fits.
+        settings: settings of the run. The seal holds both.
     """
     accelerator, args = trainer.accelerator, trainer.args
     if args.should_save:
@@ -40,29 +39,25 @@ def sealing(trainer: Any, folder: Path, shape: Row) -> Iterator[None]:
     accelerator.wait_for_everyone()
     parts = gather_object([seal.digests(folder, accelerator.process_index, accelerator.num_processes)])
     if args.should_save:
-        settings = read_recipe(RunFolder(Path(args.output_dir)))
         seal.write(folder, {"step": trainer.state.global_step, **shape, SETTINGS: settings}, parts)
         seal.rotate(folder, limit, trainer.state.best_model_checkpoint)
 
 
-def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
+def find_checkpoint(wanted: str | None, run: Path) -> str | None:
     """Return the checkpoint to continue from, the same on every rank.
 
-    It is the named checkpoint, or the newest intact checkpoint of `output_dir`. Without one, `true` is an error and
-    `auto` returns None, so that a restarted job begins anew.
+    Args:
+        wanted: a checkpoint's folder, or `true` or `auto` for the newest intact checkpoint of the run folder. Without
+            one, `true` is an error and `auto` returns None, so that a restarted job begins anew.
 
     Raises:
-        ValueError: the named folder is no checkpoint or is damaged, `output_dir` is missing, or its checkpoints are
-            all damaged.
+        ValueError: the named folder is no checkpoint or is damaged, or the checkpoints of the run are all damaged.
     """
-    wanted = args.resume_from_checkpoint
     if wanted is None:
         return None
     if wanted.lower() not in ("true", "auto"):
         return _named_checkpoint(Path(wanted))
-    if "output_dir" not in settings:
-        raise ValueError(f"resume_from_checkpoint is {wanted}: name the run to continue with --output_dir runs/NAME.")
-    complete = _on_main(lambda: seal.complete_checkpoints(Path(args.output_dir)))
+    complete = on_first(lambda: seal.complete_checkpoints(run))
     damaged: list[str] = []
     for folder in reversed(complete):
         faults = _faults(folder)
@@ -72,13 +67,12 @@ def find_checkpoint(args: TrainingArguments, settings: Settings) -> str | None:
         damaged.append(f"{folder.name} is damaged ({_first(faults)})")
     if damaged:
         raise ValueError(
-            f"resume_from_checkpoint is {wanted}, but {args.output_dir} has no intact checkpoint: "
+            f"resume_from_checkpoint is {wanted}, but {run} has no intact checkpoint: "
             f"{'; '.join(damaged)}: restore one from a copy, or begin anew in another output_dir."
         )
     if wanted.lower() == "true":
         raise ValueError(
-            f"resume_from_checkpoint is true, but {args.output_dir} has no complete checkpoint: set it to auto to "
-            "begin anew."
+            f"resume_from_checkpoint is true, but {run} has no complete checkpoint: set it to auto to begin anew."
         )
     return None
 
@@ -120,10 +114,3 @@ def _tell(folder: Path, damaged: list[str]) -> None:
         print(
             f"{folder} has no digests, so damage to its files cannot be found: it is used unchecked.", file=sys.stderr
         )
-
-
-def _on_main(function: Any) -> Any:
-    """Return the first rank's result on every rank."""
-    found = [function() if PartialState().is_main_process else None]
-    broadcast_object_list(found)
-    return found[0]

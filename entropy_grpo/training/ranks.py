@@ -1,10 +1,34 @@
-"""Processes of a launch as `objective.ranks.Ranks`."""
+"""Processes of a launch as `objective.ranks.Ranks`, and functions that only the first of them runs."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ..objective.ranks import ALONE, Ranks
+
+Result = TypeVar("Result")
+
+
+def on_first(function: Callable[[], Result]) -> Result:
+    """Return the first process's result of a function on every process.
+
+    Raises:
+        ValueError: the function raised it, whose message every process has.
+    """
+    found: list = [None, None]
+    if PartialState().is_main_process:
+        try:
+            found[0] = function()
+        except ValueError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise ValueError(found[1])
+    return found[0]
 
 
 def ranks_of(accelerator: Accelerator) -> Ranks:

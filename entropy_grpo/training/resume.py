@@ -41,6 +41,7 @@ class Resume:
         self.skipped_in_a_row = 0
         self.problems: Stream | None = None  # of training problems that are generated when they are read
         self.saved_step = 0  # of the newest checkpoint
+        self.at_first: State | None = None  # shared state before the first training of this process
 
     def draw_orders(self, epochs: int) -> None:
         """Draw the orders of finished epochs again, so that the next epoch has the same order as without a stop."""
@@ -72,6 +73,17 @@ class Resume:
                 f"is {limit}. The weights are those of the last finite step. Lower learning_rate, or look for the "
                 "cause after the last checkpoint."
             )
+
+    def begin(self) -> None:
+        """Forget an earlier call of `train` in this process, which may have ended within a step."""
+        trainer = self.trainer
+        trainer._buffered_inputs, trainer._window, trainer._call, self.saved_step = None, None, None, 0
+        trainer._total_loss_scalar, trainer._globalstep_last_logged = 0.0, 0  # as transformers begins
+        if self.at_first is None:
+            self.at_first = self.shared_state()
+            return
+        trainer._metrics["train"].clear()
+        self.restore_shared_state(self.at_first)
 
     # State
 
@@ -148,7 +160,7 @@ class Resume:
     def saving(self, folder: Path) -> Iterator[None]:
         """Save the run's state around TRL's own saving, and seal the checkpoint afterwards."""
         trainer = self.trainer
-        with sealing(trainer, folder, self.shape()):
+        with sealing(trainer, folder, self.shape(), trainer.settings):
             if trainer.args.should_save:
                 problems = {} if self.problems is None else {"problems": self.problems.state()}
                 save_state(folder / SHARED_STATE, self.shared_state() | problems)

@@ -27,6 +27,7 @@ from ..grading import boxed
 from ..grading.pool import Grader, worker_count
 from ..monitoring.callbacks import RunRecorder
 from ..runs import files
+from ..runs.files import Row
 from ..runs.state import RANK_STATE, load_state, save_state
 from .checkpoints import sealing
 from .fsdp2 import Float32Results
@@ -40,9 +41,10 @@ GRADED_AT_ONCE = 1024
 class Imitation(SFTTrainer):
     """TRL's trainer, whose checkpoints are sealed and hold the sums of the log, which a resumed run continues."""
 
+    settings: Row  # of the run
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        with sealing(self, folder, {"num_processes": self.accelerator.num_processes}):
+        with sealing(self, folder, {"num_processes": self.accelerator.num_processes}, self.settings):
             sums = {"loss": self._tr_loss, "total_loss": self._total_loss_scalar}
             sums |= {"last_logged": self._globalstep_last_logged, "num_tokens": self._total_train_tokens}
             save_state(folder / RANK_STATE.format(self.accelerator.process_index), sums)

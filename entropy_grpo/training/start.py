@@ -9,16 +9,18 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.utils import logging
 from trl import get_quantization_config
 
-from ..config import recipe
+from ..config import changes, recipe
 from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
 from ..config.run import RunConfig, check_held_out
 from ..models.adapters import check_quantised, check_resumed, check_targets, lora_config
 from ..models.load import check_ends, load_tokenizer, model_init_kwargs, resolve, resolve_snapshot, restore_name
 from ..runs import files
+from ..runs.files import Row
 from ..runs.folder import RunFolder
 from .checkpoints import find_checkpoint
+from .claim import claim_folder, compare_settings, record_changes
 from .requirements import check_disk, check_packages, check_processes
-from .setup import claim_folder, find_changes, shards, write_recipe
+from .setup import shards, write_recipe
 
 
 @contextmanager
@@ -59,6 +61,16 @@ class Start:
         check_quantised(self.model, uses_vllm, shards())
         check_packages(self.settings)
 
+    @property
+    def kept(self) -> Row:
+        """The values of all settings but `changes.APART`, as they come back from JSON."""
+        return changes.plain({k: setting.value for k, setting in self.settings.items() if k not in changes.APART})
+
+    @property
+    def allowed(self) -> list[str]:
+        """Names of settings that a continued run may change."""
+        return self.settings["allow_changes"].value if "allow_changes" in self.settings else []
+
     @cached_property
     def named(self) -> str:
         """Hub id or local folder of the model."""
@@ -72,11 +84,16 @@ class Start:
         return tokenizer
 
     def claim_folder(self, held: ExitStack) -> RunFolder:
-        """Create and lock the run folder (see `setup.claim_folder`), and find the checkpoint to continue from."""
+        """Create and lock the run folder (see `claim.claim_folder`), and find the checkpoint to continue from."""
         folder = claim_folder(self.args, self.settings, self.resumes, held)
-        self.args.resume_from_checkpoint = find_checkpoint(self.args, self.settings)
-        check_resumed(self.args.resume_from_checkpoint, self.model)
-        self.changed = find_changes(self.settings, self.classes, self.args, folder, self.config.allow_changes)
+        wanted = self.args.resume_from_checkpoint
+        if str(wanted).lower() in ("true", "auto") and "output_dir" not in self.settings:
+            raise ValueError(
+                f"resume_from_checkpoint is {wanted}: name the run to continue with --output_dir runs/NAME."
+            )
+        checkpoint = self.args.resume_from_checkpoint = find_checkpoint(wanted, folder.path)
+        check_resumed(checkpoint, self.model.use_peft)
+        self.changed = compare_settings(checkpoint, folder, self.kept, self.classes, self.allowed)
         self.folder = folder
         return folder
 
@@ -106,9 +123,11 @@ class Start:
 
     def record(self, trainer: Trainer, folder: RunFolder, origin: dict[str, Any]) -> bool:
         """Write the recipe and the origin of the data; whether this process wrote them."""
+        trainer.settings = self.kept
         restore_name(trainer.model, self.named, self.model.model_revision)
         writes = trainer.is_world_process_zero()
         if writes:
-            write_recipe(self.settings, folder, self.args.resume_from_checkpoint, self.changed)
+            record_changes(folder, self.args.resume_from_checkpoint, self.changed)
+            write_recipe(self.settings, folder)
             files.write_json(folder.data, origin)
         return writes

@@ -58,7 +58,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         problems = load_problems(
             run_config, args.seed, run_config.reference_grading, lengths, run_config.has_own_rewards
         )
-        digest = check_data(problems, args, folder, run_config.allow_changes)
+        digest = check_data(problems, args, folder, args.allow_changes)
         check_size(problems.train, args.generation_batch_size // args.num_generations)
         path = start.snapshot()
         if run_config.max_position_embeddings is not None:

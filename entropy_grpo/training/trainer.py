@@ -33,7 +33,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import GenerationConfig, PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_config_model_id, is_async_callable
 
@@ -65,6 +65,7 @@ from ..rewards.guard import Guarded, GuardedAsync
 from ..rewards.registry import BUILT_IN
 from ..runs import seal
 from ..runs.weights import ADAPTER, WHOLE
+from .claim import claimed
 from .drafts import Piece, pieces_of
 from .fsdp2 import Float32Results, answering, reshard_before_sync
 from .ranks import ranks_of
@@ -141,6 +142,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             super().__init__(
                 model, reward_funcs, args, *others, callbacks=[Float32Results(), *(callbacks or [])], **kwargs
             )
+        self.settings: dict[str, Any] | None = None  # of the run, as checkpoints hold them
         self._call: Call | None = None
         self._window: Window | None = None
         self._answers: list[Row] | None = None  # of the current evaluation
@@ -609,6 +611,17 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self.resume.check_gradient(model, float(norm))
             self._metrics["train"]["skipped_steps"] = [self.resume.skipped_steps]
         return norm
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *others: Any, **named: Any) -> TrainOutput:
+        """Train in a locked run folder, from an intact checkpoint with the same settings (see `claim.claimed`).
+
+        Args:
+            resume_from_checkpoint: folder of a checkpoint, true for the newest intact one of `args.output_dir`, or
+                `auto`, which begins anew if there is none.
+        """
+        with claimed(self, resume_from_checkpoint) as checkpoint:
+            self.resume.begin()
+            return super().train(checkpoint, *others, **named)
 
     # TRL's seams: checkpoints
 
