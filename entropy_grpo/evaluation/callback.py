@@ -9,6 +9,7 @@ one.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ..models.load import as_plain_text, positions_of, rendered
 from ..runs import files
 from ..runs.environment import git_revision, hardware, versions
 from ..runs.folder import RunFolder, results_of
+from ..runs.launched import Leave
 from . import prompting, questions, results
 from .judging import judge
 
@@ -79,12 +81,20 @@ class BenchmarkCallback(TrainerCallback):
         self.failures = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
+        if state.global_step % self.steps == 0 and self._is_due(state.global_step):
             self._evaluate_undisturbed(args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.steps == 0:
             self._evaluate_undisturbed(args, state, control)
+
+    def _is_due(self, step: int) -> bool:
+        """Return whether results of a step are missing, as at the beginning and after a stop in an evaluation."""
+
+        def missing() -> bool:
+            return len(results.names_in(self.folder.benchmarks / results_of(step))) < len(self.names)
+
+        return from_first_process(missing, self.trainer.is_world_process_zero())
 
     def _evaluate_undisturbed(self, args: Any, state: Any, control: Any) -> None:
         """Evaluate without an effect on the plans and the random numbers of the training."""
@@ -92,7 +102,8 @@ class BenchmarkCallback(TrainerCallback):
         gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(gpus):  # training draws the same random numbers as without benchmarks
             torch.manual_seed(args.seed)
-            self._evaluate_all(state.global_step)
+            with suppress(Leave):  # a continued run evaluates again
+                self._evaluate_all(state.global_step)
         # An evaluation's log resets flags, such as that a training log is due. A watcher may set others.
         vars(control).update({flag: value or planned[flag] for flag, value in vars(control).items()})
 

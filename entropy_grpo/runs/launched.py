@@ -34,6 +34,10 @@ class ServerError(RuntimeError):
     """A vLLM server does not serve the run. The message is a sentence with the fix."""
 
 
+class Leave(Exception):
+    """A run leaves a rollout or an evaluation half-way, because it was asked to stop."""
+
+
 class Stopped(Exception):
     """A run was stopped from outside. The message states how to continue it.
 

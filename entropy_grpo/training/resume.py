@@ -18,11 +18,12 @@ from torch.utils.data import Sampler
 from ..objective.advantages import ppl_advantages
 from ..objective.methods.run import SHAPED
 from ..runs import seal
-from ..runs.launched import ServerError
+from ..runs.launched import Leave, ServerError
 from ..runs.state import RANK_STATE, SHARED_STATE, State, load_state, save_state
 from ..tasks.stream import Stream
 from .checkpoints import sealing
 from .fsdp2 import reshard
+from .stop import RandomStates
 
 
 class Resume:
@@ -100,6 +101,7 @@ class Resume:
             "rollout_accuracy": trainer.monitor.accuracy,
             "rollout_entropy": trainer.monitor.entropy,
             "stages": trainer.stages.state(),
+            "evaluation_due": trainer.stop.evaluation_due,
             **trainer.rollouts.state(),
         }
 
@@ -170,11 +172,13 @@ class Resume:
 
     @contextmanager
     def whole_rollout(self) -> Iterator[None]:
-        """Undo what a rollout has changed if the server fails before it is whole."""
+        """Undo what a rollout has changed if it is left, or if the server fails, before it is whole."""
         before, tokens = self.shared_state(), self.trainer.state.num_input_tokens_seen
+        random_states = RandomStates()
         try:
             yield
-        except ServerError:
+        except (Leave, ServerError):
+            random_states.restore()
             self.trainer._metrics["train"].clear()
             self.restore_shared_state(before)
             self.trainer.state.num_input_tokens_seen = tokens
@@ -182,23 +186,47 @@ class Resume:
 
     @contextmanager
     def saving_if_interrupted(self, model: Any) -> Iterator[None]:
-        """Save a checkpoint if the server fails between two optimiser steps of an epoch, and name it in the error."""
+        """Save a checkpoint if the server fails, or the run is left, between two optimiser steps of an epoch.
+
+        The error of a server names the checkpoint.
+        """
         first, random_state = self.trainer.state.global_step, torch.get_rng_state()
         try:
             yield
-        except ServerError as error:
+        except (Leave, ServerError) as error:
             trainer, step = self.trainer, self.trainer.state.global_step
             if step == first:  # the resumed run draws a seed for the epoch's data loader again
                 torch.set_rng_state(random_state)
             within_a_step = trainer._step % trainer.spec.accumulation
             if step == 0 or within_a_step:
                 raise
-            if step > self.saved_step:
-                reshard(trainer.model)
-                trainer._save_checkpoint(model, trial=None)
+            self.save(model)
+            if isinstance(error, Leave):
+                raise
             raise ServerError(
                 f"{str(error).rstrip('.')}; --resume_from_checkpoint true continues from checkpoint-{step}."
             ) from error
+
+    @contextmanager
+    def saving_if_left(self) -> Iterator[None]:
+        """Save a checkpoint of the last step if the evaluation after the training is left."""
+        random_states = RandomStates()
+        try:
+            yield
+        except Leave:
+            random_states.restore()
+            self.save(self.trainer.model_wrapped)
+            raise
+
+    def save(self, model: Any) -> None:
+        """Save a checkpoint of the last step, unless there is one.
+
+        Args:
+            model: the wrapped model.
+        """
+        if self.trainer.state.global_step > self.saved_step:
+            reshard(self.trainer.model)
+            self.trainer._save_checkpoint(model, trial=None)
 
     def load(self, folder: Path) -> None:
         """Restore the run's state from a checkpoint.
@@ -217,7 +245,9 @@ class Resume:
         if other:
             get_logger(__name__).warning(f"{folder} was written with {', '.join(other)}, so a new rollout begins.")
             self.restore_shared_state(shared | {"step": 0})
-            return
-        self.restore_shared_state(shared)
-        rank = RANK_STATE.format(self.trainer.accelerator.process_index)
-        self.restore_rank_state(load_state(folder / rank, self.trainer.accelerator.device))
+        else:
+            self.restore_shared_state(shared)
+            rank = RANK_STATE.format(self.trainer.accelerator.process_index)
+            self.restore_rank_state(load_state(folder / rank, self.trainer.accelerator.device))
+        if shared.get("evaluation_due"):  # which a stop has left out; older checkpoints do not know
+            self.trainer._evaluate(None, None)

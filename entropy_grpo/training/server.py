@@ -28,9 +28,10 @@ from trl import GRPOConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
 from ..runs import launched, seal
-from ..runs.launched import ServerError
+from ..runs.launched import Leave, ServerError
 
 HEARTBEAT = 60.0  # seconds
+LOOK = 1.0  # seconds between two looks whether the run is asked to stop
 REPLY_BYTES = 256 * 2**20
 TOKEN_BYTES = 760  # of memory that a generated token takes in a parsed reply and TRL's lists; its JSON has about 90
 REQUESTS = 64  # at the same time, as in TRL's client for chats
@@ -73,14 +74,18 @@ def parts(total: int, size: int, tokens: int) -> Iterator[Part]:
             yield Part(group + start, count, count)
 
 
-def from_first_process(work: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
+def from_first_process(
+    work: Callable[[Callable[[Any], None]], None], leaves: Callable[[], bool] = lambda: False
+) -> Iterator[Any]:
     """Yield on every process what `work` sends on the first process, where it runs in a thread.
 
     Args:
         work: called with the function that sends a message, and returns after the last one.
+        leaves: whether the first process no longer wants messages.
 
     Raises:
         RuntimeError: `work` raised an error; raised on every process, as a `ServerError` if it was one.
+        Leave: `leaves` was true; raised on every process.
     """
     messages: queue.SimpleQueue = queue.SimpleQueue()
 
@@ -98,9 +103,12 @@ def from_first_process(work: Callable[[Callable[[Any], None]], None]) -> Iterato
         threading.Thread(target=run, daemon=True).start()
     while True:
         sent: list[Any] = [("wait", None)]
-        if is_first:
+        until = time.monotonic() + HEARTBEAT
+        while is_first and sent[0][0] == "wait" and time.monotonic() < until:
             with suppress(queue.Empty):
-                sent = [messages.get(timeout=HEARTBEAT)]
+                sent = [messages.get(timeout=min(LOOK, HEARTBEAT))]
+            if leaves():
+                sent = [("error", Leave())]
         broadcast_object_list(sent)
         kind, content = sent[0]
         if kind == "message":
@@ -264,10 +272,13 @@ class InParts:
         generation: whose `generate` and `sync_weights` are replaced.
         silence: seconds within which the server must answer a request.
         run: folder of the run, which a sentence about a failed transfer names.
+        leaves: whether the run is asked to leave its rollout.
     """
 
-    def __init__(self, generation: VLLMGeneration, silence: float, run: Path):
-        self.run = run
+    def __init__(
+        self, generation: VLLMGeneration, silence: float, run: Path, leaves: Callable[[], bool] = lambda: False
+    ):
+        self.run, self.leaves = run, leaves
         self._number, self._synchronise = generation.generate, generation.sync_weights
         generation.generate, generation.sync_weights = self.generate, self.sync_weights
         self.rollout: Rollout | None = None  # on the first process
@@ -325,7 +336,7 @@ class InParts:
         prompt_ids, numbers, *_ = self._number(prompts, images, num_generations)
         own, found, absent = set(numbers), {name: {} for name in COLUMNS}, set()
         with profiler or nullcontext():
-            for first, reply in from_first_process(self._fetch):
+            for first, reply in from_first_process(self._fetch, self.leaves):
                 absent |= {name for name, values in reply.items() if values is None}
                 for name in COLUMNS:
                     found[name] |= {i: value for i, value in enumerate(reply[name] or [], start=first) if i in own}

@@ -2,8 +2,6 @@
 
 import gc
 import json
-from pathlib import Path
-from typing import Any
 
 import torch
 import xxhash

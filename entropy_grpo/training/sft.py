@@ -33,7 +33,7 @@ from .checkpoints import sealing
 from .fsdp2 import Float32Results
 from .setup import finish, save_whole
 from .start import Start, refusals
-from .stop import train_unless_stopped
+from .stop import stoppable, train
 
 GRADED_AT_ONCE = 1024
 
@@ -42,6 +42,7 @@ class Imitation(SFTTrainer):
     """TRL's trainer, whose checkpoints are sealed and hold the sums of the log, which a resumed run continues."""
 
     settings: Row  # of the run
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with sealing(self, folder, {"num_processes": self.accelerator.num_processes}, self.settings):
@@ -77,11 +78,12 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         )
     if start.record(trainer, folder, origin):
         files.replace_jsonl(folder.problems, ({"problem": rows[i]["prompt"]} for i in taken))
-    train_unless_stopped(trainer, args.resume_from_checkpoint, finish)
-    save_whole(trainer)
-    if trainer.is_world_process_zero():
-        print(f"\nrun folder  {folder.path}\nproblems    {folder.problems}")
-    finish(trainer)
+    with stoppable(trainer, finish):
+        train(trainer, args.resume_from_checkpoint)
+        save_whole(trainer)
+        if trainer.is_world_process_zero():
+            print(f"\nrun folder  {folder.path}\nproblems    {folder.problems}")
+        finish(trainer)
 
 
 def load_rows(config: SFTRunConfig) -> Dataset:

@@ -25,7 +25,7 @@ from .requirements import check_port
 from .server import check_server
 from .setup import check_data, finish, save_whole
 from .start import Start, refusals
-from .stop import train_unless_stopped
+from .stop import stoppable, train
 from .trainer import EntropyForkGRPOTrainer
 from .weights import KeepWeights
 
@@ -89,18 +89,20 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
 
     if args.resume_from_checkpoint is None:
         evaluate(trainer, problems, run_config, folder, "before")
-    train_unless_stopped(trainer, args.resume_from_checkpoint, finish)
-    try:
-        evaluate(trainer, problems, run_config, folder, "after")
-    except ServerError:  # the training is over, and its model is saved
+    with stoppable(trainer, finish):
+        train(trainer, args.resume_from_checkpoint)
+        try:
+            with trainer.resume.saving_if_left():
+                evaluate(trainer, problems, run_config, folder, "after")
+        except ServerError:  # the training is over, and its model is saved
+            save_whole(trainer)
+            raise
         save_whole(trainer)
-        raise
-    save_whole(trainer)
-    if trainer.is_world_process_zero():
-        drawn = plots.draw(folder)
-        card = write_card(folder.path, repository=trainer.hub_model_id, draws=False)
-        print(announce.ending(folder, drawn, card), flush=True)
-    finish(trainer)
+        if trainer.is_world_process_zero():
+            drawn = plots.draw(folder)
+            card = write_card(folder.path, repository=trainer.hub_model_id, draws=False)
+            print(announce.ending(folder, drawn, card), flush=True)
+        finish(trainer)
 
 
 def benchmark_sampling(run_config: RunConfig, args: EntropyForkGRPOConfig) -> dict[str, float]:

@@ -32,7 +32,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import GenerationConfig, PreTrainedModel, TrainerCallback
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_config_model_id, is_async_callable
@@ -75,6 +75,7 @@ from .rollouts import Finished, Generated, Policy, Row, Supply, make_source, wit
 from .sampler import sized
 from .scoring import Scorer
 from .server import InParts
+from .stop import Colocated, Stop
 
 # Entries of a micro-batch, such as images, that TRL's scoring takes by name.
 SCORING_ARGUMENTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
@@ -147,6 +148,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self._window: Window | None = None
         self._answers: list[Row] | None = None  # of the current evaluation
         self.ranks = ranks_of(self.accelerator)
+        self.stop = Stop(self.ranks)  # without SIGTERM, which a launch gives it
         self.spec = self._decide()
         if self.spec.token_weights:
             self.top_entropy_quantile = 0.0  # TRL asks for weights if this is below 1, and its value goes unread
@@ -154,7 +156,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if self.use_vllm:
             reshard_before_sync(self.vllm_generation)
             if self.args.vllm_mode == "server":
-                InParts(self.vllm_generation, self.args.ddp_timeout, Path(self.args.output_dir))
+                InParts(self.vllm_generation, self.args.ddp_timeout, Path(self.args.output_dir), self._asked_to_leave)
+            else:
+                Colocated(self.vllm_generation, self._asked_to_leave, self._tokenizer.eos_token_id)
         self._tell_own_sampling()
         self.scorer = Scorer(self.spec.trims, self.ranks.largest)
         self.stages = StageDetector(self.args.plateau_window, self.args.plateau_share)
@@ -293,8 +297,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         prompts, _, _ = self._tokenize_prompts([problem["prompt"] for problem in problems])
         contexts = [prompt + ids for prompt, ids in zip(prompts, written, strict=True)]
         setting = "max_completion_length" if self.use_vllm else "max_new_tokens"
-        with self._whole_distribution(), self._sampling({setting: limit}):
+        with self._whole_distribution(), self._stoppable(), self._sampling({setting: limit}):
             ids, logprobs = super()._generate_single_turn(contexts, None, {}, 1)
+        self._leave_if_asked()
         ends = frozenset([*self.eos_token_ids, *(self.args.generation_kwargs or {}).get("stop_token_ids", [])])
         return pieces_of(prompts, ids, logprobs, limit, ends)
 
@@ -410,12 +415,45 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         finally:
             model.generation_config = own
 
+    @property
+    def _may_leave(self) -> bool:
+        """Whether the run has a whole state to continue from if it leaves the current rollout or evaluation.
+
+        A rollout within an optimiser step is not left, because a checkpoint does not hold gradients.
+        """
+        return not self.model.training or self._step % self.spec.accumulation == 0
+
+    def _asked_to_leave(self) -> bool:
+        """Return whether this rank was asked to stop while it may leave."""
+        return self.stop.asked and self._may_leave
+
+    def _leave_if_asked(self) -> None:
+        if self._may_leave:
+            in_training_loop = not self.model.training and self._answers is None
+            self.stop.leave_if_asked(in_evaluation=in_training_loop)
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Let transformers' generation end at the next token once this rank is asked to stop."""
+        if self.use_vllm or not self._may_leave:
+            yield
+            return
+        own = vars(self.model).get("generate")
+        self.model.generate = partial(self.model.generate, stopping_criteria=StoppingCriteriaList([self.stop]))
+        try:
+            yield
+        finally:
+            del self.model.generate
+            if own is not None:
+                self.model.generate = own
+
     def _generate(self, prompts: list) -> Generated:
         call = self._call
         if call.supply is not None:
             return call.supply.generated
-        with self._whole_distribution():
+        with self._whole_distribution(), self._stoppable():
             generated = super()._generate(prompts)
+        self._leave_if_asked()
         rows = with_extra(call.rows, generated[5])
         columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
         for reward in self.reward_funcs:
@@ -433,6 +471,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self._call.rewards = self._call.supply.rewards
             return self._call.rewards
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._leave_if_asked()
         self._call.rewards = rewards
         lengths = [len(ids) for ids in completion_ids_list]
         self.monitor.rewards(rewards, prompts, completions, lengths, self._mode)
