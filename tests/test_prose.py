@@ -177,6 +177,7 @@ NO_SETTING = {
     "objective/window.py": "a fault of the selection itself",
     "runs/yaml12.py": "text that is not YAML; the reader adds file and line",
     "runs/launched.py": "a run that was stopped from outside",
+    "training/stop.py": "a run that was stopped from outside",
 }
 OPTIONS = re.compile(r"(Options|Config|Settings|Sampling)$")
 # Names of options that are also words of ordinary sentences. They count at the beginning of a message only.

@@ -14,7 +14,7 @@ from entropy_grpo.runs.launched import Leave, Stopped
 from entropy_grpo.training import stop
 from entropy_grpo.training.server import from_first_process
 
-# Two optimiser steps share a rollout, and an evaluation follows each of them.
+# Two optimiser steps share a rollout.
 SETTINGS = {
     "sampled": True,
     "max_steps": 4,
@@ -24,20 +24,15 @@ SETTINGS = {
     "learning_rate": 0.05,
     "entropy_scope": "rollout",
     "top_entropy_quantile": 0.3,
-    "eval_strategy": "steps",
-    "eval_steps": 1,
-    "num_generations_eval": 2,
-    "per_device_eval_batch_size": 2,
+    "per_device_eval_batch_size": 4,
     "max_completion_length": 24,
 }
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
 
 
 def make(model, folder, **more):
-    held_out = fixed_rollout.prompts(3)
-    settings = SETTINGS | more
-    return fixed_rollout.make_trainer(
-        model, folder, held_out=None if settings["eval_strategy"] == "no" else held_out, **settings
-    )
+    held_out = fixed_rollout.prompts(3) if "eval_strategy" in more else None
+    return fixed_rollout.make_trainer(model, folder, held_out=held_out, **SETTINGS | more)
 
 
 def run(trainer, checkpoint=None):
@@ -47,16 +42,18 @@ def run(trainer, checkpoint=None):
 
 
 class Signal:
-    """Sends SIGTERM once step 2 is over: in the third pass of a place, or in the first of a step."""
+    """Sends SIGTERM once step 2 is over: in the third pass of a place, or in the first of a step. Lists all passes."""
 
     def __init__(self, trainer, place):
-        self.trainer, self.place, self.calls, self.after = trainer, place, 0, []
+        self.trainer, self.place, self.calls, self.after, self.passes = trainer, place, 0, [], []
         trainer.model.register_forward_pre_hook(self.look, with_kwargs=True)
 
     def look(self, model, args, kwargs):
         ids = kwargs.get("input_ids", args[0] if args else None)
         kind = "step" if torch.is_grad_enabled() else "evaluation" if not model.training else "rollout"
         kind = "scoring" if kind == "rollout" and ids is not None and ids.size(1) > 1 else kind
+        if self.trainer.state.global_step == 2:
+            self.passes.append(kind)
         if self.after:
             self.after.append(kind)
         elif kind == self.place and self.trainer.state.global_step == 2:
@@ -68,7 +65,7 @@ class Signal:
 
 @pytest.fixture(scope="module")
 def whole(tiny_model, tmp_path_factory):
-    return run(make(tiny_model, tmp_path_factory.mktemp("whole")))
+    return run(make(tiny_model, tmp_path_factory.mktemp("whole"), **EVALUATED))
 
 
 def logged(trainer):
@@ -87,7 +84,7 @@ def assert_same(trainer, whole):
 
 @pytest.mark.parametrize(("place", "step"), [("rollout", 2), ("evaluation", 2), ("step", 3)])
 def test_a_run_leaves_at_once_and_goes_on_exactly(tiny_model, tmp_path, whole, place, step):
-    trainer = make(tiny_model, tmp_path)
+    trainer = make(tiny_model, tmp_path, **EVALUATED)
     sent = Signal(trainer, place)
     with pytest.raises(Stopped, match=rf"by SIGTERM after step {step}: continue from checkpoint-{step} with "):
         run(trainer)
@@ -96,17 +93,18 @@ def test_a_run_leaves_at_once_and_goes_on_exactly(tiny_model, tmp_path, whole, p
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     (saved,) = seal.complete_checkpoints(tmp_path)
     assert saved.name == f"checkpoint-{step}" and seal.faults(saved) == []
-    assert_same(run(make(tiny_model, tmp_path), str(saved)), whole)
+    assert_same(run(make(tiny_model, tmp_path, **EVALUATED), str(saved)), whole)
 
 
 @pytest.mark.parametrize("place", ["reward", "save"])
 def test_rewards_and_saves_end_first(tiny_model, tmp_path, monkeypatch, place):
     """A rollout is not scored after its rewards, and the step after a save does not begin."""
-    seen, write = [], seal.write
+    seen, before, write = [], [], seal.write
 
     def reward(completion_ids, **kwargs):
         seen.append(trainer.state.global_step)
         if place == "reward" and seen[-1] == 2:
+            before.extend(sent.passes)
             signal.raise_signal(signal.SIGTERM)
         return fixed_rollout.reward(completion_ids)
 
@@ -116,17 +114,17 @@ def test_rewards_and_saves_end_first(tiny_model, tmp_path, monkeypatch, place):
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(seal, "write", sealed)
-    settings = {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 1}
+    settings = {"save_strategy": "steps", "save_steps": 1}
     trainer = make(tiny_model, tmp_path, reward=reward, **settings)
-    sent = Signal(trainer, "scoring")
+    sent = Signal(trainer, "nowhere")
     with pytest.raises(Stopped, match="after step 2: continue from checkpoint-2 "):
         run(trainer)
-    assert sent.after == [] and seen == ([0, 2] if place == "reward" else [0])
+    assert sent.passes == before and seen == ([0, 2] if place == "reward" else [0])
     assert [path.name for path in seal.complete_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_a_rollout_within_a_step_is_finished_because_no_checkpoint_could_hold_the_step(tiny_model, tmp_path):
-    settings = {"steps_per_generation": 2, "gradient_accumulation_steps": 4, "eval_strategy": "no"}
+    settings = {"steps_per_generation": 2, "gradient_accumulation_steps": 4}
     settings |= {"top_entropy_quantile": 1.0, "entropy_denominator": "all", "entropy_scope": "micro_batch"}
     calls = []
 
@@ -143,7 +141,7 @@ def test_a_rollout_within_a_step_is_finished_because_no_checkpoint_could_hold_th
 
 
 def test_the_evaluation_after_the_training_is_left_with_a_checkpoint(tiny_model, tmp_path):
-    trainer = make(tiny_model, tmp_path, max_steps=2, eval_strategy="no")
+    trainer = make(tiny_model, tmp_path, max_steps=2)
     held_out = fixed_rollout.prompts(3)
     with pytest.raises(Stopped, match="after step 2: continue from checkpoint-2 "):
         with stop.stoppable(trainer, lambda trainer: None):

@@ -417,7 +417,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     @property
     def _may_leave(self) -> bool:
-        """Whether the run has a whole state to continue from if it leaves the current rollout or evaluation.
+        """True if the run has a whole state to continue from when it leaves the current rollout or evaluation.
 
         A rollout within an optimiser step is not left, because a checkpoint does not hold gradients.
         """
