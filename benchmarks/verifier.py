@@ -1,6 +1,7 @@
 """The grader under attack, and its speed on ordinary answers compared with plain math-verify.
 
 python -m benchmarks.verifier            # ten minutes on two cores, benchmarks/results/verifier.json and the tables
+python -m benchmarks.verifier --parts throughput    # one part; recorded results of other parts stay
 python -m benchmarks.verifier --table    # only the tables of the recorded results
 """
 
@@ -210,6 +211,9 @@ def throughput() -> dict[str, Any]:
     }
 
 
+PARTS = {"throughput": throughput, "attack": attack, "mixed": mixed}
+
+
 def table(results: dict[str, Any]) -> str:
     """The recorded results in Markdown."""
     a, m, t = results["attack"], results["mixed"], results["throughput"]
@@ -252,9 +256,13 @@ def main() -> None:
     from entropy_grpo.runs import files as records
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--table", action="store_true", help="only write the tables of the recorded results")
-    if not parser.parse_args().table:
-        measure.write("verifier", COMMAND, {"throughput": throughput(), "attack": attack(), "mixed": mixed()})
+    options = parser.parse_args()
+    for part in [] if options.table else options.parts:
+        recorded = records.read_json(measure.RESULTS / "verifier.json")
+        found = PARTS[part]()
+        measure.write("verifier", COMMAND, {name: found if name == part else recorded[name] for name in PARTS})
     text = table(records.read_json(measure.RESULTS / "verifier.json"))
     measure.write_block(COMMAND, text)
     print(text)
