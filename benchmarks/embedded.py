@@ -26,6 +26,7 @@ from scipy import stats
 
 from benchmarks import measure
 from entropy_grpo.cards.results import share_text
+from entropy_grpo.config.recipe import load as load_recipe
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
@@ -73,6 +74,11 @@ class Study:
     def table(self) -> str:
         return f"{self.command} --table"
 
+    @property
+    def suffix(self) -> str:
+        """End of the names of results that other benchmarks record on the task; empty for the number walk."""
+        return self.file.removeprefix("embedded")
+
 
 STUDIES = {
     "number_walk": Study(
@@ -118,6 +124,11 @@ def run(arm: str, settings: Sequence[str], rate: str, seed: int, answers: bool, 
         subprocess.run(command, cwd=measure.ROOT, stdout=file, stderr=subprocess.STDOUT, check=True)
     print(f"done  {name}", flush=True)
     return folder
+
+
+def max_steps(study: Study) -> int:
+    """The optimiser steps of a study's recipe."""
+    return int(load_recipe(measure.ROOT / study.recipe)["max_steps"].value)
 
 
 def dev_accuracy(folder: RunFolder) -> float:

@@ -1,72 +1,92 @@
-"""All figures of token entropy for the embedded task, before any training, after its cold start and after RLVR.
+"""All figures of token entropy for an embedded task, before any training, after its cold start and after RLVR.
 
-    python -m benchmarks.figures            # trains, answers, scores; docs/figures/, benchmarks/results/figures.json
-    python -m benchmarks.figures --table    # only the table of docs/entropy.md, of the recorded results
+    python -m benchmarks.figures                 # trains, answers, scores; docs/figures/, results/figures.json
+    python -m benchmarks.figures word_stories    # the word stories; docs/figures/words/, results/figures_words.json
+    python -m benchmarks.figures --table         # only the table of the recorded results
 
 The demo recipe runs once and keeps its checkpoints. Each model answers the test problems, and every checkpoint scores
 the cold start's answers. Finished parts are not repeated.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import embedded, measure
+from benchmarks import embedded, measure, walks
 from entropy_grpo.analysis.report import figures, run
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs.folder import RunFolder
-from entropy_grpo.tasks import cold_start
+from entropy_grpo.tasks import cold_start, registry, taught
 
-RESULTS = measure.RESULTS / "figures.json"
-RUN = RunFolder(measure.ROOT / "runs" / "figures")
-COMMAND = "python -m benchmarks.figures --table"
-
+RECORD = walks.Record("figures", "--table", "about a quarter of an hour on two cores")
 COLD, RANDOM, TRAINED = "cold start", "random weights", "trained"
-OWN = {RANDOM: RUN.path / "own" / "random", COLD: RUN.path / "analysis", TRAINED: RUN.path / "own" / "trained"}
-SAVE_STEPS, STEPS = 40, 240
-SAMPLES = 4
+SAVES, SAMPLES = 6, 4
 SHOWN = "overlap change percentiles categories log-percentiles log-signs words-0-highest words-0-lowest".split()
 
 
-def train() -> None:
+class Places:
+    """Folders of a task's run, of the models' own responses, and of the pictures.
+
+    Attributes:
+        run: the run, whose checkpoints score the cold start's responses.
+        own: by model, the folder of the tokens of its own responses.
+        pictures: folder in the docs.
+    """
+
+    def __init__(self, task: str):
+        self.study = embedded.STUDIES[task]
+        self.run = RunFolder(measure.ROOT / "runs" / f"figures{self.study.suffix}")
+        own = self.run.path / "own"
+        self.own = {RANDOM: own / "random", COLD: self.run.path / "analysis", TRAINED: own / "trained"}
+        self.pictures = measure.DOCS / "figures" / self.study.suffix.removeprefix("_")
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """Optimiser steps of the checkpoints."""
+        last = embedded.max_steps(self.study)
+        return list(range(last // SAVES, last + 1, last // SAVES))
+
+
+def train(places: Places) -> None:
     """The run of the demo with all its checkpoints, which continues after an interruption."""
-    if (RUN.path / "model.safetensors").exists():
+    folder = places.run.path
+    if (folder / "model.safetensors").exists():
         return
-    command = [sys.executable, "recipes/demo_cpu.yaml", "--output_dir", str(RUN.path), "--disable_tqdm", "true"]
-    command += ["--save_steps", str(SAVE_STEPS), "--resume_from_checkpoint", "auto"]
+    command = [sys.executable, places.study.recipe, "--output_dir", str(folder), "--disable_tqdm", "true"]
+    command += ["--save_steps", str(places.steps[0]), "--resume_from_checkpoint", "auto"]
     subprocess.run(command, cwd=measure.ROOT, check=True)
 
 
-def random_model() -> Path:
+def random_model(places: Places) -> Path:
     """The model with which the cold start begins."""
-    folder = RUN.path / "own" / "weights"
+    folder = places.run.path / "own" / "weights"
     if not (folder / "tokenizer_config.json").exists():
-        tokenizer = cold_start.build_tokenizer()
+        tokenizer = taught.build_tokenizer(registry.LESSONS[places.study.name])
         cold_start.build_model(tokenizer, 0).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
 
 
-def collect(output: Path, model: str, *against: str) -> None:
+def collect(places: Places, name: str, model: str, *against: str) -> None:
     """Run `entropy-grpo analyze collect` on the test problems."""
-    command = [sys.executable, "-m", "entropy_grpo.cli", "analyze", "collect", "--output", str(output)]
-    command += ["--model", model, "--benchmarks", embedded.TASK.name, "--samples", str(SAMPLES)]
+    command = [sys.executable, "-m", "entropy_grpo.cli", "analyze", "collect", "--output", str(places.own[name])]
+    command += ["--model", f"{name}={model}", "--benchmarks", places.study.task.name, "--samples", str(SAMPLES)]
     command += ["--backend", "transformers", *(["--against", *against] if against else [])]
     subprocess.run(command, cwd=measure.ROOT, check=True)
 
 
-def collect_all() -> None:
-    steps = [f"step {n}={RUN.path}/checkpoint-{n}" for n in range(SAVE_STEPS, STEPS + 1, SAVE_STEPS)]
-    collect(OWN[COLD], f"{COLD}={embedded.NAME}", *steps)
-    collect(OWN[TRAINED], f"{TRAINED}={RUN.path}")
-    collect(OWN[RANDOM], f"{RANDOM}={random_model()}")
+def collect_all(places: Places) -> None:
+    folder = places.run.path
+    collect(places, COLD, places.study.name, *(f"step {n}={folder}/checkpoint-{n}" for n in places.steps))
+    collect(places, TRAINED, str(folder))
+    collect(places, RANDOM, str(random_model(places)))
 
 
 def position_groups(found: dict[str, Any]) -> dict[str, float]:
@@ -78,15 +98,14 @@ def position_groups(found: dict[str, Any]) -> dict[str, float]:
     return means
 
 
-def sum_up() -> dict[str, Any]:
+def sum_up(places: Places) -> dict[str, Any]:
     """Figures and plots of the reports for the page."""
-    found = {name: json.loads((folder / "report.json").read_text()) for name, folder in OWN.items()}
+    found = {name: json.loads((folder / "report.json").read_text()) for name, folder in places.own.items()}
     own = {name: one["checkpoints"][name] for name, one in found.items()}
-    folder = measure.DOCS / "figures"
-    pictures = {name: (OWN[COLD] / "figures" / f"{name}.png") for name in SHOWN}
-    for name, path in pictures.items():
-        (folder / f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.png").write_bytes(path.read_bytes())
+    folder = places.pictures
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SHOWN:
+        (folder / f"{name}.png").write_bytes((places.own[COLD] / "figures" / f"{name}.png").read_bytes())
     histograms = {
         name: (np.array(one["histogram"]["edges"]), np.array(one["histogram"]["counts"])) for name, one in own.items()
     }
@@ -145,21 +164,19 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--table", action="store_true", help="only write the table of the recorded results")
+    parser = RECORD.parser(__doc__)
     options = parser.parse_args()
-    if not options.table:
+    if not options.only_show:
         if find_spec("wordcloud") is None:
             parser.error("the word clouds need pip install 'entropy-grpo[analysis]'")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        train()
-        collect_all()
-        for folder in (RUN.path, OWN[TRAINED], OWN[RANDOM]):
+        places = Places(options.task)
+        train(places)
+        collect_all(places)
+        for folder in (places.run.path, places.own[TRAINED], places.own[RANDOM]):
             run.write(folder)
-        measure.write("figures", "python -m benchmarks.figures", sum_up())
-    text = table(json.loads(RESULTS.read_text()))
-    measure.write_block(COMMAND, text)
-    print(text)
+        RECORD.write(options.task, sum_up(places))
+    RECORD.write_block(options.task, table)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ JUDGE = (
     "--responses runs/qwen25_7b_grpo/benchmarks/step-4800/aime24.parquet --output runs/qwen25_7b_grpo/analysis"
 )
 RHO = "top_entropy_quantile=0.1,0.15,0.2,0.25,0.3,1.0"
+SIZES = ("8b", "14b", "32b")
 FAMILIES = ("qwen25_7b", "qwen25_math_7b")
 SHAPING = ("grpo", "ppl", "position", "ppl_position")
 
@@ -112,7 +113,7 @@ SECTIONS: dict[str, list[Row]] = {
         Row(
             "Table 2 (accuracy at 8B, 14B, 32B) and its training curves",
             [
-                *launches(*(f"qwen3_{size}{arm}" for size in ("8b", "14b", "32b") for arm in ("", "_dapo"))),
+                *launches(*(f"qwen3_{size}{arm}" for size in SIZES for arm in ("", "_dapo"))),
                 evaluated("qwen3_14b", benchmarks=MATHS, preset="forking"),
                 "entropy-grpo compare runs/qwen3_14b runs/qwen3_14b_dapo --baseline runs/qwen3_14b_dapo",
             ],
@@ -137,6 +138,27 @@ SECTIONS: dict[str, list[Row]] = {
                 "entropy-grpo compare runs/qwen3_14b runs/qwen3_14b_dapo --output runs/out_of_domain",
             ],
             NONE,
+        ),
+        Row(
+            "Fig. 8 (gain against the size of the model)",
+            [
+                *launches(*(f"qwen3_{size}{arm}" for size in SIZES for arm in ("", "_dapo"))),
+                f"entropy-grpo compare {' '.join(f'runs/qwen3_{size} runs/qwen3_{size}_dapo' for size in SIZES)} "
+                "--baseline runs/qwen3_8b_dapo --output runs/sizes",
+                "python -m benchmarks.model_sizes --plan",
+            ],
+            "[sizes](experiments.md#gain-against-the-size-of-the-model)",
+        ),
+        Row(
+            "Discussion 1 (forks after supervised training and after RL, from one start)",
+            [
+                "entropy-grpo analyze collect --model start=Qwen/Qwen3-8B-Base --against rl=runs/qwen3_8b_dapo "
+                "sft=runs/sft --benchmarks aime24 --output runs/sft_and_rl",
+                "entropy-grpo analyze report runs/sft_and_rl",
+                "python -m benchmarks.branches",
+            ],
+            "[branches](experiments.md#forks-after-supervised-training-and-after-rl)",
+            "1 GPU with the models; `sft` is a run of `trainer: sft` from the same start",
         ),
         Row(
             "Discussion 3 (entropy bonus and clip-higher; entropy of tokens above the clip)",

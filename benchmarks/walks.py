@@ -1,55 +1,117 @@
-"""Helpers for analyses of the embedded task: its models, its problems, responses, and their correctness."""
+"""Helpers for analyses of the embedded tasks: their models, problems, responses, and correctness."""
 
+import argparse
 import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
-from benchmarks import embedded
+from benchmarks import embedded, measure
 from entropy_grpo.grading import boxed
-from entropy_grpo.tasks import cold_start, number_walk
+from entropy_grpo.runs import files
+from entropy_grpo.tasks.task import Problem, Task
 
 MODELS = ("cold start", "trained")
-MAX_TOKENS = 48
 # The seed that chose learning rates, so that none of the reported runs is looked at twice.
 SEED, RATE = embedded.DEV_SEED, "1.0e-4"
-Path = tuple[list[int], list[int]]
+# Token ids of a prompt and of a response to it.
+SequencePair = tuple[list[int], list[int]]
 
 
-def load(name: str):
-    """(model, tokenizer) of the cold start, or of the run that trained it on the top 20%. Missing ones are trained."""
-    arm = "rho = 0.2"
-    paths = {
-        "cold start": lambda: cold_start.ensure(SEED),
-        "trained": lambda: embedded.run(arm, embedded.ARMS[arm], RATE, SEED, answers=False).path,
-    }
-    path = paths[name]()
+@dataclass(frozen=True)
+class Record:
+    """Files and commands of a benchmark that measures either task. A task is named by its key in `embedded.STUDIES`.
+
+    Attributes:
+        name: name of the benchmark's module and of its results.
+        option: option with which the command only draws and tabulates the recorded results.
+        cost: how long the command takes, for pages without its results.
+    """
+
+    name: str
+    option: str
+    cost: str
+
+    def parser(self, text: str) -> argparse.ArgumentParser:
+        """The parser of the command line: `task`, and `only_show` for recorded results."""
+        parser = argparse.ArgumentParser(description=text.split("\n")[0])
+        parser.add_argument("task", nargs="?", choices=embedded.STUDIES, default="number_walk")
+        parser.add_argument(self.option, dest="only_show", action="store_true", help="only show what is recorded")
+        return parser
+
+    def results(self, task: str) -> Path:
+        """The file of a task's figures."""
+        return measure.RESULTS / f"{self.name}{embedded.STUDIES[task].suffix}.json"
+
+    def command(self, task: str) -> str:
+        """The command that measures a task."""
+        return f"python -m benchmarks.{self.name}" + (f" {task}" if task != "number_walk" else "")
+
+    def table(self, task: str) -> str:
+        """The command that writes a task's table, which is also the mark of its place in the page."""
+        return f"{self.command(task)} {self.option}"
+
+    def write(self, task: str, figures: dict[str, Any]) -> None:
+        """Record a task's figures."""
+        measure.write(self.results(task).stem, self.command(task), figures)
+
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """The recorded figures by task."""
+        return {task: files.read_json(self.results(task)) for task in embedded.STUDIES if self.results(task).exists()}
+
+    def text(self, task: str, table: Callable[[dict[str, Any]], str]) -> str:
+        """The table of a task, or a sentence if it has no results."""
+        recorded = self.recorded()
+        return table(recorded[task]) if task in recorded else f"Not run. The command takes {self.cost}."
+
+    def write_block(self, task: str, table: Callable[[dict[str, Any]], str]) -> None:
+        """Put a task's table into its page, and print it."""
+        measure.write_block(self.table(task), self.text(task, table))
+        print(self.text(task, table))
+
+
+def pretrained(path):
+    """(model, tokenizer) of a folder, for sampling."""
     return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path, padding_side="left")
 
 
-def problems(count: int) -> list[number_walk.Problem]:
+def load(study: embedded.Study, name: str):
+    """(model, tokenizer) of the cold start, or of the run that trained it on the top 20%. Missing ones are trained."""
+    arm = "rho = 0.2"
+    paths = {
+        "cold start": lambda: study.task.model(SEED),
+        "trained": lambda: embedded.run(arm, study.arms[arm], RATE, SEED, answers=False, study=study).path,
+    }
+    return pretrained(paths[name]())
+
+
+def problems(task: Task, count: int) -> list[Problem]:
     """The first test problems, which evaluations also use."""
-    return list(itertools.islice(number_walk.problems("test", 0), count))
+    return list(itertools.islice(task.problems("test", 0), count))
 
 
-def of_models(measure: Callable[[str], dict]) -> dict[str, dict]:
-    """Result of a function for each model, in one process with one thread per model."""
+def of_models(measure: Callable[[str, str], dict], task: str) -> dict[str, dict]:
+    """Result of a function of a task's key and a model's name for each model, in one process and thread per model."""
     for name in MODELS:
-        load(name)  # made once, before the processes begin
+        load(embedded.STUDIES[task], name)  # made once, before the processes begin
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(len(MODELS), mp_context=get_context("spawn")) as pool:
-        return dict(zip(MODELS, pool.map(measure, MODELS), strict=True))
+        return dict(zip(MODELS, pool.map(partial(measure, task), MODELS), strict=True))
 
 
 @torch.inference_mode()
 def write(
-    model, tokenizer, prompts: Sequence[str], seed: int, processors: Sequence[LogitsProcessor] = ()
-) -> list[Path]:
+    model, tokenizer, prompts: Sequence[str], seed: int, max_tokens: int, processors: Sequence[LogitsProcessor] = ()
+) -> list[SequencePair]:
     """(prompt ids, response ids) of one response per prompt, sampled at temperature 1 after the logits processors."""
     torch.manual_seed(seed)
     inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False)
@@ -59,7 +121,7 @@ def write(
         do_sample=True,
         temperature=1.0,
         top_k=0,
-        max_new_tokens=MAX_TOKENS,
+        max_new_tokens=max_tokens,
         logits_processor=LogitsProcessorList(processors),
     )[:, width:].tolist()
     ends = [ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids) for ids in written]
@@ -69,9 +131,11 @@ def write(
     return [(prompt, ids[:end]) for prompt, ids, end in zip(given, written, ends, strict=True)]
 
 
-def answer(problem: number_walk.Problem, text: str) -> tuple[str | None, bool]:
-    """(boxed text of a response, whether it leads from the problem's start to its target by the problem's moves)."""
-    found = boxed(text)
-    if found is None or not number_walk.uses_what_was_given(problem, found):
-        return found, False
-    return found, sum(map(int, re.findall(r"[+-]?\d+", found))) == problem.target
+def answer(task: Task, problem: Problem, text: str) -> tuple[str | None, bool]:
+    """(boxed text of a response, whether it is right). Without a score of the task's own, the answer is a sum."""
+    found = task.answer(problem.prompt, text)
+    if found is None:
+        return boxed(text), False
+    if task.score is not None:
+        return found, task.scores_right(problem, found)
+    return found, sum(map(int, re.findall(r"[+-]?\d+", found))) == int(problem.solution)

@@ -2,13 +2,16 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from matplotlib.image import imread
 from scipy import stats
+from transformers import TrainerState, TrainingArguments
 
 from entropy_grpo import cli
 from entropy_grpo.compare import compare, tables
@@ -19,6 +22,7 @@ from entropy_grpo.grading import Verdict
 from entropy_grpo.metrics import answers
 from entropy_grpo.metrics.seeds import difference, holm
 from entropy_grpo.models.load import output_folder
+from entropy_grpo.monitoring.callbacks import RunRecorder
 from entropy_grpo.runs import files, plots
 
 
@@ -280,6 +284,52 @@ def test_benchmarks_that_runs_answer_while_they_train_are_drawn(tmp_path):
     assert curves["eval_amc23/acc@16"] == {} and list(curves[compare.AVERAGE]) == [0, 2, 4]
     paths = compare.write(found, tmp_path / "out")
     assert imread(paths[2]).std() > 0.05
+
+
+def sized(tmp_path, size, rho, accuracies):
+    """Runs of a model of `size` thousand parameters, with the environment as the trainer's callback writes it."""
+    runs = []
+    for seed, accuracy in enumerate(accuracies):
+        path = tmp_path / f"{size}-{rho}-{seed}"
+        path.mkdir()
+        model = torch.nn.Linear(size, 1000, bias=False)
+        model.config = SimpleNamespace(_name_or_path=f"base-{size}")
+        arguments = TrainingArguments(output_dir=str(path), seed=seed, use_cpu=True)
+        RunRecorder().on_train_begin(arguments, TrainerState(is_world_process_zero=True), None, model=model)
+        settings = {"model_name_or_path": f"base-{size}", "per_device_train_batch_size": size}
+        runs.append(plant(path, accuracy, seed, top_entropy_quantile=rho, **settings))
+    return runs
+
+
+def test_gains_stand_against_the_size_of_the_model(tmp_path, capsys):
+    """Each size is compared within itself, by the parameters that its runs recorded; batches may follow the size."""
+    ends = {500: ([0.5, 0.55, 0.45], [0.45, 0.5, 0.5]), 2000: ([0.5, 0.6, 0.55], [0.8, 0.85, 0.75])}
+    runs = {
+        size: [sized(tmp_path, size, rho, of) for rho, of in zip((1.0, 0.2), pair, strict=True)]
+        for size, pair in ends.items()
+    }
+    alone = sized(tmp_path, 3000, 0.2, [0.9, 0.9])  # without the baseline's arm there is no gain
+    folders = [str(run.path) for arms in runs.values() for arm in arms for run in arm] + [str(r.path) for r in alone]
+    out = tmp_path / "out"
+    cli.main(["compare", *folders, "--baseline", folders[0], "--output", str(out)])
+    found = json.loads((out / "comparison.json").read_text())["sizes"]
+    assert found["reference"] == "top_entropy_quantile 1.0"
+    gains = found["gains"]["top_entropy_quantile 0.2"][COMPARED]
+    assert list(gains) == ["500000", "2000000"]
+    for (reference, arm), test in zip(ends.values(), gains.values(), strict=True):
+        expected = stats.ttest_rel(arm, reference)
+        interval = expected.confidence_interval()
+        found = (test["value"], test["low"], test["high"], test["p_value"])
+        assert found == pytest.approx((np.mean(arm) - np.mean(reference), *interval, expected.pvalue), abs=1e-6)
+    assert [test["p_corrected"] for test in gains.values()] == pytest.approx(
+        holm([t["p_value"] for t in gains.values()])
+    )
+    page, printed = (out / "comparison.md").read_text(), capsys.readouterr().out
+    assert "![gain against size](sizes.png)" in page and "| 0.5M | -0.017" in page and "2M" in printed
+    assert imread(out / "sizes.png").std() > 0.05
+    same = [run for arm in runs[500] for run in arm]
+    assert "sizes" not in compare.compare(same, same[0]) and "sizes" not in compare.compare(same)
+    assert "sizes" not in compare.compare([*runs[500][0], *runs[2000][0]], same[0])  # one arm
 
 
 def test_a_comparison_of_no_runs_is_refused(capsys):

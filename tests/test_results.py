@@ -3,14 +3,17 @@
 No check here runs what was recorded, so none fails when the package is wrong.
 """
 
+import itertools
 import json
 import math
+import random
 import re
 
 import pytest
 
 from benchmarks import (
     analysis,
+    branches,
     decoding,
     divergence,
     embedded,
@@ -21,10 +24,12 @@ from benchmarks import (
     figures,
     grading,
     measure,
+    model_sizes,
     paper_size,
     rollouts,
     sampling,
     simulated,
+    smollm2,
     speed,
     summary,
     verifier,
@@ -36,6 +41,7 @@ from benchmarks.gpu import page
 from entropy_grpo.config.offline import resolve
 from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.runs import files
+from entropy_grpo.tasks import word_stories
 
 pytestmark = pytest.mark.record
 
@@ -185,9 +191,8 @@ def test_no_killed_evaluation_differs():
     assert sum(0 < count < kill["responses"] for count in kill["finished_at_kills"]) >= 2
 
 
-@pytest.mark.parametrize("part", [analysis, figures], ids=["analysis", "figures"])
-def test_page_of_entropy_holds_the_recorded_figures(part):
-    assert measure.block(part.COMMAND)[1] == part.table(json.loads(part.RESULTS.read_text()))
+def test_page_of_entropy_holds_the_recorded_figures():
+    assert measure.block(analysis.COMMAND)[1] == analysis.table(json.loads(analysis.RESULTS.read_text()))
 
 
 def test_no_view_of_a_million_tokens_takes_two_gigabytes():
@@ -196,13 +201,16 @@ def test_no_view_of_a_million_tokens_takes_two_gigabytes():
     assert max(part["peak_bytes"] for part in results["parts"].values()) < 2 * 2**30
 
 
-@pytest.mark.parametrize("part", [decoding, divergence], ids=["decoding", "divergence"])
-def test_docs_hold_the_recorded_tables(part):
-    assert measure.block(part.TABLE)[1] == part.table(json.loads(part.RESULTS.read_text()))
+@pytest.mark.parametrize(
+    "part", [branches, decoding, divergence, figures, model_sizes], ids=lambda part: part.__name__
+)
+@pytest.mark.parametrize("task", embedded.STUDIES)
+def test_docs_hold_the_recorded_tables_or_say_that_there_are_none(part, task):
+    assert measure.block(part.RECORD.table(task))[1] == part.RECORD.text(task, part.table)
 
 
 def test_interventions_are_those_of_the_forks():
-    for model in json.loads(divergence.RESULTS.read_text())["models"].values():
+    for model in divergence.RECORD.recorded()["number_walk"]["models"].values():
         for kind, recorded in model["summary"].items():
             mine = [fork for fork in model["forks"] if fork["kind"] == kind]
             mean = sum(fork["accuracy"] - fork["other_accuracy"] for fork in mine) / len(mine)
@@ -268,3 +276,24 @@ def test_the_sweeps_have_every_method():
     shaping_and_masks = {"ppl", "position", "forking", "bottom", "random", "random_matched", "gradient_norm"}
     missing = {name for name in REGISTERED if not re.search(rf"\b{name}\b", arms)}
     assert missing == shaping_and_masks - {"random_matched"}
+
+
+def test_groups_of_tokens_are_those_of_the_demonstrations():
+    """The walk's decisions are its moves; the words of a story that say what to do, and those chosen freely."""
+    walk = "go 3 to 5 take +4 need -2 take -2 need 0 yes so \\boxed{3+4-2}".replace(" ", "\0 ").split("\0")
+    chosen = [token for token, group in zip(walk, branches.walk_groups(walk), strict=True) if group == "decisions"]
+    assert chosen == [" +4", " -2"]
+    rng = random.Random(0)
+    for problem in itertools.islice(word_stories.problems("train", 0), 50):
+        words = word_stories.demonstration(problem, rng).split()
+        groups = branches.story_groups(words)
+        withdrawn = words.count("wait")
+        assert groups.count("decisions") == len(problem.sentences) + withdrawn
+        # An opening, an ending; of each sentence a connective and a reason; of a sum its result.
+        sums = sum(word in ("add", "join", "take", "subtract") for word in words)
+        assert groups.count("wording") == 2 + 2 * len(problem.sentences) + withdrawn + sums
+        assert {word for word, group in zip(words, groups, strict=True) if group == "decisions"} <= branches.DECIDING
+
+
+def test_page_holds_the_recorded_pretrained_model_or_says_that_there_is_none():
+    assert measure.block(smollm2.TABLE)[1] == smollm2.text()

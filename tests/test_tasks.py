@@ -30,7 +30,7 @@ from entropy_grpo.models.load import load_tokenizer, resolve
 from entropy_grpo.planning import plan
 from entropy_grpo.planning.options import PlanOptions
 from entropy_grpo.rewards.registry import get_rewards
-from entropy_grpo.tasks import cold_start, registry, stories, taught, word_stories
+from entropy_grpo.tasks import cold_start, registry, sized, stories, taught, word_stories
 
 from .conftest import DEMO, REPOSITORY, TINY_DEMO
 from .loading import load
@@ -264,3 +264,35 @@ def test_the_name_of_a_cold_start_changes_with_its_seed_and_with_the_text_of_its
         source.write_text(text)
         paths |= {taught.checkpoint_path(lessons, seed) for seed in (0, 0, 1)}
     assert len(paths) == 4 and all(path.name.startswith("word_stories-seed") for path in paths)
+
+
+@pytest.mark.parametrize("name", registry.LESSONS)
+def test_a_size_is_part_of_a_models_name(name):
+    """Sizes share problems, tokenizer and demonstrations with the task, and have as many parameters as they say."""
+    task, lessons = registry.load(name), registry.LESSONS[name]
+    own = task.model_config()
+    for size, (width, layers) in sized.SIZES.items():
+        other = registry.load(f"{name}:{size}")
+        assert dataclasses.replace(other, model=task.model, model_config=task.model_config) == task
+        found = other.model_config()
+        with torch.device("meta"):
+            count = sum(p.numel() for p in sized.build_model(taught.build_tokenizer(lessons), 0, size).parameters())
+        assert (found.hidden_size, found.num_hidden_layers, len(found.layer_types)) == (width, layers, layers)
+        assert count / 1e6 == pytest.approx(float(size.removesuffix("M")), rel=0.1)
+        same = ("vocab_size", "head_dim", "tie_word_embeddings", "max_position_embeddings", "eos_token_id")
+        assert all(getattr(found, key) == getattr(own, key) for key in same)
+        assert taught.checkpoint_path(sized.lessons_of(lessons, size), 0).name.startswith(
+            f"{lessons.name}-{size}-seed0-"
+        )
+    with pytest.raises(
+        ValueError, match=f"^model is '{name}:3M': choose the size 0.3M or 2M or 6M, or leave it out.$"
+    ):
+        resolve(f"{name}:3M")
+
+
+def test_lessons_of_the_number_walk_have_the_tokenizer_of_its_cold_start():
+    """The module that makes it may not change, so that its regular expression is stated twice."""
+    lessons = registry.LESSONS[WALK]
+    own, again = cold_start.build_tokenizer(), taught.build_tokenizer(lessons)
+    assert own.backend_tokenizer.to_str() == again.backend_tokenizer.to_str()
+    assert (own.pad_token, own.eos_token, own.padding_side) == (again.pad_token, again.eos_token, again.padding_side)

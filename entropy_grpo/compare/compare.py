@@ -6,13 +6,15 @@ Differences from the baseline, computed by `metrics.seeds`, are in accuracy on h
 benchmark. Holm's method (1979) corrects their p-values as one family of all groups and all measures, because a reader
 sees the whole table. `notes` name measures that some runs lack, or that were taken with different settings.
 
-If true and spurious rewards are among the runs, `claims` states the claims that they support.
+If true and spurious rewards are among the runs, `claims` states the claims that they support. If the runs have models
+of several sizes, `sizes` has the gain over the baseline's arm at each size.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from ..registry import nearest
 from ..rewards.registry import OVERLONG
 from ..runs import files, plots
 from ..runs.trained import cost
-from . import claims, tables
+from . import claims, sizes, tables
 from .runs import COMPARED, NOT_THE_EXPERIMENT, REWARDS, Run, read_run, unlike
 
 # Maximum number of points of a drawn series; captions of the drawn series by their logged name.
@@ -243,7 +245,10 @@ def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = N
         reference = next(label for label, gain in rewards["gains"].items() if not gain["control"])
     if reference is None:
         return result
-    return result | {"baseline": reference, "differences": _differences(groups, reference)}
+    result |= {"baseline": reference, "differences": _differences(groups, reference)}
+    judges = len({run.judged_by for run in runs}) > 1
+    gains = sizes.report(runs, groups[reference][0], differing, partial(_label, tells_judge=judges), _side)
+    return result | ({"sizes": gains} if gains is not None else {})
 
 
 def compare_folders(paths: Sequence[str | Path], baseline: str | Path | None, by: str | None) -> dict[str, Any]:
@@ -262,9 +267,14 @@ def compare_folders(paths: Sequence[str | Path], baseline: str | Path | None, by
 
 
 def write(found: dict[str, Any], folder: Path) -> list[Path]:
-    """Write `comparison.md`, `.json` and `.png`, and return their paths."""
+    """Write `comparison.md`, `.json` and `.png`, and `sizes.png` if there are sizes, and return their paths."""
     paths = [folder / f"comparison.{suffix}" for suffix in ("md", "json", "png")]
     plots.comparison({name: group["curves"] for name, group in found["groups"].items()}, found["curves"], paths[2])
-    files.write_text(paths[0], f"{tables.as_markdown(found)}\n\n![curves](comparison.png)\n")
+    pictures = ["![curves](comparison.png)"]
+    if "sizes" in found:
+        paths.append(folder / "sizes.png")
+        plots.gain_by_size(found["sizes"]["gains"], found["sizes"]["reference"], tables.NAMES, paths[-1])
+        pictures.append("![gain against size](sizes.png)")
+    files.write_text(paths[0], "\n\n".join([tables.as_markdown(found), *pictures]) + "\n")
     files.write_json(paths[1], found)
     return paths

@@ -66,6 +66,11 @@ class Run:
         return self.environment.get("arguments", {}).get("seed", self.settings.get("seed", 42))
 
     @property
+    def parameters(self) -> int | None:
+        """Number of parameters of the model that was trained, or None if the run did not record it."""
+        return self.environment.get("parameters")
+
+    @property
     def judged_by(self) -> str:
         """Name of the reward that decides whether an answer is right."""
         return self.settings.get("rewards", ["accuracy"])[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..cards.results import LABELS
 from ..metrics.tables import aligned, cell, interval_text, p_text, table
-from . import claims
+from . import claims, sizes
 
 UNITS = {
     "seconds": (1, ".0f", "s of steps"),
@@ -57,6 +57,24 @@ def _differences(found: dict[str, Any]) -> Rows:
     ]
 
 
+def _sizes(found: dict[str, Any]) -> Rows:
+    header = [f"above {found['reference']}", "in", "parameters", "gain", "over", "p", "p, corrected"]
+    return [header] + [
+        [
+            arm,
+            NAMES.get(name, name),
+            sizes.size_text(int(size)),
+            interval_text(test, sign="+"),
+            test["over"],
+            p_text(test["p_value"]),
+            p_text(test["p_corrected"]),
+        ]
+        for arm, measures in found["gains"].items()
+        for name, tests in measures.items()
+        for size, test in tests.items()
+    ]
+
+
 def _cost(groups: dict[str, Any]) -> Rows:
     kept = [name for name in UNITS if any(name in group["cost"] for group in groups.values())]
 
@@ -71,13 +89,16 @@ def _cost(groups: dict[str, Any]) -> Rows:
 
 
 def tables(found: dict[str, Any]) -> dict[str, Rows]:
-    """Return the rows of the available tables of `results`, `differences`, `gains`, `beyond` and `cost`.
+    """Return the rows of the available tables of `results`, `differences`, `sizes`, `gains`, `beyond` and
+    `cost`.
 
     The first row of each table is its header.
     """
     made = {"results": _results(found["groups"])}
     if found.get("differences"):
         made["differences"] = _differences(found)
+    if "sizes" in found:
+        made["sizes"] = _sizes(found["sizes"])
     if "rewards" in found:
         made["gains"], made["beyond"] = claims.tables(found["rewards"])
     made["cost"] = _cost(found["groups"])

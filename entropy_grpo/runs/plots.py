@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
@@ -123,6 +124,36 @@ def comparison(groups: dict[str, dict[str, dict[int, dict[str, Any]]]], labels: 
         panel.remove()
     handles, names = figure.axes[0].get_legend_handles_labels() if series else ([], [])
     figure.legend(handles, names, loc="outside lower center", ncols=1 if len(groups) > 3 else len(groups) or 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def gain_by_size(
+    gains: Mapping[str, Mapping[str, Mapping[str, Interval]]], reference: str, labels: Mapping[str, str], path: Path
+) -> None:
+    """Draw the gain over the reference against the number of parameters with its interval, one panel per measure.
+
+    Args:
+        gains: by arm, measure and number of parameters as text.
+        labels: name of a measure in the plot; by default its own.
+    """
+    measures = list(dict.fromkeys(name for of in gains.values() for name in of))
+    figure = Figure(figsize=(max(5 * len(measures), 7), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for panel, measure in zip(panels, measures, strict=True):
+        for number, (arm, of) in enumerate(gains.items()):
+            points = sorted((int(size), test) for size, test in of.get(measure, {}).items())
+            values, low, high = (np.array([test[side] for _, test in points]) for side in ("value", "low", "high"))
+            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+            style |= {"marker": MARKERS[number % len(MARKERS)], "label": arm, "capsize": 3}
+            # Arms of one size stand side by side.
+            places = [size * 1.04**number for size, _ in points]
+            panel.errorbar(places, values, [values - low, high - values], **style)
+        panel.axhline(0, color="black", linewidth=0.8)
+        panel.set_xscale("log")
+        panel.set(xlabel="parameters", ylabel=f"{labels.get(measure, measure)}: gain over {reference}")
+        panel.grid(alpha=0.3)
+    panels[0].legend(title=f"mean and {CONFIDENCE:.0%} interval")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

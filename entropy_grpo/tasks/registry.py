@@ -1,15 +1,18 @@
-"""Tasks by name: `PROVIDER:NAME`, in `dataset_name`, `model_name_or_path` and the names of benchmarks."""
+"""Tasks by name: `PROVIDER:NAME`, in `dataset_name`, `model_name_or_path` and the names of benchmarks.
+
+`PROVIDER:NAME:SIZE` in `model_name_or_path` is the model of an embedded task in another size (see `sized`).
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
-from . import gym
-from .stories import WORD_STORIES
+from . import gym, sized, stories, walk
 from .task import Task
-from .walk import NUMBER_WALK
 
 PROVIDERS = ("embedded", gym.PROVIDER)
-TASKS: dict[str, Task] = {f"embedded:{task.name}": task for task in (NUMBER_WALK, WORD_STORIES)}
+TASKS: dict[str, Task] = {f"embedded:{task.name}": task for task in (walk.NUMBER_WALK, stories.WORD_STORIES)}
+# What their models are taught, for models of other sizes.
+LESSONS = {"embedded:number_walk": walk.LESSONS, "embedded:word_stories": stories.COLD_START}
 
 
 def is_task(name: str | None) -> bool:
@@ -29,6 +32,11 @@ def load(name: str, setting: str = "task") -> Task:
     """
     if name.startswith(f"{gym.PROVIDER}:"):
         return gym.load(name, setting)
+    own, _, size = name.rpartition(":")
+    if own in LESSONS:
+        if size not in sized.SIZES:
+            raise ValueError(f"{setting} is {name!r}: choose the size {' or '.join(sized.SIZES)}, or leave it out.")
+        return sized.of(TASKS[own], own, LESSONS[own], size)
     if name not in TASKS:
         raise ValueError(f"{setting} is {name!r}: choose {' or '.join(TASKS)}.")
     return TASKS[name]

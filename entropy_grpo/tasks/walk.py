@@ -46,6 +46,18 @@ def model_config() -> Any:
     return taught.config_for(cold_start.build_tokenizer())
 
 
+# What `cold_start` teaches the task's own model, for models of other sizes.
+LESSONS = taught.Taught(
+    name=number_walk.NAME,
+    module=cold_start.__name__,
+    sources=(number_walk.__file__,),
+    words=number_walk.words,
+    split=r" ?[+-]?\d+| ?\\boxed\{| ?[a-z]+|\n|\}",
+    demonstrations=cold_start.demonstrations,
+    steps=cold_start.STEPS,
+    learning_rate=cold_start.LEARNING_RATE,
+)
+
 NUMBER_WALK = Task(
     name=number_walk.NAME,
     problems=problems,

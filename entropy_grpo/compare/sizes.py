@@ -1,0 +1,73 @@
+"""Gain of one arm over another against the size of the model (arXiv 2506.01939, Fig. 8).
+
+The size of a run is the number of parameters that its `environment.json` records. Runs of one size differ in their arm
+and their seed: an arm is the values of the settings that differ within some size. The baseline's arm is the reference
+at every size. Gains are paired by seed at each size, as in `metrics.seeds`, and Holm's method corrects them as a
+family of their own. Sizes without the reference arm, or with settings of evaluation that differ, have no gain.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..metrics.seeds import Side, correct, difference
+from .runs import Run, unlike
+
+# Settings that name the model. They differ between sizes, and may differ with the seed within a size.
+MODEL = {"model_name_or_path", "model_revision"}
+
+
+def by_size(runs: Sequence[Run]) -> dict[int, list[Run]]:
+    """Return the runs by their number of parameters, in rising order; runs without a record are left out."""
+    sizes = sorted({run.parameters for run in runs if run.parameters is not None})
+    return {size: [run for run in runs if run.parameters == size] for size in sizes}
+
+
+def report(
+    runs: Sequence[Run],
+    baseline: Run,
+    differing: Callable[[Sequence[Run]], list[str]],
+    label: Callable[[Run, Sequence[str]], str],
+    side: Callable[[Sequence[Run], str], Side],
+) -> dict[str, Any] | None:
+    """Return the gains of every arm over the baseline's arm, by size.
+
+    Args:
+        differing: runs -> settings of the experiment that differ between them.
+        label: (run, names of settings) -> name of its arm.
+        side: (runs, measure) -> accuracy by seed and problem.
+
+    Returns:
+        {"reference": label, "gains": {arm: {measure: {size: test}}}} in JSON types, or None if the runs have one size
+        or one arm, or the baseline's size is not recorded. A test is that of `metrics.seeds.difference`.
+    """
+    sizes = by_size(runs)
+    names = sorted({name for members in sizes.values() for name in differing(members)} - MODEL)
+    if len(sizes) < 2 or not names or baseline.parameters is None:
+        return None
+    reference = label(baseline, names)
+    gains: dict[str, dict[str, dict[str, Any]]] = {}
+    for size, members in sizes.items():
+        arms: dict[str, list[Run]] = {}
+        for run in members:
+            arms.setdefault(label(run, names), []).append(run)
+        for arm in arms.keys() - {reference}:
+            for name, test in _gains(arms.get(reference, []), arms[arm], side).items():
+                gains.setdefault(arm, {}).setdefault(name, {})[str(size)] = test
+    correct(test for measures in gains.values() for tests in measures.values() for test in tests.values())
+    return {"reference": reference, "gains": dict(sorted(gains.items()))} if gains else None
+
+
+def _gains(
+    reference: Sequence[Run], arm: Sequence[Run], side: Callable[[Sequence[Run], str], Side]
+) -> dict[str, dict[str, Any]]:
+    """Return the gain of an arm at one size in every measure that both have."""
+    both = [*reference, *arm]
+    names = dict.fromkeys(name for run in both for name in run.answers)
+    tests = {name: difference(side(reference, name), side(arm, name)) for name in names if not unlike(both, name)}
+    return {name: test for name, test in tests.items() if test is not None}
+
+
+def size_text(parameters: float) -> str:
+    """Return a number of parameters as a reader writes it: 0.69M, 8.19B."""
+    unit, letter = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
+    return f"{parameters / unit:.3g}{letter}"
