@@ -44,8 +44,10 @@ RATE, BATCH = "1.0e-4", 32
 DRAWN_AT_ONCE = 512
 PERCENTILES = (50, 90, 95, 99)
 DECISIONS, WORDING, OTHER = "decisions", "wording", "other tokens"
-RECORD = walks.Record("branches", "--table", "about 20 minutes on two cores, cold starts apart")
 PLOT = measure.DOCS / "figures" / "branches.png"
+CAPTION = "entropy at decisions, elsewhere, and against accuracy"
+PICTURES = {task: {CAPTION: "figures/branches.png"} for task in embedded.STUDIES}
+RECORD = walks.Record("branches", "--table", "about 20 minutes on two cores, cold starts apart", PICTURES)
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,12 @@ from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks import cold_start, registry, taught
 
-RECORD = walks.Record("figures", "--table", "about a quarter of an hour on two cores")
 COLD, RANDOM, TRAINED = "cold start", "random weights", "trained"
 SAVES, SAMPLES = 6, 4
 SHOWN = "overlap change percentiles categories log-percentiles log-signs words-0-highest words-0-lowest".split()
+# The page of the number walk has its pictures among its text.
+PICTURES = {"word_stories": {name: f"figures/words/{name}.png" for name in ("histogram", *SHOWN)}}
+RECORD = walks.Record("figures", "--table", "about a quarter of an hour on two cores", PICTURES)
 
 
 class Places:

@@ -41,7 +41,11 @@ MINUTES = {
     "number_walk": {"0.3M": (4.0, 3.0), OWN: (6.0, 4.0), "2M": (14.0, 8.0), "6M": (40.0, 20.0)},
     "word_stories": {"0.3M": (2.0, 3.0), OWN: (3.0, 4.0), "2M": (7.0, 8.0), "6M": (20.0, 20.0)},
 }
-RECORD = walks.Record("model_sizes", "--table", "hours, which `--plan` lists")
+PICTURES = {
+    task: {"gain of rho = 0.2 against the number of parameters": f"figures/model_sizes{study.suffix}.png"}
+    for task, study in embedded.STUDIES.items()
+}
+RECORD = walks.Record("model_sizes", "--table", "hours, which `--plan` lists", PICTURES)
 
 
 @dataclass(frozen=True)

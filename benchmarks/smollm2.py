@@ -216,7 +216,8 @@ def arm(folder: Path) -> dict[str, Any]:
     rewards = {str(row["step"]): row[key] for row in rows if row.get(key) is not None}
     evaluation = files.read_json(run.evaluation)
     (seconds,) = [row["train_runtime"] for row in rows if "train_runtime" in row]
-    return {"evaluation": evaluation, "rewards": rewards, "training_seconds": seconds}
+    steps = max(row["step"] for row in rows)
+    return {"steps": steps, "evaluation": evaluation, "rewards": rewards, "training_seconds": seconds}
 
 
 def merged_difference(job: Job) -> float:
@@ -242,7 +243,6 @@ def summary(job: Job) -> dict[str, Any]:
     return {
         "package": PACKAGE,
         "parameters": environment["parameters"],
-        "steps": environment["arguments"]["max_steps"],
         "arms": {name: arm(job.place(name)) for name in ARMS},
         "differences": {labels[group]: tests[COMPARED] for group, tests in compared["differences"].items()},
         "claims": claimed(compared),
@@ -277,7 +277,7 @@ def table(found: Mapping[str, Any]) -> str:
         beyond = [interval_text(test, sign="+"), f"{test['p_corrected']:.3f}"] if test else ["", ""]
         ends = f"{rewards[0]:.2f}, {rewards[-1]:.2f}"
         cells = [interval_text(before), interval_text(after), interval_text(gain, sign="+"), ends]
-        rows.append([name, max(map(int, one["rewards"])), *cells, *beyond])
+        rows.append([name, one["steps"], *cells, *beyond])
     heads = [
         "answers to stories",
         "tokens",
@@ -297,7 +297,11 @@ def table(found: Mapping[str, Any]) -> str:
         f"The merged model's log-probabilities differ from those of base and adapters by at most "
         f"{found['lora']['merged_difference']:.1e}; the card has {found['lora']['card_lines']} lines."
     )
-    return "\n\n".join([markdown_table(rows), claims, markdown_table(texts), adapters]).strip()
+    shown = (
+        "![entropies of the answers to stories](figures/smollm2_histogram.png)\n\n"
+        "[Some of the answers](examples/smollm2.html), with each token coloured by its entropy before and after."
+    )
+    return "\n\n".join([markdown_table(rows), claims, markdown_table(texts), shown, adapters]).strip()
 
 
 def text() -> str:

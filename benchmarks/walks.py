@@ -4,9 +4,9 @@ import argparse
 import itertools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,11 +35,13 @@ class Record:
         name: name of the benchmark's module and of its results.
         option: option with which the command only draws and tabulates the recorded results.
         cost: how long the command takes, for pages without its results.
+        pictures: by task, captions and files of the pictures that follow the table, relative to the docs.
     """
 
     name: str
     option: str
     cost: str
+    pictures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def parser(self, text: str) -> argparse.ArgumentParser:
         """The parser of the command line: `task`, and `only_show` for recorded results."""
@@ -69,9 +71,11 @@ class Record:
         return {task: files.read_json(self.results(task)) for task in embedded.STUDIES if self.results(task).exists()}
 
     def text(self, task: str, table: Callable[[dict[str, Any]], str]) -> str:
-        """The table of a task, or a sentence if it has no results."""
-        recorded = self.recorded()
-        return table(recorded[task]) if task in recorded else f"Not run. The command takes {self.cost}."
+        """The table of a task with its pictures, or a sentence if it has no results."""
+        if task not in (recorded := self.recorded()):
+            return f"Not run. The command takes {self.cost}."
+        shown = [f"![{caption}]({file})" for caption, file in self.pictures.get(task, {}).items()]
+        return "\n\n".join([table(recorded[task]), *shown])
 
     def write_block(self, task: str, table: Callable[[dict[str, Any]], str]) -> None:
         """Put a task's table into its page, and print it."""
