@@ -50,6 +50,7 @@ SMALL_RHO = "[sweep of rho](experiments.md#tokens-to-train-on)"
 SMALL_SHAPING = "[shaping](experiments.md#advantage-shaping): no difference is shown"
 SMALL_FIGURES = "[the embedded task](entropy.md#the-embedded-task)"
 SMALL_DIVERGENCE = "[divergence](entropy.md#divergence)"
+UPDATED = "[the embedded task](entropy.md#the-embedded-task), recorded by `make figures`"
 NONE = "none recorded"
 THINKING = "--model Qwen/Qwen3-8B --chat --thinking true"
 CHECKPOINTS = (
@@ -182,8 +183,8 @@ SECTIONS: dict[str, list[Row]] = {
         Row(
             "Eq. 4 (gradient of a token), Fig. 2 and 3 (changes of probability, gradient by entropy, categories of "
             "updates, words)",
-            [STAGE, "entropy-grpo analyze report runs/qwen25_7b_grpo"],
-            NONE,
+            [STAGE, "entropy-grpo analyze report runs/qwen25_7b_grpo", "python -m benchmarks.figures"],
+            UPDATED,
             ONE_GPU,
         ),
         Row(

@@ -3,10 +3,8 @@
 No check here runs what was recorded, so none fails when the package is wrong.
 """
 
-import itertools
 import json
 import math
-import random
 import re
 
 import pytest
@@ -41,7 +39,6 @@ from benchmarks.gpu import page
 from entropy_grpo.config.offline import resolve
 from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.runs import files
-from entropy_grpo.tasks import word_stories
 
 pytestmark = pytest.mark.record
 
@@ -276,23 +273,6 @@ def test_the_sweeps_have_every_method():
     shaping_and_masks = {"ppl", "position", "forking", "bottom", "random", "random_matched", "gradient_norm"}
     missing = {name for name in REGISTERED if not re.search(rf"\b{name}\b", arms)}
     assert missing == shaping_and_masks - {"random_matched"}
-
-
-def test_groups_of_tokens_are_those_of_the_demonstrations():
-    """The walk's decisions are its moves; the words of a story that say what to do, and those chosen freely."""
-    walk = "go 3 to 5 take +4 need -2 take -2 need 0 yes so \\boxed{3+4-2}".replace(" ", "\0 ").split("\0")
-    chosen = [token for token, group in zip(walk, branches.walk_groups(walk), strict=True) if group == "decisions"]
-    assert chosen == [" +4", " -2"]
-    rng = random.Random(0)
-    for problem in itertools.islice(word_stories.problems("train", 0), 50):
-        words = word_stories.demonstration(problem, rng).split()
-        groups = branches.story_groups(words)
-        withdrawn = words.count("wait")
-        assert groups.count("decisions") == len(problem.sentences) + withdrawn
-        # An opening, an ending; of each sentence a connective and a reason; of a sum its result.
-        sums = sum(word in ("add", "join", "take", "subtract") for word in words)
-        assert groups.count("wording") == 2 + 2 * len(problem.sentences) + withdrawn + sums
-        assert {word for word, group in zip(words, groups, strict=True) if group == "decisions"} <= branches.DECIDING
 
 
 def test_page_holds_the_recorded_pretrained_model_or_says_that_there_is_none():

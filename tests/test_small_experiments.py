@@ -1,0 +1,115 @@
+"""Parts of the small experiments that compute: groups of tokens, entropies in batches, problems, plans."""
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import branches, embedded, measure, model_sizes, pairs, smollm2, walks
+from entropy_grpo.runs import files
+from entropy_grpo.tasks import cold_start, registry, word_stories
+
+
+def test_groups_of_tokens_are_those_of_the_demonstrations():
+    """The walk's decisions are its moves. A story's are the words that say what to do; others are chosen freely."""
+    walk = ["take", " +4", " need", " -2", " take", " -2", " need", " 0", " yes", " so", " \\boxed{", "3", "+4", "}"]
+    chosen = [token for token, group in zip(walk, branches.walk_groups(walk), strict=True) if group == "decisions"]
+    assert chosen == [" +4", " -2"]
+    rng = random.Random(0)
+    for problem in itertools.islice(word_stories.problems("train", 0), 50):
+        words = word_stories.demonstration(problem, rng).split()
+        groups = branches.story_groups(words)
+        withdrawn = words.count("wait")
+        assert groups.count("decisions") == len(problem.sentences) + withdrawn
+        # An opening, an ending; of each sentence a connective and a reason; of a sum its result.
+        sums = sum(word in ("add", "join", "take", "subtract") for word in words)
+        assert groups.count("wording") == 2 + 2 * len(problem.sentences) + withdrawn + sums
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    tokenizer = cold_start.build_tokenizer()
+    return cold_start.build_model(tokenizer, 0).eval(), tokenizer
+
+
+def test_entropies_in_batches_are_those_of_each_response_alone(tiny):
+    model, tokenizer = tiny
+    texts = [("go 3 to 8\n", "take +4 need +1"), ("go 3 to 8 with +4 +1\n", "take +1")]
+    paths = [tuple(tokenizer(text)["input_ids"] for text in pair) for pair in texts]
+    for (prompt, ids), found in zip(paths, branches.score(model, paths), strict=True):
+        with torch.inference_mode():
+            p = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double().softmax(-1)
+        assert found == pytest.approx(-(p * p.log()).sum(-1).numpy(), abs=1e-5)
+
+
+def test_figures_of_a_group_are_those_of_its_tokens(tiny):
+    _, tokenizer = tiny
+    ids = tokenizer("take +4 need +1 take +1")["input_ids"]
+    values = [branches.np.array([0.1, 1.0, 0.2, 0.3, 0.4, 0.5])]
+    found = branches.by_group("number_walk", tokenizer, [([0], ids)], values)
+    assert found["decisions"]["mean"] == pytest.approx(0.75) and found["decisions"]["tokens"] == 2
+    assert found["other tokens"]["p50"] == pytest.approx(0.25) and found["all tokens"]["tokens"] == 6
+    assert "wording" not in found
+
+
+@pytest.mark.parametrize("task", embedded.STUDIES)
+def test_an_answer_is_right_as_the_task_says(task):
+    study = embedded.STUDIES[task].task
+    (problem,) = walks.problems(study, 1)
+    lessons = registry.LESSONS[embedded.STUDIES[task].name]
+    rows = lessons.demonstrations(200, 0)
+    solved = {row["prompt"]: row["completion"] for row in rows}
+    verdicts = []
+    for one in itertools.islice(study.problems("train", 0), 200):
+        _, right = walks.answer(study, one, solved[one.prompt])
+        good, choices = study.choices({"prompt": one.prompt, "completion": solved[one.prompt]})
+        assert right or good < choices or task == "number_walk"
+        verdicts.append(right)
+    assert 0.1 < sum(verdicts) / len(verdicts) < 0.9
+    assert walks.answer(study, problem, "no box") == (None, False)
+    assert walks.answer(study, problem, f"so \\boxed{{{problem.solution}}}")[1] == (task == "word_stories")
+
+
+def test_sums_share_no_numbers_and_only_the_exact_sum_counts():
+    rows = pairs.problems(400, seed=0)
+    numbers = [tuple(sorted(map(int, row["prompt"].splitlines()[1].rstrip(" =").split(" + ")))) for row in rows]
+    assert len(set(numbers)) == 400 and pairs.EXAMPLE not in numbers
+    assert all(str(sum(pair)) == row["solution"] for pair, row in zip(numbers, rows, strict=True))
+    assert {a > b for a, b in (row["prompt"].splitlines()[1].rstrip(" =").split(" + ") for row in rows)} == {
+        True,
+        False,
+    }
+    texts = [" 21\n5", "21.", " 210", " 2", "= 21", ""]
+    assert pairs.exact([], texts, ["21"] * 6) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    for row in pairs.stories(50, seed=0):
+        a, b = (int(word) for word in row["problem"].split() if word.isdigit())
+        assert int(row["answer"]) == (a + b if "more" in row["problem"] else a - b) > 0
+
+
+def test_a_plan_counts_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setenv(cold_start.CACHE_VARIABLE, str(tmp_path / "cache"))
+    planned = model_sizes.trials("word_stories", ["0.3M", "6M"])
+    assert len(planned) == 20 and len({trial.folder.path for trial in planned}) == 20
+    cold, run = model_sizes.MINUTES["word_stories"]["0.3M"]
+    assert f"| word_stories | 0.3M | 5 | {cold:g} | 10 | {run:g} | {5 * cold + 10 * run:.0f} |" in model_sizes.plan(
+        planned
+    )
+    for trial in planned[:2]:
+        files.write_json(trial.folder.evaluation, {"before": {}, "after": {}})
+    model_sizes.checkpoint("word_stories", "0.3M", 1).mkdir(parents=True)
+    assert f"| 0.3M | 3 | {cold:g} | 8 | {run:g} |" in model_sizes.plan(planned)
+    assert model_sizes.ended(planned) == []
+    assert {trial.model for trial in planned} == {"embedded:word_stories:0.3M", "embedded:word_stories:6M"}
+    (own,) = {trial.model for trial in model_sizes.trials("number_walk", ["0.7M"])}
+    assert own == "embedded:number_walk"
+
+
+def test_parts_of_the_pretrained_model_have_folders_of_their_own(capsys):
+    folders = [smollm2.JOB.place(name) for name in (*smollm2.ARMS, smollm2.LORA, smollm2.STORIES, "merged")]
+    assert len(set(folders)) == 6 and not any(folder.suffix for folder in folders)
+    assert replace(smollm2.JOB, name="other").place("LoRA") not in folders
+    smollm2.main(["--plan"])
+    assert "minutes of a core in all" in capsys.readouterr().out
