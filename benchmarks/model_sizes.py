@@ -7,7 +7,7 @@
     python -m benchmarks.model_sizes --table            # only the table of the recorded results
 
 Every size and seed has its own cold start, which is cached. A finished run is not repeated, and an interrupted run
-goes on from its checkpoint. `entropy-grpo compare` computes and draws the gains.
+continues from its checkpoint. `entropy-grpo compare` computes and draws the gains.
 """
 
 import os
