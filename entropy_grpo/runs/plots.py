@@ -144,8 +144,8 @@ def gain_by_size(
         for number, (arm, of) in enumerate(gains.items()):
             points = sorted((int(size), test) for size, test in of.get(measure, {}).items())
             values, low, high = (np.array([test[side] for _, test in points]) for side in ("value", "low", "high"))
-            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-            style |= {"marker": MARKERS[number % len(MARKERS)], "label": arm, "capsize": 3}
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": arm, "capsize": 3}
+            style |= {"linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
             # Arms of one size stand side by side.
             places = [size * 1.04**number for size, _ in points]
             panel.errorbar(places, values, [values - low, high - values], **style)
