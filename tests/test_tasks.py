@@ -288,6 +288,10 @@ def test_a_size_is_part_of_a_models_name(name):
         ValueError, match=f"^model is '{name}:3M': choose the size 0.3M or 2M or 6M, or leave it out.$"
     ):
         resolve(f"{name}:3M")
+    with pytest.raises(ValueError, match=f"^dataset_name is '{name}:2M': a size is part of a model's name, so write"):
+        RunConfig(dataset_name=f"{name}:2M")
+    with pytest.raises(ValueError, match=f"^benchmark is '{name}:2M': a size is part of a model's name, so write"):
+        questions.load(f"{name}:2M")
 
 
 def test_lessons_of_the_number_walk_have_the_tokenizer_of_its_cold_start():

@@ -34,6 +34,8 @@ def load(name: str, setting: str = "task") -> Task:
         return gym.load(name, setting)
     own, _, size = name.rpartition(":")
     if own in LESSONS:
+        if setting in ("dataset_name", "benchmark"):
+            raise ValueError(f"{setting} is {name!r}: a size is part of a model's name, so write {own!r}.")
         if size not in sized.SIZES:
             raise ValueError(f"{setting} is {name!r}: choose the size {' or '.join(sized.SIZES)}, or leave it out.")
         return sized.of(TASKS[own], own, LESSONS[own], size)
