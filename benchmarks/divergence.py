@@ -1,8 +1,8 @@
 """Effect of forks on an embedded task: the sampled and the best other token are forced, then paths are sampled.
 
-    python -m benchmarks.divergence                 # benchmarks/results/divergence.json, ten minutes on two cores
-    python -m benchmarks.divergence word_stories    # divergence_words.json
-    python -m benchmarks.divergence --draw          # only the picture and the table of the recorded results
+python -m benchmarks.divergence                 # benchmarks/results/divergence.json, ten minutes on two cores
+python -m benchmarks.divergence word_stories    # divergence_words.json
+python -m benchmarks.divergence --draw          # only the picture and the table of the recorded results
 """
 
 from dataclasses import asdict, replace
