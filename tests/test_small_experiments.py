@@ -1,15 +1,18 @@
 """Parts of the small experiments that compute: groups of tokens, entropies in batches, problems, plans."""
 
 import itertools
+import math
 import random
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import branches, embedded, measure, model_sizes, pairs, smollm2, walks
+from benchmarks import branches, embedded, figures, measure, model_sizes, pairs, smollm2, walks
 from entropy_grpo.runs import files
 from entropy_grpo.tasks import cold_start, registry, word_stories
+
+from .test_updates import found, rows  # noqa: F401 (fixtures)
 
 
 def test_groups_of_tokens_are_those_of_the_demonstrations():
@@ -113,3 +116,19 @@ def test_parts_of_the_pretrained_model_have_folders_of_their_own(capsys):
     assert replace(smollm2.JOB, name="other").place("LoRA") not in folders
     smollm2.main(["--plan"])
     assert "minutes of a core in all" in capsys.readouterr().out
+
+
+def test_tables_of_the_embedded_task_have_the_changes(found, rows):  # noqa: F811
+    groups, kinds, perplexities = figures.update_tables(figures.updates(found))
+    changes = [math.exp(row["after"]) - math.exp(row["log_prob"]) for row in rows]
+    small = sum(abs(change) < 0.06 for change in changes) / len(changes)
+    assert groups[1] == (
+        "all responses",
+        f"{len(rows):,}",
+        f"{sum(changes) / len(rows):+.4f}",
+        f"{sum(map(abs, changes)) / len(rows):.4f}",
+        f"{small:.1%}",
+        f"{sum(change > 0 for change in changes) / len(rows):.1%}",
+    )
+    for table, column in ((kinds, 1), (kinds, 2), (perplexities, 2), (perplexities, 3)):
+        assert sum(float(row[column].rstrip("%")) for row in table[1:]) == pytest.approx(100, abs=0.3)

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import figures
 from entropy_grpo.analysis.collect.store import write_parquet
 from entropy_grpo.analysis.divergence import impact
 from entropy_grpo.analysis.report import run as report
@@ -216,19 +215,3 @@ def test_impact_by_group_is_that_of_a_loop():
         assert one["beyond"]["low"] < one["beyond"]["value"] < one["beyond"]["high"]
     assert impact.impact([{**row, "kind": "high"} for row in rows], 3).keys() == {"high"}
     assert impact.impact([{key: row[key] for key in row if key != "relative"} for row in rows], 3) == {}
-
-
-def test_tables_of_the_embedded_task_have_the_changes(found, rows):
-    groups, kinds, perplexities = figures.update_tables(figures.updates(found))
-    changes = [math.exp(row["after"]) - math.exp(row["log_prob"]) for row in rows]
-    small = sum(abs(change) < 0.06 for change in changes) / len(changes)
-    assert groups[1] == (
-        "all responses",
-        f"{len(rows):,}",
-        f"{sum(changes) / len(rows):+.4f}",
-        f"{sum(map(abs, changes)) / len(rows):.4f}",
-        f"{small:.1%}",
-        f"{sum(change > 0 for change in changes) / len(rows):.1%}",
-    )
-    for table, column in ((kinds, 1), (kinds, 2), (perplexities, 2), (perplexities, 3)):
-        assert sum(float(row[column].rstrip("%")) for row in table[1:]) == pytest.approx(100, abs=0.3)

@@ -12,7 +12,7 @@ from .task import Task
 PROVIDERS = ("embedded", gym.PROVIDER)
 TASKS: dict[str, Task] = {f"embedded:{task.name}": task for task in (walk.NUMBER_WALK, stories.WORD_STORIES)}
 # What their models are taught, for models of other sizes.
-LESSONS = {"embedded:number_walk": walk.LESSONS, "embedded:word_stories": stories.COLD_START}
+LESSONS = {f"embedded:{name}": lessons for name, lessons in sized.LESSONS.items()}
 
 
 def is_task(name: str | None) -> bool:
@@ -38,7 +38,7 @@ def load(name: str, setting: str = "task") -> Task:
             raise ValueError(f"{setting} is {name!r}: a size is part of a model's name, so write {own!r}.")
         if size not in sized.SIZES:
             raise ValueError(f"{setting} is {name!r}: choose the size {' or '.join(sized.SIZES)}, or leave it out.")
-        return sized.of(TASKS[own], own, LESSONS[own], size)
+        return sized.of(TASKS[own], size)
     if name not in TASKS:
         raise ValueError(f"{setting} is {name!r}: choose {' or '.join(TASKS)}.")
     return TASKS[name]

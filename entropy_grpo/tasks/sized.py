@@ -15,12 +15,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from . import taught
+from . import stories, taught, walk
 from .task import Task
 
 # Width and number of layers by number of parameters. Heads have 32 dimensions, as in the task's own model.
 SIZES = {"0.3M": (96, 2), "2M": (192, 4), "6M": (256, 7)}
 OWN_WIDTH = 128
+# Lessons of the tasks' own models by the task's name.
+LESSONS = {lessons.name: lessons for lessons in (walk.LESSONS, stories.COLD_START)}
 
 
 def lessons_of(lessons: taught.Taught, size: str) -> taught.Taught:
@@ -50,9 +52,9 @@ def build_model(tokenizer: Any, seed: int, size: str) -> Any:
     return Qwen3ForCausalLM(shape)
 
 
-def ensure(task: str, lessons: taught.Taught, size: str, seed: int) -> Path:
-    """Return the checkpoint of a size and seed. The first call trains it, in a process of its own."""
-    path = taught.checkpoint_path(lessons_of(lessons, size), seed)
+def ensure(task: str, size: str, seed: int) -> Path:
+    """Return the checkpoint of a task, size and seed. The first call trains it, in a process of its own."""
+    path = taught.checkpoint_path(lessons_of(LESSONS[task], size), seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     taught.announce(path, seed)
     with FileLock(f"{path}.lock"):
@@ -63,16 +65,14 @@ def ensure(task: str, lessons: taught.Taught, size: str, seed: int) -> Path:
     return path
 
 
-def of(task: Task, name: str, lessons: taught.Taught, size: str) -> Task:
-    """The task with its model in a size. `name` is the task's name with its provider."""
-    tokenizer = partial(taught.build_tokenizer, lessons)
-    return replace(task, model=partial(ensure, name, lessons, size), model_config=lambda: config(tokenizer(), size))
+def of(task: Task, size: str) -> Task:
+    """The task with its model in a size."""
+    tokenizer = partial(taught.build_tokenizer, LESSONS[task.name])
+    return replace(task, model=partial(ensure, task.name, size), model_config=lambda: config(tokenizer(), size))
 
 
 def main() -> None:
     """Train the cold start that the command line names."""
-    from .registry import LESSONS
-
     parser = argparse.ArgumentParser(description="Train the cold start of a task's model in another size.")
     parser.add_argument("task", choices=LESSONS)
     parser.add_argument("size", choices=SIZES)
