@@ -1,18 +1,17 @@
 """Parts of the small experiments that compute: groups of tokens, entropies in batches, problems, plans."""
 
 import itertools
-import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import branches, embedded, figures, measure, model_sizes, pairs, smollm2, walks
+from entropy_grpo.analysis.views import updates
 from entropy_grpo.runs import files
 from entropy_grpo.tasks import cold_start, registry, word_stories
-
-from .test_updates import found, rows  # noqa: F401 (fixtures)
 
 
 def test_groups_of_tokens_are_those_of_the_demonstrations():
@@ -50,7 +49,7 @@ def test_entropies_in_batches_are_those_of_each_response_alone(tiny):
 def test_figures_of_a_group_are_those_of_its_tokens(tiny):
     _, tokenizer = tiny
     ids = tokenizer("take +4 need +1 take +1")["input_ids"]
-    values = [branches.np.array([0.1, 1.0, 0.2, 0.3, 0.4, 0.5])]
+    values = [np.array([0.1, 1.0, 0.2, 0.3, 0.4, 0.5])]
     found = branches.by_group("number_walk", tokenizer, [([0], ids)], values)
     assert found["decisions"]["mean"] == pytest.approx(0.75) and found["decisions"]["tokens"] == 2
     assert found["other tokens"]["p50"] == pytest.approx(0.25) and found["all tokens"]["tokens"] == 6
@@ -118,17 +117,23 @@ def test_parts_of_the_pretrained_model_have_folders_of_their_own(capsys):
     assert "minutes of a core in all" in capsys.readouterr().out
 
 
-def test_tables_of_the_embedded_task_have_the_changes(found, rows):  # noqa: F811
-    groups, kinds, perplexities = figures.update_tables(figures.updates(found))
-    changes = [math.exp(row["after"]) - math.exp(row["log_prob"]) for row in rows]
-    small = sum(abs(change) < 0.06 for change in changes) / len(changes)
+def test_tables_of_the_embedded_task_have_the_changes():
+    rng = np.random.default_rng(0)
+    columns = {name: rng.exponential(1, 60) for name in ("entropy", "gradient")}
+    columns |= {"response": np.arange(60) // 6, "token": rng.integers(0, 4, 60), "correct": np.arange(60) // 6 % 2}
+    columns["log_prob"], after = -rng.exponential(1, 60), -rng.exponential(1, 60)
+    texts = dict(enumerate(["7", " so", "Wait", " the"]))
+    found = figures.updates(updates.between(columns, after, texts))
+    groups, kinds, perplexities = figures.update_tables(found)
+    changes = np.exp(after) - np.exp(columns["log_prob"])
+    size, small, raised = abs(changes).mean(), (abs(changes) < 0.06).mean(), (changes > 0).mean()
     assert groups[1] == (
         "all responses",
-        f"{len(rows):,}",
-        f"{sum(changes) / len(rows):+.4f}",
-        f"{sum(map(abs, changes)) / len(rows):.4f}",
+        "60",
+        f"{changes.mean():+.4f}",
+        f"{size:.4f}",
         f"{small:.1%}",
-        f"{sum(change > 0 for change in changes) / len(rows):.1%}",
+        f"{raised:.1%}",
     )
     for table, column in ((kinds, 1), (kinds, 2), (perplexities, 2), (perplexities, 3)):
         assert sum(float(row[column].rstrip("%")) for row in table[1:]) == pytest.approx(100, abs=0.3)
