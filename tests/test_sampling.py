@@ -78,6 +78,14 @@ def test_a_round_draws_what_should_fill_the_rollout():
     assert count * rate - 64 == pytest.approx(math.sqrt(64 * (1 - rate)), rel=0.2)
 
 
+@pytest.mark.parametrize(("unfinished", "drawn"), [(0, 32), (5, 27), (31, 1), (40, 0)])
+def test_unfinished_groups_need_not_be_drawn_again(unfinished, drawn):
+    """A rollout of 16 groups, all of which are informative so far, with two unfinished groups for each of them."""
+    sampler = make_sampler()
+    sampler.begin()
+    assert len(sampler.draw(unfinished=unfinished, surplus=2.0)) == drawn
+
+
 def test_the_pass_rate_forgets_a_fifth_with_every_rollout():
     """Half an informative group of half a problem is imagined, so that no rate is 0."""
     sampler = make_sampler()
