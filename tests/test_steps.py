@@ -2,14 +2,20 @@
 
 import math
 import statistics
+from collections import defaultdict
 
 import pytest
 import torch
 
-from entropy_grpo.monitoring.steps import rollout_metrics, token_samples, window_metrics
+from entropy_grpo import EntropyForkGRPOConfig
+from entropy_grpo.metrics.quality import quality
+from entropy_grpo.monitoring.callbacks import RunRecorder
+from entropy_grpo.monitoring.steps import StepMonitor, rollout_metrics, token_samples, window_metrics
+from entropy_grpo.objective.objective import Objective
+from entropy_grpo.objective.ranks import ALONE, Ranks
 from entropy_grpo.objective.selection import on_one_process
-from entropy_grpo.objective.tokens import loss_mask, probability_ratio, row_advantages
-from entropy_grpo.objective.window import Scored
+from entropy_grpo.objective.tokens import loss_mask, probability_ratio, row_advantages, with_gradient
+from entropy_grpo.objective.window import Pass, Scored, Window
 
 LIMITS = LOWEST, HIGHEST = 0.75, 1.5
 LEVELS = (5, 25, 50, 75, 90, 95, 99)
@@ -165,3 +171,174 @@ def test_samples_hold_the_tokens_that_count():
     nothing["right"] = False
     assert token_samples(scored, 1, Letters()) == [first]
     assert token_samples(scored, 5, Letters()) == [first, nothing]
+
+
+def test_tokens_with_a_gradient_have_an_advantage_a_weight_and_are_kept():
+    inputs = {"completion_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]), "advantages": torch.tensor([-0.5, 0.0])}
+    assert with_gradient(inputs).int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]
+    weighted = inputs | {"token_weights": torch.tensor([[0.0, 0.5, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0]])}
+    assert with_gradient(weighted).int().tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
+    kept = weighted | {"kept_mask": torch.tensor([[True, False, True, True], [True, True, True, True]])}
+    assert with_gradient(kept).int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+# The monitor
+
+
+TWO_EQUAL_RANKS = Ranks(0, 2, lambda t: 2 * t, lambda number: number, lambda t, pad_left: torch.cat([t, t]))
+
+
+def make_monitor(tmp_path, ranks=ALONE, **settings):
+    """A monitor with its own metrics, of groups of two responses and a vocabulary of letters."""
+    settings = {"gradient_accumulation_steps": 2, "entropy_scope": "global", "log_diagnostics": True} | settings
+    args = EntropyForkGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, num_generations=2, **settings)
+    metrics = {mode: defaultdict(list) for mode in ("train", "eval")}
+    objective = Objective.from_args(args)
+    return StepMonitor(metrics, objective, ranks, Letters(), 26, 2, 1, RunRecorder(objective))
+
+
+def letters_of(scored, seed=0):
+    """The micro-batch with all that samples and diagnostics read."""
+    scored.inputs |= {
+        "prompt_ids": torch.full((3, 2), seed % 26),
+        "prompt_mask": torch.ones(3, 2),
+        "completion_ids": torch.randint(0, 26, scored.mask.shape, generator=torch.Generator().manual_seed(seed)),
+        "completion_mask": scored.mask.long(),
+        "right": torch.tensor([True, False, True]),
+    }
+    return scored
+
+
+REWARDS = torch.tensor([[1.0, -3.0], [0.0, 7.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+TEXTS = ["so \\boxed{1}", "no box", "# Title\n\\boxed{2}", "a a a a a a a a", "\\boxed{3}", "那么 \\boxed{4}"]
+
+
+@pytest.mark.parametrize("ranks", [ALONE, TWO_EQUAL_RANKS], ids=["one rank", "two equal ranks"])
+def test_rewards_are_logged_with_lengths_groups_and_quality(tmp_path, ranks):
+    """Correctness is the first reward's. Ranks have equal responses, so that means are those of one."""
+    monitor = make_monitor(tmp_path, ranks)
+    rewards = torch.cat([REWARDS] * ranks.count)
+    monitor.rewards(rewards, ["?"] * 6, TEXTS, [10, 20, 30, 40, 50, 60], "train")
+    logged = {name: values[0] for name, values in monitor.metrics["train"].items()}
+    expected = {
+        "accuracy": 0.5,
+        "completions/right_length": (10 + 50 + 60) / 3,
+        "completions/wrong_length": (20 + 30 + 40) / 3,
+        "groups/all_right": 1 / 3,
+        "groups/all_wrong": 1 / 3,
+        "groups/one_right": 1 / 3,
+    }
+    expected |= {f"quality/{name}": value for name, value in quality(TEXTS, ["?"] * 6).items()}
+    assert logged == pytest.approx(expected) and monitor.accuracy == 0.5
+    assert not monitor.metrics["eval"]
+
+
+def test_rewards_of_evaluations_and_without_diagnostics_are_their_accuracy(tmp_path):
+    for mode, settings in (("eval", {}), ("train", {"log_diagnostics": False})):
+        monitor = make_monitor(tmp_path, **settings)
+        monitor.rewards(REWARDS, ["?"] * 6, TEXTS, [1] * 6, mode)
+        assert monitor.metrics[mode] == {"accuracy": [0.5]}
+        assert monitor.accuracy == 0.5 if mode == "train" else math.isnan(monitor.accuracy)
+
+
+def test_gradients_are_logged_over_tokens_that_have_one(tmp_path):
+    """Norms of |advantage| * ||e(o) - p|| * ||h||, the ratio being 1 without old log-probabilities."""
+    rng = torch.Generator().manual_seed(0)
+    mask = torch.rand(3, 8, generator=rng) < 0.7
+    batch = {"completion_mask": mask.long(), "advantages": torch.tensor([0.5, 0.0, -0.25])}
+    norms, entropies = torch.rand(3, 8, generator=rng), torch.rand(3, 8, generator=rng)
+    scored = Pass(torch.zeros(3, 8), entropies, norms)
+    monitor = make_monitor(tmp_path)
+    monitor.gradients([scored], [batch])
+    trained = [(i, t) for i, t in mask.nonzero().tolist() if i != 1]
+    found = [float(norms[i, t]) * abs(float(batch["advantages"][i])) for i, t in trained]
+    ordered = sorted(found)
+    places = [[sorted(column).index(x) for x in column] for column in (found, [float(entropies[c]) for c in trained])]
+    expected = {f"gradient/p{level}": ordered[level * (len(ordered) - 1) // 100] for level in (50, 90, 99)} | {
+        "gradient/entropy_correlation": statistics.correlation(*places)
+    }
+    assert {name: value for name, (value,) in monitor.metrics["train"].items()} == pytest.approx(expected)
+
+
+def test_gradients_are_logged_only_if_every_pass_has_norms(tmp_path):
+    batch = {"completion_mask": torch.ones(3, 8).long(), "advantages": torch.ones(3)}
+    with_norms, without = Pass(torch.zeros(3, 8), torch.rand(3, 8), torch.rand(3, 8)), Pass(torch.zeros(3, 8))
+    monitor = make_monitor(tmp_path)
+    monitor.gradients([with_norms, without], [batch, batch])
+    quiet = make_monitor(tmp_path, log_diagnostics=False)
+    quiet.gradients([with_norms], [batch])
+    assert not monitor.metrics["train"] and not quiet.metrics["train"]
+
+
+@pytest.mark.parametrize("diagnostics", [True, False])
+def test_rollouts_are_logged_with_or_without_diagnostics(tmp_path, diagnostics):
+    monitor = make_monitor(tmp_path, log_diagnostics=diagnostics)
+    scored = [letters_of(micro_batch(seed, False), seed) for seed in range(2)]
+    monitor.rollout([s.inputs for s in scored], [s.entropies for s in scored])
+    logged = monitor.metrics["train"]
+    expected = rollout_metrics([s.inputs for s in scored], [s.entropies for s in scored], on_one_process)
+    assert {name: logged[name] for name in expected} == {name: [value] for name, value in expected.items()}
+    assert monitor.entropy == expected["entropy/mean"]
+    assert ("tokens/negative_only" in logged) is diagnostics
+
+
+def finished_window(number=4, ran=3):
+    """A window with all tokens of `number` micro-batches known, of which `ran` have been run, and three thresholds."""
+    scored = [letters_of(micro_batch(seed, False), seed) for seed in range(number)]
+    kept = sum(int(s.kept.sum()) for s in scored)
+    everything = [s.inputs | {"kept_mask": s.kept, "entropies": s.entropies} for s in scored]
+    return Window([], kept, everything, [0.5, 1.0, 3.0], scored=scored[:ran]), scored
+
+
+@pytest.mark.parametrize("diagnostics", [True, False])
+def test_a_step_logs_its_tokens_batches_and_samples(tmp_path, diagnostics):
+    monitor = make_monitor(tmp_path, entropy_scope="rollout", log_diagnostics=diagnostics)
+    window, scored = finished_window()
+    monitor.step(window, 12)
+    logged = {name: value for name, (value,) in monitor.metrics["train"].items()}
+    assert logged["selection/threshold"] == 1.5
+    assert logged["batching/run_fraction"] == 9 / 12 and logged["batching/micro_batches"] == 3
+    tokens_kept, all_tokens = sum(int(s.kept.sum()) for s in scored), sum(int(s.mask.sum()) for s in scored)
+    assert logged["selection/kept_fraction"] == pytest.approx(tokens_kept / all_tokens)
+    assert any(name.endswith("_kept") for name in logged if name.startswith("tokens/")) is diagnostics
+    assert "entropy/mean" not in logged, "the pass over the rollout has measured it"
+    assert monitor.recorder.samples() == token_samples(scored[2], 1, Letters())
+
+
+def test_a_step_without_thresholds_logs_none(tmp_path):
+    monitor = make_monitor(tmp_path, entropy_scope="rollout")
+    window, _ = finished_window()
+    window.thresholds = []
+    monitor.step(window, 12)
+    assert "selection/threshold" not in monitor.metrics["train"]
+
+
+def test_a_step_measures_its_rollout_if_no_pass_has(tmp_path):
+    """A rollout for one optimiser step, which its policy wrote: also sequences that were not run are measured."""
+    monitor = make_monitor(tmp_path, top_entropy_quantile=1.0)
+    window, scored = finished_window()
+    monitor.step(window, 12)
+    entropies = [float(h) for s in scored for h in s.entropies[s.mask]]
+    assert monitor.metrics["train"]["entropy/mean"] == [pytest.approx(statistics.fmean(entropies))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "checked"),
+    [
+        ({"entropy_scope": "global"}, True),
+        ({"entropy_scope": "micro_batch"}, True),
+        ({"entropy_scope": "rollout"}, False),  # checked when the rollout was ranked
+        ({"entropy_selection": "random_matched"}, False),  # their number follows from the norms
+        ({"top_entropy_quantile": 1.0}, False),
+    ],
+    ids=str,
+)
+def test_kept_tokens_are_checked_where_the_step_ranks_them(tmp_path, settings, checked):
+    monitor = make_monitor(tmp_path, **settings)
+    window, _ = finished_window()
+    window.kept += 1
+    if not checked:
+        monitor.step(window, 12)
+        return
+    with pytest.raises(RuntimeError, match="so that the loss would be wrong"):
+        monitor.step(window, 12)

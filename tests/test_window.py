@@ -11,7 +11,15 @@ from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective.objective import Objective
 from entropy_grpo.objective.ranks import ALONE, Ranks
 from entropy_grpo.objective.tokens import loss_mask, with_gradient
-from entropy_grpo.objective.window import Pass, Window, check_kept, evaluation_window, plan_window, select_tokens
+from entropy_grpo.objective.window import (
+    Pass,
+    Scored,
+    Window,
+    check_kept,
+    evaluation_window,
+    plan_window,
+    select_tokens,
+)
 
 from . import reference
 
@@ -259,6 +267,7 @@ def test_an_evaluation_is_a_window_of_its_own(tmp_path):
     ("kept", "total", "expected", "selections", "wrong"),
     [
         (3, 15, 3, 1, False),
+        (4, 15, 4, 1, True),
         (4, 16, 4, 1, False),
         (5, 16, 5, 1, True),
         (5, 16, 5, 2, False),
@@ -267,12 +276,12 @@ def test_an_evaluation_is_a_window_of_its_own(tmp_path):
     ],
 )
 def test_kept_tokens_are_checked(tmp_path, kept, total, expected, selections, wrong):
-    objective = make_objective(tmp_path)
+    given = (kept, total, expected, make_objective(tmp_path), *([selections] if selections > 1 else []))
     if not wrong:
-        check_kept(kept, total, expected, objective, selections)
+        check_kept(*given)
         return
     with pytest.raises(RuntimeError, match=f"{kept} of {total} tokens instead of the share 0.2, {expected} tokens"):
-        check_kept(kept, total, expected, objective, selections)
+        check_kept(*given)
 
 
 def test_every_score_that_is_not_a_number_has_a_threshold_that_is_none(tmp_path):
@@ -282,3 +291,114 @@ def test_every_score_that_is_not_a_number_has_a_threshold_that_is_none(tmp_path)
     assert math.isnan(threshold) and sum(int(m.sum()) for m in masks) == objective.kept_count(
         sum(int(loss_mask(b).sum()) for b in batches)
     )
+
+
+def score_norms(inputs):
+    """A pass with norms of token gradients that grow where the entropies fall."""
+    scored = score(inputs)
+    return Pass(scored.logps, scored.entropies, (5 - scored.entropies) * inputs["completion_mask"])
+
+
+@pytest.mark.parametrize("correction", [False, True], ids=["", "vLLM's importance correction"])
+def test_tokens_are_ranked_by_the_norms_of_their_gradients(tmp_path, correction):
+    """|advantage| * norm, times the correction, sorted; the loss still divides by a fifth of all tokens."""
+    objective = make_objective(tmp_path, entropy_selection="gradient_norm")
+    batches = make_batches(2)
+    if correction:
+        for b in batches:
+            b["importance_sampling_ratio"] = 1 + b["sequence_index"].unsqueeze(1) % 4
+    masks, threshold = select_tokens([score_norms(b) for b in batches], batches, objective, ALONE, seed=0)
+    norms = {
+        (int(b["sequence_index"][i]), t): float(score_norms(b).residual_norms[i, t])
+        * abs(float(b["advantages"][i]))
+        * (float(b["importance_sampling_ratio"][i]) if correction else 1)
+        for b in batches
+        for i, t in b["completion_mask"].nonzero().tolist()
+    }
+    expected = sorted(norms, key=lambda c: (-norms[c], c[1] * 64 + c[0]))[: objective.kept_count(len(norms))]
+    kept = tokens_of([b | {"kept_mask": m} for b, m in zip(batches, masks, strict=True)])
+    assert kept == set(expected) and threshold == pytest.approx(min(norms[c] for c in expected))
+
+
+def test_matched_tokens_have_a_threshold_that_is_none(tmp_path):
+    objective = make_objective(tmp_path, entropy_selection="random_matched")
+    batches = make_batches(2)
+    masks, threshold = select_tokens([score_norms(b) for b in batches], batches, objective, ALONE, seed=3)
+    top = sorted_top(batches, 0.2)
+    kept = tokens_of([b | {"kept_mask": m} for b, m in zip(batches, masks, strict=True)])
+    norms = {s: score_norms(b).residual_norms[s % SIZE] for b in batches for s in b["sequence_index"].tolist()}
+    sums = [sum(float(norms[s][t]) for s, t in tokens if s % 3) for tokens in (kept, top)]
+    assert math.isnan(threshold) and kept != top and 0 <= sums[0] - sums[1] < 5
+
+
+def batches_of_lengths(lengths, prompt=1):
+    """Two micro-batches of sequences with these lengths in all, all with an advantage."""
+    half, width = len(lengths) // 2, max(lengths) - prompt
+    completions = torch.tensor(lengths).unsqueeze(1) - prompt
+    whole = {
+        "prompt_ids": torch.ones(len(lengths), prompt, dtype=torch.long),
+        "prompt_mask": torch.ones(len(lengths), prompt, dtype=torch.long),
+        "completion_ids": torch.ones(len(lengths), width, dtype=torch.long),
+        "completion_mask": (torch.arange(width) < completions).long(),
+        "advantages": torch.ones(len(lengths)),
+        "sequence_index": torch.arange(len(lengths)),
+        "sequence_count": torch.tensor(64),
+    }
+    cut = [slice(0, half), slice(half, None)]
+    return [{key: v[part] if v.dim() else v for key, v in whole.items()} for part in cut]
+
+
+TWO_LONG, THREE_LONG = [12, 3, 12, 3, 3, 3], [8, 2, 8, 5, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "settings", "sizes"),
+    [
+        (TWO_LONG, {}, [2, 4]),  # 36 tokens with padding
+        (TWO_LONG, {"loss_type": "grpo", "entropy_denominator": "all"}, [3, 3]),  # means within micro-batches
+        (TWO_LONG, {"token_budget": 100}, [6]),
+        (THREE_LONG, {}, [3, 3]),  # 24 + 6 tokens, in the room of three sequences of 8
+        (THREE_LONG, {"token_budget": 20}, [2, 4]),  # as many micro-batches, 16 and 20 tokens
+    ],
+    ids=str,
+)
+def test_micro_batches_by_length(tmp_path, lengths, settings, sizes):
+    objective = make_objective(tmp_path, top_entropy_quantile=1.0, **settings)
+    window = plan_window(batches_of_lengths(lengths), objective, ALONE, never, SIZE, seed=0)
+    assert [len(b["sequence_index"]) for b in window.batches] == sizes
+
+
+def test_a_budget_runs_no_sequence_beside_the_only_one_with_a_gradient(tmp_path):
+    batches = make_batches(2)
+    for b in batches:
+        b["advantages"] = (b["sequence_index"] == 4).float()
+    objective = make_objective(tmp_path, token_budget=1000)
+    window = plan_window(batches, objective, ALONE, score, SIZE, seed=0)
+    assert [b["sequence_index"].tolist() for b in window.batches] == [[4]]
+
+
+def test_passes_without_their_graph_keep_what_they_lack():
+    scored = Pass(torch.zeros(2, 3, requires_grad=True) * 1, entropies=torch.ones(2, 3))
+    detached = scored.detach()
+    assert not detached.logps.requires_grad and torch.equal(detached.entropies, scored.entropies)
+    assert detached.residual_norms is None and detached.aux_loss is None
+
+
+def test_all_tokens_are_those_that_were_run_if_no_others_are_known():
+    scored = [Scored({}, torch.ones(1, 1), torch.ones(1, 1), torch.ones(1, 1))]
+    assert Window([], 0, scored=scored).all_tokens() is scored
+
+
+@pytest.mark.parametrize("denominator", ["kept", "all"])
+@pytest.mark.parametrize("rho", [0.2, 1.0])
+def test_weights_divide_the_loss_by_their_sum(tmp_path, rho, denominator):
+    """Over the kept tokens, or over all where `all` or rho = 1 says so; a weight without a sum changes no divisor."""
+    chosen = {"top_entropy_quantile": rho, "entropy_denominator": denominator}
+    objective = make_objective(tmp_path, token_weights=["tests.own_methods:by_id"], **chosen)
+    batches = make_batches(2)
+    window = plan_window(batches, objective, ALONE, score, SIZE, seed=0)
+    counted = sorted_top(batches, rho if denominator == "kept" else 1.0)
+    weights = [0.5 + 0.5 * ((s * 100 + t) % 7) / 6 for s, t in counted]
+    assert window.divisor == pytest.approx(math.fsum(weights))
+    plain = make_objective(tmp_path, token_weights=["tests.own_methods:ones_in_the_loss"], **chosen)
+    assert plan_window(batches, plain, ALONE, score, SIZE, seed=0).divisor is None

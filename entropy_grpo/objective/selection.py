@@ -217,7 +217,7 @@ def gradient_norms(
     highest = 1 + epsilon_high if delta is None else min(1 + epsilon_high, delta)
     clipped = (advantages > 0) & (ratios > highest) | (advantages < 0) & (ratios < 1 - epsilon_low)
     if delta is not None:
-        clipped |= (advantages < 0) & (ratios > max(1 + epsilon_high, delta))
+        clipped |= ratios > max(1 + epsilon_high, delta)
     return advantages.abs() * ratios * ~clipped * residual_norms
 
 
