@@ -180,6 +180,30 @@ TESTED = {
         ),
         Tested("one last line that says how to continue", "test_stops.py", STOPS, {"Ctrl-C": ""}),
         Tested(
+            "the run leaves it at the next token, and continues bit for bit like a run left alone",
+            "test_stop.py",
+            "test_a_run_leaves_at_once_and_goes_on_exactly",
+            {"SIGTERM in a rollout": "rollout-2", "SIGTERM in an evaluation": "evaluation-2"},
+        ),
+        Tested(
+            "the step ends first, and a continued run is bit for bit like one left alone",
+            "test_stop.py",
+            "test_a_run_leaves_at_once_and_goes_on_exactly",
+            {"SIGTERM in an optimiser step": "step-3"},
+        ),
+        Tested(
+            "they end first, and nothing begins after them",
+            "test_stop.py",
+            "test_rewards_and_saves_end_first",
+            {"SIGTERM in rewards": "reward", "SIGTERM while a checkpoint is written": "save"},
+        ),
+        Tested(
+            "a checkpoint of the last step",
+            "test_stop.py",
+            "test_the_evaluation_after_the_training_is_left_with_a_checkpoint",
+            {"SIGTERM in the evaluation after the training": ""},
+        ),
+        Tested(
             "its sentence is the last line",
             "test_stops.py",
             "test_a_refused_recipe_is_the_last_line",
@@ -209,6 +233,32 @@ TESTED = {
             "test_changes.py",
             "test_other_problems_of_the_same_name_are_refused",
             {"a data file of the same name with other problems": ""},
+        ),
+    ],
+    "Python programs": [
+        Tested(
+            "the call of train is refused with host and process of the first run",
+            "test_claim.py",
+            "test_a_folder_in_use_is_refused_and_left_alone",
+            {"a folder that another run has locked": ""},
+        ),
+        Tested(
+            PASSED_OVER,
+            "test_claim.py",
+            "test_a_damaged_checkpoint_is_gone_round_and_a_named_one_refused",
+            {"a damaged checkpoint in Python": "True"},
+        ),
+        Tested(
+            "they are refused with both values unless they are allowed by name",
+            "test_claim.py",
+            "test_changed_settings_are_refused_or_recorded",
+            {"other settings, data, rewards or adapters on resume in Python": ""},
+        ),
+        Tested(
+            "it begins anew",
+            "test_claim.py",
+            "test_a_second_call_of_train_begins_anew_even_after_one_that_ended_within_a_step",
+            {"a second call of train in one process, after Ctrl-C": ""},
         ),
     ],
     "machines": [
