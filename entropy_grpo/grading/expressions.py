@@ -20,6 +20,7 @@ from sympy.logic.boolalg import BooleanFunction
 
 from .latex import closing
 from .phrases import Leaf, Words
+from .simple import simple
 from .values import Expression
 
 PRINTED_DIGITS = 400  # a decimal with more is no answer to a question
@@ -198,6 +199,8 @@ def parsed(text: str) -> Expression | None:
     """The expression of a text without words, commas and relations; None if the text is no expression."""
     if (number := _plain(text)) is not None:
         return number
+    if (read := simple(text)) is not None:
+        return read
     try:
         read = latex2sympy(explicit(text), normalization_config=None, conversion_config=_CONFIG)
         if isinstance(read, sympy.Set | BooleanFunction | Relational | sympy.Tuple):

@@ -12,6 +12,7 @@ real; `z` and `w` are complex as well.
 import math
 import random
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import sympy
@@ -85,6 +86,7 @@ def _has_branches(node: Basic) -> bool:
     return node.is_Pow and not isinstance(node, sympy.exp) and bool(node.base.free_symbols) and not node.exp.is_Integer
 
 
+@lru_cache(maxsize=4096)
 def _has_corners(expression: Basic) -> bool:
     """Return whether a function may change its formula along a real variable."""
     return any(
@@ -146,29 +148,40 @@ def _corner_points(symbols: Sequence[Symbol], rng: random.Random, one: Basic, ot
             yield from (point | {chosen: root + step} for step in (0, Rational(1, 1000), Rational(-1, 1000), 1, -1))
 
 
-def points(one: Basic, other: Basic) -> list[Point]:
-    """The points at which two functions are compared, the same for the same names; many if either has corners."""
-    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+@lru_cache(maxsize=256)
+def _common_points(symbols: tuple[Symbol, ...], largest: float | None) -> tuple[list[Point], tuple]:
+    """Points for all functions of these variables, few if `largest` is None, and the random state after them."""
     rng = random.Random(" ".join(map(str, symbols)))
     found = list(_signed_points(symbols, rng))
+    if largest is not None:
+        wide = list(_wide_points(symbols, rng, largest))
+        found += rng.sample(wide, min(len(wide), MOST_WIDE))
+    return found, rng.getstate()
+
+
+def points(one: Basic, other: Basic) -> Iterator[Point]:
+    """The points at which two functions are compared, the same for the same names; many if either has corners."""
+    symbols = tuple(sorted(one.free_symbols | other.free_symbols, key=str))
     if not (_has_corners(one) or _has_corners(other)):
-        return found
+        yield from _common_points(symbols, None)[0]
+        return
     largest = LARGEST_POWER if _grows(one) or _grows(other) else math.inf
-    wide = list(_wide_points(symbols, rng, largest))
-    found += rng.sample(wide, min(len(wide), MOST_WIDE))
-    found += [p for p in _corner_points(symbols, rng, one, other) if max(map(abs, p.values())) <= largest]
+    found, state = _common_points(symbols, largest)
+    yield from found
+    rng = random.Random()
+    rng.setstate(state)
+    yield from (p for p in _corner_points(symbols, rng, one, other) if max(map(abs, p.values())) <= largest)
     turned = [s for s in symbols if str(s) in _COMPLEX_NAMES]
     if turned:
-        found += [p | {s: p[s] + I * Rational(rng.randint(101, 999), 97) for s in turned} for p in found[:6]]
-    return found
+        for p in found[:6]:
+            yield p | {s: p[s] + I * Rational(rng.randint(101, 999), 97) for s in turned}
 
 
 def _agree_at_points(one: Basic, other: Basic) -> bool:
     """Return whether two expressions agree at several points; one may have a variable that changes nothing."""
-    places = points(one, other)
-    enough = POINTS if len(places) == 6 else len(places)
+    enough = math.inf if _has_corners(one) or _has_corners(other) else POINTS
     agreeing = 0
-    for point in places:
+    for point in points(one, other):
         same = close(one.xreplace(point), other.xreplace(point))
         if same is False:
             return False
