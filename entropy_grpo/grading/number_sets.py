@@ -5,6 +5,7 @@ find equal at once are compared piece by piece, so that ends may be written in t
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import sympy
@@ -60,6 +61,7 @@ def _variables(node: Node) -> set:
     return set().union(*map(_variables, parts))
 
 
+@lru_cache(maxsize=1024)
 def _as_set(node: Node) -> Set | None:
     """The set of numbers that a node means; None if it means no set, or a set that sympy cannot compute."""
     if isinstance(node, Leaf) and node.text in NAMED:

@@ -24,6 +24,9 @@ Point = dict[Symbol, Basic]
 GUARD = 50  # digits beyond those of the numbers that are compared
 MOST_DIGITS = 10_000  # numbers that need more are not told apart, and not equal
 POINTS = 3
+# A comparison with few digits, which settles most: digits to evaluate, bits of a value that must be right, and the
+# share by which values must differ.
+SURE_DIGITS, SURE_BITS, CLEAR_DIFFERENCE = 17, 45, 1e-6
 _CORNERS = (
     sympy.Abs, sympy.Max, sympy.Min, sympy.floor, sympy.ceiling, sympy.sign, sympy.Mod, sympy.frac, sympy.Piecewise,
     sympy.re, sympy.im, sympy.arg, sympy.conjugate, sympy.Heaviside,
@@ -177,6 +180,30 @@ def points(one: Basic, other: Basic) -> Iterator[Point]:
             yield p | {s: p[s] + I * Rational(rng.randint(101, 999), 97) for s in turned}
 
 
+@lru_cache(maxsize=2**14)
+def _rough_values(expression: Basic, symbols: tuple[Symbol, ...]) -> tuple[complex | None, ...]:
+    """Values to some digits at the points of every sign, the expression's own without symbols; None if unsure."""
+    places = _common_points(symbols, None)[0] if symbols else [{}]
+    return tuple(_rough_value(expression.xreplace(place)) for place in places)
+
+
+def _rough_value(number: Basic) -> complex | None:
+    value = number.evalf(SURE_DIGITS)
+    parts = value.as_real_imag() if value.is_number and value.is_finite else ()
+    sure = parts and all(part == 0 or part.is_Rational or (part.is_Float and part._prec > SURE_BITS) for part in parts)
+    try:
+        return complex(value) if sure else None
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
+def _clearly_differ(one: Basic, other: Basic) -> bool:
+    """Return whether two expressions differ at a point by so much that a few digits of their values show it."""
+    symbols = tuple(sorted(one.free_symbols | other.free_symbols, key=str))
+    values = zip(_rough_values(one, symbols), _rough_values(other, symbols), strict=True)
+    return any(None not in pair and abs(pair[0] - pair[1]) > CLEAR_DIFFERENCE * max(map(abs, pair)) for pair in values)
+
+
 def _agree_at_points(one: Basic, other: Basic) -> bool:
     """Return whether two expressions agree at several points; one may have a variable that changes nothing."""
     enough = math.inf if _has_corners(one) or _has_corners(other) else POINTS
@@ -230,7 +257,7 @@ def equal(answer: Expression, reference: Expression, tolerance: float = 0.0) -> 
     if any(value.has(sympy.oo, -sympy.oo) for value in (answer, reference)):
         return False
     if answer.free_symbols or reference.free_symbols:
-        return _agree_at_points(answer, reference)
+        return not _clearly_differ(answer, reference) and _agree_at_points(answer, reference)
     if tolerance and _within(answer, reference, tolerance):
         return True
-    return bool(close(answer, reference))
+    return not _clearly_differ(answer, reference) and bool(close(answer, reference))
