@@ -61,7 +61,8 @@ def train(places: Places) -> None:
     if (folder / "model.safetensors").exists():
         return
     command = [sys.executable, places.study.recipe, "--output_dir", str(folder), "--disable_tqdm", "true"]
-    command += ["--save_steps", str(places.steps[0]), "--resume_from_checkpoint", "auto"]
+    command += ["--max_steps", str(places.steps[-1]), "--save_steps", str(places.steps[0])]
+    command += ["--resume_from_checkpoint", "auto"]
     subprocess.run(command, cwd=measure.ROOT, check=True)
 
 

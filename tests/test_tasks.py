@@ -276,7 +276,7 @@ def test_a_size_is_part_of_a_models_name(name):
         assert dataclasses.replace(other, model=task.model, model_config=task.model_config) == task
         found = other.model_config()
         with torch.device("meta"):
-            count = sum(p.numel() for p in sized.build_model(taught.build_tokenizer(lessons), 0, size).parameters())
+            count = sum(p.numel() for p in sized.build_model(found, 0).parameters())
         assert (found.hidden_size, found.num_hidden_layers, len(found.layer_types)) == (width, layers, layers)
         assert f"{count / 1e6:.1g}M" == size
         same = ("vocab_size", "head_dim", "tie_word_embeddings", "max_position_embeddings", "eos_token_id")
@@ -300,3 +300,21 @@ def test_lessons_of_the_number_walk_have_the_tokenizer_of_its_cold_start():
     own, again = cold_start.build_tokenizer(), taught.build_tokenizer(lessons)
     assert own.backend_tokenizer.to_str() == again.backend_tokenizer.to_str()
     assert (own.pad_token, own.eos_token, own.padding_side) == (again.pad_token, again.eos_token, again.padding_side)
+
+
+def test_the_cold_start_of_a_size_is_trained(tmp_path, monkeypatch):
+    """One step, in this process; a run starts the same command in a process of its own."""
+    monkeypatch.setattr(taught, "build_model", taught.build_model)  # which the command replaces
+    monkeypatch.setitem(sized.LESSONS, "word_stories", dataclasses.replace(stories.COLD_START, steps=1))
+    words = ["sized", "word_stories", "0.3M", "--seed", "3", "--output", str(tmp_path / "model")]
+    monkeypatch.setattr(sys, "argv", words)
+    sized.main()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with torch.device("meta"):
+        shape = registry.load(f"{STORIES}:0.3M").model_config()
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (shape.hidden_size, shape.num_hidden_layers)
+    assert json.loads((tmp_path / "model" / taught.COST).read_text())["steps"] == 1
+    first = sized.build_model(shape, 3).state_dict()["model.embed_tokens.weight"]
+    moved = (model.state_dict()["model.embed_tokens.weight"] - first).abs()
+    assert 0 < moved.max() < 0.01  # the weights of the seed, one step on
+    assert load_tokenizer(str(tmp_path / "model"), None).eos_token == "<|endoftext|>"

@@ -43,11 +43,10 @@ def config(tokenizer: Any, size: str) -> Any:
     return Qwen3Config(**values | shape | {"num_attention_heads": heads, "num_key_value_heads": heads})
 
 
-def build_model(tokenizer: Any, seed: int, size: str) -> Any:
-    """A Qwen3 of a size with random weights."""
+def build_model(shape: Any, seed: int) -> Any:
+    """A Qwen3 of a shape (`config`) with random weights."""
     from transformers import Qwen3ForCausalLM, set_seed
 
-    shape = config(tokenizer, size)
     set_seed(seed)
     return Qwen3ForCausalLM(shape)
 
@@ -79,9 +78,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
+    lessons = lessons_of(LESSONS[options.task], options.size)
+    shape = config(taught.build_tokenizer(lessons), options.size)
     # `taught.train` builds the model that this name holds. Its text must not change, because it keys cached models.
-    taught.build_model = partial(build_model, size=options.size)
-    taught.train(lessons_of(LESSONS[options.task], options.size), options.seed, options.output)
+    taught.build_model = lambda tokenizer, seed: build_model(shape, seed)
+    taught.train(lessons, options.seed, options.output)
 
 
 if __name__ == "__main__":
