@@ -1,10 +1,13 @@
 """Time of the embedded job to a given held-out accuracy, against stock TRL with its own `top_entropy_quantile`.
 
-    python -m benchmarks.end_to_end    # benchmarks/results/end_to_end.json
+    python -m benchmarks.end_to_end                # benchmarks/results/end_to_end.json
+    python -m benchmarks.end_to_end --generation   # only the share of the time that generation takes, in short runs
 
 Both trainers get the recipe's model, data, rewards and settings. The time includes generation and excludes evaluation.
-It ends with the first evaluation on the dev problems that reaches the accuracy. The runs of a seed share the machine,
-with one thread each.
+It is the processor time of the training process, with one thread, so that other processes of the machine change it
+little. It ends with the first evaluation on the dev problems that reaches the accuracy. The share of generation is
+`sampling/seconds` over the seconds of the optimiser steps, and its inverse is the speed-up that no trainer exceeds
+without faster generation.
 """
 
 import argparse
@@ -13,7 +16,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import fields
+from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer
 
@@ -24,12 +29,45 @@ from entropy_grpo.data.problems import load_problems
 from entropy_grpo.grading.pool import Grader
 from entropy_grpo.models.load import load_tokenizer, resolve
 from entropy_grpo.rewards.registry import get_rewards
+from entropy_grpo.runs import files
+from entropy_grpo.training.sampler import Clock
 from entropy_grpo.training.trainer import EntropyForkGRPOTrainer
 
 RECIPE = measure.ROOT / "recipes" / "demo_cpu.yaml"
 SEEDS = (1, 2)
 ACCURACY = 0.45
 VARIANTS = {"TRL": [], "ours, rollout": ["--entropy_scope", "rollout"]}
+RESULTS = measure.RESULTS / "end_to_end.json"
+SHORT = 12  # optimiser steps of a run that measures only the share of generation
+
+
+class Timed(GRPOTrainer):
+    """Logs the processor time of every optimiser step and, as this package does, the seconds of generation."""
+
+    def training_step(self, *args: Any, **named: Any) -> Any:
+        begun = time.process_time()
+        loss = super().training_step(*args, **named)
+        self._metrics["train"]["processor_time"].append(time.process_time() - begun)
+        return loss
+
+
+class TimedTRL(Timed):
+    """Stock TRL with `sampling/seconds`."""
+
+    def _generate_single_turn(self, *args: Any, **named: Any) -> tuple[list, list | None]:
+        clock = Clock()
+        with clock.running():
+            found = super()._generate_single_turn(*args, **named)
+        if self.model.training:
+            self._metrics["train"]["sampling/seconds"].append(clock.seconds)
+        return found
+
+
+class TimedOurs(EntropyForkGRPOTrainer, Timed):
+    """This package's trainer."""
+
+
+TRAINERS = {"TRL": TimedTRL, "ours, rollout": TimedOurs}
 
 
 def stock_config(args: GRPOConfig) -> GRPOConfig:
@@ -62,14 +100,26 @@ def history(trainer_class: type[GRPOTrainer], words: list[str], seed: int) -> li
 
 
 def curve(variant: str, seed: int) -> list[tuple[float, float]]:
-    """(training seconds, dev accuracy) at every evaluation of one run."""
-    trainer_class = GRPOTrainer if variant == "TRL" else EntropyForkGRPOTrainer
+    """(seconds of processor time in training, dev accuracy) at every evaluation of one run."""
     points, taken = [], 0.0
-    for row in history(trainer_class, [*VARIANTS[variant], "--max_steps", "180"], seed):
-        taken += row.get("step_time", 0.0)
+    for row in history(TRAINERS[variant], [*VARIANTS[variant], "--max_steps", "180"], seed):
+        taken += row.get("processor_time", 0.0)
         if embedded.DEV_METRIC in row:
             points.append((taken, row[embedded.DEV_METRIC]))
     return points
+
+
+def generation() -> dict[str, float]:
+    """Share of the seconds of optimiser steps in which responses are generated, by variant, in short runs.
+
+    The first rollout of each run warms up.
+    """
+    found = {}
+    for variant, words in VARIANTS.items():
+        rows = history(TRAINERS[variant], [*words, "--max_steps", str(SHORT), "--eval_strategy", "no"], SEEDS[0])
+        rows = [row for row in rows if "step_time" in row][SHORT // 3 :]
+        found[variant] = sum(row.get("sampling/seconds", 0.0) for row in rows) / sum(row["step_time"] for row in rows)
+    return found
 
 
 def seconds_to(accuracy: float, points: list[tuple[float, float]]) -> float | None:
@@ -81,22 +131,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--variant", choices=VARIANTS, help="only this run; prints its curve")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--generation", action="store_true", help="only the share of generation, in short runs")
     options = parser.parse_args()
     if options.variant is not None:
         print(json.dumps(curve(options.variant, options.seed)))
+        return
+    if options.generation:
+        files.write_json(RESULTS, files.read_json(RESULTS) | {"generation": generation()})
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     curves: dict[str, dict[int, list]] = {name: {} for name in VARIANTS}
     for seed in SEEDS:
         embedded.TASK.model(seed)
         command = [sys.executable, "-m", "benchmarks.end_to_end", "--seed", str(seed), "--variant"]
-        running = {n: subprocess.Popen([*command, n], stdout=subprocess.PIPE, text=True) for n in VARIANTS}
-        for name, process in running.items():
-            text, _ = process.communicate()
-            if process.returncode:
-                sys.exit(f"the run of {name} with seed {seed} failed")
+        for name in VARIANTS:
+            text = subprocess.run([*command, name], stdout=subprocess.PIPE, text=True, check=True).stdout
             curves[name][seed] = json.loads(text.strip().splitlines()[-1])
             print(f"seed {seed}  {name:14s} {seconds_to(ACCURACY, curves[name][seed])} s to {ACCURACY}", flush=True)
+    write(curves, generation())
+
+
+def write(curves: dict[str, dict[int, list]], shares: dict[str, float]) -> None:
+    """Write the curves of all runs, and the shares of generation."""
     found = []
     for name, by_seed in curves.items():
         taken = [seconds_to(ACCURACY, points) for points in by_seed.values()]
@@ -105,7 +161,8 @@ def main() -> None:
         if None not in taken and None not in stock:
             row["times faster than TRL"] = measure.ratios(stock, taken)
         found.append(row | {"curves": by_seed})
-    measure.write("end_to_end", "python -m benchmarks.end_to_end", {"accuracy": ACCURACY, "runs": found})
+    results = {"accuracy": ACCURACY, "runs": found, "generation": shares}
+    measure.write("end_to_end", "python -m benchmarks.end_to_end", results)
 
 
 if __name__ == "__main__":

@@ -237,7 +237,9 @@ def train(folder: Path, prompts: int, longest: int, resumes: bool) -> dict[str, 
     start = time.perf_counter()
     peak = measure.peak_memory(lambda: trainer.train(resume_from_checkpoint=str(checkpoint) if resumes else None))
     rows = [row for row in trainer.state.log_history if row.get("step") == SAVED + 1]
-    taken = {k: v for k, v in rows[0].items() if not k.startswith(("step_time", "epoch", "train_", "num_"))}
+    taken = {
+        k: v for k, v in rows[0].items() if not k.startswith(("step_time", "epoch", "train_", "num_", "sampling/"))
+    }
     return {
         "seconds": {name: round(taken, 2) for name, taken in clock.seconds.items()},
         "total_seconds": round(time.perf_counter() - start, 1),

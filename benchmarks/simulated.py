@@ -19,6 +19,7 @@ MEAN = 7000  # tokens of a response, arXiv 2506.01939
 # Share of the first variant, with which all are compared: a part of a GPU that fits beside all of a run.
 SHARE = "0.4"
 SIZES = (("qwen3_14b", 1), ("qwen3_14b", 2), ("qwen3_14b", 8), ("qwen3_32b", 2), ("qwen3_32b", 8))
+SPARED = "... with old_logps: sampler"
 # Variants by their place among the simulated ones.
 ROWS = {
     "colocated, {share} of a GPU": 0,
@@ -26,6 +27,7 @@ ROWS = {
     "colocated, the share that sleep mode frees": 2,
     "... in rounds of 4,096 tokens": 3,
     "... with the fastest number of GPUs a copy": -4,
+    SPARED: -4,
     "... in rounds of 4,096 tokens, too": -3,
     "half of the GPUs train and half serve, in turns": -2,
     "... a rollout ahead (not built)": -1,
@@ -43,9 +45,16 @@ def tables(record: dict[str, Any]) -> str:
     runs = record["runs"]
     header = ["simulated", *(f"{run['recipe']}, {run['gpus']} GPUs" for run in runs)]
     columns = [[variant["cycle"] for variant in run["simulated"]] for run in runs]
+    spared = [[variant["spared"] for variant in run["simulated"]] for run in runs]
     seconds = ["seconds of a cycle in the first row", *(f"{column[0]['seconds']:,.0f}" for column in columns)]
     rows = [
-        [name.format(share=SHARE), *(_speed_up(column[0], column[place]) for column in columns)]
+        [
+            name.format(share=SHARE),
+            *(
+                _speed_up(column[0], other[place])
+                for column, other in zip(columns, spared if name == SPARED else columns, strict=True)
+            ),
+        ]
         for name, place in ROWS.items()
     ]
     assumed = runs[0]["assumptions"]

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -87,7 +87,7 @@ def size_sampler(settings: Settings, path: Path, arguments: Sequence[str]) -> Se
     if not torch.cuda.is_available():
         raise RecipeError(f"{name} is null, but there is no GPU whose memory could be divided: set a number.")
     memory = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0))).total_memory
-    cache = _planned(path, arguments, memory / 2**30)
+    cache = once_per_machine(lambda: _planned(path, arguments, memory / 2**30))
     if cache["cached_tokens"] < cache["max_model_len"]:
         raise RecipeError(
             f"{name} is null, but the training leaves {cache['share']:.0%} of a GPU, which hold vLLM's weights and "
@@ -98,6 +98,32 @@ def size_sampler(settings: Settings, path: Path, arguments: Sequence[str]) -> Se
     return settings | {
         key: Setting(value, settings[name].source) for key, value in found.items() if values.get(key) is None
     }
+
+
+def once_per_machine(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what the first process of this machine makes, in JSON types.
+
+    The processes of torchrun and of accelerate share it through the launcher's store. Without one, each makes its own.
+
+    Raises:
+        RecipeError: the first process raised it; raised in all of them.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return make()
+    from torch.distributed import PrefixStore, rendezvous
+
+    launcher, _, _ = next(rendezvous("env://"))
+    store = PrefixStore(f"entropy_grpo/{os.environ['GROUP_RANK']}", launcher)
+    if os.environ["LOCAL_RANK"] == "0":
+        try:
+            made: dict[str, Any] = {"made": make()}
+        except RecipeError as error:
+            made = {"error": str(error)}
+        store.set("plan", json.dumps(made))
+    found = json.loads(store.get("plan"))
+    if "error" in found:
+        raise RecipeError(found["error"])
+    return found["made"]
 
 
 def _planned(path: Path, arguments: Sequence[str], memory: float) -> dict[str, Any]:

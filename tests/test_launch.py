@@ -26,7 +26,7 @@ def rows(run):
     with open(run / "metrics.jsonl") as file:
         found = [json.loads(line) for line in file]
     return [
-        {k: v for k, v in row.items() if not any(word in k for word in ("time", "per_second"))}
+        {k: v for k, v in row.items() if not any(word in k for word in ("time", "seconds", "per_second"))}
         for row in found
         if "loss" in row
     ]

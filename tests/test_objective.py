@@ -611,12 +611,14 @@ TWO_PROCESSES = {
         "DDP, rollout scope, most sequences keep none": ("rollout", 0.02, 2),
         "DDP, rollout scope, random tokens of matched norm": ("matched", 0.2, 2),
         "DDP, methods by name": ("methods", 0.5, 2),
+        "DDP, thresholds of the last step": ("sampler", 0.2, 2),
         "DDP, by a budget of tokens": ("rollout", 0.2, 4, 90),
         "DDP, by a budget of tokens, global scope": ("global", 0.2, 4, 1000),
     },
     "benchmarks.fixtures.fsdp2_on_cpu": {
         "FSDP2 accumulated": ("global", 0.2, 2),
         "FSDP2, rollout scope": ("rollout", 0.2, 2),
+        "FSDP2, thresholds of the last step": ("sampler", 0.2, 2),
         "FSDP2, by a budget of tokens": ("rollout", 0.2, 4, 90),
         "FSDP2, by a budget of tokens, gradients reduced in every pass": ("global", 0.2, 4, 90),
         "FSDP2, methods by name": ("methods", 0.5, 2),
@@ -636,6 +638,8 @@ def test_two_processes_are_one(tiny_model, tmp_path, preloaded, launcher, script
         settings = {"top_entropy_quantile": rho, "entropy_scope": scope, "gradient_accumulation_steps": accumulation}
         if scope == "matched":
             settings |= {"entropy_scope": "rollout", "entropy_selection": "random_matched"}
+        if scope == "sampler":  # the second step takes over the threshold of the first
+            settings |= {"entropy_scope": "rollout", "old_logps": "sampler", "max_steps": 2, "learning_rate": 0.1}
         if scope == "methods":
             own = [f"tests.own_methods:{name}" for name in ("around_the_mean", "of_the_rollout", "in_the_loss")]
             settings |= {"entropy_scope": "rollout", "advantages": ["gtpo"], "token_weights": own}

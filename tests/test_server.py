@@ -136,7 +136,7 @@ def train(model, folder, stand_in, resume=None, **settings):
 
 
 def rows(trainer):
-    clocked = ("time", "per_second", "runtime", "peak_memory", "resumed_from")
+    clocked = ("time", "seconds", "per_second", "runtime", "peak_memory", "resumed_from")
     return [
         {name: value for name, value in row.items() if not any(word in name for word in clocked)}
         for row in trainer.state.log_history

@@ -128,7 +128,7 @@ def shipped(tmp_path_factory, preloaded):
 
 def rows(run):
     """The rows of a run without what depends on the clock or the memory."""
-    clocked = ("time", "per_second", "peak_memory", "resumed_from")
+    clocked = ("time", "seconds", "per_second", "peak_memory", "resumed_from")
     return [
         {k: v for k, v in row.items() if not any(word in k for word in clocked)}
         for row in files.read_steps(RunFolder(run).metrics)

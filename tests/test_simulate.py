@@ -241,6 +241,12 @@ def test_the_command_prints_simulated_figures(capsys):
         parts = [cycle[name] for name in ("generation", "scoring", "steps", "waiting")]
         assert min(parts) > 0 and sum(parts) == pytest.approx(cycle["seconds"])
         assert f"{cycle['seconds']:,.0f}" in text
+        if variant["name"].startswith(
+            "colocated"
+        ):  # without the pass over the rollout, whose head is in the steps now
+            spared = variant["spared"]
+            assert spared["scoring"] == 0 and cycle["steps"] < spared["steps"] < cycle["steps"] + cycle["scoring"]
+            assert f"{found['simulated'][0]['cycle']['seconds'] / spared['seconds']:.2f}" in text
     assert not next(v for v in found["simulated"] if "ahead" in v["name"])["exists"]
 
 

@@ -165,3 +165,28 @@ def test_a_launch_turns_null_into_numbers(monkeypatch):
         launched(*NULL, "--vllm_max_num_seqs", "100")
     with pytest.raises(RecipeError, match="token_budget is 0"):
         launched(*NULL, "--token_budget", "0")
+
+
+def test_the_first_process_of_a_machine_plans_for_all(monkeypatch):
+    """With torchrun's store, which the launcher holds; and the others have its refusal, too."""
+
+    def never():
+        raise AssertionError("a further plan")
+
+    def refused():
+        raise RecipeError("nothing is left")
+
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    assert launch.once_per_machine(lambda: {"share": 0.1}) == {"share": 0.1}
+    launcher = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    for name, value in (launcher | {"RANK": "0", "WORLD_SIZE": "4"}).items():
+        monkeypatch.setenv(name, value)
+
+    def on(machine, process, make):
+        monkeypatch.setenv("GROUP_RANK", machine), monkeypatch.setenv("LOCAL_RANK", process)
+        return launch.once_per_machine(make)
+
+    assert on("0", "0", lambda: {"share": 0.5}) == on("0", "1", never) == {"share": 0.5}
+    for process, make in (("0", refused), ("1", never)):
+        with pytest.raises(RecipeError, match="nothing is left"):
+            on("1", process, make)

@@ -236,3 +236,14 @@ def test_adapters_are_merged_into_what_vllm_gets(request, model, tmp_path, mode)
     }
     assert left.keys() == start.keys()
     assert all(torch.equal(weight, start[name]) for name, weight in left.items())
+
+
+def test_the_samplers_log_probabilities_are_the_old_ones(model, tmp_path):
+    """Without a pass that would compare them: the first step of a rollout shows the gap, which is rounding."""
+    found = run(model, tmp_path, sync="always", vllm_mode="colocate", old_logps="sampler", **TRAINED)
+    for row, rollout in zip(found.steps, found.rollouts, strict=True):
+        assert row[DIFFERENCE] < NOISE and row["sampling/tokens_per_second"] > 0
+        assert "importance_sampling_ratio" not in rollout and "kept_mask" not in rollout
+        assert (rollout["old_per_token_logps"][rollout["completion_mask"].bool()] < 0).all()
+    assert found.steps[0]["selection/kept_fraction"] == found.steps[0]["selection/requested_fraction"]
+    assert found.steps[1]["selection/threshold"] == found.steps[0]["selection/step_threshold"]

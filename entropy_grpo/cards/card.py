@@ -120,6 +120,7 @@ def essentials(model: Trained) -> list[tuple[str, str]]:
         "objective": _joined(arguments, "loss_type", "beta", "scale_rewards", "importance_sampling_level"),
         "tokens trained on": _joined(arguments, "top_entropy_quantile", "entropy_selection"),
         "scope of the selection": _joined(arguments, "entropy_scope"),
+        "old log-probabilities": _joined(arguments, "old_logps"),
         "denominator of the loss": _joined(arguments, "entropy_denominator"),
         "clips": _joined(arguments, "epsilon", "epsilon_high", "delta", "max_grad_norm"),
         "advantage shaping": _joined(arguments, "ppl_shaping_alpha", "position_shaping_gamma"),

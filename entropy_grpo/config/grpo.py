@@ -11,7 +11,7 @@ from trl import GRPOConfig
 from ..models.truncation import Truncation
 from ..monitoring.watchers import ACTIONS, WATCHERS
 from ..objective.drawing import NEUTRAL_SAMPLING, TRUNCATING
-from ..objective.objective import DENOMINATORS, TOKEN_CLIPPING_LOSSES, TOKEN_LEVEL_LOSSES, Objective
+from ..objective.objective import DENOMINATORS, OLD_LOGPS_FROM, TOKEN_CLIPPING_LOSSES, TOKEN_LEVEL_LOSSES, Objective
 from ..objective.sampling import LIMITS, PREFIXES, informative
 from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
 from ..objective.share import BY_NORM, RHO
@@ -50,6 +50,11 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             tokens.
         entropy_denominator: divisor of the loss: `kept` for the kept tokens of the optimiser step (Eq. 6), `all` for
             all completion tokens as in stock TRL. `all` makes the loss smaller by the factor rho.
+        old_logps: source of the old log-probabilities. `scored`: a pass of the policy that wrote the rollout.
+            `sampler`: the sampler's own, of vLLM or of transformers' generation, so that this pass falls away (verl's
+            bypass mode). Importance ratios are then to the sampler, and vLLM's correction is off. With `rollout` scope
+            a step keeps the tokens above the threshold of the last step, and the first step of a run ranks its own
+            tokens in an extra pass. The mean over kept tokens is exact, and the share of kept tokens is near rho.
         fused_lm_head: `auto` differentiates only the rows that have a gradient, on the fastest kernel for the device;
             `liger` does so on Liger's kernel; `trl` is TRL's head. Models that the sparse head cannot serve keep
             TRL's head.
@@ -148,6 +153,10 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     )
     entropy_denominator: str = field(
         default="kept", metadata={"help": "Divide the loss by the kept tokens (Eq. 6) or by all completion tokens."}
+    )
+    old_logps: str = field(
+        default="scored",
+        metadata={"help": "Old log-probabilities: scored by the policy in a pass, or the sampler's own (sampler)."},
     )
     fused_lm_head: str = field(
         default="auto", metadata={"help": "LM head: auto or liger skip rows without gradient, trl computes all rows."}
@@ -256,6 +265,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         one_of("entropy_selection", self.entropy_selection, SELECTIONS)
         one_of("entropy_scope", self.entropy_scope, SCOPES)
         one_of("entropy_denominator", self.entropy_denominator, DENOMINATORS)
+        one_of("old_logps", self.old_logps, OLD_LOGPS_FROM)
         one_of("fused_lm_head", self.fused_lm_head, HEADS)
         check_loss(self)
         refuse_unread(self, RULES)

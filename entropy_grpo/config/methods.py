@@ -11,6 +11,8 @@ from ..objective.methods.entries import SCHEDULE, SETTINGS, Entry, parse, split
 from ..objective.objective import TOKEN_LEVEL_LOSSES, Objective
 
 SELECTIONS = {name: name for name in ("bottom", "random", "gradient_norm", "random_matched")} | {"forking": "top"}
+# Passes that choose the kept tokens in the loss, see `Objective.ranked_in`.
+LATE = ("loss", "last step")
 _SELECTION = {"rho": "top_entropy_quantile", "scope": "entropy_scope", "denominator": "entropy_denominator"}
 # Name of an entry -> short form of each of its parameters.
 SHORT_FORMS = dict.fromkeys(SELECTIONS, _SELECTION) | {
@@ -100,8 +102,9 @@ def _refusal(entry: Entry, objective: Objective, dynamic_sampling: bool) -> str:
             f"which divides the loss by a sum of token weights, but loss_type is {objective.loss_type!r}: use "
             f"loss_type {' or '.join(TOKEN_LEVEL_LOSSES)}"
         )
-    if divides and objective.selects and objective.denominator == "kept" and objective.ranked_in == "loss":
-        return "which divides the loss by a sum of token weights: set entropy_scope to global or rollout"
+    if divides and objective.selects and objective.denominator == "kept" and objective.ranked_in in LATE:
+        scopes = "global" if objective.trusts_sampler else "global or rollout"
+        return f"which divides the loss by a sum of token weights: set entropy_scope to {scopes}"
     if divides and objective.matches_norms:
         return (
             "which divides the loss by a sum of token weights, but random_matched divides it by the tokens of the "

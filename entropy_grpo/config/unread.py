@@ -97,6 +97,12 @@ SAMPLING = (
         _is_set,
         "without vllm_importance_sampling_correction: true",
     ),
+    ReadIf(
+        ("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_*"),
+        "old_logps",
+        lambda value: value == "scored",
+        "while old_logps is sampler, whose ratios are to vLLM already: leave it out, or set old_logps to scored",
+    ),
     ReadIf(("cache_implementation",), "use_vllm", lambda value: not value, "with use_vllm: true"),
     ReadIf(
         ("transformers_continuous_batching_config",),

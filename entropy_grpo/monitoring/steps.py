@@ -207,16 +207,30 @@ class StepMonitor:
         self.entropy = metrics["entropy/mean"]
         self.log(metrics)
 
-    def step(self, window: Window, sequences: int) -> None:
+    def sampler_gap(self, scored: Sequence[Scored]) -> None:
+        """Log the mean difference between the log-probabilities of the policy and of its sampler, over all ranks.
+
+        Args:
+            scored: a step whose policy wrote its tokens, with the sampler's log-probabilities as the old ones.
+        """
+        mask = flatten([s.mask for s in scored])
+        gaps = flatten([(s.logps - s.inputs["old_per_token_logps"]).abs() for s in scored]) * mask
+        total, count = self.ranks.sum(torch.stack([gaps.sum().double(), mask.sum().double()])).tolist()
+        self.log({"sampling/sampling_logp_difference/mean": share(total, count)})
+
+    def step(self, window: Window, sequences: int) -> float:
         """Log a finished optimiser step over all ranks, and check the number of kept tokens.
 
         Args:
             sequences: sequences of the step on one rank, before sequences are dropped.
+
+        Returns:
+            The number of kept tokens.
         """
         scored, everything, objective = window.scored, window.all_tokens(), self.objective
         metrics = window_metrics(scored, everything, objective.ratio_limits, self.ranks.sum)
         kept, total = metrics.pop("kept"), metrics.pop("all")
-        if not objective.measures_rollout:  # the step is the only one of its rollout, and its policy wrote it
+        if not objective.measures_rollout:  # the passes of the step alone have entropies
             self.rollout([s.inputs for s in everything], [s.entropies for s in everything])
         if (
             objective.ranked_in in ("window", "loss") and not objective.matches_norms
@@ -224,6 +238,8 @@ class StepMonitor:
             check_kept(kept, total, window.kept, objective, len(window.thresholds))
         if objective.diagnostics:
             metrics |= step_metrics(scored, everything, self.categories, self.ranks.sum)
+        if objective.carries:
+            metrics["selection/requested_fraction"] = share(window.kept, total)
         if window.thresholds:
             metrics["selection/threshold"] = sum(window.thresholds) / len(window.thresholds)
         metrics["batching/run_fraction"] = sum(s.mask.size(0) for s in scored) / sequences
@@ -231,3 +247,4 @@ class StepMonitor:
         self.log(metrics)
         shown = everything[len(everything) // 2]
         self.recorder.samples = partial(token_samples, shown, self.num_samples, self.tokenizer)
+        return kept

@@ -130,7 +130,8 @@ def kept_fraction(log: Log) -> str | None:
     if kept is not None and abs(kept - log.kept_share) > 0.25 * min(log.kept_share, 1 - log.kept_share) + 0.02:
         return (
             f"{kept:.1%} of a step's tokens are kept instead of {log.kept_share:.1%}: the step has few tokens, or its "
-            "entropies differ from the rest of the rollout. Use larger steps, or entropy_scope 'global'."
+            "entropies differ from the rest of the rollout (with old_logps sampler, from the last step). Use larger "
+            "steps, or entropy_scope 'global'."
         )
     return None
 

@@ -25,6 +25,8 @@ TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
 TOKEN_CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
 CLIPPING_LOSSES = (*TOKEN_CLIPPING_LOSSES, "luspo")
 DENOMINATORS = ("kept", "all")
+# Where the old log-probabilities come from: a pass of the policy that wrote the rollout, or the sampler.
+OLD_LOGPS_FROM = ("scored", "sampler")
 
 
 def backward_matmuls(trains_head: bool) -> int:
@@ -88,6 +90,33 @@ def _check_budget(objective: "Objective") -> None:
             raise ValueError(f"token_budget is {budget}, but {reason}.")
 
 
+def _check_sampler(objective: "Objective", args: Any, is_deepspeed: bool) -> None:
+    """Refuse settings that need the pass over the rollout which `old_logps: sampler` leaves out."""
+    if not objective.trusts_sampler:
+        return
+    refusals = {
+        "use_transformers_continuous_batching is true, whose responses come without log-probabilities: set it to "
+        "false": not args.use_vllm and args.use_transformers_continuous_batching,
+        f"entropy_selection is {objective.selection!r}, which has no threshold of entropy that a step could take over "
+        "from the last: use top or bottom, or entropy_scope global": objective.carries
+        and objective.selection not in ("top", "bottom"),
+        "the loss has a KL term, an entropy bonus or a load-balancing term, which must not be divided by the kept "
+        "tokens at the end of a step: leave it out, or use entropy_denominator all or entropy_scope "
+        "global": objective.divides_late and not objective.surrogate,
+        "DeepSpeed takes its step before the kept tokens are known: use FSDP2, or entropy_denominator all or "
+        "entropy_scope global": objective.divides_late and is_deepspeed,
+    }
+    refusals |= {
+        f"{entry.setting} names {entry.name}, which reads the entropies or the gradient norms of the rollout, and no "
+        "pass computes them: leave it out": "old_entropies" in entry.needs
+        or (entry.moment == "rollout" and "residual_norms" in entry.needs)
+        for entry in objective.entries()
+    }
+    for reason, applies in refusals.items():
+        if applies:
+            raise ValueError(f"old_logps is 'sampler', but {reason}.")
+
+
 @dataclass(frozen=True)
 class Objective:
     """The computations of a run, decided once from its arguments and its model.
@@ -95,6 +124,7 @@ class Objective:
     Attributes:
         rho: `top_entropy_quantile`.
         selection, scope, denominator: `entropy_selection`, `entropy_scope` and `entropy_denominator`.
+        old_logps: `old_logps`.
         loss_type: TRL's name of the loss.
         epsilon_low, epsilon_high, delta: clip limits of the surrogate; `delta` may be None.
         accumulation: micro-batches of an optimiser step on one process.
@@ -104,8 +134,8 @@ class Objective:
         token_budget: tokens of a micro-batch on one process, padding included; None for TRL's number of sequences.
         inert: whether a sequence's scores are independent of the width of its batch (`batching.padding_is_inert`).
         diagnostics: `log_diagnostics`.
-        scores_rollout: whether TRL itself scores the rollout. It does if the policy changes before the rollout's last
-            step, or if vLLM's importance correction needs the log-probabilities.
+        asks_old_logps: whether TRL itself scores the rollout, unless the sampler gives the old log-probabilities. It
+            does if the policy changes before the rollout's last step, or for vLLM's importance correction.
         has_reference: whether the loss has a KL term, for which a reference policy scores the rollout.
         group_size: responses to a problem.
         advantages, token_weights: methods that shape advantages and weigh tokens, in the order in which they run (see
@@ -126,6 +156,7 @@ class Objective:
     selection: str
     scope: str
     denominator: str
+    old_logps: str
     loss_type: str
     epsilon_low: float
     epsilon_high: float
@@ -137,7 +168,7 @@ class Objective:
     token_budget: int | None
     inert: bool
     diagnostics: bool
-    scores_rollout: bool
+    asks_old_logps: bool
     has_reference: bool
     group_size: int
     advantages: "tuple[Entry, ...]"
@@ -159,6 +190,7 @@ class Objective:
         aux_loss_enabled: bool = False,
         trains_head: bool = True,
         inert: bool = True,
+        is_deepspeed: bool = False,
     ) -> "Objective":
         """Decide from a run's arguments and its model.
 
@@ -168,10 +200,12 @@ class Objective:
             aux_loss_enabled: whether the loss has the load-balancing term of a mixture of experts.
             trains_head: whether the LM head's weight has a gradient (see `models.head.trains_head`).
             inert: whether the model's scores are independent of padding (see `batching.padding_is_inert`).
+            is_deepspeed: whether DeepSpeed takes the optimiser's step, at the end of the last backward pass.
 
         Raises:
-            ValueError: `fused_lm_head` or `entropy_selection` needs the sparse head, which cannot serve, or
-                `token_budget` stands beside a setting or a model that needs TRL's micro-batches.
+            ValueError: `fused_lm_head` or `entropy_selection` needs the sparse head, which cannot serve. Or
+                `token_budget` stands beside a setting or a model that needs TRL's micro-batches. Or `old_logps`
+                leaves out a pass that another setting needs.
         """
         from .methods.entries import entries_of  # needs torch, which a reader of the record does without
 
@@ -185,11 +219,13 @@ class Objective:
         )
         token_ratio = args.importance_sampling_level == "token"
         per_rollout = args.steps_per_generation * args.num_iterations
+        corrects = args.use_vllm and args.vllm_importance_sampling_correction
         objective = cls(
             rho=args.top_entropy_quantile,
             selection=args.entropy_selection,
             scope=args.entropy_scope,
             denominator=args.entropy_denominator,
+            old_logps=args.old_logps,
             loss_type=args.loss_type,
             epsilon_low=args.epsilon,
             epsilon_high=args.epsilon if args.epsilon_high is None else args.epsilon_high,
@@ -201,8 +237,7 @@ class Objective:
             token_budget=args.token_budget,
             inert=inert,
             diagnostics=args.log_diagnostics,
-            scores_rollout=args.gradient_accumulation_steps % per_rollout != 0
-            or (args.use_vllm and args.vllm_importance_sampling_correction),
+            asks_old_logps=args.gradient_accumulation_steps % per_rollout != 0 or corrects,
             has_reference=args.beta != 0,
             group_size=args.num_generations,
             advantages=advantages,
@@ -217,6 +252,7 @@ class Objective:
             balances=aux_loss_enabled,
         )
         _check_budget(objective)
+        _check_sampler(objective, args, is_deepspeed or args.deepspeed is not None)
         return objective
 
     # Tokens
@@ -247,12 +283,42 @@ class Objective:
 
     @property
     def ranked_in(self) -> str | None:
-        """The pass that ranks the tokens: `rollout`, `window` (an extra pass), `loss`, or None if all are kept."""
+        """The pass that ranks the tokens: `rollout`, `window` (an extra pass), `loss`, or None if all are kept.
+
+        With `last step` they are not ranked: the loss keeps the tokens above the threshold of the last optimiser step.
+        """
         if not self.selects:
             return None
         if self.scope == "global":
             return "window" if self.accumulation > 1 or self.sums_weights else "loss"
-        return "rollout" if self.scope == "rollout" else "loss"
+        if self.scope == "rollout":
+            return "last step" if self.trusts_sampler else "rollout"
+        return "loss"
+
+    @property
+    def trusts_sampler(self) -> bool:
+        """True if the sampler's log-probabilities are the old ones, so that no pass scores a rollout."""
+        return self.old_logps == "sampler"
+
+    @property
+    def carries(self) -> bool:
+        """True if an optimiser step takes over the threshold of the last one, whose tokens it approximately has."""
+        return self.ranked_in == "last step"
+
+    @property
+    def divides_late(self) -> bool:
+        """True if the divisor of the loss, the number of kept tokens, is known only at the end of a step."""
+        return self.carries and self.denominator == "kept"
+
+    @property
+    def spans_steps(self) -> bool:
+        """True if the policy changes before the last optimiser step of a rollout, so that TRL scores the rollout."""
+        return self.accumulation % self.passes_per_rollout != 0
+
+    @property
+    def passes_per_rollout(self) -> int:
+        """Micro-batches of a rollout on one process, each use of a response counted."""
+        return self.micro_batches * self.iterations
 
     @property
     def kept_known(self) -> bool:
@@ -301,8 +367,10 @@ class Objective:
         """Return whether an entry needs a pass over the rollout, which TRL may not make by itself.
 
         If TRL makes none, the rollout serves one optimiser step. Its policy is then the current policy, whose own
-        passes give the same values to later entries.
+        passes give the same values to later entries. The sampler's log-probabilities need no pass.
         """
+        if self.trusts_sampler:
+            return False
         if entry.moment == "rollout":
             return bool(entry.old) or "residual_norms" in entry.needs
         return bool(entry.old) and (entry.moment == "sequence" or (entry.moment == "step" and not self.scores_window))
@@ -394,13 +462,24 @@ class Objective:
     # Passes
 
     @property
+    def scores_rollout(self) -> bool:
+        """True if TRL itself scores the rollout."""
+        return self.asks_old_logps and not self.trusts_sampler
+
+    @property
     def measures_rollout(self) -> bool:
         """True if a pass over the rollout, made for another purpose, also gives the entropies of its tokens.
 
         Otherwise the rollout serves a single optimiser step, whose own passes are made by the policy that wrote it
-        and give the same entropies.
+        and give the same entropies. With the sampler's log-probabilities, the passes of every step give the entropies
+        of its tokens under its policy.
         """
         return self.scores_rollout or self.ranked_in == "rollout"
+
+    @property
+    def spares_pass(self) -> bool:
+        """True if the rollout would be scored in a pass, but for the sampler's log-probabilities."""
+        return self.trusts_sampler and (self.asks_old_logps or self.carries)
 
     @property
     def scoring_passes(self) -> dict[str, float]:
@@ -428,6 +507,7 @@ class Objective:
                 "shaping": self.shaping,
                 "kept_share": self.kept_share,
                 "ranked_in": self.ranked_in,
+                "scores_rollout": self.scores_rollout,
                 "steps_per_rollout": float(self.steps_per_rollout),
                 "head_units": self.head_units,
                 "scoring_passes": self.scoring_passes,

@@ -152,6 +152,20 @@ def select(
     return (mask & ~top if kind == "bottom" else top), threshold
 
 
+def above(scores: Tensor, mask: Tensor, threshold: float, kind: str = "top") -> Tensor:
+    """Keep the tokens that a threshold from elsewhere keeps, every tie included.
+
+    Args:
+        scores, mask: see `select`.
+        threshold: lowest score that `top` keeps; `bottom` keeps the tokens below it.
+
+    Returns:
+        Kept tokens (bool).
+    """
+    top = scores.detach().float() >= threshold
+    return mask.bool() & (~top if kind == "bottom" else top)
+
+
 def select_matched(
     entropies: Tensor,
     norms: Tensor,

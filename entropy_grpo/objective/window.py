@@ -66,7 +66,8 @@ class Window:
         batches: local micro-batches to run. If the kept tokens are known beforehand, they have `kept_mask` and
             `entropies`, (B, T).
         kept: divisor of the loss with the denominator `kept`, over all micro-batches and ranks. It is the number of
-            kept tokens, or for `random_matched` the number of tokens that `top` would keep.
+            kept tokens, or for `random_matched` the number of tokens that `top` would keep. With `threshold` it is the
+            requested number.
         everything: if the kept tokens are known beforehand, local micro-batches including sequences that are not run;
             None otherwise.
         thresholds: lowest kept score of each selection so far.
@@ -75,6 +76,7 @@ class Window:
         divisor: divisor of the loss if token weights determine it; None otherwise.
         weights: sum of the weights of this process's tokens and their number, (2,) float64, by the name of the method.
         opened: micro-step of training in which the window was planned.
+        threshold: threshold of the last step, by which the loss keeps tokens; None if tokens are ranked.
     """
 
     batches: list[Inputs]
@@ -86,6 +88,7 @@ class Window:
     divisor: float | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
     opened: int | None = None
+    threshold: float | None = None
 
     def all_tokens(self) -> list[Scored]:
         """Return all tokens whose entropies are known."""
@@ -150,6 +153,18 @@ def check_kept(kept: float, total: float, expected: int, objective: Objective, s
             f"A selection kept {kept:.0f} of {total:.0f} tokens instead of the share {share:g}, {expected} tokens, so "
             "that the loss would be wrong."
         )
+
+
+def step_threshold(window: Window, objective: Objective, ranks: Ranks, seed: int) -> float:
+    """Return the threshold by which a finished step would have kept exactly the requested share.
+
+    The next step takes it over. It is that of the last step if this step has no tokens.
+    """
+    if window.threshold is None:
+        return window.thresholds[0]
+    passes = [Pass(s.logps, s.entropies) for s in window.scored]
+    _, found = select_tokens(passes, [s.inputs for s in window.scored], objective, ranks, seed)
+    return window.threshold if math.isnan(found) else found
 
 
 # Sequences
@@ -219,6 +234,7 @@ def plan_window(
     size: int,
     seed: int,
     methods: Methods | None = None,
+    threshold: float = math.nan,
 ) -> Window:
     """Plan an optimiser step: the number of kept tokens over all ranks, their masks if known, and the micro-batches.
 
@@ -229,14 +245,22 @@ def plan_window(
         size: sequences of a micro-batch on one rank.
         seed: seed of this step, for `random`.
         methods: methods by name at this step; by default those of the objective at its first step.
+        threshold: threshold of the last step, if the objective carries it. The first step has NaN, and ranks its own
+            tokens in an extra pass.
     """
     methods = methods or Methods(objective, ranks, seed=seed)
     passes = None
-    if objective.scores_window:
+    is_first = objective.carries and math.isnan(threshold)
+    if objective.scores_window or is_first:
         batches = [merge(batches)] if can_regroup(batches, objective) else batches
         passes = [score(b) for b in batches]
     batches = methods.plan(batches, passes)
-    window = _select(batches, passes, objective, ranks, size, seed)
+    if objective.carries and not is_first:
+        batches = regroup(batches, objective, ranks, size)
+        asked = objective.kept_count(sum(count_tokens(batches, ranks)))
+        window = Window(batches, asked, threshold=threshold, thresholds=[threshold])
+    else:
+        window = _select(batches, passes, objective, ranks, size, seed)
     whole = batches if window.everything is None else window.everything
     window.weights = methods.sums(whole)
     window.divisor = _divisor(whole, methods, objective, ranks)

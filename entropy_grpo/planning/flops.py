@@ -115,6 +115,9 @@ def operations(job: Job) -> dict[str, Any]:
     each = passes(job, forward, backward, prompt, completion)
     parts |= {name: number * value for name, value in each.items()}
     total = sum(parts.values())
+    spared = 0.0
+    if job.objective is not None and job.objective.spares_pass:
+        spared = number * (forward(prompt + completion) + token * completion) / job.objective.iterations
     saved = dense - parts["head"] - parts.get("ranking pass", 0)
     return {
         "parts": {name: round(value) for name, value in parts.items()},
@@ -125,4 +128,5 @@ def operations(job: Job) -> dict[str, Any]:
         "saved_by_selection": round(saved),
         "share_of_head_saved": 1 - parts["head"] / dense,
         "share_of_step_saved": saved / (total + saved),
+        "spared_by_sampler": round(spared),
     }

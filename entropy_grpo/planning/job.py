@@ -188,7 +188,8 @@ def _decide(resolved: Resolved, options: PlanOptions) -> tuple[Model, Objective 
     coefficient = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
     balances = hasattr(text, "output_router_logits") and coefficient != 0  # same rule as TRL
     inert = padding_is_inert(text)
-    return policy, Objective.from_args(args, policy.head_refusal, balances, policy.trains_head, inert)
+    is_deepspeed = resolved.sharding.kind == "zero3"
+    return policy, Objective.from_args(args, policy.head_refusal, balances, policy.trains_head, inert, is_deepspeed)
 
 
 def _origin(model: CheckedModelConfig, recipe_file: Path) -> tuple[str, str | None]:

@@ -38,6 +38,7 @@ def _essentials(job: Job) -> dict[str, Any]:
         "rho": objective.rho,
         "selection": objective.selection,
         "scope": objective.scope,
+        "old_logps": objective.old_logps,
         "lm_head": "sparse" if objective.sparse_head else f"TRL's{because}",
         "max_prompt_length": job.lengths.prompt,
         "max_completion_length": job.lengths.completion,
@@ -163,6 +164,12 @@ def _operation_block(flops: dict[str, Any]) -> str:
     parts = {name: value for name, value in {**flops["parts"], "total": flops["total"]}.items() if value}
     rows = [(name, _scaled_operations(value), f"{value / flops['total']:.1%}") for name, value in parts.items()]
     block = _block(f"operations of an optimiser step, responses of {flops['length']:g} tokens", rows)
+    if flops["spared_by_sampler"]:
+        spared = flops["spared_by_sampler"]
+        block += (
+            f"\n  old_logps: sampler spares a pass over the rollout, {_scaled_operations(spared)}, "
+            f"{spared / (flops['total'] + spared):.1%} of the step with it"
+        )
     if flops["saved_by_selection"] <= 0:
         return block
     return (

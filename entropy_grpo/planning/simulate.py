@@ -478,6 +478,8 @@ class Variant:
         cycle: the simulated cycle; None if it does not fit.
         refusal: why it does not fit.
         exists: whether the package can run it.
+        spared: the simulated cycle with `old_logps: sampler`, whose pass over a rollout falls away; None if the
+            recipe makes no such pass, or needs it.
     """
 
     name: str
@@ -485,11 +487,25 @@ class Variant:
     cycle: Cycle | None
     refusal: str | None = None
     exists: bool = True
+    spared: Cycle | None = None
 
 
 def _changed(options: PlanOptions, words: Sequence[str], settings: Sequence[str]) -> Job:
     """Resolve a recipe with overrides, without the overrides that place the sampler."""
     return resolve(options, [*without(words, *PLACED), *settings])
+
+
+def _trainer_spared(
+    options: PlanOptions, words: Sequence[str], settings: Sequence[str], assumed: Assumptions
+) -> Callable[[np.ndarray], tuple[float, float]] | None:
+    """Return `trainer_of` a recipe whose sampler gives the old log-probabilities, see `Variant.spared`."""
+    if _changed(options, words, settings).objective.trusts_sampler:
+        return None
+    try:
+        job = _changed(options, words, (*settings, "--old_logps", "sampler"))
+    except ValueError:  # the recipe needs the pass
+        return None
+    return trainer_of(job, assumed) if job.objective.spares_pass else None
 
 
 def _copy_of(job: Job, cache: dict[str, Any], assumed: Assumptions) -> Copy:
@@ -544,6 +560,7 @@ def _colocated(options: PlanOptions, words: Sequence[str], assumed: Assumptions)
     speeds = sampler(job)["by_tensor_parallel"]
     fastest = int(max(speeds, key=speeds.__getitem__, default=ranks))
     needed, train = memory(job), trainer_of(job, assumed)
+    spared = _trainer_spared(options, words, _colocation("null", ranks), assumed)
     for share, number in dict.fromkeys([*sizes, ("null", ranks), ("null", fastest)]):
         words_of_it = _colocation(share, number)
         job = _changed(options, words, words_of_it)
@@ -553,11 +570,12 @@ def _colocated(options: PlanOptions, words: Sequence[str], assumed: Assumptions)
             name = f"colocated, {cache['share']:g} of a GPU, {number} a copy"
             name += "" if budget is None else f", rounds of {budget:,} tokens"
             settings = (*words_of_it, "--max_new_tokens_per_round", "null" if budget is None else str(budget))
-            cycle = None
+            cycles = [None, None]
             if refusal is None:
                 rollouts = _rollouts(job, assumed, budget, cache)
-                cycle = in_turns(rollouts, _times(rollouts, train), assumed.sync, 1.0, 1.0)
-            yield Variant(name, settings, cycle, refusal)
+                times = [None if one is None else _times(rollouts, one) for one in (train, spared)]
+                cycles = [None if t is None else in_turns(rollouts, t, assumed.sync, 1.0, 1.0) for t in times]
+            yield Variant(name, settings, cycles[0], refusal, spared=cycles[1])
 
 
 def _colocation(share: str, ranks: int) -> tuple[str, ...]:
@@ -652,7 +670,7 @@ def _assumed_rows(assumed: dict[str, Any]) -> list[tuple[str, str]]:
 
 def render(found: dict[str, Any]) -> str:
     """Return the simulation as text."""
-    names = ("generation", "scoring", "steps", "waiting", "cycle", "speed-up")
+    names = ("generation", "scoring", "steps", "waiting", "cycle", "speed-up", "old_logps: sampler")
     first = next((v["cycle"]["seconds"] for v in found["simulated"] if v["cycle"]), None)
     rows = [["", *names]]
     for variant in found["simulated"]:
@@ -661,7 +679,8 @@ def render(found: dict[str, Any]) -> str:
         figures = ["does not fit", *[""] * (len(names) - 1)]
         if cycle is not None:
             seconds = [f"{cycle[name]:,.0f}" for name in ("generation", "scoring", "steps", "waiting", "seconds")]
-            figures = [*seconds, f"{first / cycle['seconds']:.2f}"]
+            spared = variant["spared"] and f"{first / variant['spared']['seconds']:.2f}"
+            figures = [*seconds, f"{first / cycle['seconds']:.2f}", spared or ""]
         rows.append([variant["name"] + note, *figures])
     refusals = {v["name"]: v["refusal"] for v in found["simulated"] if v["refusal"]}
     return "\n".join(

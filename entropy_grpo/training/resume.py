@@ -25,6 +25,10 @@ from .checkpoints import sealing
 from .fsdp2 import reshard
 from .stop import RandomStates
 
+# Settings that decide the micro-batches of a rollout and the columns of its kept tokens.
+FITTED = ("per_device_train_batch_size", "steps_per_generation")
+FITTED += ("top_entropy_quantile", "entropy_selection", "entropy_scope", "old_logps")
+
 
 class Resume:
     """Saves and restores the state that TRL's checkpoint lacks, and counts skipped steps.
@@ -100,6 +104,7 @@ class Resume:
             "skipped_in_a_row": self.skipped_in_a_row,
             "rollout_accuracy": trainer.monitor.accuracy,
             "rollout_entropy": trainer.monitor.entropy,
+            "threshold": trainer.threshold,
             "stages": trainer.stages.state(),
             "evaluation_due": trainer.stop.evaluation_due,
             **trainer.rollouts.state(),
@@ -114,6 +119,7 @@ class Resume:
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
         trainer.monitor.accuracy = state["rollout_accuracy"]
         trainer.monitor.entropy = state.get("rollout_entropy", math.nan)  # older checkpoints have none
+        trainer.threshold = state.get("threshold", math.nan)  # likewise; the next step then ranks its own tokens
         trainer.stages.restore(state["stages"])
         trainer.rollouts.restore(state)
         if self.problems is not None and "problems" in state:
@@ -147,13 +153,10 @@ class Resume:
             else:
                 trainer._logs[name].extend(values)
 
-    def shape(self) -> dict[str, int]:
-        """Return what a saved rollout fits: the processes and the micro-batches that it is divided into."""
-        args = self.trainer.args
-        return {
-            "num_processes": self.trainer.accelerator.num_processes,
-            "per_device_train_batch_size": args.per_device_train_batch_size,
-            "steps_per_generation": args.steps_per_generation,
+    def shape(self) -> dict[str, Any]:
+        """Return what a saved rollout fits: the processes, the micro-batches that it is divided into, its columns."""
+        return {"num_processes": self.trainer.accelerator.num_processes} | {
+            name: getattr(self.trainer.args, name) for name in FITTED
         }
 
     # Checkpoints
@@ -231,8 +234,8 @@ class Resume:
     def load(self, folder: Path) -> None:
         """Restore the run's state from a checkpoint.
 
-        A checkpoint that is not complete restores nothing. A checkpoint of another number of processes, or of other
-        micro-batches, restores the shared state and begins a new rollout. Both are logged.
+        A checkpoint that is not complete restores nothing. A checkpoint of another number of processes, of other
+        micro-batches or of other kept tokens restores the shared state and begins a new rollout. Both are logged.
         """
         if not (folder / seal.COMPLETE).exists():
             get_logger(__name__).warning(f"{folder} has no {seal.COMPLETE}, so a new rollout begins.")

@@ -442,7 +442,11 @@ class DynamicSampling:
                 output["completion_mask"] = output["completion_mask"] * (~supply.filling).unsqueeze(1)
                 output["num_items_in_batch"] = self.ranks.sum(loss_mask(output).sum())
         self.drafts.keep_recorded()
-        self._score_waiting()
+        if self.args.old_logps == "sampler":
+            for group in self.sampler.waiting:
+                group.old_logps = group.old_logps or [response.logprobs for response in group.responses]
+        else:
+            self._score_waiting()
         return output
 
     def _score_waiting(self) -> None:

@@ -19,7 +19,7 @@ import inspect
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ from ..objective.batching import padding_is_inert
 from ..objective.drawing import NEUTRAL_SAMPLING, truncation_note
 from ..objective.methods.run import LOSS_WEIGHTS, WEIGHTS, Methods
 from ..objective.objective import Objective
+from ..objective.selection import above
 from ..objective.stages import StageDetector
 from ..objective.tokens import Inputs, loss_mask, with_gradient
 from ..objective.window import (
@@ -60,6 +61,7 @@ from ..objective.window import (
     evaluation_window,
     plan_window,
     select_tokens,
+    step_threshold,
 )
 from ..rewards.guard import Guarded, GuardedAsync
 from ..rewards.registry import BUILT_IN
@@ -72,7 +74,7 @@ from .ranks import ranks_of
 from .requirements import check_package
 from .resume import Resume
 from .rollouts import Finished, Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
-from .sampler import sized
+from .sampler import Clock, Recorder, sized
 from .scoring import Scorer
 from .server import InParts
 from .stop import Colocated, Stop
@@ -92,6 +94,7 @@ class Call:
         supply: responses and rewards that replace TRL's generation and grading.
         scores_rollout: whether the first pass computes entropies, to log and to rank a rollout. With adapters, a pass
             of the reference policy follows, which is the same model without them.
+        is_spared: whether the first pass is left out, because the sampler gives its results.
         carried: for every response, log-probabilities (t,) under an older policy, or None. They replace the
             log-probabilities of the next pass.
         rewards: (responses of all ranks, F), set when TRL has them.
@@ -105,6 +108,7 @@ class Call:
     finished: Finished | None = None
     supply: Supply | None = None
     scores_rollout: bool = False
+    is_spared: bool = False
     carried: list[Tensor | None] | None = None
     rewards: Tensor | None = None
     passes: list[Pass] = field(default_factory=list)
@@ -147,9 +151,17 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self._call: Call | None = None
         self._window: Window | None = None
         self._answers: list[Row] | None = None  # of the current evaluation
+        self.clock = Clock()
+        if self.rollout_func is not None:
+            self.rollout_func = self.clock.around(self.rollout_func)
         self.ranks = ranks_of(self.accelerator)
         self.stop = Stop(self.ranks)  # without SIGTERM, which a launch gives it
         self.spec = self._decide()
+        self.threshold = math.nan  # of the last optimiser step, if steps take it over
+        self._step_loss: Tensor | float = 0.0  # of the micro-steps of the current optimiser step so far
+        self._asked_over_kept = 1.0  # tokens of the last optimiser step
+        if self.spec.trusts_sampler:
+            self.vllm_importance_sampling_correction = False  # which compares the sampler with a pass that is not made
         if self.spec.token_weights:
             self.top_entropy_quantile = 0.0  # TRL asks for weights if this is below 1, and its value goes unread
         self._prepare_adapters()
@@ -202,9 +214,14 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def _decide(self) -> Objective:
         """Decide what the run computes, and install the sparse LM head if it supports the model."""
         check_package("fused_lm_head", self.args.fused_lm_head)
-        model = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        model = self._base_model
         spec = Objective.from_args(
-            self.args, why_not(model), self.aux_loss_enabled, trains_head(model), self._padding_is_inert()
+            self.args,
+            why_not(model),
+            self.aux_loss_enabled,
+            trains_head(model),
+            self._padding_is_inert(),
+            self.is_deepspeed_enabled,
         )
         if self.args.truncation:
             get_logger(__name__).warning(truncation_note(vars(self.args)))
@@ -259,6 +276,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
                 "responses from the whole distribution, as the recipe's settings draw them."
             )
 
+    @property
+    def _base_model(self) -> PreTrainedModel:
+        """The model itself, which may hold adapters."""
+        return self.model.get_base_model() if is_peft_model(self.model) else self.model
+
     # The current call and step
 
     @contextmanager
@@ -298,7 +320,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         contexts = [prompt + ids for prompt, ids in zip(prompts, written, strict=True)]
         setting = "max_completion_length" if self.use_vllm else "max_new_tokens"
         with self._whole_distribution(), self._stoppable(), self._sampling({setting: limit}):
-            ids, logprobs = super()._generate_single_turn(contexts, None, {}, 1)
+            ids, logprobs = self._sample(contexts, None, {}, 1)
         self._leave_if_asked()
         ends = frozenset([*self.eos_token_ids, *(self.args.generation_kwargs or {}).get("stop_token_ids", [])])
         return pieces_of(prompts, ids, logprobs, limit, ends)
@@ -334,18 +356,29 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             return self._next_rollout(inputs)
 
     def _next_rollout(self, inputs: list[Row]) -> Inputs:
+        self.clock.begin()
         supply = self.rollouts.next(inputs)
         if supply is not None:
             self.monitor.log(supply.metrics)
             self.monitor.accuracy = self.monitor.accuracy if math.isnan(supply.accuracy) else supply.accuracy
         rows = inputs if supply is None else supply.rows
-        old_logps = supply.old_logps if supply is not None and supply.is_carried else None
-        carried = old_logps if self.spec.scores_rollout else None
+        spec = self.spec
+        old_logps = supply.old_logps if supply is not None and supply.is_carried and not spec.trusts_sampler else None
+        carried = old_logps if spec.scores_rollout else None
         with self._during(
-            Call(rows=rows, supply=supply, scores_rollout=self.spec.scores_rollout, carried=carried)
+            Call(
+                rows=rows,
+                supply=supply,
+                scores_rollout=spec.scores_rollout,
+                is_spared=spec.trusts_sampler and spec.spans_steps,
+                carried=carried,
+            )
         ) as call:
             output = super()._generate_and_score_completions(rows)
+        self.monitor.log(self.clock.metrics())
         output = self._placed(self.rollouts.finish(output, supply))
+        if spec.trusts_sampler:
+            output["old_per_token_logps"] = self._recorded(output)
         output["right"] = is_right(call.rewards[:, 0])[output["sequence_index"]]
         if any("rewards" in entry.needs for entry in self.spec.entries()):
             output["rewards"] = self._summed(call.rewards)[output["sequence_index"]]
@@ -353,6 +386,21 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
                 output["rewards"] = output["rewards"].masked_fill(supply.filling, math.nan)
         # If TRL scores old log-probabilities, that pass comes first, before the pass of a reference policy.
         return self._prepare_rollout(output, call.passes[0] if self.spec.scores_rollout else None, old_logps)
+
+    def _recorded(self, output: Inputs) -> Tensor:
+        """(B, T) log-probabilities under which the sampler drew the tokens of a rollout, taken from its columns.
+
+        Tokens that it could not score, with NaN, are scored by the current policy.
+        """
+        recorded = output.pop("sampling_per_token_logps", None)
+        if recorded is None:
+            raise ValueError(
+                "old_logps is 'sampler', but the rollout has no log-probabilities: let rollout_func return them as "
+                "logprobs, or set old_logps to scored."
+            )
+        if self.ranks.sum(recorded.isnan().sum()):
+            recorded = torch.where(recorded.isnan(), self._score(output, entropies=False).logps, recorded)
+        return recorded
 
     def _summed(self, rewards: Tensor) -> Tensor:
         """(responses,) float32: weighted sum of the rewards (responses, F), NaN where no function gave a reward."""
@@ -375,7 +423,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             old_logps: for every response, log-probabilities (t,) under an older policy that wrote it, or None. None
                 if all responses are from the current policy.
         """
-        ranked, has_steps = self.spec.ranked_in == "rollout", scored is not None or old_logps is not None
+        ranked = self.spec.ranked_in == "rollout"
+        has_steps = scored is not None or old_logps is not None or self.spec.spans_steps
         methods = self.methods
         # TRL skips old log-probabilities only if the rollout serves one step, whose methods are known.
         entries = [e for e in self.spec.entries() if has_steps or methods.is_active(e)]
@@ -408,7 +457,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     @contextmanager
     def _whole_distribution(self) -> Iterator[None]:
         """Hide the model's generation configuration, from which `generate` would complete the recipe's settings."""
-        model = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        model = self._base_model
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
             yield
@@ -464,7 +513,16 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: list, *others: Any, **named: Any) -> tuple[list, list | None]:
         """Return the responses that are written already, or let TRL's sampler write them."""
         finished = self._call.finished
-        return super()._generate_single_turn(prompt_ids, *others, **named) if finished is None else finished
+        return self._sample(prompt_ids, *others, **named) if finished is None else finished
+
+    def _sample(self, *contexts: Any, **named: Any) -> tuple[list, list | None]:
+        """Let TRL's sampler write responses, with the arguments of its `_generate_single_turn`."""
+        records = self.spec.trusts_sampler and self.model.training and not self.use_vllm
+        recorder = Recorder(self.temperature, self.args.truncation)
+        with self.clock.running(), recorder.listening(self._base_model) if records else nullcontext():
+            ids, logprobs = super()._generate_single_turn(*contexts, **named)
+        self.clock.count(ids)
+        return ids, recorder.of(ids) if records else logprobs
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
         if self._call.supply is not None:
@@ -499,7 +557,29 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             if is_idle:
                 self._step += 1
                 return torch.zeros((), device=self.args.device)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return self._divided(model, loss) if self.spec.divides_late else loss
+
+    def _divided(self, model: Any, loss: Tensor) -> Tensor:
+        """Divide the gradient of a finished step by its kept tokens, which were unknown to its micro-batches.
+
+        They have divided by the requested number, so that sums of any size keep their scale. The gradient is
+        whole here, over all ranks, and not yet clipped.
+
+        Args:
+            loss: of the micro-step.
+
+        Returns:
+            The loss to log, whose sum over the step is divided likewise.
+        """
+        self._step_loss = self._step_loss + loss
+        if not self.accelerator.sync_gradients:
+            return loss
+        factor, whole, self._step_loss = self._asked_over_kept, self._step_loss, 0.0
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        return loss + (factor - 1) * whole
 
     def _prepare_inputs(self, generation_batch: Inputs) -> Inputs | None:
         if self.model.training and self._window is not None and self._window.opened == self._step:
@@ -536,6 +616,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self.args.per_device_train_batch_size,
             self._step_seed,
             methods,
+            self.threshold,
         )
         if window.ranking is not None:
             self.monitor.gradients(*window.ranking)
@@ -559,8 +640,16 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         return loss
 
     def _close(self, window: Window) -> None:
-        """Log a finished optimiser step."""
-        self.monitor.step(window, self.args.per_device_train_batch_size * self.current_gradient_accumulation_steps)
+        """Log a finished optimiser step, and keep what later steps take over."""
+        if self.spec.carries:
+            self.threshold = step_threshold(window, self.spec, self.ranks, self._step_seed)
+            self.monitor.log({"selection/step_threshold": self.threshold})
+        if self.spec.trusts_sampler and self._step % self.spec.passes_per_rollout < self.spec.accumulation:
+            self.monitor.sampler_gap(window.scored)
+        kept = self.monitor.step(
+            window, self.args.per_device_train_batch_size * self.current_gradient_accumulation_steps
+        )
+        self._asked_over_kept = window.kept / max(kept, 1)
         methods = self.methods
         active = {f"shaping/{entry.name}": float(methods.is_active(entry)) for entry in self.spec.advantages}
         if window.weights:  # mean weight of the tokens that are run or known, 1 for a method that changes nothing
@@ -581,6 +670,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         **images: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         call, is_policy = self._call or Call(), model is not self.ref_model
+        if call.is_spared:
+            call.is_spared = False
+            return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
         ranks_rollout = is_policy and call.scores_rollout and not call.passes
         compute_entropy |= ranks_rollout
         known = "kept_mask" in call.inputs
@@ -625,7 +717,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         """
         call, window = self._call, self._window
         kept = call.inputs.get("kept_mask")
-        if kept is None and self.spec.selects:
+        if window.threshold is not None:
+            kept = above(entropies, mask, window.threshold, self.spec.selection)
+        elif kept is None and self.spec.selects:
             (kept,), lowest = select_tokens(call.passes, [call.inputs], self.spec, self.ranks, self._step_seed)
             window.thresholds.append(lowest)
             self.monitor.gradients(call.passes, [call.inputs], self._mode)
