@@ -312,7 +312,7 @@ def test_method_refusals_name_field_value_and_fix(words, parts):
     [
         [],
         ["--top_p", "1.0", "--top_k", "-1", "--min_p", "0.0", "--repetition_penalty", "1.0"],
-        ["--temperature", "0.7", "--generation_kwargs", "{temperature: 0.7, seed: 3}"],
+        ["--temperature", "0.7", "--generation_kwargs", "{temperature: 0.7}"],
         ["--use_vllm", "--vllm_importance_sampling_mode", "sequence_mask"],
     ],
 )

@@ -6,6 +6,7 @@ Hardware is described in `accelerate_configs/`, and the papers' numbers are in `
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from transformers import GenerationConfig
 from trl import GRPOConfig
 
 from ..models.truncation import Truncation
@@ -18,6 +19,7 @@ from ..objective.share import BY_NORM, RHO
 from ..registry import one_of, refuse_unread, unread
 from ..runs.processes import process_count
 from .batches import batch_shape, check_evaluation_batch, check_sampler, optimizer_steps
+from .bounds import check_bounds
 from .losses import check_loss
 from .methods import check_combinations, count_in_steps, to_short_forms
 from .shaping import ShapingConfig
@@ -262,6 +264,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
 
     def _complete(self) -> None:
         to_short_forms(self)
+        check_bounds(self)
         one_of("entropy_selection", self.entropy_selection, SELECTIONS)
         one_of("entropy_scope", self.entropy_scope, SCOPES)
         one_of("entropy_denominator", self.entropy_denominator, DENOMINATORS)
@@ -292,6 +295,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             raise ValueError(f"reward_seconds is {self.reward_seconds}: it must be above 0, or null for no limit.")
         super().__post_init__()
         self._refuse_biased_sampling()
+        self._refuse_unknown_generation()
         self._check_objective(Objective.from_args(self))
         if self.generation_batch_size * self.max_completion_length >= MAX_TOKENS:
             raise ValueError(
@@ -437,6 +441,16 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more.")
         self._refuse_whole_responses("fork_rollouts")
+
+    def _refuse_unknown_generation(self) -> None:
+        """Refuse names that transformers' generation would take without a word and never read."""
+        known = GenerationConfig()
+        unknown = [name for name in self.generation_kwargs or {} if not (self.use_vllm or hasattr(known, name))]
+        if unknown:
+            raise ValueError(
+                f"generation_kwargs names {unknown[0]!r}, which transformers' GenerationConfig does not have: leave "
+                "it out."
+            )
 
     def _refuse_whole_responses(self, setting: str) -> None:
         """Refuse sampling settings for responses that are written at once, beside a setting that divides them."""

@@ -9,6 +9,7 @@ from ..grading.config import GradingConfig
 from ..models.config import CheckedModelConfig
 from ..registry import refuse_unread
 from ..runs.processes import process_count
+from .bounds import check_bounds
 from .unread import RULES
 
 
@@ -76,6 +77,7 @@ class TeacherSFTConfig(SFTConfig):
                 )
             self.gradient_accumulation_steps = accumulation
         refuse_unread(self, RULES)
+        check_bounds(self)
         super().__post_init__()
 
 

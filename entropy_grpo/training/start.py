@@ -1,5 +1,6 @@
 """Start of a run, shared by GRPO and SFT: checked settings, files of the model, and the first files of the run."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -22,6 +23,8 @@ from .claim import claim_folder, compare_settings, record_changes
 from .requirements import check_disk, check_packages, check_processes
 from .setup import shards, write_recipe
 
+UNKNOWN_ARGUMENT = re.compile(r"For\w+\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+
 
 @contextmanager
 def refusals() -> Iterator[None]:
@@ -30,6 +33,12 @@ def refusals() -> Iterator[None]:
         yield
     except ValueError as error:
         raise RecipeError(str(error)) from error
+    except TypeError as error:
+        if (unknown := UNKNOWN_ARGUMENT.search(str(error))) is None:
+            raise
+        raise RecipeError(
+            f"model_init_kwargs names {unknown[1]!r}, which neither from_pretrained nor the model takes: leave it out."
+        ) from error
 
 
 class Start:
