@@ -8,7 +8,6 @@ A row has commands, and the place of a small-scale result. GPUs and hours are th
 
 import argparse
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +73,7 @@ SHAPING = ("grpo", "ppl", "position", "ppl_position")
 
 def launches(*names: str) -> list[str]:
     """Return the commands that train recipes."""
-    return [f"entropy-grpo launch recipes/{name}.yaml" for name in names]
+    return [f"entropy-grpo launch {name}" for name in names]
 
 
 def small(name: str) -> str:
@@ -232,7 +231,7 @@ SECTIONS: dict[str, list[Row]] = {
     "Points of a referee and of a critical essay": [
         Row(
             "rho from 0.1 to 0.3 in steps of 0.05, several seeds, intervals, paired tests",
-            [f"entropy-grpo sweep recipes/qwen3_8b.yaml --set {RHO} --seeds 3"],
+            [f"entropy-grpo sweep qwen3_8b --set {RHO} --seeds 3"],
             SMALL_RHO,
         ),
         Row(
@@ -277,10 +276,12 @@ SECTIONS: dict[str, list[Row]] = {
 
 
 def recipes_of(command: str) -> list[str]:
-    """Return the recipe files that a command trains, also by a sweep file."""
-    files = re.findall(r"recipes/[\w/]+\.yaml", command)
-    sweeps = [sweep_file.read(measure.ROOT / file) for file in files]
-    return [one for file, found in zip(files, sweeps, strict=True) for one in (found["recipes"] if found else [file])]
+    """Return the names of the recipes that a command trains, also by a sweep file."""
+    _, action, *words = command.split()
+    if action not in ("launch", "sweep"):
+        return []
+    found = sweep_file.read(measure.ROOT / words[0])
+    return [Path(file).stem for file in found["recipes"]] if found else [words[0]]
 
 
 def runs_of(command: str) -> int:
@@ -289,21 +290,22 @@ def runs_of(command: str) -> int:
     if words[1] != "sweep":
         return 1
     parsed, _ = cli.parse(words[1:])
-    one = sweep_file.sweeps(replace(cli.checked(parsed, SweepOptions), recipe=str(measure.ROOT / parsed.recipe)))[0]
+    file = measure.ROOT / parsed.recipe
+    options = replace(cli.checked(parsed, SweepOptions), recipe=str(file) if file.is_file() else parsed.recipe)
+    one = sweep_file.sweeps(options)[0]
     return len(sweep.variants(one.products, one.others)) * one.seeds
 
 
 def all_recipes() -> list[str]:
-    """Return the recipe files of all rows."""
+    """Return the names of the recipes of all rows."""
     commands = [command for rows in SECTIONS.values() for row in rows for command in row.commands]
-    return list(dict.fromkeys(file for command in commands for file in recipes_of(command)))
+    return list(dict.fromkeys(name for command in commands for name in recipes_of(command)))
 
 
-def planned(file: str) -> dict[str, Any]:
+def planned(name: str) -> dict[str, Any]:
     """Plan a recipe for the GPUs of its accelerate configuration."""
-    name = Path(file).stem
     length = next((length for start, length in MEAN_LENGTHS.items() if name.startswith(start)), None)
-    options = PlanOptions(str(measure.ROOT / file), mean_length=length, tflops=TFLOPS, problems=17_398)
+    options = PlanOptions(name, mean_length=length, tflops=TFLOPS, problems=17_398)
     made = plan.make(plan.resolve(options, ()))
     machines = made["machines"]
     return {
@@ -316,7 +318,7 @@ def planned(file: str) -> dict[str, Any]:
 
 def needs(row: Row, plans: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the GPUs and hours of a row's recipes, or the row's own words."""
-    trained = [(plans[file], runs_of(command)) for command in row.commands for file in recipes_of(command)]
+    trained = [(plans[name], runs_of(command)) for command in row.commands for name in recipes_of(command)]
     if not trained or all(one["hours"] is None for one, _ in trained):
         return row.needs or DEMO
     gpus = sorted({one["gpus"] for one, _ in trained})
@@ -344,7 +346,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the tables of the recorded plans")
     if not parser.parse_args().table:
         about = {"command": "python -m benchmarks.papers", "tflops": TFLOPS, "mean_lengths": MEAN_LENGTHS}
-        measure.files.write_json(RESULTS, about | {"plans": {file: planned(file) for file in all_recipes()}})
+        measure.files.write_json(RESULTS, about | {"plans": {name: planned(name) for name in all_recipes()}})
     measure.write_block(COMMAND, tables(json.loads(RESULTS.read_text())["plans"]))
 
 

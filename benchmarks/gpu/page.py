@@ -149,7 +149,7 @@ def weights() -> str:
             table([header, *lines]),
             f"While they train, accuracy on {counts['dev']} other held-out problems:",
             table([["arm", *(f"step {step}" for step in steps)], *during]),
-            "What these arms change of `recipes/qwen3_1_7b.yaml`:",
+            "What these arms change of the recipe `qwen3_1_7b`:",
             table([["setting", "here"], *changes], str),
         ]
     )
