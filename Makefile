@@ -9,14 +9,14 @@ check_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and
 # Installs the CPU build of torch into the environment $(1), with pip if its index has one, otherwise with uv, which knows
 # PyTorch's own index.
 cpu_torch = $(1)/bin/pip install -q "$(TORCH)+cpu" 2>/dev/null || { $(1)/bin/pip install -q uv && $(1)/bin/uv pip install -q -p $(1)/bin/python --torch-backend cpu $(TORCH); }
-RECIPE ?= recipes/demo_cpu.yaml
+RECIPE ?= demo_cpu
 RUN ?= runs/demo_cpu
 TEACHER ?= Qwen/Qwen3-32B
 # GPUs that hold a copy of the teacher, and copies: together those of the machine.
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny branches smollm2 model-sizes bench passes revisions gpu sampling rollouts faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
+.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train report card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny branches smollm2 model-sizes bench passes starting revisions gpu sampling rollouts faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -30,7 +30,7 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install -q -e ".[analysis,dev]"
 	@touch $@
 
-demo: setup  ## train the embedded task on the CPU (a few minutes, and once a few more for the cold start); RECIPE=recipes/demo_words.yaml
+demo: setup  ## train the embedded task on the CPU (a few minutes, and once a few more for the cold start); RECIPE=demo_words
 	$(BIN)/entropy-grpo launch --config_file accelerate_configs/cpu.yaml $(RECIPE) $(RECIPE_ARGS)
 
 test: setup  ## run the tests in parallel, one file per core at a time
@@ -67,8 +67,8 @@ recipes: setup  ## launch every recipe literally for two steps on tiny models (t
 llama31_8b: setup  ## train Llama-3.1-8B of arXiv 2506.01939: responses of TEACHER=Qwen/Qwen3-32B, cold start, training
 	$(BIN)/accelerate launch --num_processes $(TEACHER_COPIES) -m entropy_grpo.cli eval --model $(TEACHER) --chat \
 		--tensor-parallel $(TEACHER_GPUS) --benchmarks dapo_math --samples 1 --output runs/llama31_8b_teacher
-	$(BIN)/entropy-grpo launch recipes/llama31_8b_cold_start.yaml
-	$(BIN)/entropy-grpo launch recipes/llama31_8b.yaml
+	$(BIN)/entropy-grpo launch llama31_8b_cold_start
+	$(BIN)/entropy-grpo launch llama31_8b
 
 lint: setup  ## check style, format, spelling and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/mypy
@@ -82,8 +82,11 @@ pins: setup  ## resolve the set of the container into docker/requirements.txt
 release: setup  ## build, check, install and try the wheel (a few minutes); prints the steps left to a person
 	.ci/release
 
-train: setup  ## train RECIPE=recipes/NAME.yaml with RECIPE_ARGS
+train: setup  ## train RECIPE=NAME, by name or file, with RECIPE_ARGS
 	$(BIN)/entropy-grpo launch $(RECIPE) $(RECIPE_ARGS)
+
+report: setup  ## write one page of RUN=runs/NAME: result, curves, warnings, coloured responses, entropies, settings
+	$(BIN)/entropy-grpo analyze report $(RUN)
 
 card: setup  ## write the model card of RUN=runs/NAME from its files; CARD_ARGS="--push REPO --dry-run" shows an upload
 	$(BIN)/entropy-grpo card $(RUN) $(CARD_ARGS)
@@ -122,6 +125,9 @@ bench: setup  ## measure speed against stock TRL (an hour on two cores; on a GPU
 
 passes: setup  ## count and time passes by token budget and without a mask (minutes); writes benchmarks/results/passes.json
 	$(BIN)/python -m benchmarks.passes
+
+starting: setup  ## time a launch of the demo to its first line and its first step on a quiet machine (two minutes)
+	$(BIN)/python -m benchmarks.starting
 
 revisions: setup  ## time the head-bound step and the embedded job against BASE=COMMIT, alternating (ten minutes)
 	$(BIN)/python -m benchmarks.revisions --base $(BASE)

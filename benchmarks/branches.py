@@ -32,9 +32,8 @@ from entropy_grpo.metrics.answers import pass_curve
 from entropy_grpo.metrics.seeds import over_seeds
 from entropy_grpo.metrics.tables import interval_text
 from entropy_grpo.metrics.tables import table as markdown_table
-from entropy_grpo.runs import files
+from entropy_grpo.runs import files, plots
 from entropy_grpo.runs.folder import RunFolder, step_of
-from entropy_grpo.runs.plots import COLOURS, DASHES, MARKERS
 from entropy_grpo.runs.trained import cost
 from entropy_grpo.tasks import word_stories
 
@@ -356,7 +355,7 @@ def draw(recorded: Mapping[str, Mapping[str, Any]]) -> Figure:
     rows = figure.subplots(len(recorded), 3, squeeze=False)
     for (task, found), panels in zip(recorded.items(), rows, strict=True):
         for i, branch in enumerate((SFT, RL)):
-            style = {"label": branch, "color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i]}
+            style = {"label": branch, **plots.style(i)}
             models = found["models"][START] | found["models"][branch]
             for panel, group in zip(panels, (DECISIONS, OTHER), strict=False):
                 bars(
@@ -388,7 +387,7 @@ def main() -> None:
             return
         RECORD.write(options.task, found)
     if recorded := RECORD.recorded():
-        draw(recorded).savefig(PLOT, dpi=120)
+        plots.save(draw(recorded), PLOT, "benchmarks/results/branches*.json: 95% intervals over seeds")
     RECORD.write_block(options.task, table)
 
 

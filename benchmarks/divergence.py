@@ -13,6 +13,7 @@ from entropy_grpo.analysis.divergence.forks import Settings, divergence, find_fo
 from entropy_grpo.analysis.report import figures
 from entropy_grpo.evaluation.backends.transformers import TransformersBackend
 from entropy_grpo.metrics import tables
+from entropy_grpo.runs import plots
 
 RECORD = walks.Record("divergence", "--draw", "about ten minutes on two cores")
 PROBLEMS = 200
@@ -65,7 +66,8 @@ def main() -> None:
         for key, results in RECORD.recorded().items()
         for name, model in results["models"].items()
     }
-    figures.save(figures.divergence(shown), measure.DOCS / "figures" / "divergence.png")
+    source = f"benchmarks/results/divergence*.json: {PROBLEMS} problems of a task, 95% intervals over problems"
+    plots.save(figures.divergence(shown), measure.DOCS / "figures" / "divergence.png", source)
     RECORD.write_block(task, table)
 
 

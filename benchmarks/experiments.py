@@ -28,9 +28,8 @@ from entropy_grpo.config.offline import resolve
 from entropy_grpo.metrics.seeds import over_seeds
 from entropy_grpo.metrics.tables import cell, interval_text
 from entropy_grpo.metrics.tables import table as markdown_table
-from entropy_grpo.runs import files
+from entropy_grpo.runs import files, plots
 from entropy_grpo.runs.folder import RunFolder
-from entropy_grpo.runs.plots import COLOURS, DASHES, MARKERS
 
 SEEDS = 3
 UNREPORTED_SEED = 90
@@ -218,7 +217,10 @@ def recorded(name: str, experiment: Experiment, found: dict[str, Any], labels: d
             "by_seed": [one["after"]["accuracy"]["value"] for one in evaluations],
             "before": [one["before"]["accuracy"]["value"] for one in evaluations],
             "curves": {
-                key: {step: round(point["value"], 4) for step, point in members["curves"][key].items()}
+                key: {
+                    step: {side: round(point[side], 4) for side in ("value", "low", "high")}
+                    for step, point in members["curves"][key].items()
+                }
                 for key in CURVES
             },
             "columns": {key: last_quarter(runs, key) for key in experiment.columns},
@@ -295,31 +297,42 @@ def watchers_table(found: Mapping[str, dict[str, Any]]) -> str:
     return f"Silent in {silent} of {runs} runs.\n\n{markdown_table(rows)}".strip()
 
 
-def draw(recorded: dict[str, Any], path: Path) -> None:
+def means(curve: Mapping[str, Any]) -> list[float]:
+    """Means over the seeds. Older recordings hold them alone, newer ones also the lowest and the highest seed."""
+    return [point["value"] if isinstance(point, dict) else point for point in curve.values()]
+
+
+def draw(recorded: dict[str, Any], path: Path) -> Path:
     """Plot accuracy after training by arm with its seeds, and accuracy and entropy over training."""
     arms = recorded["arms"]
-    figure = Figure(figsize=(10, 4.4 + 0.12 * len(arms)), layout="constrained")
-    panels = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
+    heights = (0.8 + 0.2 * len(arms), 3.4)
+    figure = Figure(figsize=(7, sum(heights) + 0.8), layout="constrained")
+    panels = figure.subplot_mosaic([["arms", "arms"], list(CURVES)], height_ratios=heights)
     for row, (label, arm) in enumerate(arms.items()):
-        colour = COLOURS[row % len(COLOURS)]
-        found = arm["measures"]["accuracy"]
+        found, look = arm["measures"]["accuracy"], plots.style(row)
         errors = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
-        panels[0].errorbar(found["value"], row, xerr=errors, color=colour, marker="o", capsize=3)
-        panels[0].plot(arm["by_seed"], [row + 0.25] * len(arm["by_seed"]), "|", color=colour)
-        style = {"color": colour, "linestyle": DASHES[row // len(COLOURS)], "marker": MARKERS[row % len(MARKERS)]}
-        for panel, key in zip(panels[1:], CURVES, strict=True):
+        ends = {"color": look["color"], "marker": look["marker"], "capsize": 3}
+        panels["arms"].errorbar(found["value"], row, xerr=errors, **ends)
+        panels["arms"].plot(arm["by_seed"], [row + 0.25] * len(arm["by_seed"]), "|", color=look["color"])
+        for key in CURVES:
             # Older recordings have the entropy of the tokens that were run, by the step's own policy where rho was 1.
-            points = arm["curves"].get(key) or arm["curves"]["entropy"]
-            panel.plot([int(step) for step in points], list(points.values()), label=label, markersize=4, **style)
-    panels[0].set(xlabel="test accuracy: mean, 95% interval, seeds", yticks=range(len(arms)), yticklabels=list(arms))
-    panels[0].invert_yaxis()
-    for panel, label in zip(panels[1:], CURVES.values(), strict=True):
-        panel.set(xlabel="optimiser step", ylabel=label)
-    for panel in panels:
+            curve = arm["curves"].get(key) or arm["curves"]["entropy"]
+            steps, every = [int(step) for step in curve], max(len(curve) // 6, 1)
+            panels[key].plot(steps, means(curve), label=label, markersize=4, markevery=every, **look)
+            if all(isinstance(point, dict) for point in curve.values()):
+                low, high = ([point[side] for point in curve.values()] for side in ("low", "high"))
+                panels[key].fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
+    panels["arms"].set(xlabel="test accuracy: mean with 95% interval, and the seeds")
+    panels["arms"].set(yticks=range(len(arms)), yticklabels=list(arms))
+    panels["arms"].invert_yaxis()
+    for key, label in CURVES.items():
+        panels[key].set(xlabel="optimiser step", ylabel=label)
+    for panel in panels.values():
         panel.grid(alpha=0.3)
-    handles, names = panels[1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=5)
-    figure.savefig(path, dpi=120)
+    handles, names = panels[next(iter(CURVES))].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, handlelength=3)
+    seeds = max(len(arm["by_seed"]) for arm in arms.values())
+    return plots.save(figure, path, f"benchmarks/results/{path.stem}.json: {seeds} seeds, curves are means over them")
 
 
 def main() -> None:

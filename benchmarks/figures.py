@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import embedded, measure, walks
 from entropy_grpo.analysis.report import figures, run
 from entropy_grpo.metrics.tables import table as markdown_table
+from entropy_grpo.runs import plots
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks import cold_start, registry, taught
 
@@ -29,6 +30,7 @@ COLD, RANDOM, TRAINED = "cold start", "random weights", "trained"
 SAVES, SAMPLES = 6, 4
 SHOWN = "overlap change percentiles categories log-percentiles log-signs words-0-highest words-0-lowest".split()
 UPDATES = "updates update-categories update-perplexity".split()
+SOURCE = "python -m benchmarks.figures: one run of the demo, 400 test problems with 4 answers each"
 RECORD = walks.Record("figures", "--table", "about a quarter of an hour on two cores")
 
 
@@ -112,10 +114,10 @@ def sum_up(places: Places) -> dict[str, Any]:
         name: (np.array(one["histogram"]["edges"]), np.array(one["histogram"]["counts"])) for name, one in own.items()
     }
     marks = {name: one["percentiles"]["80"] for name, one in own.items()}
-    figures.save(figures.histogram(histograms, marks), folder / "histogram.png")
+    plots.save(figures.histogram(histograms, marks), folder / "histogram.png", SOURCE)
     for name in (COLD, TRAINED):
         drawn = figures.position(own[name]["position"], name)
-        figures.save(drawn, folder / f"position-{name.replace(' ', '-')}.png")
+        plots.save(drawn, folder / f"position-{name.replace(' ', '-')}.png", SOURCE)
     kept = ("tokens", "mean", "share_below_0.01", "held_by_top_20", "percentiles", "categories")
     # The page of the number walk has the other pictures among its text.
     listed = UPDATES if folder == measure.DOCS / "figures" else ["histogram", *SHOWN, *UPDATES]

@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import experiments, measure
 from entropy_grpo.objective.selection import select
-from entropy_grpo.runs import files
-from entropy_grpo.runs.plots import COLOURS
+from entropy_grpo.runs import files, plots
 from entropy_grpo.tasks import registry
 
 COMMAND = "python -m benchmarks.picture"
@@ -26,7 +25,6 @@ RESULTS = measure.RESULTS / "picture.json"
 PICTURE = measure.DOCS / "figures" / "forks.png"
 RHO, RESPONSES = 0.2, 4
 ARMS = {"rho = 0.2": "top 20%", "rho = 1.0": "all tokens", "bottom 0.8": "bottom 80%"}
-STYLES = ("-", "--", ":")
 LINE, ROW = 74, 0.085  # characters of a line, height of a line
 
 
@@ -86,14 +84,16 @@ def draw_responses(axes: Axes, responses: list[dict[str, Any]]) -> None:
 
 def draw_curves(axes: Axes, recorded: dict[str, Any]) -> None:
     """Draw held-out accuracy over the steps, and at the end its interval over the seeds."""
-    for (arm, label), colour, style in zip(ARMS.items(), COLOURS, STYLES, strict=False):
+    for number, (arm, label) in enumerate(ARMS.items()):
+        look = plots.style(number)
         curve = recorded["arms"][arm]["curves"]["eval_accuracy"]
-        steps, values = [int(step) for step in curve], list(curve.values())
+        steps, values = [int(step) for step in curve], experiments.means(curve)
         end = recorded["arms"][arm]["measures"]["accuracy"]
         bar = [[end["value"] - end["low"]], [end["high"] - end["value"]]]
-        axes.plot(steps, values, style, color=colour, label=label)
+        axes.plot(steps, values, markersize=4, label=label, **look)
         place = steps[-1] + 14 + 12 * list(ARMS).index(arm)
-        axes.errorbar([place], [end["value"]], bar, color=colour, fmt="o", markersize=3.5, capsize=2)
+        ends = {"color": look["color"], "marker": look["marker"]}
+        axes.errorbar([place], [end["value"]], bar, markersize=3.5, capsize=2, **ends)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("held-out accuracy")
     axes.legend(title="trained on", fontsize=8, title_fontsize=8, loc="upper left")
@@ -116,7 +116,8 @@ def main() -> None:
     if not parser.parse_args().table:
         measure.write("picture", COMMAND, measure_responses())
     recorded = files.read_json(experiments.results("reproduce_tiny"))
-    draw(files.read_json(RESULTS), recorded).savefig(PICTURE, dpi=130, metadata={"Software": None})
+    source = "benchmarks/results/picture.json (the cold start's responses) and reproduce_tiny.json (three seeds)"
+    plots.save(draw(files.read_json(RESULTS), recorded), PICTURE, source)
     print(PICTURE)
 
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import measure
 from entropy_grpo.objective.advantages import position_bonus
+from entropy_grpo.runs import plots
 
 PLOT = measure.DOCS / "figures" / "position_bonus.png"
 GAMMA = 0.1
@@ -18,8 +19,9 @@ def main() -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     positions = torch.linspace(0, 1, 201)
-    for (label, n), style in zip(CURVES.items(), ("--", "-"), strict=True):
-        axes.plot(positions, position_bonus(positions, GAMMA, n=n), style, label=label)
+    for number, (label, n) in enumerate(CURVES.items()):
+        look = plots.style(number) | {"markevery": 25}
+        axes.plot(positions, position_bonus(positions, GAMMA, n=n), label=label, **look)
     axes.set(
         title=f"Bonus of position shaping, gamma = {GAMMA}, d = 1, m = 15",
         xlabel="relative position in the response",
@@ -28,9 +30,7 @@ def main() -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="center left")
-    PLOT.parent.mkdir(exist_ok=True)
-    figure.savefig(PLOT, dpi=120, metadata={"Software": None})
-    print(PLOT)
+    print(plots.save(figure, PLOT, "objective.advantages.position_bonus, a formula without measurement"))
 
 
 if __name__ == "__main__":

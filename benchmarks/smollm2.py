@@ -38,7 +38,7 @@ from entropy_grpo.compare.tables import claimed
 from entropy_grpo.metrics.tables import cell, interval_text
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.models.load import load_model
-from entropy_grpo.runs import files
+from entropy_grpo.runs import files, plots
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks.cold_start import cache_dir
 
@@ -260,7 +260,8 @@ def show(job: Job) -> None:
         name: (np.array(one["histogram"]["edges"]), np.array(one["histogram"]["counts"]))
         for name, one in models.items()
     }
-    figures.save(figures.histogram(histogram, {name: one["percentiles"]["80"] for name, one in models.items()}), PLOT)
+    marks = {name: one["percentiles"]["80"] for name, one in models.items()}
+    plots.save(figures.histogram(histogram, marks), PLOT, "python -m benchmarks.smollm2: tokens of the stories")
     PAGE.parent.mkdir(exist_ok=True)
     files.write_text(PAGE, (job.place(STORIES) / "page.html").read_text(encoding="utf-8"))
 

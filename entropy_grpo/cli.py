@@ -177,7 +177,7 @@ class Irrelevant(Unchecked, IrrelevantOptions):
 
 @dataclass(frozen=True)
 class Report:
-    """Write an HTML and a Markdown page with all analyses that a run's files allow."""
+    """Write one page of a run: result, curves, warnings, coloured responses, settings, and all analyses of it."""
 
     run: RunPath
     """run folder, or folder of collected tokens"""
@@ -185,8 +185,8 @@ class Report:
     def __call__(self, overrides: Sequence[str]) -> None:
         from .analysis.report import run
 
-        for path in run.write(self.run):
-            print(path)
+        markdown, page = run.write(self.run)
+        print(f"page      {page}\nMarkdown  {markdown}")
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,8 @@ def test_report_has_every_group_and_its_corrected_test(tmp_path):
     widths = {line.replace("\\|", "").count("|") for line in markdown.split("\n\n")[0].splitlines()}
     assert len(widths) == 1 and "<b>" not in markdown
     json.dumps(found)
-    plots.comparison({name: group["curves"] for name, group in found["groups"].items()}, CURVES, tmp_path / "c.png")
+    curves = {name: group["curves"] for name, group in found["groups"].items()}
+    plots.comparison(curves, CURVES, tmp_path / "c.png", "a test")
     assert imread(tmp_path / "c.png").std() > 0.05
 
 

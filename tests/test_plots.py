@@ -156,7 +156,7 @@ def curve(shift=0.0, largest=8):
 
 
 def pass_at_k(path, curves):
-    assert plots.pass_at_k(curves, path) == path
+    assert plots.pass_at_k(curves, path, "a test") == path
     return matplotlib.image.imread(path)[..., :3]
 
 
@@ -184,4 +184,36 @@ def test_pass_at_k_takes_what_json_made_of_the_keys(tmp_path):
 @pytest.mark.parametrize("count", [0, len(plots.COLOURS) + 1])
 def test_pass_at_k_refuses_more_models_than_it_has_colours(tmp_path, count):
     with pytest.raises(ValueError, match=f"curves has {count} models"):
-        plots.pass_at_k({str(i): curve() for i in range(count)}, tmp_path / "many.png")
+        plots.pass_at_k({str(i): curve() for i in range(count)}, tmp_path / "many.png", "a test")
+
+
+def grey(colour):
+    """Luminance from 0 to 1, as on a grey printer."""
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def test_curves_differ_without_colour():
+    """Ten arms: every pair has another dash, and another marker or another brightness; each is visible on white."""
+    looks = [plots.style(number) for number in range(28)]
+    assert len({(look["linestyle"], look["marker"]) for look in looks}) == 28
+    for one, other in itertools.combinations(looks[:10], 2):
+        brightness = abs(grey(one["color"]) - grey(other["color"]))
+        assert (one["linestyle"], one["marker"]) != (other["linestyle"], other["marker"]), (one, other)
+        assert brightness > 0.03 or one["linestyle"] != other["linestyle"], (one, other)
+    assert all((1 + 0.05) / (grey(colour) ** 2.2 + 0.05) > 2 for colour in plots.COLOURS)
+
+
+def test_a_picture_names_its_source_and_is_readable_at_800_pixels(tmp_path):
+    figure = plots.entropy_figure(rows())
+    path = plots.save(figure, tmp_path / "new" / "x.png", "runs/$a/metrics.jsonl")
+    with Image.open(path) as image:
+        scale = 800 / image.width
+        assert image.width >= 800
+    (line,) = [text for text in figure.texts if text.get_text() == r"from runs/\$a/metrics.jsonl"]
+    box = line.get_window_extent()
+    drawn = [one.get_tightbbox() for one in (*figure.axes, *figure.legends)]
+    assert -plots.SOURCE_INCHES * figure.dpi <= box.y0 and all(one.y0 >= box.y1 for one in drawn)
+    texts = [line, *figure.axes[0].get_xticklabels(), *figure.legends[0].get_texts()]
+    # Height of a letter in pixels on a picture that a page shows at 800 pixels.
+    assert all(text.get_fontsize() / 72 * plots.DPI * scale >= 10 for text in texts)

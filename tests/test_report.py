@@ -220,6 +220,76 @@ def test_a_run_has_the_page_of_its_last_responses(tmp_path):
     assert (tmp_path / "analysis" / "text.html").read_text() == "of checkpoints"
 
 
+def whole_run(path):
+    """A run folder with everything that a page of it shows, hostile texts among it."""
+    run = RunFolder(path)
+    files.append_jsonl(run.metrics, [{"step": i, "reward": 0.1 * i, "entropy/p50": 0.1} for i in (1, 2)])
+    tokens = {"tokens": HOSTILE, "token_ids": list(range(len(HOSTILE))), "kept": [1] + [0] * (len(HOSTILE) - 1)}
+    entropies = [1.5, *[0.005] * (len(HOSTILE) - 1)]
+    row = {"step": 2, "prompt": "<b>why?</b>\u202e", "advantage": 0.5, "right": True, "entropies": entropies}
+    files.append_jsonl(run.samples, [row | tokens, row | {"tokens": ["long"] * 1200} | long_tokens(1200)])
+    interval = {"value": 0.25, "low": 0.125, "high": 0.375}
+    sides = {"accuracy": interval, "num_problems": 40, "num_samples": 4}
+    gain = {"accuracy": {"value": 0.5, "low": 0.4375, "high": 0.5625, "p_value": 0.01, "minimum_detectable": 0.1}}
+    files.write_json(run.evaluation, {"before": sides, "after": sides, "gain": gain})
+    warning = {
+        "step": 2,
+        "watcher": "entropy_collapse",
+        "action": "warn",
+        "sentence": "The <i>entropy</i> has fallen.",
+    }
+    files.append_jsonl(run.warnings, [warning])
+    run.recipe.write_text("recipe: x\nlearning_rate: 1.0e-4\nmodel_name_or_path: a/<b>\nseed: 7\n")
+    return run
+
+
+def long_tokens(number):
+    return {"token_ids": [1] * number, "entropies": [0.5] * number, "kept": [0] * number}
+
+
+def test_a_run_is_on_one_page(tmp_path):
+    """Result, curves, warnings, responses with colours, and settings; every text is shown as text."""
+    run = whole_run(tmp_path / "mine")
+    cli.main(["analyze", "report", str(run.path)])
+    text, read = run.report.with_suffix(".html").read_text(encoding="utf-8"), Page()
+    read.feed(text)
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles[:4] == ["Result", "Curves", "Warnings", "Responses"] and "Settings" in titles
+    assert [*re.findall(r'<a href="#section-\d+">(.*?)</a>', text)] == titles
+    assert "0.250 [0.125, 0.375]" in read.cells and "+0.500 [+0.438, +0.562]" in read.cells
+    assert "The <i>entropy</i> has fallen." in read.cells and "entropy_collapse" in read.cells
+    assert "learning_rate" in read.cells and "a/<b>" in read.cells
+    assert text.count("data:image/png;base64,") >= 3  # the curves
+    assert not read.elements & {"script", "iframe", "object", "form", "base", "i", "b"} and "\u202e" not in text
+    spans = re.findall(r'<span class="t c(\d+)( k)?" title="([\d.]+) nats">', text)
+    assert spans[0] == ("5", "", "0.5000")  # the newest response comes first, here with 0.5 of 1.5 nats
+    assert ("15", " k", "1.5000") in spans and spans.count(("0", "", "0.0050")) == len(HOSTILE) - 1
+    assert len(spans) == len(HOSTILE) + 1000 and "The first 1,000 of 1,200 tokens." in text
+    markdown_page = run.report.read_text()
+    assert "](../plots/reward.png)" in markdown_page and (run.path / "plots" / "reward.png").exists()
+    assert "](figures/histogram.png)" in markdown_page
+
+
+@needs_chromium
+def test_the_page_of_a_run_as_a_reader_sees_it(tmp_path):
+    run = whole_run(tmp_path / "mine")
+    cli.main(["analyze", "report", str(run.path)])
+    with browser(tmp_path) as tab:
+        tab.check(f"file://{run.path}/analysis/report.html")
+        assert tab.run("[...document.images].every((image) => image.naturalWidth > 0) && document.images.length > 3")
+        colours = "[...document.querySelectorAll('.t')].map((token) => getComputedStyle(token).backgroundColor)"
+        assert len(set(tab.run(colours))) == 3  # none, that of 0.5 nats, and that of 1.5 nats
+        # By keys alone: the first link of the page leads to its section, and a prompt opens.
+        tab.press("Tab")
+        tab.press("Enter", 13, "\r")
+        assert tab.run("location.hash") == "#section-1"
+        assert (
+            tab.run("document.querySelector('details summary').focus(), document.activeElement.tagName") == "SUMMARY"
+        )
+        tab.press("Enter", 13, "\r")
+        assert tab.run("document.querySelector('details').open") is True
+
+
 def test_what_has_nothing_to_report_is_refused(tmp_path):
     with pytest.raises(ValueError, match="neither a run folder"):
         report.write(tmp_path)
@@ -228,9 +298,9 @@ def test_what_has_nothing_to_report_is_refused(tmp_path):
         report.write(tmp_path)
 
 
-def test_links_and_folds():
+def test_links_and_folds(tmp_path):
     section = Section("T<", "x|y", tables=[Table(("a", "b"), [("1", "2")], "f<")], links=["tokens 1.html"])
-    text = markdown("A", [section])
+    text = markdown("A", [section], tmp_path)
     assert "## T&lt;" in text and "x\\|y" in text and "[tokens 1.html](<tokens 1.html>)" in text
     assert "<summary>f&lt;</summary>" in text
     assert 'href="tokens%201.html"' in page("A", [section])

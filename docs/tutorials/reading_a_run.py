@@ -65,11 +65,19 @@ print("held-out accuracy", {when: evaluation[when]["accuracy"] for when in ("bef
 #
 # ## Forks
 #
-# `analyze text` colours the responses by entropy and marks the tokens that were trained on. `analyze report` adds
-# the figures of both papers to the run.
+# `analyze text` colours the responses by entropy and marks the tokens that were trained on.
 
 # %%
 cli.main(["analyze", "text", "runs/fifth"])
+
+# %% [markdown]
+# ## The run on one page
+#
+# `analyze report` writes `analysis/report.html`, one file that any browser opens: the result, the curves, the
+# warnings, the last responses with their colours, the figures of both papers, and the settings. The page of a run that
+# still trains shows what is there so far.
+
+# %%
 cli.main(["analyze", "report", "runs/fifth"])
 
 # %% [markdown]

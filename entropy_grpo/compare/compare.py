@@ -31,6 +31,7 @@ from .runs import COMPARED, NOT_THE_EXPERIMENT, REWARDS, Run, read_run, unlike
 
 # Maximum number of points of a drawn series; captions of the drawn series by their logged name.
 POINTS = 24
+SOURCE = "metrics.jsonl of the runs; bands reach from the lowest to the highest seed"
 CURVES = {
     "eval_accuracy": "accuracy on held-out problems",
     "reward": "reward of the rollouts",
@@ -269,7 +270,8 @@ def compare_folders(paths: Sequence[str | Path], baseline: str | Path | None, by
 def write(found: dict[str, Any], folder: Path) -> list[Path]:
     """Write `comparison.md`, `.json` and `.png`, and `sizes.png` if there are sizes, and return their paths."""
     paths = [folder / f"comparison.{suffix}" for suffix in ("md", "json", "png")]
-    plots.comparison({name: group["curves"] for name, group in found["groups"].items()}, found["curves"], paths[2])
+    curves = {name: group["curves"] for name, group in found["groups"].items()}
+    plots.comparison(curves, found["curves"], paths[2], SOURCE)
     pictures = ["![curves](comparison.png)"]
     if "sizes" in found:
         paths.append(folder / "sizes.png")

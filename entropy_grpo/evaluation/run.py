@@ -37,7 +37,8 @@ GRADING_SECONDS = 5.0
 def sampling_of(options: Options, benchmark: Benchmark) -> tuple[int, Sampling]:
     """Return (samples per question, sampling settings) for a benchmark. The preset supplies settings not given."""
     preset = PRESETS[options.preset]
-    chosen = {name: value if (value := getattr(options, name)) is not None else preset[name] for name in preset}
+    given = {name: value for name in preset if (value := getattr(options, name)) is not None}
+    chosen: dict[str, Any] = {**preset, **given}
     if options.max_tokens is None and benchmark.max_tokens is not None:
         chosen["max_tokens"] = benchmark.max_tokens
     chosen |= {name: getattr(options, name) for name in ("top_k", *FORKED)}
@@ -59,7 +60,7 @@ class Job:
 
 def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
     """Load the requested benchmarks. A gated benchmark whose terms were not accepted is skipped with a message."""
-    settings = {
+    settings: dict[str, Any] = {
         "model": options.model,
         "model_revision": options.revision,
         "weights": load.fingerprint(path),
@@ -238,7 +239,7 @@ def draw(output: Path, others: Sequence[Path], name: str) -> Path:
             figures = results.read(folder, name)[1]
             model = figures["settings"]["model"]
             curves[model if model not in curves else str(folder)] = figures["metrics"]["pass@k"]
-    return plots.pass_at_k(curves, output / f"{name}_pass_at_k.png")
+    return plots.pass_at_k(curves, output / f"{name}_pass_at_k.png", f"{name}.json of the compared folders")
 
 
 def run(options: Options) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from ..metrics.intervals import CONFIDENCE, Interval
 from ..metrics.logged import ENTROPY_PERCENTILES
@@ -16,12 +17,39 @@ from . import files
 from .files import Row
 from .folder import RunFolder
 
-# Okabe and Ito's colours (2008) differ for every kind of colour vision. The markers differ in greyscale.
+# Okabe and Ito's colours (2008) differ for every kind of colour vision. Dashes and markers differ in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
 # Entropy in nats below which the axis is linear.
 LINEAR = 1e-5
 DASHES = ("-", "--", "-.", ":")
+DPI = 120
+SOURCE_INCHES = 0.2  # height of the line below a picture
+
+
+def style(number: int) -> dict[str, Any]:
+    """Return colour, dash and marker of a curve. No two of the first 28 curves have the same dash and marker."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+    }
+
+
+def save(figure: Figure, path: str | Path, source: str) -> Path:
+    """Write a picture with a line on its source, without metadata, so that equal figures give equal files.
+
+    Args:
+        source: files or runs from which the figure is drawn.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = figure.get_size_inches()
+    below = -0.75 * SOURCE_INCHES / height
+    figure.text(0.01, below, f"from {source}".replace("$", r"\$"), fontsize=8, color="0.3")
+    whole = Bbox.from_extents(0, -SOURCE_INCHES, width, height)
+    figure.savefig(path, dpi=DPI, bbox_inches=whole, metadata={"Software": None})
+    return path
 
 
 def _series(rows: list[Row], key: str) -> tuple[list[int], list[float]]:
@@ -54,10 +82,10 @@ def accuracy_on_test(rows: list[Row], evaluation: Row) -> tuple[list[int], list[
 
 def _reward(rows: list[Row], evaluation: Row) -> Figure:
     figure, axes = _axes("Reward and held-out accuracy", "reward, accuracy")
-    axes.plot(*_series(rows, "reward"), ".-", alpha=0.6, label="reward of the rollouts")
+    axes.plot(*_series(rows, "reward"), ".-", color=COLOURS[4], label="reward of the rollouts")
     held_out = _series(rows, "eval_accuracy")
     if held_out[0]:
-        axes.plot(*held_out, "o-", label="accuracy on dev problems")
+        axes.plot(*held_out, "o-", color=COLOURS[1], label="accuracy on dev problems")
     steps, measured = accuracy_on_test(rows, evaluation)
     if steps:
         value, low, high = ([interval[side] for interval in measured] for side in ("value", "low", "high"))
@@ -74,7 +102,7 @@ def entropy_figure(rows: list[Row]) -> Figure:
     shades = colormaps["viridis_r"].resampled(len(ENTROPY_PERCENTILES) + 1)
     for i, key in enumerate(ENTROPY_PERCENTILES.values(), start=1):
         axes.plot(*_series(rows, f"entropy/{key}"), ".-", color=shades(i), label=key)
-    axes.plot(*_series(rows, "selection/threshold"), "--", color="tab:red", label="threshold")
+    axes.plot(*_series(rows, "selection/threshold"), "--", color=COLOURS[1], label="threshold")
     axes.plot(*_series(rows, "entropy/mean"), ".-", color="black", label="mean")
     _mark_plateau(axes, rows)
     # Half of the tokens lie below 0.01 nats, and some have an entropy of 0, which a logarithmic axis cannot show.
@@ -86,13 +114,13 @@ def entropy_figure(rows: list[Row]) -> Figure:
 
 def _kept(rows: list[Row]) -> Figure:
     figure, axes = _axes("Kept tokens", "share of tokens")
-    axes.plot(*_series(rows, "selection/kept_fraction"), color="tab:red", label="kept")
+    axes.plot(*_series(rows, "selection/kept_fraction"), "--", color=COLOURS[1], label="kept")
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("kept share of tokens")
     other = axes.twinx()
-    for key, style in (("kept", "-"), ("dropped", ":")):
+    for key, dash in (("kept", "-"), ("dropped", ":")):
         other.plot(
-            *_series(rows, f"selection/{key}_entropy"), style, color="tab:blue", label=f"entropy of {key} tokens"
+            *_series(rows, f"selection/{key}_entropy"), dash, color=COLOURS[0], label=f"entropy of {key} tokens"
         )
     other.set(ylabel="mean entropy (nats)")
     other.set_ylim(bottom=0)
@@ -100,12 +128,15 @@ def _kept(rows: list[Row]) -> Figure:
     return figure
 
 
-def comparison(groups: dict[str, dict[str, dict[int, dict[str, Any]]]], labels: dict[str, str], path: Path) -> None:
+def comparison(
+    groups: dict[str, dict[str, dict[int, dict[str, Any]]]], labels: dict[str, str], path: Path, source: str
+) -> None:
     """Draw curves of several groups of runs, with a panel for each series of `labels` that any group has.
 
     Args:
         groups: by group and series, {step: {"value", "low", "high"}}. The band lies between low and high.
         labels: name of each series, with its unit.
+        source: see `save`.
     """
     series = [key for key in labels if any(group.get(key) for group in groups.values())]
     rows = max(math.ceil(len(series) / 2), 1)
@@ -115,17 +146,16 @@ def comparison(groups: dict[str, dict[str, dict[int, dict[str, Any]]]], labels: 
         for number, (name, group) in enumerate(groups.items()):
             points = group.get(key, {})
             values, low, high = ([point[side] for point in points.values()] for side in ("value", "low", "high"))
-            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-            panel.plot(list(points), values, label=name, marker=MARKERS[number % len(MARKERS)], markersize=4, **style)
-            panel.fill_between(list(points), low, high, color=style["color"], alpha=0.15, linewidth=0)
+            look = style(number)
+            panel.plot(list(points), values, label=name, markersize=4, **look)
+            panel.fill_between(list(points), low, high, color=look["color"], alpha=0.15, linewidth=0)
         panel.set(xlabel="optimiser step", ylabel=labels[key])
         panel.grid(alpha=0.3)
     for panel in list(figure.axes)[len(series) :]:
         panel.remove()
     handles, names = figure.axes[0].get_legend_handles_labels() if series else ([], [])
     figure.legend(handles, names, loc="outside lower center", ncols=1 if len(groups) > 3 else len(groups) or 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path, source)
 
 
 def gain_by_size(
@@ -144,18 +174,16 @@ def gain_by_size(
         for number, (arm, of) in enumerate(gains.items()):
             points = sorted((int(size), test) for size, test in of.get(measure, {}).items())
             values, low, high = (np.array([test[side] for _, test in points]) for side in ("value", "low", "high"))
-            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": arm, "capsize": 3}
-            style |= {"linestyle": DASHES[number % len(DASHES)], "marker": MARKERS[number % len(MARKERS)]}
+            look = style(number) | {"label": arm, "capsize": 3}
             # Arms of one size stand side by side.
             places = [size * 1.04**number for size, _ in points]
-            panel.errorbar(places, values, [values - low, high - values], **style)
+            panel.errorbar(places, values, [values - low, high - values], **look)
         panel.axhline(0, color="black", linewidth=0.8)
         panel.set_xscale("log")
         panel.set(xlabel="parameters", ylabel=f"{labels.get(measure, measure)}: gain over {reference}")
         panel.grid(alpha=0.3)
     panels[0].legend(title=f"mean and {CONFIDENCE:.0%} interval")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path, "the evaluations of the runs")
 
 
 def draw(run: RunFolder, rows: list[Row] | None = None) -> list[Path]:
@@ -163,37 +191,41 @@ def draw(run: RunFolder, rows: list[Row] | None = None) -> list[Path]:
     rows = files.read_steps(run.metrics) if rows is None else rows
     if not rows:
         return []
-    run.plots.mkdir(parents=True, exist_ok=True)
     figures = {
         "reward": _reward(rows, files.read_json(run.evaluation)),
         "entropy": entropy_figure(rows),
         "kept": _kept(rows),
     }
-    paths = []
-    for name, figure in figures.items():
-        paths.append(run.plots / f"{name}.png")
-        figure.savefig(paths[-1], dpi=120)
-    return paths
+    name = run.path.resolve().name
+    measured = f" and {run.evaluation.name}" if run.evaluation.exists() else ""
+    sources = {"reward": f"{name}/{run.metrics.name}{measured}"}
+    return [
+        save(figure, run.plots / f"{kind}.png", sources.get(kind, f"{name}/{run.metrics.name}"))
+        for kind, figure in figures.items()
+    ]
 
 
-def pass_at_k(curves: Mapping[str, Mapping[int | str, Interval]], path: str | Path) -> Path:
+def pass_at_k(curves: Mapping[str, Mapping[int | str, Interval]], path: str | Path, source: str) -> Path:
     """Draw Pass@k over k with its intervals, one curve per model, with a marker at each doubling of k.
 
     Models whose bands overlap may still differ. Only the paired test can decide it.
 
     Args:
         curves: by model, {k: interval}. k may be a string, as in JSON. At most len(COLOURS) models.
+        source: see `save`.
     """
     if not 0 < len(curves) <= len(COLOURS):
         raise ValueError(f"curves has {len(curves)} models: pass_at_k draws 1 to {len(COLOURS)} models.")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for (name, curve), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
+    for number, (name, curve) in enumerate(curves.items()):
+        look = style(number)
+        colour = look["color"]
         by_k = {int(k): interval for k, interval in curve.items()}
         ks = sorted(by_k)
         value, low, high = ([by_k[k][side] for k in ks] for side in ("value", "low", "high"))
         marks = [i for i, k in enumerate(ks) if k & (k - 1) == 0 or k == ks[-1]]
-        axes.plot(ks, value, color=colour, marker=marker, markevery=marks, markersize=5, label=name)
+        axes.plot(ks, value, markevery=marks, markersize=5, label=name, **look)
         axes.fill_between(ks, low, high, color=colour, alpha=0.12, linewidth=0)
         for bound in (low, high):
             axes.plot(ks, bound, color=colour, marker="_", markevery=marks, linewidth=0.8, alpha=0.5)
@@ -202,5 +234,4 @@ def pass_at_k(curves: Mapping[str, Mapping[int | str, Interval]], path: str | Pa
     axes.set(title=f"Pass@k with {CONFIDENCE:.0%} intervals over questions", xlabel="k (samples)", ylabel="Pass@k")
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
-    figure.savefig(path, dpi=120)
-    return Path(path)
+    return save(figure, path, source)

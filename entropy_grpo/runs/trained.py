@@ -107,8 +107,7 @@ class Trained:
 
     @cached_property
     def objective(self) -> Row:
-        """Decisions that the run recorded (`Objective.record`). For an older run they are derived from its "
-        "settings."""
+        """Decisions that the run recorded (`Objective.record`); those of an older run follow from its settings."""
         return self.environment.get("objective") or _decided_by(self.arguments)
 
     @property

@@ -48,7 +48,7 @@ def ending(folder: RunFolder, plots: list[Path], card: Path) -> str:
     lines = [""]
     evaluation = files.read_json(folder.evaluation)
     if evaluation:
-        rows = [("held-out problems", "before", "after", "gain")]
+        rows: list[tuple[str, ...]] = [("held-out problems", "before", "after", "gain")]
         rows += [tuple(row.values()) for row in results_table(evaluation)]
         lines += [aligned(rows), ""]
     named = {
@@ -62,7 +62,7 @@ def ending(folder: RunFolder, plots: list[Path], card: Path) -> str:
     newest = checkpoints(folder.path)[-1:]
     named["checkpoint"] = newest[0] if newest else ""
     named |= {
-        "forks, coloured": f"entropy-grpo analyze text {folder.path}",
-        "figures": f"entropy-grpo analyze report {folder.path}",
+        "the run on one page": f"entropy-grpo analyze report {folder.path}",
+        "forks in the terminal": f"entropy-grpo analyze text {folder.path}",
     }
     return "\n".join([*lines, aligned([(name, str(value)) for name, value in named.items() if str(value)])])

@@ -5,7 +5,7 @@ Sampled ids in a file (`prompt_ids`, `completion_ids`) are kept. Text is tokeniz
 differently from the sampled tokens.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .store import RESPONSES, Collection
 TEXT_COLUMNS = ("response", "completion")
 
 
-def read(path: Path) -> Iterator[Row]:
+def read(path: Path) -> Iterator[Mapping[str, Any]]:
     """Stream the rows of a file, as `data.rows` reads them.
 
     Raises:
@@ -31,14 +31,14 @@ def read(path: Path) -> Iterator[Row]:
     return (row for _, row in data_rows.iterate(f"responses is {str(path)!r}", str(path)))
 
 
-def correctness(row: Row) -> bool | None:
+def correctness(row: Mapping[str, Any]) -> bool | None:
     """Return whether a response is right, from `correct` or `verdict`, or None if the row has neither."""
     if row.get("correct") is not None:
         return bool(row["correct"])
     return row["verdict"] == Verdict.RIGHT if row.get("verdict") is not None else None
 
 
-def texts_of(row: Row, number: int) -> tuple[str, str]:
+def texts_of(row: Mapping[str, Any], number: int) -> tuple[str, str]:
     """Return prompt and response of a row.
 
     Raises:
@@ -54,7 +54,7 @@ def texts_of(row: Row, number: int) -> tuple[str, str]:
     return row["prompt"], row[name]
 
 
-def tokenized(rows: Iterable[Row], tokenizer: Any) -> Iterator[Row]:
+def tokenized(rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> Iterator[Row]:
     """Yield the rows of `RESPONSES`. If the text's `finish` is `stop`, EOS is appended."""
     for number, row in enumerate(rows):
         prompt, response = texts_of(row, number)

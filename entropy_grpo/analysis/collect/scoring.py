@@ -9,17 +9,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
+from ...models.adapters import unwrapped
 from ...models.head import add_sparse_lm_head, why_not
 
 OUTPUTS = ("entropy", "residual_norm")
 PAD = 0  # any id is possible, because padding is masked out
 
 
-def add_head(model: torch.nn.Module, temperature: float) -> None:
+def add_head(model: PreTrainedModel | PeftModel, temperature: float) -> None:
     """Make `model(..., labels=..., fused_lm_head=...)` return the statistics of tokens at a temperature."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper
+    inner = unwrapped(model)
     add_fused_lm_head(inner, temperature, outputs=("log_probs", "entropy"))
     if why_not(inner) is None:
         add_sparse_lm_head(inner, temperature, "auto")
@@ -39,7 +42,10 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 @torch.inference_mode()
 def score(
-    model: torch.nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], budget: int
+    model: PreTrainedModel | PeftModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    budget: int,
 ) -> tuple[list[np.ndarray], ...]:
     """Score the tokens of responses.
 

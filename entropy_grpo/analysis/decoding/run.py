@@ -17,9 +17,8 @@ from ...evaluation import questions, results
 from ...evaluation import run as evaluation
 from ...metrics.tables import aligned, interval_text
 from ...runs import files
-from ...runs.plots import COLOURS, MARKERS
+from ...runs.plots import save, style
 from ..collect import run as collect
-from ..report.figures import save
 from ..views.distribution import levels
 from .options import Options
 
@@ -45,10 +44,18 @@ def evaluate(options: Options, threshold: float, high: float, low: float) -> dic
     """Return Acc@N and Len@N of every benchmark with a pair of temperatures."""
     folder = options.output / f"high-{high:g}-low-{low:g}"
     shared = {name: getattr(options, name) for name in SHARED}
-    temperatures = {"t_high": high, "t_low": low, "entropy_threshold": threshold, "temperature": 1.0, "top_p": 1.0}
     evaluation.run(
         evaluation.Options(
-            options.model, options.benchmarks, output=folder, samples=options.samples, **temperatures, **shared
+            options.model,
+            options.benchmarks,
+            output=folder,
+            samples=options.samples,
+            t_high=high,
+            t_low=low,
+            entropy_threshold=threshold,
+            temperature=1.0,
+            top_p=1.0,
+            **shared,
         )
     )
     names = [questions.load(name)[0].name for name in options.benchmarks]
@@ -88,13 +95,12 @@ def draw(found: dict[str, Any], path: Path) -> Path:
                 [v - b for v, b in zip(value, low, strict=True)],
                 [b - v for v, b in zip(value, high, strict=True)],
             ]
-            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-            panel.errorbar([t for t, _ in points], value, yerr=errors, capsize=3, label=name, **style)
+            panel.errorbar([t for t, _ in points], value, yerr=errors, capsize=3, label=name, **style(number))
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, 95% intervals over questions")
     panels[0].legend()
-    return save(figure, path)
+    return save(figure, path, f"{path.parent.name}/decoding.json, 95% intervals over questions")
 
 
 def run(options: Options) -> list[Path]:

@@ -85,7 +85,7 @@ def _figures(rows: Sequence[Row], k: int) -> dict[str, Any]:
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, ...]]:
     """Return a header and a row for each group of each kind of fork of each model, as text."""
-    rows = [COLUMNS]
+    rows: list[tuple[str, ...]] = [COLUMNS]
     for name, kinds in found.items():
         for kind, groups in kinds.items():
             for group, one in groups.items():

@@ -10,7 +10,7 @@ benchmark. Continuations of other files are graded by comparing their boxed answ
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ...evaluation.run import GRADING_SECONDS
 from ...grading import Verdict
 from ...metrics.tables import aligned
 from ...models import load
-from ...runs import files
+from ...runs import files, plots
 from ...runs.files import Row
 from ...runs.weights import has_adapter
 from ..collect import inputs
@@ -79,7 +79,7 @@ def sources(options: Options, folder: Path) -> list[tuple[Benchmark, Path]]:
     return pairs
 
 
-def _question(row: Row, number: int) -> Question:
+def _question(row: Mapping[str, Any], number: int) -> Question:
     column = next((name for name in REFERENCE_COLUMNS if row.get(name) is not None), None)
     if column is None:
         raise ValueError(
@@ -229,11 +229,13 @@ def run(options: Options) -> Path:
     about = row_settings(options, path) | {"backend": backend}
     claim(folder / FIGURES, about)
     rows = continue_forks(given, path, options, folder / ROWS, backend)
-    summed = {"settings": about, "summary": summarize(rows), "bins": bins(rows)}
+    summed: dict[str, Any] = {"settings": about, "summary": summarize(rows), "bins": bins(rows)}
     summed["impact"] = impact.impact(rows, options.continuations)
     summed["ungraded"] = sum(row["ungraded"] for row in rows)
     files.write_json(folder / FIGURES, summed)
-    figures.save(figures.divergence({name: summed | {"forks": rows}}), folder / "divergence.png")
+    drawn = figures.divergence({name: summed | {"forks": rows}})
+    source = f"{folder.name}/{FIGURES}: {len(rows)} forks, 95% intervals over questions"
+    plots.save(drawn, folder / "divergence.png", source)
     print(aligned(list(zip(*table({name: summed["summary"]}), strict=True))))
     print(f"\n{aligned(impact.table({name: summed['impact']}))}")
     return folder

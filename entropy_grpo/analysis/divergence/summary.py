@@ -75,9 +75,11 @@ def bins(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if len(mine) < LEAST_FORKS:
             continue
         cluster, forks = clusters(mine)
-        sides = (np.bincount(cluster, [row[side] for row in mine]) for side in ("other_accuracy", "accuracy"))
+        other, own = (np.bincount(cluster, [row[side] for row in mine]) for side in ("other_accuracy", "accuracy"))
         entropy = float(np.mean([row["entropy"] for row in mine]))
-        binned.append({"entropy": entropy, "forks": len(mine), "intervention": gain_interval(*sides, forks, forks)})
+        binned.append(
+            {"entropy": entropy, "forks": len(mine), "intervention": gain_interval(other, own, forks, forks)}
+        )
     return binned
 
 

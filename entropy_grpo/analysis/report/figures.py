@@ -11,10 +11,13 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
+from ...runs import plots
 from ...runs.plots import COLOURS, LINEAR, MARKERS
 
 NAT = "entropy (nats)"
+HATCHES = ("", "///", "...", "xxx")  # bars that differ in greyscale
 STYLES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 CLOUD_SIZE = (900, 420)
 # Colours and markers of high and low entropy, as in `divergence.summary`, and the means that are shown of each.
@@ -141,8 +144,9 @@ def percentiles(curves: Mapping[int, Sequence[float]], places: Sequence[Any], xl
     by_name = bool(places) and isinstance(places[0], str)
     xs = list(range(len(places))) if by_name else places
     for i, level in enumerate(levels, start=1):
-        marker = MARKERS[i % len(MARKERS)] if len(places) < 20 else None
-        axes.plot(xs, curves[level], color=shades(i), marker=marker, markersize=4, label=f"p{level}")
+        marks = max(len(places) // 12, 1)
+        look = {"marker": MARKERS[i % len(MARKERS)], "markevery": marks, "markersize": 4}
+        axes.plot(xs, curves[level], color=shades(i), label=f"p{level}", **look)
     if by_name:
         axes.set_xticks(xs, [plain(name) for name in places], rotation=20 if len(places) > 4 else 0)
     axes.set_yscale("symlog", linthresh=LINEAR)
@@ -178,7 +182,8 @@ def categories(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
     for axes, (key, label) in zip(figure.subplots(3, 1, sharey=True), panels.items(), strict=True):
         for i, ((checkpoint, figures), colour) in enumerate(zip(found.items(), COLOURS * 9, strict=False)):
             values = [figures.get(name, {}).get(key, 0) for name in names]
-            axes.barh(np.arange(len(names)) + i * height, values, height, color=colour, label=plain(checkpoint))
+            look = {"color": colour, "edgecolor": "white", "hatch": HATCHES[i % len(HATCHES)]}
+            axes.barh(np.arange(len(names)) + i * height, values, height, label=plain(checkpoint), **look)
         axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, names)
         axes.invert_yaxis()
         axes.set_xlabel(label)
@@ -190,8 +195,9 @@ def categories(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
 def signs(rows: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> Figure:
     """Plot a run's logged mean entropies of right and wrong responses, and of positive and negative advantages."""
     figure, axes = _axes("Entropy by correctness and by advantage", "optimiser step", f"mean {NAT}")
-    for (label, (steps, values)), colour, style in zip(rows.items(), COLOURS, STYLES, strict=False):
-        axes.plot(steps, values, marker=".", linestyle=style, color=colour, label=label)
+    for number, (label, (steps, values)) in enumerate(rows.items()):
+        every = max(len(steps) // 12, 1)
+        axes.plot(steps, values, markevery=every, markersize=4, label=label, **plots.style(number))
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
@@ -229,14 +235,13 @@ def divergence(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def draw_interval(axes: Axes, places: Sequence[float], intervals: Sequence[Mapping[str, float]], **style: Any) -> None:
+def draw_interval(axes: Axes, places: ArrayLike, intervals: Sequence[Mapping[str, float]], **style: Any) -> None:
     """Plot values with their intervals as error bars."""
     value, low, high = (np.array([one[key] for one in intervals]) for key in ("value", "low", "high"))
     axes.errorbar(places, value, yerr=np.maximum([value - low, high - value], 0), capsize=3, markersize=5, **style)
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a picture without metadata, so that equal figures give equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return path
+    """Write a picture of a report, FOLDER/figures/NAME.png, whose figures are in FOLDER/report.json."""
+    folder = path.resolve().parents[1]
+    return plots.save(figure, path, f"{folder.parent.name}/{folder.name}/report.json")

@@ -5,6 +5,7 @@ character is escaped.
 """
 
 import base64
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,29 +25,50 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Coloured:
+    """Response whose tokens are coloured by entropy.
+
+    Attributes:
+        title, prompt: texts without invisible characters.
+        tokens: (text, shade from 0 to 15, whether the token was trained on, hint of a pointer) of each token.
+        more: sentence on tokens that are left out, or empty.
+    """
+
+    title: str
+    prompt: str
+    tokens: Sequence[tuple[str, int, bool, str]]
+    more: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
-    """Section of a view. `pictures` are (path, caption), `links` are names of files in the report's folder."""
+    """Section of a page.
+
+    `pictures` are (path, caption), and `links` are names of files in the folder of the page. Only HTML shows coloured
+    responses.
+    """
 
     title: str
     text: str = ""
     pictures: Sequence[tuple[Path, str]] = field(default_factory=list)
     tables: Sequence[Table] = field(default_factory=list)
     links: Sequence[str] = field(default_factory=list)
+    responses: Sequence[Coloured] = field(default_factory=list)
 
 
 def _data_url(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def markdown(title: str, sections: Sequence[Section]) -> str:
-    """Render the report in Markdown, with its pictures in `figures/` beside it."""
+def markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
+    """Render the report in Markdown for a folder, with links to its pictures."""
     lines = [f"# {cell(title)}"]
     for section in sections:
         lines += ["", f"## {cell(section.title)}"]
         if section.text:
             lines += ["", cell(section.text)]
         for path, caption in section.pictures:
-            lines += ["", f"![{cell(caption)}](figures/{path.name})"]
+            lines += ["", f"![{cell(caption)}]({Path(os.path.relpath(path, folder)).as_posix()})"]
         for table in section.tables:
             lines += ["", _markdown_table(table)]
         lines += ["", *(f"- [{cell(link)}](<{link}>)" for link in section.links)] if section.links else []
@@ -60,4 +82,5 @@ def _markdown_table(table: Table) -> str:
 
 def page(title: str, sections: Sequence[Section]) -> str:
     """Render the report in HTML, with embedded pictures."""
-    return pages.render("report.html", title=title, sections=sections, data_url=_data_url)
+    shades = pages.source("shades.css")
+    return pages.render("report.html", title=title, sections=sections, data_url=_data_url, shades=shades)

@@ -1,6 +1,8 @@
-"""`entropy-grpo analyze report`: all available views of a run or a collection, as pictures, tables and two pages.
+"""`entropy-grpo analyze report`: a run or a collection on one page, with all available views of its token entropy.
 
-    FOLDER/report.md, report.html  pages
+The page of a run also has its result, curves, warnings, last responses and settings.
+
+    FOLDER/report.html             the page, one file that needs no network; report.md is the same without colours
     FOLDER/report.json             figures of the pages
     FOLDER/figures/*.png           pictures
 
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...metrics.logged import ENTROPY_PERCENTILES
-from ...runs import files
+from ...runs import files, trained
 from ...runs.folder import RunFolder
 from ..collect.store import Collection
 from ..divergence import impact, summary
@@ -22,7 +24,7 @@ from ..text.page import write_page
 from ..text.pieces import visible
 from ..text.tokens import from_samples
 from ..views import all as views
-from . import figures, update_figures, update_sections
+from . import figures, run_sections, update_figures, update_sections
 from .render import Section, Table, markdown, page
 
 # Number of a run's last responses on its coloured page, as in `analyze text`.
@@ -131,7 +133,7 @@ def word_section(name: str, one: dict[str, Any], folder: Path, number: int) -> S
         if figures.cloud(found[side], path, side == "lowest"):
             pictures.append((path, f"tokens of {side} mean entropy"))
         rows = [(visible(r["text"]), str(r["token"]), f"{r['count']:,}", f"{r['entropy']:.4f}") for r in found[side]]
-        caption = f"{len(rows)} tokens of {side} mean entropy, {name}"
+        caption = f"{len(rows)} token{'s' if len(rows) > 1 else ''} of {side} mean entropy, {name}"
         tables.append(Table(("token", "id", "seen", "mean entropy (nats)"), rows, caption))
     text = (
         f"Tokens that occur more than {found['seen_more_than']} times: first the tokens with the highest mean entropy "
@@ -305,15 +307,21 @@ def write_text_page(run: RunFolder, path: Path) -> None:
 
 def write(path: Path) -> list[Path]:
     """Write the report of a run or a collection, and return the paths of its pages."""
-    folder = folder_of(path)
+    folder, run = folder_of(path), RunFolder(path)
     measured = measure(path)
     made = sections(measured, folder / "figures")
-    write_text_page(RunFolder(path), folder / TEXT)
+    write_text_page(run, folder / TEXT)
     others = sorted(file.name for file in folder.glob("*.html") if file.name != "report.html")
+    title = f"Token entropy, {path.resolve().name}"
+    if run.metrics.exists():
+        model = trained.read(path)
+        first = [run_sections.result_section(model), run_sections.curve_section(model)]
+        first += [run_sections.warning_section(run), run_sections.response_section(run)]
+        made = [*first, *made, run_sections.setting_section(model)]
+        title = f"Run {path.resolve().name}"
     if others:
         made.append(Section("Responses, token by token", links=others))
-    title = f"Token entropy, {path.resolve().name}"
     files.write_json(folder / "report.json", measured)
-    files.write_text(folder / "report.md", markdown(title, made))
+    files.write_text(folder / "report.md", markdown(title, made, folder))
     files.write_text(folder / "report.html", page(title, made))
     return [folder / "report.md", folder / "report.html"]

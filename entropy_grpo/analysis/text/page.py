@@ -47,9 +47,11 @@ def _view(view: View, texts: _Texts) -> dict[str, Any]:
     def short(logp: float) -> float:  # JSON has no -inf, the log-probability of a token that cannot be drawn
         return round(max(logp, LEAST), 3)
 
-    alternatives = view.alternatives and [
-        [x for text, logp in options for x in (texts(text), short(logp))] for options in view.alternatives
-    ]
+    alternatives = (
+        None
+        if view.alternatives is None
+        else [[x for text, logp in options for x in (texts(text), short(logp))] for options in view.alternatives]
+    )
     return {
         "h": [float(f"{h:.6g}") for h in view.entropies],  # fewer digits would create ties
         "p": view.logps and list(map(short, view.logps)),
@@ -95,7 +97,7 @@ def _hash(text: str) -> str:
 
 def page(title: str, responses: Sequence[Response], rho: float = RHO) -> str:
     """Return the HTML page, whose slider starts at rho."""
-    style, script = pages.source("tokens.css"), pages.source("tokens.js")
+    style, script = pages.source("shades.css") + pages.source("tokens.css"), pages.source("tokens.js")
     # Without `<` no text can end the block or begin another block; json escapes all non-ASCII characters.
     data = json.dumps(page_data(responses, rho), separators=(",", ":")).replace("<", "\\u003c")
     return pages.render(

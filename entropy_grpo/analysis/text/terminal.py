@@ -56,8 +56,8 @@ def text(responses: Sequence[Response], rho: float, colour: bool) -> str:
             )
     if colour:
         ramp = "".join(_token("  ", shade, False, True) for shade in SHADES)
-        kept = _token("underlined", None, True, True)
-        lines.append(f"entropy {LOWEST} {ramp} {scale:.2f} nats and above; kept tokens are {kept}")
+        underlined = _token("underlined", None, True, True)
+        lines.append(f"entropy {LOWEST} {ramp} {scale:.2f} nats and above; kept tokens are {underlined}")
     else:
         lines.append("kept tokens are in ⟦brackets⟧")
     return "\n".join(lines) + "\n"

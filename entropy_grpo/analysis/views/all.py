@@ -52,8 +52,9 @@ def of_collection(collection: Collection) -> dict[str, Any]:
     if len(names) > 1:
         entropies = {name: collection.column(name, "entropy") for name in names}
         figures["training"] = over_training.over_training(entropies, collection.column(names[0], "correct"))
-        kinds = {name: figures["checkpoints"][name]["categories"] for name in names}
-        figures["category_changes"] = {name: categories.changes(kinds[names[0]], kinds[name]) for name in names[1:]}
+        by_category = [figures["checkpoints"][name]["categories"] for name in names]
+        changes = [categories.changes(by_category[0], later) for later in by_category[1:]]
+        figures["category_changes"] = dict(zip(names[1:], changes, strict=True))
         figures["updates"] = updates.of_collection(collection, texts)
     return figures
 

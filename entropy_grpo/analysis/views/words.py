@@ -20,11 +20,12 @@ def means(parts: Iterable[Columns]) -> tuple[np.ndarray, np.ndarray]:
 
     The mean of a token that never occurs is NaN.
     """
-    counts, sums = np.zeros(0, np.int64), np.zeros(0)
+    counts: np.ndarray = np.zeros(0, np.int64)
+    sums: np.ndarray = np.zeros(0)
     for part in parts:
         size = max(len(counts), int(part["token"].max(initial=-1)) + 1)
-        count = np.bincount(part["token"], minlength=size)
-        total = np.bincount(part["token"], weights=part["entropy"], minlength=size)
+        count: np.ndarray = np.bincount(part["token"], minlength=size)
+        total: np.ndarray = np.bincount(part["token"], weights=part["entropy"], minlength=size)
         count[: len(counts)] += counts
         total[: len(sums)] += sums
         counts, sums = count, total
