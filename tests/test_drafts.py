@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.fixtures import fixed_rollout
+from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective.ranks import ALONE
 from entropy_grpo.training.drafts import Drafts, Piece
 
@@ -152,6 +153,7 @@ def test_a_run_goes_on_in_the_middle_of_responses(ending_model, tmp_path, saved)
         ({"max_response_age": 0}, ["max_response_age is 0", "1 or more"]),
         ({"max_new_tokens_per_round": None, "max_response_age": 1}, ["max_response_age is 1", "max_new_tokens"]),
         ({"generation_kwargs": {"seed": 1}}, ["generation_kwargs: seed", "leave one of them out"]),
+        ({"generation_kwargs": '{"seed": 1}'}, ["generation_kwargs: seed", "leave one of them out"]),
         ({"sampled": False}, ["max_new_tokens_per_round is 3", "rollout_func"]),
     ],
     ids=str,
@@ -160,3 +162,14 @@ def test_settings_that_cannot_be_meant_are_refused(tiny_model, tmp_path, setting
     with pytest.raises(ValueError) as error:
         written_parts.made(tiny_model, tmp_path, **settings)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_sampling_settings_as_json_are_read_by_name(tmp_path):
+    """`n` and `stop` are settings for whole responses, and parts of this text."""
+    sampling = {
+        "generation_kwargs": '{"stop_token_ids": [3]}',
+        "dynamic_sampling": True,
+        "max_new_tokens_per_round": 8,
+    }
+    args = EntropyForkGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **sampling)
+    assert args.extra_sampling == {"stop_token_ids": [3]}

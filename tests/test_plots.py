@@ -32,7 +32,8 @@ def rows(count=5):
 
 
 def draw(folder, metrics):
-    """Pixels by file name."""
+    """Pixels by file name. The run's name, which a picture shows, is the same for all."""
+    folder = folder / "run"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     paths = plots.draw(RunFolder(folder))
@@ -64,11 +65,10 @@ def test_accuracy_on_test_problems_begins_at_step_0(tmp_path, usual):
     accuracy = {"value": 0.2, "low": 0.15, "high": 0.25}
     found = {}
     for name, sides in (("before", ["before"]), ("both", ["before", "after"])):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "evaluation.json").write_text(json.dumps({side: {"accuracy": accuracy} for side in sides}))
-        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-        plots.draw(RunFolder(tmp_path / name))
-        found[name] = {plot: matplotlib.image.imread(tmp_path / name / "plots" / plot) for plot in NAMES}
+        folder = tmp_path / name / "run"
+        folder.mkdir(parents=True)
+        (folder / "evaluation.json").write_text(json.dumps({side: {"accuracy": accuracy} for side in sides}))
+        found[name] = draw(tmp_path / name, rows())
     assert differing(found["before"], usual) == differing(found["both"], found["before"]) == ["reward.png"]
     assert plots.accuracy_on_test(rows(), {"before": {"accuracy": accuracy}}) == ([0], [accuracy])
 
@@ -207,13 +207,13 @@ def test_curves_differ_without_colour():
 def test_a_picture_names_its_source_and_is_readable_at_800_pixels(tmp_path):
     figure = plots.entropy_figure(rows())
     path = plots.save(figure, tmp_path / "new" / "x.png", "runs/$a/metrics.jsonl")
-    with Image.open(path) as image:
-        scale = 800 / image.width
-        assert image.width >= 800
-    (line,) = [text for text in figure.texts if text.get_text() == r"from runs/\$a/metrics.jsonl"]
-    box = line.get_window_extent()
-    drawn = [one.get_tightbbox() for one in (*figure.axes, *figure.legends)]
-    assert -plots.SOURCE_INCHES * figure.dpi <= box.y0 and all(one.y0 >= box.y1 for one in drawn)
-    texts = [line, *figure.axes[0].get_xticklabels(), *figure.legends[0].get_texts()]
+    other = plots.save(figure, tmp_path / "y.png", "elsewhere")
+    image, again = matplotlib.image.imread(path), matplotlib.image.imread(other)
+    own = round(figure.get_figheight() * plots.DPI)
+    assert image.shape == again.shape == (own + round(plots.SOURCE_INCHES * plots.DPI), image.shape[1], 4)
+    assert np.array_equal(image[:own], again[:own]) and not np.array_equal(image[own:], again[own:])
+    assert image[own:, :, :3].min() < 0.5 and np.all(image[[own, -1], :, :3] == 1)  # a whole line of text
+    assert image.shape[1] >= 800
     # Height of a letter in pixels on a picture that a page shows at 800 pixels.
-    assert all(text.get_fontsize() / 72 * plots.DPI * scale >= 10 for text in texts)
+    texts = [*figure.axes[0].get_xticklabels(), *figure.legends[0].get_texts()]
+    assert all(text.get_fontsize() / 72 * plots.DPI * 800 / image.shape[1] >= 10 for text in texts)

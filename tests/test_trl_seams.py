@@ -21,6 +21,12 @@ def test_the_first_arguments_of_a_trainer_are_as_known():
     assert list(inspect.signature(GRPOTrainer).parameters)[:3] == ["model", "reward_funcs", "args"]
 
 
+def test_arguments_by_place_mean_what_they_mean_to_trl():
+    """The callbacks, to which EntropyForkGRPOTrainer adds its own, are the last argument that it names."""
+    own, trls = (list(inspect.signature(kind).parameters) for kind in (EntropyForkGRPOTrainer, GRPOTrainer))
+    assert own[: own.index("others")] == trls[: trls.index("callbacks") + 1]
+
+
 SEAMS = {
     "get_high_entropy_mask": (
         ["self", "entropies", "mask", "threshold"],

@@ -21,6 +21,7 @@ from entropy_grpo import cli
 from entropy_grpo.objective.share import RHO
 
 CONSTANTS = {"RHO": RHO}  # names that modules have as defaults
+KINDS = {"Steps": "int | str", "Share": "float | str"}  # names that modules have as types
 PACKAGE = Path(cli.__file__).parent
 # Title, module, classes: the settings of a recipe beside TRL's, in the order of the page.
 SETTINGS = [
@@ -34,7 +35,7 @@ SETTINGS = [
 ]
 COMMANDS = (
     "train launch plan eval card merge compare sweep analyze+collect analyze+divergence analyze+decoding "
-    "analyze+report analyze+text"
+    "analyze+irrelevant analyze+report analyze+text"
 ).split()
 PARAMETERS = re.compile(r"^Parameters\b.*:$")
 ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")
@@ -79,7 +80,8 @@ def fields(node: ast.ClassDef) -> dict[str, Field]:
                 words = {word.arg: word.value for word in value.keywords}
                 text = ast.literal_eval(words["metadata"])["help"] if "metadata" in words else ""
                 value = words.get("default") or _made(words["default_factory"])
-            found[item.target.id] = Field(ast.unparse(item.annotation), ast.unparse(value), text)
+            kind = re.sub(r"\w+", lambda name: KINDS.get(name[0], name[0]), ast.unparse(item.annotation))
+            found[item.target.id] = Field(kind, ast.unparse(value), text)
     return found
 
 

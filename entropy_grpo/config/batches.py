@@ -5,8 +5,18 @@ schedule once per rollout (`update_actor` of its workers), and its step 200 is r
 """
 
 import re
+from typing import TYPE_CHECKING, TypeAlias
 
 from trl import GRPOConfig
+
+if TYPE_CHECKING:
+    from .grpo import EntropyForkGRPOConfig
+
+    # A recipe may count in rollouts, as text. Made settings hold optimiser steps.
+    Steps: TypeAlias = int
+    Share: TypeAlias = float
+else:
+    Steps, Share = int | str, float | str
 
 # TRL's `max_num_batched_tokens` of a colocated vLLM, which refuses more sequences than that.
 VLLM_BATCHED_TOKENS = 4096
@@ -99,7 +109,7 @@ def limit_vllm(args: GRPOConfig, max_prompt_length: int | None) -> None:
         args.vllm_max_model_length = max_prompt_length + args.max_completion_length
 
 
-def check_sampler(args: GRPOConfig) -> None:
+def check_sampler(args: "EntropyForkGRPOConfig") -> None:
     """Refuse settings with which a colocated vLLM does not start.
 
     Raises:

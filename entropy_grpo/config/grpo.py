@@ -3,8 +3,9 @@
 Hardware is described in `accelerate_configs/`, and the papers' numbers are in `recipes/`.
 """
 
+import json
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import GenerationConfig
 from trl import GRPOConfig
@@ -18,7 +19,7 @@ from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
 from ..objective.share import BY_NORM, RHO
 from ..registry import one_of, refuse_unread, unread
 from ..runs.processes import process_count
-from .batches import batch_shape, check_evaluation_batch, check_sampler, optimizer_steps
+from .batches import Share, Steps, batch_shape, check_evaluation_batch, check_sampler, optimizer_steps
 from .bounds import check_bounds
 from .losses import check_loss
 from .methods import check_combinations, count_in_steps, to_short_forms
@@ -27,6 +28,7 @@ from .unread import RULES
 
 # Sampling settings under which a response that is written in parts differs from one that is written at once.
 WHOLE_RESPONSES = ("seed", "stop", "stop_strings", "max_time", "max_tokens", "max_new_tokens", "max_length", "n")
+Number = TypeVar("Number", int, float)
 HEADS = ("auto", "liger", "trl")
 # Settings that may be counted in rollouts.
 STEPS = (
@@ -116,15 +118,15 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     """
 
     # TRL's and transformers' fields, with rollouts as a second unit.
-    max_steps: int | str = field(default=-1, metadata={"help": "Steps, or 'N rollouts', of the run; -1 for epochs."})
-    warmup_steps: float | str = field(
+    max_steps: Steps = field(default=-1, metadata={"help": "Steps, or 'N rollouts', of the run; -1 for epochs."})
+    warmup_steps: Share = field(
         default=0, metadata={"help": "Steps, 'N rollouts', or a share of the run below 1, of a linear warm-up."}
     )
-    save_steps: float | str = field(default=500, metadata={"help": "Steps, or 'N rollouts', between checkpoints."})
-    eval_steps: float | str | None = field(
+    save_steps: Share = field(default=500, metadata={"help": "Steps, or 'N rollouts', between checkpoints."})
+    eval_steps: Share | None = field(
         default=None, metadata={"help": "Steps, or 'N rollouts', between evaluations on held-out problems."}
     )
-    logging_steps: float | str = field(default=10, metadata={"help": "Steps, or 'N rollouts', between logs."})
+    logging_steps: Share = field(default=10, metadata={"help": "Steps, or 'N rollouts', between logs."})
     # Defaults of the method that differ from TRL's (arXiv 2506.01939, section 5.2).
     top_entropy_quantile: float = field(
         default=RHO, metadata={"help": "rho: share of highest-entropy tokens that carry gradient, in (0, 1]."}
@@ -371,7 +373,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 )
             setattr(self, name, value)
 
-    def in_steps(self, name: str, value: float | str | None) -> float | None:
+    def in_steps(self, name: str, value: Number | str) -> Number | int:
         """Return the optimiser steps of a setting's value, a number or `"N rollouts"`.
 
         Raises:
@@ -386,6 +388,12 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             )
         micro_batches = self.steps_per_generation or self.gradient_accumulation_steps
         return optimizer_steps(name, value, micro_batches * self.num_iterations, self.gradient_accumulation_steps)
+
+    @property
+    def extra_sampling(self) -> dict[str, Any]:
+        """`generation_kwargs`, which TRL also takes as JSON."""
+        given = self.generation_kwargs or {}
+        return json.loads(given) if isinstance(given, str) else given
 
     def _check_sampling(self) -> None:
         """Refuse settings of dynamic sampling under which no group could be informative, or that nothing reads."""
@@ -445,7 +453,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     def _refuse_unknown_generation(self) -> None:
         """Refuse names that transformers' generation would take without a word and never read."""
         known = GenerationConfig()
-        unknown = [name for name in self.generation_kwargs or {} if not (self.use_vllm or hasattr(known, name))]
+        unknown = [name for name in self.extra_sampling if not (self.use_vllm or hasattr(known, name))]
         if unknown:
             raise ValueError(
                 f"generation_kwargs names {unknown[0]!r}, which transformers' GenerationConfig does not have: leave "
@@ -454,7 +462,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
 
     def _refuse_whole_responses(self, setting: str) -> None:
         """Refuse sampling settings for responses that are written at once, beside a setting that divides them."""
-        given = [name for name in WHOLE_RESPONSES if name in (self.generation_kwargs or {})]
+        given = [name for name in WHOLE_RESPONSES if name in self.extra_sampling]
         if given:
             raise ValueError(
                 f"generation_kwargs: {given[0]} is set beside {setting}, but it is meant for responses that are "
@@ -467,7 +475,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             self._check_truncation()
         fields = {name: getattr(self, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
         neutral = NEUTRAL_SAMPLING | {"temperature": (self.temperature,)}
-        for where, sampling in (("", fields), ("generation_kwargs: ", self.generation_kwargs or {})):
+        for where, sampling in (("", fields), ("generation_kwargs: ", self.extra_sampling)):
             for name in sampling.keys() & neutral.keys():
                 truncates = not where and name in TRUNCATING
                 if sampling[name] in neutral[name] or (truncates and self.allow_truncated_sampling):

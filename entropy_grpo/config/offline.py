@@ -1,7 +1,7 @@
 """A recipe resolved for given machines, with the checks of a launch, on a machine without their GPUs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..models.config import CheckedModelConfig
@@ -62,15 +62,18 @@ def resolve(recipe_file: str, words: Sequence[str], gpus: int | None = None, nod
     return Resolved(run, args, model, sharding, gpus, nodes, use_cpu)
 
 
-def _on_one_process(settings: Settings, processes: int, args_class: type) -> Settings:
+def _on_one_process(
+    settings: Settings, processes: int, args_class: type[EntropyForkGRPOConfig] | type[TeacherSFTConfig]
+) -> Settings:
     """Return settings with the same batch on one CPU process, so that they can be checked without a GPU.
 
     Batch settings depend on the number of processes only through its product with a process's batch size.
     """
 
+    defaults = {field.name: field.default for field in fields(args_class)}
+
     def value(name: str) -> Any:
-        field = args_class.__dataclass_fields__[name]
-        return settings[name].value if name in settings else field.default
+        return settings[name].value if name in settings else defaults[name]
 
     per_device = value("per_device_train_batch_size")
     rollout = (None, None)

@@ -180,7 +180,7 @@ def checked(settings: Settings, classes: Iterable[type]) -> Settings:
 
     Inherited settings that a later switch leaves without a reader are dropped.
     """
-    hints = {}
+    hints: dict[str, Any] = {}
     for cls in classes:
         types = typing.get_type_hints(cls)
         hints |= {field.name: types[field.name] for field in dataclasses.fields(cls) if field.init}

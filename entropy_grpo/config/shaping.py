@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..objective.advantages import Schedule, largest_weight
+from .batches import Steps
 
 
 @dataclass
@@ -39,12 +40,12 @@ class ShapingConfig:
         default=None,
         metadata={"help": "Strength of PPL shaping, below 0 to favour high perplexity; none by default."},
     )
-    ppl_shaping_start: int | str = field(default=0, metadata={"help": "First optimiser step with PPL shaping."})
-    ppl_shaping_end: int | str | None = field(
+    ppl_shaping_start: Steps = field(default=0, metadata={"help": "First optimiser step with PPL shaping."})
+    ppl_shaping_end: Steps | None = field(
         default=None,
         metadata={"help": "First later optimiser step without PPL shaping; the end of the run by default."},
     )
-    ppl_shaping_plateau_steps: int | str | None = field(
+    ppl_shaping_plateau_steps: Steps | None = field(
         default=None,
         metadata={"help": "Optimiser steps with PPL shaping after the detected plateau; replaces start and end."},
     )
@@ -59,18 +60,16 @@ class ShapingConfig:
     position_shaping_cap: float | None = field(
         default=None, metadata={"help": "Largest bonus as a share of the absolute advantage; none by default."}
     )
-    position_shaping_start: int | str = field(
-        default=0, metadata={"help": "First optimiser step with position shaping."}
-    )
-    position_shaping_end: int | str | None = field(
+    position_shaping_start: Steps = field(default=0, metadata={"help": "First optimiser step with position shaping."})
+    position_shaping_end: Steps | None = field(
         default=None,
         metadata={"help": "First later optimiser step without position shaping; the end of the run by default."},
     )
-    position_shaping_plateau_steps: int | str | None = field(
+    position_shaping_plateau_steps: Steps | None = field(
         default=None,
         metadata={"help": "Optimiser steps with position shaping after the detected plateau; replaces start and end."},
     )
-    plateau_window: int | str = field(
+    plateau_window: Steps = field(
         default=80, metadata={"help": "Optimiser steps over which the change of entropy and accuracy is measured."}
     )
     plateau_share: float = field(

@@ -87,6 +87,7 @@ def check_chat(form: Form, tokenizer: PreTrainedTokenizerBase, path: str, revisi
         raise ValueError(f"chat is true, but the tokenizer of {path!r} has no chat template: leave chat out.")
     user = [{"role": "user", "content": "QUESTION"}]
     whole = tokenizer.apply_chat_template([*user, {"role": "assistant", "content": "ANSWER"}], tokenize=False)
+    assert isinstance(whole, str)
     end = whole.rpartition("ANSWER")[2]
     ids = tokenizer(end, add_special_tokens=False)["input_ids"]
     if not ids or ids[0] not in end_ids(tokenizer, load_generation_config(path, revision)):

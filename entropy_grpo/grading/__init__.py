@@ -36,7 +36,7 @@ class Verdict(StrEnum):
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last `\\boxed` or `\\fbox` of a text; None if there is none or it never closes.
+    """Return the content of the last `\\boxed` or `\\fbox` of a text, or None if there is none or it never closes.
 
     Braces are matched. Without braces, as in `$\\boxed 5$`, the content ends with the formula, or with the first word
     if no formula ends on its line; a box that is only mentioned does not count.
@@ -68,7 +68,10 @@ def _unbraced(text: str) -> str:
 
 
 def answer_line(text: str) -> str | None:
-    """The line that the last `Answer:` begins or stands before, or the formula on its own lines; None without any."""
+    """Return the text that follows the last `Answer:` with text behind it, or None without such an `Answer:`.
+
+    The text is the rest of the line, or the next lines if the line only opens a displayed formula.
+    """
     for match in reversed(list(ANSWER.finditer(text))[-MOST_MENTIONS:]):
         line, _, below = text[match.end() : match.end() + LONGEST_LINE].partition("\n")
         line = line.strip()
@@ -87,7 +90,7 @@ def _read(text: str) -> answers.Node:
 
 
 def choice(text: str) -> str | None:
-    """The letter of the option that a boxed answer or an answer line names, as a capital; None if it names none."""
+    """Return the letter of the option that an answer names, as a capital, or None if it names none."""
     node = _read(latex.simplified(text))
     if isinstance(node, answers.Choice):
         return node.letter
@@ -106,7 +109,7 @@ def readable(reference: str) -> bool:
 
 
 def _bare_list(text: str) -> answers.Group | None:
-    """A text read as a list without brackets, even if `1,234` would otherwise be one number; None for other texts."""
+    """Read a text as a list without brackets, even if `1,234` could be one number. Return None for other texts."""
     node = _read(text)
     return node if isinstance(node, answers.Group) and not node.brackets else answers.as_list(text)
 
@@ -127,6 +130,6 @@ def compare(answer: str, reference: str, relative_tolerance: float = 0.0) -> Ver
     if not texts[0]:
         return Verdict.WRONG
     lists = [_bare_list(text) for text in texts]
-    readings = [[_read(text) for text in texts], *([lists] if None not in lists else [])]
-    right = any(equivalence.equivalent(*reading, relative_tolerance) for reading in readings)
+    readings = [(_read(texts[0]), _read(texts[1])), *([(lists[0], lists[1])] if None not in lists else [])]
+    right = any(equivalence.equivalent(one, other, relative_tolerance) for one, other in readings)
     return Verdict.RIGHT if right else Verdict.WRONG

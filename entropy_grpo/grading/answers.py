@@ -64,12 +64,12 @@ MOST_ITEMS = 400
 
 
 def as_list(text: str) -> Group | None:
-    """Numbers of a text such as `1,234`, which `read` takes for one number, as a list; None for any other text."""
+    """Read a text such as `1,234`, which `read` takes for one number, as a list. Return None for other texts."""
     return Group("", tuple(map(Leaf, text.split(",")))) if _GROUPED.fullmatch(text) else None
 
 
 def _choice(text: str) -> Choice | None:
-    """A letter in brackets or before a point, and the text that may follow it; None if several options are named."""
+    """Read a letter in brackets or before a point, and the text after it. Return None if it names several options."""
     if letter := _CHOICE.fullmatch(text):
         return Choice((letter[1] or letter[2]).upper())
     more = _CHOICE_AND_MORE.fullmatch(text)
@@ -79,12 +79,12 @@ def _choice(text: str) -> Choice | None:
 
 
 def _items(text: str) -> list[str]:
-    """Parts of a list, split at its commas and at `and`, `or`."""
+    """Split a list at its commas and at `and`, `or`."""
     return [part for whole in split(text, _OR) for part in split(whole, _COMMA)]
 
 
 def _joined_thousands(text: str) -> str:
-    """`1,234` as `1234`, unless the text has commas of a list that look the same."""
+    """Write `1,234` as `1234`, unless another comma of the text separates items without a space, too."""
     spans = [match.span() for match in top_level(text, _THOUSANDS)]
     commas = [match.start() for match in top_level(text, _COMMA)]
     inner = {comma for comma in commas if any(start < comma < end for start, end in spans)}
@@ -94,21 +94,25 @@ def _joined_thousands(text: str) -> str:
 
 
 def _both_signs(text: str) -> Node | None:
-    """The two values of a text with `\\pm` or `\\mp`, whose signs change together.
+    """Read the two values of a text with `\\pm` or `\\mp`, whose signs change together.
 
     Returns:
-        None without such a sign, for a set (its items are read one by one), and for other brackets around several
-        signs.
+        A list of both values. None without such a sign, for a set, whose items are read one by one, and for other
+        brackets around several signs.
     """
     signs, brackets = _SIGN.findall(text), bracketed(text)
     if not signs or (brackets and (brackets[0] == "{}" or len(signs) > 1)):
         return None
-    upper, lower = {"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"}
-    return Group("", tuple(read(_SIGN.sub(lambda sign, use=use: use[sign[0]], text)) for use in (upper, lower)))
+
+    def with_signs(upper: str, lower: str) -> Node:
+        signs = {"\\pm": upper, "\\mp": lower}
+        return read(_SIGN.sub(lambda sign: signs[sign[0]], text))
+
+    return Group("", (with_signs("+", "-"), with_signs("-", "+")))
 
 
 def _all(texts: list[str]) -> tuple[Node, ...]:
-    """The items of a list, with the bare lists among them flattened, such as the two values of `\\pm`."""
+    """Read the items of a list. A bare list among them, such as the two values of `\\pm`, adds its own items."""
     nodes = map(read, texts)
     parts = (node.items if isinstance(node, Group) and not node.brackets else (node,) for node in nodes)
     return tuple(part for several in parts for part in several)
@@ -125,7 +129,7 @@ def _relation(text: str) -> Node | None:
 
 
 def _ratio(text: str) -> Node | None:
-    """A ratio of three or more numbers. One of two is a quotient, and `1:05:30` is a time."""
+    """Read a ratio of three or more numbers. A ratio of two numbers is a quotient, and `1:05:30` is a time."""
     parts = split(text, _COLON)
     if len(parts) < 3 or not all(parts) or any(re.match(r"0\d", part) for part in parts):
         return None
@@ -133,7 +137,7 @@ def _ratio(text: str) -> Node | None:
 
 
 def _set_parts(text: str) -> Node | None:
-    """Unions and differences of sets, also in words."""
+    """Read a union or a difference of sets, also in words."""
     if but := _ALL_BUT.fullmatch(text):
         return Union((read(but[1]), Group("{}", _all(_items(but[2])))), without=True)
     for pattern, without in ((_CUP, False), (_SETMINUS, True)):

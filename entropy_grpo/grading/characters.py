@@ -8,6 +8,7 @@ meaning: NFKC itself makes `2⁵` 25 and `3¼` 31/4. The letters of a word stay 
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑᵢⱼₖₘₙₒₚᵣₛₜₓ", "0123456789+-=()aeijkmnoprstx")
@@ -50,7 +51,7 @@ def _normal_fraction(match: re.Match) -> str:
     return f"\\frac{{{over}}}{{{under}}}"
 
 
-_STEPS = [
+_STEPS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (_FRACTION, _normal_fraction),
     (
         re.compile(f"({_UP})⁄({_DOWN})"),
@@ -66,7 +67,7 @@ _STEPS = [
 
 
 def plain(text: str) -> str:
-    """The text in one spelling of each character, on one line."""
+    """Return a text in one spelling of each character, on one line."""
     if text.isascii():
         return text.replace("\n", " ").replace("\t", " ")
     text = unicodedata.normalize("NFC", text).translate(_SIGNS)

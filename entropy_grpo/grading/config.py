@@ -1,4 +1,4 @@
-"""The settings of grading."""
+"""Settings of grading."""
 
 from dataclasses import dataclass
 

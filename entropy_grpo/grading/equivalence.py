@@ -53,9 +53,7 @@ def _same_words(a: Words, b: Words) -> bool:
     return bare(a.text) == bare(b.text)
 
 
-def _same_choice(a: Node, b: Node, tolerance: float) -> bool:
-    if isinstance(b, Choice) and not isinstance(a, Choice):
-        return _same_choice(b, a, tolerance)
+def _same_choice(a: Choice, b: Node, tolerance: float) -> bool:
     if isinstance(b, Choice):
         return a.letter == b.letter
     if isinstance(b, Words) and len(b.text) == 1:
@@ -122,7 +120,7 @@ def _rounds(a: Node, b: Node) -> bool:
 
 
 def settled(relation: Relation) -> tuple[Node | None, Node | None]:
-    """(name, value) of `name = value = value`; no name and no value if the sides contradict each other.
+    """Return (name, value) of `name = value = value`, or (None, None) if the sides contradict each other.
 
     An equation that holds for some values only is its own value, and so is an inequality.
     """
@@ -184,17 +182,17 @@ def _same_chains(a: Relation, b: Relation) -> bool:
 
 def _same_relations(a: Node, b: Node, tolerance: float) -> bool:
     """Return whether two answers agree, at least one of which is a relation."""
-    names, values = zip(*(settled(x) if isinstance(x, Relation) else (None, x) for x in (a, b)), strict=True)
-    if None in values:
+    (name_a, value_a), (name_b, value_b) = (settled(x) if isinstance(x, Relation) else (None, x) for x in (a, b))
+    if value_a is None or value_b is None:
         return False
     if isinstance(a, Relation) and isinstance(b, Relation):
         if _same_equations(a, b) or _same_chains(a, b):
             return True
-        if None not in names and not _same_names(*names):
+        if name_a is not None and name_b is not None and not _same_names(name_a, name_b):
             return False
-    if any(isinstance(value, Relation) for value in values):
-        return same_sets(*values)
-    return same(*values, tolerance)
+    if isinstance(value_a, Relation) or isinstance(value_b, Relation):
+        return same_sets(value_a, value_b)
+    return same(value_a, value_b, tolerance)
 
 
 # Lists
@@ -230,9 +228,10 @@ def _same_ratios(a: Group, b: Group) -> bool:
 
 
 def _alone(node: Node) -> Node:
-    """The item of a set with one item, unless the item is a list; any other node unchanged."""
-    single = isinstance(node, Group) and node.brackets == "{}" and len(node.items) == 1
-    return node.items[0] if single and not isinstance(node.items[0], Group) else node
+    """Return the item of a set with one item that is no list, and any other node unchanged."""
+    if not isinstance(node, Group) or node.brackets != "{}" or len(node.items) != 1:
+        return node
+    return node if isinstance(node.items[0], Group) else node.items[0]
 
 
 def equivalent(answer: Node, reference: Node, tolerance: float = 0.0) -> bool:
@@ -250,8 +249,10 @@ def _is_range(node: Node) -> bool:
 
 def same(a: Node, b: Node, tolerance: float = 0.0) -> bool:
     """Return whether two answers, or two parts of answers, are `equivalent`."""
-    if isinstance(a, Choice) or isinstance(b, Choice):
+    if isinstance(a, Choice):
         return _same_choice(a, b, tolerance)
+    if isinstance(b, Choice):
+        return _same_choice(b, a, tolerance)
     if isinstance(a, Relation) or isinstance(b, Relation):
         return _same_relations(a, b, tolerance)
     if _is_range(a) or _is_range(b):

@@ -78,7 +78,7 @@ _CONFIG = ConversionConfig(lowercase_symbols=False)
 
 
 def _fraction(match: re.Match) -> str:
-    """A repeating decimal as a fraction: 0.1666... is (16 - 1) / 90."""
+    """Write a repeating decimal as a fraction: 0.1666... is (16 - 1) / 90."""
     whole, start, block = next(match.group(i, i + 1, i + 2) for i in (1, 4, 7) if match[i] is not None)
     nines = 10 ** len(block) - 1
     value = Fraction(int(whole + start) * nines + int(block), nines * 10 ** len(start))
@@ -86,7 +86,7 @@ def _fraction(match: re.Match) -> str:
 
 
 def _mixed(match: re.Match) -> str:
-    """A mixed number as a sum: `2 1/3` is 2 + 1/3.
+    """Write a mixed number as a sum: `2 1/3` is 2 + 1/3.
 
     Raises:
         ValueError: the fraction is not below 1, as in `2 3/2`, which may be a product or a sum.
@@ -168,7 +168,7 @@ def explicit(text: str) -> str:
 
 
 def _exact(expression: Expression) -> Expression:
-    """An exact expression: decimals become fractions, odd roots of negative numbers real, i imaginary, f(x) a name."""
+    """Make an expression exact: decimals become fractions, odd roots of negative numbers real, i imaginary."""
     changes = {number: Rational(str(number)) for number in expression.atoms(Float)}
     changes |= {Symbol("i"): sympy.I, Symbol("e"): sympy.E}
     changes |= {call: Symbol(str(call)) for call in expression.atoms(AppliedUndef)}
@@ -183,7 +183,7 @@ def _exact(expression: Expression) -> Expression:
 
 
 def _plain(text: str) -> Rational | None:
-    """A number in digits, or a fraction of two such numbers, as most answers are; None for any other text."""
+    """Read a number in digits, or a fraction of two such numbers, as most answers are. Return None for other texts."""
     match = _PLAIN.fullmatch(text)
     if not match or len(text) > PRINTED_DIGITS:
         return None
@@ -196,7 +196,7 @@ def _plain(text: str) -> Rational | None:
 
 @lru_cache(maxsize=1024)
 def parsed(text: str) -> Expression | None:
-    """The expression of a text without words, commas and relations; None if the text is no expression."""
+    """Return the expression of a text without words, commas and relations, or None if the text is no expression."""
     if (number := _plain(text)) is not None:
         return number
     if (read := simple(text)) is not None:
@@ -211,7 +211,7 @@ def parsed(text: str) -> Expression | None:
 
 
 def expression(node: object) -> Expression | None:
-    """The expression of an item without unit or base, a short word as a product of variables; None for other items."""
+    """Return the expression of an item without unit or base, or None. A short word is a product of variables."""
     if isinstance(node, Words):
         return parsed(node.text) if re.fullmatch("[a-zA-Z]{1,4}", node.text) else None
     if not isinstance(node, Leaf) or node.base not in (None, 10) or node.unit is not None:

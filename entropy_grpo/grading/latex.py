@@ -68,7 +68,7 @@ OPENING, CLOSING = "([{⟨", ")]}⟩"
 
 @lru_cache(maxsize=1024)
 def simplified(text: str) -> str:
-    """The text in one spelling, with single spaces and without delimiters around a whole formula."""
+    """Return a text in one spelling, with single spaces and without delimiters around a whole formula."""
     text = characters.plain(text)
     for pattern, replacement in _SIMPLER:
         text = pattern.sub(replacement, text)
@@ -76,7 +76,7 @@ def simplified(text: str) -> str:
 
 
 def closing(text: str, start: int) -> int:
-    """The position where the bracket that opens at `start` closes, of any kind; -1 if it never closes."""
+    """Return the position at which the bracket that opens at `start` closes, or -1 if it never closes."""
     depth = 0
     for position in range(start, len(text)):
         depth += (text[position] in OPENING) - (text[position] in CLOSING)
@@ -96,7 +96,7 @@ def balanced(text: str) -> bool:
 
 
 def top_level(text: str, pattern: re.Pattern) -> list[re.Match]:
-    """Matches outside of all brackets."""
+    """Return the matches outside of all brackets."""
     depths, depth = [], 0
     for character in text:
         depth -= character in CLOSING
@@ -106,7 +106,7 @@ def top_level(text: str, pattern: re.Pattern) -> list[re.Match]:
 
 
 def split(text: str, pattern: re.Pattern) -> list[str]:
-    """The texts between matches outside of all brackets."""
+    """Split a text at the matches outside of all brackets."""
     parts, end = [], 0
     for match in top_level(text, pattern):
         parts.append(text[end : match.start()].strip())
@@ -115,7 +115,7 @@ def split(text: str, pattern: re.Pattern) -> list[str]:
 
 
 def bracketed(text: str) -> tuple[str, str] | None:
-    """(brackets, content) if one pair is around all of the text; `]0, 1[` is `(0, 1)`."""
+    """Return (brackets, content) if one pair is around all of the text. The brackets of `]0, 1[` are `()`."""
     for opens, closes, name in (("\\{", "\\}", "{}"), ("⟨", "⟩", "⟨⟩"), ("<", ">", "⟨⟩")):
         if text.startswith(opens) and text.endswith(closes):
             content = text[len(opens) : -len(closes)]

@@ -26,12 +26,12 @@ def _interval(node: Group) -> Set | None:
     ends = [expression(item) for item in node.items]
     if len(ends) != 2 or any(end is None or not end.is_extended_real for end in ends):
         return None
-    opening, closing = node.brackets
+    opening, closing = tuple(node.brackets)
     return sympy.Interval(*ends, left_open=opening == "(", right_open=closing == ")")
 
 
 def _solutions(relation: Relation) -> Set | None:
-    """The numbers for which an inequality between a variable and numbers holds."""
+    """Return the numbers for which an inequality between a variable and numbers holds."""
     values = [expression(side) for side in relation.sides]
     places = [i for i, value in enumerate(values) if value is not None and value.is_Symbol]
     if len(places) != 1 or any(value is None or not (value.is_Symbol or value.is_extended_real) for value in values):
@@ -54,7 +54,7 @@ def _solutions(relation: Relation) -> Set | None:
 
 
 def _variables(node: Node) -> set:
-    """Variables of the inequalities in a node."""
+    """Return the variables of the inequalities in a node."""
     if isinstance(node, Relation):
         return {value for value in map(expression, node.sides) if value is not None and value.is_Symbol}
     parts = node.items if isinstance(node, Group) else node.parts if isinstance(node, Union) else ()
@@ -63,7 +63,7 @@ def _variables(node: Node) -> set:
 
 @lru_cache(maxsize=1024)
 def _as_set(node: Node) -> Set | None:
-    """The set of numbers that a node means; None if it means no set, or a set that sympy cannot compute."""
+    """Return the set of numbers that a node means, or None if it means no set or sympy cannot compute the set."""
     if isinstance(node, Leaf) and node.text in NAMED:
         return NAMED[node.text]
     if isinstance(node, Relation):

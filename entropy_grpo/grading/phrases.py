@@ -89,7 +89,7 @@ _TEMPERATURE = re.compile(r"^(?:\^\\circ|degrees?)\s*(?:(C|celsius)|(?:F|fahrenh
 
 
 def unwrapped(text: str) -> str:
-    """The text without `\\text{...}` around all of it, and without `\\text` around words that join formulas."""
+    """Remove `\\text{...}` around all of a text, and `\\text` around words that join formulas."""
     whole = TEXT.fullmatch(text)
     if whole:
         return whole[1].strip()
@@ -97,7 +97,7 @@ def unwrapped(text: str) -> str:
 
 
 def _says_something(text: str) -> bool:
-    """Return whether words in a formula connect or claim, rather than name a unit."""
+    """Return whether words in a formula join or state something. Otherwise they name a unit."""
     return not {word.lower() for word in re.findall(r"[A-Za-z']+", text)}.isdisjoint(NOT_UNITS | _CLAIMS)
 
 
@@ -118,7 +118,7 @@ def without_sentence(text: str) -> str:
 
 
 def _words(text: str) -> Words | Leaf | None:
-    """The words of a text of letters and punctuation, a number word as a `Leaf`; None if the text is a formula."""
+    """Read a text of letters and punctuation; a number word is a `Leaf`. Return None if the text is a formula."""
     text = re.sub(r"\s+", " ", TEXT.sub(r"\1", text).replace("{", "").replace("}", "")).strip(" .")
     if re.fullmatch(r"[A-Z]", text):
         return Words(text)
@@ -136,7 +136,7 @@ def _words(text: str) -> Words | Leaf | None:
 
 
 def _money(text: str) -> Leaf | None:
-    """A number with a currency before it and perhaps a purpose behind, such as `per hour`; None without a currency."""
+    """Read a number behind a currency, also with words such as `per hour`. Return None without a currency."""
     match = _CURRENCY.match(text)
     if not match:
         return None
@@ -155,12 +155,13 @@ def _is_unit(marked: bool, apart: bool, word: str) -> bool:
 
 
 def _quantity(text: str) -> Leaf | None:
-    """A number with a unit, percent, degrees or a power of ten in words behind it."""
+    """Read a number with a unit, percent, degrees or a power of ten in words behind it."""
     match = _UNIT.fullmatch(text)
     if not match or (match[2].startswith("^") and _WITHIN_FORMULA.search(match[1])):
         return None  # the degrees of an angle within a formula
     value, behind = match[1].strip(), TEXT.sub(lambda text: f" {text[1].strip()}", match[2]).strip()
-    words, times = behind.split(), 1
+    words = behind.split()
+    times: int | Fraction = 1
     says_number = re.search(r"\d|[)}]|\\pi", value)  # `U.S. Open` does not
     if not says_number or TEXT.search(value) or not _NAMES.issuperset(_WORD.findall(value)) or not words:
         return None
@@ -177,7 +178,7 @@ def _quantity(text: str) -> Leaf | None:
 
 
 def _based(text: str) -> Leaf | None:
-    """Digits with the base that they are written in."""
+    """Read digits with the base that they are written in."""
     match = _BASE.fullmatch(text)
     if not match:
         return None
@@ -188,7 +189,7 @@ def _based(text: str) -> Leaf | None:
 
 
 def _clock(text: str) -> Words | None:
-    """A time of day, which is no ratio."""
+    """Read a time of day, which is no ratio."""
     match = _CLOCK.fullmatch(text)
     return Words(f"{int(match[1])}:{match[2]} {match[3].lower()}m" if match[3] else text) if match else None
 

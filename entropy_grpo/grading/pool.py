@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import TimeoutError, wait
+from concurrent.futures import Future, TimeoutError, wait
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import accumulate
@@ -192,7 +192,7 @@ class Grader:
             tolerance = {"relative_tolerance": self.relative_tolerance}
             return self._pool.schedule(compare, args=pair, kwargs=tolerance, timeout=seconds)
         except RuntimeError as error:  # the pool broke just now
-            future = ProcessFuture()
+            future: ProcessFuture[Verdict] = ProcessFuture()
             future.set_exception(error)
             return future
 
@@ -221,7 +221,7 @@ class Grader:
         """Return the workers' verdicts. Pairs not done at `deadline`, a time of `time.monotonic`, are timeouts."""
         self._open_pool()
         futures = {pair: self._begun.pop(pair, None) or self._schedule(pair, seconds) for pair in pairs}
-        waiting = set(futures.values())
+        waiting: set[Future] = set(futures.values())
         while waiting and self._pool.active and (left := deadline - time.monotonic()) > 0:
             waiting = wait(waiting, min(left, 1.0)).not_done
         late = time.monotonic() >= deadline

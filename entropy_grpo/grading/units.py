@@ -125,7 +125,7 @@ class Unit:
 
 
 def _entry(word: str) -> tuple[Fraction, dict[str, int]]:
-    """A word's factor and dimensions: looked up as it is, in small letters, in the singular; else of its own kind."""
+    """Look up factor and dimensions of a word, also in small letters and in the singular. Other words are a kind."""
     small = word.lower()
     for name in (word, small, small.removesuffix("s"), small.removesuffix("es")):
         if name in _TABLE and (len(name) > 1 or name == word):
@@ -134,7 +134,7 @@ def _entry(word: str) -> tuple[Fraction, dict[str, int]]:
 
 
 def unit(text: str) -> Unit | None:
-    """The unit of a text such as `cm^2`, `km/h`, `square feet`, `dollars per hour` or `\\%`; None if it is no unit."""
+    """Return the unit of a text such as `cm^2`, `km/h`, `square feet`, `dollars per hour` or `\\%`, or None."""
     factor, angle, sign, power = Fraction(1), "", 1, 1
     powers: dict[str, int] = {}
     for phrase, name in _PHRASES:

@@ -14,11 +14,12 @@ import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations
+from typing import TypeAlias
 
 import sympy
 from sympy import Basic, Float, I, Integer, MatrixBase, Rational, Symbol
 
-Expression = Basic | MatrixBase
+Expression: TypeAlias = Basic | MatrixBase
 Point = dict[Symbol, Basic]
 
 GUARD = 50  # digits beyond those of the numbers that are compared
@@ -40,7 +41,7 @@ MOST_CORNERS, MOST_WIDE = 12, 60  # places with a corner, and points at every si
 
 
 def _size(number: Basic) -> float:
-    """The absolute decimal logarithm of a number, 0 for numbers that have none."""
+    """Return the absolute decimal logarithm of a number, or 0 if it has none."""
     value = abs(number.evalf(5))
     if not value.is_Float or not value.is_finite or value == 0:
         return 0.0
@@ -49,7 +50,7 @@ def _size(number: Basic) -> float:
 
 
 def _digits(one: Basic, other: Basic) -> int:
-    """Digits that tell two numbers apart, from the numbers that they are made of."""
+    """Return the number of digits to compare, from the sizes of the numbers within two expressions."""
     needed = 0.0
     for node in (*sympy.preorder_traversal(one), *sympy.preorder_traversal(other)):
         if node.is_Rational:
@@ -108,7 +109,7 @@ def _grows(expression: Basic) -> bool:
 
 
 def _signed_points(symbols: Sequence[Symbol], rng: random.Random) -> Iterator[Point]:
-    """Points of every sign: the values of all variables positive, negative, and mixed."""
+    """Yield points at which the variables are all positive, all negative, and of mixed signs."""
     for sign in ((1,), (-1,), (1, -1), (1, -1), (1, -1), (1, -1)):
         yield {s: Rational(rng.randint(101, 9999) * rng.choice(sign), 997) for s in symbols}
 
@@ -127,7 +128,7 @@ def _wide_points(symbols: Sequence[Symbol], rng: random.Random, largest: float) 
 
 
 def _changes(expression: Basic) -> Iterator[Basic]:
-    """Expressions that are 0 where the formula of a function changes."""
+    """Return the expressions that are 0 where the formula of a function changes."""
     for node in sympy.preorder_traversal(expression):
         if isinstance(node, sympy.Max | sympy.Min):
             yield from (a - b for a, b in combinations(node.args, 2))
@@ -163,7 +164,7 @@ def _common_points(symbols: tuple[Symbol, ...], largest: float | None) -> tuple[
 
 
 def points(one: Basic, other: Basic) -> Iterator[Point]:
-    """The points at which two functions are compared, the same for the same names; many if either has corners."""
+    """Yield the points at which two functions are compared, many if either has corners; equal for equal names."""
     symbols = tuple(sorted(one.free_symbols | other.free_symbols, key=str))
     if not (_has_corners(one) or _has_corners(other)):
         yield from _common_points(symbols, None)[0]

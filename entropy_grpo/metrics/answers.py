@@ -112,7 +112,7 @@ def paired(a: Samples, b: Samples) -> dict[str, Any]:
             "questions."
         )
     largest = min(a.correct.shape[1], b.correct.shape[1])
-    metrics = {
+    metrics: dict[str, Any] = {
         "num_questions": len(a.correct),
         "acc@N": gain_interval(a.correct.mean(1), b.correct.mean(1)),
         "pass@k": _by_k(gain_interval(pass_curve(a.correct)[:largest], pass_curve(b.correct)[:largest])),
@@ -146,7 +146,8 @@ def counts(rows: Sequence[Row], reward: str, choices: Choices | None) -> dict[st
     }
     if choices is not None:
         choice_counts = by_problem(rows, choices)
-        shares["good_choices"] = tuple({p: sum(c[i] for c in v) for p, v in choice_counts.items()} for i in (0, 1))
+        good, all_ = ({p: sum(c[i] for c in v) for p, v in choice_counts.items()} for i in (0, 1))
+        shares["good_choices"] = good, all_
     return shares
 
 
@@ -158,7 +159,7 @@ def summarize(rows: Sequence[Row], reward: str, choices: Choices | None = None) 
         choices: row -> (good choices, choices); None if the task has no choices.
     """
     lengths = by_problem(rows, lambda row: row["length"])
-    summary = {
+    summary: dict[str, Any] = {
         "num_problems": len(lengths),
         "num_samples": min(map(len, lengths.values())),
         "mean_length": float(np.mean([row["length"] for row in rows])),

@@ -1,11 +1,17 @@
 """The rule that decides whether a response is right."""
 
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-Number = TypeVar("Number")
+Answer_co = TypeVar("Answer_co", covariant=True)
 
 
-def is_right(reward: Number) -> Number:
+class Comparable(Protocol[Answer_co]):
+    """Number, array or tensor: comparing it with an int gives a bool, or as many bools."""
+
+    def __gt__(self, other: int, /) -> Answer_co: ...
+
+
+def is_right(reward: Comparable[Answer_co]) -> Answer_co:
     """Return whether a response is right: its first reward is above 0, on both scales 0/1 and +-1.
 
     Args:

@@ -21,6 +21,7 @@ floats, or of lists if there are leading axes.
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import expit, logit, ndtri, stdtr, stdtrit
 
 Interval = dict[str, Any]
@@ -37,15 +38,15 @@ def _dict(**arrays: np.ndarray) -> Interval:
     return {name: np.asarray(array).tolist() for name, array in arrays.items()}
 
 
-def _influence(numerators: np.ndarray, denominators: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _influence(numerators: ArrayLike, denominators: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
     """Ratio of sums, and each question's influence on the ratio by the delta method. The influences have mean 0."""
-    numerators = np.asarray(numerators, dtype=float)
-    denominators = np.ones_like(numerators) if denominators is None else np.asarray(denominators, dtype=float)
-    ratio = numerators.sum(-1) / denominators.sum(-1)
-    return ratio, (numerators - ratio[..., None] * denominators) / denominators.mean(-1, keepdims=True)
+    above = np.asarray(numerators, dtype=float)
+    below = np.ones_like(above) if denominators is None else np.asarray(denominators, dtype=float)
+    ratio = above.sum(-1) / below.sum(-1)
+    return ratio, (above - ratio[..., None] * below) / below.mean(-1, keepdims=True)
 
 
-def share_interval(numerators: np.ndarray, denominators: np.ndarray | None = None) -> Interval:
+def share_interval(numerators: ArrayLike, denominators: ArrayLike | None = None) -> Interval:
     """Interval of sum(numerators) / sum(denominators), a share in [0, 1]. Denominators are 1 by default.
 
     The effective number of questions is the number of 0/1 questions with the observed standard error (Kish 1965). Half
@@ -68,24 +69,24 @@ def share_interval(numerators: np.ndarray, denominators: np.ndarray | None = Non
     )
 
 
-def mean_interval(values: np.ndarray) -> Interval:
+def mean_interval(values: ArrayLike) -> Interval:
     """Student's t interval of the mean of positive quantities without an upper bound, on the log scale.
 
     The interval is empty, [value, value], if all values are equal or there is only one.
     """
-    values = np.asarray(values, dtype=float)
-    mean, n = values.mean(-1), values.shape[-1]
-    error = values.std(-1, ddof=1) / np.sqrt(n) if n > 1 else np.zeros_like(mean)
+    array = np.asarray(values, dtype=float)
+    mean, n = array.mean(-1), array.shape[-1]
+    error = array.std(-1, ddof=1) / np.sqrt(n) if n > 1 else np.zeros_like(mean)
     with np.errstate(invalid="ignore"):
         factor = np.exp(stdtrit(max(n - 1, 1), (1 + CONFIDENCE) / 2) * np.nan_to_num(error / mean))
     return _dict(value=mean, low=mean / factor, high=mean * factor)
 
 
 def gain_interval(
-    before: np.ndarray,
-    after: np.ndarray,
-    denominators_before: np.ndarray | None = None,
-    denominators_after: np.ndarray | None = None,
+    before: ArrayLike,
+    after: ArrayLike,
+    denominators_before: ArrayLike | None = None,
+    denominators_after: ArrayLike | None = None,
     bounded: bool = True,
 ) -> Interval:
     """Gain of the ratio of sums over the same questions in the same order, with the paired t test.

@@ -53,5 +53,5 @@ def difference(baseline: Side, other: Side) -> dict[str, Any] | None:
     ]
     if len(common) == 1:
         return gain_interval(sides[0][0], sides[1][0]) | {"over": f"{len(problems[0])} problems"}
-    means = [[float(np.mean(row)) for row in side] for side in sides]
-    return gain_interval(*means, bounded=False) | {"over": f"{len(common)} seeds"}
+    before, after = ([float(np.mean(row)) for row in side] for side in sides)
+    return gain_interval(before, after, bounded=False) | {"over": f"{len(common)} seeds"}

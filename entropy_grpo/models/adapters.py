@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 import transformers
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from trl import get_peft_config
 from trl.generation.vllm_generation import VLLMGeneration
@@ -91,14 +91,15 @@ def adapt(bare: PreTrainedModel, config: CheckedModelConfig) -> PeftModel:
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"lora_target_modules is {config.lora_target_modules!r}: {reason}") from error
-    targets = config.lora_target_modules
+    targets, tuner = config.lora_target_modules, adapted.base_model
+    assert isinstance(tuner, BaseTuner)
     for setting, wanted in (
         ("lora_target_modules", targets if isinstance(targets, list) else []),
         ("lora_modules_to_save", config.lora_modules_to_save or []),
     ):
         for part in wanted:
             if not any(f".{name}".endswith(f".{part}") for name in names):
-                layers = sorted({n.rsplit(".", 1)[-1] for n in adapted.base_model.targeted_module_names})
+                layers = sorted({n.rsplit(".", 1)[-1] for n in tuner.targeted_module_names})
                 raise ValueError(f"{setting} names {part!r}, but the model has no such module: choose among {layers}.")
     if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise ValueError(
@@ -107,6 +108,13 @@ def adapt(bare: PreTrainedModel, config: CheckedModelConfig) -> PeftModel:
         )
     refuse_tied(adapted)
     return adapted
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """Return the model under its adapters, or the model itself if it has none."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel), type(inner)
+    return inner
 
 
 def refuse_tied(model: PeftModel) -> None:
@@ -126,7 +134,7 @@ def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
     TRL yields references to the weights and unmerges them when the last weight is fetched. Its client packs the last
     weights later, so that without copies the end of the model would be sent unmerged.
     """
-    merged = [m.get_base_layer().weight for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    merged = [m.get_base_layer().get_parameter("weight") for m in model.modules() if isinstance(m, BaseTunerLayer)]
     synchronise, iterate = generation.sync_weights, generation._iter_named_params
 
     def copies() -> Iterator[tuple[str, Tensor]]:
@@ -139,4 +147,5 @@ def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
         for weight, kept in zip(merged, base, strict=True):
             weight.data.copy_(kept)
 
-    generation._iter_named_params, generation.sync_weights = copies, synchronise_and_restore
+    generation._iter_named_params = copies  # type: ignore[method-assign]  # of this object alone
+    generation.sync_weights = synchronise_and_restore  # type: ignore[method-assign]  # of this object alone

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -67,7 +68,7 @@ class SparseLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad_log_probs: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, log_z = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
-        rows = grad_log_probs.nonzero().squeeze(1) if grad_log_probs is not None else ()
+        rows = torch.zeros(0, dtype=torch.long) if grad_log_probs is None else grad_log_probs.nonzero().squeeze(1)
         with maybe_gather_lm_head_ctx(weight):
             if len(rows) == 0:
                 gradients = (torch.zeros_like(x) if n else None for x, n in zip((hidden, weight), needs, strict=True))
@@ -127,7 +128,7 @@ def why_not(model: PreTrainedModel) -> str | None:
     return None
 
 
-def trains_head(model: PreTrainedModel) -> bool:
+def trains_head(model: PreTrainedModel | PeftModel) -> bool:
     """Return whether the LM head's weight has a gradient; with adapters it has none unless a copy is trained."""
     return model.get_output_embeddings().weight.requires_grad
 

@@ -31,6 +31,7 @@ from ..runs.folder import OF_WEIGHTS, RUNS, RunFolder
 from ..runs.weights import ADAPTER_CONFIG, deciding, has_adapter
 from ..tasks.cold_start import cache_dir
 from ..tasks.registry import TASKS, find
+from .adapters import unwrapped
 from .config import CheckedModelConfig
 from .known import KNOWN
 
@@ -167,13 +168,15 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict], subject: 
             "with a prompt_template, or a tokenizer with a chat template."
         )
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs)
     except (TemplateError, TypeError, ValueError) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise ValueError(
             f"{subject}, whose chat template refuses a prompt with the roles {roles}: "
             f"{str(error).strip().splitlines()[0]}."
         ) from error
+    assert isinstance(text, str)  # because tokenize is False
+    return text
 
 
 def as_plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -271,7 +274,9 @@ def count_parameters(path: str, revision: str | None = None) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def load_model(path: str, revision: str | None, dtype: str) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+def load_model(
+    path: str, revision: str | None, dtype: str
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load a model onto this process's device, with its adapter if it has one, and its tokenizer."""
     tokenizer = load_tokenizer(path, revision)
     model = _load(AutoModelForCausalLM, f"model is {path!r}, which", *base_of(path, revision), dtype=dtype)
@@ -320,13 +325,13 @@ def resolve_snapshot(model_path: str, model_config: CheckedModelConfig) -> str:
             raise ValueError(f"model_name_or_path is {model_path!r}, which does not load: {reason}") from error
 
 
-def restore_name(model: PreTrainedModel | PeftModel, name: str, revision: str | None) -> None:
+def restore_name(model: torch.nn.Module, name: str, revision: str | None) -> None:
     """Give a model that was loaded from a snapshot its Hub id as a name, for its cards and adapters."""
     if isinstance(model, PeftModel):
         for config in model.peft_config.values():
             config.base_model_name_or_path, config.revision = name, revision
-        model = model.get_base_model()
-    model.name_or_path = model.config._name_or_path = name
+    inner = unwrapped(model)
+    inner.name_or_path = inner.config._name_or_path = name
 
 
 def raise_positions(model_path: str, positions: int) -> str:

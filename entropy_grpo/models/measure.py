@@ -30,7 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging
 from trl.trainer.utils import add_fused_lm_head
 
-from .adapters import adapt
+from .adapters import adapt, unwrapped
 from .config import CheckedModelConfig
 from .head import trains_head, why_not
 from .load import positions_of
@@ -99,9 +99,11 @@ def _signature(layer: nn.Module) -> tuple:
     return modules, tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
 
 
-def _decoder(model: _Trained) -> nn.Module:
+def _decoder(model: _Trained) -> PreTrainedModel:
     """Return the model without its LM head, as the fused heads call it."""
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+    decoder = unwrapped(model).base_model
+    assert isinstance(decoder, PreTrainedModel), type(decoder)
+    return decoder
 
 
 class Model:
@@ -288,8 +290,8 @@ def _materialise(model: nn.Module, dtype: torch.dtype | None) -> None:
                 made[old] = nn.Parameter(torch.empty(old.shape, dtype=dtype or old.dtype), old.requires_grad)
                 made[old].grad = torch.empty_like(made[old]) if old.requires_grad else None
             module._parameters[name] = made.get(old)
-        for name, old in module._buffers.items():
-            module._buffers[name] = None if old is None else torch.empty(old.shape, dtype=old.dtype)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 class _Allocated(TorchDispatchMode):
@@ -332,7 +334,8 @@ def _followed(model: _Trained, ids: torch.Tensor, mask: torch.dtype | None, prec
         precision: context of the forward pass.
     """
     with _Allocated() as allocated:
-        masks = None if mask is None else _explicit_mask(*ids.shape, mask)
+        batch, width = ids.shape
+        masks = None if mask is None else _explicit_mask(batch, width, mask)
         with precision:
             embedded = model.get_input_embeddings()(ids)
             embedded = embedded.detach().requires_grad_(embedded.requires_grad)

@@ -59,7 +59,7 @@ class Truncation:
         Args:
             logits: (n, V) float32, divided by the temperature.
         """
-        truncated = self.warpers(None, logits)
+        truncated = self.warpers(None, logits)  # type: ignore[arg-type]  # transformers names the class of CPU tensors
         own = targets.unsqueeze(1)
         return truncated.scatter(1, own, logits.gather(1, own)).log_softmax(dim=-1)
 

@@ -1,7 +1,7 @@
 """Logs of rollouts and optimiser steps: entropies, kept tokens, clip rates, and quality of responses."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -147,7 +147,7 @@ class StepMonitor:
 
     def __init__(
         self,
-        metrics: dict[str, dict[str, list[float]]],
+        metrics: Mapping[str, dict[str, list[float]]],
         objective: Objective,
         ranks: Ranks,
         tokenizer: Any,

@@ -1,12 +1,13 @@
 """Interface of the processes that share an optimiser step."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from torch import Tensor
 
 
-class Ranks(NamedTuple):
+@dataclass(frozen=True)
+class Ranks:
     """Collectives over the processes of a run. Every rank must call them in the same order.
 
     Attributes:

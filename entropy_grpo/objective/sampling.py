@@ -11,7 +11,7 @@ The state is equal on every rank and independent of ranks, models and trainers.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -89,7 +89,16 @@ def informative(accuracy: float, lowest: float | None, highest: float | None) ->
     return above and below
 
 
-class DynamicSampler:
+class Waits(Protocol):
+    """Group that may wait for a rollout: `born` is the number of the rollout for which it was drawn."""
+
+    born: int
+
+
+AnyGroup = TypeVar("AnyGroup", bound=Waits)
+
+
+class Sampler(Generic[AnyGroup]):
     """Source of the problems to draw, and store of the groups that wait for a rollout.
 
     Args:
@@ -110,7 +119,7 @@ class DynamicSampler:
         self.rollout = 0
         self.cursor = 0  # problems drawn so far
         self.drawn = self.kept = 0.0  # sums over past rollouts, in which older rollouts weigh less
-        self.waiting: list[Group] = []  # oldest first
+        self.waiting: list[AnyGroup] = []  # oldest first
 
     @property
     def missing(self) -> int:
@@ -154,12 +163,12 @@ class DynamicSampler:
             return range(self.problems)
         return torch.randperm(self.problems, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
 
-    def add(self, groups: list[Group], drawn: int) -> None:
+    def add(self, groups: list[AnyGroup], drawn: int) -> None:
         """Add the informative groups of a round that drew `drawn` groups."""
         self.waiting += groups
         self.drawn, self.kept = self.drawn + drawn, self.kept + len(groups)
 
-    def take(self) -> list[Group]:
+    def take(self) -> list[AnyGroup]:
         """Take the groups of the rollout, at most `size`, oldest first. Further groups keep waiting."""
         taken, self.waiting = self.waiting[: self.size], self.waiting[self.size :]
         return taken
@@ -174,6 +183,10 @@ class DynamicSampler:
             return 0
         dropped, self.waiting = len(self.waiting), []
         return dropped
+
+
+class DynamicSampler(Sampler[Group]):
+    """The sampler of a run, whose state is saved with a checkpoint."""
 
     def state(self) -> dict[str, Any]:
         """State on which later draws depend, in dictionaries, lists and tensors."""

@@ -127,11 +127,12 @@ def select_tokens(
     if objective.selection in BY_NORM:
         norms = [token_gradient_norms(p, b, objective) for p, b in zip(passes, batches, strict=True)]
     mask, places = flatten([loss_mask(b) for b in batches]), flatten([token_places(b) for b in batches])
-    given = {"mask": mask, "rho": objective.rho, "order": places, "seed": seed, "reduce": ranks.sum}
     if objective.matches_norms:
-        kept, threshold = select_matched(flatten(entropies), flatten(norms), **given), math.nan
+        kept = select_matched(flatten(entropies), flatten(norms), mask, objective.rho, places, seed, ranks.sum)
+        threshold = math.nan
     else:
-        kept, threshold = select(flatten(norms or entropies), kind=objective.selection, **given)
+        scores = flatten(norms or entropies)
+        kept, threshold = select(scores, mask, objective.rho, places, objective.selection, seed, ranks.sum)
     parts = kept.split([e.numel() for e in entropies])
     return [part.view_as(e) for part, e in zip(parts, entropies, strict=True)], threshold
 
@@ -288,9 +289,9 @@ def _select(
     if objective.ranked_in is None:
         return Window(regroup(batches, objective, ranks, size), 0)
     if objective.ranked_in == "rollout":
-        kept = ranks.sum(torch.stack([b["counted"].sum() for b in batches]).sum())
+        counted = ranks.sum(torch.stack([b["counted"].sum() for b in batches]).sum())
         thresholds = [float(batches[0]["threshold"])]
-        return Window(regroup(batches, objective, ranks, size), int(kept), batches, thresholds)
+        return Window(regroup(batches, objective, ranks, size), int(counted), batches, thresholds)
     if objective.ranked_in == "loss":
         batches = regroup(batches, objective, ranks, size)
         return Window(batches, sum(objective.kept_count(n) for n in count_tokens(batches, ranks)))

@@ -9,6 +9,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from ..config.recipe import launch_words
+from ..config.run import RunConfig
 from ..config.shipped import CONFIGS
 from .job import Job
 from .options import PlanOptions
@@ -62,7 +63,7 @@ def _launcher_options(job: Job) -> list[str]:
 
 def names_server(job: Job) -> bool:
     """Return whether the recipe says where its server runs, so that no script starts one."""
-    return job.args.vllm_server_base_url is not None or job.args.vllm_server_host != SERVER_HOST
+    return job.grpo.vllm_server_base_url is not None or job.grpo.vllm_server_host != SERVER_HOST
 
 
 def serve_words(job: Job, cache: dict[str, Any]) -> list[str]:
@@ -71,15 +72,17 @@ def serve_words(job: Job, cache: dict[str, Any]) -> list[str]:
     Args:
         cache: vLLM's part of the plan.
     """
-    args, model, positions = job.args, job.model, job.run.max_position_embeddings
+    args, model, run = job.grpo, job.model, job.run
+    assert isinstance(run, RunConfig)  # a cold start has no server
     words = ["vllm", "serve", model.model_name_or_path]
     if model.model_revision not in (None, "main"):
         words += ["--revision", model.model_revision]
     words += [*SERVE, "--port", str(args.vllm_server_port)]
     if args.vllm_max_model_length is not None:
         words += ["--max-model-len", str(args.vllm_max_model_length)]
-    if positions is not None:
-        words += ["--hf-overrides", json.dumps({"max_position_embeddings": positions})]
+    if run.max_position_embeddings is not None:
+        changed = {"max_position_embeddings": run.max_position_embeddings}
+        words += ["--hf-overrides", json.dumps(changed)]
     return [*words, "--tensor-parallel-size", str(cache["gpus"]), "--data-parallel-size", str(cache["copies"])]
 
 

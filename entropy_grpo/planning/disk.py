@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from ..config.sft import SFTRunConfig
 from .flops import steps
 from .job import Job
 from .memory import optimizer_states, rollout_buffer, trained_bytes, trained_tensors
@@ -19,7 +20,7 @@ def disk(job: Job) -> dict[str, Any]:
     copies = 2 if job.sharding.kind == "fsdp2" and not job.sharding.in_pieces else 1
     rollout = 0
     if job.objective is not None:
-        rollout = rollout_buffer(lengths.prompt, lengths.completion, args.generation_batch_size)
+        rollout = rollout_buffer(lengths.prompt, lengths.completion, job.grpo.generation_batch_size)
     checkpoint = copies * weights + states + rollout
     kept, elements = _kept(job), sum(n for n, _ in trained_tensors(job))
     models = (4 if job.model.use_peft else job.compute) * elements * _kept_weights(job)
@@ -39,10 +40,10 @@ def disk(job: Job) -> dict[str, Any]:
 
 def _kept_weights(job: Job) -> int:
     """Return the number of steps whose weights a run keeps by themselves."""
-    if job.objective is None:
+    if isinstance(job.run, SFTRunConfig):
         return 0
     number = steps(job)
-    return sum(number is None or step <= number for step in job.run.weight_steps(job.args))
+    return sum(number is None or step <= number for step in job.run.weight_steps(job.grpo))
 
 
 def _kept(job: Job) -> int | None:

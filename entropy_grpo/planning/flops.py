@@ -21,7 +21,7 @@ def steps(job: Job) -> int | None:
     if job.objective is None:
         return math.ceil(args.num_train_epochs * math.ceil(job.problems / job.responses))
     # TRL's sampler drops an incomplete last rollout.
-    prompts = args.generation_batch_size // args.num_generations
+    prompts = job.grpo.generation_batch_size // job.grpo.num_generations
     return math.ceil(args.num_train_epochs * (job.problems // prompts * job.objective.steps_per_rollout))
 
 
@@ -52,8 +52,8 @@ def batches(job: Job) -> dict[str, Any]:
         return counts | {"steps": steps(job), "tokens_per_step_max": job.responses * lengths.whole}
     shared = job.objective.steps_per_rollout
     return counts | {
-        "responses_per_rollout": args.generation_batch_size,
-        "prompts_per_rollout": args.generation_batch_size // args.num_generations,
+        "responses_per_rollout": job.grpo.generation_batch_size,
+        "prompts_per_rollout": job.grpo.generation_batch_size // job.grpo.num_generations,
         "steps_per_rollout": int(shared) if shared.denominator == 1 else float(shared),
         "steps": steps(job),
         "tokens_per_step_max": job.responses * lengths.whole,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ..config import offline, recipe
 from ..config.batches import limit_vllm
+from ..config.grpo import EntropyForkGRPOConfig
 from ..config.offline import Resolved
 from ..config.recipe import RecipeError
 from ..config.run import RunConfig, check_held_out
-from ..config.sft import SFTRunConfig
+from ..config.sft import SFTRunConfig, TeacherSFTConfig
 from ..models.adapters import check_quantised
 from ..models.config import CheckedModelConfig
 from ..models.load import read_local_config
@@ -65,6 +66,12 @@ class Job(Resolved):
     problems: int | None
 
     @property
+    def grpo(self) -> EntropyForkGRPOConfig:
+        """The arguments of a recipe that samples rollouts. A cold start has none."""
+        assert isinstance(self.args, EntropyForkGRPOConfig)
+        return self.args
+
+    @property
     def shards(self) -> int:
         """Number of GPUs that share one copy of weights, gradients and optimiser states."""
         return self.processes if self.sharding.shards else 1
@@ -72,12 +79,12 @@ class Job(Resolved):
     @property
     def uses_vllm(self) -> bool:
         """True if vLLM generates the responses."""
-        return self.objective is not None and self.args.use_vllm
+        return self.objective is not None and self.grpo.use_vllm
 
     @property
     def colocates(self) -> bool:
         """True if vLLM runs on the training GPUs."""
-        return self.uses_vllm and self.args.vllm_mode == "colocate"
+        return self.uses_vllm and self.grpo.vllm_mode == "colocate"
 
     @property
     def serves(self) -> bool:
@@ -138,14 +145,17 @@ def resolve(options: PlanOptions, words: Sequence[str] = ()) -> Job:
     """
     resolved = offline.resolve(options.recipe, words, options.gpus, options.nodes)
     run, args, model = resolved.run, resolved.args, resolved.model
-    if isinstance(run, RunConfig):
+    if isinstance(run, RunConfig) and isinstance(args, EntropyForkGRPOConfig):
         check_held_out(run, args, 1)
         run.evaluation_steps(args), run.weight_steps(args)  # refuse what a launch would refuse
         limit_vllm(args, run.max_prompt_length)
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is missing: set it to a Hub id or a local folder.")
     policy, objective = _decide(resolved, options)
-    problems = run.num_responses if objective is None else run.num_train_problems if run.task else None
+    if isinstance(run, SFTRunConfig):
+        problems = run.num_responses
+    else:
+        problems = run.num_train_problems if run.task else None
     job = Job(
         options=options,
         words=tuple(words),
@@ -162,9 +172,10 @@ def resolve(options: PlanOptions, words: Sequence[str] = ()) -> Job:
 def _lengths(resolved: Resolved, policy: Model, options: PlanOptions) -> Lengths:
     """Return the lengths of sequences; of the prompts from the options, the recipe, its task, or an assumption."""
     run, args = resolved.run, resolved.args
-    if isinstance(run, SFTRunConfig):
+    if isinstance(args, TeacherSFTConfig):
         prompt, assumed, longest, limit = 0, False, args.max_length or policy.positions or ASSUMED_PROMPT, "max_length"
     else:
+        assert isinstance(run, RunConfig)
         task, longest, limit = run.task, args.max_completion_length, "max_completion_length"
         prompt = options.prompt_length or run.max_prompt_length
         prompt = prompt or (None if task is None else task.longest_prompt)
@@ -179,7 +190,7 @@ def _decide(resolved: Resolved, options: PlanOptions) -> tuple[Model, Objective 
     run, args = resolved.run, resolved.args
     config = read_local_config(*_origin(resolved.model, recipe.find(options.recipe)), options.model_config)
     text = config.get_text_config()
-    if isinstance(run, SFTRunConfig):
+    if isinstance(run, SFTRunConfig) or isinstance(args, TeacherSFTConfig):
         return Model(config, resolved.model), None
     if run.max_position_embeddings is not None:
         text.max_position_embeddings = run.max_position_embeddings

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 
 from ..models.kernels import GPU_TILE
@@ -84,7 +85,8 @@ def frozen_weights(job: Job) -> float:
     if not model.is_quantised:
         return policy.parameters * job.loaded / job.shards
     bits = 4 if model.load_in_4bit else 8
-    quantised = sum(quantised_weight(*size, bits, model.use_bnb_nested_quant) for size in policy.linear)
+    nested = model.use_bnb_nested_quant
+    quantised = sum(quantised_weight(outputs, inputs, bits, nested) for outputs, inputs in policy.linear)
     return (policy.parameters - sum(a * b for a, b in policy.linear)) * job.loaded + quantised
 
 
@@ -93,7 +95,9 @@ def keeps_whole_gradients(job: Job) -> bool:
 
     accelerate's `no_sync` reduces gradients only at the last micro-batch of a step.
     """
-    given = job.args.accelerator_config.gradient_accumulation_kwargs or {}
+    config = job.args.accelerator_config
+    assert isinstance(config, AcceleratorConfig)  # transformers has read it from the recipe
+    given = config.gradient_accumulation_kwargs or {}
     accumulates = job.args.gradient_accumulation_steps > 1 and not given.get("sync_each_batch", False)
     return job.sharding.kind == "fsdp2" and accumulates
 
@@ -218,7 +222,7 @@ def rollout_buffer(prompt: int, completion: int, sequences: int) -> int:
 
 
 def _rollout(job: Job) -> dict[str, Any]:
-    local, lengths = job.per_device * job.args.steps_per_generation, job.lengths
+    local, lengths = job.per_device * job.grpo.steps_per_generation, job.lengths
     return _part(
         rollout_buffer(lengths.prompt, lengths.completion, local),
         f"{local} responses x ({lengths.prompt} x {PROMPT_TOKEN} + {lengths.completion} x {COMPLETION_TOKEN} bytes)",
@@ -247,7 +251,7 @@ def sampler_share(job: Job, memory: float) -> float:
     Returns:
         Share in hundredths, rounded down; 0 if nothing is left.
     """
-    if job.args.vllm_enable_sleep_mode:
+    if job.grpo.vllm_enable_sleep_mode:
         stays = _total(_between_steps(job))
     else:
         working = _gathered(job) | _pass(job, _activations(job, job.args.gradient_checkpointing))
@@ -258,7 +262,7 @@ def sampler_share(job: Job, memory: float) -> float:
 
 def _sampler(job: Job) -> dict[str, Any]:
     """Return the part of the sampler on a training GPU, by name; none for a server."""
-    args, memory = job.args, job.options.gpu_memory
+    args, memory = job.grpo, job.options.gpu_memory
     if job.serves:
         return {}
     if job.colocates:
@@ -287,7 +291,7 @@ def memory(job: Job) -> dict[str, Any]:
     working = gathered | _pass(job, activations[job.args.gradient_checkpointing])
     rollout = {} if job.objective is None else {"rollout": _rollout(job)}
     sampler = {} if job.objective is None else _sampler(job)
-    stays = sampler if job.colocates and not job.args.vllm_enable_sleep_mode else {}
+    stays = sampler if job.colocates and not job.grpo.vllm_enable_sleep_mode else {}
     training = _while_training(job, working) + _total(stays)
     sampling = _total(_between_steps(job), sampler, {} if job.uses_vllm else gathered) if rollout else 0
     logits = job.scored * job.policy.vocabulary * (job.compute + FLOAT32)

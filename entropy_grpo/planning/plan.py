@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config import recipe
 from ..config.recipe import Setting
+from ..config.sft import SFTRunConfig
 from ..metrics.tables import aligned
 from .commands import commands, names_server, serve_words
 from .disk import disk
@@ -28,12 +29,13 @@ SERVED = {"use_vllm": True, "vllm_mode": "server"}
 
 def _essentials(job: Job) -> dict[str, Any]:
     """Return the objective of the recipe and the lengths of its sequences."""
-    args, objective = job.args, job.objective
-    if objective is None:
+    objective, run = job.objective, job.run
+    if objective is None or isinstance(run, SFTRunConfig):
         return {"objective": "cross-entropy on right responses", "max_length": job.lengths.completion}
+    args = job.grpo
     because = "" if objective.head_refusal is None else f", because {objective.head_refusal}"
     return {
-        "rewards": job.run.rewards,
+        "rewards": run.rewards,
         "objective": f"{args.loss_type}, clip {args.epsilon:g} / {args.epsilon_high:g}, beta {args.beta:g}",
         "rho": objective.rho,
         "selection": objective.selection,

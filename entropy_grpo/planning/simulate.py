@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.tables import aligned
-from ..objective.sampling import DynamicSampler
+from ..objective.sampling import Sampler
 from ..training.drafts import surplus
 from .commands import without
 from .flops import SCORING, passes
@@ -202,7 +202,7 @@ class _Queue:
             self.done.preempted += 1
 
     def decode(self, steps: int) -> None:
-        """Write so many tokens of every response that has a cache, and end whole responses."""
+        """Write a number of tokens of every response that has a cache, and end whole responses."""
         batch, copy = len(self.running), self.copy
         read = self.held + batch * (copy.prompt - copy.share)  # every response reads its whole prompt
         self.done.seconds += steps * copy.engine.step(batch, read + batch * (steps - 1) / 2)
@@ -278,7 +278,7 @@ class Rules:
 
 def rules_of(job: Job) -> Rules:
     """Return the rules of a job's rollouts."""
-    args = job.args
+    args = job.grpo
     prompts = args.generation_batch_size // args.num_generations
     return Rules(
         prompts=prompts,
@@ -335,7 +335,7 @@ class Rollouts:
     def __init__(self, rules: Rules, assumed: Assumptions, copy: Copy, copies: int, seed: int = 0):
         self.rules, self.assumed, self.copy, self.copies = rules, assumed, copy, copies
         self.generator = np.random.default_rng(seed)
-        self.sampler = DynamicSampler(
+        self.sampler: Sampler[Group] = Sampler(
             rules.prompts, 2**40, rules.round_size, rules.multiple, rules.group_age, shuffle=False, seed=seed
         )
         self.unfinished: list[Group] = []
@@ -510,7 +510,7 @@ def _trainer_spared(
 
 def _copy_of(job: Job, cache: dict[str, Any], assumed: Assumptions) -> Copy:
     one = replace(engine(job, cache["gpus"]), device=assumed.device)
-    return Copy(one, cache["cached_tokens"], cache["max_num_seqs"], assumed.prompt, job.args.num_generations)
+    return Copy(one, cache["cached_tokens"], cache["max_num_seqs"], assumed.prompt, job.grpo.num_generations)
 
 
 def _refusal(job: Job, cache: dict[str, Any], needed: dict[str, Any]) -> str | None:
@@ -541,7 +541,7 @@ def _times(rollouts: Sequence[Rollout], train: Callable[[np.ndarray], tuple[floa
 
 
 def _budgets(rules: Rules) -> list[int | None]:
-    """Return the tokens of a round to simulate: none, and the recipe's or else a part of the longest response."""
+    """Return the budgets of a round to simulate: no budget, and the recipe's or a part of the longest response."""
     if not rules.dynamic:
         return [None]
     return [None, rules.budget or max(rules.longest // PART_OF_LONGEST, 1)]
@@ -554,7 +554,7 @@ def _colocated(options: PlanOptions, words: Sequence[str], assumed: Assumptions)
     the number of GPUs a copy that promises most tokens a second. Each has a variant with partial rollouts.
     """
     recipe = resolve(options, words)
-    given, ranks = recipe.args.vllm_gpu_memory_utilization, recipe.args.vllm_tensor_parallel_size
+    given, ranks = recipe.grpo.vllm_gpu_memory_utilization, recipe.grpo.vllm_tensor_parallel_size
     sizes = [] if given is None or recipe.serves else [(f"{given:g}", ranks)]
     job = _changed(options, words, _colocation("null", ranks))
     speeds = sampler(job)["by_tensor_parallel"]

@@ -26,9 +26,9 @@ def sampler(job: Job) -> dict[str, Any] | None:
     if not job.uses_vllm:
         return None
     if job.colocates:
-        left, given = sampler_share(job, job.options.gpu_memory), job.args.vllm_gpu_memory_utilization
+        left, given = sampler_share(job, job.options.gpu_memory), job.grpo.vllm_gpu_memory_utilization
         share = left if given is None else given
-        cache = _cache(job, job.args.vllm_tensor_parallel_size, share)
+        cache = _cache(job, job.grpo.vllm_tensor_parallel_size, share)
         caches = [_cache(job, ranks, share) for ranks in parallel_sizes(job)]
         speeds = {str(c["gpus"]): c["tokens_per_second"] for c in caches if holds_a_sequence(c)}
         return cache | {"sampler_share": left, "by_tensor_parallel": speeds}
@@ -129,7 +129,7 @@ def _cache(job: Job, ranks: int, share: float) -> dict[str, Any]:
     share that weights and profiling pass leave. If the cache cannot hold one sequence of `max_model_len`, vLLM does
     not start.
     """
-    args, policy, copy = job.args, job.policy, engine(job, ranks)
+    args, policy, copy = job.grpo, job.policy, engine(job, ranks)
     longest = args.vllm_max_model_length or policy.positions or job.lengths.whole
 
     def profiled(sequences: int) -> float:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from transformers.training_args import OptimizerNames
+
 from ..training.requirements import port_in_use
 from .job import Job
 from .memory import EIGHT_BIT, GIB, keeps_whole_gradients
@@ -17,7 +19,7 @@ def _smaller_training(job: Job) -> list[str]:
     changes = {
         "set gradient_checkpointing: true": not job.args.gradient_checkpointing,
         "lower per_device_train_batch_size": job.per_device > 1,
-        "set vllm_enable_sleep_mode: true": job.colocates and not job.args.vllm_enable_sleep_mode,
+        "set vllm_enable_sleep_mode: true": job.colocates and not job.grpo.vllm_enable_sleep_mode,
         "shard over more GPUs": job.sharding.shards,
         "shard over several GPUs with accelerate_configs/fsdp2.yaml": not (
             job.sharding.shards or job.model.is_quantised
@@ -100,7 +102,7 @@ def _about_vllm(job: Job, cache: dict[str, Any]) -> Iterator[str]:
         )
     if longest < width:
         yield (
-            f"vllm_max_model_length is {job.args.vllm_max_model_length}, but a prompt and its response have up to "
+            f"vllm_max_model_length is {job.grpo.vllm_max_model_length}, but a prompt and its response have up to "
             f"{width} tokens: set it to {width}."
         )
     if job.colocates and job.processes % cache["gpus"]:
@@ -110,18 +112,17 @@ def _about_vllm(job: Job, cache: dict[str, Any]) -> Iterator[str]:
 
 
 def _about_ports(job: Job) -> Iterator[str]:
-    args = job.args
     needed = {"--main_process_port": PORT} if job.processes > 1 else {}
     if job.serves:
-        needed["vllm_group_port"] = args.vllm_group_port
+        needed["vllm_group_port"] = job.grpo.vllm_group_port
     for name, port in needed.items():
         if port_in_use(port):
             yield f"port {port} is in use on this machine: choose another with {name}."
-    is_local = job.serves and not args.vllm_server_base_url and args.vllm_server_host in LOCAL
-    if is_local and port_in_use(args.vllm_server_port):
+    is_local = job.serves and not job.grpo.vllm_server_base_url and job.grpo.vllm_server_host in LOCAL
+    if is_local and port_in_use(job.grpo.vllm_server_port):
         yield (
-            f"port {args.vllm_server_port} is in use on this machine: choose another with vllm_server_port, unless "
-            "this run's vLLM server already listens there."
+            f"port {job.grpo.vllm_server_port} is in use on this machine: choose another with vllm_server_port, "
+            "unless this run's vLLM server already listens there."
         )
 
 
@@ -134,6 +135,7 @@ def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> 
             f"max_prompt_length is not set, so prompts of up to {job.lengths.prompt} tokens are assumed: give their "
             "length with --prompt-length."
         )
-    if job.args.optim not in EIGHT_BIT and not job.args.optim.startswith("adamw_torch"):
-        sentences.append(f"optim is {job.args.optim.value!r}, whose states are counted as AdamW's in float32.")
+    optim = OptimizerNames(job.args.optim).value
+    if optim not in EIGHT_BIT and not optim.startswith("adamw_torch"):
+        sentences.append(f"optim is {optim!r}, whose states are counted as AdamW's in float32.")
     return [*sentences, *_about_ports(job)]

@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 # Seconds after the alarm in which the function may still end by itself.
@@ -77,8 +78,8 @@ def _watched(seconds: float, late: str, gone: str) -> Iterator[None]:
         watch.communicate(b".")
 
 
-class Guarded:
-    """A reward function with TRL's signature, whose faults are `RewardError`s.
+class _Guard:
+    """Shared part of `Guarded` and `GuardedAsync`.
 
     Args:
         reward: the user's function.
@@ -93,18 +94,13 @@ class Guarded:
         self.__name__ = name
         self.reward, self.where = reward, where
         self.seconds = math.inf if seconds is None else seconds
-        if hasattr(reward, "begin"):
-            self.begin = self._begin
+        if callable(begin := getattr(reward, "begin", None)):
+            self.begin = partial(self._begin, begin)
 
-    def _begin(self, **columns: Any) -> None:
+    def _begin(self, begin: Callable[..., None], **columns: Any) -> None:
         """Let the function begin to grade while the run continues."""
         with self._guard(), _alarm(self.seconds):
-            self.reward.begin(**columns)
-
-    def __call__(self, prompts: list, **columns: Any) -> list[float | None]:
-        with self._guard(), _alarm(self.seconds):
-            rewards = self.reward(prompts=prompts, **columns)
-        return self._checked(rewards, len(prompts))
+            begin(**columns)
 
     def _sentence(self, fault: str) -> str:
         step, continuation = self.where()
@@ -145,7 +141,16 @@ class Guarded:
         return found
 
 
-class GuardedAsync(Guarded):
+class Guarded(_Guard):
+    """A reward function with TRL's signature, whose faults are `RewardError`s."""
+
+    def __call__(self, prompts: list, **columns: Any) -> list[float | None]:
+        with self._guard(), _alarm(self.seconds):
+            rewards = self.reward(prompts=prompts, **columns)
+        return self._checked(rewards, len(prompts))
+
+
+class GuardedAsync(_Guard):
     """The same for a coroutine function, which TRL awaits beside others in a thread of its own."""
 
     reward: Callable[..., Awaitable[Any]]

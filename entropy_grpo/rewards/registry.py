@@ -134,7 +134,7 @@ GRADED = {
     "dapo_accuracy": answer_lines,
     "inverted": boxed_answers,
 }
-CONTROLS = {"format_only": format_only, "random": random}
+CONTROLS: dict[str, Callable[..., list[float]]] = {"format_only": format_only, "random": random}
 
 
 def imported(name: str) -> Reward:

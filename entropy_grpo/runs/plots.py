@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+from matplotlib.image import imsave
 
 from ..metrics.intervals import CONFIDENCE, Interval
 from ..metrics.logged import ENTROPY_PERCENTILES
@@ -36,19 +37,24 @@ def style(number: int) -> dict[str, Any]:
     }
 
 
+def _pixels(figure: Figure) -> np.ndarray:
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
 def save(figure: Figure, path: str | Path, source: str) -> Path:
-    """Write a picture with a line on its source, without metadata, so that equal figures give equal files.
+    """Write a picture with a line on its source below it, without metadata, so that equal figures give equal files.
 
     Args:
         source: files or runs from which the figure is drawn.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    width, height = figure.get_size_inches()
-    below = -0.75 * SOURCE_INCHES / height
-    figure.text(0.01, below, f"from {source}".replace("$", r"\$"), fontsize=8, color="0.3")
-    whole = Bbox.from_extents(0, -SOURCE_INCHES, width, height)
-    figure.savefig(path, dpi=DPI, bbox_inches=whole, metadata={"Software": None})
+    line = Figure(figsize=(figure.get_figwidth(), SOURCE_INCHES))
+    line.text(0.01, 0.25, f"from {source}".replace("$", r"\$"), fontsize=8, color="0.3")
+    imsave(path, np.vstack([_pixels(figure), _pixels(line)]), dpi=DPI, metadata={"Software": None})
     return path
 
 

@@ -44,7 +44,7 @@ class Generator(NamedTuple):
 
 
 def full_name(name: str, options: Mapping[str, Any]) -> str:
-    """The name of a task together with the options of its generators, from a recipe's two settings.
+    """Return the name of a task with the options of its generators, from a recipe's two settings.
 
     Args:
         name: `reasoning_gym:NAME` or `reasoning_gym:NAME+NAME...`, perhaps with options already.
@@ -70,16 +70,16 @@ def full_name(name: str, options: Mapping[str, Any]) -> str:
 
 
 def _configs() -> dict[str, type]:
-    """The configuration classes of all generators by name."""
+    """Return the configuration classes of all generators by name."""
     from reasoning_gym.factory import DATASETS
 
     return {name: config for name, (_, config) in DATASETS.items()}
 
 
 def _parse(name: str, setting: str) -> list[Generator]:
-    """The generators that a task's name names, with checked options."""
+    """Return the generators in the name of a task, with checked options."""
     configs = _configs()
-    generators = []
+    generators: list[Generator] = []
     for part in re.split(r"\+" + _OUTSIDE, name.partition(":")[2]):
         generator, *words = re.split(":" + _OUTSIDE, part)
         subject = f"{setting} is {name!r}"
@@ -110,7 +110,7 @@ def _option(subject: str, word: str) -> tuple[str, Any]:
 
 
 def defaults(config: type) -> dict[str, Any]:
-    """Options of a generator with their defaults."""
+    """Return the options of a generator with their defaults."""
     made = config()
     return {
         field.name: getattr(made, field.name)
@@ -120,7 +120,7 @@ def defaults(config: type) -> dict[str, Any]:
 
 
 def _checked(subject: str, generator: str, options: dict[str, Any], config: type) -> dict[str, Any]:
-    """The options in the types of the generator's configuration, which must accept them."""
+    """Return options in the types of the generator's configuration, which must accept them."""
     known, hints = defaults(config), get_type_hints(config)
     shown = ", ".join(f"{key} ({json.dumps(value, default=str)})" for key, value in known.items())
     for key, value in options.items():
@@ -158,7 +158,7 @@ class Candidates:
         self._chunks: dict[str, tuple[int, Any]] = {}  # the last chunk of each generator
 
     def _entry(self, name: str, options: dict[str, Any], number: int) -> Mapping[str, Any]:
-        """The package's problem with a number."""
+        """Return the package's problem with a number."""
         import reasoning_gym
 
         chunk, place = divmod(number, CHUNK)
@@ -168,14 +168,14 @@ class Candidates:
         return self._chunks[name][1][place]
 
     def __call__(self, number: int) -> Candidate | None:
-        """The candidate with a number, or None if the generator fails, or its own reference is not right."""
+        """Return the candidate with a number, or None if the generator fails, or its own reference is not right."""
         (which,) = random.Random(self.seed + number).choices(range(len(self.generators)), self.weights)
         name, options, _ = self.generators[which]
         try:
             entry = self._entry(name, options, number)
         except (ValueError, IndexError) as error:
             entry, reason = None, str(error)
-        problem = entry and _problem(name, options, entry)
+        problem = _problem(name, options, entry) if entry else None
         if problem is None:
             self.failures += 1
             if self.failures > MOST_FAILURES:
@@ -190,7 +190,7 @@ class Candidates:
 
 
 def _problem(name: str, options: dict[str, Any], entry: Mapping[str, Any]) -> Problem | None:
-    """The problem of an entry, or None if its own reference is not right."""
+    """Return the problem of an entry, or None if its own reference is not right."""
     reference = entry["answer"]
     if not isinstance(reference, str) or not reference.strip():
         return None
@@ -200,14 +200,14 @@ def _problem(name: str, options: dict[str, Any], entry: Mapping[str, Any]) -> Pr
 
 @lru_cache(8)
 def _scorer(name: str, options: str) -> Any:
-    """The package's data set of a generator, for its scorer."""
+    """Return the package's data set of a generator, whose scorer grades."""
     import reasoning_gym
 
     return reasoning_gym.create_dataset(name, seed=0, size=1, **json.loads(options))
 
 
 def score(problem: Problem, answer: str) -> float:
-    """The score of an answer from 0.0 to 1.0, of which only 1.0 is right."""
+    """Return the score of an answer from 0.0 to 1.0. Only 1.0 is right."""
     item = json.loads(problem.solution)
     if len(answer) > checks.LONGEST:
         return 0.0
@@ -221,12 +221,12 @@ def score(problem: Problem, answer: str) -> float:
 
 
 def answer(prompt: str, response: str) -> str | None:
-    """The content of the last box of a response."""
+    """Return the content of the last box of a response."""
     return boxed(response)
 
 
 def _short_name(name: str) -> str:
-    """Name for files: the name without its provider, in short if it has other characters than names of files."""
+    """Return the name without its provider, shortened with a digest if a file could not have this name."""
     short = name.partition(":")[2].replace(":", "-").replace('"', "")
     return short if _SAFE.fullmatch(short) else f"{short.partition('-')[0][:40]}-{digest(short) % 2**32:08x}"
 
@@ -246,7 +246,7 @@ ANY = Task(
 
 @lru_cache(32)
 def load(name: str, setting: str) -> Task:
-    """The task with a name.
+    """Return the task with a name.
 
     Raises:
         ValueError: the package is not installed, or the name or an option is wrong.

@@ -165,7 +165,7 @@ def _adapter(config: Any) -> Row:
 
 
 @contextmanager
-def claimed(trainer: Any, wanted: str | bool | None) -> Iterator[str | None]:
+def claimed(trainer: Any, wanted: str | bool | None) -> Iterator[str | bool | None]:
     """Claim the folder of a trainer for a call of `train`, unless a launch has claimed it.
 
     Args:

@@ -192,7 +192,7 @@ class Drafts:
         nothing = torch.zeros(0, dtype=torch.int32)
         for row in rows:
             responses = [Response(nothing, nothing, "") for _ in range(self.size)]
-            forks = [None] * (0 if self.rule is None else self.rule.trunks)
+            forks: list[int | None] = [None] * (0 if self.rule is None else self.rule.trunks)
             self.unfinished.append(
                 Draft(row, rollout, responses, [torch.zeros(0)] * self.size, [False] * self.size, forks)
             )
@@ -238,7 +238,7 @@ class Drafts:
         return branches
 
     def _dealt(self, count: int) -> list[int]:
-        """Deal so many places to the ranks in turn, and return this rank's. The last place fills up the last turn."""
+        """Deal `count` places to the ranks in turn, and return this rank's. Copies of the last place fill the turn."""
         whole = -(-count // self.ranks.count) * self.ranks.count
         return [min(i, count - 1) for i in range(whole)][self.ranks.index :: self.ranks.count]
 
@@ -262,7 +262,8 @@ class Drafts:
         """
         members.sort(key=lambda member: len(member[0].responses[member[1]].completion_ids))
         mine = self._dealt(len(members))
-        part, found = self.part or len(mine), []
+        part = self.part or len(mine)
+        found: list[tuple[int, Piece]] = []
         for places in (mine[start : start + part] for start in range(0, len(mine), part)):
             drafts = [members[place] for place in places]
             problems = [self.problem(draft.row) for draft, _ in drafts]

@@ -50,7 +50,7 @@ def reshard_before_sync(generation: VLLMGeneration) -> None:
         reshard(generation.model)
         synchronise()
 
-    generation.sync_weights = synchronise_sharded
+    generation.sync_weights = synchronise_sharded  # type: ignore[method-assign]  # of this object alone
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def complete(options: argparse.Namespace) -> None:
 
 
 def start() -> None:
-    """Run accelerate's launcher on the words of the command line; what it refuses is one sentence."""
+    """Run accelerate's launcher on the words of the command line, and make one sentence of a refusal."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -87,7 +87,7 @@ class Launch:
 
     Args:
         words: arguments of `accelerate launch`.
-        place: folder for what the workers tell (see `runs.launched`).
+        place: folder for messages of the workers (see `runs.launched`).
     """
 
     def __init__(self, words: Sequence[str], place: Path):
@@ -139,7 +139,7 @@ class Launch:
 
 
 def _ending(launch: Launch, status: int) -> tuple[int, str]:
-    """Return exit status and last line of a run; the line is empty if it has said all itself."""
+    """Return exit status and last line of a run. The line is empty if the run has printed its reason itself."""
     run = launched.run_folder(launch.place)
     begin = "begin again" if run is None else seal.continuation(Path(os.path.relpath(run)))
     if launch.interrupted is not None:

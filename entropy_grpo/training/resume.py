@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from torch.utils.data import Sampler
+from trl.trainer.utils import RepeatSampler
 
 from ..objective.advantages import ppl_advantages
 from ..objective.methods.run import SHAPED
@@ -41,7 +41,7 @@ class Resume:
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.sampler: Sampler | None = None  # of the training problems; a stream has none
+        self.sampler: RepeatSampler | None = None  # of the training problems; a stream has none
         self.skipped_steps = 0  # of the run
         self.skipped_in_a_row = 0
         self.problems: Stream | None = None  # of training problems that are generated when they are read

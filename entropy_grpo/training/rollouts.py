@@ -255,17 +255,19 @@ class DynamicSampling:
         args = self.args
         return None if args.use_vllm else args.per_device_train_batch_size * args.steps_per_generation
 
-    def _share(self, values: Sequence[Any]) -> Sequence[Any]:
-        """Return this rank's part of a sequence that is equal on all ranks."""
-        size = len(values) // self.ranks.count
-        return values[self.ranks.index * size :][:size]
+    def _own(self, number: int) -> slice:
+        """Return this rank's part of a number of values that are equal on all ranks."""
+        size = number // self.ranks.count
+        return slice(self.ranks.index * size, (self.ranks.index + 1) * size)
 
     # Drawing
 
     def next(self, problems: list[Row]) -> Supply:
         """Draw until the rollout is full of informative groups, or the limit of rounds is reached."""
         sampler, args = self.sampler, self.args
-        discarded, filling, shares, informative_drawn = sampler.begin(), [], [], 0
+        discarded, informative_drawn = sampler.begin(), 0
+        filling: list[Group] = []
+        shares: list[Tensor] = []  # of right responses in the groups of each round
         self.drafts.begin()
         carried = min(len(sampler.waiting), sampler.size)
         while (sampler.missing or self.drafts.is_due(sampler.rollout)) and len(shares) < args.max_sampling_rounds:
@@ -282,8 +284,8 @@ class DynamicSampling:
         discarded += sampler.drop_waiting()
         supply = self._supply_of(groups, len(filling))
         drawn = torch.cat(shares) if shares else torch.zeros(0)
-        found = {"rounds": len(shares), "drawn": len(drawn), "kept": informative_drawn, "carried": carried}
-        found |= {"discarded": discarded, "filling": len(filling), "waiting": len(sampler.waiting)}
+        found: dict[str, float] = {"rounds": len(shares), "drawn": len(drawn), "kept": informative_drawn}
+        found |= {"carried": carried, "discarded": discarded, "filling": len(filling), "waiting": len(sampler.waiting)}
         if len(drawn):
             found |= {"all_right": (drawn == 1).float().mean().item(), "all_wrong": (drawn == 0).float().mean().item()}
             supply.accuracy = drawn.mean().item()
@@ -354,7 +356,7 @@ class DynamicSampling:
         size = self.args.num_generations
         if not rows:  # no group became whole
             return [], [], torch.zeros(0)
-        places = self._share(range(len(rows) * size))
+        places = range(len(rows) * size)[self._own(len(rows) * size)]
         problems = [self.data[rows[place // size]] for place in places]
         if drafts is None:
             generated = self._generate_in_parts(problems)
@@ -392,7 +394,7 @@ class DynamicSampling:
         part = self._part or len(problems)
         parts = [self.policy.generate(problems[start : start + part], None) for start in range(0, len(problems), part)]
         columns = list(zip(*parts, strict=True))
-        joined = [None if column[0] is None else [x for part in column for x in part] for column in columns]
+        joined: list[Any] = [None if column[0] is None else [x for part in column for x in part] for column in columns]
         joined[5] = {
             key: [row[key] for p in parts for row in with_extra([{}] * len(p[0]), p[5])] for key in parts[0][5]
         }
@@ -415,7 +417,7 @@ class DynamicSampling:
 
     def _supply_of(self, groups: list[Group], filling: int) -> Supply:
         members = [(group, i) for group in groups for i in range(self.args.num_generations)]
-        mine = self._share(members)
+        mine = members[self._own(len(members))]
         responses = [group.responses[i] for group, i in mine]
         if any(group.responses[i].mask is not None for group, i in members):  # some groups may be older than the forks
             responses = [response if response.mask is not None else unmasked(response) for response in responses]
@@ -425,9 +427,9 @@ class DynamicSampling:
             rows=[self.data[group.row] | group.responses[i].extra for group, i in mine],
             generated=generated_of(responses),
             rewards=torch.cat([group.rewards for group in groups]).to(self.device),
-            old_logps=[group.old_logps and group.old_logps[i] for group, i in mine],
+            old_logps=[None if group.old_logps is None else group.old_logps[i] for group, i in mine],
             is_carried=any(group.old_logps is not None for group in groups),
-            filling=self._share(is_filling).to(self.device),
+            filling=is_filling[self._own(len(members))].to(self.device),
             num_filling=filling,
         )
 
@@ -453,9 +455,10 @@ class DynamicSampling:
         """Store log-probabilities of waiting and unfinished groups while their policy is still the current one."""
         for group in self.sampler.waiting:
             group.old_logps = group.old_logps or [torch.zeros(0)] * len(group.responses)
+        groups: list[Group | Draft] = [*self.sampler.waiting, *self.drafts.unfinished]
         members = [
             (group.responses[i], group.old_logps, i)
-            for group in [*self.sampler.waiting, *self.drafts.unfinished]
+            for group in groups
             for i, old in enumerate(group.old_logps)
             if len(old) < len(group.responses[i].completion_ids)
         ]
@@ -463,7 +466,7 @@ class DynamicSampling:
             return
         ranks = self.ranks.count
         places = [min(i, len(members) - 1) for i in range(-(-len(members) // ranks) * ranks)]
-        mine = self._share(places)
+        mine = places[self._own(len(places))]
         logps = self.policy.log_probs(self._inputs_of([members[i][0] for i in mine])).float().cpu()
         lengths = [len(members[i][0].completion_ids) for i in mine]
         scored = dict(gather_object([(i, x[:n].clone()) for i, x, n in zip(mine, logps, lengths, strict=True)]))

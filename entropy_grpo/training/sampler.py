@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
 from ..config.batches import VLLM_BATCHED_TOKENS
@@ -49,11 +50,15 @@ def sized(args: EntropyForkGRPOConfig) -> Iterator[None]:
             "share that `entropy-grpo plan` prints."
         )
     made = grpo_trainer.VLLMGeneration
-    grpo_trainer.VLLMGeneration = lambda **given: made(**given | engine_settings(args, given))
+
+    def make(**given: Any) -> VLLMGeneration:
+        return made(**given | engine_settings(args, given))
+
+    vars(grpo_trainer)["VLLMGeneration"] = make  # the name by which TRL's trainer makes its engine
     try:
         yield
     finally:
-        grpo_trainer.VLLMGeneration = made
+        vars(grpo_trainer)["VLLMGeneration"] = made
 
 
 class Recorder:
@@ -80,7 +85,8 @@ class Recorder:
     @contextmanager
     def listening(self, model: PreTrainedModel) -> Iterator[None]:
         """Record the tokens of one call of `generate`, which keeps the stopping criteria that it has."""
-        own, generate = vars(model).get("generate"), model.generate
+        own = vars(model).get("generate")
+        generate: Any = model.generate  # a method of GenerationMixin, which PreTrainedModel does not declare
         standing = getattr(generate, "keywords", {}).get("stopping_criteria", [])
 
         def recorded(*args: Any, stopping_criteria: Any = (), **named: Any) -> Any:
@@ -88,14 +94,14 @@ class Recorder:
             processors = LogitsProcessorList([self._before])
             return generate(*args, logits_processor=processors, stopping_criteria=criteria, **named)
 
-        model.generate = recorded
+        vars(model)["generate"] = recorded
         try:
             yield
         finally:
             if own is None:
-                del model.generate
+                del vars(model)["generate"]
             else:
-                model.generate = own
+                vars(model)["generate"] = own
 
     def of(self, responses: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the log-probabilities of the tokens of responses, which `generate` may have padded."""

@@ -8,7 +8,7 @@ completion columns.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class Alignment:
         return torch.where(inside, moved, 0)
 
 
+# Requested outputs of the sparse LM head, or True for TRL's head.
+Outputs = Sequence[str] | Literal[True]
+
+
 @dataclass
 class Request:
     """Stand-in for the model when TRL scores a micro-batch.
@@ -64,7 +68,7 @@ class Request:
     """
 
     model: Any
-    outputs: Sequence[str] | bool
+    outputs: Outputs
     kept: Tensor | None = None
     aligned: bool = False
     residual_norms: list[Tensor] = field(default_factory=list)
@@ -114,7 +118,7 @@ class Scorer:
         self,
         score: Score,
         model: Any,
-        outputs: Sequence[str] | bool,
+        outputs: Outputs,
         input_ids: Tensor,
         attention_mask: Tensor,
         completion_width: int,
@@ -148,7 +152,7 @@ class Scorer:
 def run_passes(
     score: Score,
     model: Any,
-    outputs: Sequence[str] | bool,
+    outputs: Outputs,
     plan: list[tuple[Tensor, int, int]],
     input_ids: Tensor,
     attention_mask: Tensor,
@@ -176,5 +180,7 @@ def run_passes(
         results.append([x if x is None else pad(x, (0, completion_width - width)) for x in (logps, entropies, norms)])
         aux_losses.append(aux_loss)
     places = torch.cat([rows for rows, _, _ in plan]).argsort()
-    whole = [None if parts[0] is None else torch.cat(parts)[places] for parts in zip(*results, strict=True)]
-    return Pass(*whole, aux_loss=None if aux_losses[0] is None else torch.stack(aux_losses).mean())
+    logps, entropies, norms = (
+        None if parts[0] is None else torch.cat(parts)[places] for parts in zip(*results, strict=True)
+    )
+    return Pass(logps, entropies, norms, None if aux_losses[0] is None else torch.stack(aux_losses).mean())

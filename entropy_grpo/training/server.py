@@ -120,7 +120,7 @@ def from_first_process(
 
 
 class Server:
-    """The server as the first process sees it.
+    """Connection of the first process to the server.
 
     Args:
         url: without a path.
@@ -266,7 +266,7 @@ class Rollout:
 
 
 class InParts:
-    """Stands before TRL's `VLLMGeneration` in server mode: rollouts come in parts, weights go to a healthy server.
+    """Replacement of two methods of TRL's `VLLMGeneration` in server mode, for rollouts in parts and healthy servers.
 
     Args:
         generation: whose `generate` and `sync_weights` are replaced.
@@ -280,7 +280,8 @@ class InParts:
     ):
         self.run, self.leaves = run, leaves
         self._number, self._synchronise = generation.generate, generation.sync_weights
-        generation.generate, generation.sync_weights = self.generate, self.sync_weights
+        generation.generate = self.generate  # type: ignore[method-assign]  # of this object alone
+        generation.sync_weights = self.sync_weights  # type: ignore[method-assign]  # of this object alone
         self.rollout: Rollout | None = None  # on the first process
         self.server: Server | None = None  # on the first process
         if generation.accelerator.is_main_process:
@@ -292,7 +293,7 @@ class InParts:
             client.generate = self._take
 
     def _take(self, prompts: list, features: list | None = None, n: int = 1, **sampling: Any) -> dict[str, list]:
-        """Keep what TRL asks for, and give each response its number."""
+        """Keep the request of TRL, and return the number of every response in its place."""
         self.rollout = Rollout(prompts, features, n, sampling)
         numbers = list(range(len(prompts) * n))
         return {"prompt_ids": prompts} | dict.fromkeys(COLUMNS, numbers)
@@ -302,7 +303,9 @@ class InParts:
 
         The threads are daemons, so that none of them delays the end of a run in which another thread failed.
         """
-        rollout, waiting, replies, failed = self.rollout, queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+        rollout, failed = self.rollout, threading.Event()
+        waiting: queue.SimpleQueue[Part] = queue.SimpleQueue()
+        replies: queue.SimpleQueue[tuple[int, dict[str, list | None]] | Exception] = queue.SimpleQueue()
         divided = list(parts(len(rollout.prompts) * rollout.size, rollout.size, rollout.sampling["max_tokens"]))
         for part in divided:
             waiting.put(part)
@@ -334,7 +337,8 @@ class InParts:
     ) -> tuple[list, list, list | None, list | None]:
         """Return what TRL's `VLLMGeneration.generate` returns."""
         prompt_ids, numbers, *_ = self._number(prompts, images, num_generations)
-        own, found, absent = set(numbers), {name: {} for name in COLUMNS}, set()
+        own, absent = set(numbers), set()
+        found: dict[str, dict[int, Any]] = {name: {} for name in COLUMNS}
         with profiler or nullcontext():
             for first, reply in from_first_process(self._fetch, self.leaves):
                 absent |= {name for name, values in reply.items() if values is None}

@@ -3,7 +3,6 @@
 import gc
 import json
 
-import torch
 import xxhash
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
@@ -65,7 +64,7 @@ def save_whole(trainer: Trainer) -> None:
     Checkpoints may be sharded and hold float32 weights. Each process casts its shard before the weights are gathered.
     """
     if trainer.args.bf16 and not is_peft_model(trainer.model):
-        trainer.model.to(torch.bfloat16)
+        trainer.model.bfloat16()
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()

@@ -87,7 +87,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
 
 
 def load_rows(config: SFTRunConfig) -> Dataset:
-    """Rows of the teacher's responses, with the columns `prompt`, `response` and `solution`.
+    """Return the rows of the teacher's responses, with the columns `prompt`, `response` and `solution`.
 
     Raises:
         ValueError: the data set has no column `response_column`, or its prompts are messages.
@@ -102,7 +102,7 @@ def load_rows(config: SFTRunConfig) -> Dataset:
 
 
 def imitated(config: SFTRunConfig, rows: Dataset) -> Dataset:
-    """TRL's columns `prompt` and `completion`. TRL appends EOS, and only completions have a loss."""
+    """Return TRL's columns `prompt` and `completion`. TRL appends EOS, and only completions have a loss."""
     return Dataset.from_dict(
         {
             "prompt": [render(config.prompt_template, prompt) for prompt in rows["prompt"]],

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import get_quantization_config
 
@@ -22,6 +22,10 @@ from .checkpoints import find_checkpoint
 from .claim import claim_folder, compare_settings, record_changes
 from .requirements import check_disk, check_packages, check_processes
 from .setup import shards, write_recipe
+
+if TYPE_CHECKING:
+    from .sft import Imitation
+    from .trainer import EntropyForkGRPOTrainer
 
 UNKNOWN_ARGUMENT = re.compile(r"For\w+\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
@@ -130,8 +134,8 @@ class Start:
             "quantization_config": get_quantization_config(self.model),
         }
 
-    def record(self, trainer: Trainer, folder: RunFolder, origin: dict[str, Any]) -> bool:
-        """Write the recipe and the origin of the data; whether this process wrote them."""
+    def record(self, trainer: "EntropyForkGRPOTrainer | Imitation", folder: RunFolder, origin: dict[str, Any]) -> bool:
+        """Write the recipe and the origin of the data. Return whether this process wrote them."""
         trainer.settings = self.kept
         restore_name(trainer.model, self.named, self.model.model_revision)
         writes = trainer.is_world_process_zero()

@@ -37,10 +37,10 @@ class RandomStates:
 
     def restore(self) -> None:
         """Return the generators to these states."""
-        for restore, state in zip(
-            (random.setstate, np.random.set_state, torch.set_rng_state), self.states, strict=True
-        ):
-            restore(state)
+        python, numpy, torchs = self.states
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(torchs)
         if self.device is not None:
             torch.cuda.set_rng_state(self.device)
 

@@ -35,12 +35,12 @@ from torch.utils.data import Sampler
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import get_config_model_id, is_async_callable
+from trl.trainer.utils import RepeatSampler, get_config_model_id, is_async_callable
 
 from ..cards.card import write_card
 from ..config.grpo import EntropyForkGRPOConfig
 from ..metrics.correctness import is_right
-from ..models.adapters import sync_exactly
+from ..models.adapters import sync_exactly, unwrapped
 from ..models.head import add_sparse_lm_head, trains_head, why_not
 from ..monitoring.callbacks import RunRecorder, Watch
 from ..monitoring.diagnostics import share
@@ -75,10 +75,11 @@ from .requirements import check_package
 from .resume import Resume
 from .rollouts import Finished, Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
 from .sampler import Clock, Recorder, sized
-from .scoring import Scorer
+from .scoring import Outputs, Scorer
 from .server import InParts
 from .stop import Colocated, Stop
 
+TAGS = ["trl", "grpo", "rlvr", "entropy-grpo"]  # of a model's card on the Hub
 # Entries of a micro-batch, such as images, that TRL's scoring takes by name.
 SCORING_ARGUMENTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
 
@@ -129,23 +130,38 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     its values, so that its `top_entropy_quantile` of 1 trains on all tokens.
     """
 
-    _tag_names = ("trl", "grpo", "rlvr", "entropy-grpo")
+    _tag_names = TAGS
     _name = "EntropyForkGRPO"
     args: EntropyForkGRPOConfig
+    model: PreTrainedModel | PeftModel
+    _buffered_inputs: list[Inputs] | None  # type: ignore[assignment]  # TRL declares its first value alone, None
 
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
         reward_funcs: Any = None,
         args: GRPOConfig | None = None,
-        *others: Any,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
         callbacks: list[TrainerCallback] | None = None,
+        *others: Any,
         **kwargs: Any,
     ):
         args = EntropyForkGRPOConfig.of(args, f"{_short_name(model)}-{self._name}")
         with sized(args):
             super().__init__(
-                model, reward_funcs, args, *others, callbacks=[Float32Results(), *(callbacks or [])], **kwargs
+                model,
+                reward_funcs,
+                args,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                reward_processing_classes,
+                [Float32Results(), *(callbacks or [])],
+                *others,
+                **kwargs,
             )
         self.settings: dict[str, Any] | None = None  # of the run, as checkpoints hold them
         self._call: Call | None = None
@@ -233,12 +249,13 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _prepare_adapters(self) -> None:
         """Keep base weights exact when adapters go to vLLM, and adapters' dtype when a checkpoint is loaded."""
-        if not is_peft_model(self.model):
+        if not isinstance(self.model, PeftModel):
             return
         if self.use_vllm:
             sync_exactly(self.model, self.vllm_generation)
         # PEFT loads adapters in float32, even if TRL trains them in bfloat16, as on a quantised base.
-        self.model.load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
+        load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
+        self.model.load_adapter = load_adapter  # type: ignore[method-assign]  # of this object alone
 
     def _guarded(self, reward: Any, name: str) -> Any:
         """Return a reward whose faults end the run with a sentence. Models and built-in rewards stay as they are."""
@@ -279,7 +296,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     @property
     def _base_model(self) -> PreTrainedModel:
         """The model itself, which may hold adapters."""
-        return self.model.get_base_model() if is_peft_model(self.model) else self.model
+        return unwrapped(self.model)
 
     # The current call and step
 
@@ -322,7 +339,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         with self._whole_distribution(), self._stoppable(), self._sampling({setting: limit}):
             ids, logprobs = self._sample(contexts, None, {}, 1)
         self._leave_if_asked()
-        ends = frozenset([*self.eos_token_ids, *(self.args.generation_kwargs or {}).get("stop_token_ids", [])])
+        ends = frozenset([*self.eos_token_ids, *self.args.extra_sampling.get("stop_token_ids", [])])
         return pieces_of(prompts, ids, logprobs, limit, ends)
 
     def _reward_answers(self, problems: list[Row], generated: Generated) -> Tensor:
@@ -488,13 +505,15 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             yield
             return
         own = vars(self.model).get("generate")
-        self.model.generate = partial(self.model.generate, stopping_criteria=StoppingCriteriaList([self.stop]))
+        generate: Any = self.model.generate  # a method of GenerationMixin, which PreTrainedModel does not declare
+        stoppable = partial(generate, stopping_criteria=StoppingCriteriaList([self.stop]))
+        self.model.generate = stoppable  # type: ignore[method-assign]  # of this object alone
         try:
             yield
         finally:
             del self.model.generate
             if own is not None:
-                self.model.generate = own
+                self.model.generate = own  # type: ignore[method-assign]  # of this object alone
 
     def _generate(self, prompts: list) -> Generated:
         call = self._call
@@ -506,8 +525,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         rows = with_extra(call.rows, generated[5])
         columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
         for reward in self.reward_funcs:
-            if hasattr(reward, "begin"):  # other processes grade while this process continues
-                reward.begin(prompts=prompts, completions=generated[3], **columns)
+            if callable(begin := getattr(reward, "begin", None)):  # other processes grade while this one continues
+                begin(prompts=prompts, completions=generated[3], **columns)
         return generated
 
     def _generate_single_turn(self, prompt_ids: list, *others: Any, **named: Any) -> tuple[list, list | None]:
@@ -678,7 +697,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         known = "kept_mask" in call.inputs
         has_methods = bool(call.inputs) and self.model.training and bool(self.spec.loss_needs)
         reads_more = has_methods and bool(self.spec.loss_needs & {"entropies", "residual_norms"})
-        outputs: tuple[str, ...] | bool = True
+        outputs: Outputs = True
         if is_policy and self.spec.sparse_head:
             outputs = self.spec.outputs(compute_entropy and (reads_more or not known), ranks_rollout)
         kept = with_gradient(call.inputs) if known and self.spec.projects_kept else None
@@ -770,21 +789,25 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self.resume.load(Path(checkpoint))
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
-        self.resume.sampler = super()._get_train_sampler(dataset)
-        return self.resume.sampler
+        sampler = super()._get_train_sampler(dataset)
+        assert isinstance(sampler, RepeatSampler)
+        self.resume.sampler = sampler
+        return sampler
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run an epoch, or stop if the checkpoint is of the last step, where the loop would take one step too many."""
         if kwargs["epoch"] == kwargs["epochs_trained"]:
             self.resume.draw_orders(kwargs["epochs_trained"])
         if self.state.global_step < self.state.max_steps:
             with self.resume.saving_if_interrupted(kwargs["model"]):
-                super()._run_epoch(**kwargs)
+                super()._run_epoch(*args, **kwargs)
             return
         self._load_rng_state(kwargs["resume_from_checkpoint"])
         self.control.should_training_stop = True
 
-    def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None):
+    def create_model_card(  # type: ignore[override]  # as in TRL, which dropped parameters of transformers
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+    ) -> None:
         """Write `README.md` from the files of the run folder, and draw new plots if the run is pushed to the Hub.
 
         TRL calls it before it saves a checkpoint, and before it pushes one.

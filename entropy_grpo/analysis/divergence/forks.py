@@ -95,7 +95,8 @@ def continuations(
     sampling, size = Sampling(settings.temperature, settings.top_p), together(backend, settings)
     for start in range(0, len(open_), size):
         part = open_[start : start + size]
-        written = backend.write(*([values[i] for i in part] for values in (prefixes, seeds, limits)), sampling)
+        own_seeds, own_limits = ([values[i] for i in part] for values in (seeds, limits))
+        written = backend.write([prefixes[i] for i in part], own_seeds, own_limits, sampling)
         for i, ids in zip(part, written, strict=True):
             continued[i] = ids
     return continued

@@ -145,7 +145,7 @@ def percentiles(curves: Mapping[int, Sequence[float]], places: Sequence[Any], xl
     xs = list(range(len(places))) if by_name else places
     for i, level in enumerate(levels, start=1):
         marks = max(len(places) // 12, 1)
-        look = {"marker": MARKERS[i % len(MARKERS)], "markevery": marks, "markersize": 4}
+        look: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "markevery": marks, "markersize": 4}
         axes.plot(xs, curves[level], color=shades(i), label=f"p{level}", **look)
     if by_name:
         axes.set_xticks(xs, [plain(name) for name in places], rotation=20 if len(places) > 4 else 0)

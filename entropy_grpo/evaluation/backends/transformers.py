@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ...models.load import end_ids, positions_of
@@ -23,7 +25,7 @@ class TransformersBackend:
 
     name, in_batches = TRANSFORMERS, True
 
-    def __init__(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int):
+    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, batch_size: int):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.stops = end_ids(tokenizer, model.generation_config)
         if not self.stops:
@@ -65,7 +67,8 @@ class TransformersBackend:
         if sampling.temperature > 0:
             drawn = (sampling.temperature, sampling.top_p, sampling.top_k)
             processors.append(SeededSampler(list(seeds), width, most, *drawn, device))
-        written = self.model.generate(
+        generate: Any = self.model.generate  # a method of GenerationMixin, which PreTrainedModel does not declare
+        written = generate(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
             max_new_tokens=most,
@@ -83,6 +86,6 @@ class TransformersBackend:
         limits = [sampling.max_tokens] * len(requests)
         written = self.write(prefixes, [request.seed for request in requests], limits, sampling)
         share = (time.perf_counter() - start) / len(requests)
-        for i, ids in enumerate(written):
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        for i, (ids, text) in enumerate(zip(written, texts, strict=True)):
             yield i, Response(text, len(ids), "stop" if ids[-1] in self.stops else "length", share)

@@ -74,7 +74,8 @@ def extract_code(response: str) -> str | None:
     many backticks. The indentation of the opening line is removed from the block's lines.
     """
     marked, unmarked = None, None
-    fence, language, indent, lines = "", "", 0, []
+    fence, language, indent = "", "", 0
+    lines: list[str] = []
     for line in response.rpartition("</think>")[2].splitlines():
         opening = FENCE.match(line)
         if fence and opening and len(opening[1]) >= len(fence) and not opening[2]:

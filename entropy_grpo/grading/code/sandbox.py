@@ -190,15 +190,15 @@ def _collect(process: subprocess.Popen, cap: int, seconds: float) -> tuple[list[
     kept = {process.stdout: bytearray(), process.stderr: bytearray()}
     deadline = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
-        for pipe in kept:
-            selector.register(pipe, selectors.EVENT_READ)
+        for pipe, text in kept.items():
+            selector.register(pipe, selectors.EVENT_READ, text)
         while selector.get_map() and time.monotonic() < deadline:
             for key, _ in selector.select(1.0):
                 chunk = os.read(key.fd, 1 << 16)
                 if not chunk:
                     selector.unregister(key.fileobj)
-                kept[key.fileobj] += chunk
-                if len(kept[key.fileobj]) > cap:
+                key.data.extend(chunk)
+                if len(key.data) > cap:
                     return [bytes(text[:cap]) for text in kept.values()], True
     return [bytes(text) for text in kept.values()], False
 

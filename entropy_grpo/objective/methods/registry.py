@@ -83,7 +83,7 @@ def _declare(kind: str, name: str, needs: Iterable[str], fields: dict[str, Any])
         if function.__module__.startswith(f"{__package__}."):
             if REGISTERED.setdefault(method.name, method) is not method:
                 raise ValueError(f"{method.name} is declared twice: give one of the two methods another name.")
-        function.method = method
+        vars(function)["method"] = method
         return function
 
     return decorate

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 # Names of the columns of a rollout or a micro-batch.
 SHAPED, WEIGHT, WEIGHTS, LOSS_WEIGHTS = "advantages/", "weight/", "token_weights", "loss_weights"
 OLD_LOGPS, OLD_ENTROPIES = "old_logps", "old_entropies"
-_OF_A_VIEW = ("completion_mask", "tool_mask", "completion_ids", "sequence_index", "sequence_count", "advantages")
-_OF_A_VIEW += ("rewards", "right", "old_per_token_logps", OLD_LOGPS, OLD_ENTROPIES)
+_OF_A_VIEW = (
+    *("completion_mask", "tool_mask", "completion_ids", "sequence_index", "sequence_count", "advantages"),
+    *("rewards", "right", "old_per_token_logps", OLD_LOGPS, OLD_ENTROPIES),
+)
 
 
 class MethodError(RuntimeError):
@@ -61,7 +63,7 @@ def make_view(inputs: Inputs, scored: "Pass | None", moment: str, **others: Any)
     logps = None if scored is None else scored.logps
     entropies = None if scored is None else scored.entropies
     in_rollout = moment == "rollout"
-    fields = {
+    fields: dict[str, Any] = {
         "mask": loss_mask(inputs).bool(),
         "order": inputs["sequence_index"],
         "responses": int(inputs["sequence_count"]),
@@ -76,8 +78,8 @@ def make_view(inputs: Inputs, scored: "Pass | None", moment: str, **others: Any)
         "entropies": None if in_rollout else entropies,
         "residual_norms": None if scored is None else scored.residual_norms,
     }
-    tensors = {k: _float32(v.detach()) if isinstance(v, Tensor) else v for k, v in fields.items()}
-    return StepView(**tensors, **others)
+    fields = {k: _float32(v.detach()) if isinstance(v, Tensor) else v for k, v in fields.items()}
+    return StepView(**fields, **others)
 
 
 def call(entry: Entry, view: StepView) -> Tensor:
@@ -90,7 +92,7 @@ def call(entry: Entry, view: StepView) -> Tensor:
         MethodError: the function raises an error, changes the view, or its result breaks the contract of
             `registry.Method`. The check of values is agreed between processes, so that all of them raise it.
     """
-    hidden = {name: None for name in (*COMPUTED, *FREE) if name not in entry.needs}
+    hidden: dict[str, Any] = {name: None for name in (*COMPUTED, *FREE) if name not in entry.needs}
     ranks = view.ranks
     if entry.moment in ("sequence", "loss"):
         hidden["ranks"] = Ranks(ranks.index, ranks.count, sum=_refuse, largest=_refuse, gather=_refuse)
@@ -212,7 +214,7 @@ class Methods:
         """Return a rollout with the columns of its entries.
 
         Args:
-            scored: pass over the rollout under the policy that wrote it, if somebody needs one.
+            scored: pass over the rollout under the policy that wrote it, if a method or the log needs it.
             has_steps: whether several optimiser steps may share the rollout. Their schedules may differ, so that the
                 advantages with and without every entry that has a schedule are computed.
         """
@@ -249,7 +251,7 @@ class Methods:
 
         Args:
             batches: micro-batches of this process, which `shape` has shaped.
-            passes: passes of the current policy over the micro-batches, if somebody needs them.
+            passes: passes of the current policy over the micro-batches, if a method needs them.
         """
         advantages = self.active("advantage", "step")
         weights = self.active("weight", "rollout", "sequence", "step")
