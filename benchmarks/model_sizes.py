@@ -22,9 +22,8 @@ from typing import Any
 from benchmarks import embedded, measure, walks
 from entropy_grpo.compare import compare
 from entropy_grpo.compare.runs import COMPARED
-from entropy_grpo.compare.sizes import size_text
 from entropy_grpo.metrics.seeds import over_seeds
-from entropy_grpo.metrics.tables import interval_text
+from entropy_grpo.metrics.tables import interval_text, size_text
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder

@@ -65,9 +65,3 @@ def _gains(
     names = dict.fromkeys(name for run in both for name in run.answers)
     tests = {name: difference(side(reference, name), side(arm, name)) for name in names if not unlike(both, name)}
     return {name: test for name, test in tests.items() if test is not None}
-
-
-def size_text(parameters: float) -> str:
-    """Return a number of parameters as a reader writes it: 0.69M, 8.19B."""
-    unit, letter = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
-    return f"{parameters / unit:.3g}{letter}"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..cards.results import LABELS
-from ..metrics.tables import aligned, cell, interval_text, p_text, table
-from . import claims, sizes
+from ..metrics.tables import aligned, cell, interval_text, p_text, size_text, table
+from . import claims
 
 UNITS = {
     "seconds": (1, ".0f", "s of steps"),
@@ -63,7 +63,7 @@ def _sizes(found: dict[str, Any]) -> Rows:
         [
             arm,
             NAMES.get(name, name),
-            sizes.size_text(int(size)),
+            size_text(int(size)),
             interval_text(test, sign="+"),
             test["over"],
             p_text(test["p_value"]),

@@ -52,3 +52,9 @@ def table(rows: Sequence[Sequence[Any]], as_text: Callable[[Any], str] = cell) -
     """
     lines = ["| " + " | ".join(map(as_text, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def size_text(parameters: float) -> str:
+    """Return a number of parameters as a reader writes it: 0.69M, 8.19B."""
+    unit, letter = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
+    return f"{parameters / unit:.3g}{letter}"

@@ -13,6 +13,7 @@ from matplotlib.image import imsave
 
 from ..metrics.intervals import CONFIDENCE, Interval
 from ..metrics.logged import ENTROPY_PERCENTILES
+from ..metrics.tables import size_text
 from ..objective.stages import PLATEAU
 from . import files
 from .files import Row
@@ -185,8 +186,11 @@ def gain_by_size(
             places = [size * 1.04**number for size, _ in points]
             panel.errorbar(places, values, [values - low, high - values], **look)
         panel.axhline(0, color="black", linewidth=0.8)
+        sizes = sorted({int(size) for of in gains.values() for size in of.get(measure, {})})
         panel.set_xscale("log")
-        panel.set(xlabel="parameters", ylabel=f"{labels.get(measure, measure)}: gain over {reference}")
+        panel.set_xticks(sizes, [size_text(size) for size in sizes])
+        panel.set_xticks([], minor=True)
+        panel.set(title=f"over {reference}", xlabel="parameters", ylabel=f"gain in {labels.get(measure, measure)}")
         panel.grid(alpha=0.3)
     panels[0].legend(title=f"mean and {CONFIDENCE:.0%} interval")
     save(figure, path, "the evaluations of the runs")
