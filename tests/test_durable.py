@@ -25,19 +25,19 @@ from entropy_grpo.runs import state as checkpoint
     ],
     ids=str,
 )
-def test_a_killed_run_ends_like_one_left_alone(tiny_model, tmp_path, name, more, moments):
+def test_a_killed_run_ends_like_one_left_alone(tiny_model, tmp_path, preloaded, name, more, moments):
     """In the middle of a save, of a rollout and of the second epoch; `benchmarks/faults.py` kills at more moments."""
     case = killed_runs.CASES[name]
     case = replace(case, settings=case.settings | more)
-    killed_runs.finish(killed_runs.start(case, tiny_model, tmp_path / "alone"), tmp_path / "alone")
+    killed_runs.finish(killed_runs.start(case, tiny_model, tmp_path / "alone", preloaded), tmp_path / "alone")
     victim = tmp_path / "victim"
     for step, in_save, delay in moments:
-        process = killed_runs.start(case, tiny_model, victim)
+        process = killed_runs.start(case, tiny_model, victim, preloaded)
         assert killed_runs.kill_at(process, victim, step, in_save, delay) or in_save
         if process.poll() is None:
             killed_runs.kill(process)
         assert not (victim / "model.safetensors").exists()
-    killed_runs.finish(killed_runs.start(case, tiny_model, victim), victim)
+    killed_runs.finish(killed_runs.start(case, tiny_model, victim, preloaded), victim)
     assert killed_runs.differences(victim, tmp_path / "alone") == []
     resumed = [row for row in files.read_jsonl(victim / "metrics.jsonl") if "resumed_from" in row]
     assert len(resumed) == len(moments)
