@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from entropy_grpo.models.config import CheckedModelConfig
-from entropy_grpo.models.measure import Model
+from entropy_grpo.models.measure import model_of
 
 SMALL = {
     "vocab_size": 61,
@@ -30,7 +30,7 @@ def small(family="qwen3", **options):
 
 
 def measured(family="qwen3", **settings):
-    return Model(FAMILIES[family], CheckedModelConfig(**settings))
+    return model_of(FAMILIES[family], CheckedModelConfig(**settings))
 
 
 def tokens():

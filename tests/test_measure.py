@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from entropy_grpo.models.config import CheckedModelConfig
 from entropy_grpo.models.known import KNOWN
 from entropy_grpo.models.load import read_local_config
-from entropy_grpo.models.measure import Model
+from entropy_grpo.models.measure import Model, model_of
 from entropy_grpo.tasks import cold_start
 
 from .small_models import BATCH, FAMILIES, WIDTH, measured, small, tokens
@@ -48,6 +48,25 @@ def test_every_known_model_has_its_published_count():
     # The LM head's weight: the card's 8.2B parameters are 6.95B without the embeddings.
     assert found["Qwen/Qwen3-8B-Base"].vocabulary * found["Qwen/Qwen3-8B-Base"].hidden == 622_329_856
     assert found["Qwen/Qwen3-32B"].head_refusal is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings"),
+    [({"intermediate_size": 176}, {}), ({}, {"dtype": "bfloat16"}), ({}, {"use_peft": True, "lora_r": 3})],
+    ids=str,
+)
+def test_equal_models_are_measured_once_and_others_anew(sizes, settings):
+    def figures(model):
+        return model.loaded, model.tensors, model.operations(False)
+
+    config, plain = copy.deepcopy(FAMILIES["qwen3"]), CheckedModelConfig()
+    known = model_of(config, plain)
+    known_figures = figures(known)
+    for name, size in sizes.items():
+        setattr(config, name, size)
+    other, anew = (make(config, CheckedModelConfig(**settings)) for make in (model_of, Model))
+    assert other is not known and figures(other) == figures(anew) != known_figures
+    assert model_of(FAMILIES["qwen3"], CheckedModelConfig()) is known and figures(known) == known_figures
 
 
 @pytest.mark.parametrize("family", FAMILIES)

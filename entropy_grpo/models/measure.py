@@ -6,6 +6,7 @@ with different layers is measured as a whole.
 """
 
 import copy
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,6 +107,19 @@ def _decoder(model: _Trained) -> PreTrainedModel:
     return decoder
 
 
+def _once(measurement: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep the results of a method of `Model` by its arguments."""
+
+    @functools.wraps(measurement)
+    def known(self: "Model", *args: Any, **kwargs: Any) -> Any:
+        key = (measurement.__name__, args, *kwargs.items())
+        if key not in self._results:
+            self._results[key] = measurement(self, *args, **kwargs)
+        return self._results[key]
+
+    return known
+
+
 class Model:
     """Causal language model on the meta device, with the adapters of a recipe.
 
@@ -126,6 +140,7 @@ class Model:
 
     def __init__(self, config: PreTrainedConfig, settings: CheckedModelConfig):
         self.config, self.settings = config, settings
+        self._results: dict[tuple, Any] = {}
         self.loaded = torch.float32 if settings.dtype == "float32" else torch.bfloat16  # as published
         with torch.device("meta"):
             base = self._bare(config, dtype=self.loaded)
@@ -189,6 +204,7 @@ class Model:
             return measure(self._depth)
         return [a + (b - a) * (self._depth - 1) for a, b in zip(measure(1), measure(2), strict=True)]
 
+    @_once
     def operations(self, checkpointing: bool) -> tuple[Operations, Operations]:
         """Return the operations of a forward pass and of its backward pass, without the LM head.
 
@@ -204,6 +220,7 @@ class Model:
         short_forward, short_backward, long_forward, long_backward = self._over_depth(measure)
         return _operations(short_forward, long_forward), _operations(short_backward, long_backward)
 
+    @_once
     def activations(
         self,
         batch: int,
@@ -240,6 +257,7 @@ class Model:
         kept, forward, backward = self._over_depth(measure)
         return Activations(kept, max(forward, backward))
 
+    @_once
     def cache_token(self) -> float:
         """Return the number of elements of a token's keys and values in all layers."""
 
@@ -252,6 +270,19 @@ class Model:
             return [sum(t.numel() for t in kept if t.ndim > 2) / SHORT]
 
         return self._over_depth(measure)[0]
+
+
+_MODELS: dict[tuple[str, str], Model] = {}  # the one used last at the end
+_KEPT_MODELS = 16  # of tens of thousands of objects each
+
+
+def model_of(config: PreTrainedConfig, settings: CheckedModelConfig) -> Model:
+    """Return the model of a configuration with its adapters, together with what was measured for equal ones."""
+    key = f"{type(config).__name__} {config.to_json_string(use_diff=False)}", repr(settings)
+    model = _MODELS[key] = _MODELS.pop(key, None) or Model(copy.deepcopy(config), settings)
+    for oldest in list(_MODELS)[:-_KEPT_MODELS]:
+        del _MODELS[oldest]
+    return model
 
 
 def _explicit_mask(batch: int, width: int, dtype: torch.dtype) -> torch.Tensor:

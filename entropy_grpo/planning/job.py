@@ -14,7 +14,7 @@ from ..config.sft import SFTRunConfig, TeacherSFTConfig
 from ..models.adapters import check_quantised
 from ..models.config import CheckedModelConfig
 from ..models.load import read_local_config
-from ..models.measure import Model
+from ..models.measure import Model, model_of
 from ..objective.batching import padding_is_inert
 from ..objective.objective import Objective
 from ..runs.folder import RUNS
@@ -191,10 +191,10 @@ def _decide(resolved: Resolved, options: PlanOptions) -> tuple[Model, Objective 
     config = read_local_config(*_origin(resolved.model, recipe.find(options.recipe)), options.model_config)
     text = config.get_text_config()
     if isinstance(run, SFTRunConfig) or isinstance(args, TeacherSFTConfig):
-        return Model(config, resolved.model), None
+        return model_of(config, resolved.model), None
     if run.max_position_embeddings is not None:
         text.max_position_embeddings = run.max_position_embeddings
-    policy = Model(config, resolved.model)
+    policy = model_of(config, resolved.model)
     coefficient = args.router_aux_loss_coef
     coefficient = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
     balances = hasattr(text, "output_router_logits") and coefficient != 0  # same rule as TRL
