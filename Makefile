@@ -34,7 +34,7 @@ demo: setup  ## train the embedded task on the CPU (a few minutes, and once a fe
 	$(BIN)/entropy-grpo launch --config_file accelerate_configs/cpu.yaml $(RECIPE) $(RECIPE_ARGS)
 
 test: setup  ## run the tests in parallel, one file per core at a time
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # The CPU build of vLLM needs the CPU build of torch. The torchvision, torchaudio and torchcodec that it requires are GPU
 # builds and fail at import with it, and text models do not need them.

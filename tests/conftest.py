@@ -15,12 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.fixtures import REPOSITORY
-from benchmarks.fixtures.tiny_model import save_tiny_model
 
 from .preloaded import preloaded as preloaded
 
@@ -38,11 +35,31 @@ def pytest_addoption(parser):
     parser.addoption("--every-recipe", action="store_true", help="take two steps of every recipe, not of each kind")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One worker more than there are processors, because tests wait for clocks, disks, networks and processes."""
+    return os.cpu_count() + 1
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no worker has one left when the others have ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish():
     """Later collections leave out what the packages hold: to look through it takes longer than a step of training."""
     gc.freeze()
     gc.enable()
     atexit.register(gc.unfreeze)  # otherwise nanobind reports the frozen objects as leaks
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """The same for what the tests of a file leave in caches."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -54,12 +71,17 @@ def shared_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
+    from benchmarks.fixtures.tiny_model import save_tiny_model  # late: the process that directs workers needs no torch
+
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def ending_model(tiny_model, tmp_path_factory):
     """The tiny model with a larger weight for its last token, so that responses end at many lengths."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     folder = tmp_path_factory.mktemp("ending")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     with torch.no_grad():
