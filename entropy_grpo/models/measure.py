@@ -277,7 +277,7 @@ _KEPT_MODELS = 16  # of tens of thousands of objects each
 
 
 def model_of(config: PreTrainedConfig, settings: CheckedModelConfig) -> Model:
-    """Return the model of a configuration with its adapters, together with what was measured for equal ones."""
+    """Return the model of a configuration with its adapters; equal requests share it and its measurements."""
     key = f"{type(config).__name__} {config.to_json_string(use_diff=False)}", repr(settings)
     model = _MODELS[key] = _MODELS.pop(key, None) or Model(copy.deepcopy(config), settings)
     for oldest in list(_MODELS)[:-_KEPT_MODELS]:
