@@ -47,8 +47,8 @@ class _Reader:
         return token
 
     def sum(self, end: tuple[str, str]) -> Basic:
-        """Terms until `end`, which is taken, too."""
-        terms = []
+        """Read terms until `end`, and take `end`, too."""
+        terms: list[Basic] = []
         while not terms or self.next != end:
             signed = self.next in (("sign", "-"), ("sign", "+"))
             if terms and not signed:

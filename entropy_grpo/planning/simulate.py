@@ -570,7 +570,7 @@ def _colocated(options: PlanOptions, words: Sequence[str], assumed: Assumptions)
             name = f"colocated, {cache['share']:g} of a GPU, {number} a copy"
             name += "" if budget is None else f", rounds of {budget:,} tokens"
             settings = (*words_of_it, "--max_new_tokens_per_round", "null" if budget is None else str(budget))
-            cycles = [None, None]
+            cycles: list[Cycle | None] = [None, None]
             if refusal is None:
                 rollouts = _rollouts(job, assumed, budget, cache)
                 times = [None if one is None else _times(rollouts, one) for one in (train, spared)]

@@ -26,8 +26,10 @@ from .fsdp2 import reshard
 from .stop import RandomStates
 
 # Settings that decide the micro-batches of a rollout and the columns of its kept tokens.
-FITTED = ("per_device_train_batch_size", "steps_per_generation")
-FITTED += ("top_entropy_quantile", "entropy_selection", "entropy_scope", "old_logps")
+FITTED = (
+    *("per_device_train_batch_size", "steps_per_generation"),
+    *("top_entropy_quantile", "entropy_selection", "entropy_scope", "old_logps"),
+)
 
 
 class Resume:
