@@ -165,11 +165,11 @@ def test_settings_that_cannot_be_meant_are_refused(tiny_model, tmp_path, setting
 
 
 def test_sampling_settings_as_json_are_read_by_name(tmp_path):
-    """`n` and `stop` are settings for whole responses, and parts of this text."""
+    """`n` is a setting for whole responses, and a letter of this text."""
     sampling = {
-        "generation_kwargs": '{"stop_token_ids": [3]}',
+        "generation_kwargs": '{"cache_implementation": "dynamic"}',
         "dynamic_sampling": True,
         "max_new_tokens_per_round": 8,
     }
     args = EntropyForkGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **sampling)
-    assert args.extra_sampling == {"stop_token_ids": [3]}
+    assert args.extra_sampling == {"cache_implementation": "dynamic"}
