@@ -42,8 +42,9 @@ def import_function(setting: str, name: str) -> Callable[..., Any]:
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # the user's module may raise any error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except (Exception, SystemExit) as error:  # the user's module may raise any error, and may exit
+        said = "its module exits" if isinstance(error, SystemExit) else str(error).strip() or type(error).__name__
+        reason = said.splitlines()[0].rstrip(".")
         raise ValueError(f"{setting} names {name!r}, which cannot be imported: {reason}.") from error
     if not callable(found):
         raise ValueError(f"{setting} names {name!r}, which is no function: name a function.")

@@ -363,7 +363,8 @@ def test_settings_of_the_hub_are_refused_for_a_file(name):
 
 
 @pytest.mark.parametrize(
-    "text", ["raise RuntimeError('no\\nway')", "x =", "import nowhere", "def other(): pass", "1/0"]
+    "text",
+    ["raise RuntimeError('no\\nway')", "x =", "import nowhere", "def other(): pass", "1/0", "import sys; sys.exit(3)"],
 )
 def test_a_reward_that_does_not_import_is_one_sentence(tmp_path, monkeypatch, text):
     module = f"mine{abs(hash(text))}"
