@@ -78,7 +78,7 @@ def stock_config(args: GRPOConfig) -> GRPOConfig:
 
 def history(trainer_class: type[GRPOTrainer], words: list[str], seed: int) -> list[dict]:
     """Train the embedded job in this process without files, and return its logs."""
-    words = ["--seed", str(seed), *"--save_strategy no --eval_steps 20 --disable_tqdm true".split(), *words]
+    words = ["--seed", str(seed), *"--save_strategy no --disable_tqdm true".split(), *words]
     with tempfile.TemporaryDirectory() as output:
         settings = recipe.load(RECIPE) | recipe.overrides([*words, "--output_dir", output])
         run_config, args, model_config = recipe.build(recipe.checked(settings, CLASSES), CLASSES)
@@ -102,7 +102,7 @@ def history(trainer_class: type[GRPOTrainer], words: list[str], seed: int) -> li
 def curve(variant: str, seed: int) -> list[tuple[float, float]]:
     """(seconds of processor time in training, dev accuracy) at every evaluation of one run."""
     points, taken = [], 0.0
-    for row in history(TRAINERS[variant], [*VARIANTS[variant], "--max_steps", "180"], seed):
+    for row in history(TRAINERS[variant], [*VARIANTS[variant], "--max_steps", "180", "--eval_steps", "20"], seed):
         taken += row.get("processor_time", 0.0)
         if embedded.DEV_METRIC in row:
             points.append((taken, row[embedded.DEV_METRIC]))
@@ -116,7 +116,9 @@ def generation() -> dict[str, float]:
     """
     found = {}
     for variant, words in VARIANTS.items():
-        rows = history(TRAINERS[variant], [*words, "--max_steps", str(SHORT), "--eval_strategy", "no"], SEEDS[0])
+        rows = history(
+            TRAINERS[variant], [*words, "--max_steps", str(SHORT), "--eval_steps", str(2 * SHORT)], SEEDS[0]
+        )
         rows = [row for row in rows if "step_time" in row][SHORT // 3 :]
         found[variant] = sum(row.get("sampling/seconds", 0.0) for row in rows) / sum(row["step_time"] for row in rows)
     return found

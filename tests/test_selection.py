@@ -9,6 +9,7 @@ import torch
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective.selection import (
     MAX_TOKENS,
+    above,
     gradient_norms,
     percentiles,
     random_scores,
@@ -304,3 +305,14 @@ def test_the_paper_keeps_a_fifth():
 def test_the_kept_share_is_what_the_kept_count_comes_to(rho):
     for kind in ("top", "random", "gradient_norm", "bottom"):
         assert kept_share(rho, kind) == pytest.approx(kept_count(10**6, rho, kind) / 10**6)
+
+
+@pytest.mark.parametrize("kind", ["top", "bottom"])
+def test_a_threshold_keeps_what_its_selection_has_kept(kind):
+    """Where no scores are equal; of equal ones it keeps all."""
+    rng = torch.Generator().manual_seed(0)
+    scores, mask = torch.randn(4, 9, generator=rng), torch.rand(4, 9, generator=rng) < 0.7
+    kept, threshold = select(scores, mask, 0.3, torch.arange(36).view(4, 9), kind)
+    assert kept.any() and torch.equal(above(scores, mask, threshold, kind), kept)
+    flat = torch.ones(2, 3)
+    assert above(flat, flat, 1.0, kind).all() == (kind == "top")
