@@ -5,7 +5,7 @@ import re
 
 import pytest
 from peft import PeftModel
-from transformers import Trainer
+from transformers import GenerationMixin, Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
@@ -108,6 +108,21 @@ def test_a_micro_step_is_counted_where_it_is_made():
     epoch = inspect.getsource(Trainer._run_epoch)
     assert "do_sync_step = (step + 1) % self.args.gradient_accumulation_steps == 0" in epoch
     assert "or i == len(batch_samples) - 1" in epoch, "gradients are no longer reduced in the last micro-step alone"
+    clipped = epoch.index("self._clip_grad_norm(model)")
+    assert epoch.index("self.training_step(") < clipped, "Read EntropyForkGRPOTrainer._divided: is the gradient whole?"
+
+
+def test_processors_of_generation_come_before_the_temperature():
+    """`training.sampler.Recorder` divides by it, and reads the drawn token in a stopping criterion."""
+    source = inspect.getsource(GenerationMixin._get_logits_processor)
+    assert source.index("_merge_criteria_processor_list(") < source.index("TemperatureLogitsWarper(")
+    loop = inspect.getsource(GenerationMixin._sample)
+    order = (
+        "logits_processor(input_ids, next_token_logits)",
+        "torch.cat([input_ids, next_tokens",
+        "stopping_criteria(",
+    )
+    assert [loop.index(code) for code in order] == sorted(loop.index(code) for code in order)
 
 
 def test_the_engine_is_made_by_a_name_of_trls_module():
