@@ -12,8 +12,8 @@
 # share. A requeued job resumes from the newest intact checkpoint.
 #
 # SLURM sends SIGTERM before it preempts the job, and here also 15 minutes before the job's time is over. The run then
-# saves a checkpoint at the end of its step and requeues the job (exit status 75). If a step and a checkpoint take
-# longer, raise the number in --signal. The GraceTime of the partition bounds the time before preemption.
+# saves a checkpoint, at the latest at the end of its step, and requeues the job (exit status 75). If a step and a checkpoint
+# take longer, raise the number in --signal. The GraceTime of the partition bounds the time before preemption.
 #SBATCH --job-name=entropy-grpo
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
