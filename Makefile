@@ -16,7 +16,7 @@ TEACHER ?= Qwen/Qwen3-32B
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train report card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny branches smollm2 model-sizes bench passes starting revisions gpu sampling rollouts faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
+.PHONY: help setup demo test test-vllm test-zero3 recipes llama31_8b lint train report card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny branches smollm2 model-sizes bench passes starting revisions gpu sampling rollouts served faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -146,6 +146,9 @@ sampling: setup  ## measure dynamic sampling against no sampling and against the
 
 rollouts: setup  ## count what partial rollouts and fork rollouts spare (half an hour on two cores)
 	$(BIN)/python -m benchmarks.rollouts
+
+served: setup  ## time a rollout from a stand-in for vLLM's server against stock TRL and BASE=COMMIT (two minutes); writes benchmarks/results/
+	$(BIN)/python -m benchmarks.served $(if $(BASE),--base $(BASE))
 
 faults: setup  ## try 77 faults of machines, people, files and reward functions (a quarter of an hour on two cores); writes benchmarks/results/faults.json
 	$(BIN)/python -m benchmarks.faults

@@ -6,12 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.fixtures.stand_in import StandIn
 from entropy_grpo import cli
 from entropy_grpo.analysis.irrelevant import question, summary
 from entropy_grpo.analysis.report import run as report
 from entropy_grpo.runs import files
-
-from .served import StandIn
 
 FINE = "3 + 4 = 7, so \\boxed{7}"
 LOOP = "Let me check again. " * 40 + FINE

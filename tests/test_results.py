@@ -26,6 +26,7 @@ from benchmarks import (
     paper_size,
     rollouts,
     sampling,
+    served,
     simulated,
     smollm2,
     speed,
@@ -85,6 +86,14 @@ def test_the_page_of_planning_holds_the_simulated_figures():
     record = files.read_json(simulated.RESULTS)
     assert measure.block(simulated.COMMAND)[1] == simulated.tables(record)
     assert record["measured"] is False and not any(run["measured"] for run in record["runs"])
+
+
+def test_the_page_of_vllm_holds_the_recorded_rollouts():
+    record = files.read_json(served.RESULTS)
+    assert measure.block(served.COMMAND)[1] == served.tables(record)
+    stock, _, this, few = record["turns"].values()
+    assert all(one["seconds"] > other["seconds"] for one, other in zip(stock, this, strict=True))
+    assert [turns[0]["requests"] for turns in (stock, this, few)] == [1, served.GROUPS, served.GROUPS]
 
 
 def test_the_page_of_the_gpu_holds_the_recorded_figures():

@@ -4,26 +4,27 @@ import json
 import os
 import re
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-import trl.generation.vllm_client
-import trl.generation.vllm_generation
 
 from benchmarks.fixtures import fixed_rollout
+from benchmarks.fixtures.stand_in import StandIn, log_normal, stand_before_vllm
 from entropy_grpo import launch
 from entropy_grpo.runs.launched import ServerError
 from entropy_grpo.runs.seal import complete_checkpoints
 from entropy_grpo.training import server
 
 from .conftest import REPOSITORY
-from .served import StandIn, client_of
+from .served import generation_of
 from .test_fsdp2 import TWO
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 20480, 10**9])
-@pytest.mark.parametrize(("groups", "size"), [(512, 16), (3, 1), (5, 7), (1, 64), (2, 1000)])
+@pytest.mark.parametrize(("groups", "size"), [(512, 16), (3, 1), (5, 7), (1, 64), (2, 1000), (100, 1)])
 def test_parts_are_bounded_and_cover_a_rollout_once(groups, size, tokens):
     covered = []
     for part in server.parts(groups * size, size, tokens):
@@ -32,6 +33,7 @@ def test_parts_are_bounded_and_cover_a_rollout_once(groups, size, tokens):
         prompts = [i // size for i in range(part.first, part.first + part.count)]
         assert part.count % part.n == 0 and all(prompts.count(p) == part.n for p in prompts)
         assert part.n == size or len(set(prompts)) == 1
+        assert len(set(prompts)) == 1 or (size == 1 and part.count <= server.SINGLES)
         covered += range(part.first, part.first + part.count)
     assert covered == list(range(groups * size))
 
@@ -55,18 +57,19 @@ def reports(tmp_path_factory, preloaded):
 def test_parts_give_what_one_request_gives(reports):
     for report in reports[0]:
         equal = {name: value for name, value in report.items() if value is True or value is False}
-        assert len(equal) == 7 and all(equal.values()), equal
+        assert len(equal) == 9 and all(equal.values()), equal
     first = reports[0][0]
     requests = {name.split()[0]: value for name, value in first.items() if name.endswith("requests")}
-    assert sorted(requests["groups"]) == [4] * 4
+    assert sorted(requests["groups"]) == [2] * 8
     assert sorted(requests["straddling"]) == [1, 1, 1, 5, 5, 5]
     assert sorted(requests["pieces"]) == [3] * 4 + [5] * 4
     assert requests["one"] == [2]
+    assert sorted(requests["singles"]) == [1, 5, 5, 5, 5, 5]  # the bound of 5 comes before SINGLES
 
 
 def test_failed_requests_are_sent_again_and_finished_ones_are_not(reports):
     asked = [json.dumps(prompts) for prompts in reports[0][0]["failing requests"]]
-    assert len(asked) == 4 + 3 and len(set(asked)) == 4
+    assert len(asked) == 8 + 3 and len(set(asked)) == 8
 
 
 @pytest.mark.parametrize(
@@ -97,20 +100,7 @@ def client(monkeypatch, tmp_path_factory):
     (folder / "vllm").mkdir()
     (folder / "vllm" / "__init__.py").touch()  # which is found, and not imported
     monkeypatch.syspath_prepend(str(folder))
-    for module in (trl.generation.vllm_client, trl.generation.vllm_generation):
-        monkeypatch.setattr(module, "is_vllm_available", lambda *args, **kwargs: True)
-
-    def start(self, base_url, **kwargs):
-        vars(self).update(vars(client_of(base_url)))
-
-    kind = trl.generation.vllm_client.VLLMClient
-    monkeypatch.setattr(kind, "__init__", start)
-    monkeypatch.setattr(
-        kind, "get_server_info", lambda self: {"model_config": {"logprobs_mode": "processed_logprobs"}}
-    )
-    for name in ("init_communicator", "reset_prefix_cache"):
-        monkeypatch.setattr(kind, name, lambda self, device=None: None)
-    monkeypatch.setattr(kind, "update_named_params", lambda self, metadata, named: list(named))
+    stand_before_vllm(monkeypatch.setattr)
     monkeypatch.setattr(server, "FIRST_PAUSE", 0.01)
 
 
@@ -144,7 +134,12 @@ def rows(trainer):
     ]
 
 
-@pytest.mark.parametrize("settings", [{}, DYNAMIC], ids=["direct", "dynamic"])
+ALL = DYNAMIC | {"min_accuracy": 0.0, "max_accuracy": 1.0}  # groups are kept, so that rounds are few
+PARTS = ALL | {"max_new_tokens_per_round": 3, "max_response_age": 2}
+FORKS = ALL | {"fork_rollouts": 2, "fork_min_chars": 1}
+
+
+@pytest.mark.parametrize("settings", [{}, DYNAMIC, PARTS, FORKS], ids=["direct", "dynamic", "parts", "forks"])
 def test_a_run_whose_server_ends_goes_on_from_a_checkpoint(client, tiny_model, tmp_path, settings):
     """Nothing asked for a checkpoint; what comes is what an undisturbed run has, bit for bit."""
     with StandIn().running() as stand_in:
@@ -190,3 +185,95 @@ def test_a_server_with_short_sequences_is_refused():
         asked.check_length(128)
         with pytest.raises(ServerError, match="start it with --max-model-len 129"):
             asked.check_length(129)
+
+
+def fetch(stand_in, groups, size=2, requests=8, silence=60.0, arrived=lambda places, ids: None):
+    """Responses of TRL's generation in parts, in this process."""
+    generation = generation_of(stand_in.url, 7, seed=5)
+    server.InParts(generation, silence, Path("run"), requests, arrived=arrived)
+    return generation.generate([[i // size, 1] for i in range(groups * size)], None, size)
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_the_server_has_so_many_requests_at_a_time(requests):
+    """They meet in the server, which none of them leaves alone; never are there more."""
+    lock, meet, under_way, most = threading.Lock(), threading.Barrier(requests), 0, 0
+
+    def watch(number):
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        meet.wait(10)
+        with lock:
+            under_way -= 1
+
+    with StandIn().running() as stand_in:
+        stand_in.fails = watch
+        assert len(fetch(stand_in, 6, requests=requests)[1]) == 12
+    assert most == requests
+
+
+def test_only_a_server_that_answers_nothing_is_silent():
+    """A request may wait as long as it must while others are answered."""
+    with StandIn(longest=1, places=1, pace=0.05).running() as stand_in:
+        assert len(fetch(stand_in, 6, silence=0.25)[1]) == 12  # 0.6 s in all, and the last of the requests as long
+        stand_in.delay = 5.0
+        with pytest.raises(ServerError, match="has answered no request"):
+            fetch(stand_in, 2, silence=0.25)
+
+
+class Coins:
+    """A user's reward that grades in threads what it is told of, as it arrives."""
+
+    __name__ = "coins"
+
+    def __init__(self, enough=0):
+        self.threads, self.verdicts, self.told, self.graded = ThreadPoolExecutor(2), {}, [], []
+        self.enough, self.has_enough = enough, threading.Event()
+
+    def begin(self, prompts, completions, **columns):
+        self.told += completions
+        for pair in zip(prompts, completions, strict=True):
+            self.verdicts[pair] = self.threads.submit(lambda text: float(len(text) % 3 == 0), pair[1])
+        if len(self.told) >= self.enough:
+            self.has_enough.set()
+
+    def __call__(self, prompts, completions, log_metric, **columns):
+        self.graded += completions
+        rewards = [self.verdicts[pair].result() for pair in zip(prompts, completions, strict=True)]
+        log_metric("coins/share", sum(rewards) / len(rewards))
+        return rewards
+
+
+def test_grading_begins_while_the_server_writes(client, tiny_model, tmp_path):
+    """The last of a rollout's four requests is answered only when the responses of the others are being graded."""
+    reward, held = Coins(enough=12), []
+
+    def hold(number):
+        if number == 3:
+            held.append(reward.has_enough.wait(10))
+
+    with StandIn().running() as stand_in:
+        stand_in.fails = hold
+        train(tiny_model, tmp_path, stand_in, reward=reward, max_steps=1)
+    assert held == [True]
+    assert len(reward.told) == len(reward.graded) == 16
+
+
+@pytest.mark.parametrize("settings", [{}, DYNAMIC], ids=["direct", "dynamic"])
+def test_the_order_of_arrival_changes_nothing(client, tiny_model, tmp_path, monkeypatch, settings):
+    """Bit for bit what TRL's one request for a rollout gives: rewards, their order, logs and weights."""
+    found = {}
+    for name, pace in (("parts", 0.001), ("whole", 0.0)):
+        if name == "whole":
+            monkeypatch.setattr("entropy_grpo.training.trainer.InParts", lambda *given: None)
+        with StandIn(length=log_normal(5, 1.2, 16), places=8, pace=pace).running() as stand_in:
+            reward = Coins()
+            trainer = train(tiny_model, tmp_path / name, stand_in, **settings | {"reward": reward})
+            found[name] = rows(trainer), fixed_rollout.weights(trainer), reward
+    (logs, weights, parts), (expected, others, whole) = found["parts"], found["whole"]
+    assert logs == expected and 0 < logs[0]["coins/share"] < 1
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert parts.graded == whole.graded == whole.told
+    assert sorted(parts.told) == sorted(whole.told) and parts.told != whole.told

@@ -1,4 +1,4 @@
-"""A rollout of a real server in parts, beside TRL's one request for all of it."""
+"""A rollout of a real server by requests of a group, beside TRL's one request for all of it."""
 
 import tracemalloc
 
@@ -15,16 +15,23 @@ TOKENS, SIZE = 12, 4
 WHOLE = {"ignore_eos": True}
 
 
-@pytest.mark.parametrize("most", [4, 8, 3])  # one group a request, two groups, pieces of a group
+def client(generation):
+    """TRL's client, which knows the model's name."""
+    client = generation.vllm_client
+    client.model = httpx.get(f"{client.base_url}/v1/models").json()["data"][0]["id"]
+    return client
+
+
+@pytest.mark.parametrize("most", [4, 3])  # a group, or a piece of a group
 def test_parts_are_the_rollout_of_one_request(server, tmp_path, monkeypatch, most):
     prompts = [[5 + i // SIZE, 30, 9] for i in range(5 * SIZE)]
     monkeypatch.setattr(served, "REPLY_BYTES", most * TOKENS * served.TOKEN_BYTES)
     found = []
     for in_parts in (False, True):
         generation = generation_of(f"http://127.0.0.1:{server}", TOKENS, seed=3)
-        generation.vllm_client.model = httpx.get(f"http://127.0.0.1:{server}/v1/models").json()["data"][0]["id"]
+        client(generation)
         if in_parts:
-            served.InParts(generation, 60.0, tmp_path)
+            served.InParts(generation, 60.0, tmp_path, 64)
         found.append(generation.generate(prompts, None, SIZE))
     whole, parts = found
     assert parts[0] == whole[0] and parts[1] == whole[1] and parts[3] == whole[3]
@@ -33,12 +40,34 @@ def test_parts_are_the_rollout_of_one_request(server, tmp_path, monkeypatch, mos
         torch.testing.assert_close(torch.tensor(other), torch.tensor(one), atol=1e-4, rtol=0)
 
 
+def engine_steps(url):
+    """Steps of the server's engine so far."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:iteration_tokens_total_count"))
+
+
+def test_the_engine_batches_requests_as_it_batches_prompts(server, tmp_path):
+    """8 requests of a group at a time take hardly more steps than one of all; one at a time, 8 times as many."""
+    url, steps, longest = f"http://127.0.0.1:{server}", {}, 100
+    prompts = [[5 + i // SIZE, 31, 9] for i in range(8 * SIZE)]
+    for requests in (None, 8, 1):
+        generation = generation_of(url, longest, ignore_eos=True)
+        client(generation)
+        if requests is not None:
+            served.InParts(generation, 60.0, tmp_path, requests)
+        before = engine_steps(url)
+        assert sum(map(len, generation.generate(prompts, None, SIZE)[1])) == len(prompts) * longest
+        steps[requests] = engine_steps(url) - before
+    print(f"steps of the engine: one request {steps[None]}, 8 at a time {steps[8]}, one at a time {steps[1]}")
+    assert longest <= steps[8] < 2 * steps[None]
+    assert steps[1] > 7 * steps[None]
+
+
 def test_a_reply_takes_the_memory_that_is_counted_on(server):
     """Of a generated token, with its share of the prompt, in the reply and in what TRL makes of it."""
-    client = generation_of(f"http://127.0.0.1:{server}", 100).vllm_client
-    client.model = httpx.get(f"{client.base_url}/v1/models").json()["data"][0]["id"]
+    whole = client(generation_of(f"http://127.0.0.1:{server}", 100))
     tracemalloc.start()
-    reply = client.generate([[5, 30, 9 + i] for i in range(8)], n=16, max_tokens=100, generation_kwargs=WHOLE)
+    reply = whole.generate([[5, 30, 9 + i] for i in range(8)], n=16, max_tokens=100, generation_kwargs=WHOLE)
     size = tracemalloc.get_traced_memory()[1] / sum(map(len, reply["completion_ids"]))
     tracemalloc.stop()
     print(f"{size:.0f} bytes a token")

@@ -110,10 +110,11 @@ def limit_vllm(args: GRPOConfig, max_prompt_length: int | None) -> None:
 
 
 def check_sampler(args: "EntropyForkGRPOConfig") -> None:
-    """Refuse settings with which a colocated vLLM does not start.
+    """Refuse settings with which a colocated vLLM does not start, or a server has nothing to do.
 
     Raises:
-        ValueError: the share of a GPU is none, or there are more sequences than vLLM computes tokens at a time.
+        ValueError: the share of a GPU is none, there are more sequences than vLLM computes tokens at a time, or a
+            server has no requests.
     """
     share, sequences = args.vllm_gpu_memory_utilization, args.vllm_max_num_seqs
     if share is not None and not 0 < share <= 1:
@@ -125,3 +126,5 @@ def check_sampler(args: "EntropyForkGRPOConfig") -> None:
             f"vllm_max_num_seqs is {sequences}: it must lie between 1 and {VLLM_BATCHED_TOKENS}, the tokens that "
             "TRL's vLLM computes at a time."
         )
+    if args.vllm_server_requests < 1:
+        raise ValueError(f"vllm_server_requests is {args.vllm_server_requests}: it must be 1 or more.")

@@ -109,6 +109,8 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         vllm_max_num_seqs: sequences that colocated vLLM writes at a time. `null`: TRL's number, the responses of a
             rollout on the GPUs that share a model; where the share of memory is `null`, too, no more than the cache
             holds at a sixteenth of their largest length.
+        vllm_server_requests: requests, of a group each, that a vLLM server has at a time. Their responses should be
+            more than the sequences that the server's engines write at a time, so that none of them waits.
         reward_seconds: seconds that a call of a reward function of your own may take, after which the run ends with a
             sentence; null for no limit. Rewards by name have `grading_seconds`.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.
@@ -146,6 +148,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     )
     vllm_max_num_seqs: int | None = field(
         default=None, metadata={"help": "Sequences that colocated vLLM writes at a time; null for a number that fits."}
+    )
+    vllm_server_requests: int = field(
+        default=256, metadata={"help": "Requests, of a group each, that a vLLM server has at a time."}
     )
     entropy_selection: str = field(
         default="top",

@@ -1,5 +1,6 @@
 """Warnings about a job on its machines: a sentence for every likely problem, with the change that solves it."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,6 +105,13 @@ def _about_vllm(job: Job, cache: dict[str, Any]) -> Iterator[str]:
         yield (
             f"vllm_max_model_length is {job.grpo.vllm_max_model_length}, but a prompt and its response have up to "
             f"{width} tokens: set it to {width}."
+        )
+    args, written = job.grpo, cache["concurrent_sequences"] * cache.get("copies", 1)
+    asked = args.vllm_server_requests * args.num_generations
+    if job.serves and asked < min(written, args.generation_batch_size):
+        yield (
+            f"vllm_server_requests is {args.vllm_server_requests}, whose groups are {asked} responses, but the server "
+            f"has room for {written} at a time: set it to {math.ceil(written / args.num_generations)}."
         )
     if job.colocates and job.processes % cache["gpus"]:
         yield (

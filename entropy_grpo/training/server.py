@@ -1,12 +1,16 @@
-"""Rollouts from a vLLM server, in parts of bounded size.
+"""Rollouts from a vLLM server, with a request for each group.
 
 TRL's first process asks the server for a whole rollout in one request, whose reply takes gigabytes, and the other
-processes wait for it in one collective. Here a rollout is many requests, each of which takes at most `REPLY_BYTES`.
-Every process receives a finished part at once and keeps its own responses. The first process reports at least every
+processes wait for it in one collective. Here every group is a request of its own, whose reply takes at most
+`REPLY_BYTES`. The server has a bounded number of requests at a time. It batches the sequences of all of them in every
+step of its engine, as it does those of one request. Every process receives a finished group at once, keeps its own
+responses, and lets their grading begin while the server writes other groups. The first process reports at least every
 `HEARTBEAT` seconds, so that no collective waits longer for the server.
 
 TRL's own `generate` is called first, with a client that returns the number of every response in its place. The numbers
-say which responses a process needs, and TRL's client fetches them afterwards.
+say which responses a process needs, and TRL's client fetches them afterwards, from `/v1/completions`. A reply of that
+endpoint has the responses' text, too, some 5 of 95 bytes a token. The endpoint without text, `/inference/v1/generate`,
+takes 165 bytes a token, and seven times the processor time.
 """
 
 import copy
@@ -34,7 +38,7 @@ HEARTBEAT = 60.0  # seconds
 LOOK = 1.0  # seconds between two looks whether the run is asked to stop
 REPLY_BYTES = 256 * 2**20
 TOKEN_BYTES = 760  # of memory that a generated token takes in a parsed reply and TRL's lists; its JSON has about 90
-REQUESTS = 64  # at the same time, as in TRL's client for chats
+SINGLES = 16  # responses to prompts of their own, such as continuations, that share a request
 TRIES = 6  # of a request, while the server is healthy
 CONNECT_SECONDS = 10.0
 WATCH_SECONDS = 5.0  # between two looks at the server during a transfer of weights
@@ -56,7 +60,8 @@ class Part:
 def parts(total: int, size: int, tokens: int) -> Iterator[Part]:
     """Divide the responses of a rollout into requests.
 
-    A request has whole groups, or a piece of one group that is too large by itself.
+    A request has one group, or a piece of a group that is too large by itself. Where a group is one response, a
+    request has `SINGLES` of them.
 
     Args:
         total: responses of the rollout.
@@ -65,7 +70,7 @@ def parts(total: int, size: int, tokens: int) -> Iterator[Part]:
     """
     most = max(REPLY_BYTES // (TOKEN_BYTES * tokens), 1)
     if size <= most:
-        step = most // size * size
+        step = size if size > 1 else min(most, SINGLES)
         yield from (Part(first, min(step, total - first), size) for first in range(0, total, step))
         return
     for group in range(0, total, size):
@@ -125,15 +130,17 @@ class Server:
     Args:
         url: without a path.
         patience: seconds for which the server may be unhealthy or out of reach.
-        silence: seconds within which it must answer a request.
+        requests: connections at the same time.
     """
 
-    def __init__(self, url: str, patience: float, silence: float):
-        self.url, self.patience, self.silence = url, patience, silence
+    def __init__(self, url: str, patience: float, requests: int = 1):
+        self.url, self.patience = url, patience
         self.instance: str | None = None
         # TRL's own session sends a request again without a look at the server, which may have other weights by then.
+        # A request may wait in the server for as long as a rollout takes.
         self.client = httpx.Client(
-            timeout=httpx.Timeout(silence, connect=CONNECT_SECONDS), limits=httpx.Limits(max_connections=REQUESTS)
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=requests, max_keepalive_connections=requests),
         )
 
     def _get(self, path: str, **params: str) -> httpx.Response:
@@ -185,16 +192,10 @@ class Server:
         """Send one request, as TRL's `VLLMClient._post` does.
 
         Raises:
-            ServerError: the server refuses it, or is silent for too long.
+            ServerError: the server refuses it.
             httpx.HTTPError: it failed, and may be sent again.
         """
-        try:
-            reply = self.client.post(url, **kwargs)
-        except httpx.ReadTimeout as error:
-            raise ServerError(
-                f"the vLLM server at {self.url} has not answered a request for {self.silence:g} s: look after it, or "
-                "raise ddp_timeout if its responses take that long."
-            ) from error
+        reply = self.client.post(url, **kwargs)
         if 400 <= reply.status_code < 500 and reply.status_code != 429:
             raise ServerError(
                 f"vllm_mode is server, but the vLLM server at {self.url} refuses a request with status "
@@ -227,7 +228,7 @@ def check_server(args: GRPOConfig) -> None:
     if not args.use_vllm or args.vllm_mode != "server":
         return
     url = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
-    server = Server(url.rstrip("/"), args.vllm_server_timeout, args.ddp_timeout)
+    server = Server(url.rstrip("/"), args.vllm_server_timeout)
 
     def check(send: Callable[[Any], None]) -> None:
         server.wait()
@@ -270,15 +271,25 @@ class InParts:
 
     Args:
         generation: whose `generate` and `sync_weights` are replaced.
-        silence: seconds within which the server must answer a request.
+        silence: seconds within which the server must answer one of its requests.
         run: folder of the run, which a sentence about a failed transfer names.
+        requests: requests that the server has at the same time.
         leaves: whether the run is asked to leave its rollout.
+        arrived: called on every process with its responses of each reply, as (places among the process's prompts,
+            token ids), in the order of arrival.
     """
 
     def __init__(
-        self, generation: VLLMGeneration, silence: float, run: Path, leaves: Callable[[], bool] = lambda: False
+        self,
+        generation: VLLMGeneration,
+        silence: float,
+        run: Path,
+        requests: int,
+        leaves: Callable[[], bool] = lambda: False,
+        arrived: Callable[[list[int], list[list[int]]], None] = lambda places, ids: None,
     ):
-        self.run, self.leaves = run, leaves
+        self.silence, self.run, self.requests = silence, run, requests
+        self.leaves, self.arrived = leaves, arrived
         self._number, self._synchronise = generation.generate, generation.sync_weights
         generation.generate = self.generate  # type: ignore[method-assign]  # of this object alone
         generation.sync_weights = self.sync_weights  # type: ignore[method-assign]  # of this object alone
@@ -286,7 +297,7 @@ class InParts:
         self.server: Server | None = None  # on the first process
         if generation.accelerator.is_main_process:
             client = generation.vllm_client
-            self.server = Server(client.base_url, generation.server_timeout, silence)
+            self.server = Server(client.base_url, generation.server_timeout, requests)
             asking = copy.copy(client)
             asking._post = self.server.post
             self._ask = asking.generate
@@ -303,7 +314,7 @@ class InParts:
 
         The threads are daemons, so that none of them delays the end of a run in which another thread failed.
         """
-        rollout, failed = self.rollout, threading.Event()
+        rollout, over = self.rollout, threading.Event()
         waiting: queue.SimpleQueue[Part] = queue.SimpleQueue()
         replies: queue.SimpleQueue[tuple[int, dict[str, list | None]] | Exception] = queue.SimpleQueue()
         divided = list(parts(len(rollout.prompts) * rollout.size, rollout.size, rollout.sampling["max_tokens"]))
@@ -312,7 +323,7 @@ class InParts:
         self.server.wait()
 
         def work() -> None:
-            while not failed.is_set():
+            while not over.is_set():
                 try:
                     part = waiting.get_nowait()
                 except queue.Empty:
@@ -323,27 +334,37 @@ class InParts:
                 except Exception as error:  # raised below
                     replies.put(error)
 
-        for _ in range(min(REQUESTS, len(divided))):
+        for _ in range(min(self.requests, len(divided))):
             threading.Thread(target=work, daemon=True).start()
-        for _ in divided:
-            reply = replies.get()
-            if isinstance(reply, Exception):
-                failed.set()
-                raise reply
-            send(reply)
+        try:
+            for _ in divided:
+                reply = replies.get(timeout=self.silence)
+                if isinstance(reply, Exception):
+                    raise reply
+                send(reply)
+        except queue.Empty:
+            raise ServerError(
+                f"the vLLM server at {self.server.url} has answered no request for {self.silence:g} s: look after it, "
+                "or raise ddp_timeout if its responses take that long."
+            ) from None
+        finally:
+            over.set()
 
     def generate(
         self, prompts: list[list[int]], images: list | None, num_generations: int, profiler: Any = None
     ) -> tuple[list, list, list | None, list | None]:
         """Return what TRL's `VLLMGeneration.generate` returns."""
         prompt_ids, numbers, *_ = self._number(prompts, images, num_generations)
-        own, absent = set(numbers), set()
+        places, absent = {i: place for place, i in enumerate(numbers)}, set()
         found: dict[str, dict[int, Any]] = {name: {} for name in COLUMNS}
         with profiler or nullcontext():
             for first, reply in from_first_process(self._fetch, self.leaves):
                 absent |= {name for name, values in reply.items() if values is None}
-                for name in COLUMNS:
-                    found[name] |= {i: value for i, value in enumerate(reply[name] or [], start=first) if i in own}
+                own = [i for i in range(first, first + len(reply["completion_ids"])) if i in places]
+                for name in reply.keys() - absent:
+                    found[name] |= {i: reply[name][i - first] for i in own}
+                if own:
+                    self.arrived([places[i] for i in own], [found["completion_ids"][i] for i in own])
         return prompt_ids, *(None if name in absent else [found[name][i] for i in numbers] for name in COLUMNS)
 
     def sync_weights(self) -> None:

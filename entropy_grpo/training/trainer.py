@@ -35,6 +35,7 @@ from torch.utils.data import Sampler
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from trl import GRPOConfig, GRPOTrainer
+from trl.data_utils import is_conversational
 from trl.trainer.utils import RepeatSampler, get_config_model_id, is_async_callable
 
 from ..cards.card import write_card
@@ -91,6 +92,8 @@ class Call:
     Attributes:
         inputs: the micro-batch whose loss is computed; empty in all other calls.
         rows: the problems that are answered.
+        prompts: their prompts, as TRL's `_generate` has them.
+        begun: places of the responses whose grading has begun.
         finished: responses that replace those of TRL's sampler.
         supply: responses and rewards that replace TRL's generation and grading.
         scores_rollout: whether the first pass computes entropies, to log and to rank a rollout. With adapters, a pass
@@ -106,6 +109,8 @@ class Call:
 
     inputs: Inputs = field(default_factory=dict)
     rows: list[Row] | None = None
+    prompts: list = field(default_factory=list)
+    begun: set[int] = field(default_factory=set)
     finished: Finished | None = None
     supply: Supply | None = None
     scores_rollout: bool = False
@@ -184,7 +189,14 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if self.use_vllm:
             reshard_before_sync(self.vllm_generation)
             if self.args.vllm_mode == "server":
-                InParts(self.vllm_generation, self.args.ddp_timeout, Path(self.args.output_dir), self._asked_to_leave)
+                InParts(
+                    self.vllm_generation,
+                    self.args.ddp_timeout,
+                    Path(self.args.output_dir),
+                    self.args.vllm_server_requests,
+                    self._asked_to_leave,
+                    self._answers_arrived,
+                )
             else:
                 Colocated(self.vllm_generation, self._asked_to_leave, self._tokenizer.eos_token_id)
         self._tell_own_sampling()
@@ -519,15 +531,45 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         call = self._call
         if call.supply is not None:
             return call.supply.generated
+        call.prompts = prompts
         with self._whole_distribution(), self._stoppable():
             generated = super()._generate(prompts)
         self._leave_if_asked()
-        rows = with_extra(call.rows, generated[5])
-        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
-        for reward in self.reward_funcs:
-            if callable(begin := getattr(reward, "begin", None)):  # other processes grade while this one continues
-                begin(prompts=prompts, completions=generated[3], **columns)
+        left = [place for place in range(len(prompts)) if place not in call.begun]
+        self._begin_grading(left, [generated[3][place] for place in left], with_extra(call.rows, generated[5]))
         return generated
+
+    def _begin_grading(self, places: list[int], completions: list, rows: list[Row]) -> None:
+        """Let other processes grade the responses at some places, while this process continues."""
+        call = self._call
+        call.begun.update(places)
+        chosen = [rows[place] for place in places]
+        names = [name for name in rows[0] if name not in ("prompt", "completion")]
+        columns = {name: [row[name] for row in chosen] for name in names}
+        prompts = [call.prompts[place] for place in places]
+        for reward in self.reward_funcs if places else []:
+            if callable(begin := getattr(reward, "begin", None)):
+                begin(prompts=prompts, completions=completions, **columns)
+
+    def _answers_arrived(self, places: list[int], completion_ids: list[list[int]]) -> None:
+        """Let the grading of responses begin while a server writes others: see `server.InParts`.
+
+        It begins later for parts of responses, for responses of a `rollout_func`, and for responses that TRL parses or
+        in which it calls tools.
+        """
+        call = self._call
+        if call is None or call.rows is None or self.rollout_func is not None or self._parses_answers:
+            return
+        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        chats = is_conversational({"prompt": call.prompts[0]})
+        completions = [[{"role": "assistant", "content": text}] for text in texts] if chats else texts
+        self._begin_grading(places, completions, call.rows)
+
+    @property
+    def _parses_answers(self) -> bool:
+        """Return whether TRL makes more of a response than its text."""
+        parsers = (getattr(self._tokenizer, name, None) for name in ("response_template", "response_schema"))
+        return bool(self.tools) or self.environment_factories is not None or any(p is not None for p in parsers)
 
     def _generate_single_turn(self, prompt_ids: list, *others: Any, **named: Any) -> tuple[list, list | None]:
         """Return the responses that are written already, or let TRL's sampler write them."""
