@@ -1,4 +1,7 @@
-"""Forked decoding in vLLM: its processor beside transformers' on the same logits, and what an engine samples from."""
+"""Forked decoding in vLLM: its processor beside transformers' on the same logits, and what an engine samples from.
+
+So are truncated distributions, beside those that the loss scores.
+"""
 
 import os
 
@@ -15,6 +18,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 
 from entropy_grpo.evaluation.decoding import forked, vllm
 from entropy_grpo.evaluation.decoding.forked import Temperatures
+from entropy_grpo.models.truncation import Truncation
 
 from .conftest import ENVIRONMENT
 
@@ -116,35 +120,67 @@ def test_requests_that_cannot_be_are_refused(arguments, sentence):
         vllm.ForkedTemperature.validate_params(SamplingParams(**arguments))
 
 
-def test_engine_samples_from_the_formula(model, monkeypatch):
+@pytest.fixture(scope="module")
+def llm(model):
+    """An engine that gives the log-probabilities of all tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setitem(os.environ, name, value)
+        yield LLM(
+            model,
+            dtype="float32",
+            max_model_len=64,
+            enforce_eager=True,
+            logits_processors=[NAME],
+            logprobs_mode="processed_logprobs",
+            max_logprobs=-1,
+        )
+
+
+PROMPTS = [[5, 60, 7], [9, 30, 31, 32], [80, 4]]
+
+
+def write(llm, settings):
+    """(prompt, written ids, (T, V) log-probabilities) of a request for each of the settings."""
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(len(settings))]
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], settings, use_tqdm=False)
+    for ids, output in zip(prompts, outputs, strict=True):
+        rows = [[found[token].logprob for token in range(len(found))] for found in output.outputs[0].logprobs]
+        yield ids, list(output.outputs[0].token_ids), torch.tensor(rows)
+
+
+def logits_after(policy, ids, written):
+    with torch.no_grad():
+        return policy(torch.tensor([ids + written])).logits[0, len(ids) - 1 : -1]
+
+
+def test_engine_samples_from_the_formula(model, llm):
     """All log-probabilities that the engine samples from, against transformers' logits through `decoding.scale`."""
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setitem(os.environ, name, value)
-    llm = LLM(
-        model,
-        dtype="float32",
-        max_model_len=64,
-        enforce_eager=True,
-        logits_processors=[NAME],
-        logprobs_mode="processed_logprobs",
-        max_logprobs=-1,
-    )
-    settings = [Temperatures(1.8, 0.6, 4.65), None, Temperatures(0.5, 1.4, 4.6)]
-    prompts = [[5, 60, 7], [9, 30, 31, 32], [80, 4]]
-    outputs = llm.generate(
-        [{"prompt_token_ids": ids} for ids in prompts],
-        [params(t, max_tokens=12, seed=i, logprobs=-1, ignore_eos=True) for i, t in enumerate(settings)],
-        use_tqdm=False,
-    )
-    reference, sides = AutoModelForCausalLM.from_pretrained(model), []
-    for ids, temperatures, output in zip(prompts, settings, outputs, strict=True):
-        written = list(output.outputs[0].token_ids)
-        with torch.no_grad():
-            logits = reference(torch.tensor([ids + written])).logits[0, len(ids) - 1 : -1]
+    asked = [Temperatures(1.8, 0.6, 4.65), None, Temperatures(0.5, 1.4, 4.6)]
+    policy, sides = AutoModelForCausalLM.from_pretrained(model), []
+    given = [params(t, max_tokens=12, seed=i, logprobs=-1, ignore_eos=True) for i, t in enumerate(asked)]
+    for temperatures, (ids, written, sampled) in zip(asked, write(llm, given), strict=True):
+        logits = logits_after(policy, ids, written)
         if temperatures:
             sides += (forked.entropies(logits) > temperatures.threshold).tolist()
             logits = forked.ForkedTemperature(temperatures)(None, logits)
-        for row, found in zip(logits.log_softmax(-1), output.outputs[0].logprobs, strict=True):
-            sampled = torch.tensor([found[token].logprob for token in range(len(row))])
-            torch.testing.assert_close(sampled, row, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(sampled, logits.log_softmax(-1), atol=2e-3, rtol=1e-3)
     assert {True, False} == set(sides), "both temperatures were used"
+
+
+CUTS = [{"top_p": 0.6}, {"top_k": 5}, {"min_p": 0.5}, {"top_p": 0.7, "top_k": 12}, {"top_k": 5, "min_p": 0.3}]
+CUTS += [{"top_p": 0.7, "min_p": 0.4}, {"top_p": 0.7, "top_k": 12, "min_p": 0.4}, {"top_p": 1e-6}, {}]
+
+
+def test_an_engine_samples_from_the_truncated_distributions_that_the_loss_scores(model, llm):
+    """Whole distributions, -inf where a token is cut off; several settings in one batch."""
+    policy, temperature = AutoModelForCausalLM.from_pretrained(model), 0.3
+    common = {"temperature": temperature, "max_tokens": 12, "logprobs": -1, "ignore_eos": True}
+    given = [SamplingParams(seed=i, **common, **cut) for i, cut in enumerate(CUTS)]
+    for cut, (ids, written, sampled) in zip(CUTS, write(llm, given), strict=True):
+        scored = Truncation(**cut, min_p_first=True).log_probs(
+            logits_after(policy, ids, written) / temperature, torch.tensor(written)
+        )
+        assert torch.equal(sampled.isinf(), scored.isinf()), cut
+        torch.testing.assert_close(sampled, scored, atol=2e-3, rtol=1e-3)
+        assert scored.isinf().any() == bool(cut)

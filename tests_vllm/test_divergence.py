@@ -30,12 +30,18 @@ if __name__ == "__main__":
 # 4.5 standard errors, at most, of the difference of two figures that are each a difference of two means of k values in
 # [0, 1].
 TOLERANCE = 4.5 * 0.5 * (4 / K) ** 0.5
+SAMPLED = ("accuracy", "other_accuracy", "intervention")
+SAMPLED += tuple(f"{kind}_{pair}" for kind in ("distance", "changed") for pair in ("between", "within"))
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     # vLLM's attention on a processor has kernels for heads of 32 and more.
     return save_tiny(tmp_path_factory.mktemp("tiny_vocabulary"), head_dim=32)
+
+
+def forks_in(row):
+    return {key: value for key, value in row.items() if key not in SAMPLED}
 
 
 def by_vllm(tiny, folder, **changed):
@@ -68,31 +74,28 @@ def test_rows_are_those_of_transformers_up_to_chance(tiny, tmp_path):
         settings = files.read_json(tmp_path / name / "divergence" / "tiny" / "divergence.json")["settings"]
         assert settings["backend"] == name
     assert len(made["vllm"]) == len(made["transformers"]) > 8
-    sampled = ("accuracy", "other_accuracy", "intervention")
-    sampled += tuple(f"{kind}_{pair}" for kind in ("distance", "changed") for pair in ("between", "within"))
     for ours, theirs in zip(made["vllm"], made["transformers"], strict=True):
         assert list(ours) == list(theirs)
-        assert {key: ours[key] for key in ours if key not in sampled} == {
-            key: theirs[key] for key in theirs if key not in sampled
-        }
-        for key in sampled:
+        assert forks_in(ours) == forks_in(theirs)
+        for key in SAMPLED:
             assert ours[key] == pytest.approx(theirs[key], abs=TOLERANCE), (key, ours, theirs)
-    for key in sampled:
+    for key in SAMPLED:
         ours, theirs = (sum(row[key] for row in rows) / len(rows) for rows in made.values())
         assert ours == pytest.approx(theirs, abs=TOLERANCE / len(made["vllm"]) ** 0.5), key
     assert {row["response"] for row in made["vllm"]} == set(range(len(RESPONSES)))
     assert any(ours["accuracy"] != theirs["accuracy"] for ours, theirs in zip(*made.values(), strict=True))
 
 
-def test_answers_and_continuations_of_the_most_probable_tokens_are_those_of_transformers(model, tmp_path):
-    """At a temperature of almost 0 a text is the most probable one, whoever writes it; `entropy-grpo eval` answers."""
+def test_the_model_answers_benchmarks_by_vllm_too(model, tmp_path):
+    """Beside the same command on these answers by transformers, which finds the same forks."""
     problems = [{"problem": f"go {i} to 9 need +2 with +3 -2 +1\n", "answer": "9"} for i in range(3)]
     few = write_rows(tmp_path / "few.jsonl", problems)
-    asked = {"responses": None, "benchmarks": few, "temperature": 0.001, "continuations": 2, "max_tokens": 9}
-    made = []
-    for name, write in (("vllm", by_vllm), ("transformers", by_transformers)):
+    for name in ("vllm", "transformers"):
         (tmp_path / name).mkdir()
-        made.append(write(Path(model), tmp_path / name, **asked))
-        answers = pq.read_table(tmp_path / name / "divergence" / "tiny" / "responses" / "few.parquet")
-        made[-1].append(answers.select(["prompt", "response", "tokens", "finish"]).to_pylist())
-    assert made[0] == made[1] and len(made[0]) > 6
+    common = {"continuations": 2, "max_tokens": 9}
+    ours = by_vllm(Path(model), tmp_path / "vllm", responses=None, benchmarks=few, **common)
+    answers = tmp_path / "vllm" / "divergence" / "tiny" / "responses" / "few.parquet"
+    theirs = by_transformers(Path(model), tmp_path / "transformers", responses=answers, **common)
+    assert files.read_json(answers.with_suffix(".json"))["settings"]["backend"] == "vllm"
+    assert pq.read_table(answers)["problem"].to_pylist() == [row["problem"] for row in problems]
+    assert len(ours) > 6 and [forks_in(row) for row in ours] == [forks_in(row) for row in theirs]

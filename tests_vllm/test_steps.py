@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import REPOSITORY
+from tests.test_own_sampling import kept
 
 from .conftest import ENVIRONMENT
 
@@ -23,6 +24,7 @@ STEPS, RHO, CAP = 4, 0.2, 3.0
 # Mean absolute difference of log-probabilities, in nats. Float32 makes one of 1e-6; a step here moves them by about 1.
 NOISE, VISIBLE = 1e-4, 0.1
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
+LOGPS = ("completion_ids", "old_per_token_logps", "sampling_per_token_logps")
 # Two micro-batches a step of responses that are ragged, since one token in seven ends them: so sequences are regrouped
 # by length, and their ratios with them.
 STOP = {"stop_token_ids": list(range(3, 57))}
@@ -193,7 +195,8 @@ def test_parts_have_recorded_log_probabilities(request, model, tmp_path, mode, f
     """Of every token, whatever rollout wrote it: against transformers, since a rate of 0 leaves one policy."""
     where = on_server(request.getfixturevalue("server")) if mode == "server" else {"vllm_mode": "colocate"}
     settings = TRAINED | where | {"dynamic_sampling": True, "min_accuracy": 0.0, "max_accuracy": 1.0}
-    settings |= {"max_new_tokens_per_round": 3, "learning_rate": 0.0} | forks
+    # A large age draws more groups than a rollout needs, so that some are unfinished whatever a sampler draws.
+    settings |= {"max_new_tokens_per_round": 3, "max_response_age": 6, "learning_rate": 0.0} | forks
     found = run(model, tmp_path, sync="always", **settings)
     assert sum(row["partial_rollouts/unfinished"] for row in found.steps) > 0
     shares = [row["partial_rollouts/older_share"] for row in found.steps]
@@ -247,3 +250,28 @@ def test_the_samplers_log_probabilities_are_the_old_ones(model, tmp_path):
         assert (rollout["old_per_token_logps"][rollout["completion_mask"].bool()] < 0).all()
     assert found.steps[0]["selection/kept_fraction"] == found.steps[0]["selection/requested_fraction"]
     assert found.steps[1]["selection/threshold"] == found.steps[0]["selection/step_threshold"]
+
+
+@pytest.mark.parametrize("mode", ["server", "colocate"])
+def test_truncated_rollouts_have_the_log_probabilities_of_what_is_left(request, model, tmp_path, mode):
+    """vLLM's own, the trainer's under the weights that wrote them, and those of a sort by hand agree."""
+    cut, temperature = {"top_p": 0.7, "top_k": 12, "min_p": 0.4}, 0.3
+    where = on_server(request.getfixturevalue("server")) if mode == "server" else {"vllm_mode": "colocate"}
+    settings = {"max_steps": 2, "temperature": temperature, "allow_truncated_sampling": True}
+    found = run(model, tmp_path, sync="always", **TRAINED | where | settings | cut)
+    assert max(row[DIFFERENCE] for row in found.steps) < NOISE
+    rollout, policy, others = found.rollouts[0], AutoModelForCausalLM.from_pretrained(model), 0
+    ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
+    mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
+    with torch.no_grad():
+        logits = policy(ids, attention_mask=mask).logits[:, rollout["prompt_ids"].size(1) - 1 : -1]
+    written = rollout["completion_mask"].bool()
+    columns = (rollout[name][written] for name in LOGPS)
+    probabilities = (logits / temperature).softmax(-1)[written]
+    for row, token, ours, theirs in zip(*(column.tolist() for column in (probabilities, *columns)), strict=True):
+        tokens = kept(row, **cut, min_p_first=True)
+        assert token in tokens
+        exact = pytest.approx(math.log(row[token] / sum(row[other] for other in tokens)), abs=1e-3)
+        assert (ours, theirs) == (exact, exact)
+        others += tokens != kept(row, **cut)
+    assert others > 0, "in the order of transformers the same tokens would be left"
