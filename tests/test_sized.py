@@ -1,5 +1,6 @@
 """Colocated vLLM takes what a run leaves of its GPUs: by hand, in the plan, and at a launch."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -148,7 +149,8 @@ def launched(*words):
 
 
 @pytest.mark.slow
-def test_a_launch_turns_null_into_numbers(monkeypatch):
+def test_a_launch_turns_null_into_numbers(monkeypatch, preloaded):
+    monkeypatch.setattr(sys, "executable", preloaded)
     sequences = vllm.sampler(job(nodes=2, words=NULL))["max_num_seqs"]
     assert launched()["vllm_gpu_memory_utilization"].value == 0.6
     with pytest.raises(RecipeError, match="there is no GPU whose memory could be divided: set a number"):

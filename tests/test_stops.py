@@ -84,8 +84,8 @@ def test_sigterm_saves_and_asks_for_more_and_ctrl_c_says_how_to_go_on(tiny_model
 
 
 @pytest.mark.slow
-def test_a_refused_recipe_is_the_last_line(tmp_path):
-    command = [sys.executable, "-m", "entropy_grpo.cli", "launch", DEMO, "--max_stepz", "4"]
+def test_a_refused_recipe_is_the_last_line(preloaded):
+    command = [preloaded, "-m", "entropy_grpo.cli", "launch", DEMO, "--max_stepz", "4"]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: command line: there is no setting max_stepz")
