@@ -17,7 +17,7 @@ from entropy_grpo.monitoring.callbacks import RunRecorder
 from entropy_grpo.monitoring.trackers import send_plots
 from entropy_grpo.runs.files import read_steps
 from entropy_grpo.runs.folder import RunFolder
-from entropy_grpo.training.setup import _tracked_name
+from entropy_grpo.training.claim import _tracked_name
 
 from .conftest import DEMO, TINY_DEMO, accelerate_launch
 
