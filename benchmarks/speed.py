@@ -81,8 +81,8 @@ def end_to_end_table(results: dict) -> list[str]:
         share = results.get("generation", {}).get(row["variant"])
         rows.append((row["variant"], taken, times(faster) if faster else "", "" if share is None else f"{share:.0%}"))
     said = (
-        f"The embedded job: processor seconds of training to a held-out accuracy of {results['accuracy']}, by seed, "
-        "and the share of the time that generation takes."
+        f"The embedded job: {results.get('clock', 'seconds')} of training to a held-out accuracy of "
+        f"{results['accuracy']}, by seed, and the share of the time that generation takes."
     )
     return [said, "", markdown_table(rows)]
 
