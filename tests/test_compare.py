@@ -297,7 +297,8 @@ def sized(tmp_path, size, rho, accuracies):
         model.config = SimpleNamespace(_name_or_path=f"base-{size}")
         arguments = TrainingArguments(output_dir=str(path), seed=seed, use_cpu=True)
         RunRecorder().on_train_begin(arguments, TrainerState(is_world_process_zero=True), None, model=model)
-        settings = {"model_name_or_path": f"base-{size}", "per_device_train_batch_size": size}
+        # A cold start of each seed, as a folder; batches that follow the size.
+        settings = {"model_name_or_path": f"base-{size}-{seed}", "per_device_train_batch_size": size}
         runs.append(plant(path, accuracy, seed, top_entropy_quantile=rho, **settings))
     return runs
 
