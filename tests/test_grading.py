@@ -10,7 +10,8 @@ import pytest
 from benchmarks.fixtures import answer_pairs as pairs
 from entropy_grpo.grading import Verdict, boxed, choice, compare, readable
 from entropy_grpo.grading.answers import read
-from entropy_grpo.grading.latex import simplified
+from entropy_grpo.grading.characters import plain
+from entropy_grpo.grading.latex import bracketed, closing, simplified
 from entropy_grpo.grading.pool import DEEPEST_ANSWER, LONGEST_ANSWER, Grader, nesting, plain_verdict
 
 EQUAL = [pair for found in pairs.EQUAL.values() for pair in found]
@@ -333,3 +334,33 @@ def test_long_texts_are_read_in_no_time(piece):
     start = time.monotonic()
     assert read(simplified(text)) != read("5")
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "position"), [("(a)", 0, 2), ("f[(a)]b", 1, 5), ("f[(a)]b", 2, 4), ("((a)", 0, -1)]
+)
+def test_brackets_close_where_their_pair_is(text, start, position):
+    assert closing(text, start) == position
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("()", ("()", "")),
+        ("[0, 1)", ("[)", "0, 1")),
+        ("]0, 1[", ("()", "0, 1")),
+        ("\\{ 1, 2 \\}", ("{}", "1, 2")),
+        ("\\{1", None),
+        ("1\\}", None),
+        ("(1) + (2)", None),
+        ("(", None),
+        ("", None),
+    ],
+)
+def test_one_pair_of_brackets_is_around_the_whole_text(text, found):
+    assert bracketed(text) == found
+
+
+def test_letters_without_a_command_stay():
+    """LaTeX has no command for a capital Alpha."""
+    assert plain("\u0391 \u03a9") == "\u0391 \\Omega "
