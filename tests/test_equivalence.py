@@ -448,6 +448,13 @@ def test_references_that_cannot_be_answered(reference):
 # Values
 
 
+@pytest.mark.parametrize("other", ["x+1", "\\max(x,-20)", "\\lfloor x \\rfloor"])
+def test_a_function_without_values_at_some_points_differs_by_its_others(other):
+    """The maximum has no value where the root is imaginary, for which sympy raises an error."""
+    for pair in ((other, "\\max(\\sqrt{x},-20)"), ("\\max(\\sqrt{x},-20)", other)):
+        assert compare(*pair) is Verdict.WRONG
+
+
 def test_points_cover_signs_integers_sizes_and_corners():
     smooth = list(values.points(x**2 + y, x * y))
     assert len(smooth) == 6 and {tuple(v > 0 for v in p.values()) for p in smooth} >= {(True, True), (False, False)}

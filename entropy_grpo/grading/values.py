@@ -185,16 +185,16 @@ def points(one: Basic, other: Basic) -> Iterator[Point]:
 def _rough_values(expression: Basic, symbols: tuple[Symbol, ...]) -> tuple[complex | None, ...]:
     """Values to some digits at the points of every sign, the expression's own without symbols; None if unsure."""
     places = _common_points(symbols, None)[0] if symbols else [{}]
-    return tuple(_rough_value(expression.xreplace(place)) for place in places)
+    return tuple(_rough_value(expression, place) for place in places)
 
 
-def _rough_value(number: Basic) -> complex | None:
-    value = number.evalf(SURE_DIGITS)
-    parts = value.as_real_imag() if value.is_number and value.is_finite else ()
-    sure = parts and all(part == 0 or part.is_Rational or (part.is_Float and part._prec > SURE_BITS) for part in parts)
+def _rough_value(expression: Basic, place: Point) -> complex | None:
     try:
-        return complex(value) if sure else None
-    except (OverflowError, TypeError, ValueError):
+        value = expression.xreplace(place).evalf(SURE_DIGITS)
+        parts = value.as_real_imag() if value.is_number and value.is_finite else ()
+        sure = all(part == 0 or part.is_Rational or (part.is_Float and part._prec > SURE_BITS) for part in parts)
+        return complex(value) if parts and sure else None
+    except Exception:  # sympy raises errors of many types, and the exact comparison decides
         return None
 
 
