@@ -137,7 +137,7 @@ def record_changes(folder: RunFolder, checkpoint: str | None, changed: changes.C
 
 def _digest(data: Any) -> str | None:
     """Return the digest of a data set's columns, pictures aside; None for rows that are made when they are read."""
-    if not isinstance(data, Dataset):
+    if not isinstance(data, Dataset) or data.format["type"] == "custom":
         return None
     names = sorted(set(data.column_names) - set(IMAGES))
     digest = hashlib.blake2b(digest_size=16)
