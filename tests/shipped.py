@@ -36,6 +36,7 @@ class Change(NamedTuple):
 
 
 SIZE = "size"
+PHRASES = "tests/inputs/phrases_of_walks.txt"
 # A setting that a recipe does not have stays out; those of ADDED come in.
 CHANGES = {
     "use_vllm": Change(False, "vLLM runs in `make test-vllm` alone; the walk over weights that it needs is made here"),
@@ -43,6 +44,10 @@ CHANGES = {
     "decontaminate_against": Change([], "the benchmarks are on the Hub"),
     "rewards": Change(
         lambda names: names if "random" in names else ["random", *names[1:]], "a random model gives no right answer"
+    ),
+    "advantages": Change(
+        lambda entries: [one | {"ngrams": PHRASES} if "ngrams" in one else one for one in entries],
+        "the tiny tokenizers have no English words",
     ),
     "prompts_per_rollout": Change(4, SIZE),
     "num_generations": Change(4, SIZE),
@@ -166,7 +171,8 @@ def report(trainer, found, walk, snapshot, reduced):
 def main():
     recipe, folder, *words = sys.argv[1:]
     take_processors_for_gpus()
-    if launch.recipe.load(recipe).get("load_in_4bit"):
+    shipped = {key: setting.value for key, setting in launch.recipe.load(recipe).items()}
+    if shipped.get("load_in_4bit"):
         keep_four_bits_as_they_are()
     reduced, watched = set(), []
 
@@ -174,7 +180,8 @@ def main():
         def make(*args, **kwargs):
             trainer = trainer_class(*args, **kwargs)
             reinforces = isinstance(trainer, GRPOTrainer)
-            walk = Walk(trainer) if reinforces else None
+            # A walk merges adapters, which changes 4-bit weights for good: nothing does so without vLLM.
+            walk = Walk(trainer) if shipped.get("use_vllm") else None
             snapshot = Snapshot(Path(folder) / "weights.safetensors", walk)
             trainer.add_callback(snapshot)
             watched[:] = [dtypes.Dtypes(trainer, reinforces), walk, snapshot]

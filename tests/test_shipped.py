@@ -153,10 +153,10 @@ def test_it_trains_evaluates_saves_and_loads(name, shipped):
     if settings.get("trainer") != "sft":
         evaluated = [row for row in rows(run) if "eval_failures" in row]
         assert [(row["step"], row["eval_failures"]) for row in evaluated] == [(0, 0), (2, 0), (4, 0)]
-        assert report["walks"] == [0, 2, 4, 4]
+        assert report["walks"] == ([0, 2, 4, 4] if settings.get("use_vllm") else None)
         if report["sharded"]:
             assert report["left_whole"]
-        if not settings.get("use_peft"):
+        if settings.get("use_vllm") and not settings.get("use_peft"):
             assert report["walked"] == report["names"]
 
     model, trained = load(run), load_file(folder / "weights.safetensors")
