@@ -145,7 +145,7 @@ def test_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys, name, line, i
     monkeypatch.setattr(start, "load_tokenizer", loads)
     monkeypatch.setattr(train, "EntropyForkGRPOTrainer", loads)
     monkeypatch.setattr("entropy_grpo.data.problems.load_hub", loads)
-    monkeypatch.setattr("entropy_grpo.training.setup.RUNS", tmp_path / "runs")
+    monkeypatch.setattr("entropy_grpo.training.claim.RUNS", tmp_path / "runs")
     text = (REPOSITORY / "recipes" / f"{name}.yaml").read_text()
     body = text.split('r"""\n')[1].rsplit('# """;')[0]
     assert line == "" or body.count(f"{line}\n") == 1, line

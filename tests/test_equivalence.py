@@ -448,7 +448,7 @@ def test_references_that_cannot_be_answered(reference):
 # Values
 
 
-@pytest.mark.parametrize("other", ["x+1", "\\max(x,-20)", "\\lfloor x \\rfloor"])
+@pytest.mark.parametrize("other", ["x+1", "\\max(x,-20)", "\\lfloor x \\rfloor", "\\sqrt{x}"])
 def test_a_function_without_values_at_some_points_differs_by_its_others(other):
     """The maximum has no value where the root is imaginary, for which sympy raises an error."""
     for pair in ((other, "\\max(\\sqrt{x},-20)"), ("\\max(\\sqrt{x},-20)", other)):

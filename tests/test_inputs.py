@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
 import pyarrow as pa
@@ -21,10 +22,11 @@ from entropy_grpo.data.rows import iterate
 from entropy_grpo.evaluation import questions
 from entropy_grpo.evaluation.backends.base import check_length
 from entropy_grpo.evaluation.options import names_in
-from entropy_grpo.models.load import load_model, positions_of, raise_positions
+from entropy_grpo.models.load import check_ends, load_model, load_tokenizer, positions_of, raise_positions
 from entropy_grpo.rewards.registry import imported
 from entropy_grpo.runs import files
 from entropy_grpo.training.sft import load_rows
+from entropy_grpo.training.start import Start
 
 from .conftest import REPOSITORY
 from .loading import load
@@ -395,6 +397,20 @@ def test_a_damaged_file_of_a_model_is_one_sentence(tiny_model, tmp_path, name, d
         assert "\n" not in said and str(model) in said and "does not load" in said
     else:
         assert name in ("tokenizer_config.json", "generation_config.json")  # of which transformers takes what it can
+
+
+def test_files_of_a_model_that_a_trainer_misses_are_one_sentence(tiny_model, tmp_path):
+    """Weights, which TRL reads after all checks, and a tokenizer, of which transformers makes an empty one."""
+    with pytest.raises(ValueError, match=r"^model_name_or_path is 'm', which does not load: no file$"):
+        with Start.loading(SimpleNamespace(named="m")):
+            raise OSError("no file\nmore")
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    check_ends(load_tokenizer(str(model)), str(model))
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match=r"^model(_name_or_path)? is .* whose tokenizer "):
+        check_ends(load_tokenizer(str(model)), str(model))
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,12 @@ def test_a_second_run_is_refused_until_the_first_one_is_killed(tmp_path, other_p
     for resumes in (True, False):
         with ExitStack() as held, pytest.raises(ValueError, match=named):
             claim_folder(args, settings, resumes, held)
+    args.output_dir = str(tmp_path / ("x" * 300))
+    with (
+        ExitStack() as held,
+        pytest.raises(ValueError, match=r"^output_dir is '.*', which cannot be written \(File name too"),
+    ):
+        claim_folder(args, settings, False, held)
     other_process.send_signal(signal.SIGKILL)
     other_process.wait()
     assert (tmp_path / LOCK).exists()

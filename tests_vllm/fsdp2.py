@@ -17,8 +17,7 @@ from . import on_cpu
 
 
 def record_requests(file: Path) -> None:
-    """Note how many responses every request asks for, of which a small bound makes several for a rollout."""
-    server.REPLY_BYTES = 10 * 16 * server.TOKEN_BYTES
+    """Note how many responses every request asks for."""
     post = server.Server.post
 
     def recorded(self, url, json):

@@ -205,12 +205,21 @@ def _clearly_differ(one: Basic, other: Basic) -> bool:
     return any(None not in pair and abs(pair[0] - pair[1]) > CLEAR_DIFFERENCE * max(map(abs, pair)) for pair in values)
 
 
+def _at(point: Point, one: Basic, other: Basic) -> tuple[Basic, Basic] | None:
+    """Values at a point; None where sympy refuses to compute one, as for the maximum of complex numbers."""
+    try:
+        return one.xreplace(point), other.xreplace(point)
+    except (TypeError, ValueError):
+        return None
+
+
 def _agree_at_points(one: Basic, other: Basic) -> bool:
     """Return whether two expressions agree at several points; one may have a variable that changes nothing."""
     enough = math.inf if _has_corners(one) or _has_corners(other) else POINTS
     agreeing = 0
     for point in points(one, other):
-        same = close(one.xreplace(point), other.xreplace(point))
+        values = _at(point, one, other)
+        same = close(*values) if values is not None else False
         if same is False:
             return False
         agreeing += same is True
@@ -225,7 +234,10 @@ def proportional(one: Basic, other: Basic, positive: bool = False) -> bool:
         return False
     ratios = []
     for point in points(one, other):
-        above, below = one.xreplace(point), other.xreplace(point)
+        values = _at(point, one, other)
+        if values is None:
+            return False
+        above, below = values
         zeros = [close(value, Integer(0)) for value in (above, below)]
         if set(zeros) == {True, False}:
             return False

@@ -144,7 +144,12 @@ def load_generation_config(path: str, revision: str | None = None) -> Generation
 
 
 def check_ends(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Raise `ValueError` if the tokenizer of the model to train has no EOS token."""
+    """Raise `ValueError` if the tokenizer of the model to train has no EOS token, or reads no text."""
+    if not tokenizer("1 a")["input_ids"]:  # transformers makes an empty one if the files are missing
+        raise ValueError(
+            f"model_name_or_path is {path!r}, whose tokenizer has no tokens for text: add its files, such as "
+            "tokenizer.json, to the folder."
+        )
     if tokenizer.eos_token is None:
         raise ValueError(
             f"model_name_or_path is {path!r}, whose tokenizer has no EOS token, so that no response would end: set "

@@ -43,7 +43,8 @@ def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool, hel
     Raises:
         ValueError: the folder is not empty, not writable, or in use by another run.
     """
-    args.output_dir = on_first(lambda: str(_locked_folder(args, settings, resumes, held)))
+    with _writing(Path(args.output_dir) if "output_dir" in settings else RUNS):
+        args.output_dir = on_first(lambda: str(_locked_folder(args, settings, resumes, held)))
     folder = RunFolder(Path(args.output_dir))
     held.enter_context(resumable(folder.path))
     if settings["run_name"].source == FILE_NAME:
@@ -80,16 +81,18 @@ def _locked_folder(args: TrainingArguments, settings: Settings, resumes: bool, h
 
 
 def _lock(path: Path, held: ExitStack) -> None:
-    """Create a folder and lock it until `held` is closed, which removes it again if nothing was written.
+    """Create a folder and lock it until `held` is closed, which removes it again if nothing was written."""
+    if not path.exists():
+        path.mkdir(parents=True)
+        held.callback(_remove_if_empty, path)
+    held.enter_context(locked(path))
 
-    Raises:
-        ValueError: the folder cannot be written, or another run has locked it.
-    """
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into a `ValueError` that names the folder."""
     try:
-        if not path.exists():
-            path.mkdir(parents=True)
-            held.callback(_remove_if_empty, path)
-        held.enter_context(locked(path))
+        yield
     except OSError as error:
         raise ValueError(
             f"output_dir is {str(path)!r}, which cannot be written ({error.strerror}): name another folder."
@@ -134,7 +137,7 @@ def record_changes(folder: RunFolder, checkpoint: str | None, changed: changes.C
 
 def _digest(data: Any) -> str | None:
     """Return the digest of a data set's columns, pictures aside; None for rows that are made when they are read."""
-    if not isinstance(data, Dataset):
+    if not isinstance(data, Dataset) or data.format["type"] == "custom":
         return None
     names = sorted(set(data.column_names) - set(IMAGES))
     digest = hashlib.blake2b(digest_size=16)
@@ -183,7 +186,8 @@ def claimed(trainer: Any, wanted: str | bool | None) -> Iterator[str | bool | No
         return
     folder, allowed = RunFolder(Path(trainer.args.output_dir)), trainer.args.allow_changes
     with ExitStack() as held:
-        on_first(lambda: _lock(folder.path, held))
+        with _writing(folder.path):
+            on_first(lambda: _lock(folder.path, held))
         checkpoint = find_checkpoint(None if wanted in (None, False) else str(wanted), folder.path)
         check_resumed(checkpoint, is_peft_model(trainer.model))
         settings = on_first(lambda: program_settings(trainer))

@@ -1,7 +1,7 @@
 """Processes of a launch as `objective.ranks.Ranks`, and functions that only the first of them runs."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -17,17 +17,17 @@ def on_first(function: Callable[[], Result]) -> Result:
     """Return the first process's result of a function on every process.
 
     Raises:
-        ValueError: the function raised it, whose message every process has.
+        ValueError, OSError: the function raised it; raised on every process.
     """
-    found: list = [None, None]
+    found: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
             found[0] = function()
-        except ValueError as error:
-            found[1] = str(error)
+        except (ValueError, OSError) as error:
+            found[1] = error
     broadcast_object_list(found)
     if found[1] is not None:
-        raise ValueError(found[1])
+        raise found[1]
     return found[0]
 
 

@@ -71,11 +71,12 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         config, args = start.config, start.args
         folder, rows, path = start.claim_folder(held), load_rows(config), start.snapshot()
         taken, origin = choose(config, rows, start.tokenizer, args.max_length, args.seed)
-        trainer = Imitation(
-            **start.options(path),
-            train_dataset=imitated(config, rows.select(taken)),
-            callbacks=[Float32Results(), RunRecorder()],
-        )
+        with start.loading():
+            trainer = Imitation(
+                **start.options(path),
+                train_dataset=imitated(config, rows.select(taken)),
+                callbacks=[Float32Results(), RunRecorder()],
+            )
     if start.record(trainer, folder, origin):
         files.replace_jsonl(folder.problems, ({"problem": rows[i]["prompt"]} for i in taken))
     with stoppable(trainer, finish):

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import get_quantization_config
@@ -14,7 +15,15 @@ from ..config import changes, recipe
 from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
 from ..config.run import RunConfig, check_held_out
 from ..models.adapters import check_quantised, check_resumed, check_targets, lora_config
-from ..models.load import check_ends, load_tokenizer, model_init_kwargs, resolve, resolve_snapshot, restore_name
+from ..models.load import (
+    check_ends,
+    first_line,
+    load_tokenizer,
+    model_init_kwargs,
+    resolve,
+    resolve_snapshot,
+    restore_name,
+)
 from ..runs import files
 from ..runs.files import Row
 from ..runs.folder import RunFolder
@@ -133,6 +142,16 @@ class Start:
             "peft_config": lora_config(self.model),
             "quantization_config": get_quantization_config(self.model),
         }
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Name the model in errors of its files, which TRL's trainers read."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"model_name_or_path is {self.named!r}, which does not load: {first_line(error)}"
+            ) from error
 
     def record(self, trainer: "EntropyForkGRPOTrainer | Imitation", folder: RunFolder, origin: dict[str, Any]) -> bool:
         """Write the recipe and the origin of the data. Return whether this process wrote them."""

@@ -66,12 +66,13 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         args.shuffle_dataset &= problems.stream is None
         for part in filter(None, (None if problems.stream else problems.train, problems.dev, problems.test)):
             check_conversations(start.tokenizer, part["prompt"], start.named, **templating)
-        trainer = EntropyForkGRPOTrainer(
-            **start.options(path),
-            reward_funcs=reward_funcs,
-            train_dataset=problems.train,
-            eval_dataset=problems.dev,
-        )
+        with start.loading():
+            trainer = EntropyForkGRPOTrainer(
+                **start.options(path),
+                reward_funcs=reward_funcs,
+                train_dataset=problems.train,
+                eval_dataset=problems.dev,
+            )
     trainer.resume.problems = problems.stream
     start.record(trainer, folder, problems.origin | {"digest": digest})
     if trainer.pop_callback(ProgressCallback) is not None:
