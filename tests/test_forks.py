@@ -151,7 +151,8 @@ def test_a_resumed_run_may_write_otherwise(ending_model, tmp_path):
     before = fixed_rollout.train(ending_model, tmp_path / "a", **settings)
     assert before.rollouts.drafts.unfinished
     changed = {"max_new_tokens_per_round": None, "max_steps": 7} | written_parts.FORKS
-    after = fixed_rollout.make_trainer(ending_model, tmp_path / "b", **settings | changed)
+    allowed = {"allow_changes": [*written_parts.FORKS, "max_new_tokens_per_round"]}
+    after = fixed_rollout.make_trainer(ending_model, tmp_path / "b", **settings | changed | allowed)
     after.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
     assert after.rollouts.drafts.unfinished == [] and after.state.global_step == 7
     shares = [
