@@ -217,7 +217,8 @@ def test_a_watcher_of_benchmarks_stops_the_run(tiny_model, tmp_path, monkeypatch
 
     monkeypatch.setitem(WATCHERS, "second", second)
     trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, **SETTINGS | {"watch": {"second": "stop"}})
-    trainer.add_callback(BenchmarkCallback(trainer, [], 2, {}, RunFolder(tmp_path), 1.0))
+    absent = str(tmp_path / "absent.jsonl")  # an evaluation that fails is logged, too
+    trainer.add_callback(BenchmarkCallback(trainer, [absent], 2, {}, RunFolder(tmp_path), 1.0))
     trainer.train()
     assert trainer.state.global_step == 2 and (tmp_path / "checkpoint-2" / "complete.json").exists()
     assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [1, 2]
