@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 
-# Before anything imports torch: no hub, no telemetry, and two threads whatever the machine, one for each of several
-# workers.
+# Before anything imports torch: no hub, no telemetry, and one thread whatever the machine, because workers share the
+# processors, and threads that wait for each other there take many times as long.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
