@@ -36,7 +36,6 @@ class Change(NamedTuple):
 
 
 SIZE = "size"
-PHRASES = "tests/inputs/phrases_of_walks.txt"
 # A setting that a recipe does not have stays out; those of ADDED come in.
 CHANGES = {
     "use_vllm": Change(False, "vLLM runs in `make test-vllm` alone; the walk over weights that it needs is made here"),
@@ -44,10 +43,6 @@ CHANGES = {
     "decontaminate_against": Change([], "the benchmarks are on the Hub"),
     "rewards": Change(
         lambda names: names if "random" in names else ["random", *names[1:]], "a random model gives no right answer"
-    ),
-    "advantages": Change(
-        lambda entries: [one | {"ngrams": PHRASES} if "ngrams" in one else one for one in entries],
-        "the tiny tokenizers have no English words",
     ),
     "prompts_per_rollout": Change(4, SIZE),
     "num_generations": Change(4, SIZE),
@@ -57,7 +52,7 @@ CHANGES = {
     "per_device_eval_batch_size": Change(8, SIZE),
     "max_completion_length": Change(16, SIZE),
     "overlong_cache_length": Change(lambda length: length and 8, SIZE),
-    "max_position_embeddings": Change(160, "size; the tiny model has 128"),
+    "max_position_embeddings": Change(512, "size; the tiny model has 384"),
     "max_steps": Change(4, SIZE),
     "warmup_steps": Change(lambda steps: "1 rollouts" if isinstance(steps, str) else steps, SIZE),
     "keep_weights": Change(lambda steps: [1, 3] if steps else [], SIZE),

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.fixtures.tiny_model import save_tiny_model
+from benchmarks.fixtures.tiny_model import byte_level_tokenizer, save_tiny_model
 from entropy_grpo.config import recipe
+from entropy_grpo.data.prompts import TEMPLATES
 from entropy_grpo.data.sources import TRAINING
 from entropy_grpo.runs import files, yaml12
 from entropy_grpo.runs.folder import RunFolder
@@ -37,6 +38,7 @@ EVERY = sorted(p.stem for p in (REPOSITORY / "recipes").glob("*.yaml") if p.stem
 # weights, and adapters, on one GPU; a processor; a cold start.
 KINDS = ["qwen3_14b", "qwen25_math_7b_ppl_position", "qwen3_0_6b", "qwen3_8b_lora", "demo_cpu"]
 KINDS += ["llama31_8b_cold_start"]
+POSITIONS = 384
 ZERO3 = "accelerate_configs/zero3.yaml"
 TIED = ("qwen3_0_6b", "qwen3_1_7b", "qwen3_0_6b_countdown", "qwen3_1_7b_countdown")
 
@@ -66,8 +68,15 @@ def changed(name, folder):
     new = {key: value(settings[key]) if callable(value) else value for key, value in new.items()}
     read = {"max_sampling_rounds": settings.get("dynamic_sampling"), "eval_benchmark_steps": not sft}
     new |= {key: change.value for key, change in ADDED.items() if read.get(key, True)}
+    # The recipes' models have byte-level BPE, and that of the embedded tasks their words.
+    texts = [*TEMPLATES.values(), json.dumps(ROWS)]
+    embedded = settings["dataset_name"].startswith("embedded:")
     new["model_name_or_path"] = save_tiny_model(
-        folder / "model", FAMILIES[family_of(name)[0]], tie_word_embeddings=name in TIED
+        folder / "model",
+        FAMILIES[family_of(name)[0]],
+        tokenizer=None if embedded else byte_level_tokenizer(texts),
+        tie_word_embeddings=name in TIED,
+        max_position_embeddings=POSITIONS,
     )
     if sft:
         rows = [
