@@ -68,8 +68,8 @@ def changed(name, folder):
     new = {key: value(settings[key]) if callable(value) else value for key, value in new.items()}
     read = {"max_sampling_rounds": settings.get("dynamic_sampling"), "eval_benchmark_steps": not sft}
     new |= {key: change.value for key, change in ADDED.items() if read.get(key, True)}
-    # The recipes' models have byte-level BPE, and that of the embedded tasks their words.
-    texts = [*TEMPLATES.values(), json.dumps(ROWS)]
+    # The recipes' models have byte-level BPE, and that of the embedded tasks their words. The licence is English.
+    texts = [*TEMPLATES.values(), json.dumps(ROWS), (REPOSITORY / "LICENSE").read_text()]
     embedded = settings["dataset_name"].startswith("embedded:")
     new["model_name_or_path"] = save_tiny_model(
         folder / "model",
