@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -165,16 +166,34 @@ def _case_passes(code: str, case: Case) -> bool:
     return _as_lists(unpacked(json.loads(outcome.stdout))) == json.loads(case.output)
 
 
+class _LongIntegers:
+    """Raises the limit of digits of an integer while any thread is inside, and restores it after the last."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.limit = threading.Lock(), 0, 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.limit = sys.get_int_max_str_digits()
+                sys.set_int_max_str_digits(max(self.limit, INTEGER_DIGITS) if self.limit else 0)
+            self.inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                sys.set_int_max_str_digits(self.limit)
+
+
+_LONG_INTEGERS = _LongIntegers()
+
+
 def livecodebench_passes(response: str, cases: Sequence[Case]) -> bool:
     """Return whether a response's program passes all cases. The first failed case is the last one to run."""
     code = extract_code(response)
-    limit = sys.get_int_max_str_digits()
-    # The cases' own JSON has such integers, too.
-    sys.set_int_max_str_digits(max(limit, INTEGER_DIGITS) if limit else 0)
-    try:
+    with _LONG_INTEGERS:  # the cases' own JSON has such integers, too
         return code is not None and all(_case_passes(code, case) for case in cases)
-    finally:
-        sys.set_int_max_str_digits(limit)
 
 
 def _passes(responses: Sequence[str], problem: HumanEvalProblem | LiveCodeBenchProblem) -> list[bool]:
