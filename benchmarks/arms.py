@@ -1,11 +1,15 @@
-"""Arms of the embedded job in processes of their own, and the command line of benchmarks that have such arms."""
+"""Arms of jobs in processes of their own, and the command line of benchmarks of the embedded job that have arms."""
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
+
+from benchmarks import measure
 
 
 def parse(description: str, arms: Collection[str], steps: int) -> argparse.Namespace:
@@ -23,3 +27,12 @@ def run(module: str, arm: str, seed: int, steps: int) -> Any:
     command = [sys.executable, "-m", module, "--arm", arm, "--seed", str(seed), "--steps", str(steps)]
     text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(text.strip().splitlines()[-1])
+
+
+def call(log: Path, *words: str) -> None:
+    """Run a Python command with one thread and without the Hub. Its console output goes to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with log.open("ab") as file:
+        command = [sys.executable, *words]
+        subprocess.run(command, cwd=measure.ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, check=True)

@@ -11,8 +11,6 @@ tokens are forks is known from the task. A finished part is not repeated, and an
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,7 +24,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import embedded, measure, walks
+from benchmarks import arms, embedded, measure, walks
 from entropy_grpo.evaluation.decoding.forked import entropies
 from entropy_grpo.metrics.answers import pass_curve
 from entropy_grpo.metrics.seeds import over_seeds
@@ -167,8 +165,7 @@ def train(task: str, branch: str, seed: int, sizes: Sizes) -> Path:
         words += ["--max_steps", str(steps), "--save_steps", str(max(steps // 4, 1)), "--eval_strategy", "no"]
         words += ["--num_dev_problems", "0", "--num_test_problems", "0", "--seed", str(seed)]
         words += ["--output_dir", str(place)]
-    with place.with_name(f"{branch}.log").open("a") as log:
-        subprocess.run([sys.executable, *words], cwd=measure.ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
+    arms.call(place.with_name(f"{branch}.log"), *words)
     return place
 
 

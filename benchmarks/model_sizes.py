@@ -11,15 +11,13 @@ continues from its checkpoint. `entropy-grpo compare` computes and draws the gai
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import embedded, measure, walks
+from benchmarks import arms, embedded, measure, walks
 from entropy_grpo.compare import compare
 from entropy_grpo.compare.runs import COMPARED
 from entropy_grpo.metrics.seeds import over_seeds
@@ -119,13 +117,7 @@ def run(trial: Trial) -> None:
     }
     settings |= {} if trial.steps is None else {"max_steps": str(trial.steps), "num_test_problems": "8"}
     words = [word for key, value in settings.items() for word in (f"--{key}", value)]
-    log = Path(f"{trial.folder.path}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    recipe = embedded.STUDIES[trial.task].recipe
-    with log.open("ab") as file:
-        subprocess.run(
-            [sys.executable, recipe, *words], cwd=measure.ROOT, stdout=file, stderr=subprocess.STDOUT, check=True
-        )
+    arms.call(Path(f"{trial.folder.path}.log"), embedded.STUDIES[trial.task].recipe, *words)
     print(f"done  {trial.task} {trial.size} rho {trial.rho} seed {trial.seed}", flush=True)
 
 

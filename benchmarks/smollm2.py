@@ -11,7 +11,6 @@ task and longer responses.
 """
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks import measure, pairs
+from benchmarks import arms, measure, pairs
 from benchmarks.gpu import pretrained
 from entropy_grpo.analysis.collect.store import Collection
 from entropy_grpo.analysis.report import figures
@@ -122,15 +121,6 @@ def weights(given: Path | None) -> Path:
     return path
 
 
-def call(log: Path, *words: str) -> None:
-    """Run a Python command with one thread. Its console output goes to a file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, *words]
-        subprocess.run(command, cwd=measure.ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, check=True)
-
-
 def launch(job: Job, part: str, model: Path, steps: int, settings: Mapping[str, str]) -> None:
     """Train an arm, unless it has ended."""
     folder = job.place(part)
@@ -139,7 +129,7 @@ def launch(job: Job, part: str, model: Path, steps: int, settings: Mapping[str, 
     places = {"model_name_or_path": str(model), "dataset_name": str(job.sums), "output_dir": str(folder)}
     sizes = {"max_steps": str(steps), "num_test_problems": str(job.problems)}
     words = [word for key, value in (COMMON | places | sizes | settings).items() for word in (f"--{key}", value)]
-    call(folder.with_suffix(".log"), "recipes/demo_cpu.yaml", *words)
+    arms.call(folder.with_suffix(".log"), "recipes/demo_cpu.yaml", *words)
     print(f"done  {part}", flush=True)
 
 
@@ -148,8 +138,8 @@ def lora(job: Job, model: Path) -> None:
     launch(job, LORA, model, job.lora_steps, ADAPTERS)
     folder, log = job.place(LORA), job.place(LORA).with_suffix(".log")
     if not job.merged.exists():
-        call(log, "-m", "entropy_grpo.cli", "merge", str(folder), "--output", str(job.merged))
-    call(log, "-m", "entropy_grpo.cli", "card", str(folder))
+        arms.call(log, "-m", "entropy_grpo.cli", "merge", str(folder), "--output", str(job.merged))
+    arms.call(log, "-m", "entropy_grpo.cli", "card", str(folder))
 
 
 def answer_stories(job: Job, model: Path) -> None:
@@ -159,8 +149,8 @@ def answer_stories(job: Job, model: Path) -> None:
     words = ["--model", f"before={model}", "--against", f"after={job.place(TRUE)}", "--chat", "--samples", "1"]
     words += ["--benchmarks", str(questions), "--max-tokens", str(STORY_TOKENS)]
     words += ["--backend", "transformers", "--output", str(folder / "analysis")]
-    call(folder.with_suffix(".log"), "-m", "entropy_grpo.cli", "analyze", "collect", *words)
-    call(folder.with_suffix(".log"), "-m", "entropy_grpo.cli", "analyze", "report", str(folder))
+    arms.call(folder.with_suffix(".log"), "-m", "entropy_grpo.cli", "analyze", "collect", *words)
+    arms.call(folder.with_suffix(".log"), "-m", "entropy_grpo.cli", "analyze", "report", str(folder))
     colour({"before": model, "after": job.place(TRUE)}, Collection(folder / "analysis"), folder / "page.html")
 
 
@@ -188,9 +178,9 @@ def colour(models: Mapping[str, Path], collection: Collection, target: Path) -> 
 def parts(job: Job, model: Path) -> list[tuple[str, float, Callable[[], None]]]:
     """(name, minutes of a quiet core, function) of each part. The last needs the arm on all tokens."""
     minutes = FIXED_MINUTES + STEP_MINUTES * job.steps
-    arms = [(name, minutes, partial(launch, job, name, model, job.steps, arm)) for name, arm in ARMS.items()]
+    trained = [(name, minutes, partial(launch, job, name, model, job.steps, arm)) for name, arm in ARMS.items()]
     adapters = (LORA, FIXED_MINUTES + STEP_MINUTES * job.lora_steps, partial(lora, job, model))
-    return [*arms, adapters, (STORIES, STORY_MINUTES, partial(answer_stories, job, model))]
+    return [*trained, adapters, (STORIES, STORY_MINUTES, partial(answer_stories, job, model))]
 
 
 def run_all(job: Job, source: Path, jobs: int) -> dict[str, Any]:
