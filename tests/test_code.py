@@ -339,11 +339,10 @@ def test_no_sandbox_no_verdict(monkeypatch):
 
 
 def test_threads_that_grade_at_once_leave_the_limit_of_digits_as_it_was():
-    """The first ends while the second is still inside, which would otherwise restore what the first had set."""
-    limit, first, second = sys.get_int_max_str_digits(), programs._LONG_INTEGERS, programs._LONG_INTEGERS
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert sys.get_int_max_str_digits() == programs.INTEGER_DIGITS
-    second.__exit__(None, None, None)
+    """The first to leave must not restore it while the other is inside, nor the other what the first had set."""
+    limit = sys.get_int_max_str_digits()
+    with programs._LONG_INTEGERS:
+        with programs._LONG_INTEGERS:
+            pass
+        assert sys.get_int_max_str_digits() == programs.INTEGER_DIGITS
     assert sys.get_int_max_str_digits() == limit
