@@ -134,8 +134,7 @@ class Objective:
         token_budget: tokens of a micro-batch on one process, padding included; None for TRL's number of sequences.
         inert: whether a sequence's scores are independent of the width of its batch (`batching.padding_is_inert`).
         diagnostics: `log_diagnostics`.
-        asks_old_logps: whether TRL itself scores the rollout, unless the sampler gives the old log-probabilities. It
-            does if the policy changes before the rollout's last step, or for vLLM's importance correction.
+        corrects_sampler: whether vLLM's importance correction compares its log-probabilities with the policy's.
         has_reference: whether the loss has a KL term, for which a reference policy scores the rollout.
         group_size: responses to a problem.
         advantages, token_weights: methods that shape advantages and weigh tokens, in the order in which they run (see
@@ -168,7 +167,7 @@ class Objective:
     token_budget: int | None
     inert: bool
     diagnostics: bool
-    asks_old_logps: bool
+    corrects_sampler: bool
     has_reference: bool
     group_size: int
     advantages: "tuple[Entry, ...]"
@@ -218,8 +217,6 @@ class Objective:
             else _check_head(args, why_not, has_bonus, aux_loss_enabled, advantages + token_weights)
         )
         token_ratio = args.importance_sampling_level == "token"
-        per_rollout = args.steps_per_generation * args.num_iterations
-        corrects = args.use_vllm and args.vllm_importance_sampling_correction
         objective = cls(
             rho=args.top_entropy_quantile,
             selection=args.entropy_selection,
@@ -237,7 +234,7 @@ class Objective:
             token_budget=args.token_budget,
             inert=inert,
             diagnostics=args.log_diagnostics,
-            asks_old_logps=args.gradient_accumulation_steps % per_rollout != 0 or corrects,
+            corrects_sampler=args.use_vllm and args.vllm_importance_sampling_correction,
             has_reference=args.beta != 0,
             group_size=args.num_generations,
             advantages=advantages,
@@ -396,7 +393,7 @@ class Objective:
     @property
     def steps_per_rollout(self) -> Fraction:
         """Optimiser steps for which a rollout is used."""
-        return Fraction(self.micro_batches * self.iterations, self.accumulation)
+        return Fraction(self.passes_per_rollout, self.accumulation)
 
     @property
     def regroups(self) -> bool:
@@ -460,6 +457,11 @@ class Objective:
         return ("log_probs", *(["entropy"] if ranks else []), *(["residual_norm"] if ranks and wants_norms else []))
 
     # Passes
+
+    @property
+    def asks_old_logps(self) -> bool:
+        """True if TRL itself scores the rollout, unless the sampler gives the old log-probabilities."""
+        return self.spans_steps or self.corrects_sampler
 
     @property
     def scores_rollout(self) -> bool:
