@@ -10,7 +10,7 @@
 - E: selection and resume
 - F: FSDP2 on one process
 - G: the demo from cold start to card
-- H: a pretrained 135M model on sums, from `--weights` (see `benchmarks/gpu/pretrained.py`)
+- H: a pretrained 135M model on word problems, from `--weights` (see `benchmarks/gpu/pretrained.py`)
 
 Each part is a separate process, which is killed at its time limit, and writes `gpu_NAME.json` after every measurement.
 The output of all parts goes to `gpu.log`.
@@ -31,12 +31,12 @@ from entropy_grpo.runs import files
 
 # Module and time limit in seconds of each part, the most valuable first.
 PARTS = {
-    "A": ("device_tests", 60),
+    "A": ("device_tests", 45),
     "B": ("head", 120),
-    "C": ("step", 150),
-    "F": ("fsdp", 60),
-    "D": ("memory", 60),
-    "E": ("select", 45),
+    "C": ("step", 225),
+    "F": ("fsdp", 50),
+    "D": ("memory", 55),
+    "E": ("select", 35),
     "G": ("demo", 240),
     "H": ("weights", 420),
 }

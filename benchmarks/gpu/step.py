@@ -2,6 +2,9 @@
 
 Both trainers get the same rollout of given responses. A short run of each comes first. It compiles kernels, counts the
 synchronisations of the host and lists the kernels. `sizes.STEP_CHANGES` lists the changes of the recipe.
+
+Both trainers also run with Liger's kernels for normalisation, rotary positions and the MLP (`use_liger_kernel: true`).
+Their errors are compared with those of transformers' layers.
 """
 
 import gc
@@ -12,6 +15,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from entropy_grpo.planning.memory import memory
 from entropy_grpo.planning.options import PlanOptions
 from entropy_grpo.tasks.cold_start import build_tokenizer
 
+from .layers import LIGER_WORDS, errors, restored
 from .models import H100_PEAK, model_operations, random_model
 from .report import Report
 from .sizes import STEP_CHANGES, Sizes
@@ -38,6 +43,27 @@ from .sizes import STEP_CHANGES, Sizes
 RECIPE = ROOT / "recipes" / "qwen3_1_7b.yaml"
 GENERATIONS, PROMPTS, STEPS, MEAN = 8, 4, 2, 0.35
 ATTENTION = ("attention", "attn", "flash", "fmha", "sdpa")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A trainer, further words of its settings, and the share of the longest response that its responses have."""
+
+    stock: bool = False
+    words: tuple[str, ...] = ()
+    share: float = 1.0
+
+
+PLAIN = {"ours": Variant(), "TRL": Variant(stock=True)}
+LIGER = {f"{name}, Liger's layers": replace(one, words=LIGER_WORDS) for name, one in PLAIN.items()}
+
+
+def variants(sizes: Sizes) -> dict[str, Variant]:
+    """Variants to time. Liger's kernels need a GPU. Budgets are those of the recipe's batch of longest responses."""
+    budget = str(sizes.step_batch * (sizes.step_prompt + sizes.step_longest))
+    short = Variant(share=0.25)
+    shorter = {"ours, short": short, "ours, short, token budget": replace(short, words=("--token_budget", budget))}
+    return PLAIN | (LIGER if sizes.device == "cuda" else {}) | shorter
 
 
 def words(sizes: Sizes, longest: int) -> list[str]:
@@ -57,18 +83,19 @@ class Clock(TrainerCallback):
     def __init__(self):
         self.steps: list[float] = []
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds, when the device has done all that it was given."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self.last = self._now()
+        self.last = self.now()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Record the seconds of a finished step."""
-        now = self._now()
+        now = self.now()
         self.steps.append(now - self.last)
         self.last = now
 
@@ -93,17 +120,18 @@ def given_rollout(sizes: Sizes, responses: list[int]) -> Callable[[list, GRPOTra
     return write
 
 
-def make_trainer(sizes: Sizes, longest: int, stock: bool, output: str) -> tuple[GRPOTrainer, Clock, list[int]]:
+def make_trainer(sizes: Sizes, longest: int, variant: Variant, output: str) -> tuple[GRPOTrainer, Clock, list[int]]:
     """The trainer of the recipe on a random model, its clock, and the lengths of the responses."""
-    settings = recipe.load(RECIPE) | recipe.overrides([*words(sizes, longest), "--output_dir", output])
+    said = [*words(sizes, longest), *variant.words, "--output_dir", output]
+    settings = recipe.load(RECIPE) | recipe.overrides(said)
     _, args, _ = recipe.build(recipe.checked(settings, CLASSES), CLASSES)
-    responses = lengths(PROMPTS * GENERATIONS, MEAN, longest)
+    responses = lengths(PROMPTS * GENERATIONS, MEAN, round(longest * variant.share))
     clock = Clock()
-    trainer_class = GRPOTrainer if stock else EntropyForkGRPOTrainer
+    trainer_class = GRPOTrainer if variant.stock else EntropyForkGRPOTrainer
     trainer = trainer_class(
         model=random_model(sizes.step_model, sizes.device),
         reward_funcs=reward,
-        args=stock_config(args) if stock else args,
+        args=stock_config(args) if variant.stock else args,
         train_dataset=Dataset.from_dict({"prompt": [f"go {i}" for i in range(PROMPTS * STEPS)]}),
         processing_class=build_tokenizer(),
         rollout_func=given_rollout(sizes, responses),
@@ -121,10 +149,10 @@ def planned(sizes: Sizes) -> dict[str, Any]:
         return memory(resolve(options, words(sizes, sizes.step_longest)))
 
 
-def timed(sizes: Sizes, stock: bool) -> dict[str, Any]:
+def timed(sizes: Sizes, variant: Variant) -> dict[str, Any]:
     """Seconds, tokens, MFU and peak memory of the steps of one rollout."""
-    with tempfile.TemporaryDirectory() as output:
-        trainer, clock, responses = make_trainer(sizes, sizes.step_longest, stock, output)
+    with tempfile.TemporaryDirectory() as output, restored(sizes.step_model):
+        trainer, clock, responses = make_trainer(sizes, sizes.step_longest, variant, output)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
@@ -153,19 +181,23 @@ def _place(file: str) -> str:
     return next((file.removeprefix(folder) for folder in folders if file.startswith(folder)), file)
 
 
-def probe(sizes: Sizes, stock: bool) -> dict[str, Any]:
+def probe(sizes: Sizes, longest: int, variant: Variant) -> dict[str, Any]:
     """Synchronisations per micro-batch with their sources, and the kernels of one micro-batch."""
-    counts, micro_batches, kernels = Counter(), [], []
+    counts, micro_batches, seconds, kernels = Counter(), [], [], []
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
 
-    with tempfile.TemporaryDirectory() as output, warnings.catch_warnings(record=True) as caught:
+    with (
+        tempfile.TemporaryDirectory() as output,
+        restored(sizes.step_model),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always")
-        trainer, _, _ = make_trainer(sizes, sizes.probe_longest, stock, output)
+        trainer, clock, _ = make_trainer(sizes, longest, variant, output)
         inner = trainer.training_step
 
         def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
-            before = len(caught)
+            before, start = len(caught), clock.now()
             if len(micro_batches) != 1:
                 loss = inner(*args, **kwargs)
             else:  # the second micro-batch has no rollout to prepare
@@ -173,6 +205,7 @@ def probe(sizes: Sizes, stock: bool) -> dict[str, Any]:
                     loss = inner(*args, **kwargs)
                 kernels.extend(profiler.key_averages())
             found = [w for w in caught[before:] if "synchroniz" in str(w.message)]
+            seconds.append(clock.now() - start)
             counts.update(f"{_place(w.filename)}:{w.lineno}" for w in found)
             micro_batches.append(len(found))
             return loss
@@ -190,6 +223,8 @@ def probe(sizes: Sizes, stock: bool) -> dict[str, Any]:
     named = [{"name": name, "ms": round(ms, 3), "calls": calls} for name, ms, calls in rows]
     return {
         "synchronisations of each micro-batch": micro_batches,
+        "seconds of each micro-batch, with what prepares it": seconds,
+        "ms of all kernels of the second": sum(ms for _, ms, _ in rows),
         "synchronisations by place": dict(counts.most_common(25)),
         "attention kernels": [row for row in named if any(word in row["name"].lower() for word in ATTENTION)],
         "longest kernels": named[:15],
@@ -197,19 +232,27 @@ def probe(sizes: Sizes, stock: bool) -> dict[str, Any]:
 
 
 def run(report: Report, sizes: Sizes) -> None:
-    """Probe both trainers, then time them in turn."""
+    """Probe the trainers, then time them in turn. Then profile whole micro-batches, and compare the layers' errors."""
     report.note(
         changed_of_the_recipe=STEP_CHANGES, prompt=sizes.step_prompt, longest=sizes.step_longest, mean_share=MEAN
     )
     with report.measure("plan") as row:
         row |= planned(sizes)
-    variants = {"ours": False, "TRL": True}
-    for name, stock in variants.items():
+    for name, variant in PLAIN.items():
         with report.measure(f"probe: {name}") as row:
-            row |= probe(sizes, stock)
+            row |= probe(sizes, sizes.probe_longest, variant)
         gc.collect()
     for turn in range(sizes.step_turns):
-        for name, stock in variants.items():
+        for name, variant in variants(sizes).items():
             with report.measure(name, turn=turn) as row:
-                row |= timed(sizes, stock)
+                row |= timed(sizes, variant)
             gc.collect()
+    for name, variant in variants(sizes).items():
+        if not variant.stock and variant.share == 1:
+            with report.measure(f"whole: {name}") as row:
+                row |= probe(sizes, sizes.step_longest, variant)
+            gc.collect()
+    with report.measure("errors of the layers") as row:
+        model = random_model(sizes.step_model, sizes.device)
+        ids = torch.randint(3, sizes.step_model.vocab_size, (2, sizes.probe_longest), generator=torch.Generator())
+        row |= errors(model, ids.to(sizes.device))
