@@ -10,7 +10,7 @@
 - E: selection and resume
 - F: FSDP2 on one process
 - G: the demo from cold start to card
-- H: a pretrained 135M model on word problems, from `--weights` (see `benchmarks/gpu/pretrained.py`)
+- H: a pretrained 135M model on sums, from `--weights` (see `benchmarks/gpu/pretrained.py`)
 
 Each part is a separate process, which is killed at its time limit, and writes `gpu_NAME.json` after every measurement.
 The output of all parts goes to `gpu.log`.

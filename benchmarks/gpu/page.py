@@ -155,15 +155,32 @@ def weights() -> str:
     )
 
 
+# Names of the parts on the page, by their files.
+TITLES = {
+    "device_tests": "tests",
+    "head": "head",
+    "step": "optimiser steps",
+    "memory": "memory",
+    "fsdp": "FSDP2",
+    "select": "selection and resume",
+    "demo": "demo",
+    "weights": "pretrained weights",
+}
+
+
+def provenance() -> str:
+    """Table of the GPU, the commit and the end of every part."""
+    rows = [["part", "GPU", "torch", "commit", "ended"]]
+    for name, title in TITLES.items():
+        found = recorded(name)
+        commit = f"`{found['git_revision'][:12]}`"
+        rows.append([title, found["hardware"], found["versions"]["torch"], commit, found["status"]])
+    return table(rows, str)
+
+
 def tables() -> str:
     """All tables and lines of the page."""
-    head_of, step_of = recorded("head"), recorded("step")
-    commits = [found["git_revision"][:12] for found in (step_of, recorded("weights"), head_of)]
-    said = (
-        f"{head_of['hardware']}, torch {head_of['versions']['torch']}. Steps and memory are of commit `{commits[0]}`, "
-        f"pretrained weights of `{commits[1]}`, all else of `{commits[2]}`."
-    )
-    return "\n\n".join([said, head(), step(), memory(), numerics(), select(), weights()])
+    return "\n\n".join([provenance(), head(), step(), memory(), numerics(), select(), weights()])
 
 
 if __name__ == "__main__":

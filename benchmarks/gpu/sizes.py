@@ -28,10 +28,10 @@ DEMO_CHANGES = {"use_cpu": "false: to train on the GPU"}
 # Changes of recipes/qwen3_1_7b.yaml in all arms of part H.
 WEIGHTS_CHANGES = {
     "model_name_or_path": "SmolLM2-135M-Instruct, dequantised from Q4_1: pretrained weights that need no hub",
-    "dataset_name": "word problems of two or three sentences after two examples, no template",
+    "dataset_name": "sums of three numbers after two examples, no template: one in eleven is right before training",
     "rewards": "dapo_accuracy without the length penalty: the examples end with a line `Answer: N`",
     "use_vllm": "false: transformers samples all responses of a rollout in one call",
-    "max_completion_length": "96: an answer in the form of the examples has 50 to 75 tokens",
+    "max_completion_length": "40: an answer in the form of the examples has 30 tokens",
     "learning_rate": "1e-5: the model is a tenth as large",
     "per_device_train_batch_size": "128 instead of 8: sequences are short",
     "sampling_round_size": "2 rollouts instead of 3: the caches of three arms share one GPU",

@@ -1,4 +1,4 @@
-"""Part H: a pretrained 135M model on word problems, with rho 0.2, rho 1.0 and a random reward.
+"""Part H: a pretrained 135M model on sums of three numbers, with rho 0.2, rho 1.0 and a random reward.
 
 The arms are launches of a recipe, side by side on one GPU, so that an interrupted part has results of all arms. Their
 curves are written while they run. `sizes.WEIGHTS_CHANGES` lists the changes of the recipe.
@@ -16,7 +16,7 @@ from benchmarks.measure import ROOT
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 
-from . import problems
+from . import sums
 from .pretrained import convert
 from .report import CONSOLE_WIDTH, Report
 from .sizes import WEIGHTS_CHANGES, Sizes
@@ -36,7 +36,7 @@ COMMON = {
     "rewards": f"[{REWARD}]",
     "overlong_cache_length": "null",
     "use_vllm": "false",
-    "max_completion_length": "96",
+    "max_completion_length": "40",
     "learning_rate": "1.0e-5",
     "max_steps": "100000",
     "save_strategy": "no",
@@ -129,11 +129,11 @@ def run(report: Report, sizes: Sizes) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         report.folders.append(folder)
-        asked = folder / "word_problems.jsonl"
-        files.replace_jsonl(asked, problems.problems(sizes.weights_problems, seed=0))
+        problems = folder / "sums.jsonl"
+        files.replace_jsonl(problems, sums.problems(sizes.weights_problems, seed=0))
         seconds = sizes.seconds - sizes.reserve - (time.monotonic() - begin)
         arms = {}
         for name in sizes.arms:
-            places = {"model_name_or_path": model, "dataset_name": asked, "output_dir": folder / name}
+            places = {"model_name_or_path": model, "dataset_name": problems, "output_dir": folder / name}
             arms[name] = start(name, words(name, sizes, **places), seconds, folder)
         watch(report, arms, folder)
