@@ -32,8 +32,9 @@ def _step_on_a_gpu() -> str:
         name: fmean(row["seconds_per_step"] for row in found["measurements"] if row["name"] == name and "turn" in row)
         for name in ("ours", "TRL")
     }
+    gpu = found["hardware"].removeprefix("1 x ")
     return (
-        f"- Optimiser step of Qwen3-1.7B on {found['hardware'].removeprefix('1 x ')}, rho = 0.2: {seconds['ours']:.1f} s, "
+        f"- Optimiser step of Qwen3-1.7B on {gpu}, rho = 0.2: {seconds['ours']:.1f} s, "
         f"stock TRL {seconds['TRL']:.1f} s, {seconds['TRL'] / seconds['ours']:.1f}x ([GPU](docs/gpu.md))."
     )
 

@@ -15,6 +15,7 @@ os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 import torch
 import transformers
 from accelerate import DistributedType, PartialState
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -23,6 +24,7 @@ from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 
 from entropy_grpo import launch
+from entropy_grpo.models.adapters import sync_exactly
 from entropy_grpo.training import fsdp2, sft, train
 
 from . import dtypes
@@ -103,6 +105,8 @@ class Walk:
         self.generation = VLLMGeneration.__new__(VLLMGeneration)
         self.generation.accelerator, self.generation._dist = trainer.accelerator, trainer._dist
         self.generation.sync_weights = self.walk
+        if isinstance(trainer.model, PeftModel):  # as the trainer does with vLLM
+            sync_exactly(trainer.model, self.generation)
         fsdp2.reshard_before_sync(self.generation)
         self.generate, trainer._generate_single_turn = trainer._generate_single_turn, self.generate_after_sync
 

@@ -69,16 +69,13 @@ def changed(name, folder):
     read = {"max_sampling_rounds": settings.get("dynamic_sampling"), "eval_benchmark_steps": not sft}
     new |= {key: change.value for key, change in ADDED.items() if read.get(key, True)}
     # The recipes' models have byte-level BPE, and that of the embedded tasks their words.
-    texts, size = [*TEMPLATES.values(), json.dumps(ROWS)], 500
-    if settings["dataset_name"].startswith(
-        "reasoning_gym:"
-    ):  # whose questions are longer, in English like the licence
-        texts, size = [*texts, (REPOSITORY / "LICENSE").read_text()], 1000
+    # Questions of generators are in English, like the licence.
+    texts = [*TEMPLATES.values(), json.dumps(ROWS), (REPOSITORY / "LICENSE").read_text()]
     embedded = settings["dataset_name"].startswith("embedded:")
     new["model_name_or_path"] = save_tiny_model(
         folder / "model",
         FAMILIES[family_of(name)[0]],
-        tokenizer=None if embedded else byte_level_tokenizer(texts, size),
+        tokenizer=None if embedded else byte_level_tokenizer(texts, 1000),
         tie_word_embeddings=name in TIED,
         max_position_embeddings=POSITIONS,
     )
