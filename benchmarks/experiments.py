@@ -303,22 +303,28 @@ def means(curve: Mapping[str, Any]) -> list[float]:
 
 
 def draw(recorded: dict[str, Any], path: Path) -> Path:
-    """Plot accuracy after training by arm with its seeds, and accuracy and entropy over training."""
+    """Plot accuracy after training by arm with its seeds, and accuracy and entropy over training.
+
+    The upper panel names the arms, so that it is the legend of the curves, too.
+    """
     arms = recorded["arms"]
     heights = (0.8 + 0.2 * len(arms), 3.4)
-    figure = Figure(figsize=(7, sum(heights) + 0.8), layout="constrained")
-    panels = figure.subplot_mosaic([["arms", "arms"], list(CURVES)], height_ratios=heights)
+    figure = Figure(figsize=(7, sum(heights) + 0.4), layout="constrained")
+    # Two figures, so that long names of arms do not narrow the curves.
+    upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+    panels = {"arms": upper.subplots(), **lower.subplot_mosaic([list(CURVES)])}
     for row, (label, arm) in enumerate(arms.items()):
         found, look = arm["measures"]["accuracy"], plots.style(row)
         errors = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
         ends = {"color": look["color"], "marker": look["marker"], "capsize": 3}
-        panels["arms"].errorbar(found["value"], row, xerr=errors, **ends)
+        bars = panels["arms"].errorbar(found["value"], row, xerr=errors, **ends).lines[2]
+        bars[0].set_linestyle(look["linestyle"])
         panels["arms"].plot(arm["by_seed"], [row + 0.25] * len(arm["by_seed"]), "|", color=look["color"])
         for key in CURVES:
             # Older recordings have the entropy of the tokens that were run, by the step's own policy where rho was 1.
             curve = arm["curves"].get(key) or arm["curves"]["entropy"]
             steps, every = [int(step) for step in curve], max(len(curve) // 6, 1)
-            panels[key].plot(steps, means(curve), label=label, markersize=4, markevery=every, **look)
+            panels[key].plot(steps, means(curve), markersize=4, markevery=every, **look)
             if all(isinstance(point, dict) for point in curve.values()):
                 low, high = ([point[side] for point in curve.values()] for side in ("low", "high"))
                 panels[key].fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
@@ -329,8 +335,6 @@ def draw(recorded: dict[str, Any], path: Path) -> Path:
         panels[key].set(xlabel="optimiser step", ylabel=label)
     for panel in panels.values():
         panel.grid(alpha=0.3)
-    handles, names = panels[next(iter(CURVES))].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, handlelength=3)
     seeds = max(len(arm["by_seed"]) for arm in arms.values())
     return plots.save(figure, path, f"benchmarks/results/{path.stem}.json: {seeds} seeds, curves are means over them")
 
