@@ -313,7 +313,7 @@ def draw(recorded: dict[str, Any], path: Path) -> Path:
     # Two figures, so that long names of arms do not narrow the curves.
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)
     panels = {"arms": upper.subplots(), **lower.subplot_mosaic([list(CURVES)])}
-    for row, (label, arm) in enumerate(arms.items()):
+    for row, arm in enumerate(arms.values()):
         found, look = arm["measures"]["accuracy"], plots.style(row)
         errors = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
         ends = {"color": look["color"], "marker": look["marker"], "capsize": 3}

@@ -57,6 +57,9 @@ def test_head(tmp_path):
         # bfloat16 rounds by 2^-9 at most.
         assert all(errors[key] < 0.02 for key in ("log_probs", "grad_hidden", "grad_weight")), errors
     assert rows["ours, ranking, tiles of 128"]["rho"] == 1.0
+    # A float32 copy of rounded logits is as wrong as they are.
+    tile = rows["one tile of logits"]
+    assert 0 < tile["bfloat16"]["error"] == tile["bfloat16, then float32"]["error"] < 0.05
 
 
 def test_truth_is_autograds_in_float64():

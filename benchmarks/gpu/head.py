@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.head import ENTROPY, STOCK, sparse
-from benchmarks.measure import peak_memory, seconds, spread
+from benchmarks.measure import in_turns, peak_memory, seconds, spread
 from entropy_grpo.models import kernels
 from entropy_grpo.models.kernels import LIGER, TILES, hopper
 
@@ -204,6 +204,29 @@ def errors(report: Report, sizes: Sizes, given: Problem, variants: dict[str, tup
             run.clear()
 
 
+def product(given: Problem, width: int, repeats: int) -> dict[str, Any]:
+    """Time and error of one tile of logits, rounded to bfloat16 as in the tiles, and as float32 from the same product.
+
+    The error is the root mean square relative to float64. A product with float32 output exists on a GPU only.
+    """
+    hidden, weight = given[0], given[1][:width]
+    variants: dict[str, Callable[[], Tensor]] = {
+        "bfloat16": lambda: hidden @ weight.t(),
+        "bfloat16, then float32": lambda: (hidden @ weight.t()).float(),
+    }
+    if hidden.is_cuda:
+        variants["float32"] = lambda: torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    exact = hidden.double() @ weight.double().t()
+    taken = in_turns(variants, repeats)
+    return {
+        name: {
+            "ms": spread([1e3 * one for one in taken[name]]),
+            "error": (logits().double() - exact).square().mean().sqrt().item(),
+        }
+        for name, logits in variants.items()
+    }
+
+
 def run(report: Report, sizes: Sizes) -> None:
     """Time every variant at every size, measure errors at the smallest size, and then measure tiles and Liger."""
     ours = (partial(ranking, TILES, ENTROPY), partial(ranking, TILES, ()))
@@ -244,6 +267,8 @@ def run(report: Report, sizes: Sizes) -> None:
             times(report, sizes, rows, rho, main_variants(make(rows, rho)))
     given = make(sizes.head_rows[0], RHOS[0])
     errors(report, sizes, given, main_variants(given))
+    with report.measure("one tile of logits", rows=sizes.head_rows[0], tile=sizes.tiles[0]) as row:
+        row |= product(given, sizes.tiles[0], sizes.repeats)
     for rows in sizes.head_rows:
         for rho in RHOS:
             times(report, sizes, rows, rho, liger_variants(make(rows, rho)))
