@@ -17,6 +17,7 @@ from entropy_grpo import cli
 from entropy_grpo.compare import compare, tables
 from entropy_grpo.compare.compare import CURVES, grouped
 from entropy_grpo.compare.runs import COMPARED, read_run
+from entropy_grpo.compare.sizes import WITHIN
 from entropy_grpo.evaluation import results
 from entropy_grpo.grading import Verdict
 from entropy_grpo.metrics import answers
@@ -314,7 +315,8 @@ def test_gains_stand_against_the_size_of_the_model(tmp_path, capsys):
     folders = [str(run.path) for arms in runs.values() for arm in arms for run in arm] + [str(r.path) for r in alone]
     out = tmp_path / "out"
     cli.main(["compare", *folders, "--baseline", folders[0], "--output", str(out)])
-    found = json.loads((out / "comparison.json").read_text())["sizes"]
+    written = json.loads((out / "comparison.json").read_text())
+    found = written["sizes"]
     assert found["reference"] == "top_entropy_quantile 1.0"
     gains = found["gains"]["top_entropy_quantile 0.2"][COMPARED]
     assert list(gains) == ["500000", "2000000"]
@@ -329,9 +331,26 @@ def test_gains_stand_against_the_size_of_the_model(tmp_path, capsys):
     page, printed = (out / "comparison.md").read_text(), capsys.readouterr().out
     assert "![gain against size](sizes.png)" in page and "| 0.5M | -0.017" in page and "2M" in printed
     assert imread(out / "sizes.png").std() > 0.05
+    # A table of differences between groups would compare models of different sizes.
+    assert written["differences"] == {} and len(written["groups"]) > 2
+    assert page.count("| above ") == printed.count("above ") == 1 and WITHIN in page and WITHIN in printed
     same = [run for arm in runs[500] for run in arm]
     assert "sizes" not in compare.compare(same, same[0]) and "sizes" not in compare.compare(same)
-    assert "sizes" not in compare.compare([*runs[500][0], *runs[2000][0]], same[0])  # one arm
+    one_arm = compare.compare([*runs[500][0], *runs[2000][0]], same[0])
+    assert "sizes" not in one_arm and one_arm["differences"] == {} and WITHIN in one_arm["notes"]
+
+
+def test_adapters_do_not_make_a_model_another_size(tmp_path):
+    """Adapters add to the parameters that a run records; the runs still compare as runs of one model."""
+    full = runs_of(tmp_path, [0.5, 0.55, 0.45], use_peft=False, model_name_or_path="base")
+    lora = runs_of(tmp_path, [0.8, 0.8, 0.75], use_peft=True, model_name_or_path="base")
+    for run in full:
+        run.environment["parameters"] = 1000
+    for run in lora:
+        run.environment["parameters"] = 1064
+    found = compare.compare([*lora, *full], full[0])
+    assert found["differences"]["use_peft True"][COMPARED]["over"] == "3 seeds"
+    assert "sizes" not in found and not found["notes"]
 
 
 def test_a_comparison_of_no_runs_is_refused(capsys):

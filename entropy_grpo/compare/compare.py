@@ -7,7 +7,8 @@ benchmark. Holm's method (1979) corrects their p-values as one family of all gro
 sees the whole table. `notes` name measures that some runs lack, or that were taken with different settings.
 
 If true and spurious rewards are among the runs, `claims` states the claims that they support. If the runs have models
-of several sizes, `sizes` has the gain over the baseline's arm at each size.
+of several sizes, `sizes` has the gain over the baseline's arm at each size, and takes the place of the differences:
+between models of different sizes, a difference is not one of the arms.
 """
 
 import math
@@ -246,9 +247,13 @@ def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = N
         reference = next(label for label, gain in rewards["gains"].items() if not gain["control"])
     if reference is None:
         return result
-    result |= {"baseline": reference, "differences": _differences(groups, reference)}
+    result["baseline"] = reference
+    models = sizes.by_size(runs)
+    if len(models) < 2:
+        return result | {"differences": _differences(groups, reference)}
+    result |= {"differences": {}, "notes": [*result["notes"], sizes.WITHIN]}
     judges = len({run.judged_by for run in runs}) > 1
-    gains = sizes.report(runs, groups[reference][0], differing, partial(_label, tells_judge=judges), _side)
+    gains = sizes.report(models, groups[reference][0], differing, partial(_label, tells_judge=judges), _side)
     return result | ({"sizes": gains} if gains is not None else {})
 
 

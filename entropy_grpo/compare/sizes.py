@@ -1,12 +1,13 @@
 """Gain of one arm over another against the size of the model (arXiv 2506.01939, Fig. 8).
 
-The size of a run is the number of parameters that its `environment.json` records. Runs of one size differ in their arm
-and their seed: an arm is the values of the settings that differ within some size. The baseline's arm is the reference
-at every size. Gains are paired by seed at each size, as in `metrics.seeds`, and Holm's method corrects them as a
-family of their own. Sizes without the reference arm, or with settings of evaluation that differ, have no gain.
+The size of a run is the number of parameters that its `environment.json` records, without adapters (`by_size`). Runs
+of one size differ in their arm and their seed: an arm is the values of the settings that differ within some size. The
+baseline's arm is the reference at every size. Gains are paired by seed at each size, as in `metrics.seeds`, and Holm's
+method corrects them as a family of their own. Sizes without the reference arm, or with settings of evaluation that
+differ, have no gain.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..metrics.seeds import Side, correct, difference
@@ -14,16 +15,28 @@ from .runs import Run, unlike
 
 # Settings that name the model. They differ between sizes, and may differ with the seed within a size.
 MODEL = {"model_name_or_path", "model_revision"}
+# Note of a comparison that has models of several sizes, in place of the differences between its groups.
+WITHIN = "The runs have models of several sizes, and runs are compared with runs of their own size only."
 
 
 def by_size(runs: Sequence[Run]) -> dict[int, list[Run]]:
-    """Return the runs by their number of parameters, in rising order; runs without a record are left out."""
-    sizes = sorted({run.parameters for run in runs if run.parameters is not None})
-    return {size: [run for run in runs if run.parameters == size] for size in sizes}
+    """Return the runs by their size, in rising order; runs of models without a recorded size are left out.
+
+    Adapters add to the parameters that a run records. Runs of one model thus have the size of the smallest record.
+    """
+    models: dict[str, list[Run]] = {}
+    for run in runs:
+        models.setdefault(repr([run.settings.get(name) for name in sorted(MODEL)]), []).append(run)
+    sizes: dict[int, list[Run]] = {}
+    for members in models.values():
+        recorded = [run.parameters for run in members if run.parameters is not None]
+        if recorded:
+            sizes.setdefault(min(recorded), []).extend(members)
+    return dict(sorted(sizes.items()))
 
 
 def report(
-    runs: Sequence[Run],
+    sizes: Mapping[int, Sequence[Run]],
     baseline: Run,
     differing: Callable[[Sequence[Run]], list[str]],
     label: Callable[[Run, Sequence[str]], str],
@@ -32,17 +45,17 @@ def report(
     """Return the gains of every arm over the baseline's arm, by size.
 
     Args:
+        sizes: runs by size.
         differing: runs -> settings of the experiment that differ between them.
         label: (run, names of settings) -> name of its arm.
         side: (runs, measure) -> accuracy by seed and problem.
 
     Returns:
-        {"reference": label, "gains": {arm: {measure: {size: test}}}} in JSON types, or None if the runs have one size
-        or one arm, or the baseline's size is not recorded. A test is that of `metrics.seeds.difference`.
+        {"reference": label, "gains": {arm: {measure: {size: test}}}} in JSON types, or None if no size has the
+        baseline's arm and another. A test is that of `metrics.seeds.difference`.
     """
-    sizes = by_size(runs)
     names = sorted({name for members in sizes.values() for name in differing(members)} - MODEL)
-    if len(sizes) < 2 or not names or baseline.parameters is None:
+    if not names:
         return None
     reference = label(baseline, names)
     gains: dict[str, dict[str, dict[str, Any]]] = {}
