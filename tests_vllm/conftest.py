@@ -13,6 +13,7 @@ import requests
 
 from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo.planning.commands import SERVE
+from tests.conftest import REPOSITORY
 
 START_SECONDS = 240
 # The guard ends the server's whole process group when the server ends, and when its own standard input is closed: that
@@ -23,6 +24,23 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_NO_USAGE_STATS": "1",
 }
+
+
+def run_python(
+    *words: str, folder: Path = REPOSITORY, given: str | None = None, seconds: float = 400, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, as vLLM wants it, with `given` as standard input; it must end well."""
+    result = subprocess.run(
+        [sys.executable, *words],
+        input=given,
+        cwd=folder,
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(REPOSITORY)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
 
 
 @pytest.fixture(scope="session")

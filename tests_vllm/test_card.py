@@ -1,9 +1,6 @@
 """The vLLM code of a card, as it stands there, run with a real vLLM: on a whole model and on an adapter."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from entropy_grpo.cards.card import write_card
 from entropy_grpo.runs.files import replace_jsonl, write_json
 
-from .conftest import ENVIRONMENT
+from .conftest import run_python
 
 PROMPT = "go 15 to 8 need -7 with +7 -4 -1\n"
 
@@ -38,14 +35,6 @@ def test_the_vllm_code_of_a_card_runs(model, tmp_path, kind):
     assert repr(PROMPT) in code
     # Without compilation, which takes minutes on a processor.
     (tmp_path / "snippet.py").write_text(code.replace("llm = LLM(", "llm = LLM(enforce_eager=True, "))
-    result = subprocess.run(
-        [sys.executable, "snippet.py"],
-        cwd=tmp_path,
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = run_python("snippet.py", folder=tmp_path, seconds=280)
     # Engines print before; seven tokens of a random model are the last line, unless they are white space.
     assert result.stdout.strip()

@@ -1,8 +1,5 @@
 """`analyze divergence` with continuations of a real vLLM, against those of transformers."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,10 +7,9 @@ import pytest
 
 from entropy_grpo import cli
 from entropy_grpo.runs import files
-from tests.conftest import REPOSITORY
 from tests.test_divergence_run import RESPONSES, K, command, save_tiny, write_rows
 
-from .conftest import ENVIRONMENT
+from .conftest import run_python
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -47,15 +43,7 @@ def forks_in(row):
 def by_vllm(tiny, folder, **changed):
     (folder / "program.py").write_text(PROGRAM)
     given = command(tiny, folder, backend="vllm", batch_size=None, dtype="float32", **changed)
-    result = subprocess.run(
-        [sys.executable, str(folder / "program.py"), "analyze", "divergence", *given],
-        cwd=REPOSITORY,
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_python(str(folder / "program.py"), "analyze", "divergence", *given)
     return list(files.read_jsonl(folder / "divergence" / "tiny" / "forks.jsonl"))
 
 

@@ -4,9 +4,6 @@ The engine is started in a process of its own, which gives what it wrote as JSON
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,9 +14,8 @@ from entropy_grpo.evaluation.backends.base import Request, Sampling
 from entropy_grpo.evaluation.backends.server import ServerBackend
 from entropy_grpo.evaluation.backends.transformers import TransformersBackend
 from entropy_grpo.models.load import load_model
-from tests.conftest import REPOSITORY
 
-from .conftest import ENVIRONMENT
+from .conftest import run_python
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -69,16 +65,8 @@ def engine(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     (folder / "engine.py").write_text(ENGINE)
     asked = [([(r.prompt, r.seed) for r in requests], vars(sampling)) for requests, sampling in wanted()]
-    result = subprocess.run(
-        [sys.executable, str(folder / "engine.py"), model, str(folder / "found.json"), json.dumps(BEGUN)],
-        input=json.dumps(asked),
-        cwd=REPOSITORY,
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    program = [str(folder / "engine.py"), model, str(folder / "found.json"), json.dumps(BEGUN)]
+    run_python(*program, given=json.dumps(asked))
     *answers, written = json.loads((folder / "found.json").read_text())
     return [*([tuple(one) for one in found] for found in answers), written]
 

@@ -5,20 +5,16 @@ weights needs sharded. `tests.shipped` lists what is changed of the recipe, `CHA
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.fixtures.tiny_model import save_tiny_model
-from tests.conftest import REPOSITORY
 from tests.test_fsdp2 import TWO
 from tests.test_shipped import changed, rows, values
 
-from .conftest import ENVIRONMENT
+from .conftest import run_python
 from .test_steps import DIFFERENCE, on_server
 
 pytestmark = pytest.mark.timeout(900)
@@ -39,16 +35,7 @@ def launch(folder, settings):
     program = ["-m", "tests_vllm.fsdp2", f"recipes/{RECIPE}.yaml", str(folder)]
     for left in Path("/dev/shm").glob("-tp:*-cpushm_*"):
         left.unlink()  # by a run that was killed: vLLM has the same names in every run, and fails if they are taken
-    more = {"OMP_NUM_THREADS": "1", "ENTROPY_GRPO_CACHE": str(folder / "cache"), "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(
-        [sys.executable, *TWO, *program, *words],
-        cwd=REPOSITORY,
-        env=os.environ | ENVIRONMENT | more,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = run_python(*TWO, *program, *words, OMP_NUM_THREADS="1", ENTROPY_GRPO_CACHE=str(folder / "cache"))
     assert "Traceback" not in result.stderr, result.stderr[-3000:]
 
 

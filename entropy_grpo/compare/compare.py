@@ -7,8 +7,8 @@ benchmark. Holm's method (1979) corrects their p-values as one family of all gro
 sees the whole table. `notes` name measures that some runs lack, or that were taken with different settings.
 
 If true and spurious rewards are among the runs, `claims` states the claims that they support. If the runs have models
-of several sizes, `sizes` has the gain over the baseline's arm at each size, and takes the place of the differences:
-between models of different sizes, a difference is not one of the arms.
+of several sizes, `sizes` has the gain over the baseline's arm at each size, and there are no differences. A difference
+between models of two sizes would not be one of their arms.
 """
 
 import math
