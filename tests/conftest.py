@@ -111,7 +111,8 @@ def demo_run(tiny_model, shared_folder):
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             folder.mkdir()
-            words = [*TINY_DEMO, "--model_name_or_path", tiny_model, "--output_dir", folder / "first"]
+            words = [*TINY_DEMO, "--model_name_or_path", tiny_model, "--model_revision", "a" * 40]
+            words += ["--output_dir", folder / "first"]
             result = accelerate_launch(DEMO, *words)
             printed.write_text(json.dumps([result.returncode, result.stdout, result.stderr]))
     status, stdout, stderr = json.loads(printed.read_text())

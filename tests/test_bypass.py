@@ -14,6 +14,7 @@ from entropy_grpo.objective.objective import Objective
 from entropy_grpo.planning import flops, plan, simulate
 
 from . import reference, written_parts
+from .test_drafts import RESUMED as PARTS
 from .test_durable import RESUMED, assert_goes_on
 from .test_objective import TEMPERATURE, assert_close, make_batches, make_trainer, padded, set_old_logps
 from .test_sized import job
@@ -179,6 +180,42 @@ def test_a_run_that_changes_it_begins_a_new_rollout(tiny_model, tmp_path, caplog
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert f"was written with old_logps {first}, now {second}, so a new rollout begins" in caplog.text
     assert trainer.state.global_step == 3 and ("kept_mask" in trainer._buffered_inputs[0]) == (second == "scored")
+
+
+# Groups that wait because more were informative than were needed.
+WAITING = {"max_new_tokens_per_round": None, "min_accuracy": None, "max_accuracy": None, "max_group_age": 5}
+
+
+@pytest.mark.parametrize("first", ["scored", "sampler"])
+@pytest.mark.parametrize("kind", [WAITING, {"reward": "reward"}], ids=["groups that wait", "parts of responses"])
+def test_responses_of_a_checkpoint_keep_their_log_probabilities_if_it_changes(ending_model, tmp_path, first, kind):
+    """Beside new responses, which the other source scores."""
+    settings = PARTS | SAMPLER | {"learning_rate": 0.2, "save_steps": 2} | kind
+    before = fixed_rollout.train(ending_model, tmp_path, **settings | {"old_logps": first, "max_steps": 2}).rollouts
+    known = {}
+    for group in [*before.sampler.waiting, *before.drafts.unfinished]:
+        for response, logps in zip(group.responses, group.old_logps, strict=True):
+            if len(logps) == len(response.completion_ids) > 0:
+                known[*response.prompt_ids.tolist(), *response.completion_ids.tolist()] = logps
+    assert before.sampler.waiting if kind is WAITING else before.drafts.unfinished
+    (second,) = {"scored", "sampler"} - {first}
+    settings |= {"old_logps": second, "allow_changes": ["old_logps"], "max_steps": 4}
+    trainer, seen, new = fixed_rollout.make_trainer(ending_model, tmp_path, **settings), set(), []
+    original = trainer._generate_and_score_completions
+
+    def watched(inputs):
+        output = original(inputs)
+        for (prompt, ids), old in zip(written_parts.written_ids(output), output["old_per_token_logps"], strict=True):
+            n = max((n for n in range(1, len(ids) + 1) if (*prompt, *ids[:n]) in known), default=0)
+            if n:
+                seen.add((*prompt, *ids[:n]))
+                assert torch.equal(old[:n], known[*prompt, *ids[:n]])
+            new.append(len(ids) - n)
+        return output
+
+    trainer._generate_and_score_completions = watched
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert trainer.state.global_step == 4 and len(seen) > 4 and any(new)
 
 
 def test_parts_have_the_log_probabilities_of_the_policy_that_wrote_them_without_a_pass(

@@ -48,6 +48,7 @@ def test_run_folder_is_complete(run):
         *("plots/reward.png", "plots/entropy.png", "plots/kept.png"),
     } <= names
     assert str(folder) in printed and "before" in printed
+    assert printed.count(f"model_revision is '{'a' * 40}', which is not read, because the model is the folder") == 1
     assert [row["step"] for row in rows(folder)] == [1, 2]
 
 
@@ -269,4 +270,4 @@ def test_recipe_overrides_reach_the_run(run):
     demo = {key: setting.value for key, setting in recipe.load(REPOSITORY / DEMO).items()}
     changed = {key for key in resolved if resolved[key] != demo.get(key)}
     overridden = {word[2:] for word in TINY_DEMO if word.startswith("--")}
-    assert changed == overridden | {"model_name_or_path", "run_name"}
+    assert changed == overridden | {"model_name_or_path", "model_revision", "run_name"}

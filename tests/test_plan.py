@@ -473,6 +473,12 @@ def test_the_teacher_has_the_gpus_that_a_plan_gives_it():
     assert "--tensor-parallel $(TEACHER_GPUS)" in makefile
 
 
+def test_a_folder_is_served_without_the_revision_of_the_recipe(tiny_model):
+    words = ["--vllm_mode", "server", "--model_name_or_path", tiny_model]
+    served = plan.server_words(PlanOptions(str(shipped("qwen3_14b")), gpus=8), words)
+    assert served[:3] == ["vllm", "serve", tiny_model] and "--revision" not in served
+
+
 @pytest.mark.parametrize(
     "words, limit",
     [

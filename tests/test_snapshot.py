@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import launch
-from entropy_grpo.models.load import resolve_snapshot, restore_name
+from entropy_grpo.models.load import resolve_snapshot, restore_name, unread_revision
 
 from .conftest import REPOSITORY, TINY_DEMO
 
@@ -38,6 +38,14 @@ def test_a_revision_is_a_folder(cached, tiny_model):
     assert resolve_snapshot(tiny_model, ModelConfig(model_revision=OLD)) == tiny_model
     with pytest.raises(ValueError, match="model_name_or_path is 'me/other', which does not load"):
         resolve_snapshot("me/other", ModelConfig())
+
+
+def test_the_revision_of_a_folder_is_named_as_not_read(cached, tiny_model):
+    config = ModelConfig(model_revision=OLD)
+    said = f"model_revision is '{OLD}', which is not read, because the model is the folder {tiny_model}."
+    assert unread_revision(tiny_model, config) == said
+    assert unread_revision("me/tiny", config) is None  # it is the commit that is loaded
+    assert unread_revision(tiny_model, ModelConfig()) is None  # every recipe has the default
 
 
 def test_adapters_name_their_base_on_the_hub(cached):

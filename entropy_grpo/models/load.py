@@ -330,6 +330,17 @@ def resolve_snapshot(model_path: str, model_config: CheckedModelConfig) -> str:
             raise ValueError(f"model_name_or_path is {model_path!r}, which does not load: {reason}") from error
 
 
+def unread_revision(model_path: str, model_config: CheckedModelConfig) -> str | None:
+    """Return a sentence about a revision that is not read, because a local folder has none; None otherwise.
+
+    A recipe often has the revision from its parent, so that it is no mistake.
+    """
+    revision = model_config.model_revision
+    if revision in (None, "main") or not Path(model_path).is_dir():
+        return None
+    return f"model_revision is {revision!r}, which is not read, because the model is the folder {model_path}."
+
+
 def restore_name(model: torch.nn.Module, name: str, revision: str | None) -> None:
     """Give a model that was loaded from a snapshot its Hub id as a name, for its cards and adapters."""
     if isinstance(model, PeftModel):

@@ -75,7 +75,7 @@ def serve_words(job: Job, cache: dict[str, Any]) -> list[str]:
     args, model, run = job.grpo, job.model, job.run
     assert isinstance(run, RunConfig)  # a cold start has no server
     words = ["vllm", "serve", model.model_name_or_path]
-    if model.model_revision not in (None, "main"):
+    if model.model_revision not in (None, "main") and not Path(model.model_name_or_path).is_dir():
         words += ["--revision", model.model_revision]
     words += [*SERVE, "--port", str(args.vllm_server_port)]
     if args.vllm_max_model_length is not None:

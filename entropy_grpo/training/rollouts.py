@@ -150,11 +150,14 @@ def responses_of(generated: Generated, which: Sequence[int]) -> list[Response]:
 
 
 def generated_of(responses: Sequence[Response]) -> Generated:
-    """Convert responses to TRL's columns, the inverse of `responses_of`. Extra columns stay in rows."""
+    """Convert responses to TRL's columns, the inverse of `responses_of`. Extra columns stay in rows.
+
+    A column is None if a response lacks it.
+    """
 
     def whole(name: str) -> list | None:
         values = [getattr(r, name) for r in responses]
-        return None if values[0] is None else [v.tolist() for v in values]
+        return None if any(v is None for v in values) else [v.tolist() for v in values]
 
     completions = [r.completion for r in responses]
     return whole("prompt_ids"), whole("completion_ids"), whole("mask"), completions, whole("logprobs"), {}, None, []
@@ -186,7 +189,8 @@ def finished_of(drafts: Sequence[Draft], places: Sequence[int]) -> Finished:
     responses = [response for draft in drafts for response in draft.responses]
     mine = [responses[place] for place in places]
     ids = [response.completion_ids.tolist() for response in mine]
-    return ids, None if mine[0].logprobs is None else [response.logprobs.tolist() for response in mine]
+    logprobs = [response.logprobs for response in mine]
+    return ids, None if any(x is None for x in logprobs) else [x.tolist() for x in logprobs]
 
 
 class DynamicSampling:
@@ -493,6 +497,20 @@ class DynamicSampling:
         if "sampler" in state:
             self.sampler.restore(state["sampler"])
             self.drafts.restore(state.get("drafts", []))  # older checkpoints have none
+            self._know_logprobs()
+
+    def _know_logprobs(self) -> None:
+        """Give responses that were written without the sampler's log-probabilities those of the scoring policy.
+
+        A resumed run may have changed `old_logps` or the sampler. In a checkpoint every response has the
+        log-probabilities of the policies that wrote it.
+        """
+        if not self.args.use_vllm and self.args.old_logps != "sampler":
+            return
+        groups: list[Group | Draft] = [*self.sampler.waiting, *self.drafts.unfinished]
+        for group in groups:
+            for response, old in zip(group.responses, group.old_logps, strict=True):
+                response.logprobs = old if response.logprobs is None else response.logprobs
 
 
 def make_source(

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -23,6 +24,7 @@ from ..models.load import (
     resolve,
     resolve_snapshot,
     restore_name,
+    unread_revision,
 )
 from ..runs import files
 from ..runs.files import Row
@@ -120,8 +122,13 @@ class Start:
         return folder
 
     def snapshot(self) -> str:
-        """Return the local folder of the model's files, after the recipe's adapters are checked on its shape."""
-        path = resolve_snapshot(self.named, self.model)
+        """Return the local folder of the model's files, after the recipe's adapters are checked on its shape.
+
+        A revision that is not read is printed.
+        """
+        path, unread = resolve_snapshot(self.named, self.model), unread_revision(self.named, self.model)
+        if unread and PartialState().is_main_process:
+            print(unread, flush=True)
         check_targets(path, self.model)
         if not self.model.use_peft:
             check_disk(self.folder.path, path, self.model.model_revision, self.args, self.model.dtype)
