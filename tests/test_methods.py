@@ -1,5 +1,7 @@
 """Methods by name: their settings, their faults, and the loss with them against the formula in float64."""
 
+import dataclasses
+import inspect
 import json
 import shutil
 
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.compare.sweep import variants
+from entropy_grpo.config.methods import SHORT_FORMS
 from entropy_grpo.config.recipe import RecipeError, build, load, overrides
 from entropy_grpo.objective.methods.entries import parse
 from entropy_grpo.objective.methods.registry import REGISTERED
@@ -144,6 +147,16 @@ def test_an_entry_and_its_short_form_are_one_run(tmp_path, entries, short):
     first, second = config(tmp_path, **entries, **sizes), config(tmp_path, **short, **sizes)
     assert first.to_dict() == second.to_dict()
     assert Objective.from_args(first) == Objective.from_args(second)
+
+
+def test_defaults_of_an_entry_are_those_of_its_short_form():
+    defaults = {field.name: field.default for field in dataclasses.fields(EntropyForkGRPOConfig)}
+    for name, forms in SHORT_FORMS.items():
+        parameters = inspect.signature(REGISTERED[name].function).parameters
+        strength, *others = [key for key in forms if key in parameters]
+        assert defaults[forms[strength]] in (None, parameters[strength].default)  # None: the method is not used
+        for key in others:
+            assert parameters[key].default == defaults[forms[key]], (name, key)
 
 
 def test_entries_come_from_recipes_and_from_the_command_line(tmp_path):

@@ -9,13 +9,15 @@ from typing import Any
 
 from ..objective.methods.entries import SCHEDULE, SETTINGS, Entry, parse, split
 from ..objective.objective import TOKEN_LEVEL_LOSSES, Objective
+from ..objective.selection import SELECTIONS
 
-SELECTIONS = {name: name for name in ("bottom", "random", "gradient_norm", "random_matched")} | {"forking": "top"}
+# Name of an entry that selects tokens -> `entropy_selection`.
+MASKS = {"forking" if kind == "top" else kind: kind for kind in SELECTIONS}
 # Passes that choose the kept tokens in the loss, see `Objective.ranked_in`.
 LATE = ("loss", "last step")
 _SELECTION = {"rho": "top_entropy_quantile", "scope": "entropy_scope", "denominator": "entropy_denominator"}
 # Name of an entry -> short form of each of its parameters.
-SHORT_FORMS = dict.fromkeys(SELECTIONS, _SELECTION) | {
+SHORT_FORMS = dict.fromkeys(MASKS, _SELECTION) | {
     "ppl": {"alpha": "ppl_shaping_alpha"} | {key: f"ppl_shaping_{key}" for key in SCHEDULE},
     "position": {key: f"position_shaping_{key}" for key in ("gamma", *"dmn", "cap", *SCHEDULE)},
 }
@@ -33,7 +35,7 @@ def to_short_forms(config: Any) -> None:
         left = []
         for given in getattr(config, setting):
             name, params, schedule = split(setting, given)
-            if name in SHORT_FORMS and parse(setting, [{"name": name} | params]):
+            if name in SHORT_FORMS:
                 _move(config, setting, name, params, schedule)
             else:
                 left.append(given)
@@ -45,10 +47,10 @@ def _move(config: Any, setting: str, name: str, params: dict[str, Any], schedule
     forms, (entry,) = SHORT_FORMS[name], parse(setting, [{"name": name} | params])
     strength = next(iter(forms))
     given = {forms[strength]: entry.record()["parameters"][strength]}
-    if name in SELECTIONS:
+    if name in MASKS:
         if schedule:
             raise ValueError(f"{setting}: {next(iter(schedule))} of {name}: a selection of tokens has no schedule.")
-        given["entropy_selection"] = SELECTIONS[name]
+        given["entropy_selection"] = MASKS[name]
     given |= {forms[key]: value for key, value in (entry.params | schedule).items()}
     defaults = {f.name: f.default if f.default is not MISSING else None for f in fields(config)}
     for short, value in given.items():

@@ -11,7 +11,7 @@ here.
 import math
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .share import BY_NORM, MATCHED, kept_count, kept_share
 
@@ -24,7 +24,8 @@ TOKEN_LEVEL_LOSSES = ("dapo", "cispo", "vespo")
 # Their gradient at a token is advantage * ratio unless the ratio is clipped. LUSPO clips the ratio of a sequence.
 TOKEN_CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
 CLIPPING_LOSSES = (*TOKEN_CLIPPING_LOSSES, "luspo")
-DENOMINATORS = ("kept", "all")
+Denominator = Literal["kept", "all"]
+DENOMINATORS = get_args(Denominator)
 # Where the old log-probabilities come from: a pass of the policy that wrote the rollout, or the sampler.
 OLD_LOGPS_FROM = ("scored", "sampler")
 

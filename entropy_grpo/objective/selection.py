@@ -13,6 +13,7 @@ order and the results are all (..., T) with any leading shape. Each rank passes 
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from .share import BY_NORM, kept_count
 Reduce = Callable[[Tensor], Tensor]
 
 SELECTIONS = ("top", "bottom", "random", *BY_NORM)
-SCOPES = ("micro_batch", "global", "rollout")
+Scope = Literal["micro_batch", "global", "rollout"]
+SCOPES = get_args(Scope)
 
 # A key is a non-negative int64 of 63 bits: 32 for the score and 31 for the place.
 PLACE_BITS = 31

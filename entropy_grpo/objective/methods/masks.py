@@ -8,17 +8,15 @@ A mask is of the stage `step`. With the scope `rollout` it reads the policy that
 `micro_batch` the tokens of one forward pass. `scope` and `denominator` are read by the trainer alone.
 """
 
-from typing import Literal
-
 from torch import Tensor
 
-from ..selection import gradient_norms, select, select_matched
+from ..objective import Denominator
+from ..selection import Scope, gradient_norms, select, select_matched
+from ..share import RHO
 from .registry import Share, weight
 from .view import StepView
 
 PAPER = "arXiv 2506.01939"
-Scope = Literal["micro_batch", "global", "rollout"]
-Denominator = Literal["kept", "all"]
 
 
 def _select(view: StepView, scores: Tensor, rho: float, kind: str) -> Tensor:
@@ -32,26 +30,26 @@ def _norms(view: StepView) -> Tensor:
 
 
 @weight(stage="step", needs={"entropies"}, denominator="valid", paper=PAPER)
-def forking(view: StepView, rho: Share = 0.2, scope: Scope = "global", denominator: Denominator = "kept") -> Tensor:
+def forking(view: StepView, rho: Share = RHO, scope: Scope = "rollout", denominator: Denominator = "kept") -> Tensor:
     """1 for the ceil(rho n) tokens of highest entropy, else 0."""
     return _select(view, view.entropies, rho, "top")
 
 
 @weight(stage="step", needs={"entropies"}, denominator="valid", paper=PAPER)
-def bottom(view: StepView, rho: Share = 0.2, scope: Scope = "global", denominator: Denominator = "kept") -> Tensor:
+def bottom(view: StepView, rho: Share = RHO, scope: Scope = "rollout", denominator: Denominator = "kept") -> Tensor:
     """1 for the tokens that `forking` drops, else 0."""
     return _select(view, view.entropies, rho, "bottom")
 
 
 @weight(stage="step", denominator="valid")
-def random(view: StepView, rho: Share = 0.2, scope: Scope = "global", denominator: Denominator = "kept") -> Tensor:
+def random(view: StepView, rho: Share = RHO, scope: Scope = "rollout", denominator: Denominator = "kept") -> Tensor:
     """1 for ceil(rho n) random tokens, else 0."""
     return _select(view, view.places.float(), rho, "random")
 
 
 @weight(stage="step", needs={"residual_norms", "logps", "old_logps"}, denominator="valid")
 def gradient_norm(
-    view: StepView, rho: Share = 0.2, scope: Scope = "global", denominator: Denominator = "kept"
+    view: StepView, rho: Share = RHO, scope: Scope = "rollout", denominator: Denominator = "kept"
 ) -> Tensor:
     """1 for the ceil(rho n) tokens of largest gradient in the LM head, else 0."""
     return _select(view, _norms(view), rho, "gradient_norm")
@@ -59,7 +57,7 @@ def gradient_norm(
 
 @weight(stage="step", needs={"entropies", "residual_norms", "logps", "old_logps"})
 def random_matched(
-    view: StepView, rho: Share = 0.2, scope: Scope = "global", denominator: Denominator = "kept"
+    view: StepView, rho: Share = RHO, scope: Scope = "rollout", denominator: Denominator = "kept"
 ) -> Tensor:
     """1 for random tokens with as much gradient as the tokens of `forking`, else 0.
 
