@@ -2,12 +2,15 @@
 
 A process of its own for every run, since vLLM in colocate mode keeps the process's threads and process group for good.
 The JSON holds settings of the trainer, `lora` for adapters, and `sync`: whether weights are synchronised `always`, at
-`first` or `never`.
-Writes log.json, the trained weights, and the tensors of every rollout.
+`first` or `never`. With `stop_after` the process gets SIGTERM in the rollout after so many steps. With `resume` it
+continues from a checkpoint.
+Writes log.json, the trained weights, and the tensors of every rollout. A stopped run writes steps.json, with the
+number of the engine's steps after SIGTERM.
 """
 
 import json
 import math
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 
 from benchmarks.fixtures import fixed_rollout
+from entropy_grpo.training import stop
 from tests_vllm import on_cpu
 
 SYNC = {"always": math.inf, "first": 1, "never": 0}
@@ -55,9 +59,29 @@ def record_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
     trainer._generate_and_score_completions = recorded
 
 
+def stop_in_rollout(trainer: GRPOTrainer, after: int, path: Path) -> None:
+    """Send SIGTERM while vLLM writes the rollout after so many optimiser steps, and count its steps from there."""
+    if trainer.vllm_mode == "server":
+        owner, name, first = trainer.vllm_generation, "generate", 1
+    else:
+        owner, name, first = trainer.vllm_generation.llm.llm_engine, "step", 3
+    take, steps = getattr(owner, name), []
+
+    def step(*args, **kwargs):
+        if trainer.state.global_step == after:
+            steps.append(len(steps))
+            path.write_text(json.dumps(len(steps) - first))
+            if len(steps) == first:
+                signal.raise_signal(signal.SIGTERM)
+        return take(*args, **kwargs)
+
+    setattr(owner, name, step)
+
+
 def main() -> None:
     model, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     sync, lora = settings.pop("sync"), settings.pop("lora", None)
+    stop_after, checkpoint = settings.pop("stop_after", None), settings.pop("resume", None)
     if settings["vllm_mode"] == "server":
         (folder / "sent").mkdir()
         on_cpu.sync_by_file(folder / "sent")
@@ -68,7 +92,10 @@ def main() -> None:
     trainer = fixed_rollout.make_trainer(model, folder, sampled=True, use_vllm=True, peft_config=adapters, **settings)
     limit_sync(trainer.vllm_generation, SYNC[sync])
     record_rollouts(trainer, folder)
-    trainer.train()
+    if stop_after is not None:
+        stop_in_rollout(trainer, stop_after, folder / "steps.json")
+    with stop.stoppable(trainer, finish=lambda trainer: None):
+        stop.train(trainer, checkpoint)
     save_file(fixed_rollout.weights(trainer), folder / "weights.safetensors")
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
 

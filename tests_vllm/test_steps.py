@@ -45,8 +45,8 @@ class Run:
     weights: dict[str, torch.Tensor]
 
 
-def run(model, folder, **settings) -> Run:
-    result = subprocess.run(
+def start(model, folder, **settings) -> subprocess.CompletedProcess:
+    return subprocess.run(
         [sys.executable, "-m", "tests_vllm.steps", model, str(folder), json.dumps(SETTINGS | settings)],
         cwd=REPOSITORY,
         env=os.environ | ENVIRONMENT,
@@ -54,9 +54,13 @@ def run(model, folder, **settings) -> Run:
         text=True,
         timeout=240,
     )
+
+
+def run(model, folder, **settings) -> Run:
+    result = start(model, folder, **settings)
     assert result.returncode == 0, result.stderr[-3000:]
     steps = [row for row in json.loads((folder / "log.json").read_text()) if "loss" in row]
-    rollouts = [load_file(folder / f"rollout-{i}.safetensors") for i in range(len(steps))]
+    rollouts = [load_file(path) for path in sorted(folder.glob("rollout-?.safetensors"))]
     return Run(steps, rollouts, load_file(folder / "weights.safetensors"))
 
 
@@ -275,3 +279,24 @@ def test_truncated_rollouts_have_the_log_probabilities_of_what_is_left(request, 
         assert (ours, theirs) == (exact, exact)
         others += tokens != kept(row, **cut)
     assert others > 0, "in the order of transformers the same tokens would be left"
+
+
+@pytest.mark.parametrize("mode", ["server", "colocate"])
+def test_sigterm_leaves_a_rollout_and_the_run_goes_on(request, model, tmp_path, mode):
+    """In colocate mode the continued run draws the same responses again; a server has drawn others in between."""
+    modes = {"vllm_mode": "colocate"} if mode == "colocate" else on_server(request.getfixturevalue("server"))
+    settings = TRAINED | modes | {"sync": "always", "save_strategy": "steps", "save_steps": 1}
+    whole, stopped, again = (tmp_path / name for name in ("whole", "stopped", "again"))
+    for folder in (whole, stopped, again):
+        folder.mkdir()
+    left = start(model, stopped, **settings, stop_after=2)
+    assert left.returncode != 0 and "the run was stopped by SIGTERM after step 2" in left.stderr, left.stderr[-3000:]
+    assert json.loads((stopped / "steps.json").read_text()) == 0  # nothing was written after it
+    continued = run(model, again, **settings, resume=str(stopped / "checkpoint-2"))
+    assert [row["step"] for row in continued.steps] == [1, 2, 3, 4]
+    assert max(row[DIFFERENCE] for row in continued.steps[2:]) < NOISE
+    if mode == "colocate":
+        once = run(model, whole, **settings)
+        for ours, theirs in zip(continued.rollouts, once.rollouts[2:], strict=True):
+            assert all(torch.equal(value, ours[key]) for key, value in theirs.items())
+        assert all(torch.equal(weight, continued.weights[name]) for name, weight in once.weights.items())
