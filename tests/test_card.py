@@ -119,8 +119,8 @@ def with_arguments(**changes):
     return changed("environment.json", arguments=ENVIRONMENT["arguments"] | changes)
 
 
-def card_text(folder, contents=CONTENTS):
-    return write_card(make_run(folder, contents), draws=False).read_text(encoding="utf-8")
+def card_text(folder, contents=CONTENTS, **options):
+    return write_card(make_run(folder, contents), draws=False, **options).read_text(encoding="utf-8")
 
 
 def front_matter(text):
@@ -317,11 +317,14 @@ def test_every_method_has_a_citation():
 
 
 def python_blocks(text):
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    """The code for transformers and that for vLLM, which a card has if the folder has, or is to get, weights."""
+    found = [token.content for token in markdown(text) if token.type == "fence" and token.info == "python"]
+    assert len(found) == 2
+    return found
 
 
 def test_the_code_of_the_card_asks_as_in_training(tmp_path):
-    for code in python_blocks(card_text(tmp_path / "my-run")):
+    for code in python_blocks(card_text(tmp_path / "my-run", expected_weights="whole")):
         compile(code, "card", "exec")
         assert "name = '.'" in code
         assert r"prompt = 'go 15 to 8 need -7 with +7 -4 -1\n'" in code and "add_special_tokens=False" in code
@@ -329,7 +332,7 @@ def test_the_code_of_the_card_asks_as_in_training(tmp_path):
 
 
 def test_a_prompt_template_stands_in_the_code(tmp_path):
-    text = card_text(tmp_path, changed("recipe.yaml", prompt_template="boxed"))
+    text = card_text(tmp_path, changed("recipe.yaml", prompt_template="boxed"), expected_weights="whole")
     for code in python_blocks(text):
         lines = [line for line in code.splitlines() if line.startswith(("question =", "prompt ="))]
         names = {}
@@ -479,8 +482,9 @@ def words(value):
 
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_texts_cannot_change_the_structure_of_the_card(tmp_path, value):
-    text = card_text(tmp_path / "run", with_strings(value))
-    usual = card_text(tmp_path / "usual" / "run", with_strings("pl:ain"))  # no id on the Hub, either
+    text = card_text(tmp_path / "run", with_strings(value), expected_weights="whole")
+    # No id on the Hub, either.
+    usual = card_text(tmp_path / "usual" / "run", with_strings("pl:ain"), expected_weights="whole")
     # Of a long prompt, the code has none; of any other, it stands there as one literal.
     assert structure(text) == structure(usual)
     assert "html_block" not in str(structure(text)) and "html_inline" not in str(structure(text))
@@ -516,7 +520,8 @@ def test_a_local_data_set_is_not_claimed_to_be_on_the_hub(tmp_path, monkeypatch,
         (tmp_path / "data" / "p.jsonl").write_text('{"prompt": "1 + 1", "solution": "2"}\n')
     text = card_text(tmp_path / "run", changed("recipe.yaml", dataset_name=name[kind]))
     assert "datasets" not in front_matter(text)
-    assert all("p.jsonl" not in r.dataset_type for r in ModelCard.load(tmp_path / "run/README.md").data.eval_results)
+    results = ModelCard.load(tmp_path / "run/README.md").data.eval_results
+    assert results and not any("p.jsonl" in result.dataset_type for result in results)
 
 
 def test_a_data_set_by_its_short_name_is_the_one_on_the_hub(tmp_path):

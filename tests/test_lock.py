@@ -71,7 +71,7 @@ def test_a_process_that_took_the_number_of_the_dead_one_does_not_hold_its_lock(t
     record = lock._record() | {"started": "1"}
     (tmp_path / LOCK).write_text(json.dumps(record))
     with locked(tmp_path):
-        pass
+        assert json.loads((tmp_path / LOCK).read_text())["started"] != "1"
 
 
 ELSEWHERE = {"host": "node7", "process": 12, "since": "2026-01-01 00:00:00 +0000", "machine": "other", "started": "5"}
@@ -111,6 +111,8 @@ def test_file_systems_without_locks_do_with_process_and_heartbeat(tmp_path, monk
     monkeypatch.setattr(fcntl, "lockf", without)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with locked(tmp_path):
+        with pytest.raises(InUse, match=f"process {os.getpid()} on"), locked(tmp_path):
+            pass
         assert (tmp_path / LOCK).exists()
 
 
@@ -131,7 +133,7 @@ def test_a_run_beats_and_ends_when_another_one_has_taken_over(tmp_path, monkeypa
 def test_an_unreadable_lock_is_taken(tmp_path):
     (tmp_path / LOCK).write_text('{"host": ')
     with locked(tmp_path):
-        pass
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
 
 
 def test_a_refused_run_leaves_no_folder_and_a_run_without_a_name_takes_the_next(tmp_path, monkeypatch):

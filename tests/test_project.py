@@ -106,6 +106,7 @@ def test_forms_and_workflows_are_yaml(path):
 def test_hooks_run_what_lint_runs():
     hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)[1]
+    assert [hook["id"] for hook in hooks] == ["ruff", "format", "codespell"]
     for hook in hooks:
         command = hook["entry"].removeprefix(".venv/bin/").removesuffix(" --force-exclude")
         assert f"$(BIN)/{command}" in lint

@@ -77,7 +77,7 @@ def test_quality_counts_each_fault_where_it_is():
     assert found["repetition"] == pytest.approx(sum(map(repetition, responses)) / 6)
     for kana_or_hangul in ("カ", "か", "한", "𠀀"):
         assert quality([kana_or_hangul], ["n"])["language_mixing"] == 1
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="shorter"):
         quality(responses, questions[1:])
 
 

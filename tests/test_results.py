@@ -126,7 +126,9 @@ def test_sixty_faults_are_recorded():
 
 
 def test_simulated_rollouts_are_full():
-    for row in json.loads(sampling.RESULTS.read_text())["simulated"]:
+    rows = json.loads(sampling.RESULTS.read_text())["simulated"]
+    assert len(rows) == 3
+    for row in rows:
         steps = row["ours"]["groups_per_step"]
         assert steps["lowest"] == steps["highest"] == 32
         # What the rate demands, but for the luck of 51,200 groups.
@@ -179,6 +181,7 @@ def test_intervals_are_those_of_the_seeds(results):
 
 
 def test_learning_rates_are_the_best_on_dev(results):
+    assert len(results["arms"]) > 2
     for arm in results["arms"].values():
         assert arm["dev_accuracy"][arm["learning_rate"]] == max(arm["dev_accuracy"].values())
 
@@ -216,7 +219,9 @@ def test_docs_hold_the_recorded_tables_or_say_that_there_are_none(part, task):
 
 
 def test_interventions_are_those_of_the_forks():
-    for model in divergence.RECORD.recorded()["number_walk"]["models"].values():
+    models = divergence.RECORD.recorded()["number_walk"]["models"]
+    assert len(models) > 1
+    for model in models.values():
         for kind, recorded in model["summary"].items():
             mine = [fork for fork in model["forks"] if fork["kind"] == kind]
             mean = sum(fork["accuracy"] - fork["other_accuracy"] for fork in mine) / len(mine)

@@ -147,7 +147,7 @@ def test_accuracy_grades_every_completion_by_its_own_solution():
 
 
 def test_accuracy_needs_a_solution_for_every_completion():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="shorter"):
         call("accuracy", ["?"] * 2, ["\\boxed{1}", "\\boxed{1}"], solution=["1"])
 
 

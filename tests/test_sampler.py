@@ -163,6 +163,7 @@ def test_responses_end_at_the_ends_of_a_turn(loaded):
     requests = [Request("go 1 to", seed) for seed in range(30)]
     found = dict(backend.generate(requests, Sampling(max_tokens=10)))
     free = dict(TransformersBackend(model, tokenizer, 30).generate(requests, Sampling(max_tokens=10)))
+    assert found.keys() == set(range(30))
     for i, response in found.items():
         ids = tokenizer(free[i].text)["input_ids"]
         first = next((n for n, token in enumerate(ids) if token in backend.stops), None)

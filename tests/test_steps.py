@@ -118,7 +118,7 @@ def test_a_window_without_tokens_logs_no_number():
     empty.mask[:], empty.kept[:] = False, False
     found = window_metrics([empty], [empty], LIMITS, on_one_process)
     assert found.pop("kept") == found.pop("all") == 0
-    assert all(math.isnan(value) for value in found.values())
+    assert found and all(math.isnan(value) for value in found.values())
 
 
 def test_tokens_of_tools_are_not_the_policys():
