@@ -160,7 +160,7 @@ rollouts: setup  ## count what partial rollouts and fork rollouts spare (half an
 served: setup  ## time a rollout from a stand-in for vLLM's server against stock TRL and BASE=COMMIT (two minutes); writes benchmarks/results/
 	$(BIN)/python -m benchmarks.served $(if $(BASE),--base $(BASE))
 
-faults: setup  ## try 77 faults of machines, people, files and reward functions (a quarter of an hour on two cores); writes benchmarks/results/faults.json
+faults: setup  ## try faults of machines, people, files and reward functions (a quarter of an hour on two cores); writes benchmarks/results/faults.json
 	$(BIN)/python -m benchmarks.faults
 
 position: setup  ## draw both forms of the bonus of position shaping; writes docs/figures/position_bonus.png

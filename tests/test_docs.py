@@ -9,9 +9,11 @@ import re
 import subprocess
 import sys
 import threading
+import typing
 
 import pytest
 
+from entropy_grpo import cli
 from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.config.run import RunConfig
 
@@ -49,6 +51,20 @@ def test_every_setting_of_the_package_is_in_the_reference(site):
     of_trl = {field.name for field in dataclasses.fields(EntropyForkGRPOConfig.__mro__[2])}
     own = {field.name for kind in (EntropyForkGRPOConfig, RunConfig) for field in dataclasses.fields(kind)} - of_trl
     assert own and own <= listed, own - listed
+
+
+def kinds(union):
+    """Dataclasses of a choice among commands; none of another type."""
+    return [typing.get_args(part)[0] for part in typing.get_args(union) if typing.get_args(part)]
+
+
+def test_every_command_is_in_the_reference(site):
+    page = re.sub("<a.*?</a>", "", (site / "reference" / "commands" / "index.html").read_text()).lower()
+    for kind in kinds(cli.Command):
+        fields = list(typing.get_type_hints(kind, include_extras=True).values())
+        inner = [one.__name__ for one in kinds(fields[0])] if len(fields) == 1 else []  # of a group of commands
+        for name in inner or [""]:
+            assert f"entropy-grpo {f'{kind.__name__} {name}'.strip()}</h2>".lower() in page
 
 
 def test_a_setting_without_a_text_fails_the_build(tmp_path, monkeypatch):

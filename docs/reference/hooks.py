@@ -34,7 +34,7 @@ SETTINGS = [
     ("Cold starts (`trainer: sft`)", "config/sft.py", ("SFTRunConfig", "TeacherSFTConfig")),
 ]
 COMMANDS = (
-    "train launch plan eval card merge compare sweep analyze+collect analyze+divergence analyze+decoding "
+    "train launch recipes+list recipes+copy plan eval card merge compare sweep analyze+collect analyze+divergence analyze+decoding "
     "analyze+irrelevant analyze+report analyze+text"
 ).split()
 PARAMETERS = re.compile(r"^Parameters\b.*:$")

@@ -32,7 +32,7 @@ with open("walks.jsonl", "w") as file:
 # %% [markdown]
 # ## The reward
 #
-# A function of a module that Python finds. It gets lists: the prompts, the responses, the tokens of the responses,
+# A function of a module in the working directory, or of one that is installed. It gets lists: the prompts, the responses, the tokens of the responses,
 # and every column of the data. It returns a number per response, or `None` where it has no opinion.
 #
 # A reward that a policy can earn without solving the problem will be earned that way. This one pays for short
@@ -80,7 +80,7 @@ output_dir: runs/mine
 launch.run("mine.yaml", [])
 
 # %% [markdown]
-# On the command line this is `entropy-grpo launch -m entropy_grpo.launch mine.yaml`. The run folder has a metric
+# On the command line this is `entropy-grpo launch mine.yaml`. The run folder has a metric
 # for each reward:
 
 # %%

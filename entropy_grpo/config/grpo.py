@@ -42,10 +42,11 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     """`trl.GRPOConfig` with the objective of arXiv 2506.01939 (Eq. 6) as its default.
 
     Parameters:
-        top_entropy_quantile: rho, the share of tokens that `top` and `random` keep; `bottom` keeps 1 - rho. With 1.0
-            the loss is stock TRL's loss.
+        top_entropy_quantile: rho, the share of tokens that `top`, `random` and `gradient_norm` keep; `bottom` keeps
+            1 - rho. With 1.0 the loss is stock TRL's loss.
         entropy_selection: rule that chooses the kept tokens: `top` (highest entropy), `bottom` (all that `top` drops),
-            `random`, or `gradient_norm` (largest norm of the LM head's gradient).
+            `random`, `gradient_norm` (largest norm of the LM head's gradient), or `random_matched` (random tokens
+            until the sum of their norms is that of the tokens that `top` would keep).
         entropy_scope: tokens that share a threshold, over all ranks: those of one forward pass (`micro_batch`), one
             optimiser step (`global`) or one rollout (`rollout`). With gradient accumulation, `global` costs one more
             forward pass without gradient per micro-batch. `rollout` ranks by the entropies of the policy that wrote
@@ -78,9 +79,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             optimiser steps. `module:function` names a function of your own. Weights multiply each other and the kept
             tokens. Evaluations use neither.
         dynamic_sampling: draw groups until a rollout is full of informative groups (DAPO). A group is informative if
-            its share of right responses (first reward above 0) is neither 0 nor 1. Surplus groups open the next
-            rollout. Dynamic sampling draws the training problems in an order of its own. `num_train_epochs` counts
-            rollouts as without dynamic sampling.
+            its share of right responses is neither 0 nor 1. The first reward whose weight is not 0 decides. Surplus
+            groups open the next rollout. Dynamic sampling draws the training problems in an order of its own.
+            `num_train_epochs` counts rollouts as without dynamic sampling.
         min_accuracy, max_accuracy: the lowest and the highest share of right responses of an informative group.
         max_sampling_rounds: rounds of generation for one rollout.
         sampling_round_size: largest number of prompts that a round draws, in multiples of a rollout's prompts. With
@@ -154,7 +155,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     )
     entropy_selection: str = field(
         default="top",
-        metadata={"help": "Rule for the kept tokens: top (highest entropy), bottom, random or gradient_norm."},
+        metadata={"help": "Rule for the kept tokens: top, bottom, random, random_matched or gradient_norm."},
     )
     entropy_scope: str = field(
         default="rollout",

@@ -20,8 +20,8 @@ class SFTRunConfig(SourceConfig, GradingConfig):
     Parameters, beside the parameters of `SourceConfig` and `GradingConfig`:
         trainer: `sft`.
         accelerate_config: as in `RunConfig`.
-        dataset_name: a `.jsonl` or `.parquet` file or a Hub id with a row per response of the teacher, such as the
-            `BENCHMARK.parquet` of `entropy-grpo eval`.
+        dataset_name: a file (`.jsonl`, `.json`, `.parquet`, `.csv`) or a Hub id with a row per response of the
+            teacher, such as the `BENCHMARK.parquet` of `entropy-grpo eval`.
         response_column: column with the response. A response is right if its boxed answer is right.
         prompt_template: the same template as in the training that follows.
         num_responses: number of right responses to imitate, at most one per problem, drawn at random with the run's

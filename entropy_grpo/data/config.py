@@ -66,8 +66,8 @@ class DataConfig(SourceConfig):
     """Problems to train on and problems to hold out.
 
     Parameters:
-        dataset_name: a task (`embedded:NAME` or `reasoning_gym:NAME`), one of `sources.TRAINING`, a `.jsonl` or
-            `.parquet` file, or a Hub id.
+        dataset_name: a task (`embedded:NAME` or `reasoning_gym:NAME`), one of `sources.TRAINING`, a file
+            (`.jsonl`, `.json`, `.parquet`, `.csv`), or a Hub id.
         dataset_options: options of a task's generators, by name if there are several.
         dataset_file: local copy of the rows of one of `sources.TRAINING`, which is read instead of the Hub.
         max_prompt_length: largest number of tokens of a prompt. Problems with longer prompts are excluded; null for no
@@ -89,7 +89,7 @@ class DataConfig(SourceConfig):
         if not self.dataset_name:
             raise ValueError(
                 f"dataset_name is missing: name {', '.join([*registry.TASKS, *TRAINING])}, a Hub id or a "
-                ".jsonl/.parquet file."
+                f"file that ends in {' or '.join(FILE_FORMATS)}."
             )
         self.check_source()
         if self.max_prompt_length is not None and self.max_prompt_length < 1:

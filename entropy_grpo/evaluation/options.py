@@ -63,7 +63,7 @@ class Options:
     model: str
     """Hub id, folder of a model or an adapter, checkpoint of a run, or name of an embedded model"""
     benchmarks: Sequence[str]
-    """names of benchmarks or .jsonl/.json/.parquet files, separated by commas"""
+    """names of benchmarks or files (.jsonl, .json, .parquet, .csv), separated by commas"""
     output: Path | None = None
     """folder for the results of this model; if unset, the run folder, or evaluations/"""
     since: str | None = None

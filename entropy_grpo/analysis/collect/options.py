@@ -24,7 +24,7 @@ class Options:
     against: Sequence[str] = ()
     """other models that score the same responses, as [NAME=]MODEL"""
     responses: Path | None = None
-    """.jsonl or .parquet file with the columns prompt and response, and optionally correct"""
+    """file (.jsonl, .json, .parquet, .csv) with the columns prompt and response, and optionally correct"""
     benchmarks: Sequence[str] = ()
     """benchmarks that the model answers first, as in entropy-grpo eval, instead of responses"""
     answered_by: str | None = None

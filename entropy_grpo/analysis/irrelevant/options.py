@@ -18,7 +18,7 @@ class Options:
     model: str
     """the judge: Hub id or folder of a model; with a server, the model whose tokenizer has the chat template"""
     responses: Path
-    """.jsonl or .parquet file with the columns prompt (or problem) and response"""
+    """file (.jsonl, .json, .parquet, .csv) with the columns prompt (or problem) and response"""
     output: Path
     """folder for the results, which are in its irrelevant/NAME of the file; for a run RUN/analysis"""
     backend: str = "auto"
