@@ -34,8 +34,8 @@ SETTINGS = [
     ("Cold starts (`trainer: sft`)", "config/sft.py", ("SFTRunConfig", "TeacherSFTConfig")),
 ]
 COMMANDS = (
-    "train launch recipes+list recipes+copy plan eval card merge compare sweep analyze+collect analyze+divergence analyze+decoding "
-    "analyze+irrelevant analyze+report analyze+text"
+    "train launch recipes+list recipes+copy plan eval card merge compare sweep analyze+collect "
+    "analyze+divergence analyze+decoding analyze+irrelevant analyze+report analyze+text"
 ).split()
 PARAMETERS = re.compile(r"^Parameters\b.*:$")
 ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")

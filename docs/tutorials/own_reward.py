@@ -32,8 +32,9 @@ with open("walks.jsonl", "w") as file:
 # %% [markdown]
 # ## The reward
 #
-# A function of a module in the working directory, or of one that is installed. It gets lists: the prompts, the responses, the tokens of the responses,
-# and every column of the data. It returns a number per response, or `None` where it has no opinion.
+# A function of a module in the working directory, or of one that is installed. It gets lists: the prompts, the
+# responses, the tokens of the responses, and every column of the data. It returns a number per response, or `None`
+# where it has no opinion.
 #
 # A reward that a policy can earn without solving the problem will be earned that way. This one pays for short
 # responses alone, and is therefore the second reward, with a small weight: the first reward decides what is right.

@@ -45,8 +45,8 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         top_entropy_quantile: rho, the share of tokens that `top`, `random` and `gradient_norm` keep; `bottom` keeps
             1 - rho. With 1.0 the loss is stock TRL's loss.
         entropy_selection: rule that chooses the kept tokens: `top` (highest entropy), `bottom` (all that `top` drops),
-            `random`, `gradient_norm` (largest norm of the LM head's gradient), or `random_matched` (random tokens
-            until the sum of their norms is that of the tokens that `top` would keep).
+            `random`, or `gradient_norm` (largest norm of the LM head's gradient). `random_matched` draws random tokens
+            until their norms sum up to those of `top`.
         entropy_scope: tokens that share a threshold, over all ranks: those of one forward pass (`micro_batch`), one
             optimiser step (`global`) or one rollout (`rollout`). With gradient accumulation, `global` costs one more
             forward pass without gradient per micro-batch. `rollout` ranks by the entropies of the policy that wrote

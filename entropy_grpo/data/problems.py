@@ -1,7 +1,8 @@
 """Problems to train on and problems held out, as data sets with the columns `prompt` and `solution`.
 
 A source is a task (`PROVIDER:NAME`), one of `sources.TRAINING`, a local file of `sources.FILE_FORMATS`, or a data
-set's id on the Hub. Problems of a task are used as they are. Problems of all other sources are filtered, see `_filter`.
+set's id on the Hub. Problems of a task are used as they are. Problems of all other sources are filtered, see
+`_filter`.
 """
 
 import itertools

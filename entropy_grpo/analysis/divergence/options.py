@@ -60,7 +60,7 @@ class Options(Settings):
     output: Path
     """folder for the results, which are in its divergence/NAME; for a run RUN/analysis"""
     responses: Path | None = None
-    """file (.jsonl, .json, .parquet, .csv) with prompt, response and reference, such as results of entropy-grpo eval"""
+    """file (.jsonl, .json, .parquet, .csv) with prompt, response and reference, as from entropy-grpo eval"""
     benchmarks: Sequence[str] = ()
     """benchmarks whose questions the model answers once, as in entropy-grpo eval, instead of responses"""
     limit: int | None = None
