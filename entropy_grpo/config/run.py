@@ -28,7 +28,7 @@ class RunConfig(DataConfig, GradingConfig):
             `none` is plain data parallelism.
         max_position_embeddings: number of positions in a copy of the model's configuration, which vLLM, checkpoints
             and evaluations read. null keeps the model's own number.
-        rewards: names of reward functions (see `rewards.REWARDS`), `overlong`, or `module:function`. The first reward
+        rewards: names of reward functions (see `rewards.registry`), `overlong`, or `module:function`. The first reward
             decides whether a response is right. TRL's `reward_weights` are the factors of the rewards.
         overlong_cache_length: number of tokens before `max_completion_length` over which DAPO's `overlong` penalty
             falls from 0 to -1.
