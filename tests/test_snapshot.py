@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import launch
-from entropy_grpo.models.load import resolve_snapshot, restore_name, unread_revision
+from entropy_grpo.models.load import load_tokenizer, resolve_snapshot, restore_name, unread_revision
 
 from .conftest import REPOSITORY, TINY_DEMO
 
@@ -36,8 +36,15 @@ def test_a_revision_is_a_folder(cached, tiny_model):
     assert resolve_snapshot("me/tiny", ModelConfig(model_revision=OLD)) == str(cached / OLD)
     assert resolve_snapshot("me/tiny", ModelConfig(model_revision="main")) == str(cached / NEW)
     assert resolve_snapshot(tiny_model, ModelConfig(model_revision=OLD)) == tiny_model
-    with pytest.raises(ValueError, match="model_name_or_path is 'me/other', which does not load"):
+    with pytest.raises(ValueError, match="model_name_or_path is 'me/other', which does not load: "):
         resolve_snapshot("me/other", ModelConfig())
+
+
+def test_a_revision_of_another_model_is_named(cached):
+    """A recipe's child that names another model has the revision of its parent's."""
+    for load in (resolve_snapshot, lambda path, config: load_tokenizer(path, config.model_revision)):
+        with pytest.raises(ValueError, match=f"does not load at its revision {'c' * 40}: "):
+            load("me/tiny", ModelConfig(model_revision="c" * 40))
 
 
 def test_the_revision_of_a_folder_is_named_as_not_read(cached, tiny_model):

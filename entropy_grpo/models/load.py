@@ -107,7 +107,12 @@ def _load(auto: Any, subject: str, path: str, revision: str | None, **options: A
     try:
         return auto.from_pretrained(path, revision=revision, **options)
     except Exception as error:  # a damaged file raises what its format's library likes
-        raise ValueError(f"{subject} does not load: {first_line(error)}") from error
+        raise ValueError(f"{subject} does not load{_at(path, revision)}: {first_line(error)}") from error
+
+
+def _at(path: str, revision: str | None) -> str:
+    """Return words for the revision of an id on the Hub, which may be that of another model; empty for the newest."""
+    return f" at its revision {revision}" if revision not in (None, "main") and not Path(path).is_dir() else ""
 
 
 def load_tokenizer(path: str, revision: str | None = None, setting: str = "model") -> PreTrainedTokenizerBase:
@@ -327,7 +332,8 @@ def resolve_snapshot(model_path: str, model_config: CheckedModelConfig) -> str:
                 return fetch(local_files_only=True)
         except (OSError, TransportError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"model_name_or_path is {model_path!r}, which does not load: {reason}") from error
+            at = _at(model_path, model_config.model_revision)
+            raise ValueError(f"model_name_or_path is {model_path!r}, which does not load{at}: {reason}") from error
 
 
 def unread_revision(model_path: str, model_config: CheckedModelConfig) -> str | None:
