@@ -67,6 +67,7 @@ TESTS = {
     "grading/latex": PAIRS,
     "grading/number_sets": PAIRS,
     "grading/phrases": PAIRS,
+    "grading/simple": [*PAIRS, "test_simple.py"],
     "grading/units": PAIRS,
     "grading/values": PAIRS,
     "grading/pool": ["test_grading.py", "test_grader.py"],
