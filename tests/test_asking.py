@@ -81,11 +81,11 @@ def test_a_chat_that_cannot_be_is_refused(chat_model, tiny_model):
         check_chat(chat_form(None, None), AutoTokenizer.from_pretrained(tiny_model), tiny_model, None)
     with pytest.raises(ValueError, match=r"ends a turn with .*im_end.*do not declare as EOS"):
         check_chat(chat_form(None, None), tokenizer, tiny_model, None)
-    check_chat(chat_form(None, True), tokenizer, chat_model, None)
+    check_chat(chat_form(None, "true"), tokenizer, chat_model, None)
     tokenizer.chat_template = CHAT.split("{% if enable")[0] + "{% endif %}"
     check_chat(chat_form(None, None), tokenizer, chat_model, None)
     with pytest.raises(ValueError, match=r"thinking is true, but the chat template of .* does not read it"):
-        check_chat(chat_form(None, True), tokenizer, chat_model, None)
+        check_chat(chat_form(None, "true"), tokenizer, chat_model, None)
 
 
 def test_the_papers_figures_stand_beside_what_was_measured_alike():

@@ -104,18 +104,14 @@ def test_text_of_a_file_arrives_as_it_is(tmp_path):
     assert pairs(load(config, seed=0).train) == pairs(rows)
 
 
-def test_solutions_that_are_numbers_can_be_graded_or_are_refused(tmp_path):
+def test_solutions_that_are_numbers_can_be_graded(tmp_path):
     # A natural way to write the file, and the rewards take text.
     rows = [{"prompt": f"What is {i} + {i}?", "solution": 2 * i} for i in range(3)]
     config = RunConfig(dataset_name=write(tmp_path, ".jsonl", rows))
-    try:
-        train = load(config, seed=0).train
-    except ValueError as refusal:
-        assert "solution" in str(refusal)
-    else:
-        completions = [f"\\boxed{{{row['solution']}}}" for row in train]
-        (accuracy,) = get_rewards(["accuracy"], Grader(1, seconds=20, total_seconds=60), 48)
-        assert accuracy(completions=completions, solution=train["solution"]) == [1.0, 1.0, 1.0]
+    train = load(config, seed=0).train
+    completions = [f"\\boxed{{{row['solution']}}}" for row in train]
+    (accuracy,) = get_rewards(["accuracy"], Grader(1, seconds=20, total_seconds=60), 48)
+    assert accuracy(completions=completions, solution=train["solution"]) == [1.0, 1.0, 1.0]
 
 
 def test_missing_columns_are_named(tmp_path):

@@ -15,20 +15,19 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..metrics.logged import BENCHMARK_ACCURACY, benchmark_accuracies, mean_accuracies
-from ..metrics.seeds import Side, correct, difference, over_seeds
+from ..metrics.seeds import correct, difference, over_seeds
 from ..registry import nearest
 from ..rewards.registry import OVERLONG
 from ..runs import files, plots
 from ..runs.trained import cost
 from . import claims, sizes, tables
-from .runs import COMPARED, NOT_THE_EXPERIMENT, REWARDS, Run, read_run, unlike
+from .runs import COMPARED, Run, differing, label_of, read_run, side_of, unlike
 
 # Maximum number of points of a drawn series; captions of the drawn series by their logged name.
 POINTS = 24
@@ -48,20 +47,6 @@ Groups = dict[str, list[Run]]
 # Groups
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
-    """Return the settings of the experiment that are not the same in all runs."""
-    names = sorted(set().union(*(run.settings for run in runs)) - NOT_THE_EXPERIMENT)
-    return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
-
-
-def _label(run: Run, names: Sequence[str], tells_judge: bool) -> str:
-    """Return a run's label from its values of settings and from the rewards that it was trained on."""
-    parts = [f"{name} {run.settings.get(name, 'default')}" for name in names if name not in REWARDS]
-    if REWARDS & set(names):
-        parts.append(f"reward {run.reward_text}" + (f", judged by {run.judged_by}" if tells_judge else ""))
-    return ", ".join(parts) or "all"
-
-
 def grouped(runs: Sequence[Run], by: str | None = None) -> Groups:
     """Group runs by all settings that differ, or by one setting, under labels.
 
@@ -76,7 +61,7 @@ def grouped(runs: Sequence[Run], by: str | None = None) -> Groups:
     names = differing(runs) if by is None else [by]
     groups: Groups = {}
     for run in runs:
-        groups.setdefault(_label(run, names, len({run.judged_by for run in runs}) > 1), []).append(run)
+        groups.setdefault(label_of(run, names, runs), []).append(run)
     for members in groups.values():
         seed, count = Counter(run.seed for run in members).most_common(1)[0]
         if count > 1 and by is None:
@@ -190,15 +175,6 @@ def _compared(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.answers))
 
 
-def _side(members: Sequence[Run], name: str) -> Side:
-    """Return accuracy by seed and problem, as a mean if a group has several runs of a seed."""
-    accuracies: dict[int, dict[str, list[float]]] = {}
-    for run in members:
-        for problem, value in run.answers.get(name, {}).items():
-            accuracies.setdefault(run.seed, {}).setdefault(problem, []).append(value)
-    return {seed: {problem: float(np.mean(v)) for problem, v in of.items()} for seed, of in accuracies.items()}
-
-
 def _differences(groups: Groups, reference: str) -> dict[str, dict[str, Any]]:
     """Return paired differences from the reference group, by label and measure."""
     runs = [run for members in groups.values() for run in members]
@@ -206,7 +182,7 @@ def _differences(groups: Groups, reference: str) -> dict[str, dict[str, Any]]:
     for name in _compared(runs):
         if unlike(runs, name):
             continue
-        sides = {label: _side(members, name) for label, members in groups.items()}
+        sides = {label: side_of(members, name) for label, members in groups.items()}
         for label, side in sides.items():
             if label != reference and (test := difference(sides[reference], side)) is not None:
                 differences.setdefault(label, {})[name] = test
@@ -221,7 +197,7 @@ def _trial(label: str, members: Sequence[Run]) -> claims.Trial | None:
         return None
     before = {run.seed: answers for run in members if (answers := run.held_out("before"))}
     names = tuple(name for name in first.reward if name != OVERLONG)
-    after = _side(members, COMPARED)
+    after = side_of(members, COMPARED)
     return claims.Trial(label, first.reward_text, names, first.judged_by, first.rest, before, after)
 
 
@@ -252,8 +228,7 @@ def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = N
     if len(models) < 2:
         return result | {"differences": _differences(groups, reference)}
     result |= {"differences": {}, "notes": [*result["notes"], sizes.WITHIN]}
-    judges = len({run.judged_by for run in runs}) > 1
-    gains = sizes.report(models, groups[reference][0], differing, partial(_label, tells_judge=judges), _side)
+    gains = sizes.report(models, groups[reference][0])
     return result | ({"sizes": gains} if gains is not None else {})
 
 

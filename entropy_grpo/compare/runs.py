@@ -1,4 +1,4 @@
-"""Settings, curves, final measures and cost of runs, read from their folders for a comparison.
+"""Settings, curves, final measures and cost of runs, read from their folders for a comparison, and their labels.
 
 Measures are the values of `evaluation.json` after training, and Acc@N of every benchmark evaluated with the final
 weights (`trained.Trained.benchmarks`).
@@ -11,9 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..evaluation import results
 from ..metrics.correctness import is_right
 from ..metrics.logged import benchmark_accuracies
+from ..metrics.seeds import Side
 from ..rewards.registry import OVERLONG
 from ..runs import files, trained
 from ..runs.files import Row
@@ -153,6 +156,34 @@ def evaluated_weights(folder: RunFolder, logged: Sequence[Row]) -> list[Row]:
         if key not in known:
             rows.append({"step": int(path.parent.name.rpartition("-")[2]), key: metrics["acc@N"]["value"]})
     return rows
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Return the settings of the experiment that are not the same in all runs."""
+    names = sorted(set().union(*(run.settings for run in runs)) - NOT_THE_EXPERIMENT)
+    return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+
+
+def label_of(run: Run, names: Sequence[str], among: Sequence[Run]) -> str:
+    """Return a run's label from its values of settings and from the rewards that it was trained on.
+
+    Args:
+        among: the runs that are labelled. If several rewards judge their answers, a label also names its judge.
+    """
+    tells_judge = len({run.judged_by for run in among}) > 1
+    parts = [f"{name} {run.settings.get(name, 'default')}" for name in names if name not in REWARDS]
+    if REWARDS & set(names):
+        parts.append(f"reward {run.reward_text}" + (f", judged by {run.judged_by}" if tells_judge else ""))
+    return ", ".join(parts) or "all"
+
+
+def side_of(members: Sequence[Run], name: str) -> Side:
+    """Return accuracy by seed and problem, as a mean if a group has several runs of a seed."""
+    accuracies: dict[int, dict[str, list[float]]] = {}
+    for run in members:
+        for problem, value in run.answers.get(name, {}).items():
+            accuracies.setdefault(run.seed, {}).setdefault(problem, []).append(value)
+    return {seed: {problem: float(np.mean(v)) for problem, v in of.items()} for seed, of in accuracies.items()}
 
 
 def unlike(runs: Sequence[Run], measure: str) -> str:

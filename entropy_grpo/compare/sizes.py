@@ -7,11 +7,11 @@ method corrects them as a family of their own. Sizes without the reference arm, 
 differ, have no gain.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..metrics.seeds import Side, correct, difference
-from .runs import Run, unlike
+from ..metrics.seeds import correct, difference
+from .runs import Run, differing, label_of, side_of, unlike
 
 # Settings that name the model. They differ between sizes, and may differ with the seed within a size.
 MODEL = {"model_name_or_path", "model_revision"}
@@ -35,20 +35,8 @@ def by_size(runs: Sequence[Run]) -> dict[int, list[Run]]:
     return dict(sorted(sizes.items()))
 
 
-def report(
-    sizes: Mapping[int, Sequence[Run]],
-    baseline: Run,
-    differing: Callable[[Sequence[Run]], list[str]],
-    label: Callable[[Run, Sequence[str]], str],
-    side: Callable[[Sequence[Run], str], Side],
-) -> dict[str, Any] | None:
+def report(sizes: Mapping[int, Sequence[Run]], baseline: Run) -> dict[str, Any] | None:
     """Return the gains of every arm over the baseline's arm, by size.
-
-    Args:
-        sizes: runs by size.
-        differing: runs -> settings of the experiment that differ between them.
-        label: (run, names of settings) -> name of its arm.
-        side: (runs, measure) -> accuracy by seed and problem.
 
     Returns:
         {"reference": label, "gains": {arm: {measure: {size: test}}}} in JSON types, or None if no size has the
@@ -57,24 +45,25 @@ def report(
     names = sorted({name for members in sizes.values() for name in differing(members)} - MODEL)
     if not names:
         return None
-    reference = label(baseline, names)
+    runs = [run for members in sizes.values() for run in members]
+    reference = label_of(baseline, names, runs)
     gains: dict[str, dict[str, dict[str, Any]]] = {}
     for size, members in sizes.items():
         arms: dict[str, list[Run]] = {}
         for run in members:
-            arms.setdefault(label(run, names), []).append(run)
+            arms.setdefault(label_of(run, names, runs), []).append(run)
         for arm in arms.keys() - {reference}:
-            for name, test in _gains(arms.get(reference, []), arms[arm], side).items():
+            for name, test in _gains(arms.get(reference, []), arms[arm]).items():
                 gains.setdefault(arm, {}).setdefault(name, {})[str(size)] = test
     correct(test for measures in gains.values() for tests in measures.values() for test in tests.values())
     return {"reference": reference, "gains": dict(sorted(gains.items()))} if gains else None
 
 
-def _gains(
-    reference: Sequence[Run], arm: Sequence[Run], side: Callable[[Sequence[Run], str], Side]
-) -> dict[str, dict[str, Any]]:
+def _gains(reference: Sequence[Run], arm: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """Return the gain of an arm at one size in every measure that both have."""
     both = [*reference, *arm]
     names = dict.fromkeys(name for run in both for name in run.answers)
-    tests = {name: difference(side(reference, name), side(arm, name)) for name in names if not unlike(both, name)}
+    tests = {
+        name: difference(side_of(reference, name), side_of(arm, name)) for name in names if not unlike(both, name)
+    }
     return {name: test for name, test in tests.items() if test is not None}

@@ -61,15 +61,15 @@ class Form:
         return benchmark.template == BOXED or (self.with_programs and benchmark.template == PROGRAMS)
 
 
-def chat_form(system: str | None, thinking: bool | None) -> Form:
+def chat_form(system: str | None, thinking: str | None) -> Form:
     """Return the form of a model that was trained elsewhere to chat: its template, with the instruction of `boxed`.
 
     Args:
         system: system message, or None.
-        thinking: the template's `enable_thinking`, or None for its default.
+        thinking: the template's `enable_thinking`, `true` or `false`, or None for its default.
     """
     instruction = TEMPLATES[BOXED].partition("{question}")[2].partition("\n\nAssistant:")[0]
-    kwargs = {} if thinking is None else {"enable_thinking": thinking}
+    kwargs = {} if thinking is None else {"enable_thinking": thinking == "true"}
     return Form(MESSAGES, system, kwargs, instruction=instruction, with_programs=True)
 
 

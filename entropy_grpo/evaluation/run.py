@@ -104,7 +104,7 @@ def form_of(options: Options, path: str) -> prompting.Form:
     """Return the form in which the model is asked: a chat, or the form of a run or a template."""
     if not options.chat:
         return prompting.form_of(options.prompt, options.model)
-    form = prompting.chat_form(options.system, None if options.thinking is None else options.thinking == "true")
+    form = prompting.chat_form(options.system, options.thinking)
     prompting.check_chat(form, load.load_tokenizer(path, options.revision), path, options.revision)
     return form
 

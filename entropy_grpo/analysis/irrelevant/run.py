@@ -48,7 +48,7 @@ def questions(options: Options, rows: list[tuple[int, str, str]], path: str) -> 
     """Return the question about each response, in the judge's chat template if it is requested."""
     asked = [ask(problem, response, options.characters, options.chat) for _, problem, response in rows]
     if options.chat:
-        form = prompting.chat_form(options.system, None if options.thinking is None else options.thinking == "true")
+        form = prompting.chat_form(options.system, options.thinking)
         prompting.check_chat(form, load.load_tokenizer(path), path, None)
         chat, system = evaluation.chat_of(path, None), [{"role": "system", "content": options.system}]
         system = system if options.system is not None else []
