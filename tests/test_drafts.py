@@ -141,6 +141,35 @@ def test_a_run_goes_on_in_the_middle_of_responses(ending_model, tmp_path, saved)
     assert_goes_on(ending_model, tmp_path / "b", whole, checkpoint, **settings)
 
 
+def even(completion_ids, **kwargs):
+    return [float(len(ids) % 2 == 0) for ids in completion_ids]
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings"),
+    [
+        ("num_generations", {"num_generations": 8}),
+        ("max_completion_length", {"max_completion_length": 8}),
+        ("fork_rollouts", {"fork_rollouts": 2}),
+        ("train_dataset", {"data": fixed_rollout.prompts(4)}),
+        ("reward_funcs", {"reward": [fixed_rollout.coins, even]}),
+    ],
+)
+def test_unfinished_groups_of_other_problems_sizes_or_rewards_are_dropped(
+    ending_model, tmp_path, caplog, changed, settings
+):
+    first = RESUMED | {"max_steps": 2, "save_steps": 2}
+    begun = fixed_rollout.train(ending_model, tmp_path, **first).rollouts.drafts.unfinished
+    assert begun
+    settings = first | settings | {"max_steps": 4, "allow_changes": [changed]}
+    trainer = fixed_rollout.make_trainer(ending_model, tmp_path, **settings)
+    left, restore = [], trainer.rollouts.restore
+    trainer.rollouts.restore = lambda state: restore(state) or left.append(len(trainer.rollouts.drafts.unfinished))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert trainer.state.global_step == 4 and left == [0]
+    assert f"are dropped: the run has another {changed}." in caplog.text
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -192,13 +192,13 @@ def claimed(trainer: Any, wanted: str | bool | None) -> Iterator[str | bool | No
         check_resumed(checkpoint, is_peft_model(trainer.model))
         settings = on_first(lambda: program_settings(trainer))
 
-        def compare() -> None:
+        def compare() -> set[str]:
             changed = compare_settings(checkpoint, folder, settings, [EntropyForkGRPOConfig], allowed)
             record_changes(folder, checkpoint, changed)
+            return set(changed)
 
-        on_first(compare)
-        trainer.settings = settings
+        trainer.settings, trainer.changed = settings, on_first(compare)
         try:
             yield checkpoint
         finally:
-            trainer.settings = None
+            trainer.settings, trainer.changed = None, set()

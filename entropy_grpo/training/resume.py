@@ -5,6 +5,7 @@ also adds the order of prompts from the second epoch on. Old checkpoints are del
 complete (see `runs.seal`).
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from accelerate.logging import get_logger
 from trl.trainer.utils import RepeatSampler
 
+from ..data.config import DataConfig
 from ..objective.advantages import ppl_advantages
 from ..objective.methods.run import SHAPED
 from ..runs import seal
@@ -22,14 +24,22 @@ from ..runs.launched import Leave, ServerError
 from ..runs.state import RANK_STATE, SHARED_STATE, State, load_state, save_state
 from ..tasks.stream import Stream
 from .checkpoints import sealing
+from .claim import DATA, REWARDS
 from .fsdp2 import reshard
+from .rollouts import without_waiting
 from .stop import RandomStates
 
-# Settings that decide the micro-batches of a rollout and the columns of its kept tokens.
+# Settings that decide the micro-batches of a rollout, its groups, and the columns of its kept tokens.
 FITTED = (
-    *("per_device_train_batch_size", "steps_per_generation"),
+    *("per_device_train_batch_size", "steps_per_generation", "num_generations"),
     *("top_entropy_quantile", "entropy_selection", "entropy_scope", "old_logps"),
 )
+# Settings that decide the problems, the sizes and the rewards of groups that wait for a rollout.
+OF_GROUPS = {
+    *("num_generations", "max_completion_length", "fork_rollouts", "chat_template_kwargs"),
+    *("rewards", "reward_scale", "overlong_cache_length", REWARDS, DATA),
+    *(field.name for field in dataclasses.fields(DataConfig)),
+}
 
 
 class Resume:
@@ -161,6 +171,14 @@ class Resume:
             name: getattr(self.trainer.args, name) for name in FITTED
         }
 
+    def outdated(self) -> list[str]:
+        """Return the settings whose change makes groups that wait in a checkpoint unfit for the run.
+
+        The rows of `dataset_name` may have changed without its name, which `allow_changes` then has.
+        """
+        changed = self.trainer.changed | ({"dataset_name"} & set(self.trainer.args.allow_changes))
+        return sorted(changed & OF_GROUPS)
+
     # Checkpoints
 
     @contextmanager
@@ -237,13 +255,18 @@ class Resume:
         """Restore the run's state from a checkpoint.
 
         A checkpoint that is not complete restores nothing. A checkpoint of another number of processes, of other
-        micro-batches or of other kept tokens restores the shared state and begins a new rollout. Both are logged.
+        micro-batches or of other kept tokens restores the shared state and begins a new rollout. Groups that wait are
+        dropped if they have other problems, sizes or rewards than this run. All of this is logged.
         """
         if not (folder / seal.COMPLETE).exists():
             get_logger(__name__).warning(f"{folder} has no {seal.COMPLETE}, so a new rollout begins.")
             return
         self.saved_step = self.trainer.state.global_step
-        shared = load_state(folder / SHARED_STATE)
+        shared, outdated = load_state(folder / SHARED_STATE), self.outdated()
+        if outdated and "sampler" in shared:  # of dynamic sampling
+            named = ", ".join(outdated)
+            get_logger(__name__).warning(f"Groups that wait in {folder} are dropped: the run has another {named}.")
+            shared = without_waiting(shared)
         written, shape = seal.read(folder), self.shape()
         known = shape.keys() & written.keys()  # seals of earlier versions have the number of processes alone
         other = [f"{name} {written[name]}, now {shape[name]}" for name in known if written[name] != shape[name]]

@@ -193,6 +193,13 @@ def finished_of(drafts: Sequence[Draft], places: Sequence[int]) -> Finished:
     return ids, None if any(x is None for x in logprobs) else [x.tolist() for x in logprobs]
 
 
+def without_waiting(state: State) -> State:
+    """Return the state of a source of rollouts without its waiting groups and unfinished responses."""
+    if "sampler" not in state:
+        return state
+    return state | {"sampler": state["sampler"] | {"waiting": []}, "drafts": []}
+
+
 class DynamicSampling:
     """Draws groups until a rollout is full of informative groups (see `objective.sampling`).
 

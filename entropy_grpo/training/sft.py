@@ -42,6 +42,7 @@ class Imitation(SFTTrainer):
     """TRL's trainer, whose checkpoints are sealed and hold the sums of the log, which a resumed run continues."""
 
     settings: Row  # of the run
+    changed: set[str]  # settings that are not those of the checkpoint
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

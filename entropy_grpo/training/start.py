@@ -162,7 +162,7 @@ class Start:
 
     def record(self, trainer: "EntropyForkGRPOTrainer | Imitation", folder: RunFolder, origin: dict[str, Any]) -> bool:
         """Write the recipe and the origin of the data. Return whether this process wrote them."""
-        trainer.settings = self.kept
+        trainer.settings, trainer.changed = self.kept, set(self.changed)
         restore_name(trainer.model, self.named, self.model.model_revision)
         writes = trainer.is_world_process_zero()
         if writes:

@@ -169,6 +169,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
                 **kwargs,
             )
         self.settings: dict[str, Any] | None = None  # of the run, as checkpoints hold them
+        self.changed: set[str] = set()  # settings that are not those of the checkpoint
         self._call: Call | None = None
         self._window: Window | None = None
         self._answers: list[Row] | None = None  # of the current evaluation
