@@ -84,11 +84,13 @@ def size_sampler(settings: Settings, path: Path, arguments: Sequence[str]) -> Se
         return settings
     import torch
 
+    from .planning.vllm import holds_a_sequence
+
     if not torch.cuda.is_available():
         raise RecipeError(f"{name} is null, but there is no GPU whose memory could be divided: set a number.")
     memory = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0))).total_memory
     cache = once_per_machine(lambda: _planned(path, arguments, memory / 2**30))
-    if cache["cached_tokens"] < cache["max_model_len"]:
+    if not holds_a_sequence(cache):
         raise RecipeError(
             f"{name} is null, but the training leaves {cache['share']:.0%} of a GPU, which hold vLLM's weights and "
             f"{cache['cached_tokens']:,} tokens, and one sequence has {cache['max_model_len']:,}: shard over more "

@@ -21,7 +21,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def find_recipe(name: str | Path, folder: Path = Path()) -> Path | None:
+def find_recipe(name: str | Path, folder: Path) -> Path | None:
     """Return a recipe's file: a path, relative to a folder, or the name of a shipped recipe. None if there is none."""
     path = folder / name
     if path.is_file():

@@ -113,11 +113,11 @@ def last_box(text: str) -> str:
     return (boxed(text) or "").strip()
 
 
-def read_rows(name: str, source: Source, rows: Iterable[Row], places: Sequence[str] | None = None) -> list[Problem]:
+def read_rows(name: str, source: Source, rows: Iterable[Row], places: Sequence[str] | None) -> list[Problem]:
     """(question, answer) of every row.
 
     Args:
-        places: places of the rows, for messages; by default "row 0 of ID", "row 1 of ID", ...
+        places: places of the rows, for messages; if None, "row 0 of ID", "row 1 of ID", ...
 
     Raises:
         ValueError: a row has an unexpected form. The message names the set and the row's place.

@@ -234,7 +234,7 @@ def _alone(node: Node) -> Node:
     return node if isinstance(node.items[0], Group) else node.items[0]
 
 
-def equivalent(answer: Node, reference: Node, tolerance: float = 0.0) -> bool:
+def equivalent(answer: Node, reference: Node, tolerance: float) -> bool:
     """Return whether an answer equals the reference; real numbers may differ by `tolerance` times the reference."""
     return same(_alone(answer), _alone(reference), tolerance)
 

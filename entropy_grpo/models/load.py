@@ -274,7 +274,7 @@ def read_local_config(name: str, revision: str | None = None, path: str | None =
         raise ValueError(f"model_name_or_path: transformers cannot read {file}: {reason}") from error
 
 
-def count_parameters(path: str, revision: str | None = None) -> int:
+def count_parameters(path: str, revision: str | None) -> int:
     """Return the number of a causal model's parameters, from its configuration; 0 for models of another kind."""
     config = load_config(path, revision)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

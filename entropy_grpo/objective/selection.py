@@ -53,7 +53,7 @@ def score_from_bits(bits: int) -> float:
 
 
 def kth_largest(
-    keys: Tensor, ranks: Sequence[int], reduce: Reduce = on_one_process, bits: int = 64, weights: Tensor | None = None
+    keys: Tensor, ranks: Sequence[int], reduce: Reduce, bits: int = 64, weights: Tensor | None = None
 ) -> list[int]:
     """Find the k-th largest key over all processes, for every k in `ranks`. Every duplicate counts.
 
@@ -109,7 +109,7 @@ def random_scores(order: Tensor, seed: int) -> Tensor:
     return ((x >> 40) & (2**24 - 1)).float()
 
 
-def _keys(scores: Tensor, order: Tensor) -> Tensor:
+def unique_keys(scores: Tensor, order: Tensor) -> Tensor:
     """int64 keys with the order of the scores, and among equal scores with the smaller place above the larger one."""
     return (order_bits(scores) << PLACE_BITS) | (MAX_TOKENS - 1 - order.long())
 
@@ -147,14 +147,14 @@ def select(
     k = kept_count(n, rho)
     if k == 0:
         return torch.zeros_like(mask), math.nan
-    keys = _keys(scores, order)
+    keys = unique_keys(scores, order)
     (smallest_kept,) = kth_largest(keys[mask], [k], reduce)
     top = mask & (keys >= smallest_kept)
     threshold = math.nan if kind == "random" else score_from_bits(smallest_kept >> PLACE_BITS)
     return (mask & ~top if kind == "bottom" else top), threshold
 
 
-def above(scores: Tensor, mask: Tensor, threshold: float, kind: str = "top") -> Tensor:
+def above(scores: Tensor, mask: Tensor, threshold: float, kind: str) -> Tensor:
     """Keep the tokens that a threshold from elsewhere keeps, every tie included.
 
     Args:
@@ -201,7 +201,7 @@ def select_matched(
     wanted = int(reduce((weights * top).sum()))
     if not wanted:
         return torch.zeros_like(mask)
-    keys = _keys(random_scores(order, seed), order)
+    keys = unique_keys(random_scores(order, seed), order)
     (smallest_kept,) = kth_largest(keys[mask], [wanted], reduce, weights=weights[mask])
     return mask & (keys >= smallest_kept)
 

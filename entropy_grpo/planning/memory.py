@@ -47,7 +47,7 @@ def _part(size: float, formula: str) -> dict[str, Any]:
 # States
 
 
-def adamw_states(tensors: Sequence[int], bytes_per_moment: float = FLOAT32) -> float:
+def adamw_states(tensors: Sequence[int], bytes_per_moment: float) -> float:
     """Return the bytes of two moments per parameter and a step counter per tensor, for tensors of given sizes."""
     return 2 * bytes_per_moment * sum(tensors) + ADAMW_STEP * len(tensors)
 

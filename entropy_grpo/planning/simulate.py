@@ -32,6 +32,7 @@ from .options import PlanOptions
 from .vllm import H100, Device, Engine, engine, holds_a_sequence, sampler, server_sizes
 
 MARGIN = 64  # tokens for each response that are free when a response begins, or when others have lost their cache
+SEED = 0  # of the drawn lengths
 WARM_UP, CYCLES = 3, 3  # rollouts that fill the groups that wait, and rollouts that are averaged
 PART_OF_LONGEST = 5  # a round of partial rollouts writes this part of the largest length, if the recipe sets no budget
 NOISE = 1.05  # a variant that is simulated to be faster by less than this factor is not chosen
@@ -332,11 +333,11 @@ class Rollout:
 class Rollouts:
     """Simulated rollouts of a run, in order. The copies share the groups of a round, and wait for the last of them."""
 
-    def __init__(self, rules: Rules, assumed: Assumptions, copy: Copy, copies: int, seed: int = 0):
+    def __init__(self, rules: Rules, assumed: Assumptions, copy: Copy, copies: int):
         self.rules, self.assumed, self.copy, self.copies = rules, assumed, copy, copies
-        self.generator = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(SEED)
         self.sampler: Sampler[Group] = Sampler(
-            rules.prompts, 2**40, rules.round_size, rules.multiple, rules.group_age, shuffle=False, seed=seed
+            rules.prompts, 2**40, rules.round_size, rules.multiple, rules.group_age, shuffle=False, seed=SEED
         )
         self.unfinished: list[Group] = []
 

@@ -46,7 +46,7 @@ def _sealed_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in UNSEALED)
 
 
-def digests(folder: Path, rank: int = 0, ranks: int = 1) -> Digests:
+def digests(folder: Path, rank: int, ranks: int) -> Digests:
     """Return size and digest of the files that this rank wrote. Files without a rank in their name are rank 0's."""
     own = (path for path in _sealed_files(folder) if _owner(path, ranks) == rank)
     return {path.relative_to(folder).as_posix(): [path.stat().st_size, digest(path)] for path in own}

@@ -7,7 +7,6 @@ completion columns.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -97,8 +96,8 @@ class Request:
         return output
 
 
-# TRL's function (model, input_ids, attention_mask, logits_to_keep) -> (log-probabilities, entropies, load-balancing
-# loss).
+# TRL's function (model, input_ids, attention_mask, logits_to_keep, batch_size=...) -> (log-probabilities, entropies,
+# load-balancing loss).
 Score = Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
 
 
@@ -130,7 +129,7 @@ class Scorer:
         """Score sequences in one or several passes, and return the results in the order of the sequences.
 
         Args:
-            score: TRL's function, which also takes `batch_size`.
+            score: see `Score`.
             model, outputs, kept: see `Request`.
             input_ids, attention_mask: (B, P + T).
             completion_width: T.
@@ -139,48 +138,24 @@ class Scorer:
             needs_mask: if true, sequences are not aligned, because an output beside the scores depends on the mask.
         """
         trims = self.trims and not has_images
+        plan = [(torch.arange(input_ids.size(0), device=input_ids.device), 0, input_ids.size(1))]
         if trims:
             plan = trimmed_passes(attention_mask, completion_width, batch_size, self.largest)
             batch_size = None
-        else:
-            plan = [(torch.arange(input_ids.size(0), device=input_ids.device), 0, input_ids.size(1))]
-        score = partial(score, batch_size=batch_size)
-        aligned = trims and not needs_mask
-        return run_passes(score, model, outputs, plan, input_ids, attention_mask, completion_width, kept, aligned)
-
-
-def run_passes(
-    score: Score,
-    model: Any,
-    outputs: Outputs,
-    plan: list[tuple[Tensor, int, int]],
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    completion_width: int,
-    kept: Tensor | None = None,
-    aligned: bool = False,
-) -> Pass:
-    """Score sequences in planned passes, and return the results in the order of the sequences.
-
-    Args:
-        score: see `Score`.
-        model, outputs, kept, aligned: see `Request`.
-        plan: (sequences, first column, end column) of each pass, see `batching.trimmed_passes`.
-        input_ids, attention_mask: (B, P + T).
-        completion_width: T.
-    """
-    results, aux_losses = [], []
-    for rows, start, stop in plan:
-        width = completion_width - (input_ids.size(1) - stop)
-        request = Request(model, outputs, kept if kept is None else kept[rows, :width], aligned)
-        logps, entropies, aux_loss = score(
-            request, input_ids[rows, start:stop], attention_mask[rows, start:stop], width
+        results, aux_losses = [], []
+        for rows, start, stop in plan:
+            width = completion_width - (input_ids.size(1) - stop)
+            projected = kept if kept is None else kept[rows, :width]
+            request = Request(model, outputs, projected, aligned=trims and not needs_mask)
+            logps, entropies, aux_loss = score(
+                request, input_ids[rows, start:stop], attention_mask[rows, start:stop], width, batch_size=batch_size
+            )
+            norms = torch.cat(request.residual_norms)[:, -width:] if request.residual_norms else None
+            unused = (0, completion_width - width)
+            results.append([x if x is None else pad(x, unused) for x in (logps, entropies, norms)])
+            aux_losses.append(aux_loss)
+        places = torch.cat([rows for rows, _, _ in plan]).argsort()
+        logps, entropies, norms = (
+            None if parts[0] is None else torch.cat(parts)[places] for parts in zip(*results, strict=True)
         )
-        norms = torch.cat(request.residual_norms)[:, -width:] if request.residual_norms else None
-        results.append([x if x is None else pad(x, (0, completion_width - width)) for x in (logps, entropies, norms)])
-        aux_losses.append(aux_loss)
-    places = torch.cat([rows for rows, _, _ in plan]).argsort()
-    logps, entropies, norms = (
-        None if parts[0] is None else torch.cat(parts)[places] for parts in zip(*results, strict=True)
-    )
-    return Pass(logps, entropies, norms, None if aux_losses[0] is None else torch.stack(aux_losses).mean())
+        return Pass(logps, entropies, norms, None if aux_losses[0] is None else torch.stack(aux_losses).mean())

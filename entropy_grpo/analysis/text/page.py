@@ -60,7 +60,7 @@ def _view(view: View, texts: _Texts) -> dict[str, Any]:
     }
 
 
-def page_data(responses: Sequence[Response], rho: float = RHO) -> dict[str, Any]:
+def page_data(responses: Sequence[Response], rho: float) -> dict[str, Any]:
     """Return the data for the page's script.
 
     Raises:

@@ -92,14 +92,14 @@ def view(name: str, scores: Scores, tokenizer: Any) -> View:
     return View(name, scores.entropies.tolist(), scores.logps.tolist(), alternatives)
 
 
-def from_samples(rows: Iterable[Row], name: str = "policy") -> list[Response]:
+def from_samples(rows: Iterable[Row]) -> list[Response]:
     """Return the responses of a run's `samples.jsonl`, each scored by the policy of its step."""
     return [
         Response(
             title=_title(row),
             prompt=row["prompt"],
             tokens=row["tokens"],
-            views=[View(name, row["entropies"], kept=[bool(kept) for kept in row["kept"]])],
+            views=[View("policy", row["entropies"], kept=[bool(kept) for kept in row["kept"]])],
         )
         for row in rows
     ]

@@ -16,7 +16,7 @@ LOW = 1e-2  # nats; the paper calls tokens below this entropy nearly certain
 LEVELS = tuple(range(0, 101, 5))  # Fig. 5
 
 
-def top(entropy: np.ndarray, rho: float = RHO) -> np.ndarray:
+def top(entropy: np.ndarray, rho: float) -> np.ndarray:
     """Return an (N,) bool mask of the ceil(rho N) tokens of highest entropy. Ties keep the earlier, as in training."""
     scores = torch.from_numpy(np.ascontiguousarray(entropy))
     kept, _ = select(scores, torch.ones(len(scores), dtype=torch.bool), rho, torch.arange(len(scores)))

@@ -14,12 +14,12 @@ from .distribution import levels, top
 BINS = 20  # of 5% each
 
 
-def overlaps(entropies: Mapping[str, np.ndarray], rho: float = RHO) -> dict[str, dict[str, float]]:
-    """Return the share of top-rho positions that each pair of checkpoints has in common (Table 1).
+def overlaps(entropies: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Return the share of top-rho positions (rho = 0.2) that each pair of checkpoints has in common (Table 1).
 
     Both sets have ceil(rho N) positions, so that the share is symmetric. Two independent sets share about rho.
     """
-    kept = {name: top(entropy, rho) for name, entropy in entropies.items()}
+    kept = {name: top(entropy, RHO) for name, entropy in entropies.items()}
     return {a: {b: float((kept[a] & kept[b]).sum() / max(1, kept[a].sum())) for b in entropies} for a in entropies}
 
 

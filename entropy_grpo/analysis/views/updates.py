@@ -22,7 +22,8 @@ from .over_training import BINS, apart
 
 SMALL = 0.06  # the paper's bound, below which nearly all changes of its plateau stage lie
 EDGES = np.linspace(-1, 1, 101)
-SHOWN = 20
+SHOWN = 20  # words of a category
+GROUPS = 5  # of responses, by perplexity
 
 
 def change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -56,9 +57,7 @@ def by_correctness(changes: np.ndarray, correct: np.ndarray) -> dict[str, dict[s
     return figures
 
 
-def gradient_by_entropy(
-    entropy: np.ndarray, gradient: np.ndarray, changes: np.ndarray, bins: int = BINS
-) -> dict[str, Any]:
+def gradient_by_entropy(entropy: np.ndarray, gradient: np.ndarray, changes: np.ndarray) -> dict[str, Any]:
     """Return means by percentile of the entropy, and rank correlations, or an empty dict without gradient norms.
 
     Returns:
@@ -70,15 +69,15 @@ def gradient_by_entropy(
     size = np.abs(changes)
     rows = [
         {
-            "from": 100 * i / bins,
-            "to": 100 * (i + 1) / bins,
+            "from": 100 * i / BINS,
+            "to": 100 * (i + 1) / BINS,
             "tokens": len(places),
             **{
                 name: float(column[places].mean(dtype=np.float64)) if len(places) else float("nan")
                 for name, column in (("entropy", entropy), ("gradient", gradient), ("size", size))
             },
         }
-        for i, places in enumerate(np.array_split(np.argsort(entropy, kind="stable"), bins))
+        for i, places in enumerate(np.array_split(np.argsort(entropy, kind="stable"), BINS))
     ]
     return {
         "bins": rows,
@@ -94,9 +93,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float((ranks[0] * ranks[1]).sum() / scale) if scale else float("nan")
 
 
-def top_categories(
-    tokens: np.ndarray, changed: np.ndarray, texts: Mapping[int, str], shown: int = SHOWN
-) -> dict[str, dict[str, Any]]:
+def top_categories(tokens: np.ndarray, changed: np.ndarray, texts: Mapping[int, str]) -> dict[str, dict[str, Any]]:
     """Return figures of each category among the tokens with the largest changes.
 
     Args:
@@ -129,7 +126,7 @@ def top_categories(
                     "seen": int(everywhere[token]),
                     "count": int(largest[token]),
                 }
-                for token in frequent[:shown]
+                for token in frequent[:SHOWN]
             ],
         }
     return figures
@@ -154,7 +151,7 @@ def extremes(
 
 
 def by_perplexity(
-    response: np.ndarray, log_prob: np.ndarray, changes: np.ndarray, correct: np.ndarray, groups: int = 5
+    response: np.ndarray, log_prob: np.ndarray, changes: np.ndarray, correct: np.ndarray
 ) -> list[dict[str, float]]:
     """Return the changes by the perplexity of the response (arXiv 2508.02260, Fig. 4).
 
@@ -171,7 +168,7 @@ def by_perplexity(
     verdict[place] = correct
     size, changed = np.abs(changes), largest_changes(changes)
     rows = []
-    for chosen in np.array_split(np.argsort(log_perplexity, kind="stable"), min(groups, len(ids))):
+    for chosen in np.array_split(np.argsort(log_perplexity, kind="stable"), min(GROUPS, len(ids))):
         mine = np.isin(place, chosen)
         judged = verdict[chosen][verdict[chosen] >= 0]
         rows.append(

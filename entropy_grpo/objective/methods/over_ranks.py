@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..ranks import Ranks
-from ..selection import MAX_TOKENS, PLACE_BITS, kth_largest, order_bits, random_scores, score_from_bits
+from ..selection import kth_largest, order_bits, random_scores, score_from_bits, unique_keys
 from .view import StepView
 
 # A sum of 2^31 terms stays below 2^63 in each digit.
@@ -94,7 +94,7 @@ def highest(values: Tensor, mask: Tensor, number: int, places: Tensor, ranks: Ra
     k = min(number, count(mask, ranks))
     if k <= 0:
         return torch.zeros_like(mask)
-    keys = (order_bits(values) << PLACE_BITS) | (MAX_TOKENS - 1 - places)
+    keys = unique_keys(values, places)
     (smallest,) = kth_largest(keys[mask], [k], ranks.sum)
     return mask & (keys >= smallest)
 

@@ -77,9 +77,9 @@ class Method:
 REGISTERED: dict[str, Method] = {}
 
 
-def _declare(kind: str, name: str, needs: Iterable[str], fields: dict[str, Any]) -> Callable[[Callable], Callable]:
+def _declare(kind: str, needs: Iterable[str], fields: dict[str, Any]) -> Callable[[Callable], Callable]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        method = Method(name or function.__name__, kind, needs=frozenset(needs), function=function, **fields)
+        method = Method(function.__name__, kind, needs=frozenset(needs), function=function, **fields)
         if function.__module__.startswith(f"{__package__}."):
             if REGISTERED.setdefault(method.name, method) is not method:
                 raise ValueError(f"{method.name} is declared twice: give one of the two methods another name.")
@@ -90,14 +90,14 @@ def _declare(kind: str, name: str, needs: Iterable[str], fields: dict[str, Any])
 
 
 def advantage(
-    *, stage: str, name: str = "", needs: Iterable[str] = (), revives: bool = False, paper: str = ""
+    *, stage: str, needs: Iterable[str] = (), revives: bool = False, paper: str = ""
 ) -> Callable[[Callable], Callable]:
-    """Declare a function as an advantage (see `Method`). Its name is that of the function by default."""
-    return _declare("advantage", name, needs, {"stage": stage, "revives": revives, "paper": paper})
+    """Declare a function as an advantage (see `Method`), whose name is that of the function."""
+    return _declare("advantage", needs, {"stage": stage, "revives": revives, "paper": paper})
 
 
 def weight(
-    *, stage: str, name: str = "", needs: Iterable[str] = (), denominator: str = "all", paper: str = ""
+    *, stage: str, needs: Iterable[str] = (), denominator: str = "all", paper: str = ""
 ) -> Callable[[Callable], Callable]:
-    """Declare a function as a token weight (see `Method`). Its name is that of the function by default."""
-    return _declare("weight", name, needs, {"stage": stage, "denominator": denominator, "paper": paper})
+    """Declare a function as a token weight (see `Method`), whose name is that of the function."""
+    return _declare("weight", needs, {"stage": stage, "denominator": denominator, "paper": paper})
