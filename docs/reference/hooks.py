@@ -100,7 +100,7 @@ def settings() -> str:
     """
     parts = []
     for title, module, names in SETTINGS:
-        rows = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+        rows, known = {}, {}  # of the group, in which a class may describe a setting of an earlier one again
         tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and node.name in names:
@@ -109,11 +109,13 @@ def settings() -> str:
                 # The documentation of TRL describes its own fields whose defaults a class changes.
                 if not _extends_trl(node) and (bare := [name for name in own if name not in texts]):
                     raise ValueError(f"{module}: {node.name} says nothing of {', '.join(bare)}.")
+                known |= own
                 for name, text in texts.items():
-                    code = (name, *((own[name].kind, own[name].default) if name in own else ("", "")))
+                    code = (name, *((known[name].kind, known[name].default) if name in known else ("", "")))
                     cells = (*(_code(part) for part in code), text.replace("|", "&#124;"))
-                    rows.append(f"| {' | '.join(cells)} |")
-        parts.append(f"## {title}\n\n" + "\n".join(rows))
+                    rows[name] = f"| {' | '.join(cells)} |"
+        head = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+        parts.append(f"## {title}\n\n" + "\n".join([*head, *rows.values()]))
     return "\n\n".join(parts)
 
 

@@ -67,9 +67,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             leave out sequences without a gradient. Losses and gradients stay the same up to rounding. The exception is
             `micro_batch` scope, where other tokens share a threshold. If a loss is a mean over a micro-batch (bnpo, an
             entropy bonus, load balancing), TRL's micro-batches stay together. `false` batches like TRL.
-        token_budget: tokens of a training micro-batch on one process, padding included (`max_token_len_per_gpu` of
-            verl's dynamic batches). Each optimiser step then has as few micro-batches as the budget allows, and never
-            more than `gradient_accumulation_steps`; a longer sequence is a micro-batch of its own. Losses and
+        token_budget: tokens of a training micro-batch on one process, padding included (`ppo_max_token_len_per_gpu`
+            of verl's dynamic batches). Each optimiser step then has as few micro-batches as the budget allows, and
+            never more than `gradient_accumulation_steps`; a longer sequence is a micro-batch of its own. Losses and
             gradients stay the same up to rounding. `null`: as many micro-batches as TRL makes.
         prompts_per_rollout, steps_per_rollout: prompts of a rollout over all processes, and optimiser steps that share
             the rollout. With `num_generations` and `per_device_train_batch_size` they determine
@@ -82,7 +82,8 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             its share of right responses is neither 0 nor 1. The first reward whose weight is not 0 decides. Surplus
             groups open the next rollout. Dynamic sampling draws the training problems in an order of its own.
             `num_train_epochs` counts rollouts as without dynamic sampling.
-        min_accuracy, max_accuracy: the lowest and the highest share of right responses of an informative group.
+        min_accuracy, max_accuracy: the lowest and the highest share of right responses of an informative group. `null`
+            takes every share above 0, or below 1.
         max_sampling_rounds: rounds of generation for one rollout.
         sampling_round_size: largest number of prompts that a round draws, in multiples of a rollout's prompts. With
             `max_sampling_rounds` this is DAPO's limit.
@@ -112,6 +113,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             holds at a sixteenth of their largest length.
         vllm_server_requests: requests, of a group each, that a vLLM server has at a time. Their responses should be
             more than the sequences that the server's engines write at a time, so that none of them waits.
+        log_diagnostics: log the quality of responses, entropies by category of tokens, and changes of the policy.
+        watch: action of each watcher (`monitoring.watchers.WATCHERS`) by its name: `off`, `warn`, or `stop`, which
+            saves a checkpoint and ends the run. Watchers without an entry warn.
         reward_seconds: seconds that a call of a reward function of your own may take, after which the run ends with a
             sentence; null for no limit. Rewards by name have `grading_seconds`.
         num_logged_samples: responses per log whose tokens and token entropies go to `samples.jsonl`; 0 for none.

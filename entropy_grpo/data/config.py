@@ -19,9 +19,10 @@ class SourceConfig:
         dataset_config, dataset_revision: configuration and commit of the data set on the Hub.
         dataset_train_split: split to train on.
         prompt_column, solution_column: columns of the problem and of its reference, in a file or a Hub data set.
-        prompt_template: text around a problem, one of `prompts.TEMPLATES`; null for the bare problem.
-        decontaminate_against: evaluation sets whose problems are excluded. Each is one of `benchmarks.PUBLISHED`, or a
-            file with a column `problem`, `question` or `prompt`.
+        prompt_template: text around a problem: `boxed`, `answer_line` or `code` (`prompts.TEMPLATES`); null for the
+            bare problem.
+        decontaminate_against: evaluation sets whose problems are excluded. Each is a benchmark of mathematics that
+            `entropy-grpo eval --list` names, or a file with a column `problem`, `question` or `prompt`.
     """
 
     dataset_name: str | None = None
@@ -66,7 +67,7 @@ class DataConfig(SourceConfig):
     """Problems to train on and problems to hold out.
 
     Parameters:
-        dataset_name: a task (`embedded:NAME` or `reasoning_gym:NAME`), one of `sources.TRAINING`, a file
+        dataset_name: a task (`embedded:NAME` or `reasoning_gym:NAME`), a set by name (`sources.TRAINING`), a file
             (`.jsonl`, `.json`, `.parquet`, `.csv`), or a Hub id.
         dataset_options: options of a task's generators, by name if there are several.
         dataset_file: local copy of the rows of one of `sources.TRAINING`, which is read instead of the Hub.
