@@ -7,7 +7,7 @@ exchange only sums of histograms, so that no tokens are gathered or sorted. The 
 `MAX_TOKENS`.
 
 Pure functions. `reduce` sums an integer tensor over ranks and is the identity on one process. Shapes: scores, mask,
-order and the results are all (..., T) with any leading shape. Each rank passes its own tokens.
+places and the results are all (..., T) with any leading shape. Each rank passes its own tokens.
 """
 
 import math
@@ -92,7 +92,7 @@ def _histogram(digits: Tensor, weights: Tensor | None) -> Tensor:
     return digits.new_zeros(2**DIGIT_BITS).index_add_(0, digits, weights)
 
 
-def random_scores(order: Tensor, seed: int) -> Tensor:
+def random_scores(places: Tensor, seed: int) -> Tensor:
     """Float32 scores in [0, 2^24) that depend only on the seed and on each token's place (splitmix64).
 
     Draws of a generator would depend on the distribution of tokens over micro-batches and ranks.
@@ -101,7 +101,7 @@ def random_scores(order: Tensor, seed: int) -> Tensor:
     def signed(x: int) -> int:
         return (x + 2**63) % 2**64 - 2**63
 
-    x = order.long() + signed((seed + 1) * 0x9E3779B97F4A7C15)
+    x = places.long() + signed((seed + 1) * 0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         # Arithmetic shifts copy the sign. The mask makes them logical shifts.
         x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * signed(factor)
@@ -109,16 +109,16 @@ def random_scores(order: Tensor, seed: int) -> Tensor:
     return ((x >> 40) & (2**24 - 1)).float()
 
 
-def unique_keys(scores: Tensor, order: Tensor) -> Tensor:
+def unique_keys(scores: Tensor, places: Tensor) -> Tensor:
     """int64 keys with the order of the scores, and among equal scores with the smaller place above the larger one."""
-    return (order_bits(scores) << PLACE_BITS) | (MAX_TOKENS - 1 - order.long())
+    return (order_bits(scores) << PLACE_BITS) | (MAX_TOKENS - 1 - places.long())
 
 
 def select(
     scores: Tensor,
     mask: Tensor,
     rho: float,
-    order: Tensor,
+    places: Tensor,
     kind: str = "top",
     seed: int = 0,
     reduce: Reduce = on_one_process,
@@ -130,7 +130,7 @@ def select(
             never differentiated.
         mask: true for tokens that count, of the same shape.
         rho: share kept by `top` and `random`, in (0, 1].
-        order: int64 in [0, `MAX_TOKENS`), the token's place in the whole rollout, unique over all ranks. Among equal
+        places: int64 in [0, `MAX_TOKENS`), the token's place in the whole rollout, unique over all ranks. Among equal
             scores, the token with the smaller place is kept.
         kind: `top` and `gradient_norm` keep the ceil(n * rho) tokens of highest score, `bottom` exactly the tokens
             that `top` drops, `random` any ceil(n * rho).
@@ -143,11 +143,11 @@ def select(
     mask = mask.bool()
     n = int(reduce(mask.sum()))
     if kind == "random":
-        scores = random_scores(order, seed)
+        scores = random_scores(places, seed)
     k = kept_count(n, rho)
     if k == 0:
         return torch.zeros_like(mask), math.nan
-    keys = unique_keys(scores, order)
+    keys = unique_keys(scores, places)
     (smallest_kept,) = kth_largest(keys[mask], [k], reduce)
     top = mask & (keys >= smallest_kept)
     threshold = math.nan if kind == "random" else score_from_bits(smallest_kept >> PLACE_BITS)
@@ -173,7 +173,7 @@ def select_matched(
     norms: Tensor,
     mask: Tensor,
     rho: float,
-    order: Tensor,
+    places: Tensor,
     seed: int,
     reduce: Reduce = on_one_process,
 ) -> Tensor:
@@ -187,10 +187,10 @@ def select_matched(
 
     Args:
         norms: `gradient_norms`, non-negative.
-        entropies, mask, rho, order, seed: see `select`.
+        entropies, mask, rho, places, seed: see `select`.
     """
     mask = mask.bool()
-    top, _ = select(entropies, mask, rho, order, reduce=reduce)
+    top, _ = select(entropies, mask, rho, places, reduce=reduce)
     if not int(reduce(mask.sum())):
         return top
     (bits,) = kth_largest(order_bits(norms)[mask], [1], reduce, bits=32)
@@ -201,7 +201,7 @@ def select_matched(
     wanted = int(reduce((weights * top).sum()))
     if not wanted:
         return torch.zeros_like(mask)
-    keys = unique_keys(random_scores(order, seed), order)
+    keys = unique_keys(random_scores(places, seed), places)
     (smallest_kept,) = kth_largest(keys[mask], [wanted], reduce, weights=weights[mask])
     return mask & (keys >= smallest_kept)
 

@@ -74,7 +74,17 @@ from .fsdp2 import Float32Results, answering, reshard_before_sync
 from .ranks import ranks_of
 from .requirements import check_package
 from .resume import Resume
-from .rollouts import Finished, Generated, Policy, Row, Supply, make_source, with_extra, with_old_logps
+from .rollouts import (
+    Finished,
+    Generated,
+    Policy,
+    RolloutSource,
+    Row,
+    Supply,
+    make_source,
+    with_extra,
+    with_old_logps,
+)
 from .sampler import Clock, Recorder, sized
 from .scoring import Outputs, Scorer
 from .server import InParts
@@ -188,38 +198,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self.top_entropy_quantile = 0.0  # TRL asks for weights if this is below 1, and its value goes unread
         self._prepare_adapters()
         if self.use_vllm:
-            reshard_before_sync(self.vllm_generation)
-            if self.args.vllm_mode == "server":
-                InParts(
-                    self.vllm_generation,
-                    self.args.ddp_timeout,
-                    Path(self.args.output_dir),
-                    self.args.vllm_server_requests,
-                    self._asked_to_leave,
-                    self._answers_arrived,
-                )
-            else:
-                Colocated(self.vllm_generation, self._asked_to_leave, self._tokenizer.eos_token_id)
+            self._prepare_vllm()
         self._tell_own_sampling()
         self.scorer = Scorer(self.spec.trims, self.ranks.largest)
         self.stages = StageDetector(self.args.plateau_window, self.args.plateau_share)
-        self.rollouts = make_source(
-            Policy(
-                generate=self._answer_problems,
-                write=self._continue_answers,
-                reward=self._reward_answers,
-                log_probs=lambda inputs: self._score(inputs, False).logps,
-                entropies=lambda inputs: self._score(inputs, True).entropies,
-            ),
-            self.train_dataset,
-            self.args,
-            self.ranks,
-            self.reward_weights,
-            self._tokenizer,
-            self.accelerator.device,
-            uses_tools=bool(self.tools) or self.environment_factories is not None,
-            has_rollout_func=self.rollout_func is not None,
-        )
+        self.rollouts = self._make_source()
         self.resume = Resume(self)
         self.reward_funcs = [
             self._guarded(reward, name) for reward, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
@@ -269,6 +252,41 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         # PEFT loads adapters in float32, even if TRL trains them in bfloat16, as on a quantised base.
         load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
         self.model.load_adapter = load_adapter  # type: ignore[method-assign]  # of this object alone
+
+    def _prepare_vllm(self) -> None:
+        """Let vLLM take sharded weights, end when this rank is asked to stop, and hand on answers as they arrive."""
+        reshard_before_sync(self.vllm_generation)
+        if self.args.vllm_mode == "server":
+            InParts(
+                self.vllm_generation,
+                self.args.ddp_timeout,
+                Path(self.args.output_dir),
+                self.args.vllm_server_requests,
+                self._asked_to_leave,
+                self._answers_arrived,
+            )
+        else:
+            Colocated(self.vllm_generation, self._asked_to_leave, self._tokenizer.eos_token_id)
+
+    def _make_source(self) -> RolloutSource:
+        """Make the source of rollouts that the settings name."""
+        return make_source(
+            Policy(
+                generate=self._answer_problems,
+                write=self._continue_answers,
+                reward=self._reward_answers,
+                log_probs=lambda inputs: self._score(inputs, False).logps,
+                entropies=lambda inputs: self._score(inputs, True).entropies,
+            ),
+            self.train_dataset,
+            self.args,
+            self.ranks,
+            self.reward_weights,
+            self._tokenizer,
+            self.accelerator.device,
+            uses_tools=bool(self.tools) or self.environment_factories is not None,
+            has_rollout_func=self.rollout_func is not None,
+        )
 
     def _guarded(self, reward: Any, name: str) -> Any:
         """Return a reward whose faults end the run with a sentence. Models and built-in rewards stay as they are."""

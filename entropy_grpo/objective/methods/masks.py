@@ -63,6 +63,5 @@ def random_matched(
 
     The trainer divides the loss by the number of tokens that `forking` keeps, so that both arms have one denominator.
     """
-    order = view.places
-    norms = _norms(view)
-    return select_matched(view.entropies, norms, view.mask, rho, order, view.seed, view.ranks.sum).float()
+    norms, places = _norms(view), view.places
+    return select_matched(view.entropies, norms, view.mask, rho, places, view.seed, view.ranks.sum).float()
