@@ -1,6 +1,7 @@
 """Settings of a run's problems."""
 
-from dataclasses import dataclass, field, fields
+import json
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from ..tasks import registry
@@ -8,6 +9,11 @@ from ..tasks.task import Task
 from .benchmarks import PUBLISHED
 from .prompts import TEMPLATES
 from .sources import FILE_FORMATS, TRAINING, format_of, is_local
+
+
+def _to_default(default: Any) -> str:
+    """Return the advice to leave a setting out, or to undo it where a recipe's parent sets it."""
+    return f"leave it out, or set it to {json.dumps(default)} if a parent of the recipe sets it"
 
 
 @dataclass
@@ -47,7 +53,7 @@ class SourceConfig:
                 if getattr(self, name) != default:
                     raise ValueError(
                         f"{name} is {getattr(self, name)!r}, but dataset_name {self.dataset_name!r} is a file, which "
-                        "does not read it: remove it."
+                        f"does not read it: {_to_default(default)}."
                     )
         if self.prompt_column == self.solution_column:
             raise ValueError(
@@ -105,9 +111,10 @@ class DataConfig(SourceConfig):
         for setting in fields(self):
             value = getattr(self, setting.name)
             if setting.name in unread and value not in (setting.default, []):
+                default = [] if setting.default is MISSING else setting.default
                 raise ValueError(
-                    f"{setting.name} is {value!r} but dataset_name {self.dataset_name!r} does not read it: leave it "
-                    "out."
+                    f"{setting.name} is {value!r} but dataset_name {self.dataset_name!r} does not read it: "
+                    f"{_to_default(default)}."
                 )
         for name in ("num_train_problems", "num_dev_problems", "num_test_problems"):
             if getattr(self, name) < 0:

@@ -277,7 +277,7 @@ def _render_prompts(config: DataConfig, problems: Dataset) -> Dataset:
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(
             f"prompt_template is {config.prompt_template!r}, but the prompts of {config.dataset_name} are messages, "
-            "to which the tokenizer's chat template applies: leave it out."
+            "to which the tokenizer's chat template applies: set it to null."
         )
     return problems.remove_columns("prompt").add_column("prompt", [render(config.prompt_template, p) for p in prompts])
 
