@@ -150,14 +150,11 @@ def responses_of(generated: Generated, which: Sequence[int]) -> list[Response]:
 
 
 def generated_of(responses: Sequence[Response]) -> Generated:
-    """Convert responses to TRL's columns, the inverse of `responses_of`. Extra columns stay in rows.
-
-    A column is None if a response lacks it.
-    """
+    """Convert responses to TRL's columns, the inverse of `responses_of`. Extra columns stay in rows."""
 
     def whole(name: str) -> list | None:
         values = [getattr(r, name) for r in responses]
-        return None if any(v is None for v in values) else [v.tolist() for v in values]
+        return None if values[0] is None else [v.tolist() for v in values]
 
     completions = [r.completion for r in responses]
     return whole("prompt_ids"), whole("completion_ids"), whole("mask"), completions, whole("logprobs"), {}, None, []
@@ -432,6 +429,8 @@ class DynamicSampling:
         responses = [group.responses[i] for group, i in mine]
         if any(group.responses[i].mask is not None for group, i in members):  # some groups may be older than the forks
             responses = [response if response.mask is not None else unmasked(response) for response in responses]
+        if any(group.responses[i].logprobs is None for group, i in members):  # some may be from another sampler
+            responses = [replace(response, logprobs=None) for response in responses]
         last = len(groups) - filling
         is_filling = torch.arange(len(members)) >= last * self.args.num_generations
         return Supply(
