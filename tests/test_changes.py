@@ -11,6 +11,8 @@ from entropy_grpo.config.recipe import Setting
 from entropy_grpo.data.problems import Problems
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.training.claim import PROGRAM
+from entropy_grpo.training.resume import FITTED, OF_GROUPS
 from entropy_grpo.training.setup import check_data
 
 BEFORE = {"max_steps": 40, "learning_rate": 1e-5, "lr_scheduler_type": "constant", "rewards": ["accuracy"]}
@@ -100,6 +102,12 @@ def test_every_free_name_is_a_setting():
     names = {field.name for one in (*run.CLASSES, *sft.CLASSES) for field in dataclasses.fields(one)}
     for free in changes.FREE:
         assert any(name.startswith(free) if free.endswith("_") else name == free for name in names), free
+
+
+def test_what_rollouts_and_waiting_groups_fit_are_settings_that_do_not_change_unasked():
+    names = {field.name for one in run.CLASSES for field in dataclasses.fields(one)} | set(PROGRAM)
+    assert names >= OF_GROUPS | set(FITTED)
+    assert [name for name in OF_GROUPS if changes.is_free(name, {})] == []
 
 
 def test_changes_are_recorded_and_void_with_their_steps(tmp_path):
