@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import TimeoutError
 
@@ -17,6 +18,35 @@ _SAME = [
     (re.compile(r"\\[dt]frac(?![a-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right)(?![a-z])|\\[()\[\],;!\s]|[$\s]"), ""),
 ]
+
+
+class LeftOut:
+    """Rows of a data set that are left out, each for the first reason that holds.
+
+    Args:
+        rows: number of rows of the data set.
+    """
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self.reasons: dict[int, str] = {}  # by position
+
+    def add(self, reason: str, positions: Iterable[int]) -> None:
+        """Leave out the rows at some positions. Those that are left out already keep their reason."""
+        for position in positions:
+            self.reasons.setdefault(position, reason)
+
+    def kept(self) -> list[int]:
+        """The positions of all other rows."""
+        return [position for position in range(self.rows) if position not in self.reasons]
+
+    def counts(self) -> dict[str, int]:
+        """The number of rows by reason, in the order of the reasons."""
+        return dict(Counter(self.reasons.values()))
+
+    def summary(self) -> str:
+        """The counts in words."""
+        return ", ".join(f"{count} {reason}" for reason, count in self.counts().items()) or "none"
 
 
 def normalised(question: str) -> str:

@@ -25,7 +25,7 @@ from . import rows
 from .benchmarks import PUBLISHED
 from .benchmarks.benchmark import PROBLEM_COLUMNS
 from .config import DataConfig, SourceConfig
-from .filters import final_answer, normalised, repeated, unreadable
+from .filters import LeftOut, final_answer, normalised, repeated, unreadable
 from .hub import load_hub
 from .prompts import render
 from .sources import (
@@ -249,6 +249,13 @@ def evaluation_questions(name: str) -> set[str]:
     return questions
 
 
+def leave_out_evaluated(left_out: LeftOut, questions: Sequence[str], names: Sequence[str]) -> None:
+    """Leave out the rows whose questions, as `normalised` gives them, are in evaluation sets."""
+    for name in names:
+        evaluated = evaluation_questions(name)
+        left_out.add(f"in {name}", (i for i, question in enumerate(questions) if question in evaluated))
+
+
 def _find_unreadable(grading: GradingConfig | None, references: list[str]) -> list[str]:
     """Result of `filters.unreadable`, computed on the first process; empty if the user's own function grades."""
     shared: list[list[str]] = [[]]
@@ -302,27 +309,24 @@ def _filter(
     problems, worked = (problems, 0) if grading is None else _with_references(problems)
     answers = [answer.strip() for answer in problems["solution"]]
     questions = [normalised(question_text(prompt)) for prompt in problems["prompt"]]
-    reasons = {i: "no answer" for i, answer in enumerate(answers) if not answer}
-
-    def left() -> list[int]:
-        return [i for i in range(len(problems)) if i not in reasons]
-
-    kept = left()
+    left_out = LeftOut(len(problems))
+    left_out.add("no answer", (i for i, answer in enumerate(answers) if not answer))
+    kept = left_out.kept()
     again, conflicting = repeated([questions[i] for i in kept], [answers[i] for i in kept])
-    reasons |= {kept[i]: "repeated" for i in again} | {kept[i]: "different answers" for i in conflicting}
+    left_out.add("repeated", (kept[i] for i in again))
+    left_out.add("different answers", (kept[i] for i in conflicting))
     references = list(problems["solution"])
-    unread = _find_unreadable(grading, [references[i] for i in left()])
-    reasons |= {i: "unreadable reference" for i in left() if references[i] in set(unread)}
-    for name in config.decontaminate_against:
-        evaluated = evaluation_questions(name)
-        reasons |= {i: f"in {name}" for i in left() if questions[i] in evaluated}
-    problems, kept = _render_prompts(config, problems), left()
-    if config.max_prompt_length is not None and kept:
+    unread = _find_unreadable(grading, [references[i] for i in left_out.kept()])
+    unreadable_ones = set(unread)
+    left_out.add("unreadable reference", (i for i, reference in enumerate(references) if reference in unreadable_ones))
+    leave_out_evaluated(left_out, questions, config.decontaminate_against)
+    problems, kept = _render_prompts(config, problems), left_out.kept()
+    longest = config.max_prompt_length
+    if longest is not None and kept:
         lengths = zip(kept, prompt_lengths(problems.select(kept)["prompt"][:]), strict=True)
-        reasons |= {i: f"over {config.max_prompt_length} tokens" for i, n in lengths if n > config.max_prompt_length}
+        left_out.add(f"over {longest} tokens", (i for i, length in lengths if length > longest))
 
-    kept, counts = left(), dict(Counter(reasons.values()))
-    summary = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+    kept, summary = left_out.kept(), left_out.summary()
     if not kept:
         raise ValueError(
             f"dataset_name is {config.dataset_name!r}, but all its {len(problems)} problems are left out ({summary}): "
@@ -336,8 +340,8 @@ def _filter(
             print(f"  {worked} references are the last box of a worked solution, or what follows its ####", flush=True)
         for reference in unread[:NUM_SHOWN]:
             print(f"  the grader cannot read the reference {reference!r:.200}", flush=True)
-    record = {"rows": len(problems), "left_out": counts, "worked_solutions": worked, "unreadable_references": unread}
-    return problems.select(kept), record
+    record = {"rows": len(problems), "left_out": left_out.counts()}
+    return problems.select(kept), record | {"worked_solutions": worked, "unreadable_references": unread}
 
 
 class _InPrompts:

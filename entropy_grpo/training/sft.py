@@ -5,7 +5,6 @@ exclude them (`decontaminate_against`). Loss, batches and checkpoints are TRL's.
 """
 
 import random
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from trl import SFTTrainer
 
 from ..config.recipe import Settings
 from ..config.sft import CLASSES, SFTRunConfig
-from ..data.filters import final_answer, normalised
-from ..data.problems import evaluation_questions, load_columns
+from ..data.filters import LeftOut, final_answer, normalised
+from ..data.problems import leave_out_evaluated, load_columns
 from ..data.prompts import render
 from ..data.sources import question_text
 from ..grading import boxed
@@ -130,36 +129,28 @@ def choose(
         ValueError: there are fewer than `num_responses` such responses, or none.
     """
     questions = [normalised(question_text(prompt)) for prompt in rows["prompt"]]
-    reasons = {i: "wrong" for i, right in enumerate(_graded(config, rows)) if not right}
-
-    def left() -> list[int]:
-        return [i for i in range(len(rows)) if i not in reasons]
-
-    for name in config.decontaminate_against:
-        excluded = evaluation_questions(name)
-        reasons |= {i: f"in {name}" for i in left() if questions[i] in excluded}
-    if max_length is not None and (kept := left()):
+    left_out = LeftOut(len(rows))
+    left_out.add("wrong", (i for i, right in enumerate(_graded(config, rows)) if not right))
+    leave_out_evaluated(left_out, questions, config.decontaminate_against)
+    if max_length is not None and (kept := left_out.kept()):
         texts = imitated(config, rows.select(kept))
         whole = tokenizer([p + c for p, c in zip(texts["prompt"], texts["completion"], strict=True)])["input_ids"]
-        too_long = {i for i, ids in zip(kept, whole, strict=True) if len(ids) + 1 > max_length}
-        reasons |= dict.fromkeys(too_long, f"over {max_length} tokens")
-    first: dict[str, int] = {}
-    for i in left():
-        first.setdefault(questions[i], i)
-    reasons |= {i: "further right responses to a problem" for i in left() if first[questions[i]] != i}
-    taken, counts = left(), dict(Counter(reasons.values()))
-    left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+        too_long = (i for i, ids in zip(kept, whole, strict=True) if len(ids) + 1 > max_length)
+        left_out.add(f"over {max_length} tokens", too_long)
+    usable = left_out.kept()
+    first = {questions[i]: i for i in reversed(usable)}
+    left_out.add("further right responses to a problem", (i for i in usable if first[questions[i]] != i))
+    taken = left_out.kept()
     wanted = len(taken) if config.num_responses is None else config.num_responses
     if not taken or len(taken) < wanted:
         raise ValueError(
             f"num_responses is {config.num_responses}, but {config.dataset_name} has {len(taken)} usable responses "
-            f"(left out: {left_out}): lower it, or sample more of the teacher."
+            f"(left out: {left_out.summary()}): lower it, or sample more of the teacher."
         )
     if PartialState().is_main_process:
-        print(
-            f"{config.dataset_name}: {wanted} of {len(rows)} responses are imitated; left out: {left_out}", flush=True
-        )
-    origin = {"dataset": config.dataset_name, "rows": len(rows), "left_out": counts, "train": wanted}
+        used = f"{config.dataset_name}: {wanted} of {len(rows)} responses are imitated"
+        print(f"{used}; left out: {left_out.summary()}", flush=True)
+    origin = {"dataset": config.dataset_name, "rows": len(rows), "left_out": left_out.counts(), "train": wanted}
     origin |= {"drawn_from": len(taken), "seed": seed}
     return sorted(random.Random(seed).sample(taken, wanted)), origin
 
