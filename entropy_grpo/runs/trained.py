@@ -18,9 +18,6 @@ from . import files, weights, yaml12
 from .files import Row
 from .folder import COMPARISON, LIMIT, STATE, RunFolder, results_of, step_of
 
-# Folder in which `entropy-grpo eval` leaves the results of a run's models.
-BENCHMARKS = "benchmarks"
-
 
 def _object(path: Path, read: Callable[[Path], Any]) -> Row:
     """The mapping in a file, empty if the file is absent.
@@ -163,7 +160,7 @@ class Trained:
     @cached_property
     def benchmarks(self) -> list[Benchmark]:
         """Results for this model, by the name of the benchmark."""
-        folders = {path.name: path for path in (self.run.path / BENCHMARKS).glob("*") if path.is_dir()}
+        folders = {path.name: path for path in self.run.benchmarks.glob("*") if path.is_dir()}
         baseline = next((path for path in folders.values() if self._is_of_base(path)), None)
         own = ["final"] * self.is_last + [f"checkpoint-{self.step}", results_of(self.step)]
         results: dict[str, Benchmark] = {}
