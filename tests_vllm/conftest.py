@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -26,11 +27,11 @@ ENVIRONMENT = {
 }
 
 
-def run_python(
+def start_python(
     *words: str, folder: Path = REPOSITORY, given: str | None = None, seconds: float = 400, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own, as vLLM wants it, with `given` as standard input; it must end well."""
-    result = subprocess.run(
+    """Run Python in a process of its own, as vLLM wants it, with `given` as standard input."""
+    return subprocess.run(
         [sys.executable, *words],
         input=given,
         cwd=folder,
@@ -39,6 +40,11 @@ def run_python(
         text=True,
         timeout=seconds,
     )
+
+
+def run_python(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run Python as `start_python` does; it must end well."""
+    result = start_python(*words, **options)
     assert result.returncode == 0, result.stderr[-3000:]
     return result
 

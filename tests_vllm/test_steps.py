@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -13,10 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import REPOSITORY
 from tests.test_own_sampling import kept
 
-from .conftest import ENVIRONMENT
+from .conftest import run_python, start_python
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -45,20 +41,12 @@ class Run:
     weights: dict[str, torch.Tensor]
 
 
-def start(model, folder, **settings) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "tests_vllm.steps", model, str(folder), json.dumps(SETTINGS | settings)],
-        cwd=REPOSITORY,
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def words(model, folder, settings) -> list[str]:
+    return ["-m", "tests_vllm.steps", model, str(folder), json.dumps(SETTINGS | settings)]
 
 
 def run(model, folder, **settings) -> Run:
-    result = start(model, folder, **settings)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_python(*words(model, folder, settings), seconds=240)
     steps = [row for row in json.loads((folder / "log.json").read_text()) if "loss" in row]
     rollouts = [load_file(path) for path in sorted(folder.glob("rollout-?.safetensors"))]
     return Run(steps, rollouts, load_file(folder / "weights.safetensors"))
@@ -289,7 +277,7 @@ def test_sigterm_leaves_a_rollout_and_the_run_goes_on(request, model, tmp_path, 
     whole, stopped, again = (tmp_path / name for name in ("whole", "stopped", "again"))
     for folder in (whole, stopped, again):
         folder.mkdir()
-    left = start(model, stopped, **settings, stop_after=2)
+    left = start_python(*words(model, stopped, settings | {"stop_after": 2}), seconds=240)
     assert left.returncode != 0 and "the run was stopped by SIGTERM after step 2" in left.stderr, left.stderr[-3000:]
     assert json.loads((stopped / "steps.json").read_text()) == 0  # nothing was written after it
     continued = run(model, again, **settings, resume=str(stopped / "checkpoint-2"))
