@@ -15,7 +15,7 @@ from ..runs.trained import Trained
 from ..runs.weights import ADAPTER
 from .results import TASK, eval_results
 
-TAGS = ("trl", "grpo", "rlvr", "reinforcement-learning", "entropy-grpo")
+TAGS = ["trl", "grpo", "rlvr", "reinforcement-learning", "entropy-grpo"]
 FORKING, SHAPING, DAPO = "2506.01939", "2508.02260", "2503.14476"
 # Settings whose methods by name have papers.
 METHODS, ARXIV = ("advantages", "token_weights"), "arXiv "
@@ -54,9 +54,8 @@ def papers_of_methods(trained: Trained) -> dict[str, str]:
 
 def metadata(trained: Trained, name: str) -> ModelCardData:
     """Return the front matter of a model's card."""
-    tags: tuple[str, ...] = ("trl", "sft", "entropy-grpo") if is_cold_start(trained) else TAGS
-    if trained.objective["loss_type"] == "dapo":
-        tags += ("dapo",)
+    tags = ["trl", "sft", "entropy-grpo"] if is_cold_start(trained) else TAGS
+    is_dapo = trained.objective["loss_type"] == "dapo"
     source = TRAINING.get(trained.dataset)
     is_adapter = trained.weights == ADAPTER
     results = eval_results(trained)
@@ -73,5 +72,5 @@ def metadata(trained: Trained, name: str) -> ModelCardData:
         **{key: value for key, value in given.items() if value is not None},
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=TASK,
-        tags=[*tags, *["lora"] * is_adapter, *(f"arxiv:{paper}" for paper in papers(trained))],
+        tags=[*tags, *["dapo"] * is_dapo, *["lora"] * is_adapter, *(f"arxiv:{paper}" for paper in papers(trained))],
     )

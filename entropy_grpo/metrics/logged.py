@@ -10,6 +10,12 @@ ENTROPY_PERCENTILES = {level: f"p{level}" for level in (5, 25, 50, 75, 90, 95, 9
 BENCHMARK_ACCURACY = re.compile(r"eval_(?P<benchmark>.+)/acc@(?P<samples>\d+)")
 
 
+def series_of(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Return (steps, values) of the logs that have a value of a figure."""
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
 def benchmark_accuracies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the logged names of accuracies on benchmarks, in the order of their first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row if BENCHMARK_ACCURACY.fullmatch(key)))

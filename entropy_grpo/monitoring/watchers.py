@@ -9,11 +9,10 @@ Rules are pure functions of rows `{"step": ..., metric: value, ...}` as in a run
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..metrics.logged import benchmark_accuracies, mean_accuracies
+from ..runs.files import Row
 
-Row = dict[str, Any]
 ACTIONS = ("off", "warn", "stop")
 # Number of values in a mean. Most metrics have one value per optimiser step; generation metrics have one per rollout.
 RECENT = 10

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from ..metrics.intervals import CONFIDENCE, Interval
-from ..metrics.logged import ENTROPY_PERCENTILES
+from ..metrics.logged import ENTROPY_PERCENTILES, series_of
 from ..metrics.tables import size_text
 from ..objective.stages import PLATEAU
 from . import files
@@ -59,11 +59,6 @@ def save(figure: Figure, path: str | Path, source: str) -> Path:
     return path
 
 
-def _series(rows: list[Row], key: str) -> tuple[list[int], list[float]]:
-    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-    return [x for x, _ in points], [y for _, y in points]
-
-
 def _axes(title: str, ylabel: str):
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -74,7 +69,7 @@ def _axes(title: str, ylabel: str):
 
 def _mark_plateau(axes, rows: list[Row]) -> None:
     """Draw a line at the step at which the plateau was detected."""
-    steps, stages = _series(rows, "stage")
+    steps, stages = series_of(rows, "stage")
     plateau = [step for step, stage in zip(steps, stages, strict=True) if stage == PLATEAU]
     if plateau:
         axes.axvline(plateau[0], color="tab:gray", linestyle="-.", label="plateau detected")
@@ -89,8 +84,8 @@ def accuracy_on_test(rows: list[Row], evaluation: Row) -> tuple[list[int], list[
 
 def _reward(rows: list[Row], evaluation: Row) -> Figure:
     figure, axes = _axes("Reward and held-out accuracy", "reward, accuracy")
-    axes.plot(*_series(rows, "reward"), ".-", color=COLOURS[4], label="reward of the rollouts")
-    held_out = _series(rows, "eval_accuracy")
+    axes.plot(*series_of(rows, "reward"), ".-", color=COLOURS[4], label="reward of the rollouts")
+    held_out = series_of(rows, "eval_accuracy")
     if held_out[0]:
         axes.plot(*held_out, "o-", color=COLOURS[1], label="accuracy on dev problems")
     steps, measured = accuracy_on_test(rows, evaluation)
@@ -108,9 +103,9 @@ def entropy_figure(rows: list[Row]) -> Figure:
     figure, axes = _axes("Token entropy over training", "entropy (nats)")
     shades = colormaps["viridis_r"].resampled(len(ENTROPY_PERCENTILES) + 1)
     for i, key in enumerate(ENTROPY_PERCENTILES.values(), start=1):
-        axes.plot(*_series(rows, f"entropy/{key}"), ".-", color=shades(i), label=key)
-    axes.plot(*_series(rows, "selection/threshold"), "--", color=COLOURS[1], label="threshold")
-    axes.plot(*_series(rows, "entropy/mean"), ".-", color="black", label="mean")
+        axes.plot(*series_of(rows, f"entropy/{key}"), ".-", color=shades(i), label=key)
+    axes.plot(*series_of(rows, "selection/threshold"), "--", color=COLOURS[1], label="threshold")
+    axes.plot(*series_of(rows, "entropy/mean"), ".-", color="black", label="mean")
     _mark_plateau(axes, rows)
     # Half of the tokens lie below 0.01 nats, and some have an entropy of 0, which a logarithmic axis cannot show.
     axes.set_yscale("symlog", linthresh=LINEAR)
@@ -121,13 +116,13 @@ def entropy_figure(rows: list[Row]) -> Figure:
 
 def _kept(rows: list[Row]) -> Figure:
     figure, axes = _axes("Kept tokens", "share of tokens")
-    axes.plot(*_series(rows, "selection/kept_fraction"), "--", color=COLOURS[1], label="kept")
+    axes.plot(*series_of(rows, "selection/kept_fraction"), "--", color=COLOURS[1], label="kept")
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("kept share of tokens")
     other = axes.twinx()
     for key, dash in (("kept", "-"), ("dropped", ":")):
         other.plot(
-            *_series(rows, f"selection/{key}_entropy"), dash, color=COLOURS[0], label=f"entropy of {key} tokens"
+            *series_of(rows, f"selection/{key}_entropy"), dash, color=COLOURS[0], label=f"entropy of {key} tokens"
         )
     other.set(ylabel="mean entropy (nats)")
     other.set_ylim(bottom=0)

@@ -18,6 +18,7 @@ from trl.trainer.utils import get_config_model_id
 from ..config import changes
 from ..config.grpo import EntropyForkGRPOConfig
 from ..config.recipe import FILE_NAME, Settings
+from ..data.problems import IMAGE_COLUMNS
 from ..models.adapters import check_resumed
 from ..runs import files, seal
 from ..runs.files import Row
@@ -30,8 +31,6 @@ from .ranks import on_first
 
 # What a Python program gives a trainer beside its settings, as a checkpoint's seal names it.
 MODEL, DATA, REWARDS, ADAPTER = PROGRAM = ("model", "train_dataset", "reward_funcs", "peft_config")
-# Columns of pictures, which are not compared.
-IMAGES = ("image", "images")
 
 
 def claim_folder(args: TrainingArguments, settings: Settings, resumes: bool, held: ExitStack) -> RunFolder:
@@ -139,7 +138,7 @@ def _digest(data: Any) -> str | None:
     """Return the digest of a data set's columns, pictures aside; None for rows that are made when they are read."""
     if not isinstance(data, Dataset) or data.format["type"] == "custom":
         return None
-    names = sorted(set(data.column_names) - set(IMAGES))
+    names = sorted(set(data.column_names) - set(IMAGE_COLUMNS))  # pictures are not compared
     digest = hashlib.blake2b(digest_size=16)
     for rows in data.select_columns(names).iter(1000):
         digest.update(json.dumps([rows[name] for name in names], default=str).encode())

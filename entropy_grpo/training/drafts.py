@@ -23,7 +23,6 @@ The state is equal on every rank.
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -31,9 +30,8 @@ from torch import Tensor
 
 from ..objective.ranks import Ranks
 from ..objective.sampling import Response
+from ..runs.files import Row
 from .forks import ForkRule
-
-Row = dict[str, Any]
 
 
 @dataclass

@@ -23,14 +23,15 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import pad
 
 from ..config.grpo import EntropyForkGRPOConfig
+from ..data.problems import IMAGE_COLUMNS
 from ..objective.ranks import Ranks
 from ..objective.sampling import DynamicSampler, Group, Response, accuracies, informative
 from ..objective.tokens import Inputs, loss_mask
+from ..runs.files import Row
 from ..runs.state import State
 from .drafts import Draft, Drafts, Write
 from .forks import ForkRule, forkable
 
-Row = dict[str, Any]
 # Result of TRL's `_generate`: prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images,
 # tool_images. Each is a list with an entry per response or None, except extra_fields, a dictionary of such lists.
 Generated = tuple
@@ -542,7 +543,7 @@ def make_source(
         raise ValueError("dynamic_sampling is true but the training data is a stream: use a data set with a length.")
     if uses_tools:
         raise ValueError("dynamic_sampling is true but the policy has tools: set dynamic_sampling: false.")
-    if {"image", "images"} & set(data.column_names):
+    if set(IMAGE_COLUMNS) & set(data.column_names):
         raise ValueError("dynamic_sampling is true but the problems have images: set dynamic_sampling: false.")
     for name in ("max_new_tokens_per_round", "fork_rollouts"):
         if has_rollout_func and getattr(args, name) is not None:

@@ -39,6 +39,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import RepeatSampler, get_config_model_id, is_async_callable
 
 from ..cards.card import write_card
+from ..cards.metadata import TAGS
 from ..config.grpo import EntropyForkGRPOConfig
 from ..metrics.correctness import is_right
 from ..models.adapters import sync_exactly, unwrapped
@@ -90,7 +91,6 @@ from .scoring import Outputs, Scorer
 from .server import InParts
 from .stop import Colocated, Stop
 
-TAGS = ["trl", "grpo", "rlvr", "entropy-grpo"]  # of a model's card on the Hub
 # Entries of a micro-batch, such as images, that TRL's scoring takes by name.
 SCORING_ARGUMENTS = frozenset(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
 

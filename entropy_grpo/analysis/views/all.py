@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ...metrics.logged import ENTROPY_PERCENTILES
+from ...metrics.logged import ENTROPY_PERCENTILES, series_of
 from ...runs import files
-from ...runs.files import Row
 from ...runs.folder import RunFolder
 from ..collect.store import Collection, Columns
 from . import categories, distribution, over_training, position, updates, words
@@ -77,13 +76,8 @@ def of_logs(run: RunFolder) -> dict[str, Any]:
     Each series is (steps, values).
     """
     rows = files.read_steps(run.metrics)
-    percentiles = {name: _series(rows, f"entropy/{name}") for name in ENTROPY_PERCENTILES.values()}
-    signs = {label: _series(rows, f"entropy/{sign}") for sign, label in SIGNS.items()}
+    percentiles = {name: series_of(rows, f"entropy/{name}") for name in ENTROPY_PERCENTILES.values()}
+    signs = {label: series_of(rows, f"entropy/{sign}") for sign, label in SIGNS.items()}
     curves = {"percentiles": percentiles, "signs": signs}
     logged = {key: {k: v for k, v in series.items() if v[0]} for key, series in curves.items()}
     return {key: series for key, series in logged.items() if series}
-
-
-def _series(rows: list[Row], key: str) -> tuple[list[int], list[float]]:
-    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-    return [x for x, _ in points], [y for _, y in points]

@@ -6,14 +6,13 @@ Shapes: B sequences, T completion tokens, groups of G responses; H (B, T) in nat
 import torch
 from torch import Tensor
 
+from ..advantages import MIN_SIGMA
 from .over_ranks import group_sum
 from .registry import Positive, advantage, weight
 from .view import StepView
 
 # Added to H before it is inverted.
 EPSILON = 1e-8
-# Smaller standard deviations are rounding errors.
-MIN_SIGMA = 1e-6
 
 
 @advantage(stage="rollout", needs={"right", "old_entropies"}, revives=True, paper="arXiv 2508.04349")
