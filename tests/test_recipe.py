@@ -325,6 +325,29 @@ def test_vllm_is_corrected_token_by_token_unless_asked_otherwise():
     assert EntropyForkGRPOConfig("unused", use_cpu=True, bf16=False).vllm_importance_sampling_mode == "token_truncate"
 
 
+PINNED = "model_name_or_path: Qwen/Qwen3-8B-Base\nmodel_revision: abc\n"
+
+
+@pytest.mark.parametrize(
+    "child, words, revision",
+    [
+        ("", [], "abc"),
+        ("model_name_or_path: Qwen/Qwen3-4B-Base\n", [], "main"),
+        ("model_name_or_path: Qwen/Qwen3-4B-Base\nmodel_revision: def\n", [], "def"),
+        ("model_revision: def\n", [], "def"),
+        ("", ["--model_name_or_path", "Qwen/Qwen3-4B-Base"], "main"),
+        ("", ["--model_name_or_path", "Qwen/Qwen3-4B-Base", "--model_revision", "def"], "def"),
+        ("model_name_or_path: Qwen/Qwen3-4B-Base\nmodel_revision: def\n", ["--model_name_or_path", "x"], "main"),
+    ],
+)
+def test_a_commit_belongs_to_the_model_beside_it(tmp_path, child, words, revision):
+    (tmp_path / "parent.yaml").write_text(PINNED)
+    (tmp_path / "child.yaml").write_text(f"base: parent.yaml\n{child}")
+    settings = recipe.load(tmp_path / "child.yaml") | recipe.overrides(words)
+    (model,) = recipe.build(settings, (ModelConfig,))
+    assert (model.model_revision or "main") == revision
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4, 8, 16, 64])
 def test_batches_follow_from_the_rollout(processes):
     """The paper's: 512 prompts x 16 responses, 16 optimiser steps of 512 responses, whatever the processes."""

@@ -178,7 +178,8 @@ def _from_words(words: list[str]) -> Any:
 def checked(settings: Settings, classes: Iterable[type]) -> Settings:
     """Return the settings with each value in the type of its field; every key must be a field of some class.
 
-    Inherited settings that a later switch leaves without a reader are dropped.
+    Inherited settings that a later switch leaves without a reader are dropped, and an inherited commit of a model
+    beside a later name.
     """
     hints: dict[str, Any] = {}
     for cls in classes:
@@ -193,7 +194,7 @@ def checked(settings: Settings, classes: Iterable[type]) -> Settings:
         key: dataclasses.replace(setting, value=_checked(key, setting, hints[key]))
         for key, setting in settings.items()
     }
-    return without_unread(values)
+    return _without_foreign_revision(without_unread(values))
 
 
 def without_unread(settings: Settings) -> Settings:
@@ -207,6 +208,14 @@ def without_unread(settings: Settings) -> Settings:
                 if not (rule.covers(key) and setting.layer < switch.layer)
             }
     return settings
+
+
+def _without_foreign_revision(settings: Settings) -> Settings:
+    """Drop a commit that a parent pins for its own model, when a child or the command line names a model."""
+    named, pinned = settings.get("model_name_or_path"), settings.get("model_revision")
+    if named is None or pinned is None or pinned.layer >= named.layer:
+        return settings
+    return {key: setting for key, setting in settings.items() if key != "model_revision"}
 
 
 def build(settings: Settings, classes: Iterable[type]) -> list[Any]:
