@@ -1,5 +1,6 @@
 """Debian's chromium, driven over its DevTools pipe: what a page shows, complains of, and does with keys."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -108,10 +109,10 @@ def browser(folder):
     (read_in, write_in), (read_out, write_out) = os.pipe(), os.pipe()
 
     def connect():  # the browser reads commands from 3 and writes to 4
-        os.dup2(read_in, 30)
-        os.dup2(write_out, 31)
-        os.dup2(30, 3)
-        os.dup2(31, 4)
+        # Copies above 4 first: one of the pipes may be 3 or 4 itself.
+        commands, replies = (fcntl.fcntl(end, fcntl.F_DUPFD, 5) for end in (read_in, write_out))
+        os.dup2(commands, 3)
+        os.dup2(replies, 4)
 
     command = ["chromium", *OPTIONS, f"--user-data-dir={folder}/profile"]
     process = subprocess.Popen(
