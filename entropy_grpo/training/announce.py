@@ -8,14 +8,14 @@ from ..cards.results import results_table
 from ..config.run import RunConfig
 from ..data.problems import Problems
 from ..metrics.tables import aligned
+from ..objective.objective import Objective
 from ..runs import files
 from ..runs.environment import hardware
 from ..runs.folder import RunFolder, checkpoints
 
 
-def _batches(args: GRPOConfig) -> str:
-    prompts = args.generation_batch_size // args.num_generations
-    steps = args.steps_per_generation / args.gradient_accumulation_steps
+def _batches(args: GRPOConfig, objective: Objective) -> str:
+    prompts, steps = args.generation_batch_size // args.num_generations, float(objective.steps_per_rollout)
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     return (
         f"{prompts} prompts x {args.num_generations} responses per rollout, {steps:g} optimiser steps per rollout, "
@@ -23,7 +23,14 @@ def _batches(args: GRPOConfig) -> str:
     )
 
 
-def beginning(args: GRPOConfig, config: RunConfig, model: str | None, problems: Problems, folder: RunFolder) -> str:
+def beginning(
+    args: GRPOConfig,
+    config: RunConfig,
+    objective: Objective,
+    model: str | None,
+    problems: Problems,
+    folder: RunFolder,
+) -> str:
     """Return the text before the first rollout: run folder, model, problems, batches and machine.
 
     Args:
@@ -35,7 +42,7 @@ def beginning(args: GRPOConfig, config: RunConfig, model: str | None, problems: 
         ("run folder", str(folder.path)),
         ("model", str(model)),
         ("problems", f"{config.dataset_name}: {sizes}"),
-        ("batches", _batches(args)),
+        ("batches", _batches(args, objective)),
         ("machine", f"{hardware()}, processes: {args.world_size}"),
     ]
     if args.resume_from_checkpoint is not None:

@@ -79,7 +79,8 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         trainer.add_callback(RewardProgress())
     send_plots(trainer)
     if trainer.is_world_process_zero():
-        print(announce.beginning(args, run_config, start.model.model_name_or_path, problems, folder), flush=True)
+        model = start.model.model_name_or_path
+        print(announce.beginning(args, run_config, trainer.spec, model, problems, folder), flush=True)
 
     if run_config.eval_benchmarks:
         names, seconds = run_config.eval_benchmarks, run_config.grading_seconds
