@@ -400,6 +400,11 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         return optimizer_steps(name, value, micro_batches * self.num_iterations, self.gradient_accumulation_steps)
 
     @property
+    def rollout_groups(self) -> int:
+        """Groups of a rollout over all processes, each with the responses to one prompt."""
+        return self.generation_batch_size // self.num_generations
+
+    @property
     def extra_sampling(self) -> dict[str, Any]:
         """`generation_kwargs`, which TRL also takes as JSON."""
         given = self.generation_kwargs or {}

@@ -67,6 +67,11 @@ class Group:
     begun: int | None = None
 
 
+def fewest_groups(processes: int, size: int) -> int:
+    """Return the fewest groups of `size` responses that processes can divide into equal numbers of responses."""
+    return processes // math.gcd(processes, size)
+
+
 def accuracies(rewards: Tensor, size: int, column: int = 0) -> Tensor:
     """(n,) float32, share of right responses in every group of `size`.
 

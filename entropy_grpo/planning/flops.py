@@ -21,7 +21,7 @@ def steps(job: Job) -> int | None:
     if job.objective is None:
         return math.ceil(args.num_train_epochs * math.ceil(job.problems / job.responses))
     # TRL's sampler drops an incomplete last rollout.
-    prompts = job.grpo.generation_batch_size // job.grpo.num_generations
+    prompts = job.grpo.rollout_groups
     return math.ceil(args.num_train_epochs * (job.problems // prompts * job.objective.steps_per_rollout))
 
 
@@ -53,7 +53,7 @@ def batches(job: Job) -> dict[str, Any]:
     shared = job.objective.steps_per_rollout
     return counts | {
         "responses_per_rollout": job.grpo.generation_batch_size,
-        "prompts_per_rollout": job.grpo.generation_batch_size // job.grpo.num_generations,
+        "prompts_per_rollout": job.grpo.rollout_groups,
         "steps_per_rollout": int(shared) if shared.denominator == 1 else float(shared),
         "steps": steps(job),
         "tokens_per_step_max": job.responses * lengths.whole,

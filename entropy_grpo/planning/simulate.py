@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.tables import aligned
-from ..objective.sampling import Sampler
+from ..objective.sampling import Sampler, fewest_groups
 from ..training.drafts import surplus
 from .commands import without
 from .flops import SCORING, passes
@@ -280,15 +280,14 @@ class Rules:
 def rules_of(job: Job) -> Rules:
     """Return the rules of a job's rollouts."""
     args = job.grpo
-    prompts = args.generation_batch_size // args.num_generations
     return Rules(
-        prompts=prompts,
+        prompts=args.rollout_groups,
         size=args.num_generations,
         longest=job.lengths.completion,
         dynamic=args.dynamic_sampling,
         rounds=args.max_sampling_rounds,
-        round_size=prompts * args.sampling_round_size,
-        multiple=job.processes // math.gcd(job.processes, args.num_generations),
+        round_size=args.rollout_groups * args.sampling_round_size,
+        multiple=fewest_groups(job.processes, args.num_generations),
         group_age=args.max_group_age,
         budget=args.max_new_tokens_per_round,
         response_age=args.max_response_age,

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from trl import GRPOConfig
-
 from ..cards.results import results_table
+from ..config.grpo import EntropyForkGRPOConfig
 from ..config.run import RunConfig
 from ..data.problems import Problems
 from ..metrics.tables import aligned
@@ -14,17 +13,15 @@ from ..runs.environment import hardware
 from ..runs.folder import RunFolder, checkpoints
 
 
-def _batches(args: GRPOConfig, objective: Objective) -> str:
-    prompts, steps = args.generation_batch_size // args.num_generations, float(objective.steps_per_rollout)
+def _batches(args: EntropyForkGRPOConfig, objective: Objective) -> str:
+    rollout = f"{args.rollout_groups} prompts x {args.num_generations} responses per rollout"
+    steps = f"{float(objective.steps_per_rollout):g} optimiser steps per rollout"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
-    return (
-        f"{prompts} prompts x {args.num_generations} responses per rollout, {steps:g} optimiser steps per rollout, "
-        f"{length}"
-    )
+    return f"{rollout}, {steps}, {length}"
 
 
 def beginning(
-    args: GRPOConfig,
+    args: EntropyForkGRPOConfig,
     config: RunConfig,
     objective: Objective,
     model: str | None,

@@ -25,7 +25,7 @@ from trl.trainer.utils import pad
 from ..config.grpo import EntropyForkGRPOConfig
 from ..data.problems import IMAGE_COLUMNS
 from ..objective.ranks import Ranks
-from ..objective.sampling import DynamicSampler, Group, Response, accuracies, informative
+from ..objective.sampling import DynamicSampler, Group, Response, accuracies, fewest_groups, informative
 from ..objective.tokens import Inputs, loss_mask
 from ..runs.files import Row
 from ..runs.state import State
@@ -222,12 +222,11 @@ class DynamicSampling:
     ):
         self.policy, self.data, self.args, self.ranks = policy, data, args, ranks
         self.reward_weights, self.pad_token, self.device = reward_weights.tolist(), tokenizer.pad_token_id, device
-        size = args.generation_batch_size // args.num_generations
         self.sampler = DynamicSampler(
-            size=size,
+            size=args.rollout_groups,
             problems=len(data),
-            round_size=size * args.sampling_round_size,
-            multiple=ranks.count // math.gcd(ranks.count, args.num_generations),
+            round_size=args.rollout_groups * args.sampling_round_size,
+            multiple=fewest_groups(ranks.count, args.num_generations),
             max_age=args.max_group_age,
             shuffle=args.shuffle_dataset,
             seed=args.seed,

@@ -59,7 +59,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
             run_config, args.seed, run_config.reference_grading, lengths, run_config.has_own_rewards
         )
         digest = check_data(problems, args, folder, args.allow_changes)
-        check_size(problems.train, args.generation_batch_size // args.num_generations)
+        check_size(problems.train, args.rollout_groups)
         path = start.snapshot()
         if run_config.max_position_embeddings is not None:
             path = raise_positions(path, run_config.max_position_embeddings)
