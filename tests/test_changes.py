@@ -13,7 +13,7 @@ from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.training.claim import PROGRAM
 from entropy_grpo.training.resume import FITTED, OF_GROUPS
-from entropy_grpo.training.setup import check_data
+from entropy_grpo.training.start import check_data
 
 BEFORE = {"max_steps": 40, "learning_rate": 1e-5, "lr_scheduler_type": "constant", "rewards": ["accuracy"]}
 

@@ -30,7 +30,7 @@ from entropy_grpo.tasks import checks, gym, registry
 from entropy_grpo.tasks.generators import BY_GENERATOR, CHECKS, REFUSED, SCORER
 from entropy_grpo.tasks.stream import Candidate, Exhausted, Stream, digest
 from entropy_grpo.tasks.task import Problem
-from entropy_grpo.training.setup import FIRST, check_data
+from entropy_grpo.training.start import FIRST, check_data
 
 from .conftest import DEMO, REPOSITORY
 from .loading import load

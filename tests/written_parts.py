@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from benchmarks.fixtures import fixed_rollout, fsdp2_on_cpu
-from entropy_grpo.training.setup import finish
+from entropy_grpo.training.ending import finish
 
 from . import reference
 

@@ -29,8 +29,8 @@ from ..runs import files
 from ..runs.files import Row
 from ..runs.state import RANK_STATE, load_state, save_state
 from .checkpoints import sealing
+from .ending import finish, save_whole
 from .fsdp2 import Float32Results
-from .setup import finish, save_whole
 from .start import Start, refusals
 from .stop import stoppable, train
 

@@ -1,20 +1,24 @@
-"""Start of a run, shared by GRPO and SFT: checked settings, files of the model, and the first files of the run."""
+"""Start of a run, shared by GRPO and SFT: checked settings and data, files of the model, first files of the run."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import xxhash
 from accelerate import PartialState
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import logging
 from trl import get_quantization_config
 
 from ..config import changes, recipe
 from ..config.recipe import FILE_NAME, RecipeError, Setting, Settings
 from ..config.run import RunConfig, check_held_out
+from ..config.sharding import launcher_shards
+from ..data.problems import Problems
 from ..models.adapters import check_quantised, check_resumed, check_targets, lora_config
 from ..models.load import (
     check_ends,
@@ -32,13 +36,13 @@ from ..runs.folder import RunFolder
 from .checkpoints import find_checkpoint
 from .claim import claim_folder, compare_settings, record_changes
 from .requirements import check_disk, check_packages, check_processes
-from .setup import shards, write_recipe
 
 if TYPE_CHECKING:
     from .sft import Imitation
     from .trainer import EntropyForkGRPOTrainer
 
 UNKNOWN_ARGUMENT = re.compile(r"For\w+\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+FIRST = 64  # problems that stand for all that are generated when they are read
 
 
 @contextmanager
@@ -54,6 +58,45 @@ def refusals() -> Iterator[None]:
         raise RecipeError(
             f"model_init_kwargs names {unknown[1]!r}, which neither from_pretrained nor the model takes: leave it out."
         ) from error
+
+
+def check_data(problems: Problems, args: TrainingArguments, folder: RunFolder, allowed: list[str]) -> str:
+    """Return the digest of the training problems, which a resumed run must have in common with its record.
+
+    The digest of problems that are generated when they are read is that of their first ones.
+
+    Raises:
+        ValueError: the problems are others than before, or another version of the package that generates them is
+            installed.
+    """
+    head = problems.train if problems.stream is None else problems.train[: min(FIRST, len(problems.train))]
+    columns = [head[name][:] for name in ("prompt", "solution")]
+    found = xxhash.xxh3_128_hexdigest(json.dumps(columns, default=str).encode())
+    record, version = files.read_json(folder.data), problems.origin.get("version")
+    resumes = args.resume_from_checkpoint is not None and "dataset_name" not in allowed
+    if resumes and record.get("version", version) != version:
+        raise ValueError(
+            f"{args.resume_from_checkpoint} was trained on problems of {record['package']} {record['version']}, but "
+            f"version {version} is installed: install the former, or allow the change with --allow_changes "
+            "dataset_name."
+        )
+    if resumes and record.get("digest", found) != found:
+        raise ValueError(
+            f"{args.resume_from_checkpoint} was trained on other problems than dataset_name has now: restore the "
+            "data, or allow the change with --allow_changes dataset_name."
+        )
+    return found
+
+
+def write_recipe(settings: Settings, folder: RunFolder) -> None:
+    """Write the resolved recipe, with every setting but `changes.APART`, and the changes of a continued run."""
+    kept = {key: setting for key, setting in settings.items() if key not in changes.APART}
+    files.write_text(folder.recipe, recipe.dump(kept, changes.sentences(changes.read(folder))))
+
+
+def shards() -> bool:
+    """Return whether this launch divides the model over processes, by FSDP or DeepSpeed."""
+    return launcher_shards() and PartialState().num_processes > 1
 
 
 class Start:

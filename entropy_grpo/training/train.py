@@ -21,10 +21,10 @@ from ..runs import files, plots
 from ..runs.folder import RunFolder
 from ..runs.launched import ServerError
 from . import announce
+from .ending import finish, save_whole
 from .requirements import check_port
 from .server import check_server
-from .setup import check_data, finish, save_whole
-from .start import Start, refusals
+from .start import Start, check_data, refusals
 from .stop import stoppable, train
 from .trainer import EntropyForkGRPOTrainer
 from .weights import KeepWeights
