@@ -441,13 +441,14 @@ def test_the_cache_of_a_served_model(recipe_file):
 )
 def test_as_few_gpus_as_possible_serve_a_copy(name, memory, parallel):
     """A copy's weights leave half of vLLM's share to its cache."""
-    words = ["--use_vllm", "true", "--vllm_mode", "server"]
+    words = ["--use_vllm", "true", "--vllm_mode", "server", "--seed", "7"]
     options = PlanOptions(str(shipped(name)), gpus=8, gpu_memory=memory)
     planned = plan.make(plan.resolve(options, words))
     assert (planned["vllm"]["gpus"], planned["vllm"]["copies"]) == parallel
     served = plan.server_words(options, words)
     assert shlex.split(planned["commands"]["server"][0])[1:] == served
     assert served[-4:] == ["--tensor-parallel-size", str(parallel[0]), "--data-parallel-size", str(parallel[1])]
+    assert served[served.index("--seed") + 1] == "7"
     named = {word: served[served.index(word) + 1] for word in ("--max-model-len", "--hf-overrides") if word in served}
     longest = {"--max-model-len": str(planned["vllm"]["max_model_len"])}
     raised = {"--hf-overrides": '{"max_position_embeddings": 10240}'} if "math" in name else {}

@@ -132,6 +132,7 @@ def test_the_engine_is_made_by_a_name_of_trls_module():
     for name in ("mode=args.vllm_mode", "max_num_seqs=args.per_device", "generation_kwargs=args.generation_kwargs"):
         assert name in made, "Read training.sampler.engine_settings."
     source = inspect.getsource(VLLMGeneration)
+    assert "seed=accelerator.process_index // self.tensor_parallel_size" in source, "Read trainer._prepare_vllm."
     assert "max_num_batched_tokens=4096" in source and "max_num_seqs=self.max_num_seqs" in source
     assert "generation_kwargs.update(self.generation_kwargs)" in source and ".text" not in source
 

@@ -288,3 +288,15 @@ def test_sigterm_leaves_a_rollout_and_the_run_goes_on(request, model, tmp_path, 
         for ours, theirs in zip(continued.rollouts, once.rollouts[2:], strict=True):
             assert all(torch.equal(value, ours[key]) for key, value in theirs.items())
         assert all(torch.equal(weight, continued.weights[name]) for name, weight in once.weights.items())
+
+
+def test_the_seed_decides_what_is_drawn(model, tmp_path):
+    """vLLM seeds the process by its rank when it starts, whatever the run's seed is."""
+    drawn = {}
+    for name, seed in (("once", 1), ("again", 1), ("other", 2)):
+        (tmp_path / name).mkdir()
+        settings = TRAINED | {"vllm_mode": "colocate", "sync": "first", "max_steps": 1, "seed": seed}
+        (rollout,) = run(model, tmp_path / name, **settings).rollouts
+        drawn[name] = rollout["completion_ids"]
+    assert torch.equal(drawn["once"], drawn["again"])
+    assert drawn["once"].shape != drawn["other"].shape or not torch.equal(drawn["once"], drawn["other"])

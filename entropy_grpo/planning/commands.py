@@ -77,7 +77,7 @@ def serve_words(job: Job, cache: dict[str, Any]) -> list[str]:
     words = ["vllm", "serve", model.model_name_or_path]
     if model.model_revision not in (None, "main") and not Path(model.model_name_or_path).is_dir():
         words += ["--revision", model.model_revision]
-    words += [*SERVE, "--port", str(args.vllm_server_port)]
+    words += [*SERVE, "--port", str(args.vllm_server_port), "--seed", str(args.seed)]
     if args.vllm_max_model_length is not None:
         words += ["--max-model-len", str(args.vllm_max_model_length)]
     if run.max_position_embeddings is not None:

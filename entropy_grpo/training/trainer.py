@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model, set_seed
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
@@ -254,7 +254,12 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self.model.load_adapter = load_adapter  # type: ignore[method-assign]  # of this object alone
 
     def _prepare_vllm(self) -> None:
-        """Let vLLM take sharded weights, end when this rank is asked to stop, and hand on answers as they arrive."""
+        """Let vLLM take sharded weights, draw by the seed, end when a rank is asked to stop, and hand on answers.
+
+        vLLM in a training process draws with the random state of the process. When it starts, it seeds the process by
+        the number of the engine alone, so that runs with different seeds would draw alike. Ranks that share an engine
+        have to draw alike.
+        """
         reshard_before_sync(self.vllm_generation)
         if self.args.vllm_mode == "server":
             InParts(
@@ -267,6 +272,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             )
         else:
             Colocated(self.vllm_generation, self._asked_to_leave, self._tokenizer.eos_token_id)
+            set_seed(self.args.seed + self.ranks.index // self.args.vllm_tensor_parallel_size)
 
     def _make_source(self) -> RolloutSource:
         """Make the source of rollouts that the settings name."""
