@@ -82,6 +82,7 @@ def test_step(tmp_path):
         assert any("scaled_dot_product" in kernel for kernel in kernels)
         # A rollout of four micro-batches in two steps.
         assert len(rows[f"probe: {name}"]["synchronisations of each micro-batch"]) == 4
+    assert rows["whole: ours"]["ms of all kernels of the second"] > 0
     assert "selection/kept_fraction" in rows["ours"]["log"][0]
     assert "selection/kept_fraction" not in rows["TRL"]["log"][0]
     parts = rows["plan"]["parts"]
