@@ -242,20 +242,19 @@ def run(report: Report, sizes: Sizes) -> None:
     )
     with report.measure("plan") as row:
         row |= planned(sizes)
-    timed_here = variants(sizes)
-    for name, variant in timed_here.items():
-        if variant.share < 1:
-            continue
+    every = variants(sizes)
+    whole = {name: variant for name, variant in every.items() if variant.share == 1}
+    for name, variant in whole.items():
         with report.measure(f"probe: {name}") as row:
             row |= probe(sizes, sizes.probe_longest, variant)
         gc.collect()
     for turn in range(sizes.step_turns):
-        for name, variant in timed_here.items():
+        for name, variant in every.items():
             with report.measure(name, turn=turn) as row:
                 row |= timed(sizes, variant)
             gc.collect()
-    for name, variant in timed_here.items():
-        if not variant.stock and variant.share == 1:
+    for name, variant in whole.items():
+        if not variant.stock:
             with report.measure(f"whole: {name}") as row:
                 row |= probe(sizes, sizes.step_longest, variant)
             gc.collect()

@@ -194,7 +194,7 @@ def checked(settings: Settings, classes: Iterable[type]) -> Settings:
         key: dataclasses.replace(setting, value=_checked(key, setting, hints[key]))
         for key, setting in settings.items()
     }
-    return _without_foreign_revision(without_unread(values))
+    return without_unread(values)
 
 
 def without_unread(settings: Settings) -> Settings:
@@ -207,15 +207,11 @@ def without_unread(settings: Settings) -> Settings:
                 for key, setting in settings.items()
                 if not (rule.covers(key) and setting.layer < switch.layer)
             }
-    return settings
-
-
-def _without_foreign_revision(settings: Settings) -> Settings:
-    """Drop a commit that a parent pins for its own model, when a child or the command line names a model."""
     named, pinned = settings.get("model_name_or_path"), settings.get("model_revision")
-    if named is None or pinned is None or pinned.layer >= named.layer:
-        return settings
-    return {key: setting for key, setting in settings.items() if key != "model_revision"}
+    if named is not None and pinned is not None and pinned.layer < named.layer:
+        # A parent pins a commit of its own model.
+        settings = {key: setting for key, setting in settings.items() if key != "model_revision"}
+    return settings
 
 
 def build(settings: Settings, classes: Iterable[type]) -> list[Any]:

@@ -193,8 +193,6 @@ def finished_of(drafts: Sequence[Draft], places: Sequence[int]) -> Finished:
 
 def without_waiting(state: State) -> State:
     """Return the state of a source of rollouts without its waiting groups and unfinished responses."""
-    if "sampler" not in state:
-        return state
     return state | {"sampler": state["sampler"] | {"waiting": []}, "drafts": []}
 
 
