@@ -3,7 +3,6 @@
 Heavy modules are imported only when a command runs, so that help is fast.
 """
 
-import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from .compare.options import CompareOptions, SweepOptions
 from .evaluation.options import PRESETS, names_in
 from .evaluation.options import Options as EvalOptions
 from .planning.options import PlanOptions
-from .runs.processes import wait_passively
+from .runs.processes import leave_launch, wait_passively
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -90,8 +89,7 @@ class Plan(Unchecked, PlanOptions):
     def __call__(self, overrides: Sequence[str]) -> None:
         from .planning import plan, simulate
 
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # set by a surrounding job, but one process makes a plan
-            os.environ.pop(name, None)
+        leave_launch()  # a surrounding job has one, but one process makes a plan
         options = checked(self, PlanOptions)
         if self.simulate:
             simulate.run(options, overrides, self.json)

@@ -22,10 +22,7 @@ from .config.sharding import choose_sharding
 from .rewards.guard import RewardError
 from .runs import launched
 from .runs.launched import INTERRUPTED, ServerError, Stopped
-from .runs.processes import rank, wait_passively
-
-# Beginnings of environment variables by which launchers tell a process its place.
-LAUNCHER = ("ACCELERATE_", "FSDP_", "GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "TORCHELASTIC_", "WORLD_SIZE")
+from .runs.processes import local_count, local_rank, process_count, rank, wait_passively, without_launch
 
 
 def is_first_process() -> bool:
@@ -88,7 +85,7 @@ def size_sampler(settings: Settings, path: Path, arguments: Sequence[str]) -> Se
 
     if not torch.cuda.is_available():
         raise RecipeError(f"{name} is null, but there is no GPU whose memory could be divided: set a number.")
-    memory = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0))).total_memory
+    memory = torch.cuda.get_device_properties(local_rank()).total_memory
     cache = once_per_machine(lambda: _planned(path, arguments, memory / 2**30))
     if not holds_a_sequence(cache):
         raise RecipeError(
@@ -116,7 +113,7 @@ def once_per_machine(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
     launcher, _, _ = next(rendezvous("env://"))
     store = PrefixStore(f"entropy_grpo/{os.environ['GROUP_RANK']}", launcher)
-    if os.environ["LOCAL_RANK"] == "0":
+    if local_rank() == 0:
         try:
             made: dict[str, Any] = {"made": make()}
         except RecipeError as error:
@@ -137,11 +134,10 @@ def _planned(path: Path, arguments: Sequence[str], memory: float) -> dict[str, A
     Args:
         memory: memory of a GPU in GiB.
     """
-    gpus, processes = (int(os.environ.get(key, 1)) for key in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    gpus, processes = local_count(), process_count()
     command = [sys.executable, "-m", "entropy_grpo.cli", "plan", str(path), "--json", "--gpus", str(gpus)]
     command += ["--nodes", str(processes // gpus), "--gpu-memory", f"{memory:.3f}", *arguments]
-    alone = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
-    result = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, env=without_launch(), capture_output=True, text=True, check=False)
     if not result.stdout:  # a plan that does not fit is printed, too
         raise RecipeError(result.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
     return json.loads(result.stdout)["vllm"]

@@ -19,6 +19,12 @@ def around_the_mean(view):
     return far / (1 + far) * (view.entropies >= over_ranks.quantile(view.entropies, view.mask, 0.3, view.ranks))
 
 
+@weight(stage="step", needs={"residual_norms"})
+def by_norm(view):
+    """The gradient norms as shares of the step's largest."""
+    return view.residual_norms / over_ranks.largest(view.residual_norms, view.mask, view.ranks)
+
+
 @weight(stage="step", needs={"logps"})
 def ones_for_the_step(view):
     return torch.ones_like(view.logps)

@@ -174,4 +174,5 @@ def test_a_model_whose_positions_depend_on_its_batch_is_refused(tmp_path):
 
 def test_scope_means_nothing_where_all_tokens_are_kept(tmp_path):
     settings = {"top_entropy_quantile": 1.0, "entropy_scope": "micro_batch", "token_budget": 100}
-    EntropyForkGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, num_generations=2, **settings)
+    args = EntropyForkGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, num_generations=2, **settings)
+    assert Objective.from_args(args).token_budget == 100

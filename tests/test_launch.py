@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entropy_grpo import launch
 from entropy_grpo.config import recipe, sharding
+from entropy_grpo.runs import processes
 
 from .conftest import DEMO, REPOSITORY, TINY_DEMO, accelerate_launch
 
@@ -128,8 +129,9 @@ def test_two_processes_write_one_run(tiny_model, tmp_path, preloaded):
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["num_processes"] == 2
 
 
-def test_sharding_is_what_a_real_launch_sets(tmp_path, preloaded):
-    """The variables for a recipe's own configuration file are those of `--config_file` with the same file."""
+def test_variables_are_those_that_a_real_launch_sets(tmp_path, preloaded, monkeypatch):
+    """Those for a recipe's own configuration file are those of `--config_file` with the same file, and a process that
+    leaves the launch keeps none of its variables."""
     script = tmp_path / "show.py"
     script.write_text("import json, os; os.environ['RANK'] == '0' and print('ENV' + json.dumps(dict(os.environ)))")
     config = REPOSITORY / "accelerate_configs" / "fsdp2.yaml"
@@ -137,9 +139,14 @@ def test_sharding_is_what_a_real_launch_sets(tmp_path, preloaded):
     result = accelerate_launch(*words, python=preloaded)
     assert result.returncode == 0, result.stderr[-3000:]
     line = next(line for line in result.stdout.splitlines() if line.startswith("ENV"))
-    real = {k: v for k, v in json.loads(line[3:]).items() if k.startswith(sharding.SHARDING_VARIABLES)}
+    everything = json.loads(line[3:])
+    real = {k: v for k, v in everything.items() if k.startswith(sharding.SHARDING_VARIABLES)}
     assert real["ACCELERATE_USE_FSDP"] == "true" and real["FSDP_VERSION"] == "2"
     assert sharding.sharding_environment(config) == real
+    of_others = {*os.environ, "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
+    monkeypatch.setattr(os, "environ", everything)
+    processes.leave_launch()
+    assert everything.keys() <= of_others
 
 
 @pytest.mark.parametrize("name", ["fsdp2", "fsdp2_multinode"])

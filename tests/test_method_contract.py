@@ -1,4 +1,4 @@
-"""Every registered method on every division of the same tokens: over processes, micro-batches, widths of padding.
+"""Every function of a method on every division of the same tokens: over processes, micro-batches, widths of padding.
 
 The tokens of one process in one piece are compared, to the last bit, with those of two processes whose steps are cut
 and padded in other ways. Some responses are empty, and some groups are all right or all wrong. As a script, the module
@@ -15,7 +15,8 @@ import torch
 from accelerate import Accelerator
 
 from entropy_grpo import EntropyForkGRPOConfig
-from entropy_grpo.objective.methods.entries import Entry
+from entropy_grpo.objective.methods.entries import Entry, parse
+from entropy_grpo.objective.methods.masks import MASKS
 from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.objective.methods.run import SHAPED, WEIGHT, Methods
 from entropy_grpo.objective.objective import Objective
@@ -138,7 +139,14 @@ def objective(tmp_path_factory):
     return decide(tmp_path_factory.mktemp("config"))
 
 
+# Selections of tokens have no function. No registered function reads gradient norms, which a user's may.
+BY_NORM = "tests.own_methods:by_norm"
+NAMES = [*sorted(REGISTERED.keys() - MASKS.keys()), BY_NORM]
+
+
 def make_entry(name, folder):
+    if name == BY_NORM:
+        return parse("token_weights", [name])[0]
     return Entry(REGISTERED[name], PARAMS.get(name, lambda folder: {})(folder))
 
 
@@ -150,7 +158,7 @@ def joined(tables):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", sorted(REGISTERED))
+@pytest.mark.parametrize("name", NAMES)
 def test_results_depend_on_neither_processes_nor_batches(objective, tmp_path, name, dtype):
     entry = make_entry(name, tmp_path)
     one, two = divisions(entry.moment)
@@ -171,8 +179,8 @@ def test_real_processes_agree(objective, tmp_path, preloaded):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"{index}.pt", weights_only=True) for index in range(2))
-    assert first.keys() == REGISTERED.keys()
-    for name in REGISTERED:
+    assert first.keys() == set(NAMES)
+    for name in NAMES:
         entry = make_entry(name, tmp_path)
         alone = results_of(entry, objective, ALONE, divisions(entry.moment)[0], torch.float32)
         assert torch.equal(alone.nan_to_num(-9), joined([first[name], second[name]]).nan_to_num(-9)), name
@@ -184,7 +192,7 @@ def main():
     accelerator = Accelerator(cpu=True)
     ranks = ranks_of(accelerator)
     found = {}
-    for name in REGISTERED:
+    for name in NAMES:
         entry = make_entry(name, folder)
         found[name] = results_of(entry, spec, ranks, divisions(entry.moment)[1][ranks.index], torch.float32)
     torch.save(found, folder / f"{ranks.index}.pt")

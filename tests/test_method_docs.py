@@ -1,6 +1,5 @@
 """The page of methods: its table is the registry's, and every method has a paragraph with its paper."""
 
-import inspect
 import re
 
 from entropy_grpo.objective.methods.registry import REGISTERED
@@ -12,7 +11,7 @@ BEGIN, END = "<!-- methods: tests/test_method_docs.py -->\n", "<!-- end of metho
 
 
 def row(method):
-    parameters = list(inspect.signature(method.function).parameters.values())[2 if method.kind == "advantage" else 1 :]
+    parameters = method.parameters.values()
     shown = [p.name if p.default is p.empty else f"{p.name}: {p.default}" for p in parameters]
     divided = method.denominator if method.kind == "weight" else ""
     cells = method.stage, ", ".join(sorted(method.needs)), divided, "yes" * method.revives, ", ".join(shown)

@@ -1,7 +1,6 @@
 """Methods by name: their settings, their faults, and the loss with them against the formula in float64."""
 
 import dataclasses
-import inspect
 import json
 import shutil
 
@@ -152,7 +151,7 @@ def test_an_entry_and_its_short_form_are_one_run(tmp_path, entries, short):
 def test_defaults_of_an_entry_are_those_of_its_short_form():
     defaults = {field.name: field.default for field in dataclasses.fields(EntropyForkGRPOConfig)}
     for name, forms in SHORT_FORMS.items():
-        parameters = inspect.signature(REGISTERED[name].function).parameters
+        parameters = REGISTERED[name].parameters
         strength, *others = [key for key in forms if key in parameters]
         assert defaults[forms[strength]] in (None, parameters[strength].default)  # None: the method is not used
         for key in others:

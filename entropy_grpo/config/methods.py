@@ -8,11 +8,9 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from ..objective.methods.entries import SCHEDULE, SETTINGS, Entry, parse, split
+from ..objective.methods.masks import MASKS
 from ..objective.objective import TOKEN_LEVEL_LOSSES, Objective
-from ..objective.selection import SELECTIONS
 
-# Name of an entry that selects tokens -> `entropy_selection`.
-MASKS = {"forking" if kind == "top" else kind: kind for kind in SELECTIONS}
 # Passes that choose the kept tokens in the loss, see `Objective.ranked_in`.
 LATE = ("loss", "last step")
 _SELECTION = {"rho": "top_entropy_quantile", "scope": "entropy_scope", "denominator": "entropy_denominator"}

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from transformers import (
 from ..registry import nearest
 from ..runs import files
 from ..runs.folder import OF_WEIGHTS, RUNS, RunFolder
+from ..runs.processes import local_rank
 from ..runs.weights import ADAPTER_CONFIG, deciding, has_adapter
 from ..tasks.cold_start import cache_dir
 from ..tasks.registry import TASKS, find
@@ -293,7 +293,7 @@ def load_model(
     if has_adapter(path):
         model = _adapted(model, path)
     if torch.cuda.is_available():
-        model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        model = model.to(f"cuda:{local_rank()}")
     return model.eval(), tokenizer
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from . import files, seal
+from . import files, processes, seal
 
 # Environment variable with the folder of a launch.
 PLACE = "ENTROPY_GRPO_LAUNCH"
@@ -70,11 +70,11 @@ def end(status: int, sentence: str, by_all: bool = False, alike: bool = False) -
             traceback; otherwise they see a failure and end the other processes.
         alike: all processes have the sentence, so without a launcher the first one prints it.
     """
-    rank, place = os.environ.get("RANK", "0"), _place()
+    place = _place()
     if place is not None:
-        files.write_json(place / f"end-{rank.zfill(6)}", {"status": status, "sentence": sentence})
-        sys.exit(0 if by_all or os.environ.get("WORLD_SIZE", "1") == "1" else status)
-    if rank == "0" or not alike:
+        files.write_json(place / f"end-{processes.rank():06d}", {"status": status, "sentence": sentence})
+        sys.exit(0 if by_all or processes.process_count() == 1 else status)
+    if processes.rank() == 0 or not alike:
         print(sentence, file=sys.stderr, flush=True)
     sys.exit(status)
 

@@ -2,10 +2,42 @@
 
 import os
 
+# Beginnings of the environment variables by which the launchers of torch and accelerate tell a process its place.
+LAUNCHER = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_"),
+    *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_"),
+)
+
 
 def process_count() -> int:
     """Return the number of processes of this launch, over all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_count() -> int:
+    """Return the number of processes of this launch on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Return the number of this process among all, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Return the number of this process among those of this machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def without_launch() -> dict[str, str]:
+    """Return the environment of this process without the variables of its launch."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
+
+
+def leave_launch() -> None:
+    """Remove the variables of this process's launch, so that it stands alone."""
+    for name in os.environ.keys() - without_launch().keys():
+        del os.environ[name]
 
 
 def wait_passively() -> None:
@@ -15,8 +47,3 @@ def wait_passively() -> None:
     steps of the demo's model on two threads took 20 times as long with spinning as with sleeping threads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def rank() -> int:
-    """Return the number of this process among all, from 0."""
-    return int(os.environ.get("RANK", "0"))

@@ -17,7 +17,7 @@ from ..models.kernels import hopper
 from ..models.load import count_parameters
 from ..registry import installed
 from ..runs import seal
-from ..runs.processes import process_count
+from ..runs.processes import local_count, process_count
 
 GIB = 2**30
 Has = Callable[..., bool]
@@ -181,7 +181,7 @@ def check_processes(settings: Settings, gpus: int | None = None) -> None:
         RecipeError: the number of processes does not fit. The message names the launch that does.
     """
     gpus = torch.cuda.device_count() if gpus is None else gpus
-    processes, here = process_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes, here = process_count(), local_count()
     on_processor = "use_cpu" in settings and settings["use_cpu"].value is True
     if not on_processor and 0 < gpus < here:
         raise RecipeError(

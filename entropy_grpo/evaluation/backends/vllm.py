@@ -13,10 +13,8 @@ from typing import Any
 import torch
 
 from ...models.load import end_ids, load_generation_config
+from ...runs.processes import leave_launch, local_count, local_rank
 from .base import VLLM, Request, Response, Sampling, check_length
-
-# Variables that tell torch.distributed of other processes; they are removed because the engines are independent.
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def check_gpus(count: int, visible: int) -> None:
@@ -26,7 +24,7 @@ def check_gpus(count: int, visible: int) -> None:
         count: GPUs of each process.
         visible: number of GPUs that torch sees.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = local_count()
     if visible and count * processes > visible:
         raise ValueError(
             f"tensor_parallel is {count}, so {processes} processes on this machine need {count * processes} GPUs, but "
@@ -36,14 +34,13 @@ def check_gpus(count: int, visible: int) -> None:
 
 def take_own_gpus(count: int) -> None:
     """Restrict this process of a launch to `count` GPUs of its own, before CUDA is initialised."""
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = local_rank()
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if "LOCAL_RANK" in os.environ:
         gpus = range(local * count, (local + 1) * count)
         names = [str(gpu) for gpu in gpus] if not seen else [seen.split(",")[gpu] for gpu in gpus]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
-    for name in LAUNCHER:
-        os.environ.pop(name, None)
+    leave_launch()  # the engines are independent
 
 
 class VllmBackend:

@@ -84,7 +84,7 @@ class Entry:
         """Return the entry in JSON types, with the values of all parameters, for the files of the run."""
         defaults = {
             name: parameter.default
-            for name, parameter in _parameters(self.method).items()
+            for name, parameter in self.method.parameters.items()
             if parameter.default is not parameter.empty
         }
         schedule = {} if self.schedule == Schedule() else {"schedule": self.schedule._asdict()}
@@ -93,12 +93,6 @@ class Entry:
             | {"denominator": self.method.denominator, "paper": self.method.paper, "source_sha256": self.digest}
             | schedule
         )
-
-
-def _parameters(method: Method) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a method that a recipe may give."""
-    leading = 2 if method.kind == "advantage" else 1  # the view, and the advantages
-    return dict(list(inspect.signature(method.function).parameters.items())[leading:])
 
 
 def _shown(value: Any) -> str:
@@ -111,7 +105,7 @@ def _check_params(setting: str, method: Method, params: dict[str, Any]) -> dict[
     Raises:
         ValueError: a parameter is unknown, missing, or of another type.
     """
-    known = _parameters(method)
+    known = method.parameters
     hints = typing.get_type_hints(method.function, include_extras=True)
     checked = {}
     for name, value in params.items():

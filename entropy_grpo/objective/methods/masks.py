@@ -1,67 +1,48 @@
-"""The forking mask (arXiv 2506.01939, Eq. 6) and its controls as methods by name.
+"""Declarations of the forking mask (arXiv 2506.01939, Eq. 6) and its controls as methods by name.
 
-The settings `top_entropy_quantile` (rho), `entropy_selection` (the name), `entropy_scope` and `entropy_denominator`
-are their short forms, to which the trainer reduces an entry (`config.methods`). The trainer then calls the same
-functions of `selection`, and logs the threshold, too.
-
-A mask is of the stage `step`. With the scope `rollout` it reads the policy that wrote the rollout, and with the scope
-`micro_batch` the tokens of one forward pass. `scope` and `denominator` are read by the trainer alone.
+An entry with one of these names sets the short forms `top_entropy_quantile` (rho), `entropy_selection`,
+`entropy_scope` and `entropy_denominator` (`config.methods`). The trainer selects the tokens by them
+(`window.select_tokens`), so that a declaration has parameters and no function.
 """
 
-from torch import Tensor
+from dataclasses import dataclass
 
 from ..objective import Denominator
-from ..selection import Scope, gradient_norms, select, select_matched
-from ..share import RHO
-from .registry import Share, weight
-from .view import StepView
+from ..selection import SELECTIONS, Scope
+from ..share import MATCHED, RHO
+from .registry import REGISTERED, Method, Share
 
-PAPER = "arXiv 2506.01939"
-
-
-def _select(view: StepView, scores: Tensor, rho: float, kind: str) -> Tensor:
-    return select(scores, view.mask, rho, view.places, kind, view.seed, view.ranks.sum)[0].float()
-
-
-def _norms(view: StepView) -> Tensor:
-    """(B, T) norms of the tokens' gradients in the LM head."""
-    limits = view.epsilon_low, view.epsilon_high, view.delta
-    return gradient_norms(view.residual_norms, view.token_advantages, view.ratios, *limits)
-
-
-@weight(stage="step", needs={"entropies"}, denominator="valid", paper=PAPER)
-def forking(view: StepView, rho: Share = RHO, scope: Scope = "rollout", denominator: Denominator = "kept") -> Tensor:
-    """1 for the ceil(rho n) tokens of highest entropy, else 0."""
-    return _select(view, view.entropies, rho, "top")
+# Name of an entry that selects tokens -> `entropy_selection`.
+MASKS = {"forking" if kind == "top" else kind: kind for kind in SELECTIONS}
+_NORMS = frozenset({"residual_norms", "logps", "old_logps"})
+# Selection -> what ranks its tokens.
+_NEEDS = {
+    "top": frozenset({"entropies"}),
+    "bottom": frozenset({"entropies"}),
+    "random": frozenset(),
+    "gradient_norm": _NORMS,
+    MATCHED: _NORMS | {"entropies"},
+}
+_PAPERS = dict.fromkeys(("top", "bottom"), "arXiv 2506.01939")
 
 
-@weight(stage="step", needs={"entropies"}, denominator="valid", paper=PAPER)
-def bottom(view: StepView, rho: Share = RHO, scope: Scope = "rollout", denominator: Denominator = "kept") -> Tensor:
-    """1 for the tokens that `forking` drops, else 0."""
-    return _select(view, view.entropies, rho, "bottom")
+@dataclass(frozen=True)
+class Mask:
+    """Parameters of an entry that selects tokens.
 
-
-@weight(stage="step", denominator="valid")
-def random(view: StepView, rho: Share = RHO, scope: Scope = "rollout", denominator: Denominator = "kept") -> Tensor:
-    """1 for ceil(rho n) random tokens, else 0."""
-    return _select(view, view.places.float(), rho, "random")
-
-
-@weight(stage="step", needs={"residual_norms", "logps", "old_logps"}, denominator="valid")
-def gradient_norm(
-    view: StepView, rho: Share = RHO, scope: Scope = "rollout", denominator: Denominator = "kept"
-) -> Tensor:
-    """1 for the ceil(rho n) tokens of largest gradient in the LM head, else 0."""
-    return _select(view, _norms(view), rho, "gradient_norm")
-
-
-@weight(stage="step", needs={"entropies", "residual_norms", "logps", "old_logps"})
-def random_matched(
-    view: StepView, rho: Share = RHO, scope: Scope = "rollout", denominator: Denominator = "kept"
-) -> Tensor:
-    """1 for random tokens with as much gradient as the tokens of `forking`, else 0.
-
-    The trainer divides the loss by the number of tokens that `forking` keeps, so that both arms have one denominator.
+    Attributes:
+        rho: share of tokens that `forking` keeps, and `bottom` drops.
+        scope, denominator: `entropy_scope` and `entropy_denominator`.
     """
-    norms, places = _norms(view), view.places
-    return select_matched(view.entropies, norms, view.mask, rho, places, view.seed, view.ranks.sum).float()
+
+    rho: Share = RHO
+    scope: Scope = "rollout"
+    denominator: Denominator = "kept"
+
+
+for _name, _kind in MASKS.items():
+    # Both arms of a comparison with `random_matched` divide the loss by the tokens that `forking` keeps.
+    _divides = "all" if _kind == MATCHED else "valid"
+    REGISTERED[_name] = Method(
+        _name, "weight", "step", _NEEDS[_kind], Mask, denominator=_divides, paper=_PAPERS.get(_kind, "")
+    )

@@ -10,6 +10,7 @@ A function of a user has the same form. Without a declaration it is a method of 
 costs no pass.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,7 +19,8 @@ from pydantic import Field
 
 from .view import COMPUTED, FREE
 
-KINDS = ("advantage", "weight")
+# Kind -> number of arguments before the parameters: the view, and the advantages.
+KINDS = {"advantage": 2, "weight": 1}
 STAGES = ("rollout", "step", "loss")
 DENOMINATORS = ("all", "valid")
 # Types of parameters, which are checked before a model loads.
@@ -41,7 +43,8 @@ class Method:
             result may depend on its own response only, so `over_ranks` may not be used.
         needs: fields of the view that the function reads, of `view.COMPUTED` and `view.FREE`.
         function: of an advantage `(view, advantages, **parameters) -> (B,) or (B, T)`, of a weight
-            `(view, **parameters) -> (B, T)`; float32, finite, without gradient, and weights at least 0.
+            `(view, **parameters) -> (B, T)`; float32, finite, without gradient, and weights at least 0. Of a selection
+            of tokens, which the trainer makes, the class of its parameters (see `masks`).
         denominator: of a weight. `all`: the loss is divided by the same number as without the weight. `valid`: by the
             sum of the weights.
         revives: whether a token may get an advantage that has none. Otherwise advantages of 0 must stay 0. In the
@@ -72,6 +75,12 @@ class Method:
             )
         if self.stage == "loss" and self.denominator == "valid":
             raise ValueError(f"{self.name} has the stage loss, where a sum of weights is not known: declare 'step'.")
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """Parameters that a recipe may give."""
+        leading = 0 if isinstance(self.function, type) else KINDS[self.kind]
+        return dict(list(inspect.signature(self.function).parameters.items())[leading:])
 
 
 REGISTERED: dict[str, Method] = {}
