@@ -24,6 +24,7 @@ import json
 import os
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -360,32 +361,43 @@ def _try_all(forks: Iterable[Callable[[], int]], limit: float, jobs: int) -> lis
 class _InPlace:
     """pytest plugin that forks after the collection: the children run the tests, each with one mutant.
 
+    A child begins with the tests that have failed in earlier children, the latest first, since the mutants of a
+    function mostly fail the same tests. The tests themselves, and so the outcomes, are the same.
+
     Attributes:
         trials: of the mutants, after the trial of the unchanged module.
         is_child: whether this process is a child, whose exit code is the outcome.
     """
 
-    def __init__(self, name: str, mutants: Sequence[Mutant], jobs: int):
-        self.name, self.mutants, self.jobs = name, mutants, jobs
+    def __init__(self, name: str, mutants: Sequence[Mutant], jobs: int, failures: Path):
+        self.name, self.mutants, self.jobs, self.failures = name, mutants, jobs, failures
         self.trials: list[Trial] = []
         self.is_child = False
 
-    def _fork(self, mutant: Mutant | None) -> int:
+    def _fork(self, items: list[pytest.Item], mutant: Mutant | None) -> int:
         if child := os.fork():
             return child
         self.is_child = True
         _start_alone()
         if mutant is not None and not _put_in_place(self.name, mutant):
             os._exit(NOT_IN_PLACE)
+        latest = {test: place for place, test in enumerate(self.failures.read_text().splitlines())}
+        items.sort(key=lambda item: -latest.get(item.nodeid, -1))
         raise _Child
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            with self.failures.open("a") as file:
+                file.write(f"{report.nodeid}\n")
+
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self) -> bool | None:
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        fork = partial(self._fork, session.items)
         try:
-            self.trials = _try_all([partial(self._fork, None)], FIRST_LIMIT, 1)
+            self.trials = _try_all([partial(fork, None)], FIRST_LIMIT, 1)
             limit = max(SHORTEST_LIMIT, 5 * self.trials[0].seconds)
             if self.trials[0].outcome == "survived":
-                self.trials += _try_all([partial(self._fork, mutant) for mutant in self.mutants], limit, self.jobs)
+                self.trials += _try_all([partial(fork, mutant) for mutant in self.mutants], limit, self.jobs)
         except _Child:
             return None  # pytest's own loop follows
         return True
@@ -420,22 +432,25 @@ def _outcomes(name: str, mutants: Sequence[Mutant], jobs: int) -> tuple[float, l
     """
     sys.stdout.flush()
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        result = 99
-        try:
-            trials = _InPlace(name, mutants, jobs)
-            _start_alone()
-            result = _pytest(name, trials)
-            if not trials.is_child:
-                with open(writer, "w") as pipe:
-                    json.dump([(trial.seconds, trial.outcome) for trial in trials.trials], pipe)
-        finally:
-            os._exit(result)
-    os.close(writer)
-    with open(reader) as pipe:
-        told = pipe.read()
-    os.waitpid(child, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        child = os.fork()
+        if child == 0:
+            result = 99
+            try:
+                failures = Path(folder, "failures")
+                failures.touch()
+                trials = _InPlace(name, mutants, jobs, failures)
+                _start_alone()
+                result = _pytest(name, trials)
+                if not trials.is_child:
+                    with open(writer, "w") as pipe:
+                        json.dump([(trial.seconds, trial.outcome) for trial in trials.trials], pipe)
+            finally:
+                os._exit(result)
+        os.close(writer)
+        with open(reader) as pipe:
+            told = pipe.read()
+        os.waitpid(child, 0)
     (seconds, outcome), *others = json.loads(told) if told else [(0.0, "killed")]
     if outcome != "survived":
         raise RuntimeError(f"{name}: its tests fail without a mutant, or there are none: {TESTS[name]}.")
