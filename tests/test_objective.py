@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.fixtures import fixed_rollout
+from entropy_grpo.objective.methods.entries import SETTINGS, split
+from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.objective.tokens import token_places
 from entropy_grpo.objective.window import select_tokens
 
@@ -19,6 +21,7 @@ from .conftest import REPOSITORY
 from .test_selection import matched_by_brute_force
 
 TEMPERATURE = 0.7
+OWN = "tests.own_methods:"
 LIKE_TRL = {"fused_lm_head": "trl", "batch_by_length": False}
 
 
@@ -610,22 +613,55 @@ TWO_PROCESSES = {
         "DDP, one token: a rank keeps none": ("global", 0.005, 1),
         "DDP, rollout scope, most sequences keep none": ("rollout", 0.02, 2),
         "DDP, rollout scope, random tokens of matched norm": ("matched", 0.2, 2),
-        "DDP, methods by name": ("methods", 0.5, 2),
+        "DDP, methods by name": ("own", 0.5, 2),
         "DDP, thresholds of the last step": ("sampler", 0.2, 2),
         "DDP, by a budget of tokens": ("rollout", 0.2, 4, 90),
         "DDP, by a budget of tokens, global scope": ("global", 0.2, 4, 1000),
     },
     "benchmarks.fixtures.fsdp2_on_cpu": {
         "FSDP2 accumulated": ("global", 0.2, 2),
-        "FSDP2, rollout scope": ("rollout", 0.2, 2),
+        "FSDP2, rollout scope": ("forking", 0.2, 2),
         "FSDP2, thresholds of the last step": ("sampler", 0.2, 2),
         "FSDP2, by a budget of tokens": ("rollout", 0.2, 4, 90),
         "FSDP2, by a budget of tokens, gradients reduced in every pass": ("global", 0.2, 4, 90),
-        "FSDP2, methods by name": ("methods", 0.5, 2),
-        "FSDP2, methods of papers": ("papers", 1.0, 2),
-        "FSDP2, methods of papers, by a budget of tokens": ("papers", 1.0, 4, 90),
+        "FSDP2, methods by name": ("own", 0.5, 2),
+        "FSDP2, random tokens of matched norm": ("matched", 0.2, 2),
+        "FSDP2, tokens of largest gradient": ("gradients", 0.2, 2),
+        "FSDP2, entropies": ("entropies", 1.0, 2),
+        "FSDP2, entropies, by a budget of tokens": ("entropies", 1.0, 4, 90),
+        "FSDP2, ratios": ("ratios", 1.0, 2),
+        "FSDP2, outcomes": ("outcomes", 1.0, 2),
+        "FSDP2, responses": ("responses", 1.0, 2),
     },
 }
+
+
+# Every registered method, by the name of a run. Two steps share a rollout, so that the ratios of the second are not 1.
+HICRA = {"name": "hicra", "ngrams": "benchmarks/fixtures/walk_phrases.txt"}
+TWICE = {"num_iterations": 2, "max_steps": 2, "learning_rate": 0.2}
+METHODS = {
+    "own": {
+        "advantages": ["gtpo"],
+        "token_weights": [f"{OWN}around_the_mean", f"{OWN}of_the_rollout", f"{OWN}in_the_loss"],
+    },
+    "entropies": {"advantages": ["gtpo", f"{OWN}louder"], "token_weights": ["clip_cov", "erc"]},
+    "ratios": TWICE
+    | {
+        "advantages": ["qae", HICRA, {"name": "kl_cov", "share": 0.1}],
+        "token_weights": [{"name": "stapo", "tau_p": 0.05}, "fipo", "archer_clip", "entropy_shaped"],
+    },
+    "outcomes": TWICE | {"advantages": ["psr", "w_reinforce", "position"], "token_weights": ["aspo", "bottom"]},
+    "responses": TWICE | {"advantages": ["nsr", "grpo_s", "ppl"], "token_weights": ["random"]},
+    "forking": {"token_weights": ["forking"]},
+    "matched": {"token_weights": ["random_matched"]},
+    "gradients": {"token_weights": ["gradient_norm"]},
+}
+
+
+def test_every_method_trains_on_two_processes():
+    named = {split(key, entry)[0] for run in METHODS.values() for key in SETTINGS for entry in run.get(key, [])}
+    assert named >= REGISTERED.keys()
+    assert {scope for scope, *_ in TWO_PROCESSES["benchmarks.fixtures.fsdp2_on_cpu"].values()} >= METHODS.keys()
 
 
 @pytest.mark.slow
@@ -636,16 +672,10 @@ def test_two_processes_are_one(tiny_model, tmp_path, preloaded, launcher, script
     runs = {}
     for name, (scope, rho, accumulation, *budget) in TWO_PROCESSES[script].items():
         settings = {"top_entropy_quantile": rho, "entropy_scope": scope, "gradient_accumulation_steps": accumulation}
-        if scope == "matched":
-            settings |= {"entropy_scope": "rollout", "entropy_selection": "random_matched"}
         if scope == "sampler":  # the second step takes over the threshold of the first
             settings |= {"entropy_scope": "rollout", "old_logps": "sampler", "max_steps": 2, "learning_rate": 0.1}
-        if scope == "methods":
-            own = [f"tests.own_methods:{name}" for name in ("around_the_mean", "of_the_rollout", "in_the_loss")]
-            settings |= {"entropy_scope": "rollout", "advantages": ["gtpo"], "token_weights": own}
-        if scope == "papers":  # of the rollout, of a step, and of the loss
-            advantages, weights = ["gtpo", "tests.own_methods:louder"], ["clip_cov", "erc"]
-            settings |= {"entropy_scope": "rollout", "advantages": advantages, "token_weights": weights}
+        if scope in METHODS:
+            settings |= METHODS[scope] | {"entropy_scope": "rollout"}
         if "every pass" in name:
             settings["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
         settings["token_budget"] = budget[0] if budget else None

@@ -34,10 +34,11 @@ from .test_paper_recipes import FAMILIES, ROWS, family_of
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 EVERY = sorted(p.stem for p in (REPOSITORY / "recipes").glob("*.yaml") if p.stem != "base")
-# FSDP2 with dynamic sampling and ranked tokens; FSDP2 with another architecture, shaping and raised positions; all
-# weights, and adapters, on one GPU; a processor; a cold start.
-KINDS = ["qwen3_14b", "qwen25_math_7b_ppl_position", "qwen3_0_6b", "qwen3_8b_lora", "demo_cpu"]
-KINDS += ["llama31_8b_cold_start"]
+# FSDP2 with dynamic sampling and ranked tokens; FSDP2 with another architecture, shaping and raised positions; FSDP2
+# with a divisor of token weights, and with a pass before every step; all weights, and adapters, on one GPU; a
+# processor; a cold start.
+KINDS = ["qwen3_14b", "qwen25_math_7b_ppl_position", "qwen3_8b_stapo", "qwen25_7b_kl_cov"]
+KINDS += ["qwen3_0_6b", "qwen3_8b_lora", "demo_cpu", "llama31_8b_cold_start"]
 POSITIONS = 384
 ZERO3 = "accelerate_configs/zero3.yaml"
 TIED = ("qwen3_0_6b", "qwen3_1_7b", "qwen3_0_6b_countdown", "qwen3_1_7b_countdown")
