@@ -88,7 +88,7 @@ class Lengths:
         )
         return pieces
 
-    def generate(self, problems: list[dict], finished: Any) -> tuple:
+    def generate(self, problems: list[dict], finished: Any, foresight: None) -> tuple:
         ids = finished and finished[0]
         if ids is None:
             ids = [piece.ids.tolist() for piece in self.write(problems, [[]] * len(problems), LONGEST)]

@@ -17,6 +17,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from benchmarks.fixtures.stand_in import StandIn, client_of
 from entropy_grpo.runs.launched import ServerError
 from entropy_grpo.training import server
+from entropy_grpo.training.foresight import Foresight
 
 
 def generation_of(url: str, tokens: int, **sampling) -> VLLMGeneration:
@@ -76,6 +77,35 @@ def main():
         places = range(state.process_index * own, (state.process_index + 1) * own)
         return generation.generate([[place // size, 1] for place in places], None, size)
 
+    def rounds(in_parts):
+        """Three groups, of which the second is dropped, and two groups that follow as soon as that is known.
+
+        Six responses of each process in the first round and four in the second.
+        """
+        generation = generation_of(stand_in.url, 7)
+        first = 6 * state.process_index
+        foresight = Foresight(
+            size=4,
+            first=first,
+            reward=0,
+            is_informative=lambda rewards: sorted(rewards) != [4, 5, 6, 7],
+            foresee=lambda dropped: [7, 8][: 2 * dropped],
+            problem=lambda row: {"prompt": [row, 1]},
+            most=8,
+        )
+        if in_parts:
+            server.InParts(
+                generation,
+                60.0,
+                folder,
+                8,
+                arrived=lambda places, ids: foresight.watch(places, [float(first + place) for place in places]),
+                further=lambda: [problem["prompt"] for problem in foresight.further()],
+            )
+        stand_in.asked.clear()
+        once = generation.generate([[place // 4, 1] for place in range(first, first + 6)], None, 4)
+        return once, generation.generate([[7 + state.process_index, 1]] * 4, None, 4)
+
     def failure(own, size, **sampling):
         try:
             rollout(True, own, size, **sampling)
@@ -100,6 +130,9 @@ def main():
                 once = sorted(arrived) == list(enumerate(divided[1]))
                 report[f"{name} {sampling}"] = whole == divided and len(divided[1]) == own and once
                 report[f"{name} {sampling} requests"] = [len(body["prompt"]) * body["n"] for body in stand_in.asked]
+
+        report["ahead"] = rounds(False) == rounds(True)
+        report["ahead requests"] = [prompt for body in stand_in.asked for prompt in body["prompt"]]
 
         stand_in.fails = {1: 500, 2: 0, 4: 503}.get
         report["failing"] = rollout(True, 8, 2) == rollout(False, 8, 2)

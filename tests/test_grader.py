@@ -75,10 +75,15 @@ def test_what_was_begun_is_collected_and_forgotten(monkeypatch):
     scheduled = scheduled_by(grader, monkeypatch)
     start = time.perf_counter()
     grader.begin(ANSWERS, ["0.5"] * 6)
-    grader.begin(ANSWERS, ["0.5"] * 6)
+    (reward,) = get_rewards(["accuracy"], grader, 48)
+    texts = ["" if answer is None else f"\\boxed{{{answer}}}" for answer in ANSWERS]
+    futures = reward.begin(prompts=texts, completions=texts, solution=["0.5"] * 6)
     assert time.perf_counter() - start < 0.2
     assert len(scheduled) == 4 and len(grader._begun) == 4
     time.sleep(2)  # as generation or a forward pass would
+    *early, late = futures
+    assert [future.result(0) for future in early] == GRADES[:-1]
+    assert not late.done(), "it has exceeded its first limit, and may turn out to be right"
     start, logged = time.perf_counter(), {}
     assert grader(ANSWERS, ["0.5"] * 6, logged.__setitem__) == GRADES
     assert time.perf_counter() - start < 0.2, "the answers have been graded meanwhile"
@@ -107,9 +112,10 @@ def test_rewards_that_grade_can_begin(name, grader, monkeypatch):
     columns |= {"solution": ["\\frac{16}{2}+0"] * 3, "completion_ids": [[1]] * 3, "log_metric": lambda *_: None}
     alone = reward(**columns)
     scheduled = scheduled_by(grader, monkeypatch)
-    assert reward.begin(**columns) is None
+    futures = reward.begin(**columns)
     begun = len(scheduled)
     assert begun > 0 and reward(**columns) == alone and len(scheduled) == begun
+    assert [future.result(10) for future in futures] == alone
 
 
 def test_rewards_that_do_not_grade_cannot_begin(grader):

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +34,22 @@ def test_what_works_is_passed_on():
 
     assert call(reward) == [0.5, None] and call(reward, 5.0) == [0.5, None]
     assert get_callable_name(guarded(reward)) == "mine" and not is_async_callable(guarded(reward))
+
+
+def test_what_begins_returns_futures_or_nothing():
+    futures = [Future(), Future()]
+
+    class Begins:
+        found: Any = None
+
+        def begin(self, prompts, completions):
+            return self.found
+
+    for Begins.found in (None, futures):
+        assert guarded(Begins()).begin(prompts=["a", "b"], completions=["x", "y"]) == Begins.found
+    for Begins.found in (futures[:1], [0.0, 1.0], 3):
+        with pytest.raises(RewardError, match=rf"neither None nor a .*Future a response from begin,{END}"):
+            guarded(Begins()).begin(prompts=["a", "b"], completions=["x", "y"])
 
 
 FAULTS = {

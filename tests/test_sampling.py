@@ -1,5 +1,6 @@
 """Dynamic sampling: the sampler against simulation, the trainer against runs on the informative problems alone."""
 
+import copy
 import json
 import math
 import random
@@ -135,6 +136,28 @@ def test_every_problem_is_drawn_once_before_any_is_drawn_again(multiple):
         assert len(make_sampler(multiple=multiple, round_size=size).draw()) == min(least, most)
 
 
+@pytest.mark.parametrize("round_size", [7, 48])
+def test_groups_of_the_next_round_are_foreseen(round_size):
+    """Whatever is known of a round, they are the first of the next round, and all of them once all is known."""
+    sampler, rng = make_sampler(round_size=round_size, multiple=2, problems=61), random.Random(0)
+    early = 0
+    for rollout in range(30):
+        rate = (0.1, 0.5, 0.9)[rollout % 3]
+        sampler.begin()
+        while sampler.missing:
+            rows = sampler.draw()
+            good = [rng.random() < rate for _ in rows]
+            before = sampler.state()
+            foreseen = [sampler.foresee(len(rows), dropped) for dropped in range(good.count(False) + 1)]
+            assert str(sampler.state()) == str(before)
+            sampler.add([group_of(0, sampler.rollout)] * good.count(True), len(rows))
+            following = copy.deepcopy(sampler).draw()
+            assert all(found == following[: len(found)] for found in foreseen) and foreseen[-1] == following
+            early += any(foreseen[:-1])
+        sampler.take()
+    assert early >= 10, "nothing is known before the end of a round"
+
+
 def test_a_sampler_goes_on_from_its_state(tmp_path):
     one, other = make_sampler(), make_sampler()
     simulate(one, 0.4, 7)
@@ -162,7 +185,7 @@ def test_informative_by_the_share_of_right_responses(rights, bounds, kept):
     """Under both reward scales, whatever the other rewards and the next group are."""
     for wrong in (0.0, -1.0):
         rewards = torch.tensor([[1.0 if i < rights else wrong, -0.1 * i] for i in range(4)])
-        share, others = accuracies(torch.cat([rewards, 1 - rewards]), 4).tolist()
+        share, others = accuracies(torch.cat([rewards, 1 - rewards])[:, 0], 4).tolist()
         assert informative(share, *bounds) == kept
         assert others == (1 - rewards[:, 0] > 0).sum().item() / 4
 

@@ -5,7 +5,8 @@ import os
 import re
 import subprocess
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def reports(tmp_path_factory, preloaded):
 def test_parts_give_what_one_request_gives(reports):
     for report in reports[0]:
         equal = {name: value for name, value in report.items() if value is True or value is False}
-        assert len(equal) == 9 and all(equal.values()), equal
+        assert len(equal) == 10 and all(equal.values()), equal
     first = reports[0][0]
     requests = {name.split()[0]: value for name, value in first.items() if name.endswith("requests")}
     assert sorted(requests["groups"]) == [2] * 8
@@ -65,6 +66,14 @@ def test_parts_give_what_one_request_gives(reports):
     assert sorted(requests["pieces"]) == [3] * 4 + [5] * 4
     assert requests["one"] == [2]
     assert sorted(requests["singles"]) == [1, 5, 5, 5, 5, 5]  # the bound of 5 comes before SINGLES
+
+
+def test_what_was_asked_ahead_is_not_asked_again(reports):
+    """A group that two processes share is found to be dropped, and the first of them asks for two groups at once."""
+    for report in reports[0]:
+        assert report["ahead"] is True
+    asked = reports[0][0]["ahead requests"]
+    assert sorted(asked) == [[0, 1], [1, 1], [2, 1], [7, 1], [8, 1]]
 
 
 def test_failed_requests_are_sent_again_and_finished_ones_are_not(reports):
@@ -102,6 +111,32 @@ def client(monkeypatch, tmp_path_factory):
     monkeypatch.syspath_prepend(str(folder))
     stand_before_vllm(monkeypatch.setattr)
     monkeypatch.setattr(server, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(server, "HEARTBEAT", 0.05)
+
+
+class Coins:
+    """A user's reward that grades in threads what it is told of, as it arrives."""
+
+    __name__ = "coins"
+
+    def __init__(self, enough=0):
+        self.threads, self.verdicts, self.told, self.graded = ThreadPoolExecutor(2), {}, [], []
+        self.enough, self.has_enough = enough, threading.Event()
+
+    def begin(self, prompts, completions, **columns):
+        pairs = list(zip(prompts, completions, strict=True))
+        self.told += completions
+        for pair in pairs:
+            self.verdicts[pair] = self.threads.submit(lambda text: float(len(text) % 3 == 0), pair[1])
+        if len(self.told) >= self.enough:
+            self.has_enough.set()
+        return [self.verdicts[pair] for pair in pairs]
+
+    def __call__(self, prompts, completions, log_metric, **columns):
+        self.graded += completions
+        rewards = [self.verdicts[pair].result() for pair in zip(prompts, completions, strict=True)]
+        log_metric("coins/share", sum(rewards) / len(rewards))
+        return rewards
 
 
 SETTINGS = {
@@ -137,9 +172,10 @@ def rows(trainer):
 ALL = DYNAMIC | {"min_accuracy": 0.0, "max_accuracy": 1.0}  # groups are kept, so that rounds are few
 PARTS = ALL | {"max_new_tokens_per_round": 3, "max_response_age": 2}
 FORKS = ALL | {"fork_rollouts": 2, "fork_min_chars": 1}
+EARLY = DYNAMIC | {"reward": Coins()}
 
 
-@pytest.mark.parametrize("settings", [{}, DYNAMIC, PARTS, FORKS], ids=["direct", "dynamic", "parts", "forks"])
+@pytest.mark.parametrize("settings", [{}, EARLY, PARTS, FORKS], ids=["direct", "dynamic", "parts", "forks"])
 def test_a_run_whose_server_ends_goes_on_from_a_checkpoint(client, tiny_model, tmp_path, settings):
     """Nothing asked for a checkpoint; what comes is what an undisturbed run has, bit for bit."""
     with StandIn().running() as stand_in:
@@ -223,29 +259,6 @@ def test_only_a_server_that_answers_nothing_is_silent():
             fetch(stand_in, 2, silence=0.25)
 
 
-class Coins:
-    """A user's reward that grades in threads what it is told of, as it arrives."""
-
-    __name__ = "coins"
-
-    def __init__(self, enough=0):
-        self.threads, self.verdicts, self.told, self.graded = ThreadPoolExecutor(2), {}, [], []
-        self.enough, self.has_enough = enough, threading.Event()
-
-    def begin(self, prompts, completions, **columns):
-        self.told += completions
-        for pair in zip(prompts, completions, strict=True):
-            self.verdicts[pair] = self.threads.submit(lambda text: float(len(text) % 3 == 0), pair[1])
-        if len(self.told) >= self.enough:
-            self.has_enough.set()
-
-    def __call__(self, prompts, completions, log_metric, **columns):
-        self.graded += completions
-        rewards = [self.verdicts[pair].result() for pair in zip(prompts, completions, strict=True)]
-        log_metric("coins/share", sum(rewards) / len(rewards))
-        return rewards
-
-
 def test_grading_begins_while_the_server_writes(client, tiny_model, tmp_path):
     """The last of a rollout's four requests is answered only when the responses of the others are being graded."""
     reward, held = Coins(enough=12), []
@@ -261,18 +274,68 @@ def test_grading_begins_while_the_server_writes(client, tiny_model, tmp_path):
     assert len(reward.told) == len(reward.graded) == 16
 
 
-@pytest.mark.parametrize("settings", [{}, DYNAMIC], ids=["direct", "dynamic"])
-def test_the_order_of_arrival_changes_nothing(client, tiny_model, tmp_path, monkeypatch, settings):
-    """Bit for bit what TRL's one request for a rollout gives: rewards, their order, logs and weights."""
+def test_a_dropped_group_is_replaced_while_the_server_writes_others(client, tiny_model, tmp_path):
+    """The first of a round's four requests is answered only when the server is asked for groups of the next round."""
+    next_round, held = threading.Event(), []
+
+    def hold(number):
+        if number == 0:
+            held.append(next_round.wait(10))
+        elif number >= 4:
+            next_round.set()
+
+    settings = DYNAMIC | {"reward": Coins(), "min_accuracy": 0.75, "max_sampling_rounds": 2}
+    with StandIn().running() as stand_in:
+        stand_in.fails = hold
+        trainer = train(tiny_model, tmp_path, stand_in, max_steps=1, **settings)
+    assert held == [True]
+    assert len(stand_in.asked) == rows(trainer)[0]["dynamic_sampling/drawn"] == 8
+
+
+def test_weights_wait_for_what_was_asked_in_vain():
+    begun, answered, ended = threading.Event(), threading.Event(), threading.Event()
+    requests = server.Requests(lambda number: [begun.set(), answered.wait(10)], 1)
+    requests.foresee({"number": 1})
+    requests.foresee({"number": 2})
+    assert begun.wait(10)
+    waiting = threading.Thread(target=lambda: [requests.end(), ended.set()])
+    waiting.start()
+    assert not ended.wait(0.05)
+    answered.set()
+    waiting.join(10)
+    assert ended.is_set() and not requests.ahead and not requests.unsent
+
+
+class Hasty(Coins):
+    """A reward that takes every response for wrong at first."""
+
+    def begin(self, prompts, completions, **columns):
+        super().begin(prompts, completions)
+        futures = [Future() for _ in completions]
+        for future in futures:
+            future.set_result(0.0)
+        return futures
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"), [({}, Coins), (DYNAMIC, Coins), (DYNAMIC, Hasty)], ids=["direct", "dynamic", "hasty"]
+)
+def test_the_order_of_arrival_changes_nothing(client, tiny_model, tmp_path, monkeypatch, settings, kind):
+    """Bit for bit what TRL's one request for a rollout gives: rewards, their order, logs, weights, and what is asked.
+
+    More is asked only for a reward that changes its mind.
+    """
     found = {}
     for name, pace in (("parts", 0.001), ("whole", 0.0)):
         if name == "whole":
             monkeypatch.setattr("entropy_grpo.training.trainer.InParts", lambda *given: None)
         with StandIn(length=log_normal(5, 1.2, 16), places=8, pace=pace).running() as stand_in:
-            reward = Coins()
+            reward = kind()
             trainer = train(tiny_model, tmp_path / name, stand_in, **settings | {"reward": reward})
-            found[name] = rows(trainer), fixed_rollout.weights(trainer), reward
-    (logs, weights, parts), (expected, others, whole) = found["parts"], found["whole"]
+            asked = Counter(tuple(prompt) for body in stand_in.asked for prompt in body["prompt"])
+            found[name] = rows(trainer), fixed_rollout.weights(trainer), reward, asked
+    (logs, weights, parts, asked), (expected, others, whole, least) = found["parts"], found["whole"]
+    assert asked > least if kind is Hasty else asked == least
     assert logs == expected and 0 < logs[0]["coins/share"] < 1
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     assert parts.graded == whole.graded == whole.told

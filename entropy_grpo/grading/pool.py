@@ -147,6 +147,13 @@ def _verdict(future: ProcessFuture, late: bool) -> Verdict:
         return Verdict.FAILURE
 
 
+def known(verdict: Verdict) -> Future[Verdict]:
+    """Return a future that has its result."""
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future
+
+
 class Grader:
     """Grader of answers in a pool of processes.
 
@@ -208,14 +215,22 @@ class Grader:
                 "The grading processes do not grade \\sqrt{4} against 2; their errors are printed above."
             )
 
-    def begin(self, answers: Sequence[str | None], references: Sequence[str]) -> None:
-        """Start to grade and return at once. A later call with the same answers collects the verdicts."""
+    def begin(self, answers: Sequence[str | None], references: Sequence[str]) -> list[Future[Verdict]]:
+        """Start to grade and return at once. A later call with the same answers collects the verdicts.
+
+        Returns:
+            The verdict of each answer, as a future. One that failed says nothing: the call grades the answer again.
+        """
         self._open_pool()
-        for pair in dict.fromkeys(zip(answers, references, strict=True)):
-            if pair not in self._begun and plain_verdict(*pair, self.relative_tolerance) is None:
+        pairs = list(zip(answers, references, strict=True))
+        plain = {pair: plain_verdict(*pair, self.relative_tolerance) for pair in pairs}
+        for pair, verdict in plain.items():
+            if pair not in self._begun and verdict is None:
                 self._begun[pair] = self._schedule(pair, min(FIRST_SECONDS, self.seconds))
+        futures = [self._begun[pair] if plain[pair] is None else known(plain[pair]) for pair in pairs]
         while len(self._begun) > MOST_BEGUN:
             self._begun.pop(next(iter(self._begun))).cancel()
+        return futures
 
     def _collect(self, pairs: Iterable[Pair], seconds: float, deadline: float) -> dict[Pair, Verdict]:
         """Return the workers' verdicts. Pairs not done at `deadline`, a time of `time.monotonic`, are timeouts."""

@@ -8,6 +8,7 @@ are not discarded but open the next rollout, with the log-probabilities that the
 The state is equal on every rank and independent of ranks, models and trainers.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,16 +73,13 @@ def fewest_groups(processes: int, size: int) -> int:
     return processes // math.gcd(processes, size)
 
 
-def accuracies(rewards: Tensor, size: int, column: int = 0) -> Tensor:
+def accuracies(rewards: Tensor, size: int) -> Tensor:
     """(n,) float32, share of right responses in every group of `size`.
 
-    Only one reward counts, so that a penalty in another reward does not make a group of wrong responses informative.
-
     Args:
-        rewards: (n * size, F).
-        column: column of the reward that decides. A response is right if this reward is above 0.
+        rewards: (n * size,), of one reward. A response is right if it is above 0.
     """
-    return is_right(rewards[:, column]).view(-1, size).float().mean(dim=1)
+    return is_right(rewards).view(-1, size).float().mean(dim=1)
 
 
 def informative(accuracy: float, lowest: float | None, highest: float | None) -> bool:
@@ -162,6 +160,22 @@ class Sampler(Generic[AnyGroup]):
         orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}
         self.cursor += count
         return [orders[epoch][place] for epoch, place in places]
+
+    def foresee(self, drawn: int, dropped: int) -> list[int]:
+        """Return problems that the next round is certain to draw, while groups of this round are still open.
+
+        The next round begins with the problems of a next round after all open groups have turned out to be
+        informative. With fewer informative groups more are missing, and the pass rate is lower, so that the round is
+        larger.
+
+        Args:
+            drawn: groups of this round.
+            dropped: number of these groups that are known to be not informative.
+        """
+        ahead, kept = copy.copy(self), drawn - dropped
+        ahead.size, ahead.waiting = max(self.missing - kept, 0), []
+        ahead.drawn, ahead.kept = self.drawn + drawn, self.kept + kept
+        return ahead.draw()
 
     def _order(self, epoch: int) -> Sequence[int]:
         if not self.shuffle:

@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -97,10 +98,16 @@ class _Guard:
         if callable(begin := getattr(reward, "begin", None)):
             self.begin = partial(self._begin, begin)
 
-    def _begin(self, begin: Callable[..., None], **columns: Any) -> None:
+    def _begin(self, begin: Callable[..., Any], prompts: list, **columns: Any) -> list[Future] | None:
         """Let the function begin to grade while the run continues."""
         with self._guard(), _alarm(self.seconds):
-            begin(**columns)
+            begun = begin(prompts=prompts, **columns)
+        futures = isinstance(begun, list) and [isinstance(x, Future) for x in begun] == [True] * len(prompts)
+        if begun is not None and not futures:
+            raise RewardError(
+                self._sentence("returns neither None nor a concurrent.futures.Future a response from begin,")
+            )
+        return begun
 
     def _sentence(self, fault: str) -> str:
         step, continuation = self.where()

@@ -11,9 +11,10 @@ responses are written.
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
-from ..grading import answer_line, boxed
+from ..grading import Verdict, answer_line, boxed
 from ..grading.pool import Grader, LogMetric
 from ..registry import import_function
 from ..tasks.registry import by_reward
@@ -91,9 +92,23 @@ class Graded:
         self.__name__ = name
         self.answers, self.grade, self.right, self.wrong = answers, grade, right, wrong
 
-    def begin(self, solution: list[str], **columns: Any) -> None:
-        """Start to grade. A later call with the same columns waits for the remaining verdicts."""
-        self.grade.begin(self.answers(**columns), solution)
+    def begin(self, solution: list[str], **columns: Any) -> list[Future[float]]:
+        """Start to grade. A later call with the same columns waits for the remaining verdicts.
+
+        Returns:
+            The reward of each response. One whose answer has to be graded again comes with the call alone.
+        """
+        return [self._later(verdict) for verdict in self.grade.begin(self.answers(**columns), solution)]
+
+    def _later(self, verdict: Future[Verdict]) -> Future[float]:
+        value: Future[float] = Future()
+
+        def hand_on(done: Future[Verdict]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                value.set_result(self.right if done.result() is Verdict.RIGHT else self.wrong)
+
+        verdict.add_done_callback(hand_on)
+        return value
 
     def __call__(self, solution: list[str], log_metric: LogMetric | None = None, **columns: Any) -> list[float]:
         graded = self.grade(self.answers(**columns), solution, log_metric)

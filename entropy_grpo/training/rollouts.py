@@ -30,6 +30,7 @@ from ..objective.tokens import Inputs, loss_mask
 from ..runs.files import Row
 from ..runs.state import State
 from .drafts import Draft, Drafts, Write
+from .foresight import Foresight
 from .forks import ForkRule, forkable
 
 # Result of TRL's `_generate`: prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images,
@@ -73,14 +74,14 @@ class Policy:
 
     Attributes:
         generate: generates a response to each problem, or decodes the responses that are given, and lets their grading
-            begin.
+            begin. A server gets requests for problems that the foresight tells, too.
         write: lets responses grow by a number of tokens.
         reward: (problems, their responses) -> rewards (responses of all ranks, F).
         log_probs, entropies: micro-batch -> (B, T) log-probabilities, or entropies, of its completions under the
             current weights.
     """
 
-    generate: Callable[[list[Row], Finished | None], Generated]
+    generate: Callable[[list[Row], Finished | None, Foresight | None], Generated]
     write: Write
     reward: Callable[[list[Row], Generated], Tensor]
     log_probs: Callable[[Inputs], Tensor]
@@ -279,7 +280,7 @@ class DynamicSampling:
         while (sampler.missing or self.drafts.is_due(sampler.rollout)) and len(shares) < args.max_sampling_rounds:
             is_last = len(shares) + 1 == args.max_sampling_rounds
             rows, drafts = self._begin_round(is_last)
-            kept, filling, accuracy = self._draw(rows, sampler.missing if is_last else 0, drafts)
+            kept, filling, accuracy = self._draw(rows, drafts, is_last)
             sampler.add(kept, len(rows))
             shares.append(accuracy)
             informative_drawn += len(kept)
@@ -346,33 +347,31 @@ class DynamicSampling:
         }
 
     def _draw(
-        self, rows: list[int], spare: int, drafts: list[Draft] | None
+        self, rows: list[int], drafts: list[Draft] | None, is_last: bool
     ) -> tuple[list[Group], list[Group], Tensor]:
         """Draw a round of groups.
 
         Args:
             rows: problems to draw.
-            spare: number of groups that are needed, informative or not.
             drafts: the groups, if they are written already.
+            is_last: whether no further round follows, so that other groups may have to fill the rollout.
 
         Returns:
-            (informative groups, further groups up to `spare` in all, (groups,) accuracy of every group), equal on
+            (informative groups, other groups for the rest of the rollout, (groups,) accuracy of every group), equal on
             every rank.
         """
-        size = self.args.num_generations
+        size, spare = self.args.num_generations, self.sampler.missing if is_last else 0
         if not rows:  # no group became whole
             return [], [], torch.zeros(0)
         places = range(len(rows) * size)[self._own(len(rows) * size)]
         problems = [self.data[rows[place // size]] for place in places]
         if drafts is None:
-            generated = self._generate_in_parts(problems)
+            foresight = None if is_last else self._foresight(len(rows), places.start)
+            generated = self._generate_in_parts(problems, foresight)
         else:
-            generated = self.policy.generate(problems, finished_of(drafts, places))
+            generated = self.policy.generate(problems, finished_of(drafts, places), None)
         rewards = self.policy.reward(with_extra(problems, generated[5]), generated)
-        # A control experiment trains on another reward, and the first reward, with weight 0, only measures accuracy.
-        taught = next((i for i, weight in enumerate(self.reward_weights) if weight), 0)
-        paid = accuracies(rewards, size, taught).tolist()
-        good = [informative(share, self.args.min_accuracy, self.args.max_accuracy) for share in paid]
+        good = self._informative(rewards[:, self._deciding])
         kept = [i for i, is_good in enumerate(good) if is_good]
         others = [i for i, is_good in enumerate(good) if not is_good][: max(spare - len(kept), 0)]
         wanted = set(kept + others)
@@ -393,12 +392,47 @@ class DynamicSampling:
             old = draft.old_logps if any(map(len, draft.old_logps)) else None
             return Group(rows[i], responses, own, self.sampler.rollout, old, draft.begun)
 
-        return [group(i) for i in kept], [group(i) for i in others], accuracies(rewards, size)
+        return [group(i) for i in kept], [group(i) for i in others], accuracies(rewards[:, 0], size)
 
-    def _generate_in_parts(self, problems: list[Row]) -> Generated:
+    @property
+    def _deciding(self) -> int:
+        """Column of the reward that decides which groups are informative.
+
+        Only one reward counts, so that a penalty in another does not make a group of wrong responses informative. In a
+        control experiment that is not the first reward, which has weight 0 and only measures accuracy.
+        """
+        return next((i for i, weight in enumerate(self.reward_weights) if weight), 0)
+
+    def _informative(self, rewards: Tensor) -> list[bool]:
+        """Return whether groups are informative by the rewards (n * size,) that decide."""
+        shares = accuracies(rewards, self.args.num_generations).tolist()
+        return [informative(share, self.args.min_accuracy, self.args.max_accuracy) for share in shares]
+
+    def _foresight(self, groups: int, first: int) -> Foresight | None:
+        """Return the foresight of a round, which only a server can use.
+
+        Args:
+            groups: of the round.
+            first: number of this rank's first response.
+        """
+        args = self.args
+        if not args.use_vllm or args.vllm_mode != "server":
+            return None
+        return Foresight(
+            size=args.num_generations,
+            first=first,
+            reward=self._deciding,
+            is_informative=lambda rewards: self._informative(torch.tensor(rewards))[0],
+            foresee=lambda dropped: self.sampler.foresee(groups, dropped),
+            problem=lambda row: self.data[row],
+            most=args.vllm_server_requests,
+        )
+
+    def _generate_in_parts(self, problems: list[Row], foresight: Foresight | None) -> Generated:
         """Generate responses in parts of a rollout's size. A part is graded while the next part is generated."""
         part = self._part or len(problems)
-        parts = [self.policy.generate(problems[start : start + part], None) for start in range(0, len(problems), part)]
+        starts = range(0, len(problems), part)
+        parts = [self.policy.generate(problems[start : start + part], None, foresight) for start in starts]
         columns = list(zip(*parts, strict=True))
         joined: list[Any] = [None if column[0] is None else [x for part in column for x in part] for column in columns]
         joined[5] = {

@@ -7,6 +7,9 @@ step of its engine, as it does those of one request. Every process receives a fi
 responses, and lets their grading begin while the server writes other groups. The first process reports at least every
 `HEARTBEAT` seconds, so that no collective waits longer for the server.
 
+Where a round of dynamic sampling follows, the server gets requests for its groups as soon as they are certain
+(`foresight`). Their replies wait in the first process until the round begins.
+
 TRL's own `generate` is called first, with a client that returns the number of every response in its place. The numbers
 say which responses a process needs, and TRL's client fetches them afterwards, from `/v1/completions`. A reply of that
 endpoint has the responses' text, too, some 5 of 95 bytes a token. The endpoint without text, `/inference/v1/generate`,
@@ -18,9 +21,10 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +38,8 @@ from trl.generation.vllm_generation import VLLMGeneration
 from ..runs import launched, seal
 from ..runs.launched import Leave, ServerError
 
-HEARTBEAT = 60.0  # seconds
-LOOK = 1.0  # seconds between two looks whether the run is asked to stop
+# Seconds between two looks whether the run is asked to stop, or is certain to ask for further groups.
+HEARTBEAT = 1.0
 REPLY_BYTES = 256 * 2**20
 TOKEN_BYTES = 760  # of memory that a generated token takes in a parsed reply and TRL's lists; its JSON has about 90
 SINGLES = 16  # responses to prompts of their own, such as continuations, that share a request
@@ -84,6 +88,8 @@ def from_first_process(
 ) -> Iterator[Any]:
     """Yield on every process what `work` sends on the first process, where it runs in a thread.
 
+    None is yielded whenever nothing has been sent for `HEARTBEAT` seconds.
+
     Args:
         work: called with the function that sends a message, and returns after the last one.
         leaves: whether the first process no longer wants messages.
@@ -107,21 +113,19 @@ def from_first_process(
     if is_first:
         threading.Thread(target=run, daemon=True).start()
     while True:
-        sent: list[Any] = [("wait", None)]
-        until = time.monotonic() + HEARTBEAT
-        while is_first and sent[0][0] == "wait" and time.monotonic() < until:
+        sent: list[Any] = [("message", None)]
+        if is_first:
             with suppress(queue.Empty):
-                sent = [messages.get(timeout=min(LOOK, HEARTBEAT))]
+                sent = [messages.get(timeout=HEARTBEAT)]
             if leaves():
                 sent = [("error", Leave())]
         broadcast_object_list(sent)
         kind, content = sent[0]
-        if kind == "message":
-            yield content
-        elif kind == "error":
-            raise content
-        elif kind == "end":
+        if kind == "end":
             return
+        if kind == "error":
+            raise content
+        yield content
 
 
 class Server:
@@ -254,6 +258,10 @@ class Rollout:
     size: int
     sampling: dict[str, Any]
 
+    def parts(self) -> list[Part]:
+        """Divide the rollout into requests."""
+        return list(parts(len(self.prompts) * self.size, self.size, self.sampling["max_tokens"]))
+
     def request(self, part: Part) -> dict[str, Any]:
         """Return the arguments of TRL's `VLLMClient.generate` for a part."""
         group, skipped = divmod(part.first, self.size)
@@ -266,6 +274,101 @@ class Rollout:
         return {"prompts": self.prompts[prompts], "features": features, "n": part.n, **sampling}
 
 
+@dataclass(eq=False)
+class Asked:
+    """A request to the server.
+
+    Attributes:
+        arguments: of TRL's `VLLMClient.generate`.
+        reply: TRL's reply, or the error that came instead, or None before either.
+    """
+
+    arguments: dict[str, Any]
+    reply: dict[str, list | None] | Exception | None = None
+
+
+class Requests:
+    """Requests of a round, and requests that were made before their round.
+
+    Threads send them in order, and end when there are none. They are daemons, so that none of them delays the end of a
+    run in which another thread failed.
+
+    Args:
+        ask: returns the reply to a request with these arguments.
+        most: requests at a time.
+    """
+
+    def __init__(self, ask: Callable[..., dict[str, list | None]], most: int):
+        self.ask, self.most = ask, most
+        self.lock = threading.Lock()
+        self.threads: set[threading.Thread] = set()
+        self.unsent: deque[Asked] = deque()
+        self.ahead: list[Asked] = []
+        self.answered: queue.SimpleQueue[Asked] = queue.SimpleQueue()
+
+    def _send(self) -> None:
+        while True:
+            with self.lock:
+                if not self.unsent:
+                    self.threads.discard(threading.current_thread())
+                    return
+                asked = self.unsent.popleft()
+            try:
+                asked.reply = self.ask(**asked.arguments)
+            except Exception as error:  # raised by `replies`
+                asked.reply = error
+            self.answered.put(asked)
+
+    def _add(self, asked: Asked) -> Asked:
+        self.unsent.append(asked)
+        if len(self.threads) < self.most:
+            thread = threading.Thread(target=self._send, daemon=True)
+            self.threads.add(thread)
+            thread.start()
+        return asked
+
+    def foresee(self, arguments: dict[str, Any]) -> None:
+        """Make a request for the next round."""
+        with self.lock:
+            self.ahead.append(self._add(Asked(arguments)))
+
+    def make(self, arguments: dict[str, Any]) -> Asked:
+        """Make a request of this round, unless it was made ahead."""
+        with self.lock:
+            asked = next((asked for asked in self.ahead if asked.arguments == arguments), None)
+            if asked is None:
+                return self._add(Asked(arguments))
+            self.ahead.remove(asked)
+        if asked.reply is not None:
+            self.answered.put(asked)  # again, since the last round has passed over it
+        return asked
+
+    def replies(self, made: Sequence[Asked], silence: float) -> Iterator[tuple[int, dict[str, list | None]]]:
+        """Yield the replies to these requests in the order of arrival, each with its number.
+
+        Args:
+            silence: seconds within which one of all requests must be answered.
+
+        Raises:
+            queue.Empty: none was.
+        """
+        missing = {asked: i for i, asked in enumerate(made)}
+        while missing:
+            asked = self.answered.get(timeout=silence)
+            if isinstance(asked.reply, Exception):
+                raise asked.reply
+            if (number := missing.pop(asked, None)) is not None:
+                yield number, asked.reply
+
+    def end(self) -> None:
+        """Forget requests that were made ahead and that no round has needed, and return when the server has none."""
+        self.unsent.clear()
+        self.ahead.clear()
+        for thread in list(self.threads):
+            thread.join()
+        self.answered = queue.SimpleQueue()
+
+
 class InParts:
     """Replacement of two methods of TRL's `VLLMGeneration` in server mode, for rollouts in parts and healthy servers.
 
@@ -273,10 +376,12 @@ class InParts:
         generation: whose `generate` and `sync_weights` are replaced.
         silence: seconds within which the server must answer one of its requests.
         run: folder of the run, which a sentence about a failed transfer names.
-        requests: requests that the server has at the same time.
+        most: requests that the server has at the same time.
         leaves: whether the run is asked to leave its rollout.
         arrived: called on every process with its responses of each reply, as (places among the process's prompts,
             token ids), in the order of arrival.
+        further: called on every process after each reply and each heartbeat. It returns the token ids of prompts that
+            the next call of `generate` is certain to have. The server gets requests for them at once.
     """
 
     def __init__(
@@ -284,12 +389,13 @@ class InParts:
         generation: VLLMGeneration,
         silence: float,
         run: Path,
-        requests: int,
+        most: int,
         leaves: Callable[[], bool] = lambda: False,
         arrived: Callable[[list[int], list[list[int]]], None] = lambda places, ids: None,
+        further: Callable[[], list[list[int]]] = list,
     ):
-        self.silence, self.run, self.requests = silence, run, requests
-        self.leaves, self.arrived = leaves, arrived
+        self.silence, self.run = silence, run
+        self.leaves, self.arrived, self.further = leaves, arrived, further
         self._number, self._synchronise = generation.generate, generation.sync_weights
         generation.generate = self.generate  # type: ignore[method-assign]  # of this object alone
         generation.sync_weights = self.sync_weights  # type: ignore[method-assign]  # of this object alone
@@ -297,10 +403,11 @@ class InParts:
         self.server: Server | None = None  # on the first process
         if generation.accelerator.is_main_process:
             client = generation.vllm_client
-            self.server = Server(client.base_url, generation.server_timeout, requests)
+            self.server = Server(client.base_url, generation.server_timeout, most)
             asking = copy.copy(client)
             asking._post = self.server.post
             self._ask = asking.generate
+            self.requests = Requests(self._reply, most)
             client.generate = self._take
 
     def _take(self, prompts: list, features: list | None = None, n: int = 1, **sampling: Any) -> dict[str, list]:
@@ -309,46 +416,33 @@ class InParts:
         numbers = list(range(len(prompts) * n))
         return {"prompt_ids": prompts} | dict.fromkeys(COLUMNS, numbers)
 
+    def _reply(self, **arguments: Any) -> dict[str, list | None]:
+        reply = self.server.insist(partial(self._ask, **arguments))
+        return {name: reply[name] for name in COLUMNS}
+
     def _fetch(self, send: Callable[[Any], None]) -> None:
-        """Send every part of the rollout as it comes from the server: (number of the first response, reply).
-
-        The threads are daemons, so that none of them delays the end of a run in which another thread failed.
-        """
-        rollout, over = self.rollout, threading.Event()
-        waiting: queue.SimpleQueue[Part] = queue.SimpleQueue()
-        replies: queue.SimpleQueue[tuple[int, dict[str, list | None]] | Exception] = queue.SimpleQueue()
-        divided = list(parts(len(rollout.prompts) * rollout.size, rollout.size, rollout.sampling["max_tokens"]))
-        for part in divided:
-            waiting.put(part)
+        """Send every part of the rollout as it comes from the server: (number of the first response, reply)."""
         self.server.wait()
-
-        def work() -> None:
-            while not over.is_set():
-                try:
-                    part = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    reply = self.server.insist(partial(self._ask, **rollout.request(part)))
-                    replies.put((part.first, {name: reply[name] for name in COLUMNS}))
-                except Exception as error:  # raised below
-                    replies.put(error)
-
-        for _ in range(min(self.requests, len(divided))):
-            threading.Thread(target=work, daemon=True).start()
+        divided = self.rollout.parts()
+        made = [self.requests.make(self.rollout.request(part)) for part in divided]
         try:
-            for _ in divided:
-                reply = replies.get(timeout=self.silence)
-                if isinstance(reply, Exception):
-                    raise reply
-                send(reply)
+            for i, reply in self.requests.replies(made, self.silence):
+                send((divided[i].first, reply))
         except queue.Empty:
             raise ServerError(
                 f"the vLLM server at {self.server.url} has answered no request for {self.silence:g} s: look after it, "
                 "or raise ddp_timeout if its responses take that long."
             ) from None
-        finally:
-            over.set()
+        except Exception:
+            self.requests.unsent.clear()
+            raise
+
+    def _ask_ahead(self, prompts: list[list[int]]) -> None:
+        """Let the first process ask for the groups of prompts that the next round asks for."""
+        if self.server is not None and prompts:
+            ahead = replace(self.rollout, prompts=prompts)
+            for part in ahead.parts():
+                self.requests.foresee(ahead.request(part))
 
     def generate(
         self, prompts: list[list[int]], images: list | None, num_generations: int, profiler: Any = None
@@ -358,18 +452,26 @@ class InParts:
         places, absent = {i: place for place, i in enumerate(numbers)}, set()
         found: dict[str, dict[int, Any]] = {name: {} for name in COLUMNS}
         with profiler or nullcontext():
-            for first, reply in from_first_process(self._fetch, self.leaves):
-                absent |= {name for name, values in reply.items() if values is None}
-                own = [i for i in range(first, first + len(reply["completion_ids"])) if i in places]
-                for name in reply.keys() - absent:
-                    found[name] |= {i: reply[name][i - first] for i in own}
-                if own:
-                    self.arrived([places[i] for i in own], [found["completion_ids"][i] for i in own])
+            for message in from_first_process(self._fetch, self.leaves):
+                if message is not None:
+                    first, reply = message
+                    absent |= {name for name, values in reply.items() if values is None}
+                    own = [i for i in range(first, first + len(reply["completion_ids"])) if i in places]
+                    for name in reply.keys() - absent:
+                        found[name] |= {i: reply[name][i - first] for i in own}
+                    if own:
+                        self.arrived([places[i] for i in own], [found["completion_ids"][i] for i in own])
+                self._ask_ahead(self.further())
         return prompt_ids, *(None if name in absent else [found[name][i] for i in numbers] for name in COLUMNS)
+
+    def _ready(self, send: Callable[[Any], None]) -> None:
+        """Return when the server is healthy and writes nothing under the present weights."""
+        self.server.wait()
+        self.requests.end()
 
     def sync_weights(self) -> None:
         """Send the weights, if the server is healthy: a transfer to one that has gone would never end."""
-        for _ in from_first_process(lambda send: self.server.wait()):
+        for _ in from_first_process(self._ready):
             pass
         over = threading.Event()
         if self.server is not None:

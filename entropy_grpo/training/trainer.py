@@ -71,6 +71,7 @@ from ..runs import seal
 from ..runs.weights import ADAPTER, WHOLE
 from .claim import claimed
 from .drafts import Piece, pieces_of
+from .foresight import Foresight
 from .fsdp2 import Float32Results, answering, reshard_before_sync
 from .ranks import ranks_of
 from .requirements import check_package
@@ -105,6 +106,7 @@ class Call:
         prompts: their prompts, as TRL's `_generate` has them.
         begun: places of the responses whose grading has begun.
         finished: responses that replace those of TRL's sampler.
+        foresight: takes rewards that are known early, and tells the problems of the next round that are certain.
         supply: responses and rewards that replace TRL's generation and grading.
         scores_rollout: whether the first pass computes entropies, to log and to rank a rollout. With adapters, a pass
             of the reference policy follows, which is the same model without them.
@@ -122,6 +124,7 @@ class Call:
     prompts: list = field(default_factory=list)
     begun: set[int] = field(default_factory=set)
     finished: Finished | None = None
+    foresight: Foresight | None = None
     supply: Supply | None = None
     scores_rollout: bool = False
     is_spared: bool = False
@@ -269,6 +272,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
                 self.args.vllm_server_requests,
                 self._asked_to_leave,
                 self._answers_arrived,
+                self._further_prompts,
             )
         else:
             Colocated(self.vllm_generation, self._asked_to_leave, self._tokenizer.eos_token_id)
@@ -364,8 +368,10 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     # Functions for the source of rollouts, see `rollouts.Policy`
 
-    def _answer_problems(self, problems: list[Row], finished: Finished | None) -> Generated:
-        with self._during(Call(rows=problems, finished=finished)):
+    def _answer_problems(
+        self, problems: list[Row], finished: Finished | None, foresight: Foresight | None = None
+    ) -> Generated:
+        with self._during(Call(rows=problems, finished=finished, foresight=foresight)):
             return self._generate([problem["prompt"] for problem in problems])
 
     def _continue_answers(self, problems: list[Row], written: list[list[int]], limit: int) -> list[Piece]:
@@ -572,9 +578,15 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         names = [name for name in rows[0] if name not in ("prompt", "completion")]
         columns = {name: [row[name] for row in chosen] for name in names}
         prompts = [call.prompts[place] for place in places]
-        for reward in self.reward_funcs if places else []:
+        for i, reward in enumerate(self.reward_funcs if places else []):
+            early = None
+            decides = call.foresight is not None and call.foresight.reward == i
             if callable(begin := getattr(reward, "begin", None)):
-                begin(prompts=prompts, completions=completions, **columns)
+                early = begin(prompts=prompts, completions=completions, **columns)
+            elif decides and isinstance(reward, BUILT_IN):
+                early = reward(prompts=prompts, completions=completions, **columns)
+            if decides and early is not None:
+                call.foresight.watch(places, early)
 
     def _answers_arrived(self, places: list[int], completion_ids: list[list[int]]) -> None:
         """Let the grading of responses begin while a server writes others: see `server.InParts`.
@@ -589,6 +601,12 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         chats = is_conversational({"prompt": call.prompts[0]})
         completions = [[{"role": "assistant", "content": text}] for text in texts] if chats else texts
         self._begin_grading(places, completions, call.rows)
+
+    def _further_prompts(self) -> list[list[int]]:
+        """Return the tokens of further prompts that the next round of dynamic sampling is certain to draw."""
+        call = self._call
+        further = [] if call is None or call.foresight is None else call.foresight.further()
+        return self._tokenize_prompts([problem["prompt"] for problem in further])[0] if further else []
 
     @property
     def _parses_answers(self) -> bool:
