@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.prompts import TEMPLATES
 from ..runs.trained import Trained
-from ..runs.weights import ADAPTER
+from ..runs.weights import ADAPTER, MODEL_CONFIG
 
 LONGEST_PROMPT = 600
 # Values that vLLM accepts as the largest rank of an adapter.
@@ -119,7 +119,7 @@ def reproduce_snippet(trained: Trained) -> str:
 def whole_model_snippet(trained: Trained) -> str:
     """Return shell commands that merge a sharded checkpoint into one model, for its folder."""
     lines = ["accelerate merge-weights pytorch_model_fsdp_0 whole"]
-    if (trained.run.path / "config.json").exists() and trained.run.path != trained.model:
+    if (trained.run.path / MODEL_CONFIG).exists() and trained.run.path != trained.model:
         return "\n".join([*lines, "cp ../*config.json ../tokenizer* whole"])
     base = trained.base_id or "BASE_MODEL"
     code = (

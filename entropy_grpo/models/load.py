@@ -28,7 +28,7 @@ from ..registry import nearest
 from ..runs import files
 from ..runs.folder import OF_WEIGHTS, RUNS, RunFolder
 from ..runs.processes import local_rank
-from ..runs.weights import ADAPTER_CONFIG, deciding, has_adapter
+from ..runs.weights import ADAPTER_CONFIG, MODEL_CONFIG, deciding, has_adapter, has_tokenizer
 from ..tasks.cold_start import cache_dir
 from ..tasks.registry import TASKS, find
 from .adapters import unwrapped
@@ -78,7 +78,7 @@ def refuse_missing(name: str, setting: str) -> None:
         beside = map(str, path.parent.iterdir()) if path.parent.is_dir() else ()
         question = nearest(str(path), beside)
         raise ValueError(f"{setting} is {name!r}, but there is no such folder: correct it.{question}")
-    if RunFolder(path).recipe.is_file() and not (path / "config.json").is_file() and not has_adapter(name):
+    if RunFolder(path).recipe.is_file() and not (path / MODEL_CONFIG).is_file() and not has_adapter(name):
         raise ValueError(f"{setting} is {name!r}, a run without a final model: name one of its checkpoints.")
 
 
@@ -123,7 +123,7 @@ def load_tokenizer(path: str, revision: str | None = None, setting: str = "model
         setting: setting that named the model, for error messages.
     """
     base, revision = base_of(path, revision)
-    with_tokenizer = path if (Path(path) / "tokenizer_config.json").is_file() else base
+    with_tokenizer = path if has_tokenizer(path) else base
     subject = f"{setting} is {path!r}, whose tokenizer"
     return _load(AutoTokenizer, subject, with_tokenizer, revision, padding_side="left")
 
@@ -259,14 +259,14 @@ def read_local_config(name: str, revision: str | None = None, path: str | None =
         task = find(name, "model_name_or_path")
         if task is not None and task.model_config is not None:
             return task.model_config()
-        cached = try_to_load_from_cache(name, "config.json", revision=revision) if name.count("/") <= 1 else None
+        cached = try_to_load_from_cache(name, MODEL_CONFIG, revision=revision) if name.count("/") <= 1 else None
         if not isinstance(cached, str):
             raise ValueError(
                 f"model_name_or_path is {name!r}, which is no local folder, no model of the recipes, and not in the "
                 "Hub's local cache: give its config.json, or the folder that holds it, with --model-config PATH."
             )
         file = Path(cached)
-    file = file / "config.json" if file.is_dir() else file
+    file = file / MODEL_CONFIG if file.is_dir() else file
     try:
         return AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -371,7 +371,7 @@ def raise_positions(model_path: str, positions: int) -> str:
     """
     with PartialState().local_main_process_first():
         source = Path(model_path)
-        text = (source / "config.json").read_text(encoding="utf-8")
+        text = (source / MODEL_CONFIG).read_text(encoding="utf-8")
         config = json.loads(text)
         # A model that also reads images describes its text model in a part of its configuration.
         part = config if "max_position_embeddings" in config else config.get("text_config", {})
@@ -392,14 +392,14 @@ def raise_positions(model_path: str, positions: int) -> str:
             )
         digest = hashlib.sha256(f"{source.resolve()}\0{positions}\0{text}".encode()).hexdigest()[:12]
         folder = cache_dir() / f"{source.resolve().name}-{positions}-positions-{digest}"
-        if not (folder / "config.json").is_file():
+        if not (folder / MODEL_CONFIG).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             for file in source.iterdir():
                 link = folder / file.name
-                if file.name != "config.json" and file.is_file() and not link.is_symlink():
+                if file.name != MODEL_CONFIG and file.is_file() and not link.is_symlink():
                     link.symlink_to(file.resolve())
             part["max_position_embeddings"] = positions
-            files.write_json(folder / "config.json", config)
+            files.write_json(folder / MODEL_CONFIG, config)
     return str(folder)
 
 

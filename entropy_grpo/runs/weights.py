@@ -9,6 +9,8 @@ WHOLE, ADAPTER, SHARDED, NONE = "whole", "adapter", "sharded", "none"
 
 # PEFT's configuration of an adapter, beside its weights.
 ADAPTER_CONFIG = "adapter_config.json"
+# Configurations of a whole model, and of a tokenizer.
+MODEL_CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 WEIGHTS = {
     WHOLE: ("model.safetensors", "model-*-of-*.safetensors"),
     ADAPTER: ("adapter_model.safetensors",),
@@ -16,11 +18,11 @@ WEIGHTS = {
     SHARDED: ("pytorch_model_fsdp_0/.metadata",),
 }
 CONFIGURATION = {
-    WHOLE: ("config.json", "generation_config.json", "model.safetensors.index.json"),
+    WHOLE: (MODEL_CONFIG, "generation_config.json", "model.safetensors.index.json"),
     ADAPTER: (ADAPTER_CONFIG,),
 }
 TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.json", TOKENIZER_CONFIG, "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
 # Endings of weight files' names, and beginnings of the names of other files with these endings in a checkpoint.
@@ -40,6 +42,11 @@ def kind(folder: Path) -> str:
 def has_adapter(path: str | Path) -> bool:
     """Return whether a model's name is a local folder with a LoRA adapter, which also needs its base model."""
     return (Path(path) / ADAPTER_CONFIG).is_file()
+
+
+def has_tokenizer(path: str | Path) -> bool:
+    """Return whether a model's name is a local folder with a tokenizer."""
+    return (Path(path) / TOKENIZER_CONFIG).is_file()
 
 
 def files(folder: Path) -> list[Path]:

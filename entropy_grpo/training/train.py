@@ -37,7 +37,7 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
     """
     with refusals():
         start = Start(settings, name, CLASSES)
-        run_config, args, templating = start.config, start.args, start.args.chat_template_kwargs or {}
+        run_config, args = start.config, start.args
         check_port(args)
         every, weight_steps = run_config.evaluation_steps(args), run_config.weight_steps(args)
         limit_vllm(args, run_config.max_prompt_length)
@@ -51,21 +51,10 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
             run_config.reward_scale,
         )
         folder = start.claim_folder(held)
-
-        def lengths(prompts: list) -> list[int]:
-            return count_tokens(start.tokenizer, prompts, start.named, **templating)
-
-        problems = load_problems(
-            run_config, args.seed, run_config.reference_grading, lengths, run_config.has_own_rewards
-        )
-        digest = check_data(problems, args, folder, args.allow_changes)
-        check_size(problems.train, args.rollout_groups)
+        problems, digest = load_data(start, folder)
         path = start.snapshot()
         if run_config.max_position_embeddings is not None:
             path = raise_positions(path, run_config.max_position_embeddings)
-        args.shuffle_dataset &= problems.stream is None
-        for part in filter(None, (None if problems.stream else problems.train, problems.dev, problems.test)):
-            check_conversations(start.tokenizer, part["prompt"], start.named, **templating)
         with start.loading():
             trainer = EntropyForkGRPOTrainer(
                 **start.options(path),
@@ -93,18 +82,39 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         evaluate(trainer, problems, run_config, folder, "before")
     with stoppable(trainer, finish):
         train(trainer, args.resume_from_checkpoint)
-        try:
-            with trainer.resume.saving_if_left():
-                evaluate(trainer, problems, run_config, folder, "after")
-        except ServerError:  # the training is over, and its model is saved
-            save_whole(trainer)
-            raise
-        save_whole(trainer)
-        if trainer.is_world_process_zero():
-            drawn = plots.draw(folder)
-            card = write_card(folder.path, repository=trainer.hub_model_id, draws=False)
-            print(announce.ending(folder, drawn, card), flush=True)
+        conclude(trainer, problems, run_config, folder)
         finish(trainer)
+
+
+def load_data(start: Start, folder: RunFolder) -> tuple[Problems, str]:
+    """Load the problems of a run and check them. Returns: the problems, and the digest of the training data."""
+    run_config, args, templating = start.config, start.args, start.args.chat_template_kwargs or {}
+
+    def lengths(prompts: list) -> list[int]:
+        return count_tokens(start.tokenizer, prompts, start.named, **templating)
+
+    problems = load_problems(run_config, args.seed, run_config.reference_grading, lengths, run_config.has_own_rewards)
+    digest = check_data(problems, args, folder, args.allow_changes)
+    check_size(problems.train, args.rollout_groups)
+    args.shuffle_dataset &= problems.stream is None
+    for part in filter(None, (None if problems.stream else problems.train, problems.dev, problems.test)):
+        check_conversations(start.tokenizer, part["prompt"], start.named, **templating)
+    return problems, digest
+
+
+def conclude(trainer: EntropyForkGRPOTrainer, problems: Problems, run_config: RunConfig, folder: RunFolder) -> None:
+    """Answer the test problems after the training, and write the model, the plots and the card."""
+    try:
+        with trainer.resume.saving_if_left():
+            evaluate(trainer, problems, run_config, folder, "after")
+    except ServerError:  # the training is over, and its model is saved
+        save_whole(trainer)
+        raise
+    save_whole(trainer)
+    if trainer.is_world_process_zero():
+        drawn = plots.draw(folder)
+        card = write_card(folder.path, repository=trainer.hub_model_id, draws=False)
+        print(announce.ending(folder, drawn, card), flush=True)
 
 
 def benchmark_sampling(run_config: RunConfig, args: EntropyForkGRPOConfig) -> dict[str, float]:

@@ -210,9 +210,16 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self.reward_funcs = [
             self._guarded(reward, name) for reward, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
+        self.monitor = self._make_monitor()
+
+    def _make_monitor(self) -> StepMonitor:
+        """Make the monitor of rollouts and steps, and add the callbacks that write its records and watch them."""
         recorder = RunRecorder(self.spec)
+        self.add_callback(recorder)
+        kept_share = math.nan if self.spec.matches_norms else self.spec.kept_share
+        self.add_callback(Watch(self.args.watch, kept_share, recorder))
         vocabulary = max(self.model.config.get_text_config().vocab_size, len(self._tokenizer))
-        self.monitor = StepMonitor(
+        return StepMonitor(
             self._metrics,
             self.spec,
             self.ranks,
@@ -222,9 +229,6 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self.args.num_logged_samples,
             recorder,
         )
-        self.add_callback(recorder)
-        kept_share = math.nan if self.spec.matches_norms else self.spec.kept_share
-        self.add_callback(Watch(self.args.watch, kept_share, recorder))
 
     def _decide(self) -> Objective:
         """Decide what the run computes, and install the sparse LM head if it supports the model."""

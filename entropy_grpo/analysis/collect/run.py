@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ...models import load
 from ...runs import files
+from ...runs.weights import has_tokenizer
 from ..text.pieces import piece
 from . import inputs
 from .options import ASKING, Options
@@ -179,7 +180,7 @@ def same_vocabulary(paths: dict[str, str]) -> Any:
     first, *others = paths.items()
     tokenizer = load.load_tokenizer(first[1], setting=first[0])
     for name, path in others:
-        if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").is_file():
+        if Path(path).is_dir() and not has_tokenizer(path):
             continue
         if load.load_tokenizer(path, setting=name).get_vocab() != tokenizer.get_vocab():
             raise ValueError(f"against names {name}, which has another vocabulary than {first[0]}: leave it out.")

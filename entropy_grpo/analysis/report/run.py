@@ -142,47 +142,54 @@ def word_section(name: str, one: dict[str, Any], folder: Path, number: int) -> S
     return Section(f"Words, {name}", text, pictures, tables)
 
 
-def training_sections(found: dict[str, Any], folder: Path) -> list[Section]:
-    """Make the sections of Table 1, Fig. 4 and Fig. 5; the tables also separate right and wrong responses."""
-    groups, names = found["training"], list(found["checkpoints"])
-    whole, first, last = groups["all"], names[0], names[-1]
-    pictures = [(figures.save(figures.overlap(whole["overlaps"]), folder / "overlap.png"), "overlap")]
-    rows = [(name, *(_share(group["overlaps"][first][name]) for group in groups.values())) for name in names[1:]]
+def overlap_section(found: dict[str, Any], folder: Path) -> Section:
+    """Make the section of Table 1; the table also separates right and wrong responses."""
+    groups, (first, *others) = found["training"], found["checkpoints"]
+    picture = figures.save(figures.overlap(groups["all"]["overlaps"]), folder / "overlap.png")
+    rows = [(name, *(_share(group["overlaps"][first][name]) for group in groups.values())) for name in others]
     header = (f"top 20% shared with {first}", *(f"{group} responses" for group in groups))
-    overlap = Section(
+    return Section(
         "Overlap of forks",
         "Share of the positions with the highest 20% of entropies that two checkpoints have in common, on the same "
         "responses (Table 1). The paper finds more than 86% between the base and every step up to 1360. Two "
         "independent choices share 20%.",
-        pictures,
+        [(picture, "overlap")],
         [Table(header, rows)],
     )
-    changes = figures.save(figures.change(whole["changes"][last], first, last), folder / "change.png")
+
+
+def change_section(found: dict[str, Any], folder: Path) -> Section:
+    """Make the section of Fig. 4; the table also separates right and wrong responses."""
+    groups, names = found["training"], list(found["checkpoints"])
+    first, last = names[0], names[-1]
+    whole = groups["all"]["changes"][last]
+    picture = figures.save(figures.change(whole, first, last), folder / "change.png")
     rows = [
         (
             f"{row['from']:.0f} to {row['to']:.0f}",
             f"{row['entropy']:.4f}",
             *(f"{group['changes'][last][i]['change']:+.4f}" for group in groups.values()),
         )
-        for i, row in enumerate(whole["changes"][last])
+        for i, row in enumerate(whole)
     ]
     header = ("percentile", f"entropy in {first}", *(f"change, {group} responses" for group in groups))
-    change = Section(
+    return Section(
         "Change of entropy",
         f"Mean change of entropy from {first} to {last} for the tokens in each 5% of {first}'s entropies (Fig. 4), in "
         "nats.",
-        [(changes, "mean change of entropy by percentile")],
+        [(picture, "mean change of entropy by percentile")],
         [Table(header, rows, "values, also for right and for wrong responses")],
     )
-    curves = whole["percentiles"]
+
+
+def percentile_section(found: dict[str, Any], folder: Path) -> Section:
+    """Make the section of Fig. 5."""
+    curves, names = found["training"]["all"]["percentiles"], list(found["checkpoints"])
     shown = {level: [curves[name][level] for name in names] for level in figures.PERCENTILES_SHOWN}
-    drawn = figures.save(figures.percentiles(shown, names, "checkpoint"), folder / "percentiles.png")
-    rows = [(f"{level}%", *(f"{curves[name][level]:.4f}" for name in names)) for level in curves[first]]
+    picture = figures.save(figures.percentiles(shown, names, "checkpoint"), folder / "percentiles.png")
+    rows = [(f"{level}%", *(f"{curves[name][level]:.4f}" for name in names)) for level in curves[names[0]]]
     table = Table(("percentile", *names), rows, "every fifth percentile")
-    percentiles = Section(
-        "Percentiles over training", "Fig. 5, in nats.", [(drawn, "percentiles of entropy")], [table]
-    )
-    return [overlap, change, percentiles]
+    return Section("Percentiles over training", "Fig. 5, in nats.", [(picture, "percentiles of entropy")], [table])
 
 
 def position_section(found: dict[str, Any], folder: Path) -> Section:
@@ -284,7 +291,7 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
         for i, name in enumerate(ends(found)):
             made.append(word_section(name, checkpoints[name], folder, i))
     if "training" in found:
-        made += training_sections(found, folder)
+        made += [part(found, folder) for part in (overlap_section, change_section, percentile_section)]
     if checkpoints and all("position" in one for one in checkpoints.values()):
         made += [position_section(found, folder), category_section(found, folder)]
     if "updates" in found:
