@@ -348,20 +348,21 @@ def bars(axes: Axes, points: Sequence[tuple[Any, Mapping[str, float]]], style: M
 
 def draw(recorded: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Plot, for each task, entropy at decisions and elsewhere over the steps, and at decisions against accuracy."""
-    figure = Figure(figsize=(11, 3.6 * len(recorded) + 0.3), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.3 * len(recorded) + 0.3), layout="constrained")
     rows = figure.subplots(len(recorded), 3, squeeze=False)
     for (task, found), panels in zip(recorded.items(), rows, strict=True):
         for i, branch in enumerate((SFT, RL)):
             style = {"label": branch, **plots.style(i)}
             models = found["models"][START] | found["models"][branch]
+            beside = 0.02 * i * max(map(int, models))  # so that no bar hides another
             for panel, group in zip(panels, (DECISIONS, OTHER), strict=False):
-                bars(
-                    panel, [(int(step), one[f"common responses/{group}/mean"]) for step, one in models.items()], style
-                )
-                panel.set(xlabel="optimiser step", ylabel=f"mean entropy of {group} (nats)", title=task)
+                points = [(int(step) + beside, one[f"common responses/{group}/mean"]) for step, one in models.items()]
+                bars(panel, points, style)
+                panel.set(xlabel="optimiser step", ylabel=f"mean entropy of {group} (nats)")
             key = f"common responses/{DECISIONS}/mean"
             bars(panels[2], [(one["accuracy"], one[key]) for one in models.values()], style)
-            panels[2].set(xlabel="accuracy", ylabel=f"mean entropy of {DECISIONS} (nats)", title=task)
+            panels[2].set(xlabel="accuracy", ylabel=f"mean entropy of {DECISIONS} (nats)")
+        panels[0].set_title(task.replace("_", " "), loc="left")
         for panel in panels:
             panel.grid(alpha=0.3)
             panel.set_ylim(bottom=0)

@@ -297,9 +297,14 @@ def watchers_table(found: Mapping[str, dict[str, Any]]) -> str:
     return f"Silent in {silent} of {runs} runs.\n\n{markdown_table(rows)}".strip()
 
 
+def has_band(curve: Mapping[str, Any]) -> bool:
+    """Return whether a curve has the lowest and the highest seed, too. Older recordings hold the means alone."""
+    return all(isinstance(point, dict) for point in curve.values())
+
+
 def means(curve: Mapping[str, Any]) -> list[float]:
-    """Means over the seeds. Older recordings hold them alone, newer ones also the lowest and the highest seed."""
-    return [point["value"] if isinstance(point, dict) else point for point in curve.values()]
+    """Means over the seeds."""
+    return [point["value"] for point in curve.values()] if has_band(curve) else list(curve.values())
 
 
 def draw(recorded: dict[str, Any], path: Path) -> Path:
@@ -325,7 +330,7 @@ def draw(recorded: dict[str, Any], path: Path) -> Path:
             curve = arm["curves"].get(key) or arm["curves"]["entropy"]
             steps, every = [int(step) for step in curve], max(len(curve) // 6, 1)
             panels[key].plot(steps, means(curve), markersize=4, markevery=every, **look)
-            if all(isinstance(point, dict) for point in curve.values()):
+            if has_band(curve):
                 low, high = ([point[side] for point in curve.values()] for side in ("low", "high"))
                 panels[key].fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
     panels["arms"].set(xlabel="test accuracy: mean with 95% interval, and the seeds")
@@ -336,7 +341,9 @@ def draw(recorded: dict[str, Any], path: Path) -> Path:
     for panel in panels.values():
         panel.grid(alpha=0.3)
     seeds = max(len(arm["by_seed"]) for arm in arms.values())
-    return plots.save(figure, path, f"benchmarks/results/{path.stem}.json: {seeds} seeds, curves are means over them")
+    banded = any(has_band(curve) for arm in arms.values() for curve in arm["curves"].values())
+    told = f"{seeds} seeds, curves are means over them" + ", bands reach from the lowest to the highest" * banded
+    return plots.save(figure, path, f"benchmarks/results/{path.stem}.json: {told}")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.image import imread
 
 from benchmarks import embedded, measure, walks
 from entropy_grpo.analysis.report import figures, run
@@ -28,9 +29,12 @@ from entropy_grpo.tasks import cold_start, registry, taught
 
 COLD, RANDOM, TRAINED = "cold start", "random weights", "trained"
 SAVES, SAMPLES = 6, 4
-SHOWN = "overlap change percentiles categories log-percentiles log-signs words-0-highest words-0-lowest".split()
+SHOWN = "overlap change percentiles categories words-0-highest words-0-lowest".split()
+LOGGED = "log-percentiles log-signs".split()
 UPDATES = "updates update-categories update-perplexity".split()
-SOURCE = "python -m benchmarks.figures: one run of the demo, 400 test problems with 4 answers each"
+COMMAND = "python -m benchmarks.figures"
+SOURCE = f"{COMMAND}: one run of the demo, 400 test problems with 4 answers each"
+LOG_SOURCE = f"{COMMAND}: the rollouts that one run of the demo logged"
 RECORD = walks.Record("figures", "--table", "about a quarter of an hour on two cores")
 
 
@@ -102,14 +106,20 @@ def position_groups(found: dict[str, Any]) -> dict[str, float]:
     return means
 
 
+def adopt(picture: Path, folder: Path, source: str) -> None:
+    """Copy a picture of a report into the docs, whose readers do not have the report, and name another source."""
+    pixels = (imread(picture) * 255).round().astype(np.uint8)
+    plots.save_pixels(pixels[: -round(plots.SOURCE_INCHES * plots.DPI)], folder / picture.name, source)
+
+
 def sum_up(places: Places) -> dict[str, Any]:
     """Figures and plots of the reports for the page."""
     found = {name: json.loads((folder / "report.json").read_text()) for name, folder in places.own.items()}
     own = {name: one["checkpoints"][name] for name, one in found.items()}
     folder = places.pictures
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*SHOWN, *UPDATES):
-        (folder / f"{name}.png").write_bytes((places.own[COLD] / "figures" / f"{name}.png").read_bytes())
+    for name in (*SHOWN, *LOGGED, *UPDATES):
+        adopt(places.own[COLD] / "figures" / f"{name}.png", folder, LOG_SOURCE if name in LOGGED else SOURCE)
     histograms = {
         name: (np.array(one["histogram"]["edges"]), np.array(one["histogram"]["counts"])) for name, one in own.items()
     }
@@ -120,7 +130,7 @@ def sum_up(places: Places) -> dict[str, Any]:
         plots.save(drawn, folder / f"position-{name.replace(' ', '-')}.png", SOURCE)
     kept = ("tokens", "mean", "share_below_0.01", "held_by_top_20", "percentiles", "categories")
     # The page of the number walk has the other pictures among its text.
-    listed = UPDATES if folder == measure.DOCS / "figures" else ["histogram", *SHOWN, *UPDATES]
+    listed = UPDATES if folder == measure.DOCS / "figures" else ["histogram", *SHOWN, *LOGGED, *UPDATES]
     training = found[COLD]["training"]
     first, *steps = found[COLD]["checkpoints"]
     return {

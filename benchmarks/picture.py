@@ -67,7 +67,12 @@ def draw_responses(axes: Axes, responses: list[dict[str, Any]]) -> None:
             blank = len(token) - len(token.lstrip())
             place = (column + blank) / LINE
             share = entropy / highest
-            box = {"boxstyle": "round,pad=0.15", "facecolor": (1, 1 - 0.35 * share, 1 - 0.85 * share), "lw": 0.8}
+            # A box that is wider than its text would cover a neighbour that no blank separates.
+            box = {
+                "boxstyle": f"round,pad={0.15 if blank or not column else 0}",
+                "facecolor": (1, 1 - 0.35 * share, 1 - 0.85 * share),
+                "lw": 0.8,
+            }
             axes.text(
                 *(place, y, token.strip()),
                 family="monospace",

@@ -15,6 +15,7 @@ import pytest
 from entropy_grpo.config import shipped
 
 from .conftest import REPOSITORY, TINY_DEMO
+from .test_project import PINS, copied_by_docker
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 OTHERS = tuple(extra for extra in PROJECT["optional-dependencies"] if extra != "vllm")
@@ -22,19 +23,29 @@ UV = Path(sys.executable).parent / "uv"
 VERSIONS = [line.split()[-1] for line in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", line)]
 
 
+def resolve(requirements, python, *words):
+    """The versions, by package, with which a file of requirements resolves on Linux with a GPU."""
+    command = [UV, "pip", "compile", requirements, "--quiet", "--no-header", "--no-annotate"]
+    command += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_28", *words]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    if "Failed to fetch" in result.stderr or "Could not connect" in result.stderr:
+        pytest.skip("no package index can be reached")
+    assert result.returncode == 0, result.stderr
+    return dict(line.partition(" ")[0].split("==") for line in result.stdout.splitlines() if "==" in line)
+
+
+@pytest.mark.slow
+def test_pins_of_the_container_are_a_whole_set():
+    """pip finds all of them, and they need no other package and no other version, so that `pip check` passes."""
+    assert resolve("docker/requirements.txt", "3.12") == PINS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("extras", [(), ("vllm",), OTHERS], ids=["alone", "vllm", "all others"])
 @pytest.mark.parametrize("python", VERSIONS)
 def test_extras_resolve(extras, python):
     """Metadata alone is downloaded. What resolves together resolves apart."""
-    command = [UV, "pip", "compile", "pyproject.toml", "--quiet", "--no-header", "--no-annotate"]
-    command += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_28"]
-    command += [word for extra in extras for word in ("--extra", extra)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-    if "Failed to fetch" in result.stderr or "Could not connect" in result.stderr:
-        pytest.skip("no package index can be reached")
-    assert result.returncode == 0, result.stderr
-    found = dict(line.split("==") for line in result.stdout.splitlines() if "==" in line)
+    found = resolve("pyproject.toml", python, *(word for extra in extras for word in ("--extra", extra)))
     for name, version in {"torch": "2.13", "transformers": "5.17", "trl": "1.16", "accelerate": "1.15"}.items():
         assert found[name].startswith(f"{version}."), found[name]
     assert ("vllm" in found) == ("vllm" in extras)
@@ -58,11 +69,14 @@ def run(command, folder, **environment):
 
 
 def copy_sources(folder):
-    """The files that a build reads, because a build writes beside them."""
-    for name in ("entropy_grpo", "recipes", "accelerate_configs"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, folder)
+    """The files that the Dockerfile copies, from which it and this module build; a build writes beside them."""
+    for path in copied_by_docker():
+        source, target = REPOSITORY / path, folder / path
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(source, target)
     return folder
 
 

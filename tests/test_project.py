@@ -37,6 +37,11 @@ PINS = dict(
 )
 
 
+def copied_by_docker():
+    """Paths of the repository that the Dockerfile copies."""
+    return {path for name, arguments in DOCKERFILE if name == "COPY" for path in arguments.split()[:-1]}
+
+
 def test_pins_of_the_container_satisfy_the_ranges():
     wanted = PROJECT["dependencies"] + [r for extra in IN_CONTAINER for r in PROJECT["optional-dependencies"][extra]]
     for requirement in map(Requirement, wanted):
@@ -61,10 +66,9 @@ def test_cuda_of_the_container_is_that_of_torch():
 
 
 def test_container_has_what_a_build_reads():
-    """Every copied path exists and is in the context; a build of the wheel reads no other file."""
+    """Every copied path is in the context. `test_packaging` builds the wheel from these files alone."""
     kept = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = {path for name, arguments in DOCKERFILE if name == "COPY" for path in arguments.split()[:-1]}
-    assert copied == kept and all((REPOSITORY / path).exists() for path in copied)
+    assert copied_by_docker() == kept
     known = {"FROM", "RUN", "ENV", "COPY", "WORKDIR", "ENTRYPOINT", "CMD"}
     assert {name for name, _ in DOCKERFILE} == known
     assert (

@@ -7,7 +7,9 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from benchmarks import (
     analysis,
@@ -39,7 +41,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import page
 from entropy_grpo.config.offline import resolve
 from entropy_grpo.objective.methods.registry import REGISTERED
-from entropy_grpo.runs import files
+from entropy_grpo.runs import files, plots
 
 pytestmark = pytest.mark.record
 
@@ -291,3 +293,15 @@ def test_the_sweeps_have_every_method():
 
 def test_page_holds_the_recorded_pretrained_model_or_says_that_there_is_none():
     assert measure.block(smollm2.TABLE)[1] == smollm2.text()
+
+
+PICTURES = sorted((measure.DOCS / "figures").rglob("*.png"))
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.stem)
+def test_a_recorded_picture_ends_with_its_source_and_is_readable_at_800_pixels(path):
+    """Its last line is grey text between white rows. Letters of 10 points are then 10 pixels high or more."""
+    image = imread(path)[:, :, :3]
+    line = image[-round(plots.SOURCE_INCHES * plots.DPI) :]
+    assert line.min() < 0.5 and np.all(line[[0, -1]] == 1) and np.ptp(line, axis=2).max() < 0.01
+    assert 10 / 72 * plots.DPI * 800 / image.shape[1] >= 10

@@ -51,11 +51,17 @@ def save(figure: Figure, path: str | Path, source: str) -> Path:
     Args:
         source: files or runs from which the figure is drawn.
     """
+    return save_pixels(_pixels(figure), path, source)
+
+
+def save_pixels(picture: np.ndarray, path: str | Path, source: str) -> Path:
+    """Write a picture that is no figure of Matplotlib, (height, width, 3 or 4) uint8, like `save`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = Figure(figsize=(figure.get_figwidth(), SOURCE_INCHES))
+    line = Figure(figsize=(picture.shape[1] / DPI, SOURCE_INCHES))
     line.text(0.01, 0.25, f"from {source}".replace("$", r"\$"), fontsize=8, color="0.3")
-    imsave(path, np.vstack([_pixels(figure), _pixels(line)]), dpi=DPI, metadata={"Software": None})
+    whole = np.vstack([picture, _pixels(line)[:, :, : picture.shape[2]]])
+    imsave(path, whole, dpi=DPI, metadata={"Software": None})
     return path
 
 

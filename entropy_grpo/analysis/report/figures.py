@@ -80,8 +80,7 @@ def cloud(rows: Sequence[Mapping[str, Any]], path: Path, low: bool) -> Path | No
         random_state=0,
         font_path=font(),
     )
-    picture.generate_from_frequencies(weights).to_file(str(path))
-    return path
+    return plots.save_pixels(picture.generate_from_frequencies(weights).to_array(), path, _source(path))
 
 
 def cloud_weights(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -241,7 +240,12 @@ def draw_interval(axes: Axes, places: ArrayLike, intervals: Sequence[Mapping[str
     axes.errorbar(places, value, yerr=np.maximum([value - low, high - value], 0), capsize=3, markersize=5, **style)
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a picture of a report, FOLDER/figures/NAME.png, whose figures are in FOLDER/report.json."""
+def _source(path: Path) -> str:
+    """Return the source of a picture of a report, FOLDER/figures/NAME.png, whose figures are in FOLDER/report.json."""
     folder = path.resolve().parents[1]
-    return plots.save(figure, path, f"{folder.parent.name}/{folder.name}/report.json")
+    return f"{folder.parent.name}/{folder.name}/report.json"
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a picture of a report."""
+    return plots.save(figure, path, _source(path))

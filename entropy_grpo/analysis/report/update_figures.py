@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ...runs.plots import COLOURS
 from ..views.updates import EDGES, SMALL
-from .figures import KINDS, NAT, draw_interval, plain
+from .figures import HATCHES, KINDS, NAT, draw_interval, plain
 
 GROUPS = {"right": (COLOURS[0], "-"), "wrong": (COLOURS[1], "--"), "all": (COLOURS[6], "-")}
 
@@ -30,8 +30,8 @@ def changes(found: Mapping[str, Any], first: str, last: str) -> Figure:
     if gradient:
         rows = gradient["bins"]
         for key, label, colour, marker in (
-            ("gradient", "gradient norm", COLOURS[2], "o"),
-            ("size", "size of the change", COLOURS[3], "s"),
+            ("gradient", "gradient norm (circles)", COLOURS[2], "o"),
+            ("size", "size of the change (squares)", COLOURS[3], "s"),
         ):
             axes = lower if key == "gradient" else lower.twinx()
             axes.plot([row["entropy"] for row in rows], [row[key] for row in rows], color=colour, marker=marker)
@@ -50,7 +50,8 @@ def shares(rows: Mapping[str, Mapping[str, float]], title: str) -> Figure:
     axes = figure.add_subplot()
     places = np.arange(len(rows))
     for i, (key, label) in enumerate((("share", "all tokens"), ("top_share", "20% with the largest changes"))):
-        axes.barh(places + 0.4 * i, [row[key] for row in rows.values()], 0.4, color=COLOURS[i], label=label)
+        look = {"color": COLOURS[i], "edgecolor": "white", "hatch": HATCHES[i]}
+        axes.barh(places + 0.4 * i, [row[key] for row in rows.values()], 0.4, label=label, **look)
     axes.set_yticks(places + 0.2, list(rows))
     axes.invert_yaxis()
     axes.set(title=title, xlabel="share")
