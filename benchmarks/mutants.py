@@ -68,8 +68,8 @@ TESTS = {
     "grading/latex": PAIRS,
     "grading/number_sets": PAIRS,
     "grading/phrases": PAIRS,
-    "grading/simple": [*PAIRS, "test_simple.py"],
-    "grading/units": PAIRS,
+    "grading/simple": ["test_simple.py", *PAIRS],
+    "grading/units": ["test_units.py", *PAIRS],
     "grading/values": PAIRS,
     "grading/pool": ["test_grading.py", "test_grader.py"],
 }
