@@ -382,6 +382,7 @@ def test_shipped_recipes_fit_with_room_and_warn_of_nothing(name):
     if found["vllm"]:
         # Several sequences at once on every engine, and at least half of the GPU for it, since it sleeps in training.
         assert found["vllm"]["concurrent_sequences"] >= 8 and found["vllm"]["share"] >= 0.5
+        assert found["vllm"]["profiled"] < 1.1 * 2**30, "vLLM sets memory aside for every sequence of max_num_seqs"
         assert found["vllm"]["max_model_len"] == sum(
             found["recipe"][f"max_{part}_length"] for part in ("prompt", "completion")
         )
@@ -396,6 +397,7 @@ def test_shipped_recipes_fit_with_room_and_warn_of_nothing(name):
 def test_the_cache_of_a_served_model(recipe_file):
     """Qwen3-8B on two GPUs of 80 GiB, by hand."""
     words = ["--vllm_tensor_parallel_size", "2", "--vllm_gpu_memory_utilization", "0.5", "--max_prompt_length", "2048"]
+    words += ["--vllm_max_num_seqs", "null"]
     job = resolve(recipe_file, words)
     found = vllm.sampler(job)
     weights = 8_190_735_360 * 2 // 2

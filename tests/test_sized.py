@@ -18,7 +18,7 @@ from entropy_grpo.training.sampler import engine_settings, sized
 from .test_plan import shipped
 
 GIB = 2**30
-NULL = ["--vllm_gpu_memory_utilization", "null"]
+NULL = ["--vllm_gpu_memory_utilization", "null", "--vllm_max_num_seqs", "null"]
 
 
 def job(name="qwen3_14b", gpus=8, nodes=1, gpu_memory=80, words=(), **options):
@@ -164,7 +164,7 @@ def test_a_launch_turns_null_into_numbers(monkeypatch, preloaded):
     assert launched(*NULL, "--use_vllm", "false")["vllm_gpu_memory_utilization"].value is None
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2"), monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="the training leaves 0% of a GPU, which hold vLLM's weights and 0 tokens"):
-        launched(*NULL, "--vllm_max_num_seqs", "100")
+        launched(*NULL[:2], "--vllm_max_num_seqs", "100")
     with pytest.raises(RecipeError, match="token_budget is 0"):
         launched(*NULL, "--token_budget", "0")
 
