@@ -580,7 +580,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         call.begun.update(places)
         chosen = [rows[place] for place in places]
         names = [name for name in rows[0] if name not in ("prompt", "completion")]
-        columns = {name: [row[name] for row in chosen] for name in names}
+        columns: Row = {name: [row[name] for row in chosen] for name in names}
         prompts = [call.prompts[place] for place in places]
         for i, reward in enumerate(self.reward_funcs if places else []):
             early = None
