@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 from benchmarks import arms, embedded, measure, walks
 from entropy_grpo.evaluation.decoding.forked import entropies
 from entropy_grpo.metrics.answers import pass_curve
-from entropy_grpo.metrics.seeds import over_seeds
+from entropy_grpo.metrics.intervals import gain_interval
+from entropy_grpo.metrics.seeds import correct, over_seeds
 from entropy_grpo.metrics.tables import interval_text
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import files, plots
@@ -317,6 +318,7 @@ def table(found: Mapping[str, Any]) -> str:
             label = branch if branch == START else f"{branch}, step {step}"
             rows.append([label, *(interval_text(one[key]) for key in keys)])
     rows.append(["SFT minus RL, last step", *(interval_text(found["sft_minus_rl"][key], sign="+") for key in keys)])
+    rows.append(["p, corrected", *(f"{test['p_corrected']:.2f}" for test in tests(found, keys))])
     for branch in BRANCHES:
         for name in ("all tokens", *groups):
             one = last(found, branch)
@@ -325,6 +327,14 @@ def table(found: Mapping[str, Any]) -> str:
             ]
             marks.append([branch, name, *(f"{value:.3f}" for value in values)])
     return f"{markdown_table(rows)}\n\n{markdown_table(marks)}"
+
+
+def tests(found: Mapping[str, Any], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Tests of SFT minus RL at the last step, paired by seed, with Holm's correction over these figures."""
+    sides = [[last(found, branch)[key]["by_seed"] for branch in (RL, SFT)] for key in keys]
+    family = [gain_interval(*pair, bounded=False) for pair in sides]
+    correct(family)
+    return family
 
 
 def last(found: Mapping[str, Any], branch: str) -> Mapping[str, Any]:

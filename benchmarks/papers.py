@@ -48,7 +48,7 @@ DEMO = "a CPU"
 SMALL_RHO = "[sweep of rho](experiments.md#tokens-to-train-on)"
 SMALL_SHAPING = "[shaping](experiments.md#advantage-shaping): no difference is shown"
 SMALL_FIGURES = "[the embedded task](entropy.md#the-embedded-task)"
-SMALL_DIVERGENCE = "[divergence](entropy.md#divergence)"
+SMALL_DIVERGENCE = "[divergence](entropy.md#divergence), without groups of perplexity and position"
 UPDATED = "[the embedded task](entropy.md#the-embedded-task), recorded by `make figures`"
 NONE = "none recorded"
 THINKING = "--model Qwen/Qwen3-8B --chat --thinking true"
@@ -147,7 +147,7 @@ SECTIONS: dict[str, list[Row]] = {
                 "--baseline runs/qwen3_8b_dapo --output runs/sizes",
                 "python -m benchmarks.model_sizes --plan",
             ],
-            "[sizes](experiments.md#gain-against-the-size-of-the-model)",
+            "none recorded; the experiment of [sizes](experiments.md#gain-against-the-size-of-the-model)",
         ),
         Row(
             "Discussion 1 (forks after supervised training and after RL, from one start)",
