@@ -351,6 +351,10 @@ def test_a_prompt_template_stands_in_the_code(tmp_path):
         ({"position_shaping_gamma": 0.1}, ["2506.01939", "2508.02260", "2503.14476"]),
         ({"entropy_selection": "gradient_norm"}, ["2506.01939", "2508.02260", "2503.14476"]),
         ({"fork_rollouts": 4}, ["2506.01939", "2508.11016", "2503.14476"]),
+        (
+            {"fork_rollouts": 4, "fork_entropy_weight": 0.2},
+            ["2506.01939", "2508.11016", "2507.19849", "2503.14476"],
+        ),
     ],
 )
 def test_what_was_used_is_cited(tmp_path, arguments, cited):

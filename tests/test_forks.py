@@ -1,5 +1,6 @@
 """Responses that continue others from a fork: places and masks by hand, the loss against autograd in float64."""
 
+import math
 import random
 
 import pytest
@@ -21,7 +22,8 @@ WHOLE = written_parts.FORKS | {"max_new_tokens_per_round": None, "max_response_a
 
 
 def make_rule(**settings):
-    given = {"trunks": 4, "size": 16, "candidates": 20, "trains_prefix": True, "seed": 0}
+    given = {"trunks": 4, "size": 16, "candidates": 20, "weight": 0.0, "vocabulary": 100}
+    given |= {"trains_prefix": True, "seed": 0}
     return ForkRule(**given | {"entropies": None, "may_fork": lambda token: True} | settings)
 
 
@@ -45,6 +47,33 @@ def test_a_fork_is_one_of_the_candidates_of_highest_entropy():
     assert all(abs(drawn.count(t) - 200) < 5 * 13 for t in best)  # five standard deviations of a binomial count
     assert drawn[:20] == [rule.place(ids, entropies, f"{key}") for key in range(20)]
     assert rule.place([3] * 40, entropies, "x") == 0 == rule.place([1], entropies[:1], "x")
+
+
+@pytest.mark.parametrize("weight", [0.2, 2.0, 50.0])
+def test_entropy_that_follows_a_candidate_weighs_it(weight):
+    """Draws as often as the clipped probabilities of ARPO say; also where only one of them is not 0."""
+    entropies = torch.rand(60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    entropies[40:] *= 2
+    entropies[5:30] *= 0.3
+    rule, ids = make_rule(candidates=6, weight=weight, vocabulary=1000), list(range(60))
+    entropies[12] = 1.99  # the last candidate, whose successors are certain
+    best = sorted(range(1, 60), key=lambda t: -entropies[t])[:6]
+    change = [(sum(entropies[t : t + 20].tolist()) - sum(entropies[:20].tolist())) / math.log(1000) for t in best]
+    chances = [min(max(0.5 + weight * x, 0.0), 1.0) for x in change]
+    drawn = [rule.place(ids, entropies, f"{key}") for key in range(1000)]
+    for place, chance in zip(best, chances, strict=True):
+        share = chance / sum(chances)
+        assert abs(drawn.count(place) - 1000 * share) <= 5 * (1000 * share * (1 - share)) ** 0.5, place
+    assert len(set(chances)) > 1
+
+
+def test_without_any_chance_candidates_are_equally_likely():
+    """The response begins with all of its entropy."""
+    rule = make_rule(candidates=2, weight=1e6)
+    entropies = torch.cat([torch.full((20,), 3.0), torch.tensor([0.5, 0.4])])
+    entropies[1:20] = 0.3
+    drawn = {rule.place(list(range(22)), entropies, f"{key}") for key in range(50)}
+    assert rule.chances([20, 21], entropies) == [0.0, 0.0] and drawn == {20, 21}
 
 
 def test_no_fork_at_special_or_short_tokens(tiny_model):
@@ -74,10 +103,12 @@ def by_group(output):
     return groups
 
 
-@pytest.mark.parametrize("prefix", ["once", "never"])
-def test_a_step_trains_the_tokens_that_the_recipe_says(ending_model, tmp_path, prefix):
+@pytest.mark.parametrize(("prefix", "weight"), [("once", 0.0), ("never", 0.2)])
+def test_a_step_trains_the_tokens_that_the_recipe_says(ending_model, tmp_path, prefix, weight):
     """Places among the candidates, masks, kept tokens and the weights after a step, all worked out in float64."""
-    trainer = written_parts.made(ending_model, tmp_path, data=fixed_rollout.prompts(8), fork_prefix=prefix, **WHOLE)
+    settings = WHOLE | {"fork_prefix": prefix, "fork_entropy_weight": weight}
+    trainer = written_parts.made(ending_model, tmp_path, data=fixed_rollout.prompts(8), **settings)
+    assert trainer.rollouts.drafts.rule.weight == weight
     (output,) = written_parts.rollouts_of(trainer)
     model = AutoModelForCausalLM.from_pretrained(ending_model, dtype=torch.float64)
     keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -167,6 +198,7 @@ def test_a_resumed_run_may_write_otherwise(ending_model, tmp_path):
         ({"fork_rollouts": 3}, ["fork_rollouts is 3", "num_generations is 4", "choose 1, 2"]),
         ({"fork_rollouts": 4}, ["fork_rollouts is 4"]),
         ({"fork_candidates": 0}, ["fork_candidates is 0", "1 or more"]),
+        ({"fork_entropy_weight": -0.2}, ["fork_entropy_weight is -0.2", "0 or more"]),
         ({"fork_prefix": "twice"}, ["fork_prefix is 'twice'", "once, never"]),
         ({"fork_rollouts": None}, ["fork_candidates is 3", "without fork_rollouts"]),
         ({"sampled": False}, ["fork_rollouts is 2", "rollout_func"]),

@@ -19,7 +19,7 @@ TAGS = ["trl", "grpo", "rlvr", "reinforcement-learning", "entropy-grpo"]
 FORKING, SHAPING, DAPO = "2506.01939", "2508.02260", "2503.14476"
 # Settings whose methods by name have papers.
 METHODS, ARXIV = ("advantages", "token_weights"), "arXiv "
-FORKS = "2508.11016"
+FORKS, WEIGHED_FORKS = "2508.11016", "2507.19849"
 
 
 def is_cold_start(trained: Trained) -> bool:
@@ -49,6 +49,8 @@ def papers_of_methods(trained: Trained) -> dict[str, str]:
             papers.setdefault(paper, []).append(entry["name"])
     if trained.arguments.get("fork_rollouts") is not None:
         papers[FORKS] = ["fork_rollouts"]
+        if trained.arguments.get("fork_entropy_weight"):
+            papers[WEIGHED_FORKS] = ["fork_entropy_weight"]
     return {paper: " and ".join(names) for paper, names in papers.items()}
 
 

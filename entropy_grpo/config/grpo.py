@@ -4,6 +4,7 @@ Hardware is described in `accelerate_configs/`, and the papers' numbers are in `
 """
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -99,6 +100,8 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         fork_rollouts: responses of a group that are written whole; null for all. The others continue them from a token
             of high entropy, in equal numbers, which spares the tokens before it.
         fork_candidates: tokens of highest entropy in a response among which its fork is drawn.
+        fork_entropy_weight: how much the entropy that follows a candidate counts in the draw: 0 if all are equally
+            likely (CURE), 0.2 for ARPO's weighting (`training.forks`).
         fork_min_chars: characters, surrounding space aside, that the text of a token has at which a response may fork.
         fork_prefix: loss of the tokens before a fork: `once`, in the response that was written whole, or `never`.
         allow_truncated_sampling: accept `top_p` below 1, `top_k` and `min_p`, which are otherwise refused. The
@@ -229,6 +232,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     )
     fork_candidates: int = field(
         default=20, metadata={"help": "Tokens of highest entropy in a response among which its fork is drawn."}
+    )
+    fork_entropy_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the entropy after a candidate in the draw of a fork; 0.2 in ARPO."}
     )
     fork_min_chars: int = field(
         default=2, metadata={"help": "Fewest characters of a token, without spaces, at which a response may fork."}
@@ -460,8 +466,8 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 f"fork_rollouts is {trunks}, but num_generations is {group}: equally many responses continue each of "
                 f"the first, so choose {fitting}."
             )
-        for name, least in (("fork_candidates", 1), ("fork_min_chars", 0)):
-            if getattr(self, name) < least:
+        for name, least in (("fork_candidates", 1), ("fork_min_chars", 0), ("fork_entropy_weight", 0)):
+            if not least <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more.")
         self._refuse_whole_responses("fork_rollouts")
 

@@ -127,7 +127,7 @@ SAMPLING = (
     ),
     ReadIf(("max_response_age",), "max_new_tokens_per_round", _is_set, "without max_new_tokens_per_round"),
     ReadIf(
-        ("fork_candidates", "fork_min_chars", "fork_prefix"),
+        ("fork_candidates", "fork_entropy_weight", "fork_min_chars", "fork_prefix"),
         "fork_rollouts",
         lambda value: value is not None,
         "without fork_rollouts",

@@ -14,10 +14,12 @@ two characters without surrounding space. A response without such a token forks 
 response and its prefix together have at most `max_completion_length` tokens. The released code cuts a prompt with its
 prefix to the width of the prompts, so that a continuation may begin before the fork.
 
-ARPO's rule (arXiv 2507.19849) is not offered. It compares the entropy after a tool call with the entropy at the
-beginning, and dynamic sampling has no tools.
+ARPO (arXiv 2507.19849) forks a response after a tool call, with a probability that rises with the change of entropy
+since its beginning. Responses have no tool calls here. With `fork_entropy_weight` that probability weighs the
+candidates of CURE's rule instead, which are equally likely without it.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +28,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..objective.sampling import Response
+
+# ARPO's probability of a fork where the entropy is that of the beginning, and the tokens whose entropies are added up.
+BASE, SPAN = 0.5, 20
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class ForkRule:
     Attributes:
         trunks: responses of a group that are written whole, before the responses that continue them.
         size: responses of a group.
-        candidates: tokens of highest entropy among which a fork is drawn, all equally likely.
+        candidates: tokens of highest entropy among which a fork is drawn.
+        weight: how much the entropy that follows a candidate counts in the draw. With 0 all are equally likely.
+        vocabulary: number of tokens in the vocabulary.
         trains_prefix: whether the tokens before a fork are trained in the response from which it was taken.
         seed: seed of the draws.
         entropies: responses -> (B, T) entropies of their tokens under the current policy.
@@ -47,6 +55,8 @@ class ForkRule:
     trunks: int
     size: int
     candidates: int
+    weight: float
+    vocabulary: int
     trains_prefix: bool
     seed: int
     entropies: Callable[[list[Response]], Tensor]
@@ -69,7 +79,25 @@ class ForkRule:
         """
         order = [int(t) for t in entropies.argsort(descending=True, stable=True) if t > 0]
         places = [t for t in order if self.may_fork(ids[t])][: self.candidates]
-        return random.Random(f"{self.seed} {key}").choice(places) if places else 0
+        if not places:
+            return 0
+        draws = random.Random(f"{self.seed} {key}")
+        chances = self.chances(places, entropies) if self.weight else []
+        return draws.choices(places, chances)[0] if any(chances) else draws.choice(places)
+
+    def chances(self, places: Sequence[int], entropies: Tensor) -> list[float]:
+        """Return ARPO's probability of a fork at each place: BASE + weight (H - H_0) / ln V, within [0, 1].
+
+        H is the sum of the entropies of the `SPAN` tokens from the place on, H_0 that of the first `SPAN` tokens. V is
+        the size of the vocabulary. The released code takes the ten most probable tokens for the whole vocabulary.
+        """
+        sums = pad(entropies.double().cumsum(0), (1, 0)).tolist()
+
+        def following(place: int) -> float:
+            return sums[min(place + SPAN, len(entropies))] - sums[place]
+
+        factor = self.weight / math.log(self.vocabulary)
+        return [min(max(BASE + factor * (following(place) - following(0)), 0.0), 1.0) for place in places]
 
     def masks(self, responses: Sequence[Response], forks: Sequence[int]) -> list[Tensor]:
         """Return for every response of a group (T,) uint8, 0 for the tokens of a prefix that it does not train."""

@@ -250,6 +250,8 @@ class DynamicSampling:
             trunks=args.fork_rollouts,
             size=args.num_generations,
             candidates=args.fork_candidates,
+            weight=args.fork_entropy_weight,
+            vocabulary=len(tokenizer),
             trains_prefix=args.fork_prefix == "once",
             seed=args.seed,
             entropies=lambda responses: self.policy.entropies(self._inputs_of(responses)),
