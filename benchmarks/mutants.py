@@ -67,7 +67,7 @@ TESTS = {
     "grading/expressions": PAIRS,
     "grading/latex": PAIRS,
     "grading/number_sets": PAIRS,
-    "grading/phrases": PAIRS,
+    "grading/phrases": ["test_phrases.py", *PAIRS],
     "grading/simple": ["test_simple.py", *PAIRS],
     "grading/units": ["test_units.py", *PAIRS],
     "grading/values": PAIRS,

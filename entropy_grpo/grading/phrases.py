@@ -66,11 +66,13 @@ _NUMBERS |= {
 _CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*(?:\\text\s*\{)?\s*([aApP])\.?\s*[mM]\.?\s*\}?)?")
 _RATIO = re.compile(r"^(\d+) +to +(\d+)$")
 _DIGITS_APART = re.compile(r"(?<![\d.])\d{1,3}(?:[ _]\d{3})+(?![\d])")
-_BASE = re.compile(r"([0-9A-F]+)_\{?\s*(?:\\text\{)?(\d{1,2}|two|three|five|six|seven|eight|nine|ten)\}?\}?")
-_BASES = {"two": 2, "three": 3, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_BASES = {word: int(_NUMBERS[word]) for word in "two three four five six seven eight nine ten twelve sixteen".split()}
+_BASE = re.compile(rf"([0-9A-F]+)_\{{?\s*(?:\\text\{{)?(\d{{1,2}}|{'|'.join(_BASES)})\}}?\}}?")
 
 _CURRENCY = re.compile(r"^(?:US\s*)?(-?)\s*(\\\$|[€£¥₹₩₽]|USD|Rs\.?)\s*(?=[-\d.\\])")
-_EACH = re.compile(r"(?:\\text\{)?\s*(?:per |/\s*\\text)[^{}]*\}?$")
+_EACH = re.compile(
+    r"\s*(?:\\text\{\s*)?(?:per\s|/(?=\s*(?:\\text|[a-zA-Z]{3})))\s*(?:\\text\{\s*)?[a-zA-Z][a-zA-Z ]*\}?$"
+)
 _WORD_OR_SIGN = r"\\%|\\\$|[€£¥₹₩₽]|\\text\{[^{}]*\}|[^\W\d_](?:[^\W\d_]|')*+"
 _UNIT = re.compile(
     rf"(.*?(?:[\d)}}!.]|\\pi))\s*((?:\^\\circ|{_WORD_OR_SIGN})"
@@ -170,8 +172,6 @@ def _quantity(text: str) -> Leaf | None:
     while words and (multiple := words[0].lower().rstrip("s")) in MULTIPLES:
         times *= MULTIPLES[multiple]
         words.pop(0)
-    if not words:
-        return Leaf(value, times=times)
     behind = _TEMPERATURE.sub(lambda match: "celsius" if match[1] else "fahrenheit", " ".join(words))
     kind = unit(behind)
     return None if kind is None else Leaf(value, None if kind.says_nothing else kind, times=times)
