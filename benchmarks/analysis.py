@@ -22,12 +22,12 @@ import torch
 
 from benchmarks import measure
 from entropy_grpo.analysis.collect.run import PART_TOKENS, token_table
-from entropy_grpo.analysis.collect.store import RESPONSES, Collection, write_parquet
+from entropy_grpo.analysis.collect.store import RESPONSES, Collection
 from entropy_grpo.analysis.report import run as report
 from entropy_grpo.analysis.views import categories, distribution, over_training, position, updates, words
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.models.kernels import choose
-from entropy_grpo.runs import files
+from entropy_grpo.runs import files, parquet
 
 RESULTS = measure.RESULTS / "analysis.json"
 COMMAND = "python -m benchmarks.analysis --table"
@@ -82,7 +82,7 @@ def write_files(collection: Collection) -> None:
             writer.write_table(pa.Table.from_pylist(rows, schema=RESPONSES))
             # Half of the tokens are nearly certain, some are open, as in a text.
             scores = [list(sign * rng.random(tokens.shape, np.float32) ** 6 * 4) for sign in (1, -1, 1)]
-            write_parquet(collection.part(CHECKPOINTS[0], number), token_table(rows, scores, of_token, CHECKPOINTS[0]))
+            parquet.write(collection.part(CHECKPOINTS[0], number), token_table(rows, scores, of_token, CHECKPOINTS[0]))
     files.write_json(collection.settings, {"checkpoints": dict.fromkeys(CHECKPOINTS)})
 
 
@@ -93,7 +93,7 @@ def second_checkpoint(collection: Collection) -> None:
         table = pq.ParquetFile(collection.part(CHECKPOINTS[0], number)).read()
         place = table.schema.get_field_index("entropy")
         changed = table["entropy"].to_numpy() * rng.uniform(0.5, 1.2, len(table)).astype(np.float32)
-        write_parquet(collection.part(CHECKPOINTS[1], number), table.set_column(place, "entropy", pa.array(changed)))
+        parquet.write(collection.part(CHECKPOINTS[1], number), table.set_column(place, "entropy", pa.array(changed)))
 
 
 def views(collection: Collection) -> dict[str, Callable[[], Any]]:

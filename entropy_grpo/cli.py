@@ -3,6 +3,7 @@
 Heavy modules are imported only when a command runs, so that help is fast.
 """
 
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from .compare.options import CompareOptions, SweepOptions
 from .evaluation.options import PRESETS, names_in
 from .evaluation.options import Options as EvalOptions
 from .planning.options import PlanOptions
-from .runs.processes import leave_launch, wait_passively
+from .runs.processes import leave_launch, on_one_line, print_any_name, wait_passively
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -395,6 +396,13 @@ def list_benchmarks() -> None:
     print(aligned(catalogue()))
 
 
+def _sentence(error: ValueError | OSError) -> str:
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    name = os.fsdecode(error.filename)
+    return f"{name!r} cannot be read or written ({error.strerror}): name another path, or mend this one."
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Invalid input gives one sentence and exit status 2."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -408,13 +416,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Launch()(words[1:])
     command, overrides = parse(words)
     wait_passively()
+    print_any_name()
     if isinstance(command, Train):  # `launch.run` reports recipe errors itself, and all other errors are faults
         command(overrides)
         return
     try:
         command(overrides)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {on_one_line(_sentence(error))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -22,7 +22,15 @@ from .config.sharding import choose_sharding
 from .rewards.guard import RewardError
 from .runs import launched
 from .runs.launched import INTERRUPTED, ServerError, Stopped
-from .runs.processes import local_count, local_rank, process_count, rank, wait_passively, without_launch
+from .runs.processes import (
+    local_count,
+    local_rank,
+    print_any_name,
+    process_count,
+    rank,
+    wait_passively,
+    without_launch,
+)
 
 
 def is_first_process() -> bool:
@@ -53,6 +61,7 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
     """
     launched.register()
     wait_passively()
+    print_any_name()
     try:
         train(Path(recipe_file), arguments)
         return

@@ -47,6 +47,13 @@ def test_a_folder_in_use_is_refused_and_left_alone(tiny_model, tmp_path):
     assert trainer.state.global_step == 1 and not (tmp_path / LOCK).exists()
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_the_first_step(tiny_model, tmp_path):
+    """tokenizers cannot write a checkpoint's tokenizer.json there."""
+    with pytest.raises(ValueError, match=r"output_dir is '.*/a.*udcff', whose name is not UTF-8"):
+        fixed_rollout.train(tiny_model, tmp_path / "a\udcff")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_call_of_train_begins_anew_even_after_one_that_ended_within_a_step(tiny_model, tmp_path):
     """As in a notebook; without a change of the weights, both must log the same."""
     seen = []

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 
 from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import cli
-from entropy_grpo.analysis.collect import run, scoring
+from entropy_grpo.analysis.collect import inputs, run, scoring
 from entropy_grpo.analysis.collect.store import Collection, find
 from entropy_grpo.evaluation import run as evaluate
 
@@ -213,7 +213,9 @@ def refuse(match, folder, rows=None, **given):
 def test_what_cannot_be_collected_is_refused(tmp_path, tiny_model):
     refuse("there is no such file", tmp_path, model=tiny_model)
     rows = [{"prompt": "go", "response": " to"}, {"prompt": "go"}]
-    refuse("row 1: response is NoneType", tmp_path, rows, model=tiny_model)
+    refuse("line 2 of .*: response is NoneType", tmp_path, rows, model=tiny_model)
+    rows = [{"prompt": "go", "response": " to", "correct": "maybe"}]
+    refuse("line 1 of .*: correct is 'maybe', but it must be true or false", tmp_path, rows, model=tiny_model)
     refuse("the file has no rows", tmp_path, [], model=tiny_model)
     refuse("the prompt has no tokens", tmp_path, [{"prompt": "", "response": " to"}], model=tiny_model)
     long = [{"prompt": "go", "response": " to" * 200}]
@@ -295,3 +297,9 @@ def test_a_head_that_caps_its_logits_is_scored_by_trls():
         np.testing.assert_allclose(found[0], expected[i][0], atol=2e-5)
         np.testing.assert_allclose(found[1], expected[i][1], atol=2e-5)
         assert np.isnan(found[2]).all()  # TRL's head does not hand out the hidden states
+
+
+def test_right_and_wrong_may_be_text_as_csv_has_it():
+    values = [True, False, 1, 0, 1.0, "True", "false", "1", "", None]
+    expected = [True, False, True, False, True, True, False, True, None, None]
+    assert [inputs.correctness({"correct": value}, "row 0") for value in values] == expected

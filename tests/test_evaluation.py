@@ -1,17 +1,18 @@
 """`entropy-grpo eval` from end to end: killed, on two processes, on a server, and what its files say."""
 
+import io
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,7 +23,7 @@ from entropy_grpo.evaluation import questions, results
 from entropy_grpo.evaluation.backends.base import choose
 from entropy_grpo.evaluation.run import PRESETS, Options, run
 from entropy_grpo.models import load
-from entropy_grpo.runs import files, trained
+from entropy_grpo.runs import files, parquet, trained
 
 from .conftest import REPOSITORY
 
@@ -58,7 +59,7 @@ def command(model: str, benchmark: str, output: Path, *more: str) -> list[str]:
 
 def samples(output: Path, name: str = "sums") -> list[dict]:
     """The rows of a parquet file without what a clock decides."""
-    return pq.read_table(output / f"{name}.parquet").drop_columns([CLOCK]).to_pylist()
+    return parquet.read(output / f"{name}.parquet").drop_columns([CLOCK]).to_pylist()
 
 
 def figures(output: Path, name: str = "sums") -> dict:
@@ -146,6 +147,45 @@ def test_a_batch_that_is_half_there_is_completed_as_it_was(alone, tiny_model, tm
     cli.main(command(tiny_model, benchmark, tmp_path))
     assert samples(tmp_path) == samples(undisturbed)
     assert len(list(files.read_jsonl(tmp_path / "sums" / "samples-0.jsonl"))) == 11
+
+
+def test_files_and_folders_have_any_legal_name(tiny_model, tmp_path, monkeypatch):
+    """Names with bytes that are no UTF-8, of which pyarrow takes none, with line breaks, formulas and `a=b`."""
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "utf-8"))
+    name, output = "_ü\udcff\n$x^$ [1]", tmp_path / "question=1" / "b\udcff\n"
+    questions_file(tmp_path, 1)
+    (tmp_path / "sums.jsonl").rename(tmp_path / f"{name}.jsonl")
+    words = command(tiny_model, str(tmp_path / f"{name}.jsonl"), output, "--compare", str(output))
+    with pytest.raises(SystemExit):
+        cli.main(words)  # there are no results to compare with yet
+    cli.main(words[:-2])
+    cli.main(words)
+    assert len(samples(output, name)) == 4 and figures(output, name)["settings"]["benchmark"] == name
+    sys.stdout.flush()
+    assert f"results  {output}".encode(errors="surrogateescape") in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [(".jsonl", "file-"), ("..jsonl", "file-."), ("comparison.JSON", "file-comparison")]
+)
+def test_a_file_without_a_name_for_its_results_gets_one(tmp_path, file, name):
+    """`.json` would be hidden, `...json` would lie elsewhere, and comparison.json is a file of the evaluation."""
+    questions_file(tmp_path, 1)
+    (tmp_path / "sums.jsonl").rename(tmp_path / file)
+    assert questions.load(str(tmp_path / file))[0].name == name
+
+
+def test_settings_without_responses_bind_nobody(tiny_model, tmp_path, capsys):
+    """After a command that failed, its correction runs in the same folder."""
+    words = command(tiny_model, questions_file(tmp_path, 1), tmp_path / "out")
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--dtype", "float99"])
+    assert "dtype is 'float99': choose auto, bfloat16" in capsys.readouterr().err
+    cli.main(words)
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--temperature", "0.5"])
+    assert "holds responses with temperature" in capsys.readouterr().err
 
 
 def test_first_questions_are_a_result_of_their_own(alone, tiny_model, tmp_path, capsys):
@@ -478,12 +518,21 @@ def test_an_absent_server_is_one_sentence(tmp_path, monkeypatch, capsys):
         (["--model", "embedded:sudoku"], "model is 'embedded:sudoku': choose embedded:number_walk"),
         (["--model", "no/such/model"], "model is 'no/such/model', but there is no such folder"),
         (["--samples", "0"], "samples is 0"),
+        (["--temperature", "nan"], "temperature is nan: it must be a finite number, 0 or more"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--revision", "main"], "revision is 'main', but model is"),
+        (["--benchmarks", ""], "benchmarks is empty"),
+        (["--model", "README.md"], "model is 'README.md', which is a file"),
+        (["--model", "tests/inputs"], "model is 'tests/inputs', a folder without config.json"),
+        (["--model", "a\udcff"], "model is 'a\\udcff', whose name is not UTF-8"),
+        (["--output", "/proc/x\ny"], "'/proc/x\\ny' cannot be read or written (No such file or directory)"),
         (["--compare", "nowhere"], "compare names 'nowhere', which holds no results"),
         (["--max-tokens", "200"], "max_tokens is 200, but the model has 128 positions"),
     ],
 )
-def test_wrong_arguments_are_one_sentence(tiny_model, tmp_path, more, said, capsys):
+def test_wrong_arguments_are_one_sentence(tiny_model, tmp_path, monkeypatch, more, said, capsys):
     words = command(tiny_model, questions_file(tmp_path), tmp_path / "out")
+    monkeypatch.chdir(REPOSITORY)
     with pytest.raises(SystemExit) as exit:
         cli.main([*words, *more])
     assert exit.value.code == 2

@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoConfig
 
 from entropy_grpo.analysis.collect import inputs
+from entropy_grpo.config import recipe
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.config.sft import SFTRunConfig
 from entropy_grpo.data.problems import evaluation_questions
@@ -130,6 +131,8 @@ NAMES = [
     "题.jsonl", "-v.jsonl", "--x=1.jsonl", "a,b.jsonl", "a:b.jsonl", "hf:x.jsonl", "a#b #c.jsonl", "'q'.jsonl",
     "a\nb.jsonl",
     "**.jsonl", "x.JSONL", ".jsonl", "a.b.c.jsonl", "~.jsonl", "$HOME.jsonl", "a\\b.jsonl", "a@b.jsonl", "x..jsonl",
+    " a.jsonl", "a\rb.jsonl", "&a b.jsonl", "!!str x.jsonl", "\ufeffx.jsonl", "\udcff.jsonl", 'a"""b.jsonl',
+    "a\x85b.jsonl",
     "train-00000-of-00001.jsonl", "null.jsonl", "007.jsonl", "a:: b.jsonl", "zip::x.jsonl", "[!a].jsonl",
 ]  # fmt: skip
 
@@ -143,6 +146,12 @@ def test_every_legal_name_is_a_file(tmp_path, monkeypatch, name):
     for read in (train, evaluate, imitate):
         assert read(name) == read(tmp_path / name) == sorted(SUMS)
     assert names_in([name]) == [name]
+    given = recipe.overrides([f"--dataset_name={name}", f"--decontaminate_against={name}"])
+    given = recipe.checked(given, [RunConfig])
+    files.write_text(tmp_path / "r.yaml", recipe.dump(given))
+    for settings in (given, recipe.load(tmp_path / "r.yaml")):
+        (config,) = recipe.build(settings, [RunConfig])
+        assert (config.dataset_name, config.decontaminate_against) == (name, [name])
 
 
 def test_links_are_followed_and_folders_refused(tmp_path, monkeypatch):

@@ -217,3 +217,14 @@ def test_a_picture_names_its_source_and_is_readable_at_800_pixels(tmp_path):
     # Height of a letter in pixels on a picture that a page shows at 800 pixels.
     texts = [*figure.axes[0].get_xticklabels(), *figure.legends[0].get_texts()]
     assert all(text.get_fontsize() / 72 * plots.DPI * 800 / image.shape[1] >= 10 for text in texts)
+
+
+@pytest.mark.parametrize("name", ["$x^$", "_a", "a\nb", "b\udcff", "\\$", "___"])
+def test_a_picture_takes_any_name(tmp_path, name):
+    """Of a model, a run or a benchmark: no formula, no hidden entry of a legend, one line."""
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    plots.pass_at_k({name: {1: interval, 2: interval}}, tmp_path / "k.png", name)
+    plots.comparison({name: {"reward": {1: interval, 2: interval}}}, {"reward": "reward"}, tmp_path / "c.png", name)
+    plots.gain_by_size({name: {"reward": {"1000": interval}}}, name, {}, tmp_path / "g.png")
+    assert len(list(tmp_path.iterdir())) == 3
+    assert not plots.plain(name).startswith("_") and len(plots.plain(name).splitlines()) == 1

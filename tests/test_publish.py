@@ -149,6 +149,7 @@ def test_nothing_that_is_pushed_names_a_folder_of_this_machine(tmp_path):
     assert "problems.jsonl" in card and "aime24 held out.jsonl" in card and "mine.jsonl" in card
     assert "in held out.jsonl" in pushed["data.json"] and "problems.jsonl" in pushed["recipe.yaml"]
     assert "accelerate_configs/" in push.without_folders("accelerate_configs/x.yaml")  # what is no path of the machine
+    assert push.without_folders(f"{private}/a\nb/x\ny.jsonl") == "x\ny.jsonl"
     assert push.without_folders(["a/b", "7 / 2 = 3", "https://x.org/y", "./x"]) == [
         *("a/b", "7 / 2 = 3", "https://x.org/y", "./x")
     ]
@@ -157,3 +158,10 @@ def test_nothing_that_is_pushed_names_a_folder_of_this_machine(tmp_path):
 def test_without_a_network_a_push_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"--push is 'me/walk', .*offline"):
         push.main(str(make_model(tmp_path / "run")), "me/walk", only_show=False)
+
+
+def test_the_readme_of_another_folder_is_not_replaced_by_a_card(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="holds neither a run nor the weights of a model: name runs/NAME"):
+        push.main(str(tmp_path), None, only_show=False)
+    assert (tmp_path / "README.md").read_text() == "mine"

@@ -131,6 +131,16 @@ def test_numbers_are_numbers_in_files_and_on_the_command_line(tmp_path, text, va
         (["--name", "#2.jsonl"], Small(name="#2.jsonl")),
         (["--name", "a: b.jsonl"], Small(name="a: b.jsonl")),
         (["--name", "[x]"], Small(name="[x]")),
+        (["--name", " a.jsonl"], Small(name=" a.jsonl")),
+        (["--name", "a\nb.jsonl"], Small(name="a\nb.jsonl")),
+        (["--name", "a\rb.jsonl"], Small(name="a\rb.jsonl")),
+        (["--name", "&a b.jsonl"], Small(name="&a b.jsonl")),
+        (["--name", "!!str b.jsonl"], Small(name="!!str b.jsonl")),
+        (["--name", "\ufeffb.jsonl"], Small(name="\ufeffb.jsonl")),
+        (["--name", "b\udcff.jsonl"], Small(name="b\udcff.jsonl")),
+        (["--name", '"a\\nb"'], Small(name="a\nb")),
+        (["--rewards", "- b.jsonl"], Small(rewards=["- b.jsonl"])),
+        (["--rewards", " b.jsonl", "&c d"], Small(rewards=[" b.jsonl", "&c d"])),
         (["--name=--x=1.jsonl"], Small(name="--x=1.jsonl")),
         (["--rewards", "a: b", "c #d"], Small(rewards=["a: b", "c #d"])),
         (["--maybe", "null"], Small(maybe=None)),
@@ -213,7 +223,7 @@ def test_values_cannot_run_code(tmp_path):
 
 def test_dump_is_the_same_recipe(tmp_path):
     """In both readings, also for the values that YAML or Python might take for something else."""
-    rewards = """[a, 'b: c', "d'", 'ü\\n', '#', "--- x\\n--- y"]"""
+    rewards = '''[a, 'b: c', "d'", 'ü\\n', '#', "--- x\\n--- y", '"""', '"']'''
     settings = settings_of(tmp_path, f"rate: 1e-6\nsteps: 3\nname: 'no'\non: false\nmaybe:\nrewards: {rewards}\n")
     copy = write(tmp_path / "copy.yaml", recipe.dump(settings))
     assert recipe.build(recipe.load(copy), [Small]) == recipe.build(settings, [Small])
@@ -225,7 +235,10 @@ def test_dump_is_the_same_recipe(tmp_path):
 TEXTS = "no y On NULL ~ 7 1e-6 0o17 0x1f 1_000 1:30 2026-01-01 .inf .5 = << true null -".split()
 
 
-@pytest.mark.parametrize("value", [*TEXTS, "", " a", "a: b", "- a", "\ud7ff", "a\tb", 1e-6, -2.5e300, 3, True, None])
+@pytest.mark.parametrize(
+    "value",
+    [*TEXTS, "", " a", "a: b", "- a", "\ud7ff", "a\tb", "a\x85b", "a\u2028", '"""', 1e-6, -2.5e300, 3, True, None],
+)
 def test_dump_means_the_same_to_readers_of_yaml_1_1(value):
     """Other tools read a run's recipe with PyYAML."""
     text = recipe.dump({"name": recipe.Setting(value, "here"), "list": recipe.Setting([value], "here")})
@@ -241,9 +254,9 @@ def test_dump_of_checked_settings_needs_no_second_guess(tmp_path):
     assert recipe.build(recipe.load(copy), [Small]) == [Small(steps=2, name="7", rewards=["a"])]
 
 
-def test_dump_refuses_what_would_end_the_string():
+def test_comments_that_would_end_the_string_are_refused():
     with pytest.raises(RecipeError, match="cannot hold"):
-        recipe.dump({"name": recipe.Setting('"""', "here")})
+        recipe.dump({}, notes=['a """ in a note'])
 
 
 # The method's own refusals

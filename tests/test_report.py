@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerFast
 
 from entropy_grpo import cli
 from entropy_grpo.analysis.collect import run as collect
-from entropy_grpo.analysis.collect.store import RESPONSES, Collection, write_parquet
+from entropy_grpo.analysis.collect.store import RESPONSES, Collection
 from entropy_grpo.analysis.report import run as report
 from entropy_grpo.analysis.report.render import Section, Table, markdown, page
 from entropy_grpo.analysis.text.pieces import piece, visible
 from entropy_grpo.analysis.views import distribution
 from entropy_grpo.cards import card
-from entropy_grpo.runs import files
+from entropy_grpo.runs import files, parquet
 from entropy_grpo.runs.folder import RunFolder
 
 from .browser import browser, needs_chromium
@@ -112,7 +112,7 @@ def synthetic(path, texts, checkpoints=("base", "</script>$x$")):
             n = len(row["completion_ids"])
             scores = [[sign * rng.random(n).astype(np.float32)] for sign in (1, -1, 1)]
             table = collect.token_table([row], scores, dict(enumerate(texts)), name)
-            write_parquet(collection.part(name, i), table)
+            parquet.write(collection.part(name, i), table)
     files.write_json(collection.settings, {"checkpoints": dict.fromkeys(names)})
     return collection
 

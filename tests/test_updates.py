@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from entropy_grpo.analysis.collect.store import write_parquet
 from entropy_grpo.analysis.divergence import impact
 from entropy_grpo.analysis.report import run as report
 from entropy_grpo.analysis.views import updates
 from entropy_grpo.monitoring.categories import CATEGORIES, FORMAL, LOGICAL, METACOGNITIVE, SEMANTIC
+from entropy_grpo.runs import parquet
 
 from .test_report import synthetic
 
@@ -158,7 +158,7 @@ def test_a_report_shows_the_updates(tmp_path):
         assert f"figures/{picture}.png" in text
     for checkpoint, part in itertools.product(collection.checkpoints, range(2)):
         path = collection.part(checkpoint, part)
-        write_parquet(path, pq.ParquetFile(path).read().drop_columns("gradient"))
+        parquet.write(path, pq.ParquetFile(path).read().drop_columns("gradient"))
     report.write(collection.path)
     assert json.loads((collection.path / "report.json").read_text())["updates"][name] == found[name] | {"gradient": {}}
 

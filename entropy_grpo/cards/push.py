@@ -21,8 +21,8 @@ from ..runs.folder import SECRETS, RunFolder
 from ..runs.trained import Trained
 from .card import write_card
 
-# The folders of an absolute path that a text begins with, or that follows a space, as in "in /data/held_out.jsonl".
-ABSOLUTE = re.compile(r"(?:^|(?<=\s))~?/(?:.*/)?(?=[^\s/])")
+# The folders of an absolute path that follows a space, as in "in /data/held_out.jsonl".
+ABSOLUTE = re.compile(r"(?<=\s)~?/(?:.*/)?(?=[^\s/])")
 
 
 def _records(model: Trained) -> list[Path]:
@@ -80,7 +80,10 @@ def without_folders(value: Any) -> Any:
         return {without_folders(key): without_folders(one) for key, one in value.items()}
     if isinstance(value, list):
         return [without_folders(one) for one in value]
-    return ABSOLUTE.sub("", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    # A text that begins like a path is one, also with a line break in it.
+    return (Path(value).name or value) if value.startswith(("/", "~/")) else ABSOLUTE.sub("", value)
 
 
 def _not_png(names: list[str]) -> list[str]:
@@ -107,9 +110,21 @@ def push(place: Path, repository: str) -> str:
     return commit.commit_url
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder without a trace of a run or a model, whose README.md a card would replace.
+
+    Raises:
+        ValueError: the message names the folder.
+    """
+    model = trained.read(folder)
+    if model.weights == weights.NONE and not any((model.recipe, model.environment, model.data, model.rows)):
+        raise ValueError(f"{folder} holds neither a run nor the weights of a model: name runs/NAME or a checkpoint.")
+
+
 def main(folder: str, repository: str | None, only_show: bool) -> None:
     """Run `entropy-grpo card`: write the card into the folder, publish it with its model, or only show the result."""
     if repository is None and not only_show:
+        refuse_foreign(Path(folder))
         print(write_card(folder))
         return
     with tempfile.TemporaryDirectory() as name:

@@ -166,13 +166,24 @@ def _from_words(words: list[str]) -> Any:
     if not words:
         return True
     try:
-        # A command line has no comments, so `data #2.jsonl` is a name.
-        values = [word if re.search(r"(^|\s)#", word) else yaml12.parse(word) for word in words]
+        values = [_from_word(word) for word in words]
     except yaml12.NotYAML:
         values = words
     if len(values) == 1:
         return values[0]
     return [word if isinstance(value, dict) else value for word, value in zip(words, values, strict=True)]
+
+
+def _from_word(word: str) -> Any:
+    """Return the value of a word. Text without quotes is the word itself, because it may be the name of a file.
+
+    YAML would end `data #2.jsonl` at its comment, drop the space of ` data.jsonl` and the anchor of `&a data.jsonl`,
+    and take a line break for a space.
+    """
+    value = word if re.search(r"(^|\s)#", word) else yaml12.parse(word)
+    first = word.lstrip()[:1]
+    as_written = (isinstance(value, str) and first not in ("'", '"')) or (isinstance(value, list) and first != "[")
+    return word if as_written else value
 
 
 def checked(settings: Settings, classes: Iterable[type]) -> Settings:

@@ -185,7 +185,8 @@ def _csv(path: str) -> Iterator[Placed]:
 
 def _parquet(path: str) -> Iterator[Placed]:
     try:
-        with pq.ParquetFile(path) as file:
+        # pyarrow takes only names in UTF-8.
+        with open(path, "rb") as content, pq.ParquetFile(content) as file:
             _check_columns(file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(_BATCH):

@@ -71,14 +71,15 @@ class Work:
             ValueError: the folder holds responses with other settings.
         """
         path = self.folder / "settings.json"
+        answered = any(self.folder.glob("samples-*.jsonl"))  # before the settings are read, which come first
         before, wanted = files.read_json(path), self.settings
-        for name in before.keys() | wanted.keys() if before else ():
+        for name in before.keys() | wanted.keys() if answered else ():
             if before.get(name) != wanted.get(name):
                 raise ValueError(
                     f"output: {self.folder} holds responses with {name} {before.get(name)!r}, but "
                     f"{wanted.get(name)!r} is requested: name another output folder, or delete {self.folder}."
                 )
-        if process()[0] == 0 and not before:
+        if process()[0] == 0 and before != wanted:
             files.write_json(path, wanted)
 
     def finished(self) -> dict[Key, files.Row]:

@@ -117,5 +117,7 @@ class Options:
         refuse_unread(self, READ_IF)
         if self.since is not None and not is_day(self.since):
             raise ValueError(f"since is {self.since!r}: it must be a day, as in 2026-02-01.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}: it must be 1 or more.")
+        for name in ("limit", "batch_size", "tensor_parallel"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: it must be 1 or more.")

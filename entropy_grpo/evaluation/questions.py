@@ -12,6 +12,7 @@ from ..data.benchmarks import BENCHMARKS, find
 from ..data.benchmarks.benchmark import Benchmark, Question, from_file
 from ..data.hub import download, load_hub
 from ..data.sources import FILE_FORMATS, TRAINING, is_local
+from ..runs.folder import COMPARISON
 from .options import is_day
 
 DATE = "date"
@@ -54,6 +55,8 @@ def load(name: str, since: str | None = None) -> tuple[Benchmark, list[Question]
     found = rows.load(f"benchmarks names {name!r}", name)
     found = found if since is None else _not_before(found, since, name)
     benchmark = from_file(name, found.columns)
+    if not benchmark.name.strip(".") or f"{benchmark.name}.json" == COMPARISON:  # no name of a file of results
+        benchmark = replace(benchmark, name=f"file-{benchmark.name}")
     return benchmark, benchmark.read(found.rows, found.places)
 
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..data.benchmarks.benchmark import Benchmark, Question
 from ..grading import Verdict
 from ..metrics.answers import Samples, paired, summarize_samples
 from ..metrics.quality import quality
-from ..runs import files
+from ..runs import files, parquet
 from .judging import Judgement
 
 SCHEMA = pa.schema(
@@ -102,8 +101,7 @@ def summary(samples: pa.Table, questions: Sequence[Question]) -> dict[str, Any]:
 
 def write(folder: Path, name: str, samples: pa.Table, figures: dict[str, Any]) -> None:
     """Write both files, each atomically."""
-    with files.replacing(folder / f"{name}.parquet") as scratch:
-        pq.write_table(samples, scratch)
+    parquet.write(folder / f"{name}.parquet", samples)
     files.write_json(folder / f"{name}.json", figures)
 
 
@@ -114,7 +112,7 @@ def names_in(folder: Path) -> list[str]:
 
 def read(folder: Path, name: str) -> tuple[pa.Table, dict[str, Any]]:
     """Read the samples and the figures of a benchmark."""
-    return pq.read_table(folder / f"{name}.parquet"), files.read_json(folder / f"{name}.json")
+    return parquet.read(folder / f"{name}.parquet"), files.read_json(folder / f"{name}.json")
 
 
 def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
         answers = Work(options.output / benchmark.name, asked, samples, options.seed, sampling, about)
         jobs[benchmark.name] = Job(benchmark, answers, completions_of(answers) if options.contamination else None)
     if not jobs:
-        raise ValueError(f"benchmarks is {', '.join(options.benchmarks)}: none is left to evaluate, so name another.")
+        named = ", ".join(options.benchmarks) or "empty"
+        raise ValueError(f"benchmarks is {named}: none is left to evaluate, so name another.")
     return list(jobs.values())
 
 
@@ -258,6 +259,11 @@ def run(options: Options) -> None:
         raise ValueError(f"compare names {len(options.compare)} folders: name at most {len(plots.COLOURS) - 1}.")
     options = replace(options, output=options.output or load.output_folder(options.model))
     path = load.resolve(options.model)
+    if options.revision is not None and Path(path).is_dir():
+        raise ValueError(
+            f"revision is {options.revision!r}, but model is {options.model!r}, a folder, which has no revisions: "
+            "leave it out."
+        )
     backend = choose(options.backend, has_adapter(path))
     jobs = jobs_of(options, backend, path)
     works = [work for job in jobs for work in job.works]

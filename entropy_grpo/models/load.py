@@ -70,16 +70,21 @@ def refuse_missing(name: str, setting: str) -> None:
     """Refuse a path that does not exist, for which transformers would ask the Hub several times.
 
     Raises:
-        ValueError: there is no such path, or it is the folder of a run that has not saved its model.
+        ValueError: there is no such path, it is no folder of a model, or its name is not UTF-8.
     """
+    files.refuse_bytes(setting, name)
     path = Path(name)
     is_path = name.count("/") > 1 or name.split("/")[0] in ("", ".", "..", "~", RUNS.name, RESULTS.name)
     if is_path and not path.exists():
         beside = map(str, path.parent.iterdir()) if path.parent.is_dir() else ()
         question = nearest(str(path), beside)
         raise ValueError(f"{setting} is {name!r}, but there is no such folder: correct it.{question}")
-    if RunFolder(path).recipe.is_file() and not (path / MODEL_CONFIG).is_file() and not has_adapter(name):
-        raise ValueError(f"{setting} is {name!r}, a run without a final model: name one of its checkpoints.")
+    if path.is_file():
+        raise ValueError(f"{setting} is {name!r}, which is a file: name the folder of a model.")
+    if path.is_dir() and not (path / MODEL_CONFIG).is_file() and not has_adapter(name):
+        if RunFolder(path).recipe.is_file():
+            raise ValueError(f"{setting} is {name!r}, a run without a final model: name one of its checkpoints.")
+        raise ValueError(f"{setting} is {name!r}, a folder without {MODEL_CONFIG}: name the folder of a model.")
 
 
 def first_line(error: Exception) -> str:
@@ -288,6 +293,8 @@ def load_model(
     path: str, revision: str | None, dtype: str
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load a model onto this process's device, with its adapter if it has one, and its tokenizer."""
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype is {dtype!r}: choose auto, bfloat16, float16 or float32.")
     tokenizer = load_tokenizer(path, revision)
     model = _load(AutoModelForCausalLM, f"model is {path!r}, which", *base_of(path, revision), dtype=dtype)
     if has_adapter(path):

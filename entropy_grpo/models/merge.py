@@ -12,6 +12,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from ..runs import files
 from ..runs.folder import RunFolder
 from ..runs.trained import read_recipe
 from ..runs.weights import ADAPTER, ADAPTER_CONFIG, WEIGHTS
@@ -62,6 +63,7 @@ def merge(checkpoint: str | Path, output: str | Path, revision: str | None = Non
         ValueError: there is no adapter, the output folder is not empty, or the base does not load.
     """
     checkpoint, output = Path(checkpoint), Path(output)
+    files.refuse_bytes("--output", output)
     config = read_adapter(checkpoint)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output is {str(output)!r}, which is not empty: name another folder.")

@@ -33,5 +33,5 @@ class PlanOptions:
     def __post_init__(self) -> None:
         for name in ("gpus", "nodes", "gpu_memory", "prompt_length", "tflops"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} is {value}: it must be above 0.")

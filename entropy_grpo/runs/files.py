@@ -11,6 +11,22 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+# For bytes of file names that are no UTF-8, which Python holds as half surrogates: JSON's own escape, as in "\\udcff".
+ESCAPE = "backslashreplace"
+
+
+def refuse_bytes(setting: str, folder: str | Path) -> None:
+    """Refuse a folder of a model whose name is not UTF-8, because the library tokenizers takes no such name.
+
+    Raises:
+        ValueError: the message names the setting.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{setting} is {str(folder)!r}, whose name is not UTF-8, as tokenizers needs it: rename the folder."
+        ) from error
 
 
 def append_jsonl(path: Path, rows: Iterable[Row]) -> None:
@@ -22,7 +38,7 @@ def append_jsonl(path: Path, rows: Iterable[Row]) -> None:
             if file.read(1) != b"\n":
                 file.write(b"\n")
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+            file.write(json.dumps(row, ensure_ascii=False, default=str).encode(errors=ESCAPE) + b"\n")
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -67,7 +83,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step."""
     with replacing(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", errors=ESCAPE)
 
 
 def replace_jsonl(path: Path, rows: Iterable[Row]) -> None:

@@ -75,7 +75,7 @@ def end(status: int, sentence: str, by_all: bool = False, alike: bool = False) -
         files.write_json(place / f"end-{processes.rank():06d}", {"status": status, "sentence": sentence})
         sys.exit(0 if by_all or processes.process_count() == 1 else status)
     if processes.rank() == 0 or not alike:
-        print(sentence, file=sys.stderr, flush=True)
+        print(processes.on_one_line(sentence), file=sys.stderr, flush=True)
     sys.exit(status)
 
 

@@ -38,6 +38,12 @@ def style(number: int) -> dict[str, Any]:
     }
 
 
+def plain(name: str) -> str:
+    """Return a name for a picture, without formulas and without the leading underscore that hides it from legends."""
+    shown = name.encode(errors="backslashreplace").decode()  # a file's name may have bytes that are no UTF-8
+    return shown.lstrip("_").replace("$", r"\$").replace("\n", r"\n") or "(no name)"
+
+
 def _pixels(figure: Figure) -> np.ndarray:
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
@@ -59,7 +65,7 @@ def save_pixels(picture: np.ndarray, path: str | Path, source: str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = Figure(figsize=(picture.shape[1] / DPI, SOURCE_INCHES))
-    line.text(0.01, 0.25, f"from {source}".replace("$", r"\$"), fontsize=8, color="0.3")
+    line.text(0.01, 0.25, plain(f"from {source}"), fontsize=8, color="0.3")
     whole = np.vstack([picture, _pixels(line)[:, :, : picture.shape[2]]])
     imsave(path, whole, dpi=DPI, metadata={"Software": None})
     return path
@@ -155,7 +161,7 @@ def comparison(
             points = group.get(key, {})
             values, low, high = ([point[side] for point in points.values()] for side in ("value", "low", "high"))
             look = style(number)
-            panel.plot(list(points), values, label=name, markersize=4, **look)
+            panel.plot(list(points), values, label=plain(name), markersize=4, **look)
             panel.fill_between(list(points), low, high, color=look["color"], alpha=0.15, linewidth=0)
         panel.set(xlabel="optimiser step", ylabel=labels[key])
         panel.grid(alpha=0.3)
@@ -182,7 +188,7 @@ def gain_by_size(
         for number, (arm, of) in enumerate(gains.items()):
             points = sorted((int(size), test) for size, test in of.get(measure, {}).items())
             values, low, high = (np.array([test[side] for _, test in points]) for side in ("value", "low", "high"))
-            look = style(number) | {"label": arm, "capsize": 3}
+            look = style(number) | {"label": plain(arm), "capsize": 3}
             # Arms of one size stand side by side.
             places = [size * 1.04**number for size, _ in points]
             panel.errorbar(places, values, [values - low, high - values], **look)
@@ -191,7 +197,9 @@ def gain_by_size(
         panel.set_xscale("log")
         panel.set_xticks(sizes, [size_text(size) for size in sizes])
         panel.set_xticks([], minor=True)
-        panel.set(title=f"over {reference}", xlabel="parameters", ylabel=f"gain in {labels.get(measure, measure)}")
+        panel.set(
+            title=f"over {plain(reference)}", xlabel="parameters", ylabel=f"gain in {labels.get(measure, measure)}"
+        )
         panel.grid(alpha=0.3)
     panels[0].legend(title=f"mean and {CONFIDENCE:.0%} interval")
     save(figure, path, "the evaluations of the runs")
@@ -236,7 +244,7 @@ def pass_at_k(curves: Mapping[str, Mapping[int | str, Interval]], path: str | Pa
         ks = sorted(by_k)
         value, low, high = ([by_k[k][side] for k in ks] for side in ("value", "low", "high"))
         marks = [i for i, k in enumerate(ks) if k & (k - 1) == 0 or k == ks[-1]]
-        axes.plot(ks, value, markevery=marks, markersize=5, label=name, **look)
+        axes.plot(ks, value, markevery=marks, markersize=5, label=plain(name), **look)
         axes.fill_between(ks, low, high, color=colour, alpha=0.12, linewidth=0)
         for bound in (low, high):
             axes.plot(ks, bound, color=colour, marker="_", markevery=marks, linewidth=0.8, alpha=0.5)

@@ -1,6 +1,11 @@
-"""Processes of a launch, as the launcher's environment variables count them, before torch.distributed is set up."""
+"""Processes of a launch, as the launcher's environment variables count them, before torch.distributed is set up.
 
+What a process prints is here, too: names of files may hold line breaks, and bytes that are no UTF-8.
+"""
+
+import io
 import os
+import sys
 
 # Beginnings of the environment variables by which the launchers of torch and accelerate tell a process its place.
 LAUNCHER = (
@@ -47,3 +52,14 @@ def wait_passively() -> None:
     steps of the demo's model on two threads took 20 times as long with spinning as with sleeping threads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def print_any_name() -> None:
+    """Let standard output carry names of files with bytes that are no UTF-8 unchanged, as the command line does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
+
+
+def on_one_line(sentence: str) -> str:
+    """Return a sentence with the line breaks in it, which names of files may have, as escapes."""
+    return sentence.replace("\n", "\\n").replace("\r", "\\r")

@@ -4,6 +4,7 @@ All YAML of the package is read and written here: recipes, recipes in run folder
 """
 
 import io
+import re
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -15,6 +16,9 @@ from ruamel.yaml.resolver import VersionedResolver
 
 STR = "tag:yaml.org,2002:str"
 WIDTH = 100
+# Text that only double quotes keep: three quotation marks would end the Python text of a recipe file, and elsewhere a
+# reader takes these line breaks for spaces.
+ESCAPED = re.compile('"""|[\x85\u2028\u2029]')
 OLDER = VersionedResolver(version=(1, 1))
 
 
@@ -46,7 +50,8 @@ class _Representer(SafeRepresenter):
 
     def represent_str(self, data: str) -> ScalarNode:
         changes = str(OLDER.resolve(ScalarNode, data, (True, False))) != STR
-        return self.represent_scalar(STR, data, style="'" if changes else None)
+        style = '"' if ESCAPED.search(data) else "'" if changes else None
+        return self.represent_scalar(STR, data, style=style)
 
     def represent_float(self, data: float) -> ScalarNode:
         node = super().represent_float(data)

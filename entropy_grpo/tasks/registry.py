@@ -40,7 +40,7 @@ def load(name: str, setting: str = "task") -> Task:
             raise ValueError(f"{setting} is {name!r}: choose the size {' or '.join(sized.SIZES)}, or leave it out.")
         return sized.of(TASKS[own], size)
     if name not in TASKS:
-        raise ValueError(f"{setting} is {name!r}: choose {' or '.join(TASKS)}.")
+        raise ValueError(f"{setting} is {name!r}: choose {' or '.join(TASKS)}; a file of this name is ./{name}.")
     return TASKS[name]
 
 

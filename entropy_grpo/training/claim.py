@@ -81,6 +81,7 @@ def _locked_folder(args: TrainingArguments, settings: Settings, resumes: bool, h
 
 def _lock(path: Path, held: ExitStack) -> None:
     """Create a folder and lock it until `held` is closed, which removes it again if nothing was written."""
+    files.refuse_bytes("output_dir", path)
     if not path.exists():
         path.mkdir(parents=True)
         held.callback(_remove_if_empty, path)

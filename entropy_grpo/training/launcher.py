@@ -23,6 +23,7 @@ from ..config.recipe import RecipeError
 from ..config.shipped import find_config
 from ..runs import launched, seal
 from ..runs.launched import INTERRUPTED, REQUEUE
+from ..runs.processes import on_one_line
 
 # Seconds after Ctrl-C in which workers may end by themselves; a worker that waits for others does not see the signal.
 GRACE = 10.0
@@ -68,7 +69,7 @@ def start() -> None:
         complete(options)
         launch_command(options)
     except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except ChildFailedError:  # the processes of the run have said why
         sys.exit(1)
@@ -167,7 +168,7 @@ def main(words: Sequence[str]) -> int:
         status, line = _ending(launch, launch.wait())
         launch.end_group()
     if line:
-        print(f"\n{line}", file=sys.stderr, flush=True)  # what came before may lack an end of line
+        print(f"\n{on_one_line(line)}", file=sys.stderr, flush=True)  # what came before may lack an end of line
     if status == REQUEUE and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         time.sleep(PAUSE)
     return status

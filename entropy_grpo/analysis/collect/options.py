@@ -56,7 +56,7 @@ class Options:
         if (self.responses is None) == (not self.benchmarks):
             raise ValueError("give either responses, a file, or benchmarks to answer.")
         refuse_unread(self, READ_IF)
-        if self.temperature <= 0:
+        if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"temperature is {self.temperature}: it must be above 0, because entropies are taken at it."
             )

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ...models import load
-from ...runs import files
+from ...runs import files, parquet
 from ...runs.weights import has_tokenizer
 from ..text.pieces import piece
 from . import inputs
 from .options import ASKING, Options
-from .store import TOKENS, Collection, write_parquet
+from .store import TOKENS, Collection
 
 # Tokens of a part. A killed run loses at most one part of a checkpoint's pass, and a view holds one part in memory.
 PART_TOKENS = 65536
@@ -150,9 +149,9 @@ def score_checkpoint(collection: Collection, name: str, path: str, options: Opti
     positions = load.positions_of(model.config)
     add_head(model, options.temperature)
     texts: dict[int, str] = {}
-    file = pq.ParquetFile(collection.responses)
     for number in tqdm(missing, desc=name, unit="part"):
-        rows = file.read_row_group(number).to_pylist()
+        with parquet.opened(collection.responses) as file:
+            rows = file.read_row_group(number).to_pylist()
         prompts, completions = ([row[column] for row in rows] for column in ("prompt_ids", "completion_ids"))
         for row, prompt, completion in zip(rows, prompts, completions, strict=True):
             if max([*prompt, *completion]) >= rows_of_vocabulary:
@@ -168,7 +167,7 @@ def score_checkpoint(collection: Collection, name: str, path: str, options: Opti
         scores = score(model, prompts, completions, options.batch_tokens)
         for token in {token for completion in completions for token in completion} - texts.keys():
             texts[token] = piece(tokenizer, token)
-        write_parquet(collection.part(name, number), token_table(rows, scores, texts, name))
+        parquet.write(collection.part(name, number), token_table(rows, scores, texts, name))
 
 
 def same_vocabulary(paths: dict[str, str]) -> Any:
@@ -206,8 +205,8 @@ def run(options: Options) -> Collection:
     tokenizer = same_vocabulary(paths)
     claim(collection, options, paths)
     if not collection.responses.exists():
-        rows = (row for file in responses_of(options, given[answering]) for row in inputs.read(file))
-        inputs.write(collection, inputs.tokenized(rows, tokenizer), PART_TOKENS)
+        placed = (one for file in responses_of(options, given[answering]) for one in inputs.read(file))
+        inputs.write(collection, inputs.tokenized(placed, tokenizer), PART_TOKENS)
     for name, path in paths.items():
         score_checkpoint(collection, name, path, options)
     return collection

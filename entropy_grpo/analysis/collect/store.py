@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ...runs import files
+from ...runs import files, parquet
 from ...runs.folder import RunFolder
 
 RESPONSES = pa.schema(
@@ -73,16 +72,17 @@ class Collection:
 
     @property
     def num_parts(self) -> int:
-        return pq.read_metadata(self.responses).num_row_groups
+        with parquet.opened(self.responses) as file:
+            return file.metadata.num_row_groups
 
     @property
     def num_responses(self) -> int:
-        return pq.read_metadata(self.responses).num_rows
+        return _num_rows(self.responses)
 
     @property
     def num_tokens(self) -> int:
         first = self.checkpoints[0]
-        return sum(pq.read_metadata(self.part(first, i)).num_rows for i in range(self.num_parts))
+        return sum(_num_rows(self.part(first, i)) for i in range(self.num_parts))
 
     def parts(self, checkpoint: str, names: Sequence[str]) -> Iterator[Columns]:
         """Yield columns (n,) of a checkpoint's tokens, part by part. `correct` is `RIGHT`, `WRONG` or `UNKNOWN`.
@@ -90,8 +90,7 @@ class Collection:
         A column that a file lacks is NaN: collections of earlier versions have no `gradient`.
         """
         for i in range(self.num_parts):
-            # `ParquetFile` reads only the file, whereas `read_table` would derive a column from the folder's name.
-            table = pq.ParquetFile(self.part(checkpoint, i)).read(columns=list(names))
+            table = parquet.read(self.part(checkpoint, i), names)
             absent = np.full(len(table), np.nan, np.float32)
             yield {name: _array(table[name]) if name in table.column_names else absent for name in names}
 
@@ -116,10 +115,9 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy()
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a file atomically."""
-    with files.replacing(path) as scratch:
-        pq.write_table(table, scratch)
+def _num_rows(path: Path) -> int:
+    with parquet.opened(path) as file:
+        return file.metadata.num_rows
 
 
 def find(path: str | Path) -> Collection:

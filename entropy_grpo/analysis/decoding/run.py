@@ -17,7 +17,7 @@ from ...evaluation import questions, results
 from ...evaluation import run as evaluation
 from ...metrics.tables import aligned, interval_text
 from ...runs import files
-from ...runs.plots import save, style
+from ...runs.plots import plain, save, style
 from ..collect import run as collect
 from ..views.distribution import levels
 from .options import Options
@@ -95,7 +95,7 @@ def draw(found: dict[str, Any], path: Path) -> Path:
                 [v - b for v, b in zip(value, low, strict=True)],
                 [b - v for v, b in zip(value, high, strict=True)],
             ]
-            panel.errorbar([t for t, _ in points], value, yerr=errors, capsize=3, label=name, **style(number))
+            panel.errorbar([t for t, _ in points], value, yerr=errors, capsize=3, label=plain(name), **style(number))
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, 95% intervals over questions")

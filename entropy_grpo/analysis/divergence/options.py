@@ -40,7 +40,7 @@ class Settings:
         for name in ("rho", "top_p"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must lie in (0, 1].")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"temperature is {self.temperature}: it must be above 0, because continuations are sampled."
             )

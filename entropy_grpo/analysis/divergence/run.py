@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from accelerate.utils import release_memory
 from tqdm import tqdm
 
@@ -29,7 +28,7 @@ from ...evaluation.run import GRADING_SECONDS
 from ...grading import Verdict
 from ...metrics.tables import aligned
 from ...models import load
-from ...runs import files, plots
+from ...runs import files, parquet, plots
 from ...runs.files import Row
 from ...runs.weights import has_adapter
 from ..collect import inputs
@@ -58,9 +57,12 @@ class Given:
 
 def benchmark_of(path: Path) -> Benchmark:
     """Return the benchmark whose results a file holds, or a benchmark with boxed answers for other files."""
-    if path.suffix == ".parquet" and pq.read_schema(path).names == results.SCHEMA.names:
-        name = results.read(path.parent, path.stem)[1].get("settings", {}).get("benchmark", path.stem)
-        return BENCHMARKS.get(name, Benchmark(name))
+    if path.suffix == ".parquet":
+        with parquet.opened(path) as file:
+            is_of_results = file.schema_arrow.names == results.SCHEMA.names
+        if is_of_results:
+            name = results.read(path.parent, path.stem)[1].get("settings", {}).get("benchmark", path.stem)
+            return BENCHMARKS.get(name, Benchmark(name))
     return Benchmark(path.stem)
 
 
@@ -79,17 +81,17 @@ def sources(options: Options, folder: Path) -> list[tuple[Benchmark, Path]]:
     return pairs
 
 
-def _question(row: Mapping[str, Any], number: int) -> Question:
+def _question(row: Mapping[str, Any], number: int, place: str) -> Question:
     column = next((name for name in REFERENCE_COLUMNS if row.get(name) is not None), None)
     if column is None:
         raise ValueError(
-            f"responses, row {number} has no column {' or '.join(REFERENCE_COLUMNS)}, which grading of continuations "
+            f"responses, {place}, has no column {' or '.join(REFERENCE_COLUMNS)}, which grading of continuations "
             "needs: add the right answer, or name results of entropy-grpo eval."
         )
     try:
         reference = reference_in(row, column)
     except ValueError as error:
-        raise ValueError(f"responses, row {number}: {error}.") from error
+        raise ValueError(f"responses, {place}: {error}.") from error
     text = row.get("problem") or row["prompt"]
     return Question(row.get("question") or str(number), text, row["prompt"], reference)
 
@@ -98,10 +100,10 @@ def read(found: Sequence[tuple[Benchmark, Path]], tokenizer: Any, options: Optio
     """Read the responses to analyse."""
     given = []
     for benchmark, path in found:
-        rows = list(inputs.read(path))
-        for number, (row, one) in enumerate(zip(rows, inputs.tokenized(rows, tokenizer), strict=True)):
+        placed = list(inputs.read(path))
+        for (place, row), one in zip(placed, inputs.tokenized(placed, tokenizer), strict=True):
             ids = list(one["prompt_ids"]), list(one["completion_ids"])
-            given.append(Given(ids, benchmark, _question(row, number)))
+            given.append(Given(ids, benchmark, _question(row, one["id"], place)))
     if options.limit is not None and options.limit < len(given):
         chosen = random.Random(options.seed).sample(range(len(given)), options.limit)
         given = [given[i] for i in sorted(chosen)]

@@ -46,7 +46,8 @@ class Options:
 
     def __post_init__(self) -> None:
         refuse_unread(self, READ_IF)
-        for name, least in (("limit", 1), ("characters", 100), ("max_tokens", 1)):
+        positive = ("limit", "max_tokens", "batch_size", "tensor_parallel")
+        for name, least in (("characters", 100), *((name, 1) for name in positive)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}: it must be {least} or more.")

@@ -36,8 +36,8 @@ ROWS = "irrelevant.jsonl"
 def read(options: Options) -> list[tuple[int, str, str]]:
     """Return (number of the row, problem, response) of the responses to judge."""
     rows = []
-    for number, row in enumerate(inputs.read(options.responses)):
-        prompt, response = inputs.texts_of(row, number)
+    for number, (place, row) in enumerate(inputs.read(options.responses)):
+        prompt, response = inputs.texts_of(row, place)
         rows.append((number, row.get("problem") or prompt, response))
     if options.limit is not None and options.limit < len(rows):
         rows = sorted(random.Random(options.seed).sample(rows, options.limit))

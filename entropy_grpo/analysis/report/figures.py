@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ...runs import plots
-from ...runs.plots import COLOURS, LINEAR, MARKERS
+from ...runs.plots import COLOURS, LINEAR, MARKERS, plain
 
 NAT = "entropy (nats)"
 HATCHES = ("", "///", "...", "xxx")  # bars that differ in greyscale
@@ -32,11 +32,6 @@ def _axes(title: str, xlabel: str, ylabel: str, height: float = 4) -> tuple[Figu
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     return figure, axes
-
-
-def plain(name: str) -> str:
-    """Return a name for a figure, without formulas and without the leading underscore that hides it from legends."""
-    return name.lstrip("_").replace("$", r"\$") or "(no name)"
 
 
 def histogram(found: Mapping[str, tuple[np.ndarray, np.ndarray]], marks: Mapping[str, float]) -> Figure:

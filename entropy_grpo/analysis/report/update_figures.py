@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...runs.plots import COLOURS
+from ...runs.plots import COLOURS, plain
 from ..views.updates import EDGES, SMALL
-from .figures import HATCHES, KINDS, NAT, draw_interval, plain
+from .figures import HATCHES, KINDS, NAT, draw_interval
 
 GROUPS = {"right": (COLOURS[0], "-"), "wrong": (COLOURS[1], "--"), "all": (COLOURS[6], "-")}
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...runs.plots import plain
 from ..text.pieces import visible
 from . import figures, update_figures
 from .render import Section, Table
@@ -45,9 +46,7 @@ def token_section(found: Mapping[str, Any], first: str, folder: Path) -> Section
     last, own = list(found.items())[-1]
     drawn = figures.save(update_figures.changes(own, first, last), folder / "updates.png")
     kinds = figures.save(
-        update_figures.shares(
-            own["categories"], f"Categories of tokens, {figures.plain(first)} to {figures.plain(last)}"
-        ),
+        update_figures.shares(own["categories"], f"Categories of tokens, {plain(first)} to {plain(last)}"),
         folder / "update-categories.png",
     )
     table = Table(HEADER, [row for name, one in found.items() for row in _rows_of(name, one)])
@@ -70,7 +69,7 @@ def response_section(found: Mapping[str, Any], first: str, folder: Path) -> Sect
     last, own = list(found.items())[-1]
     rows = own["perplexity"]
     labels = {f"{i}: {row['from']:.3f} to {row['to']:.3f}": row for i, row in enumerate(rows, start=1)}
-    title = f"Responses by perplexity under {figures.plain(first)}"
+    title = f"Responses by perplexity under {plain(first)}"
     picture = figures.save(update_figures.shares(labels, title), folder / "update-perplexity.png")
     cells = [
         (

@@ -30,8 +30,8 @@ class Sampling:
     entropy_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}: it must be 0 or more.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}: it must be a finite number, 0 or more.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: it must lie in (0, 1].")
         for name, least in (("top_k", 0), ("max_tokens", 1)):

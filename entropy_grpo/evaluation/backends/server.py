@@ -39,10 +39,11 @@ class ServerBackend:
         )
         try:
             self.model = self._ask("GET", "/models")["data"][0]["id"]
-        except (ValueError, KeyError, IndexError) as error:
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
             raise ValueError(
-                f"backend is {url!r}, but no server there names its model ({error!r:.200}): start one, or correct the "
-                "URL."
+                f"backend is {url!r}, but no server there names its model ({reason.rstrip('.'):.200}): start one, or "
+                "correct the URL."
             ) from error
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
