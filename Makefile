@@ -200,7 +200,8 @@ picture: setup  ## draw the README's picture from the demo's cold start and the 
 	$(BIN)/python -m benchmarks.picture
 
 docs: setup  ## build the pages of docs/ as a site, in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "open site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && \
+		echo "open site/index.html, or, to search: $(BIN)/python -m http.server --directory site"
 
 mutants: setup  ## check that tests fail if one fault is put into a pure module (hours); writes benchmarks/results/mutants.json
 	$(BIN)/python -m benchmarks.mutants $(MUTANT_ARGS)

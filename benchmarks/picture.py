@@ -7,7 +7,7 @@ The curves are those of `make reproduce-tiny`.
 """
 
 import argparse
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ RESULTS = measure.RESULTS / "picture.json"
 PICTURE = measure.DOCS / "figures" / "forks.png"
 RHO, RESPONSES = 0.2, 4
 ARMS = {"rho = 0.2": "top 20%", "rho = 1.0": "all tokens", "bottom 0.8": "bottom 80%"}
-LINE, ROW = 74, 0.085  # characters of a line, height of a line
+SHOWN, LINE, ROW = 3, 62, 0.08  # responses in the picture, characters of a line, height of a line
 
 
 def measure_responses() -> dict[str, Any]:
@@ -60,8 +60,9 @@ def draw_responses(axes: Axes, responses: list[dict[str, Any]]) -> None:
         axes.text(0, y, row["prompt"], family="monospace", fontsize=8.5, color="0.45", va="top")
         y -= ROW
         column = 0
-        for token, entropy, kept in zip(row["tokens"], row["entropies"], row["kept"], strict=False):
-            if column + len(token) > LINE:
+        for i, (token, entropy, kept) in enumerate(zip(row["tokens"], row["entropies"], row["kept"], strict=False)):
+            joined = takewhile(lambda following: following[0] != " ", row["tokens"][i + 1 :])
+            if token[0] == " " and column + len(token) + sum(map(len, joined)) > LINE:
                 y, column = y - ROW, 0
                 token = token.lstrip()
             blank = len(token) - len(token.lstrip())
@@ -103,14 +104,14 @@ def draw_curves(axes: Axes, recorded: dict[str, Any]) -> None:
     axes.set_ylabel("held-out accuracy")
     axes.legend(title="trained on", fontsize=8, title_fontsize=8, loc="upper left")
     axes.grid(alpha=0.3)
-    axes.set_title("what training on them does: three seeds, 95% intervals", fontsize=9)
+    axes.set_title("training on them: three seeds, 95% intervals", fontsize=9)
 
 
 def draw(results: dict[str, Any], recorded: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(9.6, 3.7), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    figure = Figure(figsize=(8, 3.7), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
     left.set_title("the fifth of the tokens with the highest entropy", fontsize=9)
-    draw_responses(left, results["responses"])
+    draw_responses(left, results["responses"][:SHOWN])
     draw_curves(right, recorded)
     return figure
 

@@ -46,7 +46,7 @@ def site(tmp_path_factory):
 
 def test_every_setting_of_the_package_is_in_the_reference(site):
     """Against the dataclasses themselves; the page is made from the text of their modules."""
-    page = (site / "reference" / "settings" / "index.html").read_text()
+    page = (site / "reference" / "settings.html").read_text()
     listed = set(re.findall(r"<td><code>(\w+)</code></td>", page))
     of_trl = {field.name for field in dataclasses.fields(EntropyForkGRPOConfig.__mro__[2])}
     own = {field.name for kind in (EntropyForkGRPOConfig, RunConfig) for field in dataclasses.fields(kind)} - of_trl
@@ -59,7 +59,7 @@ def kinds(union):
 
 
 def test_every_command_is_in_the_reference(site):
-    page = re.sub("<a.*?</a>", "", (site / "reference" / "commands" / "index.html").read_text()).lower()
+    page = re.sub("<a.*?</a>", "", (site / "reference" / "commands.html").read_text()).lower()
     for kind in kinds(cli.Command):
         fields = list(typing.get_type_hints(kind, include_extras=True).values())
         inner = [one.__name__ for one in kinds(fields[0])] if len(fields) == 1 else []  # of a group of commands
@@ -84,8 +84,11 @@ def test_a_setting_without_a_text_fails_the_build(tmp_path, monkeypatch):
 def test_every_page_is_in_the_navigation(site):
     """mkdocs reports pages that are left out as information alone, which no build fails for."""
     start = (site / "index.html").read_text()
-    pages = {path.parent.relative_to(site).as_posix() for path in site.rglob("index.html")} - {"."}
-    assert pages == {page for page in pages if f'href="{page}/"' in start}
+    pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")} - {
+        "404.html",
+        "examples/smollm2.html",
+    }
+    assert "method.html" in pages and pages == {page for page in pages if f'href="{page}"' in start}
 
 
 @needs_chromium
@@ -94,7 +97,7 @@ def test_pages_in_a_browser(site, tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, browser(tmp_path) as tab:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        for page in ("/", "/method/", "/reference/settings/"):
+        for page in ("/", "/method.html", "/reference/settings.html"):
             tab.check(url + page)
         tab.open(url + "/")
         tab.press("/", 191, "/")  # opens the search
