@@ -302,11 +302,16 @@ def recorded() -> list[dict[str, Any]]:
     return [files.read_json(path) for path in sorted(paths, key=lambda path: int(path.stem.rsplit("_", 1)[1]))]
 
 
+def _processes(size: dict[str, Any]) -> str:
+    number = size["processes"]
+    return f"{number} process{'es' * (number != 1)}"
+
+
 def tables(records: list[dict[str, Any]]) -> str:
     """A table of every size, its seconds by part, and the exponents between the sizes."""
     header = ["", "seconds in all", "memory of a process, GiB", "checkpoint, GiB", "read back, s"]
     sizes = [size for record in records for size in record["sizes"]]
-    names = [f"{size['responses']:,} responses, {size['processes']} processes" for size in sizes]
+    names = [f"{size['responses']:,} responses, {_processes(size)}" for size in sizes]
     rows = [
         [
             name,
@@ -324,7 +329,7 @@ def tables(records: list[dict[str, Any]]) -> str:
     ]
     grown = ", ".join(f"{name} {power:.2f}" for record in records for name, power in record["exponents"].items())
     machines = "; ".join(
-        f"{record['sizes'][0]['processes']} processes: {record['hardware']}, commit `{record['git_revision'][:12]}`"
+        f"{_processes(record['sizes'][0])}: {record['hardware']}, commit `{record['git_revision'][:12]}`"
         for record in records
     )
     return "\n\n".join(
