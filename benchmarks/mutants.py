@@ -64,7 +64,7 @@ TESTS = {
     "grading/answers": PAIRS,
     "grading/characters": PAIRS,
     "grading/equivalence": PAIRS,
-    "grading/expressions": PAIRS,
+    "grading/expressions": ["test_expressions.py", *PAIRS],
     "grading/latex": PAIRS,
     "grading/number_sets": PAIRS,
     "grading/phrases": ["test_phrases.py", *PAIRS],

@@ -188,8 +188,6 @@ def _plain(text: str) -> Rational | None:
     if not match or len(text) > PRINTED_DIGITS:
         return None
     sign, decimal, over, under, above, below = match.groups()
-    if not decimal and not int(under or below):
-        return None
     value = Rational(decimal) if decimal else Rational(int(over or above), int(under or below))
     return -value if sign == "-" else value
 

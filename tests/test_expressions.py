@@ -1,0 +1,95 @@
+"""LaTeX, written out so that the parser has nothing to guess, and what it means."""
+
+import re
+
+import pytest
+import sympy
+
+from entropy_grpo.grading import Verdict, compare
+from entropy_grpo.grading.expressions import explicit, expression, parsed
+from entropy_grpo.grading.phrases import Leaf, Words
+
+X, Y = sympy.symbols("x y")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # The braces that TeX does without.
+        (r"\frac12", r"\frac{1}{2}"),
+        (r"\frac1{2}", r"\frac{1}{2}"),
+        (r"\frac{1}2+\frac{3}x", r"\frac{1}{2}+\frac{3}{x}"),
+        (r"\binom{3}2", r"\binom{3}{2}"),
+        (r"\sqrt2", r"\sqrt{2}"),
+        (r"\sqrt[3]2", r"\sqrt[3]{2}"),
+        (r"\sqrt\sqrt{2}{3}", r"\sqrt{\sqrt{2}}{3}"),
+        (r"\sqrt\frac{1}{2}{3}", r"\sqrt{\frac{1}{2}}{3}"),
+        (r"\sqrt\frac{1}{2}+3", r"\sqrt{\frac{1}{2}}+3"),
+        (r"\frac\sqrt{2}{2}", r"\frac{\sqrt{2}}{2}"),
+        # Calls, and brackets around brackets.
+        (r"sqrt(2)+2^(1/2)", r"\sqrt{2}+2^{1/2}"),
+        ("((x))", "(x)"),
+        ("(((x)))+((y))", "(x)+(y)"),
+        ("((x)+(y))", "((x)+(y))"),
+        ("((x)", "((x)"),
+        # Points, primes and mixed numbers.
+        (".5+5.+3.x", "0.5+5+3x"),
+        ("x'+y''", "x_{p}+y_{pp}"),
+        (r"2\frac{1}{3}", r"(2+\frac{1}{3})"),
+        ("2 1/3", r"(2+\frac{1}{3})"),
+        ("9" * 400, "9" * 400),
+    ],
+)
+def test_texts_are_written_out(text, expected):
+    assert explicit(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (r"2\frac{3}{3}", r"'2\\frac{3}{3}' is a sum or a product"),
+        ("2 4/3", "'2 4/3' is a sum or a product"),
+        (r"\sqrt\frac12", "which root"),
+        (r"\sqrt\sqrt2", "which root"),
+        (r"\sqrt\frac{1}2", "which root"),
+        ("2^(1", "does not close"),
+        ("9" * 401, "digits"),
+        ("x²", "ASCII"),
+        ("1/2x", "two meanings"),
+    ],
+)
+def test_texts_with_two_meanings_or_none_are_refused(text, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        explicit(text)
+    assert parsed(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"\sqrt\frac{1}{2}x", X / sympy.sqrt(2)),
+        (r"\sqrt\sqrt{2}", sympy.root(2, 4)),
+        ("((x+1))((y))", (X + 1) * Y),
+        # Odd roots of negative numbers are real, and even ones are not.
+        (r"\sqrt[3]{-2}", -sympy.root(2, 3)),
+        (r"\sqrt[4]{-2}", sympy.root(-2, 4)),
+        ("-.5", -sympy.Rational(1, 2)),
+        (r"-\frac{3}{6}", -sympy.Rational(1, 2)),
+        ("0/5", sympy.Integer(0)),
+    ],
+)
+def test_texts_mean_what_is_written(text, expected):
+    assert parsed(text) == expected
+
+
+@pytest.mark.parametrize("reference", ["1/0", "2/0", r"\frac{1}{0}", r"\frac{0}{0}", r"\infty", "0", "1"])
+def test_a_division_by_zero_equals_no_other_answer(reference):
+    for answer in {"1/0", r"\frac{1}{0}", "0/0"} - {reference}:
+        assert compare(answer, reference) is Verdict.WRONG
+
+
+def test_items_without_unit_or_base_are_expressions():
+    assert expression(Leaf("3", times=12)) == 36
+    assert expression(Leaf("101", base=10)) == 101
+    assert expression(Leaf("101", base=2)) is expression(Leaf("101", base=11)) is None
+    assert expression(Words("xy")) == X * Y and expression(Words("apple")) is None
