@@ -317,6 +317,43 @@ def test_advantages_of_a_rollout_are_those_of_its_groups(tiny_model, tmp_path):
     assert all(0 < row[f"weight/{OWN}of_the_rollout"] < 1 for row in rows)
 
 
+class Rounded(fixed_rollout.EntropyForkGRPOTrainer):
+    """A trainer each of whose passes has rounding errors of its own, and which keeps the advantages of its steps."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.steps, run, draws = [], self.scorer.run, torch.Generator().manual_seed(0)
+
+        def rounded(*given, **named):
+            scored = run(*given, **named)
+            scored.logps = scored.logps * (1 + 1e-3 * torch.rand(scored.logps.shape, generator=draws))
+            return scored
+
+        self.scorer.run = rounded
+
+    def _plan(self, batches):
+        window = super()._plan(batches)
+        self.steps.append((batches, window.batches))
+        return window
+
+
+def test_rounding_adds_nothing_to_the_first_step_of_a_rollout(tiny_model, tmp_path, monkeypatch):
+    """KL-Cov reads the sign of a difference between two policies, which are one in the first step and not later."""
+    monkeypatch.setattr(fixed_rollout, "EntropyForkGRPOTrainer", Rounded)
+    batch = {"per_device_train_batch_size": 4, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
+    settings = batch | {"max_steps": 4, "batch_by_length": False, "top_entropy_quantile": 1.0}
+    kl_cov = {"name": "kl_cov", "share": 0.5, "coefficient": 5.0}
+    trainer = fixed_rollout.train(tiny_model, tmp_path, advantages=[kl_cov], **settings)
+    changed = []
+    for before, after in trainer.steps:
+        pairs = [
+            (b["advantages"].unsqueeze(1), a["advantages"], b["completion_mask"].bool())
+            for b, a in zip(before, after, strict=True)
+        ]
+        changed.append(any((old.expand_as(new) != new)[mask].any().item() for old, new, mask in pairs))
+    assert changed == [False, True] * 2
+
+
 def test_a_run_with_methods_goes_on_to_the_last_bit(tiny_model, tmp_path):
     """From a checkpoint in the middle of a rollout, whose columns are restored."""
     settings = {

@@ -374,6 +374,17 @@ class Objective:
         return bool(entry.old) and (entry.moment == "sequence" or (entry.moment == "step" and not self.scores_window))
 
     @property
+    def first_step_reads(self) -> frozenset[str]:
+        """Fields of the current policy that the first step of a rollout takes from the pass over the rollout.
+
+        Both have one policy, so that the step needs no pass for its entries. What they compare with the policy that
+        wrote the rollout is then equal to the last bit, where two passes would differ by rounding.
+        """
+        current = frozenset().union(*(entry.current for entry in self.entries("", "step")))
+        spares = self.measures_rollout and self.ranked_in != "window"
+        return current | {"logps"} if current and spares else frozenset()
+
+    @property
     def kept_of_rollout(self) -> frozenset[str]:
         """Fields of the pass over the rollout that later entries read."""
         later = self.entries("", "sequence", "step", "loss")
@@ -496,7 +507,7 @@ class Objective:
         return {
             "rollout": scored / self.iterations,
             "reference": self.has_reference / self.iterations,
-            "ranking": float(self.scores_window),
+            "ranking": float(self.scores_window - bool(self.first_step_reads) / self.steps_per_rollout),
         }
 
     def record(self) -> dict[str, Any]:

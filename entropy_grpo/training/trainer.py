@@ -49,7 +49,7 @@ from ..monitoring.diagnostics import share
 from ..monitoring.steps import StepMonitor
 from ..objective.batching import padding_is_inert
 from ..objective.drawing import NEUTRAL_SAMPLING, truncation_note
-from ..objective.methods.run import LOSS_WEIGHTS, WEIGHTS, Methods
+from ..objective.methods.run import FIRST, LOSS_WEIGHTS, WEIGHTS, Methods
 from ..objective.objective import Objective
 from ..objective.selection import above
 from ..objective.stages import StageDetector
@@ -410,6 +410,16 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             )
         return call.passes[-1]
 
+    def _score_step(self, inputs: Inputs) -> Pass:
+        """Return the scores of a micro-batch of an optimiser step, from an earlier pass of its policy if there is one.
+
+        The first step of a rollout has the policy that has scored the rollout.
+        """
+        known = self.spec.first_step_reads
+        if known and self._step % self.spec.passes_per_rollout == 0:
+            return Pass(**{name: inputs[FIRST + name] for name in known})
+        return self._score(inputs, entropies=True)
+
     # TRL's seams: the rollout
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> Inputs:
@@ -720,7 +730,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             [methods.shape(b) for b in batches],
             self.spec,
             self.ranks,
-            partial(self._score, entropies=True),
+            self._score_step,
             self.args.per_device_train_batch_size,
             self._step_seed,
             methods,

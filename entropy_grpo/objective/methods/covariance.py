@@ -69,9 +69,9 @@ def kl_cov(view: StepView, advantages: Tensor, share: Share = 2e-3, coefficient:
     The gradient is the paper's if the loss does not clip (epsilon 1 and a very large epsilon_high), and the logged
     loss is another. Tokens of groups without an advantage, which the authors' dynamic sampling drops, are not chosen.
 
-    The paper calls the added term a KL divergence. It is an absolute difference: its gradient is 0 at l = l_old, as in
-    the first step of every rollout, and has the size b everywhere else. Where l and l_old come from two passes, as
-    with vLLM, rounding decides its sign in that step.
+    The paper calls the added term a KL divergence. It is an absolute difference: its gradient is 0 at l = l_old, and
+    has the size b everywhere else. In the first step of a rollout l and l_old come from one pass, and are equal. With
+    `old_logps: sampler`, rounding decides the sign in that step.
 
     Args:
         share: the paper has 2e-3 for 7B and 2e-4 for 32B; 0.2 as `k_percent` in the authors' code means 0.2%.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Names of the columns of a rollout or a micro-batch.
 SHAPED, WEIGHT, WEIGHTS, LOSS_WEIGHTS = "advantages/", "weight/", "token_weights", "loss_weights"
-OLD_LOGPS, OLD_ENTROPIES = "old_logps", "old_entropies"
+OLD_LOGPS, OLD_ENTROPIES, FIRST = "old_logps", "old_entropies", "first_step/"
 _OF_A_VIEW = (
     *("completion_mask", "tool_mask", "completion_ids", "sequence_index", "sequence_count", "advantages"),
     *("rewards", "right", "old_per_token_logps", OLD_LOGPS, OLD_ENTROPIES),
@@ -235,6 +235,7 @@ class Methods:
                 columns[OLD_LOGPS] = scored.logps
             if OLD_ENTROPIES in kept and scored.entropies is not None:
                 columns[OLD_ENTROPIES] = scored.entropies
+            columns |= {FIRST + name: getattr(scored, name) for name in self.objective.first_step_reads}
         return rollout | columns
 
     # The step
