@@ -33,7 +33,7 @@ class Union:
     """Sets joined by `\\cup`, or subtracted from the first by `\\setminus`."""
 
     parts: tuple["Node", ...]
-    without: bool = False
+    without: bool
 
 
 @dataclass(frozen=True)
