@@ -1,6 +1,7 @@
 """Dynamic sampling: the sampler against simulation, the trainer against runs on the informative problems alone."""
 
 import copy
+import heapq
 import json
 import math
 import random
@@ -156,6 +157,42 @@ def test_groups_of_the_next_round_are_foreseen(round_size):
             early += any(foreseen[:-1])
         sampler.take()
     assert early >= 10, "nothing is known before the end of a round"
+
+
+def on_a_clock(rate, round_size, foresees):
+    """(problems in the order of drawing, end) of rollouts whose groups a server writes, 8 at a time in order."""
+    sampler, clock, drawn = make_sampler(round_size=round_size, problems=10**4, shuffle=False), 0.0, []
+
+    def ask(rows, now, ends, free):
+        for row in rows:
+            if row not in ends:
+                ends[row] = max(now, free[0]) + random.Random(row).lognormvariate(0, 1)
+                heapq.heapreplace(free, ends[row])
+
+    def is_good(row):
+        return random.Random(f"good {row}").random() < rate
+
+    for _ in range(30):
+        sampler.begin()
+        ends, free = {}, [clock] * 8  # when groups are written, and when the server's places are free
+        while sampler.missing:
+            rows, dropped = sampler.draw(), 0
+            ask(rows, clock, ends, free)
+            for row in sorted(rows, key=ends.get):
+                clock = max(clock, ends[row])
+                dropped += not is_good(row)
+                if foresees:
+                    ask(sampler.foresee(len(rows), dropped), clock, ends, free)
+            sampler.add([group_of(row, sampler.rollout) for row in rows if is_good(row)], len(rows))
+            drawn += rows
+        sampler.take()
+    return drawn, clock
+
+
+@pytest.mark.parametrize(("rate", "round_size", "gain"), [(0.5, 48, 1.0), (0.2, 48, 1.05), (0.2, 16, 1.2)])
+def test_rounds_that_begin_early_draw_the_same_and_end_earlier(rate, round_size, gain):
+    (drawn, end), (others, later) = (on_a_clock(rate, round_size, foresees) for foresees in (True, False))
+    assert drawn == others and later / end > gain
 
 
 def test_a_sampler_goes_on_from_its_state(tmp_path):

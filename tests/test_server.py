@@ -15,6 +15,7 @@ import torch
 from benchmarks.fixtures import fixed_rollout
 from benchmarks.fixtures.stand_in import StandIn, log_normal, stand_before_vllm
 from entropy_grpo import launch
+from entropy_grpo.rewards.registry import Control, random
 from entropy_grpo.runs.launched import ServerError
 from entropy_grpo.runs.seal import complete_checkpoints
 from entropy_grpo.training import server
@@ -274,7 +275,8 @@ def test_grading_begins_while_the_server_writes(client, tiny_model, tmp_path):
     assert len(reward.told) == len(reward.graded) == 16
 
 
-def test_a_dropped_group_is_replaced_while_the_server_writes_others(client, tiny_model, tmp_path):
+@pytest.mark.parametrize("reward", [Coins(), Control("random", random, 1.0, 0.0)], ids=["futures", "built in"])
+def test_a_dropped_group_is_replaced_while_the_server_writes_others(client, tiny_model, tmp_path, reward):
     """The first of a round's four requests is answered only when the server is asked for groups of the next round."""
     next_round, held = threading.Event(), []
 
@@ -284,7 +286,7 @@ def test_a_dropped_group_is_replaced_while_the_server_writes_others(client, tiny
         elif number >= 4:
             next_round.set()
 
-    settings = DYNAMIC | {"reward": Coins(), "min_accuracy": 0.75, "max_sampling_rounds": 2}
+    settings = DYNAMIC | {"reward": reward, "min_accuracy": 0.75, "max_sampling_rounds": 2}
     with StandIn().running() as stand_in:
         stand_in.fails = hold
         trainer = train(tiny_model, tmp_path, stand_in, max_steps=1, **settings)
