@@ -6,6 +6,7 @@ which browsers draw without a script.
 
 import ast
 import contextlib
+import functools
 import html
 import io
 import re
@@ -142,13 +143,18 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
-def readme() -> str:
-    """Return the README with the links of a page of the documentation."""
-    text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    return text.replace("](docs/", "](").replace("](LICENSE)", "](https://www.apache.org/licenses/LICENSE-2.0)")
+def page(name: str) -> str:
+    """Return a page of the repository's root with the links of a page of the documentation."""
+    text = (PACKAGE.parent / name).read_text(encoding="utf-8")
+    return text.replace("](docs/", "](").replace("](CONTRIBUTING.md)", "](contributing.md)")
 
 
-PLACES = {"<!-- settings -->": settings, "<!-- commands -->": commands, "<!-- readme -->": readme}
+PLACES = {
+    "<!-- settings -->": settings,
+    "<!-- commands -->": commands,
+    "<!-- readme -->": functools.partial(page, "README.md"),
+    "<!-- contributing -->": functools.partial(page, "CONTRIBUTING.md"),
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
