@@ -19,7 +19,7 @@ from typing import Any
 from .config import recipe
 from .config.recipe import RecipeError, Setting, Settings
 from .config.sharding import choose_sharding
-from .rewards.guard import RewardError
+from .registry import FunctionError
 from .runs import launched
 from .runs.launched import INTERRUPTED, ServerError, Stopped
 from .runs.processes import (
@@ -55,9 +55,9 @@ def without_collections() -> Iterator[None]:
 
 
 def run(recipe_file: str, arguments: Sequence[str]) -> None:
-    """Train a recipe with overrides. An invalid recipe, or a server that fails, gives one sentence.
+    """Train a recipe with overrides. An invalid recipe, or a function or a server that fails, gives one sentence.
 
-    The exit status is 2 for an invalid recipe, and 1 for a server that fails.
+    The exit status is 2 for an invalid recipe, and 1 for a function or a server that fails.
     """
     launched.register()
     wait_passively()
@@ -67,7 +67,7 @@ def run(recipe_file: str, arguments: Sequence[str]) -> None:
         return
     except RecipeError as error:
         end = partial(launched.end, 2, f"error: {error}", alike=True)
-    except RewardError as error:
+    except FunctionError as error:
         end = partial(launched.end, 1, f"error: {error}")
     except ServerError as error:
         end = partial(launched.end, 1, f"error: {error}", by_all=True, alike=True)

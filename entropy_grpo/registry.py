@@ -3,11 +3,27 @@
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+
+class FunctionError(RuntimeError):
+    """A fault of a user's function, in one sentence for its author."""
+
+
+def line_of(error: BaseException, function: Callable[..., Any]) -> str:
+    """Return `file:line` at which a function raised an error: the last line in the function's own file, if any."""
+    frames = traceback.extract_tb(error.__traceback__)
+    function = inspect.unwrap(getattr(function, "func", function))  # of a partial
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -271,6 +271,23 @@ def test_what_the_model_rules_out_is_one_sentence(words, said, tiny_model, tmp_p
     assert not folder.exists()
 
 
+def test_a_method_that_fails_is_one_sentence(tiny_model, tmp_path, monkeypatch, capfd):
+    """It has the line of the function, and is not lost in a traceback."""
+    monkeypatch.chdir(REPOSITORY)
+    words = "--num_train_problems 32 --num_dev_problems 0 --num_test_problems 0 --eval_strategy no --disable_tqdm true"
+    words = [*words.split(), "--model_name_or_path", tiny_model, "--output_dir", str(tmp_path / "run")]
+    words += ["--max_completion_length", "4"]
+    with pytest.raises(SystemExit) as stop:
+        launch.run(DEMO, [*words, "--token_weights", "tests.own_methods:raises"])
+    shown = capfd.readouterr().err
+    (error,) = [line for line in shown.splitlines() if line.startswith("error: ")]
+    line = 1 + (REPOSITORY / "tests/own_methods.py").read_text().splitlines().index(
+        '    raise KeyError("no such\\nkey")'
+    )
+    assert error.startswith("error: token_weights: tests.own_methods:raises fails at step 1: KeyError: ")
+    assert error.endswith(f"own_methods.py:{line}.") and stop.value.code == 1 and "Traceback" not in shown
+
+
 def test_recipe_overrides_reach_the_run(run):
     folder, _ = run
     resolved = {key: setting.value for key, setting in recipe.load(folder / "recipe.yaml").items()}

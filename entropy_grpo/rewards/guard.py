@@ -7,19 +7,19 @@ the function.
 """
 
 import asyncio
-import inspect
 import math
 import os
 import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+
+from ..registry import FunctionError, line_of
 
 # Seconds after the alarm in which the function may still end by itself.
 GRACE = 5.0
@@ -35,8 +35,8 @@ elif not os.read(0, 1):
 """
 
 
-class RewardError(RuntimeError):
-    """A fault of a user's reward function, in one sentence for its author."""
+class RewardError(FunctionError):
+    """A fault of a user's reward function."""
 
 
 class _Expired(BaseException):
@@ -128,13 +128,8 @@ class _Guard:
             raise RewardError(self._sentence(self._raised(error))) from error
 
     def _raised(self, error: BaseException) -> str:
-        frames = traceback.extract_tb(error.__traceback__)
-        function = inspect.unwrap(getattr(self.reward, "func", self.reward))  # of a partial
-        code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-        own = [one for one in frames if code is not None and one.filename == code.co_filename]
-        frame = (own or frames)[-1]
         text = " ".join(str(error).split())
-        return f"raises {type(error).__name__}{f' ({text})' if text else ''}, {frame.filename}:{frame.lineno},"
+        return f"raises {type(error).__name__}{f' ({text})' if text else ''}, {line_of(error, self.reward)},"
 
     def _checked(self, rewards: Any, number: int) -> list[float | None]:
         try:

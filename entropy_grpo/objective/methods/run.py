@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...registry import FunctionError, line_of
 from ..batching import merge
 from ..ranks import ALONE, Ranks
 from ..tokens import Inputs, loss_mask
@@ -39,8 +40,8 @@ _OF_A_VIEW = (
 )
 
 
-class MethodError(RuntimeError):
-    """Fault of a method's function, in one sentence with the name of the method."""
+class MethodError(FunctionError):
+    """A fault of a method's function."""
 
 
 def _refuse(*args: Any) -> None:
@@ -108,7 +109,8 @@ def call(entry: Entry, view: StepView) -> Tensor:
         if "NoneType" in reason:
             reason += " (fields of the view that the function does not declare in needs are None)"
         raise MethodError(
-            f"{entry.setting}: {entry.name} fails at step {view.step + 1}: {type(error).__name__}: {reason}."
+            f"{entry.setting}: {entry.name} fails at step {view.step + 1}: {type(error).__name__}: {reason}, "
+            f"{line_of(error, entry.method.function)}."
         ) from error
     changed = [name for name, version in versions.items() if getattr(view, name)._version != version]
     fault = _fault_of_form(result, view, is_advantage) or (
