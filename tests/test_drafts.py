@@ -52,7 +52,10 @@ def test_tokens_have_the_log_probabilities_of_the_policy_that_wrote_them(ending_
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["DDP", "FSDP2"])
 def test_so_they_have_on_two_processes(ending_model, tmp_path, preloaded, sharding):
-    """Groups of four on ranks with four responses each, whose drafts are dealt to both: with forks and without."""
+    """Groups of four on ranks with four responses each, whose drafts are dealt to both: with forks and without.
+
+    Under DDP a run goes on with other problems, too, for which all ranks drop their drafts.
+    """
     batch = {"per_device_train_batch_size": 2, "steps_per_generation": 2}
     runs = json.dumps([batch, batch | written_parts.FORKS])
     launcher, last = (DDP, ()) if sharding == "DDP" else (FSDP2, ("fsdp2",))

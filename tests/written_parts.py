@@ -128,6 +128,22 @@ def check(model_path, output, settings):
     return trainer
 
 
+def check_dropped(model_path, output, settings):
+    """Resume with other problems: all ranks drop the unfinished responses of a checkpoint, and train on together."""
+    steps = settings["steps_per_generation"]
+    settings = settings | {"save_strategy": "steps", "save_steps": steps, "gradient_accumulation_steps": 1}
+    settings |= {"max_new_tokens_per_round": 2, "max_response_age": 6, "max_group_age": 3}
+    first = made(model_path, output, data=fixed_rollout.prompts(32), max_steps=steps, **settings)
+    first.train()
+    assert first.rollouts.drafts.unfinished
+    settings |= {"max_steps": 3 * steps, "allow_changes": ["train_dataset"]}
+    trainer = made(model_path, output, data=fixed_rollout.prompts(16), **settings)
+    left, restore = [], trainer.rollouts.restore
+    trainer.rollouts.restore = lambda state: restore(state) or left.append(len(trainer.rollouts.drafts.unfinished))
+    trainer.train(resume_from_checkpoint="auto")
+    assert gather_object([(trainer.state.global_step, left)]) == [(3 * steps, [0])] * trainer.ranks.count
+
+
 if __name__ == "__main__":
     is_sharded = sys.argv[4:] == ["fsdp2"]
     if is_sharded:
@@ -136,4 +152,6 @@ if __name__ == "__main__":
         trainer = check(sys.argv[1], f"{sys.argv[2]}/{number}", settings | ({"use_cpu": False} if is_sharded else {}))
         if is_sharded:
             fsdp2_on_cpu.check_sharded(trainer.model)
+    if not is_sharded:
+        check_dropped(sys.argv[1], f"{sys.argv[2]}/dropped", json.loads(sys.argv[3])[0])
     finish(trainer)

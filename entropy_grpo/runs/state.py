@@ -69,7 +69,9 @@ def _owning(tensor: Tensor, memory: set[int]) -> Tensor:
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> State:
     """Read a state that `save_state` wrote, with tensors on `device`. Tuples become lists."""
-    with safe_open(path, framework="pt", device=str(device)) as tensors, safe_open(path, framework="pt") as file:
+    device = torch.device(device)
+    place = "cpu" if device.type == "cpu" else str(device)  # gloo's processes have the devices cpu:0 and cpu:1
+    with safe_open(path, framework="pt", device=place) as tensors, safe_open(path, framework="pt") as file:
         earlier = (file.metadata() or {}).get(STRUCTURE)  # older checkpoints hold structure and texts in the header
         texts = None if earlier else file.get_slice(TEXTS)
 
