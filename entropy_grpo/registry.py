@@ -54,6 +54,12 @@ def import_function(setting: str, name: str) -> Callable[..., Any]:
         ValueError: the name cannot be imported, or is no function.
     """
     module, _, function = name.partition(":")
+    if module.endswith(".py"):
+        stem = os.path.basename(module).removesuffix(".py")
+        raise ValueError(
+            f"{setting} names {name!r}, a file: name its module, {stem}:{function}, and run from its folder, or add "
+            "the folder to PYTHONPATH."
+        )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

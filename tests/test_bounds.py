@@ -18,7 +18,9 @@ def config(folder, **settings):
         *[(name, least - 1) for name, least in LEAST.items()],
         *[(name, float(text)) for name in ("learning_rate", "temperature", "beta") for text in ("nan", "inf")],
         *[("seed", 2**32), ("generation_kwargs", "5"), ("chat_template_kwargs", "[1]"), ("model_init_kwargs", "x")],
-        *[("generation_kwargs", {"tempreature": 0.5})],
+        *[("generation_kwargs", {"tempreature": 0.5}), ("max_steps", 0), ("max_steps", -2), ("adam_beta1", 1.0)],
+        *[(name, float("nan")) for name in ("delta", "entropy_coef", "reward_seconds", "position_shaping_gamma")],
+        *[("reward_weights", [1.0, float("nan")]), ("adam_beta2", 1.5)],
     ],
 )
 def test_a_value_that_cannot_be_trained_with_is_named(tmp_path, name, value):

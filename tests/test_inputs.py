@@ -389,6 +389,11 @@ def test_a_reward_that_does_not_import_is_one_sentence(tmp_path, monkeypatch, te
     assert "\n" not in str(refused.value)
 
 
+def test_a_file_in_the_place_of_a_module_is_told_how_to_be_named():
+    with pytest.raises(ValueError, match=r"^rewards names 'a/b.py:f', a file: name its module, b:f, and run from its"):
+        imported("a/b.py:f")
+
+
 MODEL_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors"]
 
 
@@ -416,6 +421,12 @@ def test_files_of_a_model_that_a_trainer_misses_are_one_sentence(tiny_model, tmp
     with pytest.raises(ValueError, match=r"^model_name_or_path is 'm', which does not load: no file$"):
         with Start.loading(SimpleNamespace(named="m")):
             raise OSError("no file\nmore")
+    pushes = SimpleNamespace(named="m", args=SimpleNamespace(push_to_hub=True))
+    with pytest.raises(
+        ValueError, match=r"^push_to_hub is true, but the Hub makes no repository for the run: offline$"
+    ):
+        with Start.loading(pushes):
+            raise ConnectionError("offline")
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
     check_ends(load_tokenizer(str(model)), str(model))

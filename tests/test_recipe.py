@@ -2,6 +2,7 @@
 
 import dataclasses
 import runpy
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,9 +13,11 @@ from entropy_grpo.config import recipe
 from entropy_grpo.config.batches import batch_shape
 from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.config.recipe import RecipeError
+from entropy_grpo.config.run import CLASSES as RUN_CLASSES
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.config.sft import CLASSES as SFT_CLASSES
 from entropy_grpo.runs import yaml12
+from entropy_grpo.training.start import Start
 
 from .conftest import REPOSITORY
 
@@ -216,6 +219,61 @@ def test_cycle_is_named(tmp_path):
 def test_values_cannot_run_code(tmp_path):
     with pytest.raises(RecipeError, match="not YAML"):
         recipe.load(write(tmp_path / "r.yaml", "name: !!python/object/apply:os.system ['true']\n"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--output_dir", ""], r"--output_dir is empty: write a value, or null"),
+        (["--resume_from_checkpoint="], r"--resume_from_checkpoint is empty"),
+        (["--rewards", "accuracy", ""], r"--rewards is empty"),
+        (["--optim", "nope"], r"optim is 'nope': nope is not a valid OptimizerNames"),
+        (["--eval_benchmark_temperature", ".nan"], r"eval_benchmark_temperature is nan: it must be a number"),
+        (["--reward_weights", "1", ".nan"], r"reward_weights is \[1, nan\]: it must be a number"),
+        (["--use_peft", "true", "--lora_r", "0"], r"lora_r is 0: it must be 1 or more"),
+        (["--use_peft", "true", "--lora_alpha", "0"], r"lora_alpha is 0: it must be 1 or more"),
+        (["--dtype", "float99"], r"dtype is 'float99': choose auto, bfloat16"),
+    ],
+)
+def test_values_that_others_would_refuse_later_are_named(words, said):
+    with pytest.raises(RecipeError, match=f"^command line: {said}"):
+        recipe.build(recipe.load("demo_cpu") | recipe.overrides(words), RUN_CLASSES)
+
+
+def start(**settings):
+    given = {name: recipe.Setting(value, "here") for name, value in settings.items()}
+    words = ["--dataset_name", "embedded:number_walk", "--use_cpu", "true", "--bf16", "false"]
+    return Start(recipe.overrides(words) | given, "demo", RUN_CLASSES)
+
+
+def test_a_run_without_name_and_folder_has_those_of_its_recipe():
+    settings = start(run_name=None, output_dir=None).settings
+    assert "output_dir" not in settings and settings["run_name"].value == "demo"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"eval_strategy": "steps", "num_dev_problems": 0}, "eval_strategy is 'steps', but num_dev_problems is 0"),
+        ({"reward_weights": [1.0, 2.0]}, "reward_weights has 2 numbers, but rewards names 1"),
+        (
+            {"allow_changes": ["sed"]},
+            r"allow_changes names 'sed', which is no setting: correct it. Did you mean seed\?",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_at_the_start(settings, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        start(**settings)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x"])
+def test_a_name_does_not_lead_out_of_the_folder_of_runs(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    one = start(run_name=name)
+    with pytest.raises(ValueError, match=f"^run_name is '{name}', a path: name the run's folder with output_dir"):
+        with ExitStack() as held:
+            one.claim_folder(held)
 
 
 # Writing

@@ -1,5 +1,6 @@
 """Bounds of numbers that TRL and transformers accept and cannot train with."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,9 +12,17 @@ LEAST = {
     **dict.fromkeys(("learning_rate", "max_grad_norm", "weight_decay", "beta", "epsilon", "epsilon_high"), 0),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed"), 0),
 }
-ABOVE_ZERO = ("temperature", "repetition_penalty", "num_train_epochs")
+ABOVE_ZERO = ("temperature", "repetition_penalty", "num_train_epochs", "save_steps", "eval_steps")
+BELOW_ONE = ("adam_beta1", "adam_beta2")
 SEEDS, MOST_SEED = ("seed", "data_seed"), 2**32 - 1
 MAPPINGS = ("generation_kwargs", "chat_template_kwargs", "model_init_kwargs")
+
+
+def has_nan(value: Any) -> bool:
+    """Return whether a setting is NaN or holds it, which passes every comparison with a bound."""
+    if isinstance(value, (list, tuple, dict)):
+        return any(map(has_nan, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def check_bounds(config: Any) -> None:
@@ -32,6 +41,13 @@ def check_bounds(config: Any) -> None:
             raise ValueError(f"{name} is {value}: it must be a finite number, {bound}.")
         if name in SEEDS and value > MOST_SEED:
             raise ValueError(f"{name} is {value}: it must be {MOST_SEED} or less.")
+        if name in BELOW_ONE and value >= 1:
+            raise ValueError(f"{name} is {value}: it must be below 1.")
+    if config.max_steps == 0 or config.max_steps < -1:
+        raise ValueError(f"max_steps is {config.max_steps}: it must be 1 or more, or -1 to train num_train_epochs.")
+    for field in dataclasses.fields(config):
+        if has_nan(getattr(config, field.name)):
+            raise ValueError(f"{field.name} is {getattr(config, field.name)}: it must be a number, which nan is not.")
     for name in MAPPINGS:
         value = getattr(config, name, None)
         reads_json = name in config._VALID_DICT_FIELDS and str(value).startswith("{")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from ..registry import nearest
 from ..runs import files
 from ..runs.files import Row
 from ..runs.folder import SECRETS, RunFolder
@@ -79,6 +80,22 @@ def is_free(name: str, settings: Row) -> bool:
     if name == BATCH:
         return any(settings.get(total) for total in TOTALS)
     return _FREE.fullmatch(name) is not None
+
+
+def check_names(allowed: Iterable[str], classes: Iterable[type], others: Iterable[str] = ()) -> None:
+    """Refuse names in `allow_changes` that are no settings.
+
+    Args:
+        classes: the dataclasses that have the settings as fields.
+        others: further names.
+
+    Raises:
+        ValueError: the message names the nearest setting.
+    """
+    known = {field.name for one in classes for field in dataclasses.fields(one)} | set(others)
+    for name in allowed:
+        if name not in known:
+            raise ValueError(f"allow_changes names {name!r}, which is no setting: correct it.{nearest(name, known)}")
 
 
 def check(changes: Changes, before: Row, allowed: Iterable[str], where: str) -> None:

@@ -27,6 +27,7 @@ import pydantic
 from ..registry import nearest
 from ..runs import yaml12
 from . import shipped
+from .bounds import has_nan
 from .unread import RULES
 
 FIRST_LINE = 'recipe: r"""'
@@ -156,6 +157,9 @@ def overrides(arguments: Sequence[str]) -> Settings:
             raise RecipeError(f"{COMMAND_LINE}: {argument!r} is a value without a key: write --KEY before it.")
         else:
             settings[key].append(argument)
+    for key, words in settings.items():
+        if "" in words:  # of a shell's variable that is not set
+            raise RecipeError(f"{COMMAND_LINE}: --{key} is empty: write a value, or null to unset it.")
     return {
         key: Setting(_from_words(words), COMMAND_LINE, word=words[0] if len(words) == 1 else None, layer=LAST_LAYER)
         for key, words in settings.items()
@@ -238,11 +242,20 @@ def build(settings: Settings, classes: Iterable[type]) -> list[Any]:
             instances.append(cls(**values))
         except (ValueError, TypeError) as error:
             named = [setting.source for key, setting in settings.items() if re.search(rf"\b{key}\b", str(error))]
+            meant = [] if named else [key for key in names & settings.keys() if _is_named(settings[key].value, error)]
+            named += [f"{settings[key].source}: {key} is {settings[key].value!r}" for key in meant]
             raise RecipeError(f"{', '.join(dict.fromkeys(named)) or cls.__name__}: {error}") from error
     return instances
 
 
+def _is_named(value: Any, error: Exception) -> bool:
+    """Return whether an error begins with a value, as those of transformers' enumerations do, without the setting."""
+    return isinstance(value, str) and re.match(rf"'?{re.escape(value)}'? is not a valid", str(error), re.I) is not None
+
+
 def _checked(key: str, setting: Setting, hint: Any) -> Any:
+    if has_nan(setting.value):
+        raise RecipeError(f"{setting.source}: {key} is {setting.value!r}: it must be a number, which nan is not.")
     adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True))
     try:
         return adapter.validate_python(setting.value)

@@ -120,7 +120,21 @@ def _at_least_one(args: EntropyForkGRPOConfig, name: str, value: int | str) -> i
 
 
 def check_held_out(run: RunConfig, args: EntropyForkGRPOConfig, processes: int) -> None:
-    """Refuse an evaluation batch that does not fit the test problems or benchmarks, see `check_evaluation_batch`."""
+    """Refuse an evaluation without problems, or whose batch does not fit the problems (`check_evaluation_batch`).
+
+    Refuse also weights of other rewards than the recipe names.
+    """
+    strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+    if strategy != "no" and not run.num_dev_problems:
+        raise ValueError(
+            f"eval_strategy is {strategy!r}, but num_dev_problems is 0: hold out problems, or set eval_strategy to "
+            "'no'."
+        )
+    if args.reward_weights is not None and len(args.reward_weights) != len(run.rewards):
+        raise ValueError(
+            f"reward_weights has {len(args.reward_weights)} numbers, but rewards names {len(run.rewards)}: give one "
+            "for each."
+        )
     if run.num_test_problems or run.eval_benchmarks:
         check_evaluation_batch(args, processes)
 

@@ -7,6 +7,9 @@ from trl import ModelConfig
 from ..registry import refuse_unread
 from .unread import READ_IF
 
+# Dtypes of weights that are trained, or that are read.
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+
 
 @dataclass
 class CheckedModelConfig(ModelConfig):
@@ -25,6 +28,11 @@ class CheckedModelConfig(ModelConfig):
             name = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
             raise ValueError(f"{name} is true, but quantised weights cannot be trained: set use_peft: true.")
         refuse_unread(self, READ_IF)
+        if self.dtype not in (None, "auto", *DTYPES):
+            raise ValueError(f"dtype is {self.dtype!r}: choose auto, {', '.join(DTYPES)}.")
+        for name in ("lora_r", "lora_alpha"):  # with an alpha of 0 no adapter would change its model
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more.")
         if self.load_in_4bit and self.dtype in (None, "auto"):
             raise ValueError(
                 f"dtype is {self.dtype!r}, but load_in_4bit needs a dtype to compute in: set it to bfloat16, float16 "

@@ -32,7 +32,7 @@ from ..runs.weights import ADAPTER_CONFIG, MODEL_CONFIG, deciding, has_adapter, 
 from ..tasks.cold_start import cache_dir
 from ..tasks.registry import TASKS, find
 from .adapters import unwrapped
-from .config import CheckedModelConfig
+from .config import DTYPES, CheckedModelConfig
 from .known import KNOWN
 
 RESULTS = Path("evaluations")
@@ -293,8 +293,8 @@ def load_model(
     path: str, revision: str | None, dtype: str
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Load a model onto this process's device, with its adapter if it has one, and its tokenizer."""
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"dtype is {dtype!r}: choose auto, bfloat16, float16 or float32.")
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f"dtype is {dtype!r}: choose auto, {', '.join(DTYPES)}.")
     tokenizer = load_tokenizer(path, revision)
     model = _load(AutoModelForCausalLM, f"model is {path!r}, which", *base_of(path, revision), dtype=dtype)
     if has_adapter(path):

@@ -70,6 +70,8 @@ def _locked_folder(args: TrainingArguments, settings: Settings, resumes: bool, h
         if _taken(path) and not (resumes and RunFolder(path).recipe.exists()):
             raise ValueError(refusal)
         return path
+    if ".." in Path(args.run_name).parts or Path(args.run_name).is_absolute():
+        raise ValueError(f"run_name is {args.run_name!r}, a path: name the run's folder with output_dir.")
     path, number = RUNS / args.run_name, 2
     while True:
         if not _taken(path):
@@ -185,6 +187,7 @@ def claimed(trainer: Any, wanted: str | bool | None) -> Iterator[str | bool | No
         yield wanted
         return
     folder, allowed = RunFolder(Path(trainer.args.output_dir)), trainer.args.allow_changes
+    changes.check_names(allowed, [EntropyForkGRPOConfig], PROGRAM)
     with ExitStack() as held:
         with _writing(folder.path):
             on_first(lambda: _lock(folder.path, held))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 from accelerate import PartialState
+from httpx import HTTPError
+from huggingface_hub.errors import LocalTokenNotFoundError
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import logging
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from .trainer import EntropyForkGRPOTrainer
 
 UNKNOWN_ARGUMENT = re.compile(r"For\w+\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+OF_RECIPE = ("run_name", "output_dir")
 FIRST = 64  # problems that stand for all that are generated when they are read
 
 
@@ -116,7 +119,10 @@ class Start:
     def __init__(self, settings: Settings, name: str, classes: Sequence[type]):
         """Check the settings; `name` is the run's name if the settings name none."""
         self.classes = classes
-        self.settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | settings, classes)
+        # Without a name or a folder of its own, or with null, a run has that of its recipe.
+        given = {k: setting for k, setting in settings.items() if setting.value is not None or k not in OF_RECIPE}
+        self.settings = recipe.checked({"run_name": Setting(name, FILE_NAME)} | given, classes)
+        changes.check_names(self.allowed, classes)
         check_processes(self.settings)
         # The arguments themselves need deepspeed.
         check_packages({name: setting for name, setting in self.settings.items() if name == "deepspeed"})
@@ -198,7 +204,11 @@ class Start:
         """Name the model in errors of its files, which TRL's trainers read."""
         try:
             yield
-        except (OSError, SafetensorError) as error:
+        except (OSError, HTTPError, SafetensorError) as error:
+            if isinstance(error, (ConnectionError, HTTPError, LocalTokenNotFoundError)) and self.args.push_to_hub:
+                raise ValueError(
+                    f"push_to_hub is true, but the Hub makes no repository for the run: {first_line(error)}"
+                ) from error
             raise ValueError(
                 f"model_name_or_path is {self.named!r}, which does not load: {first_line(error)}"
             ) from error
