@@ -6,6 +6,7 @@ What a process prints is here, too: names of files may hold line breaks, and byt
 import io
 import os
 import sys
+from contextlib import suppress
 
 # Beginnings of the environment variables by which the launchers of torch and accelerate tell a process its place.
 LAUNCHER = (
@@ -55,9 +56,14 @@ def wait_passively() -> None:
 
 
 def print_any_name() -> None:
-    """Let standard output carry names of files with bytes that are no UTF-8 unchanged, as the command line does."""
+    """Let standard output carry names of files with bytes that are no UTF-8 unchanged, as the command line does.
+
+    A stream whose descriptor has become another one since its interpreter began stays as it is: it cannot tell its
+    place, which a change asks for.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+        with suppress(OSError):
+            sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def on_one_line(sentence: str) -> str:
