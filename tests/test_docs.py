@@ -53,6 +53,13 @@ def test_every_setting_of_the_package_is_in_the_reference(site):
     assert own and own <= listed, own - listed
 
 
+def test_every_attribute_has_a_row_in_the_python_reference(site):
+    """A docstring that describes several attributes in one line gives a row with a wrong name and a wrong type."""
+    page = (site / "reference" / "api.html").read_text()
+    names = re.findall(r'<tr class="doc-section-item">\s*<td><code>(?:<[^>]*>)?([^<]*)', page)
+    assert "rho" in names and all(re.fullmatch(r"[\w*]+", name) for name in names), names
+
+
 def kinds(union):
     """Dataclasses of a choice among commands; none of another type."""
     return [typing.get_args(part)[0] for part in typing.get_args(union) if typing.get_args(part)]

@@ -10,6 +10,7 @@ import functools
 import html
 import io
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ COMMANDS = (
     "train launch recipes+list recipes+copy plan eval card merge compare sweep analyze+collect "
     "analyze+divergence analyze+decoding analyze+irrelevant analyze+report analyze+text"
 ).split()
+WIDTH = 76  # characters of a line of code on a page
 PARAMETERS = re.compile(r"^Parameters\b.*:$")
 ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")
 FORMULA = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
@@ -138,7 +140,9 @@ def commands() -> str:
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             cli.main([*words, "--help"])
-        text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).rstrip()
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).rstrip()
+        # The parser wraps the tables of options alone, which begin with a blank.
+        text = "\n".join(line if line.startswith(" ") else textwrap.fill(line, WIDTH) for line in plain.split("\n"))
         parts.append(f"## entropy-grpo {' '.join(words)}\n\n```text\n{text}\n```")
     return "\n\n".join(parts)
 

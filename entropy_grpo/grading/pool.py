@@ -219,7 +219,7 @@ class Grader:
         """Start to grade and return at once. A later call with the same answers collects the verdicts.
 
         Returns:
-            The verdict of each answer, as a future. One that failed says nothing: the call grades the answer again.
+            The verdict of each answer, as a future. A call grades an answer again if its future failed.
         """
         self._open_pool()
         pairs = list(zip(answers, references, strict=True))

@@ -124,10 +124,14 @@ class Objective:
 
     Attributes:
         rho: `top_entropy_quantile`.
-        selection, scope, denominator: `entropy_selection`, `entropy_scope` and `entropy_denominator`.
+        selection: `entropy_selection`.
+        scope: `entropy_scope`.
+        denominator: `entropy_denominator`.
         old_logps: `old_logps`.
         loss_type: TRL's name of the loss.
-        epsilon_low, epsilon_high, delta: clip limits of the surrogate; `delta` may be None.
+        epsilon_low: lower clip limit of the surrogate, as its distance from 1.
+        epsilon_high: upper clip limit, as its distance from 1.
+        delta: upper limit of every ratio (the dual clip), or None.
         accumulation: micro-batches of an optimiser step on one process.
         micro_batches: micro-batches of a rollout on one process.
         iterations: optimiser steps that see each response.
@@ -138,8 +142,8 @@ class Objective:
         corrects_sampler: whether vLLM's importance correction compares its log-probabilities with the policy's.
         has_reference: whether the loss has a KL term, for which a reference policy scores the rollout.
         group_size: responses to a problem.
-        advantages, token_weights: methods that shape advantages and weigh tokens, in the order in which they run (see
-            `methods`). The selection of tokens is not among them.
+        advantages: methods that shape advantages, in the order in which they run (see `methods`).
+        token_weights: methods that weigh tokens, in their order. The selection of tokens is not among them.
         trains_head: whether the LM head's weight has a gradient.
         sparse_head: whether the sparse LM head serves the policy instead of TRL's.
         head_refusal: the reason why TRL's head serves although it was not requested; None otherwise.

@@ -938,9 +938,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             sampling: `temperature` and `top_p`; training's by default.
 
         Returns:
-            A row per answer, equal on every rank: the problem's columns, `completion`, `length` in tokens, whether it
-            `ended` by itself (see `models.load.end_ids`), and `rewards` by name. Copies that fill up an uneven last
-            batch are excluded.
+            A row per answer, equal on every rank. It has the problem's columns, `completion`, `length` in tokens,
+            whether it `ended` by itself (see `models.load.end_ids`), and `rewards` by name. Copies that fill up an
+            uneven last batch are excluded.
         """
         self._answers, self.monitor.recorder.paused = [], True
         try:
