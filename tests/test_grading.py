@@ -116,6 +116,7 @@ def test_references_of_the_table_can_be_read():
     unread = {reference for _, reference in EQUAL if not readable(reference)}
     assert unread <= {"\\{3,4,5,\\dots\\}", "1+2+\\dots+n", "\\{2n : n \\in \\mathbb{Z}\\}", "k\\pi, k\\in\\mathbb{Z}"}
     assert not any(map(readable, ["", "\\frac{", "?!", "{{{", "8.8.8", "4 5"]))
+    assert readable("a word " * 6) and not readable("a word " * 6 + "more")
 
 
 # Against arithmetic
