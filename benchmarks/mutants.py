@@ -70,7 +70,7 @@ TESTS = {
     "grading/phrases": ["test_phrases.py", *PAIRS],
     "grading/simple": ["test_simple.py", *PAIRS],
     "grading/units": ["test_units.py", *PAIRS],
-    "grading/values": PAIRS,
+    "grading/values": ["test_values.py", *PAIRS],
     "grading/pool": ["test_grading.py", "test_grader.py"],
 }
 SLOW_FIXTURES = {"tiny_model", "trained", "demo_run"}

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.fixtures.hostile_answers import hostile_answers
 from entropy_grpo.grading import Verdict, compare
-from entropy_grpo.grading.pool import LONGEST_ANSWER, Grader, core_count, plain_verdict, worker_count
+from entropy_grpo.grading.pool import Grader, core_count, plain_verdict, worker_count
 from entropy_grpo.rewards.registry import get_rewards
 
 
@@ -32,7 +32,8 @@ def grader():
         ("-8", "8", Verdict.WRONG),
         (None, "8", Verdict.WRONG),
         ("  ", "8", Verdict.WRONG),
-        ("8" * (LONGEST_ANSWER + 1), "8", Verdict.WRONG),
+        ("8" * 2000, "8" * 2000, Verdict.RIGHT),
+        ("8" * 2001, "8" * 2001, Verdict.WRONG),
         ("(" * 21 + "9" + ")" * 21, "8", Verdict.WRONG),
         ("\\sqrt{(" * 10 + "8" + ")}" * 10, "8", None),
         ("[" + ", ".join(["(0, 1]"] * 100) + "]", "8", None),
@@ -150,7 +151,7 @@ def test_slow_answers_hold_up_none_but_each_other():
     assert verdicts == [0.0] * 2 + [1.0] * 30 and logged["grading/timeouts"] == 2 / 32
 
 
-def test_a_call_waits_no_longer_than_its_limit_and_leaves_nothing_behind():
+def test_a_call_waits_no_longer_than_its_limit_and_leaves_nothing_behind(caplog):
     grader = Grader(2, seconds=2, total_seconds=3)
     grader(["\\sqrt{4}"], ["2"])
     before, logged = workers_of(grader), {}
@@ -159,6 +160,7 @@ def test_a_call_waits_no_longer_than_its_limit_and_leaves_nothing_behind():
     assert grader(slow, ["8/9"] * len(slow), logged.__setitem__) == [0.0] * len(slow)
     assert time.perf_counter() - start < 3 + 2
     assert logged["grading/timeouts"] == 1.0
+    assert "answers count as wrong, because they were not graded within grading_total_seconds (3 s)" in caplog.text
     assert not running(before)
     start = time.perf_counter()
     honest = [f"{i}/7+0" for i in range(60)]
@@ -166,7 +168,7 @@ def test_a_call_waits_no_longer_than_its_limit_and_leaves_nothing_behind():
     assert time.perf_counter() - start < 2, "the answers that were given up must not be in the way"
 
 
-def test_a_pool_whose_workers_die_is_replaced():
+def test_a_pool_whose_workers_die_is_replaced(caplog):
     grader = Grader(2, seconds=5, total_seconds=60)
     honest, references = [f"{i}/7+0" for i in range(20)], [f"\\frac{{{i}}}{{7}}" for i in range(20)]
     grader(honest, references)
@@ -174,6 +176,15 @@ def test_a_pool_whose_workers_die_is_replaced():
         for pid in workers_of(grader):
             os.kill(pid, 9)
         assert grader(honest, references) == [1.0] * 20
+    assert not caplog.text
+
+
+def test_a_pool_opens_when_it_is_first_asked():
+    grader = Grader(1, seconds=5, total_seconds=60)
+    grader.close()
+    (begun,) = grader.begin(["\\sqrt{9}"], ["3"])
+    assert begun.result(60) is Verdict.RIGHT
+    grader.close()
 
 
 def test_a_pool_that_cannot_work_is_no_verdict(monkeypatch):
@@ -212,8 +223,14 @@ def test_workers_are_those_of_the_cores_that_the_process_has(monkeypatch):
         assert core_count() == 1 and worker_count() == 1
     finally:
         os.sched_setaffinity(0, given)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert worker_count() == max(1, len(given) // 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)))
+    for processes, workers in (("1", 7), ("2", 3), ("9", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert worker_count() == workers
+    monkeypatch.delattr(os, "sched_getaffinity")
+    for count, cores in ((5, 5), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert core_count() == cores
 
 
 def test_a_script_without_a_guard_runs_once(tmp_path):

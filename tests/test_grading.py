@@ -371,3 +371,10 @@ def test_one_pair_of_brackets_is_around_the_whole_text(text, found):
 def test_letters_without_a_command_stay():
     """LaTeX has no command for a capital Alpha."""
     assert plain("\u0391 \u03a9") == "\u0391 \\Omega "
+
+
+@pytest.mark.parametrize(
+    ("text", "levels"), [("", 0), ("x)", 0), ("()()", 1), ("{[x]}", 2), ("()((", 2), ("(()(()))", 3)]
+)
+def test_nesting(text, levels):
+    assert nesting(text) == levels
