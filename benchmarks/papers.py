@@ -48,7 +48,10 @@ DEMO = "a CPU"
 SMALL_RHO = "[sweep of rho](experiments.md#tokens-to-train-on)"
 SMALL_SHAPING = "[shaping](experiments.md#advantage-shaping): no difference is shown"
 SMALL_FIGURES = "[the embedded task](entropy.md#the-embedded-task)"
-SMALL_DIVERGENCE = "[divergence](entropy.md#divergence), without groups of perplexity and position"
+SMALL_DIVERGENCE = (
+    "[divergence](entropy.md#divergence); by perplexity and position: "
+    "[word stories](word-stories.md#entropy-forked-decoding-and-divergence)"
+)
 UPDATED = "[the embedded task](entropy.md#the-embedded-task), recorded by `make figures`"
 NONE = "none recorded"
 THINKING = "--model Qwen/Qwen3-8B --chat --thinking true"
