@@ -121,7 +121,7 @@ class Unit:
     @property
     def may_be_left_out(self) -> bool:
         """True if a number without the unit means the same: not for basis points, which are 1/10000 of a number."""
-        return bool(self.dimensions or self.angle) or self.factor in (1, Fraction(1, 100))
+        return bool(self.dimensions or self.angle) or self.factor == Fraction(1, 100)
 
 
 def _entry(word: str) -> tuple[Fraction, dict[str, int]]:
