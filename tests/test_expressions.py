@@ -34,6 +34,7 @@ X, Y = sympy.symbols("x y")
         ("((x)", "((x)"),
         # Points, primes and mixed numbers.
         (".5+5.+3.x", "0.5+5+3x"),
+        ("5.", "5"),
         ("x'+y''", "x_{p}+y_{pp}"),
         (r"2\frac{1}{3}", r"(2+\frac{1}{3})"),
         ("2 1/3", r"(2+\frac{1}{3})"),
