@@ -2,7 +2,7 @@
 
     python -m benchmarks.mutants                         # every module, benchmarks/results/mutants.json
     python -m benchmarks.mutants objective/selection     # modules by name; figures of other modules stay
-    python -m benchmarks.mutants --survivors NAME ...    # only the last survivors
+    python -m benchmarks.mutants --survivors NAME ...    # only the last survivors without a reason
 
 A mutant differs from the module in one place: a comparison, constant, operator, condition or sign, a minimum for a
 maximum, or a missing statement. Regular expressions and texts are not changed. A mutant of a function runs in a
@@ -511,7 +511,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", default=list(TESTS), choices=list(TESTS), metavar="MODULE")
     parser.add_argument("--most", type=int, default=10**6, help="mutants of a module; a sample, where it has more")
     parser.add_argument("--jobs", type=int, default=core_count(), help="mutants that are tried at a time")
-    parser.add_argument("--survivors", action="store_true", help="only the mutants that survived last time")
+    parser.add_argument("--survivors", action="store_true", help="only the last survivors without a reason")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     for package in PRELOADED:
@@ -524,11 +524,13 @@ def main() -> None:
         before = recorded.get(name)
         if options.survivors and before is None:
             raise SystemExit(f"{RESULTS.name} has nothing of {name}: run it without --survivors first.")
-        only = set(before["survivors"]) if options.survivors else None
+        known = explained(name, before["survivors"], reasons) if options.survivors else {}
+        only = {key for key, reason in known.items() if reason is None} if options.survivors else None
         found = try_module(name, options.most, only, options.jobs)
         if options.survivors:
             found |= {"tried": before["tried"], "timeout": before["timeout"]}
-        found["survivors"] = explained(name, found["survivors"], reasons)
+        left = [*(key for key, reason in known.items() if reason), *found["survivors"]]
+        found["survivors"] = explained(name, left, reasons)
         found["killed"] = found["tried"] - len(found["survivors"])
         found["git_revision"] = git_revision()  # modules may be measured one at a time
         recorded[name] = found

@@ -59,6 +59,11 @@ def test_numbers_are_compared_to_more_digits_than_they_have(number, digits):
         assert values.GUARD + 2 * digits <= values._digits(*pair) <= values.GUARD + 4 * digits + 6
 
 
+def test_what_has_no_logarithm_needs_no_digits():
+    assert [values._size(value) for value in (Integer(0), X, sympy.zoo, oo)] == [0.0] * 4
+    assert values._size(Integer(1000)) == pytest.approx(3, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("expression", "corners", "grows"),
     [
@@ -125,6 +130,8 @@ def test_functions(one, other, expected):
         (Integer(2), Integer(4), False, False),
         (sympy.Abs(X), X, False, False),
         (sympy.Max(X, 0), X, False, False),
+        # A maximum of complex numbers has no value.
+        (sympy.Max(Z, 1), 2 * sympy.Max(Z, 1), False, False),
     ],
 )
 def test_multiples(one, other, any_factor, positive_factor):
