@@ -50,8 +50,8 @@ def shares(rows: Mapping[str, Mapping[str, float]], title: str) -> Figure:
     axes = figure.add_subplot()
     places = np.arange(len(rows))
     for i, (key, label) in enumerate((("share", "all tokens"), ("top_share", "20% with the largest changes"))):
-        look = {"color": COLOURS[i], "edgecolor": "white", "hatch": HATCHES[i]}
-        axes.barh(places + 0.4 * i, [row[key] for row in rows.values()], 0.4, label=label, **look)
+        found = [row[key] for row in rows.values()]
+        axes.barh(places + 0.4 * i, found, 0.4, label=label, color=COLOURS[i], edgecolor="white", hatch=HATCHES[i])
     axes.set_yticks(places + 0.2, list(rows))
     axes.invert_yaxis()
     axes.set(title=title, xlabel="share")
