@@ -43,7 +43,8 @@ def check_bounds(config: Any) -> None:
             raise ValueError(f"{name} is {value}: it must be {MOST_SEED} or less.")
         if name in BELOW_ONE and value >= 1:
             raise ValueError(f"{name} is {value}: it must be below 1.")
-    if config.max_steps == 0 or config.max_steps < -1:
+    # A number of rollouts is text until the batches are known.
+    if not isinstance(config.max_steps, str) and (config.max_steps == 0 or config.max_steps < -1):
         raise ValueError(f"max_steps is {config.max_steps}: it must be 1 or more, or -1 to train num_train_epochs.")
     for field in dataclasses.fields(config):
         if has_nan(getattr(config, field.name)):
