@@ -220,7 +220,10 @@ def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(tmp_path, monkeypatc
             load.resolve(name)
     with pytest.raises(ValueError, match=r"Did you mean runs/demo_cpu\?$"):
         load.resolve("runs/demo_cp")
+    config = tmp_path / "runs" / "demo_cpu" / "config.json"
+    config.touch()
     assert load.resolve("runs/demo_cpu") == "runs/demo_cpu"
+    config.unlink()
     (tmp_path / "runs" / "demo_cpu" / "recipe.yaml").touch()
     with pytest.raises(ValueError, match="a run without a final model: name one of its checkpoints"):
         load.resolve("runs/demo_cpu")
