@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from benchmarks import measure
@@ -64,7 +63,7 @@ def write_files(collection: Collection) -> None:
     """Write a first checkpoint of `TOKENS` tokens with random entropies, part by part as in `collect`."""
     rng, of_token = np.random.default_rng(0), texts()
     collection.path.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(collection.responses, RESPONSES) as writer:
+    with parquet.writing(collection.responses, RESPONSES) as writer:
         for number in range(TOKENS // PART_TOKENS):
             count = PART_TOKENS // LENGTH
             tokens = (rng.random((count, LENGTH)) ** 6 * VOCABULARY).astype(np.int32)
@@ -90,7 +89,7 @@ def second_checkpoint(collection: Collection) -> None:
     """Write a second checkpoint of the same tokens with other entropies."""
     rng = np.random.default_rng(0)
     for number in range(collection.num_parts):
-        table = pq.ParquetFile(collection.part(CHECKPOINTS[0], number)).read()
+        table = parquet.read(collection.part(CHECKPOINTS[0], number))
         place = table.schema.get_field_index("entropy")
         changed = table["entropy"].to_numpy() * rng.uniform(0.5, 1.2, len(table)).astype(np.float32)
         parquet.write(collection.part(CHECKPOINTS[1], number), table.set_column(place, "entropy", pa.array(changed)))

@@ -54,6 +54,14 @@ def pytest_collection_finish():
     atexit.register(gc.unfreeze)  # otherwise nanobind reports the frozen objects as leaks
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Bytes of file names that are no UTF-8 are escaped in captured output: workers send their reports as UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
     """The same for what the tests of a file leave in caches."""

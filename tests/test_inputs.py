@@ -131,7 +131,7 @@ NAMES = [
     "题.jsonl", "-v.jsonl", "--x=1.jsonl", "a,b.jsonl", "a:b.jsonl", "hf:x.jsonl", "a#b #c.jsonl", "'q'.jsonl",
     "a\nb.jsonl",
     "**.jsonl", "x.JSONL", ".jsonl", "a.b.c.jsonl", "~.jsonl", "$HOME.jsonl", "a\\b.jsonl", "a@b.jsonl", "x..jsonl",
-    " a.jsonl", "a\rb.jsonl", "&a b.jsonl", "!!str x.jsonl", "\ufeffx.jsonl", 'a"""b.jsonl',
+    " a.jsonl", "a\rb.jsonl", "&a b.jsonl", "!!str x.jsonl", "\ufeffx.jsonl", "\udcff.jsonl", 'a"""b.jsonl',
     "a\x85b.jsonl",
     "train-00000-of-00001.jsonl", "null.jsonl", "007.jsonl", "a:: b.jsonl", "zip::x.jsonl", "[!a].jsonl",
 ]  # fmt: skip

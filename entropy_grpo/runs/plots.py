@@ -40,7 +40,7 @@ def style(number: int) -> dict[str, Any]:
 
 def plain(name: str) -> str:
     """Return a name for a picture, without formulas and without the leading underscore that hides it from legends."""
-    shown = name.encode(errors="backslashreplace").decode()  # a file's name may have bytes that are no UTF-8
+    shown = name.encode(errors=files.ESCAPE).decode()
     return shown.lstrip("_").replace("$", r"\$").replace("\n", r"\n") or "(no name)"
 
 

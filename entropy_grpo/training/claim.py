@@ -187,7 +187,7 @@ def claimed(trainer: Any, wanted: str | bool | None) -> Iterator[str | bool | No
         yield wanted
         return
     folder, allowed = RunFolder(Path(trainer.args.output_dir)), trainer.args.allow_changes
-    changes.check_names(allowed, [EntropyForkGRPOConfig], (*PROGRAM, "data"))
+    changes.check_names(allowed, [EntropyForkGRPOConfig], PROGRAM)
     with ExitStack() as held:
         with _writing(folder.path):
             on_first(lambda: _lock(folder.path, held))
