@@ -4,7 +4,8 @@ A process of its own for every run, since vLLM in colocate mode keeps the proces
 The JSON holds settings of the trainer, `lora` for adapters, and `sync`: whether weights are synchronised `always`, at
 `first` or `never`. With `stop_after` the process gets SIGTERM in the rollout after so many steps. With `resume` it
 continues from a checkpoint.
-Writes log.json, the trained weights, and the tensors of every rollout. A stopped run writes steps.json, with the
+Writes log.json, the trained weights, the tensors of every rollout, and ahead.json, the number of requests to a server
+that were made before their round. A stopped run writes steps.json, with the
 number of the engine's steps after SIGTERM.
 """
 
@@ -20,7 +21,7 @@ from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 
 from benchmarks.fixtures import fixed_rollout
-from entropy_grpo.training import stop
+from entropy_grpo.training import server, stop
 from tests_vllm import on_cpu
 
 SYNC = {"always": math.inf, "first": 1, "never": 0}
@@ -59,6 +60,18 @@ def record_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
     trainer._generate_and_score_completions = recorded
 
 
+def record_requests_ahead() -> list[dict]:
+    """Return a list that takes the arguments of every request made before its round."""
+    foresee, made = server.Requests.foresee, []
+
+    def recorded(requests, arguments):
+        made.append(arguments)
+        foresee(requests, arguments)
+
+    server.Requests.foresee = recorded
+    return made
+
+
 def stop_in_rollout(trainer: GRPOTrainer, after: int, path: Path) -> None:
     """Send SIGTERM while vLLM writes the rollout after so many optimiser steps, and count its steps from there."""
     if trainer.vllm_mode == "server":
@@ -92,12 +105,14 @@ def main() -> None:
     trainer = fixed_rollout.make_trainer(model, folder, sampled=True, use_vllm=True, peft_config=adapters, **settings)
     limit_sync(trainer.vllm_generation, SYNC[sync])
     record_rollouts(trainer, folder)
+    ahead = record_requests_ahead()
     if stop_after is not None:
         stop_in_rollout(trainer, stop_after, folder / "steps.json")
     with stop.stoppable(trainer, finish=lambda trainer: None):
         stop.train(trainer, checkpoint)
     save_file(fixed_rollout.weights(trainer), folder / "weights.safetensors")
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+    (folder / "ahead.json").write_text(json.dumps(len(ahead)))
 
 
 if __name__ == "__main__":

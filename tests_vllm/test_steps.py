@@ -210,6 +210,29 @@ def test_parts_have_recorded_log_probabilities(request, model, tmp_path, mode, f
         assert (ended.any(1) | (tokens.sum(1) == 16)).all(), "a response was cut"
 
 
+def test_requests_ahead_of_their_round_change_no_rollout(server, model, tmp_path):
+    """A seed of its own decides each request's responses, so that a server draws them again in any order.
+
+    A reward that is known only after the round makes no request ahead, and everything else is equal.
+    """
+    settings = TRAINED | on_server(server) | {"dynamic_sampling": True, "sampling_round_size": 1}
+    settings |= {"generation_kwargs": STOP | {"seed": 11}, "max_sampling_rounds": 20, "sync": "always"}
+    found, ahead = {}, {}
+    for reward in ("early_coins", "text_coins"):
+        (tmp_path / reward).mkdir()
+        found[reward] = run(model, tmp_path / reward, reward=reward, **settings)
+        ahead[reward] = json.loads((tmp_path / reward / "ahead.json").read_text())
+        assert max(row[DIFFERENCE] for row in found[reward].steps) < NOISE
+    assert ahead["early_coins"] > 0 and ahead["text_coins"] == 0
+    early, late = found["early_coins"], found["text_coins"]
+    for key in ("dynamic_sampling/drawn", "dynamic_sampling/rounds"):
+        assert [row[key] for row in early.steps] == [row[key] for row in late.steps]
+    assert sum(row["dynamic_sampling/rounds"] for row in early.steps) > STEPS
+    for ours, theirs in zip(early.rollouts, late.rollouts, strict=True):
+        assert torch.equal(ours["completion_ids"], theirs["completion_ids"])
+        assert torch.equal(ours["advantages"], theirs["advantages"])
+
+
 @pytest.mark.parametrize("mode", ["server", "colocate"])
 def test_adapters_are_merged_into_what_vllm_gets(request, model, tmp_path, mode):
     """With every sync the difference is noise, without it shows; the base comes out of four syncs bit for bit."""
