@@ -1,6 +1,7 @@
 """Runs that are killed or meet gradients that are not finite, against runs that are left alone."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -8,9 +9,10 @@ from pickle import UnpicklingError
 import pytest
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks.fixtures import fixed_rollout, killed_runs
+from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo.runs import files, seal
 from entropy_grpo.runs import state as checkpoint
 
@@ -221,6 +223,26 @@ def test_adapters_come_back_in_their_dtype(tiny_model, tmp_path):
     trainer._load_from_checkpoint(str(tmp_path / "checkpoint"))
     for name, parameter in trainer.model.named_parameters():
         assert parameter.dtype == saved[name].dtype and torch.equal(parameter, saved[name]), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_without_tied_weights_lacks_nothing(tmp_path, caplog, monkeypatch, tied):
+    """Tied weights stay tied, are not written, and are not warned of. A weight that is missing still is."""
+    model = save_tiny_model(tmp_path / "model", tie_word_embeddings=tied)
+    settings = RESUMED | {"max_steps": 2, "save_steps": 1}
+    whole = fixed_rollout.train(model, tmp_path / "a", **settings)
+    checkpoint_1 = tmp_path / "a" / "checkpoint-1"
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert_goes_on(model, tmp_path / "b", whole, checkpoint_1, **settings)
+    assert "missing keys" not in caplog.text
+    path = checkpoint_1 / "model.safetensors"
+    weights = load_file(path)
+    assert ("lm_head.weight" in weights) != tied
+    del weights["model.norm.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    trainer = fixed_rollout.make_trainer(model, tmp_path / "c", **settings)
+    trainer._load_from_checkpoint(str(checkpoint_1))
+    assert "missing keys in the checkpoint model loaded" in caplog.text and "'model.norm.weight'" in caplog.text
 
 
 def test_a_finished_run_takes_no_further_step(tiny_model, tmp_path):

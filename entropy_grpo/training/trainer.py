@@ -200,6 +200,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if self.spec.token_weights:
             self.top_entropy_quantile = 0.0  # TRL asks for weights if this is below 1, and its value goes unread
         self._prepare_adapters()
+        self._leave_out_tied_weights()
         if self.use_vllm:
             self._prepare_vllm()
         self._tell_own_sampling()
@@ -259,6 +260,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         # PEFT loads adapters in float32, even if TRL trains them in bfloat16, as on a quantised base.
         load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
         self.model.load_adapter = load_adapter  # type: ignore[method-assign]  # of this object alone
+
+    def _leave_out_tied_weights(self) -> None:
+        """Say that checkpoints lack weights that are tied to others; else transformers warns that they are missing."""
+        model = self._base_model
+        model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *model.all_tied_weights_keys}
 
     def _prepare_vllm(self) -> None:
         """Let vLLM take sharded weights, draw by the seed, end when a rank is asked to stop, and hand on answers.
