@@ -257,7 +257,7 @@ def text(name: str) -> str:
         return table(json.loads(results(name).read_text()), EXPERIMENTS[name].columns)
     experiment = EXPERIMENTS[name]
     number = (experiment.seeds + len(embedded.LEARNING_RATES) * experiment.tuned) * len(experiment.arms)
-    return f"Not run. The command trains {number} runs of about four minutes and a core each."
+    return f"Not run. The command trains {number} runs of about a minute and a core each."
 
 
 def table(recorded: dict[str, Any], columns: Mapping[str, str]) -> str:
@@ -334,8 +334,7 @@ def draw(recorded: dict[str, Any], path: Path) -> Path:
                 low, high = ([point[side] for point in curve.values()] for side in ("low", "high"))
                 panels[key].fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
     panels["arms"].set(xlabel="test accuracy: mean with 95% interval, and the seeds")
-    panels["arms"].set(yticks=range(len(arms)), yticklabels=list(arms))
-    panels["arms"].invert_yaxis()
+    panels["arms"].set(yticks=range(len(arms)), yticklabels=list(arms), ylim=(len(arms) - 0.4, -0.6))
     for key, label in CURVES.items():
         panels[key].set(xlabel="optimiser step", ylabel=label)
     for panel in panels.values():

@@ -219,6 +219,17 @@ def test_a_picture_names_its_source_and_is_readable_at_800_pixels(tmp_path):
     assert all(text.get_fontsize() / 72 * plots.DPI * 800 / image.shape[1] >= 10 for text in texts)
 
 
+def test_a_long_source_has_lines_and_none_is_cut(tmp_path):
+    source = (
+        "benchmarks/results/reproduce_words.json: 3 seeds, curves are means over them, bands reach from the lowest "
+    )
+    image = matplotlib.image.imread(plots.save(plots.entropy_figure(rows()), tmp_path / "x.png", 2 * source))
+    own = round(4 * plots.DPI)
+    below = image[own:, :, :3].min(axis=(1, 2)) < 0.5  # rows with ink
+    assert np.count_nonzero(below[1:] & ~below[:-1]) == 2 == (image.shape[0] - own) / (plots.SOURCE_INCHES * plots.DPI)
+    assert np.all(image[own:, -5:, :3] == 1), "a line is cut at the right edge"
+
+
 @pytest.mark.parametrize("name", ["$x^$", "_a", "a\nb", "b\udcff", "\\$", "___"])
 def test_a_picture_takes_any_name(tmp_path, name):
     """Of a model, a run or a benchmark: no formula, no hidden entry of a legend, one line."""

@@ -1,6 +1,7 @@
 """Plots of a run, drawn from the files of its folder, and Pass@k curves of several models."""
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ MARKERS = "osD^vPX"
 LINEAR = 1e-5
 DASHES = ("-", "--", "-.", ":")
 DPI = 120
-SOURCE_INCHES = 0.2  # height of the line below a picture
+# Lines on the source below a picture: their height, and their letters.
+SOURCE_INCHES, LETTERS_PER_INCH = 0.2, 16
 
 
 def style(number: int) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def _pixels(figure: Figure) -> np.ndarray:
 
 
 def save(figure: Figure, path: str | Path, source: str) -> Path:
-    """Write a picture with a line on its source below it, without metadata, so that equal figures give equal files.
+    """Write a picture with its source below it, without metadata, so that equal figures give equal files.
 
     Args:
         source: files or runs from which the figure is drawn.
@@ -64,9 +66,12 @@ def save_pixels(picture: np.ndarray, path: str | Path, source: str) -> Path:
     """Write a picture that is no figure of Matplotlib, (height, width, 3 or 4) uint8, like `save`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = Figure(figsize=(picture.shape[1] / DPI, SOURCE_INCHES))
-    line.text(0.01, 0.25, plain(f"from {source}"), fontsize=8, color="0.3")
-    whole = np.vstack([picture, _pixels(line)[:, :, : picture.shape[2]]])
+    width = picture.shape[1] / DPI
+    lines = textwrap.wrap(plain(f"from {source}"), int(width * LETTERS_PER_INCH), break_on_hyphens=False)
+    below = Figure(figsize=(width, SOURCE_INCHES * len(lines)))
+    for i, line in enumerate(reversed(lines)):
+        below.text(0.01, (i + 0.25) / len(lines), line, fontsize=8, color="0.3")
+    whole = np.vstack([picture, _pixels(below)[:, :, : picture.shape[2]]])
     imsave(path, whole, dpi=DPI, metadata={"Software": None})
     return path
 
