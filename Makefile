@@ -17,7 +17,7 @@ TEACHER ?= Qwen/Qwen3-32B
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 test-qlora recipes llama31_8b lint train report card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny branches smollm2 model-sizes bench passes starting revisions gpu sampling rollouts served faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
+.PHONY: help setup demo test test-vllm test-zero3 test-qlora recipes llama31_8b lint train report card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny entries branches smollm2 model-sizes bench passes starting revisions gpu sampling rollouts served faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -118,6 +118,9 @@ rewards-tiny: setup  ## sweep true and control rewards on the embedded task (a q
 
 methods-tiny: setup  ## sweep the methods by name on the embedded task, with a learning rate for each (five hours on two cores); writes docs/experiments.md
 	$(BIN)/python -m benchmarks.experiments methods_tiny methods_more_tiny
+
+entries: setup  ## time an optimiser step with each method by name (ten minutes); writes benchmarks/results/entries.json
+	$(BIN)/python -m benchmarks.entries
 
 branches: setup  ## train one cold start by imitation and by RL, three seeds, and measure entropy at forks (20 minutes of two cores each for walk and stories)
 	$(BIN)/python -m benchmarks.branches

@@ -17,6 +17,7 @@ from benchmarks import (
     decoding,
     divergence,
     embedded,
+    entries,
     evaluation,
     experiments,
     false_positives,
@@ -105,6 +106,12 @@ def test_the_page_of_the_gpu_holds_the_recorded_figures():
         assert found["measurements"] and not any("error" in row for row in found["measurements"])
         # The memory part was stopped by its limit after the last of its twelve measurements.
         assert found["status"] == "complete" or len(found["measurements"]) == 12
+
+
+def test_the_page_of_methods_holds_the_recorded_times():
+    record = files.read_json(entries.RESULTS)
+    assert measure.block(entries.COMMAND)[1] == entries.table(record)
+    assert record["arms"].keys() == {entries.BASE, *REGISTERED}
 
 
 @pytest.mark.parametrize("part", [faults, rollouts, sampling], ids=["faults", "rollouts", "sampling"])

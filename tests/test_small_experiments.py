@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import branches, embedded, figures, measure, model_sizes, pairs, smollm2, walks
+from benchmarks import branches, embedded, entries, figures, measure, model_sizes, pairs, smollm2, walks
+from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.analysis.views import updates
+from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.runs import files
 from entropy_grpo.tasks import cold_start, registry, word_stories
 
@@ -137,3 +139,27 @@ def test_tables_of_the_embedded_task_have_the_changes():
     )
     for table, column in ((kinds, 1), (kinds, 2), (perplexities, 2), (perplexities, 3)):
         assert sum(float(row[column].rstrip("%")) for row in table[1:]) == pytest.approx(100, abs=0.3)
+
+
+def test_every_registered_method_is_timed(tmp_path):
+    arms = entries.arms()
+    assert arms.keys() == {entries.BASE, *REGISTERED}
+    for name, settings in arms.items():
+        args = EntropyForkGRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **settings)
+        numbers = (args.epsilon, args.epsilon_high, args.top_entropy_quantile)
+        assert all(value is None or isinstance(value, (int, float)) for value in numbers), name
+
+
+def test_time_within_a_class_is_counted_once(monkeypatch):
+    class Owner:
+        def outer(self):
+            return self.inner() + 1
+
+        def inner(self):
+            return 1
+
+    clock = iter(range(100))
+    monkeypatch.setattr(entries.time, "perf_counter", lambda: next(clock))
+    within = entries.Within(Owner)
+    assert Owner().outer() == 2 and within.seconds == 2  # from 0 to 2, and the inner call looks at the clock at 1
+    assert Owner().inner() == 1 and within.seconds == 3

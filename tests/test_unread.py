@@ -126,3 +126,10 @@ def test_rollouts_are_counted_in_optimiser_steps(tmp_path):
         steps(generation_batch_size=8)
     with pytest.raises(ValueError, match="warmup_steps is 'ten': write a number"):
         EntropyForkGRPOConfig(str(tmp_path), **ON_CPU, warmup_steps="ten")
+
+
+@pytest.mark.parametrize("name", ["max_steps", "save_steps", "eval_steps", "logging_steps", "plateau_window"])
+def test_no_rollouts_are_no_interval(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} is '0 rollouts': write 1 or more"):
+        EntropyForkGRPOConfig(str(tmp_path), **ON_CPU, eval_strategy="steps", **{name: "0 rollouts"})
+    assert EntropyForkGRPOConfig(str(tmp_path), **ON_CPU, warmup_steps="0 rollouts").warmup_steps == 0

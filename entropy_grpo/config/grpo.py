@@ -31,9 +31,10 @@ from .unread import RULES
 WHOLE_RESPONSES = ("seed", "stop", "stop_strings", "max_time", "max_tokens", "max_new_tokens", "max_length", "n")
 Number = TypeVar("Number", int, float)
 HEADS = ("auto", "liger", "trl")
-# Settings that may be counted in rollouts.
+# Settings that may be counted in rollouts, and those of them that cannot be 0.
+INTERVALS = ("max_steps", "save_steps", "eval_steps", "logging_steps", "plateau_window")
 STEPS = (
-    *("max_steps", "warmup_steps", "save_steps", "eval_steps", "logging_steps", "plateau_window"),
+    *("warmup_steps", *INTERVALS),
     *(f"{method}_shaping_{when}" for method in ("ppl", "position") for when in ("start", "end", "plateau_steps")),
 )
 
@@ -300,7 +301,10 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             one_of(f"watch: {name}", action, ACTIONS)
         self._shape_batches()
         for name in STEPS:
-            setattr(self, name, self.in_steps(name, getattr(self, name)))
+            given = getattr(self, name)
+            setattr(self, name, self.in_steps(name, given))
+            if isinstance(given, str) and not getattr(self, name) and name in INTERVALS:
+                raise ValueError(f"{name} is {given!r}: write 1 or more.")
         count_in_steps(self)
         self.check_shaping(self.num_generations)
         for name in ("num_logged_samples", "max_skipped_steps", "max_group_age"):
