@@ -43,7 +43,7 @@ OTHERS = {
 
 
 def arms() -> dict[str, dict[str, Any]]:
-    """Settings of the trainer for every registered method, by its name, after those without a method."""
+    """Settings of the trainer for every registered method, by its name, after the arms without a method."""
     swept = experiments.EXPERIMENTS["methods_tiny"].arms | experiments.EXPERIMENTS["methods_more_tiny"].arms
     found = OTHERS | {name: swept[name] for name in REGISTERED if name not in OTHERS}
     return {
@@ -53,7 +53,7 @@ def arms() -> dict[str, dict[str, Any]]:
 
 
 class Within:
-    """Seconds within the methods of a class, those that call one another counted once."""
+    """Seconds within the methods of a class. A method that another one calls is not counted again."""
 
     def __init__(self, owner: type):
         self.seconds, self.depth = 0.0, 0
@@ -75,7 +75,7 @@ class Within:
 
 
 def measured(repeats: int) -> dict[str, Any]:
-    """Seconds of a step by arm, their ratio to those without a method, and the registry's own."""
+    """Seconds of a step by arm, their ratio to the arm without a method, and the registry's own."""
     taken: dict[str, list[float]] = {name: [] for name in arms()}
     own: dict[str, list[float]] = {name: [] for name in arms()}
     within = Within(Methods)
