@@ -278,6 +278,19 @@ def test_a_hostile_pickle_in_a_checkpoint_runs_nothing(tiny_model, tmp_path, nam
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.parametrize("methods", [{"advantages": ["qae"]}, {"token_weights": ["stapo"]}], ids=["rollout", "step"])
+def test_another_method_begins_a_new_rollout(tiny_model, tmp_path, caplog, methods):
+    """Within a rollout, which lacks the method's columns."""
+    settings = RESUMED | {"data": fixed_rollout.prompts(8), "max_steps": 4, "save_steps": 1, "steps_per_generation": 4}
+    fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
+    other = settings | methods | {"allow_changes": [*methods]}
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / "b", **other)
+    with caplog.at_level("WARNING"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
+    assert trainer.state.global_step == 4
+    assert "checkpoint-1 was written with methods [" in caplog.text and "so a new rollout begins" in caplog.text
+
+
 def test_another_micro_batch_begins_a_new_rollout(tiny_model, tmp_path, caplog):
     settings = RESUMED | {"data": fixed_rollout.prompts(8), "max_steps": 4, "save_steps": 1}
     fixed_rollout.train(tiny_model, tmp_path / "a", **settings)

@@ -176,6 +176,24 @@ def test_a_failed_round_can_be_undone():
     assert {draft.forks[0] is None for draft in drafts.unfinished} == {True, False}
 
 
+def test_other_ranks_get_the_entropies_of_a_trunk_and_no_more(monkeypatch):
+    """A row of a matrix is pickled with the whole matrix."""
+    sent = []
+    monkeypatch.setattr("entropy_grpo.training.drafts.gather_object", lambda found: sent.extend(found) or found)
+
+    def entropies(responses):
+        return torch.rand(len(responses), max(len(response.completion_ids) for response in responses))
+
+    rule = make_rule(trunks=1, size=2, entropies=entropies)
+    drafts = Drafts(lambda row: row, Sampler([3, 9, 9, 2] + [6] * 8), 2, 4, 40, 2, ALONE, None, rule)
+    drafts.add([7, 8, 9, 10], 1)
+    for _ in range(4):
+        drafts.write(1, to_the_end=False)
+    values = [row for _, row in sent if isinstance(row, torch.Tensor)]
+    assert len(values) == 4 and len({len(row) for row in values}) > 1
+    assert all(row.untyped_storage().nbytes() == 4 * len(row) for row in values)
+
+
 def test_a_resumed_run_may_write_otherwise(ending_model, tmp_path):
     """Groups from before, unfinished or waiting, have no forks, and are written to their end without a budget."""
     settings = RESUMED | {"save_steps": 3, "max_steps": 3}

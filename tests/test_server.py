@@ -251,6 +251,33 @@ def test_the_server_has_so_many_requests_at_a_time(requests):
     assert most == requests
 
 
+def test_requests_that_hold_all_connections_do_not_hide_a_healthy_server(monkeypatch):
+    """As requests ahead of their round do, whose responses may take longer than a server may be out of reach."""
+    monkeypatch.setattr(server, "CONNECT_SECONDS", 0.1)
+    begun, go_on = threading.Event(), threading.Event()
+    with StandIn().running() as stand_in:
+        stand_in.fails = lambda number: begun.set() or (go_on.wait(10) and None)
+        generation = generation_of(stand_in.url, 7, seed=5)
+        parts = server.InParts(generation, 60.0, Path("run"), 1)
+        parts.server.patience = 0.3
+        writing = threading.Thread(target=generation.generate, args=([[1, 1], [1, 1]], None, 2))
+        writing.start()
+        assert begun.wait(10)
+        parts.server.wait()
+        assert writing.is_alive()
+        go_on.set()
+        writing.join(10)
+
+
+def test_a_reply_is_held_until_it_is_read_only():
+    requests = server.Requests(lambda number: {"completion_ids": [[number]]}, 2)
+    requests.foresee({"number": 0})
+    made = [requests.make({"number": number}) for number in range(5)]
+    found = {number: reply["completion_ids"] for number, reply in requests.replies(made, 10.0)}
+    assert found == {number: [[number]] for number in range(5)}
+    assert all(asked.reply is None for asked in made)
+
+
 def test_only_a_server_that_answers_nothing_is_silent():
     """A request may wait as long as it must while others are answered."""
     with StandIn(longest=1, places=1, pace=0.05).running() as stand_in:

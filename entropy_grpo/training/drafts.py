@@ -227,10 +227,13 @@ class Drafts:
         places = self._dealt(len(trunks))
         entropies = self.rule.entropies([trunks[place][0].responses[trunks[place][1]] for place in places])
         branches = []
-        for place, values in dict(gather_object(list(zip(places, entropies.cpu(), strict=True)))).items():
+        lengths = [len(trunks[place][0].responses[trunks[place][1]].completion_ids) for place in places]
+        # Copies, because a view is sent with the whole matrix.
+        own = [(p, x[:n].clone()) for p, x, n in zip(places, entropies.cpu(), lengths, strict=True)]
+        for place, values in dict(gather_object(own)).items():
             draft, i = trunks[place]
             ids = draft.responses[i].completion_ids.tolist()
-            fork = self.rule.place(ids, values[: len(ids)], f"{draft.begun} {draft.row} {i}")
+            fork = self.rule.place(ids, values, f"{draft.begun} {draft.row} {i}")
             draft.fork(i, fork, self.rule.branches_of(i))
             branches += [(draft, branch) for branch in self.rule.branches_of(i)]
         return branches

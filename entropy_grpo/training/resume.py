@@ -6,6 +6,7 @@ complete (see `runs.seal`).
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,9 +168,12 @@ class Resume:
 
     def shape(self) -> dict[str, Any]:
         """Return what a saved rollout fits: the processes, the micro-batches that it is divided into, its columns."""
-        return {"num_processes": self.trainer.accelerator.num_processes} | {
-            name: getattr(self.trainer.args, name) for name in FITTED
-        }
+        methods = [
+            json.dumps([entry.name, entry.params, entry.schedule, entry.digest], default=str)
+            for entry in self.trainer.spec.entries()
+        ]
+        fitted = {name: getattr(self.trainer.args, name) for name in FITTED}
+        return {"num_processes": self.trainer.accelerator.num_processes, "methods": methods} | fitted
 
     def outdated(self) -> list[str]:
         """Return the settings whose change makes groups that wait in a checkpoint unfit for the run.
@@ -255,7 +259,7 @@ class Resume:
         """Restore the run's state from a checkpoint.
 
         A checkpoint that is not complete restores nothing. A checkpoint of another number of processes, of other
-        micro-batches or of other kept tokens restores the shared state and begins a new rollout. Groups that wait are
+        micro-batches, kept tokens or methods restores the shared state and begins a new rollout. Groups that wait are
         dropped if they have other problems, sizes or rewards than this run. All of this is logged.
         """
         if not (folder / seal.COMPLETE).exists():
@@ -268,7 +272,9 @@ class Resume:
             get_logger(__name__).warning(f"Groups that wait in {folder} are dropped: the run has another {named}.")
             shared = without_waiting(shared)
         written, shape = seal.read(folder), self.shape()
-        known = shape.keys() & written.keys()  # seals of earlier versions have the number of processes alone
+        known = [
+            name for name in shape if name in written
+        ]  # seals of earlier versions have the number of processes alone
         other = [f"{name} {written[name]}, now {shape[name]}" for name in known if written[name] != shape[name]]
         if other:
             get_logger(__name__).warning(f"{folder} was written with {', '.join(other)}, so a new rollout begins.")

@@ -134,7 +134,7 @@ class Server:
     Args:
         url: without a path.
         patience: seconds for which the server may be unhealthy or out of reach.
-        requests: connections at the same time.
+        requests: connections for requests at the same time, beside those for looks at the server.
     """
 
     def __init__(self, url: str, patience: float, requests: int = 1):
@@ -146,9 +146,11 @@ class Server:
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=requests, max_keepalive_connections=requests),
         )
+        # Requests of a round may hold all connections of `client` for as long as a response takes.
+        self.looks = httpx.Client(timeout=CONNECT_SECONDS)
 
     def _get(self, path: str, **params: str) -> httpx.Response:
-        return self.client.get(f"{self.url}{path}", params=params, timeout=CONNECT_SECONDS)
+        return self.looks.get(f"{self.url}{path}", params=params)
 
     def wait(self) -> None:
         """Return when the server is healthy.
@@ -358,7 +360,8 @@ class Requests:
             if isinstance(asked.reply, Exception):
                 raise asked.reply
             if (number := missing.pop(asked, None)) is not None:
-                yield number, asked.reply
+                reply, asked.reply = asked.reply, None  # a round has more replies than memory should hold
+                yield number, reply
 
     def end(self) -> None:
         """Forget requests that were made ahead and that no round has needed, and return when the server has none."""

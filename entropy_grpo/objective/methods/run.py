@@ -237,7 +237,7 @@ class Methods:
                 columns[OLD_LOGPS] = scored.logps
             if OLD_ENTROPIES in kept and scored.entropies is not None:
                 columns[OLD_ENTROPIES] = scored.entropies
-            columns |= {FIRST + name: getattr(scored, name) for name in self.objective.first_step_reads}
+            columns |= {FIRST + name: getattr(scored, name) for name in sorted(self.objective.first_step_reads)}
         return rollout | columns
 
     # The step
