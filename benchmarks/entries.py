@@ -109,7 +109,7 @@ def table(results: dict[str, Any]) -> str:
     for name, arm in found:
         times = "{median:.2f} [{low:.2f}, {high:.2f}]".format(**arm["times as long"])
         own = "{:.1f}".format(1e3 * arm["seconds within methods"]["median"])
-        rows.append([name if name == BASE else f"`{name}`", times, own, "{:.1%}".format(arm["share"]["median"])])
+        rows.append([name, times, own, "{:.1%}".format(arm["share"]["median"])])
     return (
         f"Steps of {BATCH * ACCUMULATION} responses, {results['hardware']}. Median [lowest, highest] of "
         f"{results['repeats']} turns.\n\n{markdown_table(rows)}"
