@@ -30,12 +30,12 @@ from entropy_grpo.runs import files
 COMMAND = "python -m benchmarks.entries --table"
 RESULTS = measure.RESULTS / "entries.json"
 LONGEST, BATCH, ACCUMULATION, MEAN = 128, 4, 4, 0.35
-BASE, FORKING = "no method", "forking"
+BASE = "no method"
 RHO = ("top_entropy_quantile=0.2",)
 # Methods that the sweeps do not have by their names.
 OTHERS = {
     BASE: (experiments.ALL,),
-    FORKING: RHO,
+    "forking": RHO,
     **{name: (*RHO, f"entropy_selection={name}") for name in ("bottom", "random", "gradient_norm", "random_matched")},
     "ppl": (experiments.ALL, "ppl_shaping_alpha=0.01"),
     "position": (experiments.ALL, "position_shaping_gamma=0.1", "position_shaping_start=0"),

@@ -225,11 +225,11 @@ class Drafts:
         if not trunks:
             return []
         places = self._dealt(len(trunks))
-        entropies = self.rule.entropies([trunks[place][0].responses[trunks[place][1]] for place in places])
-        branches = []
-        lengths = [len(trunks[place][0].responses[trunks[place][1]].completion_ids) for place in places]
+        responses = [draft.responses[i] for draft, i in (trunks[place] for place in places)]
+        rows = zip(places, responses, self.rule.entropies(responses).cpu(), strict=True)
         # Copies, because a view is sent with the whole matrix.
-        own = [(p, x[:n].clone()) for p, x, n in zip(places, entropies.cpu(), lengths, strict=True)]
+        own = [(place, row[: len(response.completion_ids)].clone()) for place, response, row in rows]
+        branches = []
         for place, values in dict(gather_object(own)).items():
             draft, i = trunks[place]
             ids = draft.responses[i].completion_ids.tolist()

@@ -272,10 +272,8 @@ class Resume:
             get_logger(__name__).warning(f"Groups that wait in {folder} are dropped: the run has another {named}.")
             shared = without_waiting(shared)
         written, shape = seal.read(folder), self.shape()
-        known = [
-            name for name in shape if name in written
-        ]  # seals of earlier versions have the number of processes alone
-        other = [f"{name} {written[name]}, now {shape[name]}" for name in known if written[name] != shape[name]]
+        # Seals of earlier versions lack some of these facts.
+        other = [f"{k} {written[k]}, now {v}" for k, v in shape.items() if written.get(k, v) != v]
         if other:
             get_logger(__name__).warning(f"{folder} was written with {', '.join(other)}, so a new rollout begins.")
             self.restore_shared_state(shared | {"step": 0})
