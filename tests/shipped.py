@@ -1,4 +1,6 @@
-"""A recipe as it ships, on processors and a tiny model: all that is changed of it, and what its run is watched for.
+"""A recipe as it ships, on a tiny model: all that is changed of it, and what its run is watched for.
+
+On processors, unless the environment says SHIPPED_ON_GPU=1, which takes one GPU.
 
 Run by torchrun, or by itself for one process: shipped.py RECIPE FOLDER_OF_REPORTS [--key value ...]
 """
@@ -10,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+if os.environ.get("SHIPPED_ON_GPU") != "1":
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 
 import torch
 import transformers
@@ -37,6 +40,7 @@ class Change(NamedTuple):
     reason: str
 
 
+ON_GPU = os.environ.get("SHIPPED_ON_GPU") == "1"
 SIZE = "size"
 # A setting that a recipe does not have stays out; those of ADDED come in.
 CHANGES = {
@@ -68,6 +72,8 @@ CHANGES = {
     "num_responses": Change(8, SIZE),
     "responses_per_step": Change(4, SIZE),
 }
+if not ON_GPU:
+    CHANGES["use_liger_kernel"] = Change(False, "Triton's kernels need a GPU")
 ADDED = {
     "max_sampling_rounds": Change(2, SIZE),
     "eval_benchmark_steps": Change(2, SIZE),
@@ -120,7 +126,7 @@ class Walk:
     def after_a_pass_without_gradient(self):
         """Whether such a pass left parameters whole, on which TRL's walk by itself would fail."""
         model = self.generation.model = self.trainer.model
-        model(input_ids=torch.ones(1, 3, dtype=torch.long))
+        model(input_ids=torch.ones(1, 3, dtype=torch.long, device=self.trainer.accelerator.device))
         left_whole = not all(isinstance(p, DTensor) for p in model.parameters())
         self.generation.sync_weights()
         return left_whole
@@ -151,7 +157,8 @@ def timeout():
     """Seconds that a collective may take in the process group that accelerate made."""
     if not torch.distributed.is_initialized():
         return None
-    return torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    backend = torch.distributed.group.WORLD._get_backend(torch.device("cuda" if ON_GPU else "cpu"))
+    return backend.options._timeout.total_seconds()
 
 
 def report(trainer, found, walk, snapshot, reduced):
@@ -169,7 +176,8 @@ def report(trainer, found, walk, snapshot, reduced):
 
 def main():
     recipe, folder, *words = sys.argv[1:]
-    take_processors_for_gpus()
+    if not ON_GPU:
+        take_processors_for_gpus()
     shipped = {key: setting.value for key, setting in launch.recipe.load(recipe).items()}
     if shipped.get("load_in_4bit"):
         keep_four_bits_as_they_are()

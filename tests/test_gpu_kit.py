@@ -42,9 +42,9 @@ def kit(python, tmp_path, *words):
 
 
 def test_default_limits_leave_time():
-    assert sorted(PARTS) == list("ABCDEFGH")
+    assert sorted(PARTS) == list("ABCDEFGHI")
     assert sum(PARTS[part][1] for part in DEFAULT) < 540
-    assert set(PARTS) - set(DEFAULT) == {"G", "H"}
+    assert set(PARTS) - set(DEFAULT) == {"G", "H", "I"}
 
 
 def test_head(tmp_path):

@@ -2,6 +2,8 @@
 
 Recipes for several GPUs run on two processes under the FSDP2 configuration that they name, those for one GPU on one.
 By default a few run that differ in kind; `--every-recipe` takes all.
+
+With SHIPPED_ON_GPU=1 the recipes for GPUs run on one GPU, those with FSDP2 sharded over that one process.
 """
 
 import json
@@ -11,6 +13,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -22,13 +25,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.fixtures.tiny_model import byte_level_tokenizer, save_tiny_model
 from entropy_grpo.config import recipe
+from entropy_grpo.config.sharding import sharding_environment
 from entropy_grpo.data.prompts import TEMPLATES
 from entropy_grpo.data.sources import TRAINING
 from entropy_grpo.runs import files, yaml12
 from entropy_grpo.runs.folder import RunFolder
 
 from .conftest import REPOSITORY
-from .shipped import ADDED, CHANGES
+from .shipped import ADDED, CHANGES, ON_GPU
 from .test_paper_recipes import FAMILIES, ROWS, family_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -46,8 +50,8 @@ TIED = ("qwen3_0_6b", "qwen3_1_7b", "qwen3_0_6b_countdown", "qwen3_1_7b_countdow
 
 def pytest_generate_tests(metafunc):
     if "name" in metafunc.fixturenames:
-        every = metafunc.config.getoption("every_recipe")
-        metafunc.parametrize("name", EVERY if every else KINDS)
+        names = EVERY if metafunc.config.getoption("every_recipe") else KINDS
+        metafunc.parametrize("name", [name for name in names if not (ON_GPU and values(name).get("use_cpu"))])
 
 
 @cache
@@ -104,22 +108,32 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.fixture(scope="module")
+def python(request):
+    """A process that was forked from one with torch's threads cannot use a GPU."""
+    return sys.executable if ON_GPU else request.getfixturevalue("preloaded")
+
+
 def launch(python, name, folder, settings, *, number):
     folder.mkdir(exist_ok=True)
-    start = f"-m torch.distributed.run --standalone --nproc_per_node {number}" if number > 1 else ""
+    start = f"-m torch.distributed.run --standalone --nproc_per_node {1 if ON_GPU else number}" if number > 1 else ""
     if settings.get("accelerate_config") == ZERO3:  # which only accelerate's launcher sets up
         start = f"-m accelerate.commands.launch --config_file {ZERO3} --num_processes {number} --main_process_port "
         start += str(free_port())
     words = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value).strip('"'))]
     command = [python, *start.split(), "-m", "tests.shipped", f"recipes/{name}.yaml", str(folder), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ENTROPY_GRPO_CACHE": str(folder / "cache")}
-    environment |= {"DS_ACCELERATOR": "cpu"}
+    environment |= {} if ON_GPU else {"DS_ACCELERATOR": "cpu"}
+    if ON_GPU and number > 1:  # one process is sharded only if the launcher says so
+        environment |= sharding_environment(
+            REPOSITORY / settings.get("accelerate_config", values(name)["accelerate_config"])
+        )
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory, preloaded):
+def shipped(tmp_path_factory, python):
     """Trains a recipe once: its folder, with the run in `run` and the reports beside it, and what was changed."""
     made = {}
 
@@ -130,7 +144,7 @@ def shipped(tmp_path_factory, preloaded):
                 pytest.importorskip("bitsandbytes")
             folder = tmp_path_factory.mktemp(name)
             settings = changed(name, folder) | {"output_dir": str(folder / "run")} | more
-            launch(preloaded, name, folder, settings, number=processes(name))
+            launch(python, name, folder, settings, number=processes(name))
             made[key] = folder, settings
         return made[key]
 
@@ -181,7 +195,7 @@ def test_it_trains_evaluates_saves_and_loads(name, shipped):
     assert model(**tokenizer("go 3 to 8 need +5 with +7 -4 -1\n", return_tensors="pt")).logits.isfinite().all()
 
 
-def test_it_goes_on_from_a_checkpoint(name, shipped, preloaded):
+def test_it_goes_on_from_a_checkpoint(name, shipped, python):
     """In the middle of a rollout; what comes is what an uninterrupted run has, bit for bit."""
     folder, settings = shipped(name)
     first = min((folder / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -193,7 +207,7 @@ def test_it_goes_on_from_a_checkpoint(name, shipped, preloaded):
         if source.exists():
             (shutil.copytree if source.is_dir() else shutil.copy)(source, again / "run" / left)
     more = {"output_dir": str(again / "run"), "resume_from_checkpoint": True}
-    launch(preloaded, name, again, settings | more, number=processes(name))
+    launch(python, name, again, settings | more, number=processes(name))
     assert rows(again / "run") == rows(folder / "run")
     once, resumed = (load_file(path / "weights.safetensors") for path in (folder, again))
     assert once.keys() == resumed.keys() and all(torch.equal(once[n], resumed[n]) for n in once)
@@ -226,7 +240,7 @@ def weights_of_a_model(folder):
     return {weight.dtype for weight in load_file(file).values()}
 
 
-@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("column", [c for c in COLUMNS if not ON_GPU or c in ("FSDP2", "one GPU", "LoRA")])
 def test_dtypes_are_those_of_the_table(column, shipped):
     """`on_grid` has numbers all of whose values bfloat16 holds, which in float32 are rounded all the same."""
     name, more = COLUMNS[column]
@@ -242,6 +256,9 @@ def test_dtypes_are_those_of_the_table(column, shipped):
         found[number] = [str(dtype).removeprefix("torch.") for dtype in weights]
     place = HEADER.index(column)
     said = {row[0]: [row[place]] for row in CELLS if row[place]}
+    if ON_GPU:  # one process reduces nothing
+        said.pop("gradients between processes", None)
+        assert found.pop("gradients between processes", []) == []
     assert found == said
     assert report["on_grid"] == []
     if column == "FSDP2":  # transformers passes no timeout to the process group of `use_cpu`

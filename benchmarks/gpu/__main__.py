@@ -10,6 +10,7 @@
 - E: selection and resume
 - F: FSDP2 on one process
 - G: the demo from cold start to card
+- I: shipped recipes on a tiny model, and errors of Liger's layers
 - H: a pretrained 135M model on sums, from `--weights` (see `benchmarks/gpu/pretrained.py`)
 
 Each part is a separate process, which is killed at its time limit, and writes `gpu_NAME.json` after every measurement.
@@ -39,8 +40,9 @@ PARTS = {
     "E": ("select", 35),
     "G": ("demo", 240),
     "H": ("weights", 420),
+    "I": ("recipes", 240),
 }
-# By name: G trains its cold start on the processor first, for three minutes, and H needs weights.
+# By name: G trains its cold start on the processor first, for three minutes, H needs weights, and I takes minutes.
 DEFAULT = "ABCFDE"
 # Nothing is asked of a hub, and TRL does not repeat that rollout functions may change.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}

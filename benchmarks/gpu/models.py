@@ -17,7 +17,8 @@ def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     """The configuration with another number of layers."""
     changed = copy.deepcopy(config)
     changed.num_hidden_layers = layers
-    changed.layer_types = changed.layer_types[:1] * layers
+    if hasattr(changed, "layer_types"):
+        changed.layer_types = changed.layer_types[:1] * layers
     return changed
 
 

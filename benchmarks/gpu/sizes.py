@@ -69,6 +69,9 @@ class Sizes:
         weights_problems: number of part H's problems, with the held-out ones.
         weights_settings: further settings of part H's launches.
         arms: names of the arms of part H to run.
+        layers_models: models in which part I compares layers, by name.
+        recipes, columns: recipes that part I trains, and columns of the table of dtypes that it compares.
+        jobs: number of tests of part I at a time.
     """
 
     device: str
@@ -97,6 +100,10 @@ class Sizes:
     weights_problems: int = 8000
     weights_settings: dict[str, str] = field(default_factory=dict)
     arms: tuple[str, ...] = ("rho = 0.2", "rho = 1.0", "random reward")
+    layers_models: dict[str, PreTrainedConfig] = field(default_factory=dict)
+    recipes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    jobs: int = 1
 
 
 FULL = Sizes(
@@ -127,6 +134,21 @@ FULL = Sizes(
         "num_test_problems": "400",
         "eval_steps": "20",
     },
+    layers_models={
+        name: with_layers(read_local_config(name), 4)
+        for name in ("Qwen/Qwen3-8B-Base", "Qwen/Qwen2.5-7B", "meta-llama/Llama-3.1-8B")
+    },
+    recipes=(
+        "qwen3_14b",
+        "qwen25_math_7b_ppl_position",
+        "qwen3_8b_stapo",
+        "qwen25_7b_kl_cov",
+        "qwen3_0_6b",
+        "qwen3_8b_lora",
+        "llama31_8b_cold_start",
+    ),
+    columns=("FSDP2", "one GPU", "LoRA"),
+    jobs=10,
 )
 
 
@@ -169,6 +191,7 @@ TINY = Sizes(
     weights_problems=64,
     weights_settings={
         "use_cpu": "true",
+        "use_liger_kernel": "false",
         "prompts_per_rollout": "4",
         "num_generations": "4",
         "steps_per_rollout": "2",
@@ -182,4 +205,6 @@ TINY = Sizes(
         "max_steps": "2",
     },
     arms=("rho = 0.2", "random reward"),
+    layers_models={"tiny": _tiny(tied=False)},
+    columns=("one GPU",),
 )

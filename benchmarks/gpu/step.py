@@ -3,8 +3,8 @@
 Both trainers get the same rollout of given responses. A short run of each comes first. It compiles kernels, counts the
 synchronisations of the host and lists the kernels. `sizes.STEP_CHANGES` lists the changes of the recipe.
 
-Both trainers also run with Liger's kernels for normalisation, rotary positions and the MLP (`use_liger_kernel: true`).
-Their errors are compared with those of transformers' layers.
+Both trainers run with the layers of transformers, and with Liger's kernels for normalisation, rotary positions and the
+MLP (`use_liger_kernel`, which the recipe sets).
 """
 
 import gc
@@ -35,7 +35,7 @@ from entropy_grpo.planning.memory import memory
 from entropy_grpo.planning.options import PlanOptions
 from entropy_grpo.tasks.cold_start import build_tokenizer
 
-from .layers import LIGER_WORDS, errors, restored
+from .layers import LIGER_WORDS, PLAIN_WORDS, restored
 from .models import H100_PEAK, model_operations, random_model
 from .report import Report
 from .sizes import STEP_CHANGES, Sizes
@@ -54,15 +54,16 @@ class Variant:
     share: float = 1.0
 
 
-PLAIN = {"ours": Variant(), "TRL": Variant(stock=True)}
+PLAIN = {"ours": Variant(words=PLAIN_WORDS), "TRL": Variant(stock=True, words=PLAIN_WORDS)}
 LIGER = {f"{name}, Liger's layers": replace(one, words=LIGER_WORDS) for name, one in PLAIN.items()}
 
 
 def variants(sizes: Sizes) -> dict[str, Variant]:
     """Variants to time. Liger's kernels need a GPU. Budgets are those of the recipe's batch of longest responses."""
     budget = str(sizes.step_batch * (sizes.step_prompt + sizes.step_longest))
-    short = Variant(share=0.25)
-    shorter = {"ours, short": short, "ours, short, token budget": replace(short, words=("--token_budget", budget))}
+    short = Variant(words=PLAIN_WORDS, share=0.25)
+    budgeted = replace(short, words=(*PLAIN_WORDS, "--token_budget", budget))
+    shorter = {"ours, short": short, "ours, short, token budget": budgeted}
     return PLAIN | (LIGER if sizes.device == "cuda" else {}) | shorter
 
 
@@ -236,7 +237,7 @@ def probe(sizes: Sizes, longest: int, variant: Variant) -> dict[str, Any]:
 
 
 def run(report: Report, sizes: Sizes) -> None:
-    """Probe the trainers, then time them in turn. Then profile whole micro-batches, and compare the layers' errors."""
+    """Probe the trainers, then time them in turn. Then profile whole micro-batches."""
     report.note(
         changed_of_the_recipe=STEP_CHANGES, prompt=sizes.step_prompt, longest=sizes.step_longest, mean_share=MEAN
     )
@@ -258,7 +259,3 @@ def run(report: Report, sizes: Sizes) -> None:
             with report.measure(f"whole: {name}") as row:
                 row |= probe(sizes, sizes.step_longest, variant)
             gc.collect()
-    with report.measure("errors of the layers") as row:
-        model = random_model(sizes.step_model, sizes.device)
-        ids = torch.randint(3, sizes.step_model.vocab_size, (2, sizes.probe_longest), generator=torch.Generator())
-        row |= errors(model, ids.to(sizes.device))
