@@ -109,7 +109,7 @@ class Dtypes(TrainerCallback):
 def reductions(found):
     """Note the dtype of every reduce-scatter: the reduction of gradients by FSDP2, and by ZeRO-3."""
     names = ("reduce_scatter_single", "reduce_scatter_tensor")
-    functions = {name: getattr(distributed, name) for name in names}
+    functions = {name: getattr(distributed, name) for name in names if hasattr(distributed, name)}
 
     def watched(reduce):
         def noted(*args, **kwargs):

@@ -147,8 +147,8 @@ FULL = Sizes(
         "qwen3_8b_lora",
         "llama31_8b_cold_start",
     ),
-    columns=("FSDP2", "one GPU", "LoRA"),
-    jobs=10,
+    columns=("FSDP2",),
+    jobs=8,
 )
 
 
