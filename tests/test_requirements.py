@@ -12,7 +12,7 @@ from entropy_grpo.evaluation.backends.vllm import check_gpus
 from entropy_grpo.grading.pool import worker_count
 from entropy_grpo.models.load import load_model
 from entropy_grpo.registry import installed
-from entropy_grpo.training.requirements import check_disk, check_packages, check_port, check_processes
+from entropy_grpo.training.requirements import check_disk, check_layers, check_packages, check_port, check_processes
 
 from .conftest import DEMO, REPOSITORY
 
@@ -41,6 +41,21 @@ def test_a_package_that_is_missing_is_named(values, parts):
     with pytest.raises(RecipeError) as error:
         check_packages(settings(**values), nothing)
     assert str(error.value).startswith("here.yaml: ") and all(part in str(error.value) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("use_cpu", "has_gpu", "said"),
+    [(True, True, "use_cpu is true"), (False, False, "none is visible"), (False, True, None)],
+)
+def test_ligers_layers_need_a_gpu(use_cpu, has_gpu, said):
+    wanted = settings(use_liger_kernel=True, use_cpu=use_cpu)
+    if said is None:
+        check_layers(wanted, has_gpu)
+        return
+    with pytest.raises(RecipeError, match=f"^here.yaml: use_liger_kernel is true, .* {said}: set use_liger_kernel to"):
+        check_layers(wanted, has_gpu)
+    check_layers(settings(use_liger_kernel=False, use_cpu=use_cpu), has_gpu)
+    check_layers(settings(use_cpu=use_cpu), has_gpu)
 
 
 def test_a_folder_of_a_packages_name_is_no_package(tmp_path, monkeypatch):

@@ -115,6 +115,8 @@ def python(request):
 
 
 def launch(python, name, folder, settings, *, number):
+    if ON_GPU and number > 1 and torch.__version__ < "2.13":
+        pytest.skip("before torch 2.13, FSDP2 does not end a pass that leaves out the LM head")
     folder.mkdir(exist_ok=True)
     start = f"-m torch.distributed.run --standalone --nproc_per_node {1 if ON_GPU else number}" if number > 1 else ""
     if settings.get("accelerate_config") == ZERO3:  # which only accelerate's launcher sets up

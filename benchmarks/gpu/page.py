@@ -68,6 +68,34 @@ def step() -> str:
     )
 
 
+def recipes() -> str:
+    """Tables of the errors of both kinds of layers, and of the tests of shipped recipes."""
+    before = "errors of the layers: "
+    lines = []
+    for row in rows_of("recipes", before):
+        for layers in ("transformers", "Liger"):
+            found = row[layers]
+            name = row["name"].removeprefix(before).partition("/")[2]
+            errors = (found["root_mean_square"], found["largest"], found["gradients"])
+            lines.append([name, layers, *(f"{error:.4f}" for error in errors)])
+    header = [
+        "four layers, bfloat16 autocast against float32",
+        "layers",
+        "log-probabilities, nats",
+        "largest",
+        "gradients",
+    ]
+    tests, errors = [["recipe, or column of the precision table", "test", "ended"]], []
+    for row in recorded("recipes")["measurements"]:
+        for key, value in row.items():
+            if key.startswith("test_"):
+                ended, _, why = value.partition(": ")
+                errors += [why] if ended not in ("passed", "skipped") else []
+                tests.append([row["name"], key.removeprefix("test_").partition("[")[0].replace("_", " "), ended])
+    said = "".join(f"\n\n{errors.count(error)} of them: `{error}`" for error in dict.fromkeys(errors))
+    return f"{table([header, *lines])}\n\n{table(tests, str)}{said}"
+
+
 def memory() -> str:
     """Table of measured and planned bytes that grow with the number of layers of a 14B-shaped model."""
     lines = []
@@ -165,6 +193,7 @@ TITLES = {
     "select": "selection and resume",
     "demo": "demo",
     "weights": "pretrained weights",
+    "recipes": "recipes and layers",
 }
 
 
@@ -180,7 +209,7 @@ def provenance() -> str:
 
 def tables() -> str:
     """All tables and lines of the page."""
-    return "\n\n".join([provenance(), head(), step(), memory(), numerics(), select(), weights()])
+    return "\n\n".join([provenance(), head(), step(), memory(), recipes(), numerics(), select(), weights()])
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ FULL = Sizes(
         "qwen3_8b_lora",
         "llama31_8b_cold_start",
     ),
-    columns=("FSDP2",),
+    columns=("FSDP2", "one GPU", "LoRA"),
     jobs=8,
 )
 

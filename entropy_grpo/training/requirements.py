@@ -122,6 +122,27 @@ def _check_trackers(named: str | list[str] | None, source: str) -> None:
         raise RecipeError(f"{source}: report_to names {tracker!r}: choose among {', '.join(INTEGRATION_TO_CALLBACK)}.")
 
 
+def check_layers(settings: Settings, has_gpu: bool | None = None) -> None:
+    """Refuse Liger's layers where there is no GPU. Without this check, Triton fails in the first pass.
+
+    Args:
+        has_gpu: whether torch finds an accelerator; asked of torch by default.
+
+    Raises:
+        RecipeError: the message names the setting, its value and the fix.
+    """
+    if "use_liger_kernel" not in settings or settings["use_liger_kernel"].value is not True:
+        return
+    on_processor = "use_cpu" in settings and settings["use_cpu"].value is True
+    if on_processor or not (torch.accelerator.is_available() if has_gpu is None else has_gpu):
+        why = "use_cpu is true" if on_processor else "none is visible"
+        setting = settings["use_liger_kernel"]
+        raise RecipeError(
+            f"{setting.source}: use_liger_kernel is true, but Liger's kernels need a GPU, and {why}: set "
+            "use_liger_kernel to false."
+        )
+
+
 def port_in_use(port: int) -> bool:
     """Return whether a process on this machine listens on a port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -37,7 +37,7 @@ from ..runs.files import Row
 from ..runs.folder import RunFolder
 from .checkpoints import find_checkpoint
 from .claim import claim_folder, compare_settings, record_changes
-from .requirements import check_disk, check_packages, check_processes
+from .requirements import check_disk, check_layers, check_packages, check_processes
 
 if TYPE_CHECKING:
     from .sft import Imitation
@@ -133,6 +133,7 @@ class Start:
             check_held_out(self.config, self.args, self.args.world_size)
         check_quantised(self.model, uses_vllm, shards())
         check_packages(self.settings)
+        check_layers(self.settings)
 
     @property
     def kept(self) -> Row:
