@@ -108,8 +108,7 @@ def test_the_page_of_the_gpu_holds_the_recorded_figures():
         sharded = {"qwen3_14b", "qwen25_math_7b_ppl_position", "qwen3_8b_stapo", "qwen25_7b_kl_cov", "FSDP2"}
         old = part == "recipes" and found["versions"]["torch"] < "2.13"
         assert found["measurements"] and failed <= (sharded if old else set())
-        # The memory part was stopped by its limit after the last of its twelve measurements.
-        assert found["status"] == "complete" or len(found["measurements"]) == 12
+        assert failed or found["status"] == "complete"
 
 
 def test_the_page_of_methods_holds_the_recorded_times():
