@@ -254,20 +254,21 @@ def last_quarter(runs: Sequence[RunFolder], key: str) -> dict[str, float]:
 def text(name: str) -> str:
     """The table of an experiment, or a sentence that it has not been run."""
     if results(name).exists():
-        return table(json.loads(results(name).read_text()), EXPERIMENTS[name].columns)
+        return table(json.loads(results(name).read_text()), EXPERIMENTS[name])
     experiment = EXPERIMENTS[name]
     number = (experiment.seeds + len(embedded.LEARNING_RATES) * experiment.tuned) * len(experiment.arms)
     return f"Not run. The command trains {number} runs of about a minute and a core each."
 
 
-def table(recorded: dict[str, Any], columns: Mapping[str, str]) -> str:
+def table(recorded: dict[str, Any], experiment: Experiment) -> str:
     """The arms, their differences from the baseline, and the claims about rewards, in Markdown.
 
-    Args:
-        columns: further columns, see `Experiment`.
+    If learning rates are chosen, the table has them, Pass@4, and the mean cost of a run.
     """
+    columns, tuned = experiment.columns, experiment.tuned
     above = f"accuracy above {recorded['baseline']}"
-    rows = [["", "accuracy", "by seed", "mean entropy, nats", *columns.values(), above, "p, corrected"]]
+    costs = ["learning rate", "Pass@4", "tokens of a run", "seconds"] if tuned else []
+    rows = [["", "accuracy", "by seed", "mean entropy, nats", *columns.values(), above, "p, corrected", *costs]]
     for label, arm in recorded["arms"].items():
         test = recorded["differences"].get(label)
         rows.append(
@@ -279,10 +280,18 @@ def table(recorded: dict[str, Any], columns: Mapping[str, str]) -> str:
                 *(interval_text(arm["columns"][key]) for key in columns),
                 interval_text(test, sign="+") if test else "",
                 f"{test['p_corrected']:.2f}" if test else "",
+                *(_costs(arm) if tuned else ()),
             ]
         )
     claims = "\n".join(f"- {cell(claim)}" for claim in recorded["claims"])
     return f"{markdown_table(rows)}\n\n{claims}".strip()
+
+
+def _costs(arm: Mapping[str, Any]) -> list[str]:
+    """Cells of the learning rate, Pass@4, and tokens and seconds of a run."""
+    rate = next(text.partition("=")[2] for text in arm["settings"] if text.startswith("learning_rate="))
+    cost = arm["cost"]
+    return [rate, interval_text(arm["measures"]["pass@4"]), f"{cost['tokens']:,.0f}", f"{cost['seconds']:.0f}"]
 
 
 def watchers_table(found: Mapping[str, dict[str, Any]]) -> str:
