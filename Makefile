@@ -116,8 +116,8 @@ shaping-tiny: setup  ## sweep PPL and position shaping on the embedded task (hal
 rewards-tiny: setup  ## sweep true and control rewards on the embedded task (a quarter of an hour on two cores); writes docs/experiments.md
 	$(BIN)/python -m benchmarks.experiments rewards_tiny
 
-methods-tiny: setup  ## sweep the methods by name on the embedded task, with a learning rate for each (three hours on two cores); writes docs/experiments.md
-	$(BIN)/python -m benchmarks.experiments methods_tiny methods_more_tiny
+methods-tiny: setup  ## sweep the methods by name on both embedded tasks, with a learning rate for each (three hours on two cores); writes docs/experiments.md and docs/word-stories.md
+	$(BIN)/python -m benchmarks.experiments methods_tiny methods_more_tiny methods_words
 
 entries: setup  ## time an optimiser step with each method by name (ten minutes); writes benchmarks/results/entries.json
 	$(BIN)/python -m benchmarks.entries

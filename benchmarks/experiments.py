@@ -60,6 +60,14 @@ TOKENS = {f"rho = {rho}": (RHO.format(rho),) for rho in (1.0, 0.1, 0.15, 0.2, 0.
     "random 0.2": ("entropy_selection=random",),
     "gradient norm 0.2": ("entropy_selection=gradient_norm",),
 }
+METHODS = {
+    "grpo": (ALL,),
+    "forking": (RHO.format(0.2),),
+    "random, matched in gradient norm": (RHO.format(0.2), "entropy_selection=random_matched"),
+    "stapo": (ALL, "token_weights=[stapo]"),
+    "clip_cov": (ALL, "token_weights=[clip_cov]"),
+    "qae": (ALL, "advantages=[qae]"),
+}
 
 
 def rewards(true: str) -> dict[str, tuple[str, ...]]:
@@ -129,19 +137,8 @@ EXPERIMENTS = {
             for d in (1, -1)
         },
     ),
-    "methods_tiny": Experiment(
-        "recipes/demo_cpu.yaml",
-        {
-            "grpo": (ALL,),
-            "forking": (RHO.format(0.2),),
-            "random, matched in gradient norm": (RHO.format(0.2), "entropy_selection=random_matched"),
-            "stapo": (ALL, "token_weights=[stapo]"),
-            "clip_cov": (ALL, "token_weights=[clip_cov]"),
-            "qae": (ALL, "advantages=[qae]"),
-        },
-        seeds=5,
-        tuned=True,
-    ),
+    "methods_tiny": Experiment("recipes/demo_cpu.yaml", METHODS, seeds=5, tuned=True),
+    "methods_words": Experiment("recipes/demo_words.yaml", METHODS, seeds=5, tuned=True),
     "methods_more_tiny": Experiment(
         "recipes/demo_cpu.yaml",
         {
@@ -193,10 +190,11 @@ def words(settings: Sequence[str]) -> list[str]:
 def tuned_arms(experiment: Experiment, jobs: int) -> dict[str, tuple[str, ...]]:
     """The arms with the learning rate that is best for each, see `Experiment`."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    embedded.TASK.model(UNREPORTED_SEED)
+    study = next(study for study in embedded.STUDIES.values() if study.recipe == experiment.recipe)
+    study.task.model(UNREPORTED_SEED)
     with ThreadPoolExecutor(jobs) as pool:
         tried = {
-            (arm, rate): pool.submit(embedded.run, arm, words(settings), rate, UNREPORTED_SEED, False)
+            (arm, rate): pool.submit(embedded.run, arm, words(settings), rate, UNREPORTED_SEED, False, study)
             for arm, settings in experiment.arms.items()
             for rate in embedded.LEARNING_RATES
         }

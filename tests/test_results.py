@@ -284,7 +284,7 @@ def test_differences_between_arms_are_those_of_the_seeds(name):
     assert smallest["p_corrected"] == pytest.approx(min(smallest["p_value"] * len(tests), 1))
 
 
-METHOD_SWEEPS = ("methods_tiny", "methods_more_tiny")
+METHOD_SWEEPS = ("methods_tiny", "methods_words", "methods_more_tiny")
 
 
 @pytest.mark.parametrize("name", METHOD_SWEEPS)
