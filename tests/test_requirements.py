@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo.config.recipe import RecipeError, Setting
 from entropy_grpo.evaluation.backends.vllm import check_gpus
 from entropy_grpo.grading.pool import worker_count
 from entropy_grpo.models.load import load_model
 from entropy_grpo.registry import installed
 from entropy_grpo.training.requirements import check_disk, check_layers, check_packages, check_port, check_processes
+from entropy_grpo.training.start import Start
 
 from .conftest import DEMO, REPOSITORY
 
@@ -165,3 +167,18 @@ def test_a_port_that_another_process_listens_on_is_named():
         for other in ({"use_vllm": False}, {"vllm_mode": "colocate"}, {"process_index": 1}):
             check_port(SimpleNamespace(**vars(args) | other))
     check_port(args)
+
+
+def test_trl_announces_its_next_version_to_nobody(tiny_model, tmp_path, recwarn):
+    """The recipes for GPUs set `use_liger_kernel`, of which TRL 1.16 says that TRL 2 will not have it."""
+    start = Start.__new__(Start)  # only its context is needed
+
+    def announced():
+        fixed_rollout.make_trainer(tiny_model, tmp_path, use_liger_kernel=True)
+        found = [str(warning.message) for warning in recwarn if "use_liger_kernel" in str(warning.message)]
+        recwarn.clear()
+        return found
+
+    assert len(announced()) == 1
+    with start.loading():
+        assert announced() == []

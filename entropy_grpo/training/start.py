@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -202,9 +203,14 @@ class Start:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Name the model in errors of its files, which TRL's trainers read."""
+        """Name the model in errors of its files, which TRL's trainers read, without a warning that asks for nothing.
+
+        TRL 1.16 warns that TRL 2 replaces Liger's layers by kernels from the Hub. The package is pinned below TRL 2.
+        """
         try:
-            yield
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "`use_liger_kernel=True` is deprecated", FutureWarning)
+                yield
         except (OSError, HTTPError, SafetensorError) as error:
             if isinstance(error, (ConnectionError, HTTPError, LocalTokenNotFoundError)) and self.args.push_to_hub:
                 raise ValueError(
