@@ -7,7 +7,7 @@ from entropy_grpo.training import start, train
 
 from .conftest import REPOSITORY
 
-WORDS = "--use_cpu true --bf16 false --use_liger_kernel false --use_vllm false --vllm_enable_sleep_mode false".split()
+WORDS = "--use_cpu true --bf16 false --use_vllm false --vllm_enable_sleep_mode false".split()
 # What is written instead of what, and what the sentence names. The first text is a line of the recipe; without one the
 # line is added.
 BROKEN = [

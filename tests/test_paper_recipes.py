@@ -95,7 +95,7 @@ EXCHANGE = {
 PPL = {"ppl_shaping_alpha": 0.01}
 POSITION = {f"position_shaping_{name}": value for name, value in (("gamma", 0.1), ("d", 1), ("m", 15), ("n", 0.5))}
 POSITION |= {"position_shaping_start": "200 rollouts", "position_shaping_end": "300 rollouts"}
-ON_ONE_CPU = "--use_cpu true --bf16 false --use_liger_kernel false --use_vllm false".split()
+ON_ONE_CPU = "--use_cpu true --bf16 false --use_vllm false".split()
 RAISED = 160  # positions of a tiny model that has 128
 # Its 4,096 positions hold no prompt of 2,048 tokens and response of 8,192.
 MATH = EXCHANGE | {"model_name_or_path": "Qwen/Qwen2.5-Math-7B", "max_position_embeddings": 2048 + 8192}
@@ -445,8 +445,7 @@ def test_two_steps_by_the_literal_command(tmp_path, preloaded, name, family):
     model = save_tiny_model(tmp_path / "model", FAMILIES[family])
     source = recipe.load(RECIPES[name])["dataset_name"].value
     words = (
-        "--use_cpu true --bf16 false --dtype float32 --use_liger_kernel false --use_vllm false "
-        "--vllm_enable_sleep_mode false --max_steps 2 "
+        "--use_cpu true --bf16 false --dtype float32 --use_vllm false --vllm_enable_sleep_mode false --max_steps 2 "
         "--prompts_per_rollout 4 --steps_per_rollout 2 --num_generations 4 --per_device_train_batch_size 2 "
         "--max_completion_length 16 --save_strategy no "
         "--accelerate_config none --model_revision main --disable_tqdm true "

@@ -173,8 +173,7 @@ def completion_loss(model, tokenizer, row):
     return -logps.gather(1, ids[0, len(prompt) :, None]).sum().item(), len(logps)
 
 
-CPU = "--use_cpu true --bf16 false --dtype float32 --use_liger_kernel false --accelerate_config none "
-CPU += "--model_revision main --disable_tqdm true "
+CPU = "--use_cpu true --bf16 false --dtype float32 --accelerate_config none --model_revision main --disable_tqdm true "
 
 
 @pytest.mark.slow

@@ -61,6 +61,7 @@ TRAINING = (
     ReadIf(
         ("gradient_checkpointing_kwargs",), "gradient_checkpointing", _is_set, "without gradient_checkpointing: true"
     ),
+    ReadIf(("use_liger_kernel",), "use_cpu", lambda value: not value, "with use_cpu: true"),
     ReadIf(("liger_kernel_config",), "use_liger_kernel", _is_set, "without use_liger_kernel: true"),
     ReadIf(("hub_*",), "push_to_hub", _is_set, "without push_to_hub: true"),
 )

@@ -131,15 +131,13 @@ def check_layers(settings: Settings, has_gpu: bool | None = None) -> None:
     Raises:
         RecipeError: the message names the setting, its value and the fix.
     """
-    if "use_liger_kernel" not in settings or settings["use_liger_kernel"].value is not True:
+    setting = settings.get("use_liger_kernel")
+    if setting is None or setting.value is not True:
         return
-    on_processor = "use_cpu" in settings and settings["use_cpu"].value is True
-    if on_processor or not (torch.accelerator.is_available() if has_gpu is None else has_gpu):
-        why = "use_cpu is true" if on_processor else "none is visible"
-        setting = settings["use_liger_kernel"]
+    if not (torch.accelerator.is_available() if has_gpu is None else has_gpu):
         raise RecipeError(
-            f"{setting.source}: use_liger_kernel is true, but Liger's kernels need a GPU, and {why}: set "
-            "use_liger_kernel to false."
+            f"{setting.source}: use_liger_kernel is true, but Liger's kernels need a GPU, and torch finds none: set "
+            "use_liger_kernel to false, or use_cpu to true."
         )
 
 
