@@ -105,6 +105,8 @@ def test_what_a_parent_set_for_a_switch_goes_with_it():
     assert settings["dynamic_sampling"].value is True
     assert load("qwen25_7b_grpo", ["--lr_scheduler_type", "constant"]).keys() >= {"learning_rate"}
     assert "warmup_steps" not in load("qwen25_7b_grpo", ["--lr_scheduler_type", "constant"])
+    assert load("qwen3_14b", [])["use_liger_kernel"].value is True
+    assert "use_liger_kernel" not in load("qwen3_14b", ["--use_cpu", "true"])
     # What is set beside the switch, or after it, was meant.
     both = load("qwen3_14b", ["--use_vllm", "false", "--vllm_max_model_length", "4096"])
     with pytest.raises(recipe.RecipeError, match="command line: vllm_max_model_length is 4096, which nothing reads"):
