@@ -145,7 +145,7 @@ starting: setup  ## time a launch of the demo to its first line and its first st
 revisions: setup  ## time the head-bound step and the embedded job against BASE=COMMIT, alternating (ten minutes)
 	$(BIN)/python -m benchmarks.revisions --base $(BASE)
 
-gpu: setup  ## measure on one GPU (nine minutes); writes benchmarks/results/gpu_*.json and docs/gpu.md
+gpu: setup  ## measure on one GPU (ten minutes); writes benchmarks/results/gpu_*.json and docs/gpu.md
 	$(BIN)/python -m benchmarks.gpu --output benchmarks/results && $(BIN)/python -m benchmarks.gpu.page
 
 eval: setup  ## evaluate MODEL=... on BENCHMARKS=aime24,... with EVAL_ARGS

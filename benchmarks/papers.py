@@ -120,7 +120,7 @@ SECTIONS: dict[str, list[Row]] = {
                 evaluated("qwen3_14b", benchmarks=MATHS, preset="forking"),
                 "entropy-grpo compare runs/qwen3_14b runs/qwen3_14b_dapo --baseline runs/qwen3_14b_dapo",
             ],
-            f"{SMALL_RHO}: rho = 0.2 and 1.0 do not differ",
+            f"{SMALL_RHO}: no difference between rho = 0.2 and 1.0 is shown",
         ),
         Row(
             "Fig. 7 (rho, bottom 80%)",

@@ -27,8 +27,8 @@ ROWS = {
     "colocated, the share that sleep mode frees": 2,
     "... in rounds of 4,096 tokens": 3,
     "... with the fastest number of GPUs a copy": -4,
-    SPARED: -4,
     "... in rounds of 4,096 tokens, too": -3,
+    SPARED: -4,
     "half of the GPUs train and half serve, in turns": -2,
     "... a rollout ahead (not built)": -1,
 }
