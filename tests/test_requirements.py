@@ -7,14 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.fixtures import fixed_rollout
 from entropy_grpo.config.recipe import RecipeError, Setting
 from entropy_grpo.evaluation.backends.vllm import check_gpus
 from entropy_grpo.grading.pool import worker_count
 from entropy_grpo.models.load import load_model
 from entropy_grpo.registry import installed
-from entropy_grpo.training.requirements import check_disk, check_layers, check_packages, check_port, check_processes
-from entropy_grpo.training.start import Start
+from entropy_grpo.training.requirements import check_disk, check_packages, check_port, check_processes
 
 from .conftest import DEMO, REPOSITORY
 
@@ -43,14 +41,6 @@ def test_a_package_that_is_missing_is_named(values, parts):
     with pytest.raises(RecipeError) as error:
         check_packages(settings(**values), nothing)
     assert str(error.value).startswith("here.yaml: ") and all(part in str(error.value) for part in parts)
-
-
-def test_ligers_layers_need_a_gpu():
-    with pytest.raises(RecipeError, match=r"^here.yaml: use_liger_kernel is true, .*: set use_liger_kernel to false"):
-        check_layers(settings(use_liger_kernel=True), has_gpu=False)
-    check_layers(settings(use_liger_kernel=True), has_gpu=True)
-    check_layers(settings(use_liger_kernel=False), has_gpu=False)
-    check_layers(settings(), has_gpu=False)
 
 
 def test_a_folder_of_a_packages_name_is_no_package(tmp_path, monkeypatch):
@@ -160,18 +150,3 @@ def test_a_port_that_another_process_listens_on_is_named():
         for other in ({"use_vllm": False}, {"vllm_mode": "colocate"}, {"process_index": 1}):
             check_port(SimpleNamespace(**vars(args) | other))
     check_port(args)
-
-
-def test_trl_announces_its_next_version_to_nobody(tiny_model, tmp_path, recwarn):
-    """The recipes for GPUs set `use_liger_kernel`, of which TRL 1.16 says that TRL 2 will not have it."""
-    start = Start.__new__(Start)  # only its context is needed
-
-    def announced():
-        fixed_rollout.make_trainer(tiny_model, tmp_path, use_liger_kernel=True, use_cpu=False)
-        found = [str(warning.message) for warning in recwarn if "use_liger_kernel" in str(warning.message)]
-        recwarn.clear()
-        return found
-
-    assert len(announced()) == 1
-    with start.loading():
-        assert announced() == []

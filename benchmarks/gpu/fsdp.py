@@ -1,6 +1,7 @@
 """Part F: FSDP2 on one process, through accelerate and accelerate_configs/fsdp2.yaml.
 
-The part runs with accelerate's own precision, and with gradients and outputs in float32. It measures dtypes, the share
+The part runs with accelerate's own precision, and with gradients and outputs in float32, on a GPU also with Liger's
+layers. It measures dtypes, the share
 of values on bfloat16's grid, errors against float32 without FSDP, unsharded parameters after a pass without gradient,
 and peak memory.
 """
@@ -17,12 +18,14 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from transformers.integrations.liger import apply_liger_kernel
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.measure import ROOT
 from entropy_grpo.config.sharding import sharding_environment
 from entropy_grpo.models.head import add_sparse_lm_head
 
+from .layers import KERNELS, restored
 from .models import random_model
 from .report import Report
 from .sizes import Sizes
@@ -98,14 +101,22 @@ def unsharded(model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]
 
 
-def under_fsdp(sizes: Sizes, policy: MixedPrecisionPolicy | None, given: dict[str, Tensor], exact: Any) -> dict:
-    """Measure one pass without and one with gradient under a precision; None for accelerate's `bf16` policy."""
+def under_fsdp(
+    sizes: Sizes, policy: MixedPrecisionPolicy | None, given: dict[str, Tensor], exact: Any, liger: bool
+) -> dict:
+    """Measure one pass without and one with gradient under a precision; None for accelerate's `bf16` policy.
+
+    Args:
+        liger: whether the layers have Liger's kernels.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)
     plugin = None if policy is None else FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
     accelerator = Accelerator(mixed_precision="bf16", fsdp_plugin=plugin)
     if accelerator.distributed_type != DistributedType.FSDP:
         raise RuntimeError(f"accelerate chose {accelerator.distributed_type}: this would not be FSDP2")
     model = with_heads(sizes, "cpu")
+    if liger:
+        apply_liger_kernel(model, KERNELS)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-6))
     found: dict[str, Any] = {
         "policy": str(accelerator.state.fsdp_plugin.mixed_precision_policy),
@@ -140,13 +151,15 @@ def under_fsdp(sizes: Sizes, policy: MixedPrecisionPolicy | None, given: dict[st
 
 
 def run(report: Report, sizes: Sizes) -> None:
-    """Measure both precisions in turn."""
+    """Measure the precisions and layers in turn."""
     one_process(sizes.device)
     given = batch(sizes)
     with report.measure("float32 without FSDP"):
         exact = exact_results(sizes, given)
-    for name, policy in {"as shipped": None, "float32 outputs and gradients": FLOAT32}.items():
-        with report.measure(name) as row:
-            row |= under_fsdp(sizes, policy, given, exact)
+    cases = {"as shipped": (None, False), "float32 outputs and gradients": (FLOAT32, False)}
+    cases |= {"the same, Liger's layers": (FLOAT32, True)} if sizes.device == "cuda" else {}
+    for name, (policy, liger) in cases.items():
+        with report.measure(name) as row, restored(sizes.fsdp_model):
+            row |= under_fsdp(sizes, policy, given, exact, liger)
         gc.collect()
     torch.distributed.destroy_process_group()

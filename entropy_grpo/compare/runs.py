@@ -38,6 +38,9 @@ NOT_THE_EXPERIMENT = {
     "logging_steps",
     "num_logged_samples",
     "accelerate_config",
+    # The same layers by other kernels.
+    "use_liger_kernel",
+    "liger_kernel_config",
     # Evaluations in training leave what it draws as it is.
     "keep_weights",
     "eval_benchmarks",

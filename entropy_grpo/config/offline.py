@@ -88,6 +88,8 @@ def _on_one_process(
         "per_device_train_batch_size": per_device * processes,
         "per_device_eval_batch_size": value("per_device_eval_batch_size") * processes,
         "use_cpu": True,
+        "use_liger_kernel": False,  # which `use_cpu` refuses
+        "liger_kernel_config": None,
         "tf32": None,
     }
     sources = {name: settings[name].source if name in settings else "default" for name in changed}

@@ -10,7 +10,7 @@ import torch
 
 PACKAGES = (
     *("entropy-grpo", "trl", "transformers", "accelerate", "torch", "datasets", "peft", "math-verify", "vllm"),
-    "reasoning-gym",
+    *("reasoning-gym", "liger-kernel", "triton", "nvidia-cutlass-dsl"),
 )
 
 

@@ -77,7 +77,7 @@ NEEDS: dict[str, Callable[[Any, Has], str | None]] = {
     "fused_lm_head": _liger,
     "load_in_4bit": _if_true("bitsandbytes", 'pip install "entropy-grpo[qlora]"'),
     "load_in_8bit": _if_true("bitsandbytes", 'pip install "entropy-grpo[qlora]"'),
-    "use_liger_kernel": _if_true("liger_kernel", "pip install liger-kernel"),
+    "use_liger_kernel": _if_true("liger_kernel", "pip install liger-kernel, or set use_liger_kernel to false"),
     "log_completions": _if_true("rich", "pip install rich"),
     "optim": _optimizer,
 }
@@ -120,25 +120,6 @@ def _check_trackers(named: str | list[str] | None, source: str) -> None:
                 f"{source}: report_to names {tracker!r}, which is not installed: {command}, or set report_to to none."
             )
         raise RecipeError(f"{source}: report_to names {tracker!r}: choose among {', '.join(INTEGRATION_TO_CALLBACK)}.")
-
-
-def check_layers(settings: Settings, has_gpu: bool | None = None) -> None:
-    """Refuse Liger's layers where there is no GPU. Without this check, Triton fails in the first pass.
-
-    Args:
-        has_gpu: whether torch finds an accelerator; asked of torch by default.
-
-    Raises:
-        RecipeError: the message names the setting, its value and the fix.
-    """
-    setting = settings.get("use_liger_kernel")
-    if setting is None or setting.value is not True:
-        return
-    if not (torch.accelerator.is_available() if has_gpu is None else has_gpu):
-        raise RecipeError(
-            f"{setting.source}: use_liger_kernel is true, but Liger's kernels need a GPU, and torch finds none: set "
-            "use_liger_kernel to false, or use_cpu to true."
-        )
 
 
 def port_in_use(port: int) -> bool:

@@ -23,6 +23,7 @@ from ..config.run import RunConfig, check_held_out
 from ..config.sharding import launcher_shards
 from ..data.problems import Problems
 from ..models.adapters import check_quantised, check_resumed, check_targets, lora_config
+from ..models.layers import prepare_liger
 from ..models.load import (
     check_ends,
     first_line,
@@ -38,7 +39,7 @@ from ..runs.files import Row
 from ..runs.folder import RunFolder
 from .checkpoints import find_checkpoint
 from .claim import claim_folder, compare_settings, record_changes
-from .requirements import check_disk, check_layers, check_packages, check_processes
+from .requirements import check_disk, check_packages, check_processes
 
 if TYPE_CHECKING:
     from .sft import Imitation
@@ -134,7 +135,7 @@ class Start:
             check_held_out(self.config, self.args, self.args.world_size)
         check_quantised(self.model, uses_vllm, shards())
         check_packages(self.settings)
-        check_layers(self.settings)
+        prepare_liger(self.args.use_liger_kernel, self.args.device)
 
     @property
     def kept(self) -> Row:

@@ -44,6 +44,7 @@ from ..config.grpo import EntropyForkGRPOConfig
 from ..metrics.correctness import is_right
 from ..models.adapters import sync_exactly, unwrapped
 from ..models.head import add_sparse_lm_head, trains_head, why_not
+from ..models.layers import prepare_liger, use_liger
 from ..monitoring.callbacks import RunRecorder, Watch
 from ..monitoring.diagnostics import share
 from ..monitoring.steps import StepMonitor
@@ -189,6 +190,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self.clock = Clock()
         if self.rollout_func is not None:
             self.rollout_func = self.clock.around(self.rollout_func)
+        self._use_liger()
         self.ranks = ranks_of(self.accelerator)
         self.stop = Stop(self.ranks)  # without SIGTERM, which a launch gives it
         self.spec = self._decide()
@@ -230,6 +232,18 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self.args.num_logged_samples,
             recorder,
         )
+
+    def _use_liger(self) -> None:
+        """Put Liger's kernels into the model and the reference model, if the settings say so."""
+        prepare_liger(self.args.use_liger_kernel, self.args.device)
+        if not self.args.use_liger_kernel:
+            return
+        models = [self._base_model]
+        if self.ref_model is not None:
+            models.append(self.accelerator.unwrap_model(self.ref_model))
+        why = use_liger(models, self.args.liger_kernel_config or {})
+        if why is not None:
+            get_logger(__name__).warning(f"use_liger_kernel: the layers are those of transformers, because {why}.")
 
     def _decide(self) -> Objective:
         """Decide what the run computes, and install the sparse LM head if it supports the model."""
