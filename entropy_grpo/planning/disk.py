@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from ..config.sft import SFTRunConfig
+from ..config.run import RunConfig
 from .flops import steps
 from .job import Job
-from .memory import optimizer_states, rollout_buffer, trained_bytes, trained_tensors
+from .memory import optimizer_states, rollout_bytes, trained, trained_bytes
 
 
 def disk(job: Job) -> dict[str, Any]:
@@ -15,40 +15,33 @@ def disk(job: Job) -> dict[str, Any]:
     transformers saves the model for loading and, under FSDP, a second time for resuming. If every process writes its
     own piece, only the copy for resuming exists. Adapters are saved without their base.
     """
-    args, lengths = job.args, job.lengths
     weights, (states, _) = trained_bytes(job), optimizer_states(job)
     copies = 2 if job.sharding.kind == "fsdp2" and not job.sharding.in_pieces else 1
-    rollout = 0
-    if job.objective is not None:
-        rollout = rollout_buffer(lengths.prompt, lengths.completion, job.grpo.generation_batch_size)
-    checkpoint = copies * weights + states + rollout
-    kept, elements = _kept(job), sum(n for n, _ in trained_tensors(job))
-    models = (4 if job.model.use_peft else job.compute) * elements * _kept_weights(job)
+    rollout = 0 if job.objective is None else rollout_bytes(job, job.grpo.generation_batch_size)
+    checkpoint, number, kept_weights = copies * weights + states + rollout, steps(job), 0
+    if isinstance(job.run, RunConfig):  # steps whose weights a run keeps by themselves
+        reached = sum(number is None or step <= number for step in job.run.weight_steps(job.grpo))
+        kept_weights = reached * trained(job).total() * (4 if job.model.use_peft else job.compute)
+    kept = _kept(job, number)
     return {
-        "checkpoint": round(checkpoint),
-        "weights": round(copies * weights),
-        "optimizer": round(states),
-        "rollout_at_most": round(rollout),
+        "checkpoint": checkpoint,
+        "weights": copies * weights,
+        "optimizer": states,
+        "rollout_at_most": rollout,
         "copies_of_weights": copies,
         "kept": kept,
-        "kept_weights": round(models),
+        "kept_weights": kept_weights,
         # The oldest checkpoint is deleted after the newest one is complete.
-        "run": None if kept is None else round((kept + bool(args.save_total_limit)) * checkpoint + weights + models),
-        "gathered_on_rank_0": round(weights + states) if copies == 2 else 0,
+        "run": None
+        if kept is None
+        else (kept + bool(job.args.save_total_limit)) * checkpoint + weights + kept_weights,
+        "gathered_on_rank_0": weights + states if copies == 2 else 0,
     }
 
 
-def _kept_weights(job: Job) -> int:
-    """Return the number of steps whose weights a run keeps by themselves."""
-    if isinstance(job.run, SFTRunConfig):
-        return 0
-    number = steps(job)
-    return sum(number is None or step <= number for step in job.run.weight_steps(job.grpo))
-
-
-def _kept(job: Job) -> int | None:
-    """Return the number of checkpoints that a run leaves, or `None` if its number of steps is unknown."""
-    args, number = job.args, steps(job)
+def _kept(job: Job, number: int | None) -> int | None:
+    """Return the checkpoints that a run of a number of steps leaves, or `None` if this number is unknown."""
+    args = job.args
     if args.save_strategy == "no":
         return 0
     if args.save_strategy == "epoch":

@@ -48,15 +48,15 @@ def batches(job: Job) -> dict[str, Any]:
         "tokens_per_micro_batch_max": job.tokens,
         "tokens_per_micro_batch_expected": lengths.mean and round(job.per_device * (lengths.prompt + lengths.mean)),
     }
+    whole = {"steps": steps(job), "tokens_per_step_max": job.responses * lengths.whole}
     if job.objective is None:
-        return counts | {"steps": steps(job), "tokens_per_step_max": job.responses * lengths.whole}
+        return counts | whole
     shared = job.objective.steps_per_rollout
     return counts | {
         "responses_per_rollout": job.grpo.generation_batch_size,
         "prompts_per_rollout": job.grpo.rollout_groups,
         "steps_per_rollout": int(shared) if shared.denominator == 1 else float(shared),
-        "steps": steps(job),
-        "tokens_per_step_max": job.responses * lengths.whole,
+        **whole,
         "response_tokens_per_step_max": job.responses * lengths.completion,
         "response_tokens_per_step_expected": lengths.mean and round(job.responses * lengths.mean),
     }
@@ -93,10 +93,14 @@ def head_token(job: Job) -> float:
     return 2.0 * job.policy.vocabulary * job.policy.hidden
 
 
+def dense_units(job: Job) -> float:
+    """Return the cost of the LM head on all response tokens in a training pass, in matmuls of all response tokens."""
+    return 1.0 + backward_matmuls(job.policy.trains_head)
+
+
 def head_units(job: Job) -> float:
     """Return the cost of the LM head in a training pass, in matmuls of all response tokens."""
-    dense = 1.0 + backward_matmuls(job.policy.trains_head)
-    return dense if job.objective is None else job.objective.head_units
+    return dense_units(job) if job.objective is None else job.objective.head_units
 
 
 def operations(job: Job) -> dict[str, Any]:
@@ -104,20 +108,18 @@ def operations(job: Job) -> dict[str, Any]:
 
     `head_units` is the cost of the LM head in a training pass, in matmuls of all response tokens.
     """
-    prompt, completion = job.lengths.prompt, job.lengths.mean or job.lengths.completion
+    objective, prompt, completion = job.objective, job.lengths.prompt, job.lengths.expected
     number, token = job.responses, head_token(job)
     forward, backward = job.policy.operations(job.args.gradient_checkpointing)
-    dense = (1.0 + backward_matmuls(job.policy.trains_head)) * number * token * completion
-    parts = {}
-    if job.objective is not None:
+    parts, spared = {}, 0.0
+    if objective is not None:
         written = number * generation(forward, token, prompt, completion)
-        parts = {"generation": written / job.objective.iterations}
+        parts = {"generation": written / objective.iterations}
+        if objective.spares_pass:
+            spared = number * (forward(prompt + completion) + token * completion) / objective.iterations
     each = passes(job, forward, backward, prompt, completion)
     parts |= {name: number * value for name, value in each.items()}
-    total = sum(parts.values())
-    spared = 0.0
-    if job.objective is not None and job.objective.spares_pass:
-        spared = number * (forward(prompt + completion) + token * completion) / job.objective.iterations
+    total, dense = sum(parts.values()), dense_units(job) * number * token * completion
     saved = dense - parts["head"] - parts.get("ranking pass", 0)
     return {
         "parts": {name: round(value) for name, value in parts.items()},

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..config import offline, recipe
 from ..config.batches import limit_vllm
 from ..config.grpo import EntropyForkGRPOConfig
@@ -11,6 +13,7 @@ from ..config.offline import Resolved
 from ..config.recipe import RecipeError
 from ..config.run import RunConfig, check_held_out
 from ..config.sft import SFTRunConfig, TeacherSFTConfig
+from ..config.sharding import Sharding
 from ..models.adapters import check_quantised
 from ..models.config import CheckedModelConfig
 from ..models.load import read_local_config
@@ -42,6 +45,11 @@ class Lengths:
     def whole(self) -> int:
         """Tokens of the longest sequence."""
         return self.prompt + self.completion
+
+    @property
+    def expected(self) -> float:
+        """Tokens of a response: the mean, or else the maximum."""
+        return self.mean or self.completion
 
 
 @dataclass(frozen=True)
@@ -114,24 +122,19 @@ class Job(Resolved):
         return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
 
     @property
-    def precision(self) -> str:
-        """Precision of the recipe: bf16, fp16 or no."""
-        return "fp16" if self.args.fp16 else "bf16" if self.args.bf16 else "no"
-
-    @property
     def compute(self) -> int:
         """Bytes of an activation."""
-        return 4 if self.precision == "no" else 2
+        return 4 if self.args.mixed_precision == "no" else 2
+
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """Parameters that have a gradient."""
+        return [parameter for parameter in self.policy.whole.parameters() if parameter.requires_grad]
 
     @property
     def loaded(self) -> int:
         """Bytes of a loaded weight."""
         return self.policy.loaded.itemsize
-
-    @property
-    def autocasts(self) -> bool:
-        """True if torch's autocast changes the dtype of the arithmetic. FSDP and DeepSpeed cast weights instead."""
-        return self.compute != self.loaded and not self.sharding.shards
 
 
 def resolve(options: PlanOptions, words: Sequence[str] = ()) -> Job:
@@ -151,10 +154,15 @@ def resolve(options: PlanOptions, words: Sequence[str] = ()) -> Job:
         limit_vllm(args, run.max_prompt_length)
     if not model.model_name_or_path:
         raise RecipeError("model_name_or_path is missing: set it to a Hub id or a local folder.")
-    policy, objective = _decide(resolved, options)
+    config = read_local_config(*_origin(model, recipe.find(options.recipe)), options.model_config)
     if isinstance(run, SFTRunConfig):
-        problems = run.num_responses
+        policy, objective, problems = model_of(config, model), None, run.num_responses
     else:
+        assert isinstance(args, EntropyForkGRPOConfig)
+        if run.max_position_embeddings is not None:
+            config.get_text_config().max_position_embeddings = run.max_position_embeddings
+        policy = model_of(config, model)
+        objective = _objective(policy, args, resolved.sharding)
         problems = run.num_train_problems if run.task else None
     job = Job(
         options=options,
@@ -169,38 +177,29 @@ def resolve(options: PlanOptions, words: Sequence[str] = ()) -> Job:
     return job
 
 
+def _objective(policy: Model, args: EntropyForkGRPOConfig, sharding: Sharding) -> Objective:
+    """Return the trainer's objective; raise `ValueError` if a setting and the model exclude each other."""
+    text, coefficient = policy.config.get_text_config(), args.router_aux_loss_coef
+    if coefficient is None:
+        coefficient = getattr(text, "router_aux_loss_coef", 0.0)
+    balances = hasattr(text, "output_router_logits") and coefficient != 0  # same rule as TRL
+    is_deepspeed, inert = sharding.kind == "zero3", padding_is_inert(text)
+    return Objective.from_args(args, policy.head_refusal, balances, policy.trains_head, inert, is_deepspeed)
+
+
 def _lengths(resolved: Resolved, policy: Model, options: PlanOptions) -> Lengths:
     """Return the lengths of sequences; of the prompts from the options, the recipe, its task, or an assumption."""
     run, args = resolved.run, resolved.args
     if isinstance(args, TeacherSFTConfig):
-        prompt, assumed, longest, limit = 0, False, args.max_length or policy.positions or ASSUMED_PROMPT, "max_length"
+        prompt, longest, limit = 0, args.max_length or policy.positions or ASSUMED_PROMPT, "max_length"
     else:
         assert isinstance(run, RunConfig)
-        task, longest, limit = run.task, args.max_completion_length, "max_completion_length"
-        prompt = options.prompt_length or run.max_prompt_length
-        prompt = prompt or (None if task is None else task.longest_prompt)
-        assumed, prompt = prompt is None, prompt or ASSUMED_PROMPT
-    if options.mean_length is not None and not 0 < options.mean_length <= longest:
-        raise ValueError(f"--mean-length is {options.mean_length:g}: it must lie between 0 and {limit} ({longest}).")
-    return Lengths(prompt, longest, options.mean_length, assumed)
-
-
-def _decide(resolved: Resolved, options: PlanOptions) -> tuple[Model, Objective | None]:
-    """Return the model of a recipe and the trainer's objective; raise `ValueError` if either is impossible."""
-    run, args = resolved.run, resolved.args
-    config = read_local_config(*_origin(resolved.model, recipe.find(options.recipe)), options.model_config)
-    text = config.get_text_config()
-    if isinstance(run, SFTRunConfig) or isinstance(args, TeacherSFTConfig):
-        return model_of(config, resolved.model), None
-    if run.max_position_embeddings is not None:
-        text.max_position_embeddings = run.max_position_embeddings
-    policy = model_of(config, resolved.model)
-    coefficient = args.router_aux_loss_coef
-    coefficient = getattr(text, "router_aux_loss_coef", 0.0) if coefficient is None else coefficient
-    balances = hasattr(text, "output_router_logits") and coefficient != 0  # same rule as TRL
-    inert = padding_is_inert(text)
-    is_deepspeed = resolved.sharding.kind == "zero3"
-    return policy, Objective.from_args(args, policy.head_refusal, balances, policy.trains_head, inert, is_deepspeed)
+        longest, limit = args.max_completion_length, "max_completion_length"
+        prompt = options.prompt_length or run.max_prompt_length or (run.task.longest_prompt if run.task else None)
+    mean = options.mean_length
+    if mean is not None and not 0 < mean <= longest:
+        raise ValueError(f"--mean-length is {mean:g}: it must lie between 0 and {limit} ({longest}).")
+    return Lengths(ASSUMED_PROMPT if prompt is None else prompt, longest, mean, assumed=prompt is None)
 
 
 def _origin(model: CheckedModelConfig, recipe_file: Path) -> tuple[str, str | None]:

@@ -6,7 +6,8 @@ divided by the GPUs that share it. Quantised weights follow QLoRA (Dettmers et a
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ ADAMW_STEP = 4  # bytes; torch keeps a float32 step counter for every tensor
 # tensor in float32, twice. A sync of the weights gathers it, and torch's allocator still holds it when the cache is
 # mapped.
 FREE, GATHERED = 4 * GIB, 2
+# Parts that stay between optimiser steps, while responses are written.
+STAYING = ("weights", "optimizer", "reference model", "rollout")
 # Bytes of a token of the rollout: ids and masks are int64. Old log-probabilities, the sampler's log-probabilities,
 # their ratio and entropies are float32. The kept mask has 1 byte.
 PROMPT_TOKEN, COMPLETION_TOKEN = 8 + 8, 8 + 8 + 3 * 4 + 4 + 1
@@ -47,11 +50,6 @@ def _part(size: float, formula: str) -> dict[str, Any]:
 # States
 
 
-def adamw_states(tensors: Sequence[int], bytes_per_moment: float) -> float:
-    """Return the bytes of two moments per parameter and a step counter per tensor, for tensors of given sizes."""
-    return 2 * bytes_per_moment * sum(tensors) + ADAMW_STEP * len(tensors)
-
-
 def quantised_weight(outputs: int, inputs: int, bits: int, nested: bool) -> int:
     """Return the bytes of a linear layer in bitsandbytes: 4 bits with scales, or 8 bits with a scale per output.
 
@@ -65,29 +63,31 @@ def quantised_weight(outputs: int, inputs: int, bits: int, nested: bool) -> int:
     return math.ceil(outputs * inputs / 2) + scales + FLOAT32 * TABLE
 
 
-def trained_tensors(job: Job) -> list[tuple[int, int]]:
-    """Return (size, bytes per element) of every trained tensor."""
+def trained(job: Job) -> Counter[int]:
+    """Return the numbers of trained parameters by their bytes per element."""
     # Under mixed precision FSDP2 keeps trained weights in float32, and DeepSpeed in bfloat16 with float32 masters.
     fixed = {"fsdp2": 4, "zero3": 2}.get(job.sharding.kind) if job.compute == 2 else None
-    return [(p.numel(), fixed or p.element_size()) for p in job.policy.whole.parameters() if p.requires_grad]
+    counts: Counter[int] = Counter()
+    for parameter in job.trained:
+        counts[fixed or parameter.element_size()] += parameter.numel()
+    return counts
 
 
 def trained_bytes(job: Job) -> int:
     """Return the bytes of the trained weights, over all GPUs."""
-    return sum(n * element for n, element in trained_tensors(job))
+    return sum(element * n for element, n in trained(job).items())
 
 
-def frozen_weights(job: Job) -> float:
+def _frozen_weights(job: Job) -> float:
     """Return the bytes of the frozen base under adapters, on one GPU."""
     policy, model = job.policy, job.model
     if not model.use_peft:
         return 0.0
     if not model.is_quantised:
         return policy.parameters * job.loaded / job.shards
-    bits = 4 if model.load_in_4bit else 8
-    nested = model.use_bnb_nested_quant
-    quantised = sum(quantised_weight(outputs, inputs, bits, nested) for outputs, inputs in policy.linear)
-    return (policy.parameters - sum(a * b for a, b in policy.linear)) * job.loaded + quantised
+    linear, bits, nested = policy.linear, 4 if model.load_in_4bit else 8, model.use_bnb_nested_quant
+    quantised = sum(quantised_weight(outputs, inputs, bits, nested) for outputs, inputs in linear)
+    return (policy.parameters - sum(outputs * inputs for outputs, inputs in linear)) * job.loaded + quantised
 
 
 def keeps_whole_gradients(job: Job) -> bool:
@@ -102,46 +102,43 @@ def keeps_whole_gradients(job: Job) -> bool:
     return job.sharding.kind == "fsdp2" and accumulates
 
 
-def _by_element(job: Job, factor: dict[int, int] | None = None) -> str:
-    """Return text such as `4 bytes x 8,190,735,360 trained`, with a term for every element size."""
-    trained = trained_tensors(job)
-    return " + ".join(
-        f"{factor[e] if factor else e} bytes x {sum(n for n, b in trained if b == e):,} trained"
-        for e in sorted({e for _, e in trained})
-    )
+def _by_element(job: Job, factor: Callable[[int], int] = int) -> str:
+    """Return text such as `4 bytes x 8,190,735,360 trained`, with a term for every element size.
+
+    Args:
+        factor: function from the bytes of an element to the bytes in the text; by default the same.
+    """
+    return " + ".join(f"{factor(element)} bytes x {n:,} trained" for element, n in sorted(trained(job).items()))
 
 
-def _gradients(job: Job, divided: str) -> dict[str, Any]:
-    size = trained_bytes(job)
-    if keeps_whole_gradients(job):  # in the dtype of the reduction, see `training.fsdp2`
-        number = sum(n for n, _ in trained_tensors(job))
-        return _part(number * FLOAT32, f"{FLOAT32} bytes x {number:,}: not divided while micro-batches add up")
-    if job.sharding.kind == "ddp":
-        return _part(2 * size, f"{_by_element(job)}, and DDP's buckets of the same size")
-    return _part(size / job.shards, _by_element(job) + divided)
-
-
-def optimizer_states(job: Job) -> tuple[float, str]:
+def optimizer_states(job: Job) -> tuple[int, str]:
     """Return the bytes of AdamW's states and DeepSpeed's master weights, over all GPUs, and their formula."""
-    trained, has_masters = trained_tensors(job), job.sharding.kind == "zero3" and job.compute == 2
-    elements = {element for _, element in trained}
-    # AdamW's moments have the dtype of their parameter, or float32 with master weights.
-    moments = {e: 1 if job.args.optim in EIGHT_BIT else 4 if has_masters else e for e in elements}
-    size = sum(adamw_states([n for n, b in trained if b == e], moments[e]) for e in elements)
-    masters = FLOAT32 * sum(n for n, _ in trained) if has_masters else 0
-    formula = _by_element(job, {e: 2 * moment for e, moment in moments.items()})
-    return size + masters, f"AdamW: {formula}{' + 4 for masters' if masters else ''}"
+    has_masters = job.sharding.kind == "zero3" and job.compute == 2
+
+    def moments(element: int) -> int:
+        """Return the bytes of two moments: in the dtype of their parameter, or in float32 with master weights."""
+        return 2 * (1 if job.args.optim in EIGHT_BIT else FLOAT32 if has_masters else element)
+
+    size = sum((moments(element) + FLOAT32 * has_masters) * n for element, n in trained(job).items())
+    formula = f"AdamW: {_by_element(job, moments)}{' + 4 for masters' if has_masters else ''}"
+    return size + ADAMW_STEP * len(job.trained), formula
 
 
 def _states(job: Job) -> dict[str, Any]:
     """Return the parts for weights, gradients, optimiser states, and the reference model of a KL term."""
     divided = f" / {job.shards} GPUs" if job.shards > 1 else ""
-    frozen, (states, formula) = frozen_weights(job), optimizer_states(job)
+    size, number, formula = trained_bytes(job), trained(job).total(), _by_element(job)
+    frozen, (states, of_states) = _frozen_weights(job), optimizer_states(job)
     also = f" + {scaled_bytes(frozen)} frozen" if frozen else ""
+    gradients = _part(size / job.shards, formula + divided)
+    if keeps_whole_gradients(job):  # in the dtype of the reduction, see `training.fsdp2`
+        gradients = _part(FLOAT32 * number, f"{FLOAT32} bytes x {number:,}: not divided while micro-batches add up")
+    elif job.sharding.kind == "ddp":
+        gradients = _part(2 * size, f"{formula}, and DDP's buckets of the same size")
     parts = {
-        "weights": _part(frozen + trained_bytes(job) / job.shards, _by_element(job) + divided + also),
-        "gradients": _gradients(job, divided),
-        "optimizer": _part(states / job.shards, formula + divided),
+        "weights": _part(frozen + size / job.shards, formula + divided + also),
+        "gradients": gradients,
+        "optimizer": _part(states / job.shards, of_states + divided),
     }
     if job.objective is not None and job.objective.has_reference and not job.model.use_peft:
         whole = job.policy.parameters
@@ -152,24 +149,26 @@ def _states(job: Job) -> dict[str, Any]:
 # Working memory of a pass
 
 
-def _gathered_weights(job: Job) -> dict[str, Any]:
-    """Return the part for gathered weights.
+def _gathered(job: Job) -> dict[str, Any]:
+    """Return the part for gathered weights, of a job that shards.
 
     FSDP2 and ZeRO-3 gather a layer while the previous layer is computed, and the LM head for the whole pass.
     """
-    policy = job.policy
-    layer, head = max(policy.layer_sizes), policy.vocabulary * policy.hidden
+    if not job.sharding.shards:
+        return {}
+    layer, head = max(job.policy.layer_sizes), job.policy.vocabulary * job.policy.hidden
     formula = f"{job.compute} bytes x (2 layers x {layer:,} + LM head {head:,})"
-    return _part(job.compute * (2 * layer + head), formula)
+    return {"gathered weights": _part(job.compute * (2 * layer + head), formula)}
 
 
 def _activations(job: Job, checkpointing: bool) -> Activations:
     """Return the measured activations of the largest micro-batch, of sequences of about the largest length."""
     compute = torch.float32 if job.compute == FLOAT32 else torch.bfloat16
+    autocasts = job.compute != job.loaded and not job.sharding.shards  # FSDP and DeepSpeed cast weights instead
     attention, masked = job.model.attn_implementation, job.objective is None or not job.objective.aligns
     sequences = job.tokens // job.lengths.whole
     width = math.ceil(job.tokens / sequences)
-    return job.policy.activations(sequences, width, compute, job.autocasts, attention, checkpointing, masked)
+    return job.policy.activations(sequences, width, compute, autocasts, attention, checkpointing, masked)
 
 
 def head_memory(
@@ -190,10 +189,9 @@ def head_memory(
 
 
 def _head(job: Job) -> dict[str, Any]:
-    policy, rows = job.policy, job.scored
-    projected = rows * (job.objective.projected_share if job.objective else 1)
-    differentiated = rows * (job.objective.differentiated_share if job.objective else 1)
-    element = job.compute if job.sharding.shards else job.loaded
+    policy, objective, element = job.policy, job.objective, job.compute if job.sharding.shards else job.loaded
+    shares = (1.0, 1.0) if objective is None else (objective.projected_share, objective.differentiated_share)
+    projected, differentiated = (job.scored * share for share in shares)
     sizes = (policy.vocabulary, policy.hidden)
     size = head_memory(*sizes, projected, differentiated, job.compute, element, policy.trains_head)
     formula = f"a tile of logits, {projected:,.0f} rows of {policy.hidden}, {differentiated:,.0f} with a gradient"
@@ -202,8 +200,9 @@ def _head(job: Job) -> dict[str, Any]:
     return _part(size, formula)
 
 
-def _pass(job: Job, activations: Activations) -> dict[str, Any]:
+def _pass(job: Job) -> dict[str, Any]:
     """Return the parts of a training pass. Head and decoder differentiate one after the other."""
+    activations = _activations(job, job.args.gradient_checkpointing)
     mode = "with" if job.args.gradient_checkpointing else "without"
     size = f"{activations.kept / job.tokens:,.0f} bytes a token ({mode} gradient checkpointing)"
     return {
@@ -216,28 +215,28 @@ def _pass(job: Job, activations: Activations) -> dict[str, Any]:
 # Sampling
 
 
-def rollout_buffer(prompt: int, completion: int, sequences: int) -> int:
-    """Return the bytes of a process's part of the rollout, padded to its longest prompt and response."""
-    return sequences * (prompt * PROMPT_TOKEN + completion * COMPLETION_TOKEN)
+def rollout_bytes(job: Job, responses: int) -> int:
+    """Return the bytes of a number of responses of a rollout, padded to the longest prompt and response."""
+    return responses * (job.lengths.prompt * PROMPT_TOKEN + job.lengths.completion * COMPLETION_TOKEN)
 
 
-def _rollout(job: Job) -> dict[str, Any]:
-    local, lengths = job.per_device * job.grpo.steps_per_generation, job.lengths
-    return _part(
-        rollout_buffer(lengths.prompt, lengths.completion, local),
-        f"{local} responses x ({lengths.prompt} x {PROMPT_TOKEN} + {lengths.completion} x {COMPLETION_TOKEN} bytes)",
-    )
+def _parts(job: Job) -> dict[str, Any]:
+    """Return all parts but the sampler's."""
+    parts = _states(job) | _gathered(job) | _pass(job)
+    if job.objective is not None:
+        local, lengths = job.per_device * job.grpo.steps_per_generation, job.lengths
+        token = f"{lengths.prompt} x {PROMPT_TOKEN} + {lengths.completion} x {COMPLETION_TOKEN} bytes"
+        parts["rollout"] = _part(rollout_bytes(job, local), f"{local} responses x ({token})")
+    return parts
 
 
-def _between_steps(job: Job) -> dict[str, Any]:
-    """Return the parts that stay between optimiser steps, while responses are written."""
-    return {name: part for name, part in _states(job).items() if name != "gradients"} | {"rollout": _rollout(job)}
+def _total(parts: dict[str, Any], names: Collection[str]) -> int:
+    return sum(part["bytes"] for name, part in parts.items() if name in names)
 
 
-def _while_training(job: Job, working: dict[str, Any]) -> int:
+def _while_training(parts: dict[str, Any]) -> int:
     """Return the bytes of training alone. Of head and decoder, only the larger counts."""
-    parts = _states(job) | working | ({} if job.objective is None else {"rollout": _rollout(job)})
-    return _total(parts) - min(working["head"]["bytes"], working["decoder"]["bytes"])
+    return _total(parts, parts) - min(parts["head"]["bytes"], parts["decoder"]["bytes"])
 
 
 def sampler_share(job: Job, memory: float) -> float:
@@ -251,56 +250,47 @@ def sampler_share(job: Job, memory: float) -> float:
     Returns:
         Share in hundredths, rounded down; 0 if nothing is left.
     """
-    if job.grpo.vllm_enable_sleep_mode:
-        stays = _total(_between_steps(job))
-    else:
-        working = _gathered(job) | _pass(job, _activations(job, job.args.gradient_checkpointing))
-        stays = _while_training(job, working)
+    parts = _parts(job)
+    stays = _total(parts, STAYING) if job.grpo.vllm_enable_sleep_mode else _while_training(parts)
     headroom = FREE + GATHERED * FLOAT32 * max(job.policy.tensors)
     return math.floor(100 * max(1 - (stays + headroom) / (memory * GIB), 0)) / 100
 
 
+def vllm_share(job: Job) -> float:
+    """Return the share of a GPU that colocated vLLM takes: the recipe's, or all that the run leaves."""
+    given = job.grpo.vllm_gpu_memory_utilization
+    return sampler_share(job, job.options.gpu_memory) if given is None else given
+
+
 def _sampler(job: Job) -> dict[str, Any]:
-    """Return the part of the sampler on a training GPU, by name; none for a server."""
-    args, memory = job.grpo, job.options.gpu_memory
-    if job.serves:
+    """Return the part of the sampler on a training GPU, by name; none for a server, or a cold start."""
+    if job.objective is None or job.serves:
         return {}
     if job.colocates:
-        share = args.vllm_gpu_memory_utilization
-        share = sampler_share(job, memory) if share is None else share
-        slept = ", asleep while training" if args.vllm_enable_sleep_mode else ""
+        share, memory = vllm_share(job), job.options.gpu_memory
+        slept = ", asleep while training" if job.grpo.vllm_enable_sleep_mode else ""
         return {"vLLM": _part(share * memory * GIB, f"{share:g} of {memory:g} GiB{slept}")}
-    sequences, width = job.per_device * args.steps_per_generation, job.lengths.whole
+    sequences, width = job.per_device * job.grpo.steps_per_generation, job.lengths.whole
     token = job.policy.cache_token() * job.compute
     formula = f"{token:,.0f} bytes a token x {sequences} responses x {width:,}"
     return {"KV cache": _part(sequences * width * token, formula)}
 
 
-def _total(*parts: dict[str, Any]) -> int:
-    return sum(part["bytes"] for some in parts for part in some.values())
-
-
-def _gathered(job: Job) -> dict[str, Any]:
-    return {"gathered weights": _gathered_weights(job)} if job.sharding.shards else {}
-
-
 def memory(job: Job) -> dict[str, Any]:
     """Return the bytes of one GPU by part, and the peaks of training and of sampling, which alternate."""
-    states, gathered = _states(job), _gathered(job)
-    activations = {on: _activations(job, on) for on in (True, False)}
-    working = gathered | _pass(job, activations[job.args.gradient_checkpointing])
-    rollout = {} if job.objective is None else {"rollout": _rollout(job)}
-    sampler = {} if job.objective is None else _sampler(job)
-    stays = sampler if job.colocates and not job.grpo.vllm_enable_sleep_mode else {}
-    training = _while_training(job, working) + _total(stays)
-    sampling = _total(_between_steps(job), sampler, {} if job.uses_vllm else gathered) if rollout else 0
-    logits = job.scored * job.policy.vocabulary * (job.compute + FLOAT32)
+    parts, sampler = _parts(job), _sampler(job)
+    training, sampling = _while_training(parts), 0
+    if job.colocates and not job.grpo.vllm_enable_sleep_mode:
+        training += _total(sampler, sampler)
+    if job.objective is not None:
+        stays = STAYING if job.uses_vllm else (*STAYING, "gathered weights")
+        sampling = _total(parts, stays) + _total(sampler, sampler)
     return {
-        "parts": states | working | rollout | sampler,
+        "parts": parts | sampler,
         "training": training,
         "sampling": sampling,
         "peak": max(training, sampling),
-        "activations_without_checkpointing": round(activations[False].peak),
-        "activations_with_checkpointing": round(activations[True].peak),
-        "full_logits_avoided": logits,
+        "activations_without_checkpointing": round(_activations(job, False).peak),
+        "activations_with_checkpointing": round(_activations(job, True).peak),
+        "full_logits_avoided": job.scored * job.policy.vocabulary * (job.compute + FLOAT32),
     }

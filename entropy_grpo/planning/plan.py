@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..config import recipe
-from ..config.recipe import Setting
 from ..config.sft import SFTRunConfig
 from ..metrics.tables import aligned
 from .commands import commands, names_server, serve_words
 from .disk import disk
 from .flops import batches, hours, operations
 from .job import Job, resolve
-from .memory import GIB, memory, scaled_bytes, trained_tensors
+from .memory import GIB, memory, scaled_bytes, trained
 from .options import PlanOptions
 from .vllm import holds_a_sequence, sampler
 from .warnings import warnings
@@ -70,11 +69,11 @@ def make(job: Job) -> dict[str, Any]:
             "file": job.options.recipe,
             "model": job.model.model_name_or_path,
             "parameters": job.policy.parameters,
-            "trained": sum(size for size, _ in trained_tensors(job)),
+            "trained": trained(job).total(),
             "data": job.run.dataset_name,
             **_essentials(job),
             "learning_rate": args.learning_rate,
-            "precision": job.precision,
+            "precision": args.mixed_precision,
             "accelerate_config": job.sharding.file,
             "sharding": job.sharding.kind,
         },
@@ -89,10 +88,6 @@ def make(job: Job) -> dict[str, Any]:
         "warnings": warnings(job, needed, cache),
         "commands": commands(job, cache),
     }
-
-
-def _count(value: Any) -> str:
-    return "unknown: give --problems or max_steps" if value is None else f"{value:,}"
 
 
 def _scaled_operations(number: float) -> str:
@@ -116,8 +111,9 @@ def _recipe_block(plan: dict[str, Any]) -> str:
 
 
 def _batch_block(plan: dict[str, Any]) -> str:
-    known = {name: value for name, value in plan["batches"].items() if name == "steps" or value is not None}
-    rows = [(name.replace("_", " "), _count(value), "") for name, value in known.items()]
+    unknown = {"steps": "unknown: give --problems or max_steps"}
+    counts = {name: unknown.get(name) if n is None else f"{n:,}" for name, n in plan["batches"].items()}
+    rows = [(name.replace("_", " "), count, "") for name, count in counts.items() if count is not None]
     return _block(f"batches: {plan['machines']['nodes']} x {plan['machines']['gpus']} GPUs", rows)
 
 
@@ -151,33 +147,32 @@ def _vllm_block(cache: dict[str, Any]) -> str:
 
 def _disk_block(files: dict[str, Any]) -> str:
     copies = "the model twice" if files["copies_of_weights"] == 2 else "the model"
-    note = f"{copies}, the optimizer, at most {scaled_bytes(files['rollout_at_most'])} of rollout"
-    rows = [("checkpoint", scaled_bytes(files["checkpoint"]), note)]
-    if files["kept_weights"]:
-        rows.append(("weights", scaled_bytes(files["kept_weights"]), "models of the steps that keep_weights names"))
-    if files["run"] is not None:
-        rows.append(("run", scaled_bytes(files["run"]), f"{files['kept']} checkpoints, one being written, the model"))
-    if files["gathered_on_rank_0"]:
-        rows.append(("rank 0", scaled_bytes(files["gathered_on_rank_0"]), "gathered in its memory for a checkpoint"))
-    return _block("disk", rows)
+    rollout = f"at most {scaled_bytes(files['rollout_at_most'])} of rollout"
+    sizes = [
+        ("checkpoint", files["checkpoint"], f"{copies}, the optimizer, {rollout}"),
+        ("weights", files["kept_weights"], "models of the steps that keep_weights names"),
+        ("run", files["run"], f"{files['kept']} checkpoints, one being written, the model"),
+        ("rank 0", files["gathered_on_rank_0"], "gathered in its memory for a checkpoint"),
+    ]
+    return _block("disk", [(name, scaled_bytes(size), note) for name, size, note in sizes if size])
 
 
 def _operation_block(flops: dict[str, Any]) -> str:
     parts = {name: value for name, value in {**flops["parts"], "total": flops["total"]}.items() if value}
     rows = [(name, _scaled_operations(value), f"{value / flops['total']:.1%}") for name, value in parts.items()]
     block = _block(f"operations of an optimiser step, responses of {flops['length']:g} tokens", rows)
-    if flops["spared_by_sampler"]:
-        spared = flops["spared_by_sampler"]
+    spared = flops["spared_by_sampler"]
+    if spared:
         block += (
             f"\n  old_logps: sampler spares a pass over the rollout, {_scaled_operations(spared)}, "
             f"{spared / (flops['total'] + spared):.1%} of the step with it"
         )
-    if flops["saved_by_selection"] <= 0:
-        return block
-    return (
-        f"{block}\n  the head on all tokens takes {_scaled_operations(flops['head_on_all_tokens'])}: selection saves "
-        f"{flops['share_of_head_saved']:.1%} of that, {flops['share_of_step_saved']:.1%} of the step"
-    )
+    if flops["saved_by_selection"] > 0:
+        block += (
+            f"\n  the head on all tokens takes {_scaled_operations(flops['head_on_all_tokens'])}: selection saves "
+            f"{flops['share_of_head_saved']:.1%} of that, {flops['share_of_step_saved']:.1%} of the step"
+        )
+    return block
 
 
 def render(plan: dict[str, Any]) -> str:
@@ -195,7 +190,7 @@ def render(plan: dict[str, Any]) -> str:
 def server_words(options: PlanOptions, words: Sequence[str]) -> list[str]:
     """Return the command of the server that the recipe needs, or nothing if it needs none or says where it runs."""
     settings = recipe.load(options.recipe) | recipe.overrides(words)
-    if any(settings.get(name, Setting(None, "")).value != value for name, value in SERVED.items()):
+    if not SERVED.items() <= {name: setting.value for name, setting in settings.items()}.items():
         return []
     job = resolve(options, words)
     return [] if names_server(job) else serve_words(job, sampler(job))

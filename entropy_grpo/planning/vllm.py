@@ -5,7 +5,7 @@ from typing import Any
 
 from ..config.batches import VLLM_BATCHED_TOKENS
 from .job import Job
-from .memory import GIB, sampler_share
+from .memory import GIB, sampler_share, vllm_share
 
 ELEMENT = 2  # bytes of a weight, a key and a value: vLLM serves bfloat16
 SERVER_SHARE, SERVER_SEQUENCES = 0.92, 1024  # vLLM's own defaults on a server
@@ -26,8 +26,7 @@ def sampler(job: Job) -> dict[str, Any] | None:
     if not job.uses_vllm:
         return None
     if job.colocates:
-        left, given = sampler_share(job, job.options.gpu_memory), job.grpo.vllm_gpu_memory_utilization
-        share = left if given is None else given
+        left, share = sampler_share(job, job.options.gpu_memory), vllm_share(job)
         cache = _cache(job, job.grpo.vllm_tensor_parallel_size, share)
         caches = [_cache(job, ranks, share) for ranks in parallel_sizes(job)]
         speeds = {str(c["gpus"]): c["tokens_per_second"] for c in caches if holds_a_sequence(c)}
@@ -98,12 +97,10 @@ class Engine:
 
     def step(self, sequences: int, tokens: float) -> float:
         """Return the seconds of a decoding step of a number of sequences, which have `tokens` tokens together."""
-        work = max(
-            self.weights / self.device.bandwidth, self.operations * sequences / self.gpus / self.device.decoding
-        )
-        reading = tokens * self.token / self.device.bandwidth
+        device = self.device
         waiting = IN_PROCESS + PER_SEQUENCE * sequences if self.in_process else ON_SERVER
-        return waiting + (IN_GROUP if self.gpus > 1 else 0) + work + reading
+        work = max(self.weights / device.bandwidth, self.operations * sequences / self.gpus / device.decoding)
+        return waiting + (IN_GROUP if self.gpus > 1 else 0) + work + tokens * self.token / device.bandwidth
 
     def prefill(self, tokens: float) -> float:
         """Return the seconds in which `tokens` tokens of prompts, or of interrupted responses, are computed."""
@@ -131,12 +128,10 @@ def _cache(job: Job, ranks: int, share: float) -> dict[str, Any]:
     """
     args, policy, copy = job.grpo, job.policy, engine(job, ranks)
     longest = args.vllm_max_model_length or policy.positions or job.lengths.whole
+    sampled = policy.vocabulary * SAMPLED_LOGIT  # bytes of the profiling pass for each sequence
 
-    def profiled(sequences: int) -> float:
-        return min(sequences, VLLM_BATCHED_TOKENS) * policy.vocabulary * SAMPLED_LOGIT
-
-    def room(sequences: int) -> float:
-        return max(share * job.options.gpu_memory * GIB - copy.weights - profiled(sequences), 0)
+    def cached_tokens(sequences: int) -> float:
+        return max(share * job.options.gpu_memory * GIB - copy.weights - sequences * sampled, 0) / copy.token
 
     sequences = SERVER_SEQUENCES
     if job.colocates:
@@ -145,19 +140,18 @@ def _cache(job: Job, ranks: int, share: float) -> dict[str, Any]:
         if args.vllm_max_num_seqs is not None:
             sequences = min(sequences, args.vllm_max_num_seqs)
         elif args.vllm_gpu_memory_utilization is None:
-            held = int(room(sequences) / copy.token / (longest / SHORTEST_PART))
+            held = int(cached_tokens(sequences) / (longest / SHORTEST_PART))
             sequences = min(sequences, max(held, FEWEST_SEQUENCES))
-    expected = job.lengths.prompt + (job.lengths.mean or job.lengths.completion)
-    cached = int(room(sequences) / copy.token)
-    concurrent = min(int(cached / expected), sequences)
-    context = job.lengths.prompt + (job.lengths.mean or job.lengths.completion) / 2
+    cached = int(cached_tokens(sequences))
+    concurrent = min(int(cached / (job.lengths.prompt + job.lengths.expected)), sequences)
+    context = job.lengths.prompt + job.lengths.expected / 2
     copies = (job.processes if job.colocates else job.gpus) // ranks
     return {
         "mode": args.vllm_mode,
         "gpus": ranks,
         "share": share,
         "weights": round(copy.weights),
-        "profiled": round(profiled(sequences)),
+        "profiled": sequences * sampled,
         "max_num_seqs": sequences,
         "max_model_len": longest,
         "bytes_per_token": round(copy.token),

@@ -15,33 +15,30 @@ PORT = 29500  # accelerate's default
 LOCAL = ("0.0.0.0", "localhost", "127.0.0.1")
 
 
-def _smaller_training(job: Job) -> list[str]:
-    """Return the changes open to this job that reduce the memory of training."""
-    changes = {
-        "set gradient_checkpointing: true": not job.args.gradient_checkpointing,
-        "lower per_device_train_batch_size": job.per_device > 1,
-        "set vllm_enable_sleep_mode: true": job.colocates and not job.grpo.vllm_enable_sleep_mode,
-        "shard over more GPUs": job.sharding.shards,
-        "shard over several GPUs with accelerate_configs/fsdp2.yaml": not (
-            job.sharding.shards or job.model.is_quantised
-        ),
-        "train with LoRA": not job.model.use_peft,
-        "lower max_completion_length": True,
+def _smaller(job: Job) -> dict[str, dict[str, bool]]:
+    """Return the changes that reduce the memory of training and of sampling, with whether this job is open to them."""
+    sharding, several = job.sharding.shards, "shard over several GPUs with accelerate_configs/fsdp2.yaml"
+    return {
+        "training": {
+            "set gradient_checkpointing: true": not job.args.gradient_checkpointing,
+            "lower per_device_train_batch_size": job.per_device > 1,
+            "set vllm_enable_sleep_mode: true": job.colocates and not job.grpo.vllm_enable_sleep_mode,
+            "shard over more GPUs": sharding,
+            several: not (sharding or job.model.is_quantised),
+            "train with LoRA": not job.model.use_peft,
+            "lower max_completion_length": True,
+        },
+        "sampling": {
+            "make rollouts smaller": not job.uses_vllm,
+            "lower vllm_gpu_memory_utilization": job.uses_vllm,
+            "serve the model on a GPU of its own with vllm_mode: server": job.uses_vllm,
+            "shard over more GPUs": sharding,
+        },
     }
-    return [change for change, is_open in changes.items() if is_open]
-
-
-def _smaller_sampling(job: Job) -> list[str]:
-    """Return the changes open to this job that reduce the memory of sampling."""
-    changes = ["make rollouts smaller"]
-    if job.uses_vllm:
-        changes = ["lower vllm_gpu_memory_utilization", "serve the model on a GPU of its own with vllm_mode: server"]
-    return [*changes, *(["shard over more GPUs"] if job.sharding.shards else [])]
 
 
 def _about_memory(job: Job, needed: dict[str, Any]) -> Iterator[str]:
-    room = job.options.gpu_memory
-    peak = needed["peak"] / GIB
+    room, peak = job.options.gpu_memory, needed["peak"] / GIB
     if job.use_cpu:
         return
     if 0.9 * room < peak <= room:
@@ -49,9 +46,9 @@ def _about_memory(job: Job, needed: dict[str, Any]) -> Iterator[str]:
             f"Tensors need {peak:.1f} of {room:g} GiB, more than 90%, so that the memory may not suffice for the CUDA "
             "context and the allocator."
         )
-    for when, changes in (("training", _smaller_training(job)), ("sampling", _smaller_sampling(job))):
+    for when, changes in _smaller(job).items():
         if needed[when] > room * GIB:
-            *others, last = changes
+            *others, last = [change for change, is_open in changes.items() if is_open]
             advice = f"{', '.join(others)}{' or ' if others else ''}{last}"
             yield f"{when} needs {needed[when] / GIB:.1f} GiB of a GPU, which has {room:g}: {advice}."
 
@@ -62,13 +59,12 @@ def _about_settings(job: Job, needed: dict[str, Any]) -> Iterator[str]:
         yield (
             f"gradient_accumulation_steps is {args.gradient_accumulation_steps} under FSDP2, which accumulates "
             f"unsharded float32 gradients ({needed['parts']['gradients']['bytes'] / GIB:.1f} GiB): for sharded "
-            "gradients "
-            "set accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}."
+            "gradients set accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}."
         )
-    if job.sharding.mixed_precision not in (None, job.precision):
+    if job.sharding.mixed_precision not in (None, job.args.mixed_precision):
         yield (
             f"{job.sharding.file} has mixed_precision: {job.sharding.mixed_precision}, but the recipe trains with "
-            f"{job.precision}: make them equal, because with --config_file the file's value wins."
+            f"{job.args.mixed_precision}: make them equal, because with --config_file the file's value wins."
         )
     if job.policy.positions is not None and lengths.whole > job.policy.positions:
         yield (
@@ -88,8 +84,7 @@ def _about_vllm(job: Job, cache: dict[str, Any]) -> Iterator[str]:
             change = "raise vllm_gpu_memory_utilization or vllm_tensor_parallel_size"
         yield (
             f"vLLM refuses to start, because {cache['share']:g} of {job.options.gpu_memory:g} GiB hold its weights, "
-            "its "
-            f"first pass and {cache['cached_tokens']:,} tokens, but one sequence has {longest:,}: {change}."
+            f"its first pass and {cache['cached_tokens']:,} tokens, but one sequence has {longest:,}: {change}."
         )
     if job.colocates and (unused := cache["sampler_share"] - cache["share"]) > 0.1:
         yield (
