@@ -15,13 +15,10 @@ from .job import Job
 from .options import PlanOptions
 from .warnings import PORT
 
-SERVER_HOST = GRPOConfig.__dataclass_fields__["vllm_server_host"].default  # of a recipe that names none
+SERVER_HOST = GRPOConfig.vllm_server_host  # of a recipe that names none
 SERVE = (
-    "--weight-transfer-config",
-    '{"backend": "nccl"}',
-    "--logprobs-mode",
-    "processed_logprobs",
-    "--max-logprobs=-1",
+    *("--weight-transfer-config", '{"backend": "nccl"}'),
+    *("--logprobs-mode", "processed_logprobs", "--max-logprobs=-1"),
 )
 
 
@@ -44,21 +41,23 @@ def _beside(job: Job, name: str) -> Path:
 
 def _words(job: Job) -> list[str]:
     """Return the overrides of a launch, with the accelerate configuration for several machines if it has any."""
-    several = _beside(job, "fsdp2_multinode.yaml")
     if job.nodes == 1 or job.sharding.kind != "fsdp2":
         return list(job.words)
+    several = _beside(job, "fsdp2_multinode.yaml")
     return [*without(job.words, "accelerate_config"), "--accelerate_config", str(several)]
 
 
 def _launcher_options(job: Job) -> list[str]:
     """Return the options of `accelerate launch` that start the processes of a machine."""
-    file = job.sharding.file if job.sharding.kind == "zero3" else None  # only the launcher can set up DeepSpeed
-    if file is None and job.use_cpu:
-        if job.processes == 1:
-            return []
-        file = str(_beside(job, "ddp_cpu.yaml"))  # accelerate starts several CPU processes only from a configuration
-    chosen = ["--multi_gpu"] if job.processes > 1 else []
-    return [*(chosen if file is None else ["--config_file", file]), "--num_processes", str(job.processes)]
+    if job.sharding.kind == "zero3":  # only the launcher can set up DeepSpeed
+        options = ["--config_file", job.sharding.file]
+    elif not job.use_cpu:
+        options = ["--multi_gpu"] if job.processes > 1 else []
+    elif job.processes > 1:  # accelerate starts several CPU processes only from a configuration
+        options = ["--config_file", str(_beside(job, "ddp_cpu.yaml"))]
+    else:
+        return []
+    return [*options, "--num_processes", str(job.processes)]
 
 
 def names_server(job: Job) -> bool:
@@ -81,8 +80,7 @@ def serve_words(job: Job, cache: dict[str, Any]) -> list[str]:
     if args.vllm_max_model_length is not None:
         words += ["--max-model-len", str(args.vllm_max_model_length)]
     if run.max_position_embeddings is not None:
-        changed = {"max_position_embeddings": run.max_position_embeddings}
-        words += ["--hf-overrides", json.dumps(changed)]
+        words += ["--hf-overrides", json.dumps({"max_position_embeddings": run.max_position_embeddings})]
     return [*words, "--tensor-parallel-size", str(cache["gpus"]), "--data-parallel-size", str(cache["copies"])]
 
 
@@ -100,10 +98,8 @@ def _launches(job: Job) -> list[str]:
 
 def _batch(job: Job, script: Path) -> str:
     """Return the command that submits a job to SLURM, without the settings that the script sets itself."""
-    words, serves = _words(job), job.serves and not names_server(job)
-    memory = job.options.gpu_memory
-    of_another_size = serves and memory != PlanOptions.gpu_memory
-    exported = [f"PLAN_OPTIONS=--gpu-memory {memory:g}"] if of_another_size else []
+    words, serves, memory = _words(job), job.serves and not names_server(job), job.options.gpu_memory
+    exported = [f"PLAN_OPTIONS=--gpu-memory {memory:g}"] if serves and memory != PlanOptions.gpu_memory else []
     if without(words, "output_dir") != words:
         exported.append(f"RUN_FOLDER={job.args.output_dir}")
     batch = ["sbatch", "--nodes", str(job.nodes + serves), "--gpus-per-node", str(job.gpus)]
