@@ -17,6 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -36,21 +37,11 @@ SEED = 0  # of the drawn lengths
 WARM_UP, CYCLES = 3, 3  # rollouts that fill the groups that wait, and rollouts that are averaged
 PART_OF_LONGEST = 5  # a round of partial rollouts writes this part of the largest length, if the recipe sets no budget
 NOISE = 1.05  # a variant that is simulated to be faster by less than this factor is not chosen
-
-
 # Settings that a colocated sampler, or a server, does not read.
 PLACED = (
-    "vllm_mode",
-    "vllm_gpu_memory_utilization",
-    "vllm_enable_sleep_mode",
-    "vllm_tensor_parallel_size",
-    "vllm_max_num_seqs",
-    "vllm_model_impl",
-    "vllm_server_host",
-    "vllm_server_port",
-    "vllm_server_base_url",
-    "vllm_server_timeout",
-    "vllm_group_port",
+    *("vllm_mode", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode", "vllm_tensor_parallel_size"),
+    *("vllm_max_num_seqs", "vllm_model_impl", "vllm_server_host", "vllm_server_port", "vllm_server_base_url"),
+    *("vllm_server_timeout", "vllm_group_port"),
 )
 
 
@@ -86,11 +77,7 @@ def cut_mean(centre: float, sigma: float, longest: float) -> float:
     Args:
         centre: mean of the logarithm, before the cut.
     """
-
-    def below(z: float) -> float:
-        return (1 + math.erf(z / math.sqrt(2))) / 2
-
-    z = (math.log(longest) - centre) / sigma
+    z, below = (math.log(longest) - centre) / sigma, NormalDist().cdf
     return math.exp(centre + sigma**2 / 2) * below(z - sigma) + longest * (1 - below(z))
 
 
@@ -508,11 +495,6 @@ def _trainer_spared(
     return trainer_of(job, assumed) if job.objective.spares_pass else None
 
 
-def _copy_of(job: Job, cache: dict[str, Any], assumed: Assumptions) -> Copy:
-    one = replace(engine(job, cache["gpus"]), device=assumed.device)
-    return Copy(one, cache["cached_tokens"], cache["max_num_seqs"], assumed.prompt, job.grpo.num_generations)
-
-
 def _refusal(job: Job, cache: dict[str, Any], needed: dict[str, Any]) -> str | None:
     """Return why a sampler with a share of a GPU does not fit.
 
@@ -531,7 +513,9 @@ def _refusal(job: Job, cache: dict[str, Any], needed: dict[str, Any]) -> str | N
 def _rollouts(job: Job, assumed: Assumptions, budget: int | None, cache: dict[str, Any]) -> list[Rollout]:
     """Return the rollouts to average."""
     copies = job.processes // cache["gpus"] if job.colocates else job.nodes * cache["copies"]
-    run = Rollouts(replace(rules_of(job), budget=budget), assumed, _copy_of(job, cache, assumed), copies)
+    rules, one = replace(rules_of(job), budget=budget), replace(engine(job, cache["gpus"]), device=assumed.device)
+    copy = Copy(one, cache["cached_tokens"], cache["max_num_seqs"], assumed.prompt, rules.size)
+    run = Rollouts(rules, assumed, copy, copies)
     return [run.next() for _ in range(WARM_UP + CYCLES)][WARM_UP:]
 
 
@@ -540,42 +524,37 @@ def _times(rollouts: Sequence[Rollout], train: Callable[[np.ndarray], tuple[floa
     return np.array([train(rollout.lengths) for rollout in rollouts])
 
 
-def _budgets(rules: Rules) -> list[int | None]:
-    """Return the budgets of a round to simulate: no budget, and the recipe's or a part of the longest response."""
-    if not rules.dynamic:
-        return [None]
-    return [None, rules.budget or max(rules.longest // PART_OF_LONGEST, 1)]
-
-
 def _colocated(options: PlanOptions, words: Sequence[str], assumed: Assumptions) -> Iterator[Variant]:
     """Simulate sampling on the GPUs that train.
 
     The variants are the recipe's share of a GPU, and the share that the run leaves. The second is also simulated with
-    the number of GPUs a copy that promises most tokens a second. Each has a variant with partial rollouts.
+    the number of GPUs a copy that promises most tokens a second. Under dynamic sampling each has a variant with
+    partial rollouts, with the recipe's budget of a round or with a part of the longest response.
     """
     recipe = resolve(options, words)
     given, ranks = recipe.grpo.vllm_gpu_memory_utilization, recipe.grpo.vllm_tensor_parallel_size
     sizes = [] if given is None or recipe.serves else [(f"{given:g}", ranks)]
-    job = _changed(options, words, _colocation("null", ranks))
+    settings = _colocation("null", ranks)
+    job = _changed(options, words, settings)
+    needed, trainers = memory(job), (trainer_of(job, assumed), _trainer_spared(options, words, settings, assumed))
     speeds = sampler(job)["by_tensor_parallel"]
     fastest = int(max(speeds, key=speeds.__getitem__, default=ranks))
-    needed, train = memory(job), trainer_of(job, assumed)
-    spared = _trainer_spared(options, words, _colocation("null", ranks), assumed)
     for share, number in dict.fromkeys([*sizes, ("null", ranks), ("null", fastest)]):
-        words_of_it = _colocation(share, number)
-        job = _changed(options, words, words_of_it)
-        cache = sampler(job)
+        settings = _colocation(share, number)
+        job = _changed(options, words, settings)
+        cache, rules = sampler(job), rules_of(job)
         refusal = _refusal(job, cache, needed)
-        for budget in _budgets(rules_of(job)):
+        partial = rules.budget or max(rules.longest // PART_OF_LONGEST, 1)
+        for budget in (None, partial) if rules.dynamic else (None,):
             name = f"colocated, {cache['share']:g} of a GPU, {number} a copy"
             name += "" if budget is None else f", rounds of {budget:,} tokens"
-            settings = (*words_of_it, "--max_new_tokens_per_round", "null" if budget is None else str(budget))
             cycles: list[Cycle | None] = [None, None]
             if refusal is None:
                 rollouts = _rollouts(job, assumed, budget, cache)
-                times = [None if one is None else _times(rollouts, one) for one in (train, spared)]
+                times = [None if train is None else _times(rollouts, train) for train in trainers]
                 cycles = [None if t is None else in_turns(rollouts, t, assumed.sync, 1.0, 1.0) for t in times]
-            yield Variant(name, settings, cycles[0], refusal, spared=cycles[1])
+            words_of_it = (*settings, "--max_new_tokens_per_round", "null" if budget is None else str(budget))
+            yield Variant(name, words_of_it, cycles[0], refusal, spared=cycles[1])
 
 
 def _colocation(share: str, ranks: int) -> tuple[str, ...]:
@@ -613,9 +592,9 @@ def _split(options: PlanOptions, words: Sequence[str], assumed: Assumptions) -> 
 
 def choose(variants: Sequence[Variant]) -> Variant | None:
     """Return the first variant that exists, fits, and is nearly as fast as the fastest of them."""
-    open_to_us = [variant for variant in variants if variant.exists and variant.cycle is not None]
-    fastest = min((variant.cycle.seconds for variant in open_to_us if variant.cycle is not None), default=0.0)
-    return next((v for v in open_to_us if v.cycle is not None and v.cycle.seconds <= NOISE * fastest), None)
+    fitting = [(variant, variant.cycle.seconds) for variant in variants if variant.exists and variant.cycle]
+    fastest = min((seconds for _, seconds in fitting), default=0.0)
+    return next((variant for variant, seconds in fitting if seconds <= NOISE * fastest), None)
 
 
 def assumptions(job: Job) -> Assumptions:
@@ -655,12 +634,10 @@ def _assumed_rows(assumed: dict[str, Any]) -> list[tuple[str, str]]:
     device = assumed["device"]
     training = device["training"] if assumed["tflops"] is None else assumed["tflops"] * 1e12
     rates = f"{device['decoding'] / 1e12:.0f} TFLOP/s decoding, {device['prefill'] / 1e12:.0f} in prefill"
+    rates += f", {training / 1e12:.0f} in training"
     lengths = f"log-normal, mean {assumed['mean']:g}, sigma {assumed['sigma']:g}, cut at {assumed['longest']:,} tokens"
     return [
-        (
-            "GPU",
-            f"{device['name']}: {device['bandwidth'] / 1e12:.2f} TB/s, {rates}, {training / 1e12:.0f} in training",
-        ),
+        ("GPU", f"{device['name']}: {device['bandwidth'] / 1e12:.2f} TB/s, {rates}"),
         ("responses", f"{lengths}; {assumed['between']:.0%} of the variance between prompts"),
         ("prompts", f"{assumed['prompt']} tokens on average, cached once per group"),
         ("groups", f"{assumed['informative']:.0%} informative where dynamic sampling selects them"),
@@ -670,38 +647,32 @@ def _assumed_rows(assumed: dict[str, Any]) -> list[tuple[str, str]]:
 
 def render(found: dict[str, Any]) -> str:
     """Return the simulation as text."""
-    names = ("generation", "scoring", "steps", "waiting", "cycle", "speed-up", "old_logps: sampler")
-    first = next((v["cycle"]["seconds"] for v in found["simulated"] if v["cycle"]), None)
-    rows = [["", *names]]
-    for variant in found["simulated"]:
-        cycle = variant["cycle"]
-        note = "" if variant["exists"] else " (not built)"
-        figures = ["does not fit", *[""] * (len(names) - 1)]
+    variants, parts = found["simulated"], ("generation", "scoring", "steps", "waiting")
+    first = next((v["cycle"]["seconds"] for v in variants if v["cycle"]), None)
+    rows = [["", *parts, "cycle", "speed-up", "old_logps: sampler"]]
+    for variant in variants:
+        cycle, spared = variant["cycle"], variant["spared"]
+        figures = ["does not fit", *[""] * 6]
         if cycle is not None:
-            seconds = [f"{cycle[name]:,.0f}" for name in ("generation", "scoring", "steps", "waiting", "seconds")]
-            spared = variant["spared"] and f"{first / variant['spared']['seconds']:.2f}"
-            figures = [*seconds, f"{first / cycle['seconds']:.2f}", spared or ""]
-        rows.append([variant["name"] + note, *figures])
-    refusals = {v["name"]: v["refusal"] for v in found["simulated"] if v["refusal"]}
+            seconds = [f"{cycle[name]:,.0f}" for name in (*parts, "seconds")]
+            figures = [*seconds, *(f"{first / one['seconds']:.2f}" if one else "" for one in (cycle, spared))]
+        rows.append([variant["name"] + ("" if variant["exists"] else " (not built)"), *figures])
+    chosen = next((v for v in variants if v["name"] == found["choice"]), None)
+    choice = (
+        "none, because nothing fits" if chosen is None else f"{chosen['name']}, with {' '.join(chosen['settings'])}"
+    )
     return "\n".join(
         [
             f"SIMULATED, not measured: seconds of the mean GPU in a cycle of {found['recipe']}, {found['gpus']} GPUs",
-            aligned(rows, right=range(1, len(names) + 1), indent="  "),
-            *(f"  {name} does not fit: {why}" for name, why in refusals.items()),
+            aligned(rows, right=range(1, len(rows[0])), indent="  "),
+            *dict.fromkeys(f"  {v['name']} does not fit: {v['refusal']}" for v in variants if v["refusal"]),
             "",
             "assumed",
             aligned(_assumed_rows(found["assumptions"]), indent="  "),
             "",
-            _sentence(found),
+            f"simulated choice: {choice}",
         ]
     )
-
-
-def _sentence(found: dict[str, Any]) -> str:
-    chosen = next((v for v in found["simulated"] if v["name"] == found["choice"]), None)
-    if chosen is None:
-        return "simulated choice: none, because nothing fits"
-    return f"simulated choice: {chosen['name']}, with {' '.join(chosen['settings'])}"
 
 
 def run(options: PlanOptions, words: Sequence[str], as_json: bool) -> None:
