@@ -6,7 +6,7 @@ from typing import Any
 from ..config.run import RunConfig
 from .flops import steps
 from .job import Job
-from .memory import optimizer_states, rollout_bytes, trained, trained_bytes
+from .memory import optimizer_states, rollout_bytes, trained_by_element, trained_bytes
 
 
 def disk(job: Job) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def disk(job: Job) -> dict[str, Any]:
     checkpoint, number, kept_weights = copies * weights + states + rollout, steps(job), 0
     if isinstance(job.run, RunConfig):  # steps whose weights a run keeps by themselves
         reached = sum(number is None or step <= number for step in job.run.weight_steps(job.grpo))
-        kept_weights = reached * trained(job).total() * (4 if job.model.use_peft else job.compute)
+        kept_weights = reached * trained_by_element(job).total() * (4 if job.model.use_peft else job.compute)
     kept = _kept(job, number)
     return {
         "checkpoint": checkpoint,

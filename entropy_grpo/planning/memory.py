@@ -63,7 +63,7 @@ def quantised_weight(outputs: int, inputs: int, bits: int, nested: bool) -> int:
     return math.ceil(outputs * inputs / 2) + scales + FLOAT32 * TABLE
 
 
-def trained(job: Job) -> Counter[int]:
+def trained_by_element(job: Job) -> Counter[int]:
     """Return the numbers of trained parameters by their bytes per element."""
     # Under mixed precision FSDP2 keeps trained weights in float32, and DeepSpeed in bfloat16 with float32 masters.
     fixed = {"fsdp2": 4, "zero3": 2}.get(job.sharding.kind) if job.compute == 2 else None
@@ -75,7 +75,7 @@ def trained(job: Job) -> Counter[int]:
 
 def trained_bytes(job: Job) -> int:
     """Return the bytes of the trained weights, over all GPUs."""
-    return sum(element * n for element, n in trained(job).items())
+    return sum(element * n for element, n in trained_by_element(job).items())
 
 
 def _frozen_weights(job: Job) -> float:
@@ -108,7 +108,9 @@ def _by_element(job: Job, factor: Callable[[int], int] = int) -> str:
     Args:
         factor: function from the bytes of an element to the bytes in the text; by default the same.
     """
-    return " + ".join(f"{factor(element)} bytes x {n:,} trained" for element, n in sorted(trained(job).items()))
+    return " + ".join(
+        f"{factor(element)} bytes x {n:,} trained" for element, n in sorted(trained_by_element(job).items())
+    )
 
 
 def optimizer_states(job: Job) -> tuple[int, str]:
@@ -119,7 +121,7 @@ def optimizer_states(job: Job) -> tuple[int, str]:
         """Return the bytes of two moments: in the dtype of their parameter, or in float32 with master weights."""
         return 2 * (1 if job.args.optim in EIGHT_BIT else FLOAT32 if has_masters else element)
 
-    size = sum((moments(element) + FLOAT32 * has_masters) * n for element, n in trained(job).items())
+    size = sum((moments(element) + FLOAT32 * has_masters) * n for element, n in trained_by_element(job).items())
     formula = f"AdamW: {_by_element(job, moments)}{' + 4 for masters' if has_masters else ''}"
     return size + ADAMW_STEP * len(job.trained), formula
 
@@ -127,7 +129,7 @@ def optimizer_states(job: Job) -> tuple[int, str]:
 def _states(job: Job) -> dict[str, Any]:
     """Return the parts for weights, gradients, optimiser states, and the reference model of a KL term."""
     divided = f" / {job.shards} GPUs" if job.shards > 1 else ""
-    size, number, formula = trained_bytes(job), trained(job).total(), _by_element(job)
+    size, number, formula = trained_bytes(job), trained_by_element(job).total(), _by_element(job)
     frozen, (states, of_states) = _frozen_weights(job), optimizer_states(job)
     also = f" + {scaled_bytes(frozen)} frozen" if frozen else ""
     gradients = _part(size / job.shards, formula + divided)
@@ -230,13 +232,14 @@ def _parts(job: Job) -> dict[str, Any]:
     return parts
 
 
-def _total(parts: dict[str, Any], names: Collection[str]) -> int:
-    return sum(part["bytes"] for name, part in parts.items() if name in names)
+def _total(parts: dict[str, Any], names: Collection[str] = ()) -> int:
+    """Return the bytes of the parts with these names, by default of all parts."""
+    return sum(part["bytes"] for name, part in parts.items() if not names or name in names)
 
 
 def _while_training(parts: dict[str, Any]) -> int:
     """Return the bytes of training alone. Of head and decoder, only the larger counts."""
-    return _total(parts, parts) - min(parts["head"]["bytes"], parts["decoder"]["bytes"])
+    return _total(parts) - min(parts["head"]["bytes"], parts["decoder"]["bytes"])
 
 
 def sampler_share(job: Job, memory: float) -> float:
@@ -281,10 +284,10 @@ def memory(job: Job) -> dict[str, Any]:
     parts, sampler = _parts(job), _sampler(job)
     training, sampling = _while_training(parts), 0
     if job.colocates and not job.grpo.vllm_enable_sleep_mode:
-        training += _total(sampler, sampler)
+        training += _total(sampler)
     if job.objective is not None:
         stays = STAYING if job.uses_vllm else (*STAYING, "gathered weights")
-        sampling = _total(parts, stays) + _total(sampler, sampler)
+        sampling = _total(parts, stays) + _total(sampler)
     return {
         "parts": parts | sampler,
         "training": training,

@@ -18,7 +18,7 @@ from .commands import commands, names_server, serve_words
 from .disk import disk
 from .flops import batches, hours, operations
 from .job import Job, resolve
-from .memory import GIB, memory, scaled_bytes, trained
+from .memory import GIB, memory, scaled_bytes, trained_by_element
 from .options import PlanOptions
 from .vllm import holds_a_sequence, sampler
 from .warnings import warnings
@@ -69,7 +69,7 @@ def make(job: Job) -> dict[str, Any]:
             "file": job.options.recipe,
             "model": job.model.model_name_or_path,
             "parameters": job.policy.parameters,
-            "trained": trained(job).total(),
+            "trained": trained_by_element(job).total(),
             "data": job.run.dataset_name,
             **_essentials(job),
             "learning_rate": args.learning_rate,
@@ -91,10 +91,9 @@ def make(job: Job) -> dict[str, Any]:
 
 
 def _scaled_operations(number: float) -> str:
-    power, unit = next(
-        (p, u) for p, u in ((15, "PFLOP"), (12, "TFLOP"), (9, "GFLOP"), (6, "MFLOP"), (0, "FLOP")) if number >= 10**p
-    )
-    return f"{number / 10**power:.2f} {unit}"
+    units = {"PFLOP": 1e15, "TFLOP": 1e12, "GFLOP": 1e9, "MFLOP": 1e6, "FLOP": 1}
+    unit, size = next((unit, size) for unit, size in units.items() if number >= size)
+    return f"{number / size:.2f} {unit}"
 
 
 def _block(title: str, rows: list[tuple[str, str, str]]) -> str:
@@ -119,12 +118,12 @@ def _batch_block(plan: dict[str, Any]) -> str:
 
 def _memory_block(plan: dict[str, Any]) -> str:
     needed = plan["memory"]
-    rows = [(name, scaled_bytes(part["bytes"]), part["formula"]) for name, part in needed["parts"].items()]
-    notes = {"training": "of head and decoder, only the larger counts", "sampling": ""}
-    rows += [(f"peak, {name}", scaled_bytes(needed[name]), note) for name, note in notes.items() if needed[name]]
+    sizes = [(name, part["bytes"], part["formula"]) for name, part in needed["parts"].items()]
+    sizes.append(("peak, training", needed["training"], "of head and decoder, only the larger counts"))
+    sizes += [("peak, sampling", needed["sampling"], "")] if needed["sampling"] else []
     others = ("activations_without_checkpointing", "activations_with_checkpointing", "full_logits_avoided")
-    rows += [(f"({name.replace('_', ' ')})", scaled_bytes(needed[name]), "") for name in others]
-    return _block("memory of one GPU", rows)
+    sizes += [(f"({name.replace('_', ' ')})", needed[name], "") for name in others]
+    return _block("memory of one GPU", [(name, scaled_bytes(size), note) for name, size, note in sizes])
 
 
 def _vllm_block(cache: dict[str, Any]) -> str:

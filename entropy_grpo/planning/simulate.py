@@ -331,7 +331,7 @@ class Rollouts:
         """Simulate rounds until the rollout is full."""
         sampler, rules, found, rounds = self.sampler, self.rules, Rollout(), 0
         sampler.begin()
-        while (sampler.missing or self._is_due()) and rounds < rules.rounds:
+        while (sampler.missing or any(map(self._must_end, self.unfinished))) and rounds < rules.rounds:
             rounds += 1
             self._begin(len(sampler.draw(len(self.unfinished), surplus(rules.budget, rules.response_age))))
             self._write(rounds == rules.rounds, found)
@@ -344,9 +344,6 @@ class Rollouts:
 
     def _must_end(self, group: Group) -> bool:
         return self.sampler.rollout - group.born >= self.rules.response_age
-
-    def _is_due(self) -> bool:
-        return any(map(self._must_end, self.unfinished))
 
     def _begin(self, number: int) -> None:
         lengths = draw_lengths(self.assumed, self.rules.longest, number, self.rules.size, self.generator)

@@ -17,14 +17,14 @@ LOCAL = ("0.0.0.0", "localhost", "127.0.0.1")
 
 def _smaller(job: Job) -> dict[str, dict[str, bool]]:
     """Return the changes that reduce the memory of training and of sampling, with whether this job is open to them."""
-    sharding, several = job.sharding.shards, "shard over several GPUs with accelerate_configs/fsdp2.yaml"
+    shards = job.sharding.shards
     return {
         "training": {
             "set gradient_checkpointing: true": not job.args.gradient_checkpointing,
             "lower per_device_train_batch_size": job.per_device > 1,
             "set vllm_enable_sleep_mode: true": job.colocates and not job.grpo.vllm_enable_sleep_mode,
-            "shard over more GPUs": sharding,
-            several: not (sharding or job.model.is_quantised),
+            "shard over more GPUs": shards,
+            "shard over several GPUs with accelerate_configs/fsdp2.yaml": not (shards or job.model.is_quantised),
             "train with LoRA": not job.model.use_peft,
             "lower max_completion_length": True,
         },
@@ -32,7 +32,7 @@ def _smaller(job: Job) -> dict[str, dict[str, bool]]:
             "make rollouts smaller": not job.uses_vllm,
             "lower vllm_gpu_memory_utilization": job.uses_vllm,
             "serve the model on a GPU of its own with vllm_mode: server": job.uses_vllm,
-            "shard over more GPUs": sharding,
+            "shard over more GPUs": shards,
         },
     }
 
@@ -118,15 +118,12 @@ def _about_ports(job: Job) -> Iterator[str]:
     needed = {"--main_process_port": PORT} if job.processes > 1 else {}
     if job.serves:
         needed["vllm_group_port"] = job.grpo.vllm_group_port
-    for name, port in needed.items():
+        if not job.grpo.vllm_server_base_url and job.grpo.vllm_server_host in LOCAL:
+            unless = "unless this run's vLLM server already listens there"
+            needed[f"vllm_server_port, {unless}"] = job.grpo.vllm_server_port
+    for change, port in needed.items():
         if port_in_use(port):
-            yield f"port {port} is in use on this machine: choose another with {name}."
-    is_local = job.serves and not job.grpo.vllm_server_base_url and job.grpo.vllm_server_host in LOCAL
-    if is_local and port_in_use(job.grpo.vllm_server_port):
-        yield (
-            f"port {job.grpo.vllm_server_port} is in use on this machine: choose another with vllm_server_port, "
-            "unless this run's vLLM server already listens there."
-        )
+            yield f"port {port} is in use on this machine: choose another with {change}."
 
 
 def warnings(job: Job, needed: dict[str, Any], cache: dict[str, Any] | None) -> list[str]:
