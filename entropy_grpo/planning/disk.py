@@ -15,7 +15,7 @@ def disk(job: Job) -> dict[str, Any]:
     transformers saves the model for loading and, under FSDP, a second time for resuming. If every process writes its
     own piece, only the copy for resuming exists. Adapters are saved without their base.
     """
-    weights, (states, _) = trained_bytes(job), optimizer_states(job)
+    (weights, _), (states, _) = trained_bytes(job), optimizer_states(job)
     copies = 2 if job.sharding.kind == "fsdp2" and not job.sharding.in_pieces else 1
     rollout = 0 if job.objective is None else rollout_bytes(job, job.grpo.generation_batch_size)
     checkpoint, number, kept_weights = copies * weights + states + rollout, steps(job), 0

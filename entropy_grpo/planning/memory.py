@@ -73,9 +73,15 @@ def trained_by_element(job: Job) -> Counter[int]:
     return counts
 
 
-def trained_bytes(job: Job) -> int:
-    """Return the bytes of the trained weights, over all GPUs."""
-    return sum(element * n for element, n in trained_by_element(job).items())
+def trained_bytes(job: Job, each: Callable[[int], int] = int) -> tuple[int, str]:
+    """Return bytes of the trained parameters, over all GPUs, and text such as `4 bytes x 8,190,735,360 trained`.
+
+    Args:
+        each: function from the bytes of a parameter to the bytes that count; by default the same.
+    """
+    counts = sorted(trained_by_element(job).items())
+    size = sum(each(element) * n for element, n in counts)
+    return size, " + ".join(f"{each(element)} bytes x {n:,} trained" for element, n in counts)
 
 
 def _frozen_weights(job: Job) -> float:
@@ -102,17 +108,6 @@ def keeps_whole_gradients(job: Job) -> bool:
     return job.sharding.kind == "fsdp2" and accumulates
 
 
-def _by_element(job: Job, factor: Callable[[int], int] = int) -> str:
-    """Return text such as `4 bytes x 8,190,735,360 trained`, with a term for every element size.
-
-    Args:
-        factor: function from the bytes of an element to the bytes in the text; by default the same.
-    """
-    return " + ".join(
-        f"{factor(element)} bytes x {n:,} trained" for element, n in sorted(trained_by_element(job).items())
-    )
-
-
 def optimizer_states(job: Job) -> tuple[int, str]:
     """Return the bytes of AdamW's states and DeepSpeed's master weights, over all GPUs, and their formula."""
     has_masters = job.sharding.kind == "zero3" and job.compute == 2
@@ -121,16 +116,17 @@ def optimizer_states(job: Job) -> tuple[int, str]:
         """Return the bytes of two moments: in the dtype of their parameter, or in float32 with master weights."""
         return 2 * (1 if job.args.optim in EIGHT_BIT else FLOAT32 if has_masters else element)
 
-    size = sum((moments(element) + FLOAT32 * has_masters) * n for element, n in trained_by_element(job).items())
-    formula = f"AdamW: {_by_element(job, moments)}{' + 4 for masters' if has_masters else ''}"
-    return size + ADAMW_STEP * len(job.trained), formula
+    size, formula = trained_bytes(job, moments)
+    if has_masters:
+        size, formula = size + FLOAT32 * trained_by_element(job).total(), f"{formula} + 4 for masters"
+    return size + ADAMW_STEP * len(job.trained), f"AdamW: {formula}"
 
 
 def _states(job: Job) -> dict[str, Any]:
     """Return the parts for weights, gradients, optimiser states, and the reference model of a KL term."""
     divided = f" / {job.shards} GPUs" if job.shards > 1 else ""
-    size, number, formula = trained_bytes(job), trained_by_element(job).total(), _by_element(job)
-    frozen, (states, of_states) = _frozen_weights(job), optimizer_states(job)
+    (size, formula), (states, of_states) = trained_bytes(job), optimizer_states(job)
+    number, frozen = trained_by_element(job).total(), _frozen_weights(job)
     also = f" + {scaled_bytes(frozen)} frozen" if frozen else ""
     gradients = _part(size / job.shards, formula + divided)
     if keeps_whole_gradients(job):  # in the dtype of the reduction, see `training.fsdp2`
