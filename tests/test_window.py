@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from trl import GRPOTrainer
 
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective.objective import Objective
@@ -156,6 +157,29 @@ def test_a_window_keeps_its_top_however_it_is_split(tmp_path, rho, by_length):
         assert sizes[0] == max(len(live), 4) and sizes[1] == sizes[2] == max(-(-len(live) // 2), 2)
     else:
         assert sizes == [12, 6, 6]
+
+
+def vespo_weights(batches):
+    """TRL's weight of VESPO of every sequence, in the first step of a rollout."""
+    found = {}
+    for b in batches:
+        zeros = torch.zeros_like(b["completion_mask"], dtype=torch.float32)
+        ratio, advantages = b["importance_sampling_ratio"], b["advantages"].unsqueeze(1)
+        weights = GRPOTrainer.get_gamma_weights(advantages, zeros, b["completion_mask"], ratio)
+        found |= dict(zip(b["sequence_index"].tolist(), weights.flatten().tolist(), strict=True))
+    return found
+
+
+def test_the_width_of_other_ranks_does_not_change_vespo(tmp_path):
+    """TRL's weight of every sequence is that before the ranks exchange sequences, of which one rank's are wider."""
+    halves = [make_batches(2), make_batches(2, first=2 * SIZE, width=WIDTH + 3)]
+    for b in halves[0] + halves[1]:  # 1 in the padding, as TRL computes it
+        drift = 0.02 * (b["sequence_index"].unsqueeze(1) % 5 - 2) * b["completion_mask"]
+        b["importance_sampling_ratio"] = drift.exp()
+    objective = make_objective(tmp_path, loss_type="vespo", top_entropy_quantile=1.0)
+    windows = on_ranks(2, lambda ranks: plan_window(halves[ranks.index], objective, ranks, never, SIZE, seed=0))
+    after, before = vespo_weights([b for w in windows for b in w.batches]), vespo_weights(halves[0] + halves[1])
+    assert after == pytest.approx(before, rel=1e-6) and len(set(after.values())) > 3
 
 
 @pytest.mark.parametrize("budget", [1, 2 * (WIDTH + 4), 4 * (WIDTH + 4), 1000])

@@ -173,10 +173,15 @@ def step_threshold(window: Window, objective: Objective, ranks: Ranks, seed: int
 
 def gather_sequences(sequences: Inputs, ranks: Ranks) -> Inputs:
     """The sequences of all ranks, in the order of the ranks, padded to the same width."""
-    return {
+    gathered = {
         key: ranks.gather(value, key.startswith("prompt_")) if isinstance(value, Tensor) and value.dim() else value
         for key, value in sequences.items()
     }
+    ratio, mask = gathered.get("importance_sampling_ratio"), loss_mask(gathered)
+    if ratio is not None and ratio.shape == mask.shape:
+        # TRL's padding has the ratio 1, and VESPO sums the logarithms of a row without a mask.
+        gathered["importance_sampling_ratio"] = ratio.masked_fill(mask == 0, 1)
+    return gathered
 
 
 def can_regroup(batches: Sequence[Inputs], objective: Objective) -> bool:
