@@ -253,7 +253,6 @@ def test_a_rollout_without_log_probabilities_is_one_sentence(tiny_model, tmp_pat
 
 REFUSED = [
     ({"old_logps": "vllm"}, "choose one of scored, sampler"),
-    ({"use_transformers_continuous_batching": True}, "without log-probabilities: set it to false"),
     ({"entropy_selection": "random"}, "use top or bottom, or entropy_scope global"),
     ({"entropy_selection": "gradient_norm"}, "use top or bottom"),
     ({"beta": 0.1}, "KL term.*use entropy_denominator all or entropy_scope global"),

@@ -362,6 +362,10 @@ def test_comments_that_would_end_the_string_are_refused():
         (["--generation_kwargs", "{top_k: 20}"], ["generation_kwargs: top_k is 20", "set top_k to 0"]),
         (["--generation_kwargs", "{temperature: 0.6}"], ["temperature is 0.6", "set temperature to 1.0"]),
         (["--generation_kwargs", "{presence_penalty: 0.5}"], ["presence_penalty is 0.5", "to 0.0"]),
+        (
+            ["--use_transformers_continuous_batching", "true"],
+            ["use_transformers_continuous_batching is true", "half precision", "leave it out"],
+        ),
         (["--prompts_per_rollout", "16"], ["steps_per_rollout is None", "set prompts_per_rollout"]),
         (["--prompts_per_rollout", "32", "--steps_per_rollout", "2"], ["steps_per_generation is 4", "leave it out"]),
         (["--num_logged_samples", "-1"], ["num_logged_samples is -1"]),

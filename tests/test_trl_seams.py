@@ -284,6 +284,13 @@ def test_a_rollout_is_scored_beforehand_where_the_policy_moves_on():
     assert order == sorted(order), "grading that is begun after generation no longer runs beside the scoring"
 
 
+def test_continuous_batching_still_changes_the_model():
+    """`config.grpo` refuses it for that."""
+    source = inspect.getsource(GRPOTrainer._generate_single_turn)
+    for code in ("unwrapped_model.to(torch.bfloat16)", "unwrapped_model.train()"):
+        assert source.count(code) == 1, f"Read _generate_single_turn: without {code}, it may be allowed."
+
+
 def test_the_training_loop_restores_the_random_state_last():
     """`EntropyForkGRPOTrainer` restores the rest there."""
     loop = inspect.getsource(GRPOTrainer._inner_training_loop)

@@ -29,6 +29,12 @@ from .unread import RULES
 
 # Sampling settings under which a response that is written in parts differs from one that is written at once.
 WHOLE_RESPONSES = ("seed", "stop", "stop_strings", "max_time", "max_tokens", "max_new_tokens", "max_length", "n")
+# Settings of TRL with which a run goes wrong, and how.
+BROKEN = {
+    "remove_unused_columns": "would remove the rewards' references",
+    # TRL 1.16 casts the model in place before it generates, and sets it to training mode afterwards.
+    "use_transformers_continuous_batching": "leaves the trained weights in half precision, and trains in evaluations",
+}
 Number = TypeVar("Number", int, float)
 HEADS = ("auto", "liger", "trl")
 # Settings that may be counted in rollouts, and those of them that cannot be 0.
@@ -290,6 +296,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         one_of("old_logps", self.old_logps, OLD_LOGPS_FROM)
         one_of("fused_lm_head", self.fused_lm_head, HEADS)
         check_loss(self)
+        self._refuse_broken()
         refuse_unread(self, RULES)
         self._check_shapes()
         rho = self.top_entropy_quantile
@@ -326,8 +333,14 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 "them."
             )
 
+    def _refuse_broken(self) -> None:
+        """Refuse settings of TRL with which a run goes wrong."""
+        for name, effect in BROKEN.items():
+            if getattr(self, name):
+                raise ValueError(f"{name} is true, which {effect}: leave it out.")
+
     def _check_shapes(self) -> None:
-        """Refuse group sizes, response lengths and columns with which TRL cannot train."""
+        """Refuse group sizes and response lengths with which TRL cannot train."""
         if self.num_generations < 2:
             raise ValueError(
                 f"num_generations is {self.num_generations}: an advantage compares the responses to one problem, so "
@@ -335,10 +348,6 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             )
         if self.max_completion_length is None or self.max_completion_length < 1:
             raise ValueError(f"max_completion_length is {self.max_completion_length}: it must be 1 or more.")
-        if self.remove_unused_columns:
-            raise ValueError(
-                "remove_unused_columns is true, which would remove the rewards' references: leave it out."
-            )
 
     def _check_objective(self, objective: Objective) -> None:
         """Refuse settings whose combination the objective cannot compute."""

@@ -109,7 +109,7 @@ SAMPLING = (
         ("transformers_continuous_batching_config",),
         "use_transformers_continuous_batching",
         _is_set,
-        "without use_transformers_continuous_batching: true",
+        "without use_transformers_continuous_batching, which is refused: leave it out",
     ),
     ReadIf(
         (

@@ -96,8 +96,6 @@ def _check_sampler(objective: "Objective", args: Any, is_deepspeed: bool) -> Non
     if not objective.trusts_sampler:
         return
     refusals = {
-        "use_transformers_continuous_batching is true, whose responses come without log-probabilities: set it to "
-        "false": not args.use_vllm and args.use_transformers_continuous_batching,
         f"entropy_selection is {objective.selection!r}, which has no threshold of entropy that a step could take over "
         "from the last: use top or bottom, or entropy_scope global": objective.carries
         and objective.selection not in ("top", "bottom"),
