@@ -366,6 +366,10 @@ def test_comments_that_would_end_the_string_are_refused():
             ["--use_transformers_continuous_batching", "true"],
             ["use_transformers_continuous_batching is true", "half precision", "leave it out"],
         ),
+        (
+            ["--sync_ref_model", "true", "--beta", "0.1"],
+            ["sync_ref_model is true", "the reference policy", "leave it out"],
+        ),
         (["--prompts_per_rollout", "16"], ["steps_per_rollout is None", "set prompts_per_rollout"]),
         (["--prompts_per_rollout", "32", "--steps_per_rollout", "2"], ["steps_per_generation is 4", "leave it out"]),
         (["--num_logged_samples", "-1"], ["num_logged_samples is -1"]),

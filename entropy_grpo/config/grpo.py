@@ -34,6 +34,8 @@ BROKEN = {
     "remove_unused_columns": "would remove the rewards' references",
     # TRL 1.16 casts the model in place before it generates, and sets it to training mode afterwards.
     "use_transformers_continuous_batching": "leaves the trained weights in half precision, and trains in evaluations",
+    # SyncRefModelCallback changes `ref_model`, which neither TRL nor `training.resume` saves.
+    "sync_ref_model": "moves the reference policy, and a resumed run would begin again with the first one",
 }
 Number = TypeVar("Number", int, float)
 HEADS = ("auto", "liger", "trl")

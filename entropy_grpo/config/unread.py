@@ -143,13 +143,16 @@ SAMPLING = (
 
 LOSS = (
     ReadIf(
-        ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "use_bias_correction_kl"),
+        ("use_bias_correction_kl",),
         "beta",
         lambda value: value != 0,
         "while beta is 0, without a reference model: set beta above 0",
     ),
     ReadIf(
-        ("ref_model_mixup_alpha", "ref_model_sync_steps"), "sync_ref_model", _is_set, "without sync_ref_model: true"
+        ("ref_model_mixup_alpha", "ref_model_sync_steps"),
+        "sync_ref_model",
+        _is_set,
+        "without sync_ref_model, which is refused: leave it out",
     ),
     ReadIf(
         ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
