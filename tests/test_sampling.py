@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.fixtures import fixed_rollout
+from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective.sampling import DynamicSampler, Group, Response, accuracies, informative
 from entropy_grpo.runs import state as checkpoint
 
@@ -453,6 +454,27 @@ def test_at_the_limit_of_rounds(tiny_model, tmp_path, limit):
     assert filled == (GROUP if limit == "partial" else 0)
     assert (batch["advantages"] != 0).sum() <= GROUP
     assert any(value.abs().max() > 1e-4 for value in change.values())
+
+
+MEANS = [
+    *({"loss_type": name, "entropy_denominator": "all"} for name in ("grpo", "bnpo", "dr_grpo", "sapo")),
+    {"loss_type": "luspo", "entropy_denominator": "all", "importance_sampling_level": "sequence"},
+    {"entropy_coef": 0.01},
+    {"use_adaptive_entropy": True},
+    {"scale_rewards": "batch"},
+    {"multi_objective_aggregation": "normalize_then_sum"},
+]
+
+
+@pytest.mark.parametrize("settings", MEANS, ids=str)
+def test_a_smaller_rollout_is_refused_where_means_would_count_missing_groups(tmp_path, settings):
+    """TRL divides the losses that are not refused by `num_items_in_batch` (see `test_trl_seams`)."""
+    common = {"use_cpu": True, "bf16": False, "num_generations": 4, "dynamic_sampling": True}
+    with pytest.raises(ValueError, match=r"at_sampling_limit is 'partial', but .* or set at_sampling_limit to top_up"):
+        EntropyForkGRPOConfig(str(tmp_path), at_sampling_limit="partial", **common, **settings)
+    EntropyForkGRPOConfig(str(tmp_path), at_sampling_limit="top_up", **common, **settings)
+    for loss in ({"loss_type": "dapo"}, {"loss_type": "cispo", "epsilon_high": 5.0}, {"loss_type": "vespo"}):
+        EntropyForkGRPOConfig(str(tmp_path), at_sampling_limit="partial", **common, **loss)
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             `max_sampling_rounds` this is DAPO's limit.
         at_sampling_limit: action if groups are missing after the last round. `raise` ends the run. `top_up` fills up
             with groups that are not informative, whose tokens have no gradient and count in the denominator.
-            `partial` trains on a smaller rollout.
+            `partial` trains on a smaller rollout, with losses that are divided by a number of tokens.
         max_group_age: rollouts that a surplus informative group may wait; 0 discards surplus groups.
         max_new_tokens_per_round: tokens by which a response grows in a round of dynamic sampling; null for no limit. A
             rollout ends when it is full of whole groups, and unfinished responses continue in the next rollout. The
@@ -354,6 +354,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
     def _check_objective(self, objective: Objective) -> None:
         """Refuse settings whose combination the objective cannot compute."""
         check_combinations(objective, self.dynamic_sampling)
+        self._check_partial(objective)
         if objective.selection in BY_NORM:
             if self.fused_lm_head == "trl":
                 raise ValueError(
@@ -382,6 +383,24 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 "epsilon_high, so even a ratio of 1 would be cut: set epsilon_high to 5.0 (arXiv 2510.13786), or at "
                 "least to 1."
             )
+
+    def _check_partial(self, objective: Objective) -> None:
+        """Refuse means over sequences, micro-batches or rewards that missing groups would enter as zeros."""
+        if self.at_sampling_limit != "partial":
+            return
+        refusals = {
+            f"loss_type is {self.loss_type!r}, whose means would count the missing groups: use loss_type "
+            f"{' or '.join(TOKEN_LEVEL_LOSSES)}": not objective.token_level,
+            "the loss has an entropy bonus, a mean over each micro-batch, which may hold missing groups alone: set "
+            "entropy_coef to 0 and use_adaptive_entropy to false": objective.token_level and objective.batch_means,
+            "scale_rewards is 'batch', whose standard deviation would count the missing groups: set it to group or "
+            "none": self.scale_rewards == "batch",
+            "multi_objective_aggregation is 'normalize_then_sum', whose mean over the rollout would count the missing "
+            "groups: set it to sum_then_normalize": self.multi_objective_aggregation == "normalize_then_sum",
+        }
+        for reason, applies in refusals.items():
+            if applies:
+                raise ValueError(f"at_sampling_limit is 'partial', but {reason}, or set at_sampling_limit to top_up.")
 
     def _shape_batches(self) -> None:
         """Set TRL's batch sizes from the size of the rollout, if the recipe gives it."""
