@@ -5,11 +5,13 @@ import math
 import random
 import statistics
 import subprocess
+from fractions import Fraction
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from trl.trainer.utils import nanstd
 
 from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
@@ -121,6 +123,59 @@ def test_the_printed_formula_prefers_no_token():
     assert printed.max() - printed.min() < 1e-4 and printed.min() > 0.0999
     assert default.tolist() == pytest.approx([0.1 * sigmoid(15 * (i / 10 - 0.5)) for i in range(11)])
     assert default[-1] - default[0] > 0.0998
+
+
+def advantages_of_trl(rewards, size):
+    """TRL's formula in float32, rewards (n,)."""
+    groups = rewards.view(-1, size)
+    return ((groups - groups.nanmean(dim=1, keepdim=True)) / (nanstd(groups, dim=1, keepdim=True) + 1e-4)).flatten()
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 1.3, -0.9])
+def test_equal_rewards_have_no_advantage(value):
+    """So that the sign of a rounding error decides no bonus."""
+    largest = 0.0
+    for size in range(4, 65):
+        rewards = torch.full((2 * size,), value)
+        advantages = advantages_of_trl(rewards, size)
+        largest = max(largest, float(advantages.abs().max()))
+        masked = advantages.masked_fill(shaping.at_group_mean(rewards, size), 0.0)
+        assert not shaping.position_advantages(masked, torch.ones(2 * size, 3), 0.1).any()
+    assert largest > 5e-5, "float32 rounds nothing here: this would show nothing"
+
+
+def test_only_responses_at_the_mean_have_no_advantage():
+    """Against exact fractions of the decimals, with rewards that were not given, and by column for several rewards."""
+    rng = random.Random(0)
+    for _ in range(300):
+        size = rng.choice([2, 3, 4, 8, 16])
+        exact = [
+            rng.choice([Fraction(i, 10), Fraction(i, 10), None]) for i in (rng.randrange(-3, 4) for _ in range(size))
+        ]
+        given = [x for x in exact if x is not None]
+        expected = [x is None or x == sum(given) / len(given) for x in exact]
+        rewards = torch.tensor([math.nan if x is None else float(x) for x in exact])
+        assert shaping.at_group_mean(rewards, size).tolist() == expected, exact
+        columns = torch.stack([torch.full_like(rewards, 0.7), rewards], dim=1)
+        assert shaping.at_group_mean(columns, size).tolist() == expected
+
+
+@pytest.mark.parametrize(("aggregation", "atol"), [("sum_then_normalize", 0.0), ("normalize_then_sum", 5e-3)])
+def test_a_group_of_equal_rewards_trains_nothing(tiny_model, tmp_path, aggregation, atol):
+    """The weights are those of a run in which the group's rewards are 0; the rounding enters TRL's batch mean, too."""
+    settings = {"num_generations": 8, "per_device_train_batch_size": 16, "position_shaping_gamma": 0.1}
+    settings |= {"multi_objective_aggregation": aggregation}
+    trained = []
+    for value in (0.7, 0.0):
+
+        def rewards(prompts, completion_ids, value=value, **kwargs):
+            flat = prompts[0]
+            return [value if p == flat else float(i % 3 == 0) for i, p in enumerate(prompts)]
+
+        trained.append(fixed_rollout.train(tiny_model, tmp_path / str(value), reward=rewards, **settings))
+    flat, none = map(fixed_rollout.weights, trained)
+    assert sorted(in_order(trained[0], "advantages")[:8].tolist()) == [0.0] * 8
+    assert all(torch.allclose(flat[name], none[name], rtol=0, atol=atol) for name in none)
 
 
 def test_schedules():

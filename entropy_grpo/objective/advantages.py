@@ -23,6 +23,8 @@ from torch import Tensor
 
 # Smaller differences of log-perplexities are rounding errors, which the weights would amplify.
 MIN_SIGMA = 1e-6
+# Smaller differences of rewards, as a share of a group's largest reward, are rounding errors of float32.
+ROUNDING = 2**-21
 
 
 class Schedule(NamedTuple):
@@ -49,6 +51,21 @@ class Schedule(NamedTuple):
                 return False
             start, end = plateau_step, plateau_step + self.plateau_steps
         return start <= step and (end is None or step < end)
+
+
+def at_group_mean(rewards: Tensor, group_size: int) -> Tensor:
+    """(n,) bool, responses whose rewards are the mean of their group up to rounding, so that their advantage is 0.
+
+    TRL's mean of equal rewards in float32 can be an ulp away from them. Its division by a deviation of 0 + 1e-4 makes
+    that an advantage of up to 1e-3, whose sign would decide a bonus.
+
+    Args:
+        rewards: (n,) or (n, F) float32, NaN for rewards that were not given.
+    """
+    groups = rewards.double().view(len(rewards) // group_size, group_size, -1)
+    distance = (groups - groups.nanmean(dim=1, keepdim=True)).abs()
+    largest = groups.abs().nan_to_num().amax(dim=1, keepdim=True)
+    return ~(distance > ROUNDING * largest).any(dim=2).flatten()
 
 
 def log_perplexities(logps: Tensor, mask: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ from ..models.layers import prepare_liger, use_liger
 from ..monitoring.callbacks import RunRecorder, Watch
 from ..monitoring.diagnostics import share
 from ..monitoring.steps import StepMonitor
+from ..objective.advantages import at_group_mean
 from ..objective.batching import padding_is_inert
 from ..objective.drawing import NEUTRAL_SAMPLING, truncation_note
 from ..objective.methods.run import FIRST, LOSS_WEIGHTS, WEIGHTS, Methods
@@ -473,6 +474,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         output = self._placed(self.rollouts.finish(output, supply))
         if spec.trusts_sampler:
             output["old_per_token_logps"] = self._recorded(output)
+        is_zero = self._at_mean(call.rewards)[output["sequence_index"]]
+        output["advantages"] = output["advantages"].masked_fill(is_zero, 0.0)
         output["right"] = is_right(call.rewards[:, 0])[output["sequence_index"]]
         if any("rewards" in entry.needs for entry in self.spec.entries()):
             output["rewards"] = self._summed(call.rewards)[output["sequence_index"]]
@@ -500,6 +503,12 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         """(responses,) float32: weighted sum of the rewards (responses, F), NaN where no function gave a reward."""
         summed = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         return summed.masked_fill(rewards.isnan().all(dim=1), math.nan).float()
+
+    def _at_mean(self, rewards: Tensor) -> Tensor:
+        """(responses,) bool: responses whose rewards (responses, F) leave them no advantage but rounding errors."""
+        summed = self.multi_objective_aggregation == "sum_then_normalize"
+        compared = self._summed(rewards) if summed else rewards * self.reward_weights.to(rewards.device)
+        return at_group_mean(compared, self.num_generations)
 
     def _placed(self, output: Inputs) -> Inputs:
         """Return a rollout with the index of every sequence among the sequences of all ranks, (B,) int64."""
