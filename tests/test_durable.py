@@ -300,3 +300,41 @@ def test_another_micro_batch_begins_a_new_rollout(tiny_model, tmp_path, caplog):
         trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
     assert trainer.state.global_step == 4
     assert "per_device_train_batch_size 4, now 2" in caplog.text and "so a new rollout begins" in caplog.text
+
+
+ROLLOUTS = {"prompts_per_rollout": 4, "steps_per_generation": None, "gradient_accumulation_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fact"),
+    [
+        # Of 8 micro-batches in 4 steps 2 are over, where 2 steps of 4 begin at a multiple of 4.
+        (
+            ROLLOUTS | {"per_device_train_batch_size": 2, "steps_per_rollout": 4},
+            {"steps_per_rollout": 2},
+            "gradient_accumulation_steps 2, now 4",
+        ),
+        ({}, {"beta": 0.01}, "has_reference False, now True"),
+        ({}, {"num_iterations": 2}, "num_iterations 1, now 2"),
+    ],
+    ids=["steps_per_rollout", "beta", "num_iterations"],
+)
+def test_a_change_that_the_rollout_does_not_fit_begins_a_new_one(tiny_model, tmp_path, caplog, before, after, fact):
+    settings = RESUMED | {"data": fixed_rollout.prompts(8), "max_steps": 4, "save_steps": 1} | before
+    fixed_rollout.train(tiny_model, tmp_path / "a", **settings | {"max_steps": 1})
+    other = settings | after | {"allow_changes": [*after, "max_steps"]}
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / "b", **other)
+    with caplog.at_level("WARNING"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
+    assert trainer.state.global_step == 4 and fact in caplog.text and "so a new rollout begins" in caplog.text
+
+
+def test_a_rollout_without_vllm_has_not_its_columns(tiny_model, tmp_path):
+    """A correction of vLLM's log-probabilities reads a column that the rollout lacks."""
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, **RESUMED)
+    before = trainer.resume.shape()
+    for name in ("use_vllm", "vllm_importance_sampling_correction"):
+        setattr(trainer.args, name, not getattr(trainer.args, name))
+        assert trainer.resume.shape() != before
+        setattr(trainer.args, name, not getattr(trainer.args, name))
+    assert trainer.resume.shape() == before

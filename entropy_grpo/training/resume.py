@@ -30,10 +30,11 @@ from .fsdp2 import reshard
 from .rollouts import without_waiting
 from .stop import RandomStates
 
-# Settings that decide the micro-batches of a rollout, its groups, and the columns of its kept tokens.
+# Settings that decide the micro-batches of a rollout and of a step, its groups, its passes and its columns.
 FITTED = (
-    *("per_device_train_batch_size", "steps_per_generation", "num_generations"),
-    *("top_entropy_quantile", "entropy_selection", "entropy_scope", "old_logps"),
+    *("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps", "num_iterations"),
+    *("num_generations", "top_entropy_quantile", "entropy_selection", "entropy_scope", "old_logps"),
+    *("use_vllm", "vllm_importance_sampling_correction"),
 )
 # Settings that decide the problems, the sizes and the rewards of groups that wait for a rollout.
 OF_GROUPS = {
@@ -173,7 +174,8 @@ class Resume:
             for entry in self.trainer.spec.entries()
         ]
         fitted = {name: getattr(self.trainer.args, name) for name in FITTED}
-        return {"num_processes": self.trainer.accelerator.num_processes, "methods": methods} | fitted
+        facts = {"num_processes": self.trainer.accelerator.num_processes, "methods": methods}
+        return facts | {"has_reference": self.trainer.spec.has_reference} | fitted
 
     def outdated(self) -> list[str]:
         """Return the settings whose change makes groups that wait in a checkpoint unfit for the run.
