@@ -2,11 +2,20 @@
 
 import math
 import threading
+from decimal import Decimal
 
+import numpy as np
 import pytest
 import torch
 
 from entropy_grpo import EntropyForkGRPOConfig
+from entropy_grpo.objective.methods.covariance import share_of_tokens
+from entropy_grpo.objective.methods.over_ranks import quantile
+from entropy_grpo.objective.methods.quantile_advantage import qae
+from entropy_grpo.objective.methods.ratios import low_of_response
+from entropy_grpo.objective.methods.view import StepView
+from entropy_grpo.objective.objective import Objective
+from entropy_grpo.objective.ranks import ALONE
 from entropy_grpo.objective.selection import (
     MAX_TOKENS,
     above,
@@ -113,6 +122,24 @@ def test_negative_zero_ties_with_zero():
 )
 def test_counts_are_exact(n, rho, kind, kept):
     assert kept_count(n, rho, kind) == kept
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32])
+def test_shares_of_numpy_count_as_their_decimals(number, tmp_path):
+    """In every rule that takes a share: against exact decimals, and against torch.quantile."""
+    config = EntropyForkGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, top_entropy_quantile=number(0.2))
+    assert Objective.from_args(config).kept_count(100) == 20
+    for share in ("0.07", "0.2", "0.29", "0.001"):
+        for n in (1, 7, 100, 1000):
+            assert kept_count(n, number(share)) == math.ceil(n * Decimal(share))
+    values, rewards = torch.rand(1, 101, generator=torch.Generator().manual_seed(0)), torch.arange(10.0)
+    mask, order = torch.ones(1, 101, dtype=torch.bool), torch.arange(10)
+    assert percentiles(values, mask, [number(29.0)]) == [float(values.quantile(0.29, interpolation="lower"))]
+    assert quantile(values, mask, number(0.295), ALONE) == pytest.approx(float(values.quantile(0.295)))
+    assert int(low_of_response(values, mask, number(0.29)).sum()) == 30
+    view = StepView(torch.ones(10, 10, dtype=torch.bool), order, 10, 10, rewards, ALONE, rewards=rewards)
+    assert share_of_tokens(number(0.29), view) == 29
+    assert qae(view, rewards, number(0.7)).tolist().index(0.0) == 6  # the seventh of ten rewards
 
 
 def test_more_tokens_than_stock_quantile_takes():

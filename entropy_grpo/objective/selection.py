@@ -12,13 +12,12 @@ places and the results are all (..., T) with any leading shape. Each rank passes
 
 import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .share import BY_NORM, kept_count
+from .share import BY_NORM, by_decimals, kept_count
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -248,5 +247,5 @@ def percentiles(values: Tensor, mask: Tensor, levels: Sequence[float], reduce: R
         return [math.nan] * len(levels)
     bits = order_bits(values)[mask]
     # The value with index floor(level * (n - 1)) from below is the (n - index)-th largest.
-    ranks = [n - math.floor(Fraction(repr(level)) / 100 * (n - 1)) for level in levels]
+    ranks = [n - math.floor(by_decimals(level) / 100 * (n - 1)) for level in levels]
     return [score_from_bits(value_bits) for value_bits in kth_largest(bits, ranks, reduce, bits=32)]

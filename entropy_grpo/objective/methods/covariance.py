@@ -10,11 +10,11 @@ Shapes: B sequences, T completion tokens; A, l and the results (B, T).
 """
 
 import math
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from ..share import by_decimals
 from .over_ranks import count, draw, highest, mean
 from .registry import Positive, Share, advantage, weight
 from .view import StepView
@@ -38,7 +38,7 @@ def is_clipped(view: StepView) -> Tensor:
 
 def share_of_tokens(share: float, view: StepView) -> int:
     """max(1, floor(share * N)) with the N tokens of all processes; `share` counts as its decimal text."""
-    return max(1, math.floor(Fraction(repr(share)) * count(view.mask, view.ranks)))
+    return max(1, math.floor(by_decimals(share) * count(view.mask, view.ranks)))
 
 
 @weight(stage="step", needs={"logps", "old_logps"}, paper=PAPER)

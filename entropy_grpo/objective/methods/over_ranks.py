@@ -8,7 +8,6 @@ Every process must call a function with its own values. Shapes: values and mask 
 """
 
 import math
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.nn.functional import pad
 
 from ..ranks import Ranks
 from ..selection import kth_largest, order_bits, random_scores, score_from_bits, unique_keys
+from ..share import by_decimals
 from .view import StepView
 
 # A sum of 2^31 terms stays below 2^63 in each digit.
@@ -76,7 +76,7 @@ def quantile(values: Tensor, mask: Tensor, q: float, ranks: Ranks) -> float:
     n = count(mask, ranks)
     if not n:
         return math.nan
-    position = Fraction(repr(q)) * (n - 1)
+    position = by_decimals(q) * (n - 1)
     lower = math.floor(position)
     upper = min(lower + 1, n - 1)
     bits = kth_largest(order_bits(values)[mask], [n - lower, n - upper], ranks.sum, bits=32)

@@ -11,11 +11,11 @@ group, with eps = 1e-4.
 """
 
 import math
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from ..share import by_decimals
 from .over_ranks import whole_groups
 from .registry import Share, advantage
 from .view import StepView
@@ -34,7 +34,7 @@ def qae(view: StepView, advantages: Tensor, k: Share = 0.4) -> Tensor:
     scored = ~rewards.isnan()
     number = scored.sum(dim=1, keepdim=True)
     # NaN sorts last.
-    ranks = [max(math.ceil(Fraction(repr(k)) * n) - 1, 0) for n in number.flatten().tolist()]
+    ranks = [max(math.ceil(by_decimals(k) * n) - 1, 0) for n in number.flatten().tolist()]
     baseline = rewards.sort(dim=1).values.gather(1, torch.tensor(ranks, device=rewards.device).unsqueeze(1))
     mean = rewards.nansum(dim=1, keepdim=True) / number.clamp(min=1)
     squares = torch.where(scored, rewards - mean, 0.0).square().sum(dim=1, keepdim=True)

@@ -8,12 +8,11 @@ is then not the paper's.
 Shapes: B sequences, T completion tokens; weights (B, T) float32.
 """
 
-from fractions import Fraction
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..share import by_decimals
 from .registry import Positive, Share, weight
 from .view import StepView
 
@@ -131,6 +130,6 @@ def archer_clip(view: StepView, bound: Positive = 0.2, q: Share = 0.8) -> Tensor
 def low_of_response(values: Tensor, mask: Tensor, q: float) -> Tensor:
     """(B, T) bool, tokens whose value is at most the q-quantile of the masked values of their row."""
     ordered = values.float().masked_fill(~mask, torch.inf).sort(dim=1).values
-    share = Fraction(repr(q))
+    share = by_decimals(q)
     place = (mask.sum(dim=1, keepdim=True) - 1).clamp(min=0) * share.numerator // share.denominator
     return mask & (values.float() <= ordered.gather(1, place))
