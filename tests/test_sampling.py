@@ -299,6 +299,19 @@ def groups_by_hand(count):
     return [i for i in range(count) if 0 < sum(rights[i * GROUP : (i + 1) * GROUP]) < GROUP]
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_extra_columns_are_those_of_the_logged_responses_or_none(tiny_model, tmp_path, caplog, dynamic):
+    def told(completions, completion_ids, log_extra, **kwargs):
+        log_extra("text", list(completions))
+        return fixed_rollout.coins(completion_ids)
+
+    settings = {"data": fixed_rollout.prompts(16), "reward": told, "dynamic_sampling": dynamic, "max_steps": 3}
+    with caplog.at_level("WARNING"):
+        logs = fixed_rollout.train(tiny_model, tmp_path, **settings)._logs
+    assert list(logs["extra"].get("text", [])) == ([] if dynamic else list(logs["completion"]))
+    assert caplog.text.count("log_extra: the columns") == dynamic
+
+
 def nothing_is_right(completion_ids, **kwargs):
     return [0.0] * len(completion_ids)
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,14 @@ class Call:
 def _short_name(model: str | PreTrainedModel | PeftModel) -> str:
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     return name.rstrip("/").rpartition("/")[2]
+
+
+@cache
+def _warn_of_extra_logs() -> None:
+    get_logger(__name__).warning(
+        "log_extra: the columns of a reward function are not logged, because dynamic_sampling is true and they have a "
+        "row for every drawn response: use log_metric, or set dynamic_sampling to false."
+    )
 
 
 class EntropyForkGRPOTrainer(GRPOTrainer):
@@ -413,7 +421,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def _reward_answers(self, problems: list[Row], generated: Generated) -> Tensor:
         prompts = [problem["prompt"] for problem in problems]
         with self._during(Call(rows=problems)):
-            return self._calculate_rewards(problems, prompts, generated[3], generated[1])
+            rewards = self._calculate_rewards(problems, prompts, generated[3], generated[1])
+        if self._pending_extra_logs:  # TRL would log them beside the responses of the rollout, which are others
+            self._pending_extra_logs.clear()
+            _warn_of_extra_logs()
+        return rewards
 
     @torch.no_grad()
     def _score(self, inputs: Inputs, entropies: bool, in_rollout: bool = False) -> Pass:
