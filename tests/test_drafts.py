@@ -1,8 +1,10 @@
 """Partial rollouts: parts against whole responses, log-probabilities against the policies that wrote each part."""
 
+import itertools
 import json
 import random
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from benchmarks.fixtures import fixed_rollout
 from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective.ranks import ALONE
 from entropy_grpo.training.drafts import Drafts, Piece
+from entropy_grpo.training.rollouts import DynamicSampling, Policy
 
 from . import written_parts
 from .conftest import REPOSITORY
 from .test_durable import assert_goes_on
 from .test_objective import DDP, FSDP2
+from .test_sampling import group_of
 
 LONGEST = 16
 
@@ -120,6 +124,33 @@ def test_a_group_that_waits_for_even_ranks_goes_first():
     drafts.add([12], 2)
     drafts.write(2, to_the_end=False)
     assert [draft.row for draft in drafts.take_whole(2)] == [11, 12] and drafts.unfinished == []
+
+
+def test_no_round_is_idle(tmp_path):
+    """Every round draws, writes or takes groups, whatever number of whole groups waits for even ranks."""
+    args = EntropyForkGRPOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, num_generations=2, dynamic_sampling=True, max_completion_length=40,
+        max_new_tokens_per_round=20, per_device_train_batch_size=8,
+    )  # fmt: skip
+    rng, waited, tokenizer = random.Random(0), 0, SimpleNamespace(pad_token_id=0)
+    for multiple, pass_rate, seed in itertools.product((1, 3, 4, 8), (0.3, 0.88), range(2)):
+        writer = Sampler([rng.randint(1, 40) for _ in range(4000)])
+        policy = Policy(generate=None, write=writer, reward=None, log_probs=None, entropies=None)
+        source = DynamicSampling(policy, range(100), args, ALONE, torch.ones(1), tokenizer, torch.device("cpu"))
+        sampler, drafts = source.sampler, source.drafts
+        sampler.multiple = multiple
+        for _ in range(20):
+            sampler.begin()
+            drafts.begin()
+            while sampler.missing or drafts.is_due(sampler.rollout):
+                before = sampler.cursor, drafts.written
+                waited += 0 < len(drafts.unfinished) < multiple
+                rows, _ = source._begin_round(False)
+                assert rows or (sampler.cursor, drafts.written) != before, (multiple, pass_rate, seed)
+                kept = [group_of(row, sampler.rollout) for row in rows if rng.random() < pass_rate]
+                sampler.add(kept, len(rows))
+            sampler.take()
+    assert waited > 10
 
 
 RESUMED = {

@@ -108,7 +108,7 @@ class Sampler(Generic[AnyGroup]):
         size: groups in a rollout.
         problems: number of training problems. All are drawn once before any is drawn again.
         round_size: largest number of problems that one round draws.
-        multiple: number of which every round draws a multiple.
+        multiple: number of which every round grades a multiple, and draws one unless `draw` has a `least`.
         max_age: rollouts that a group may wait. With 0, no group is kept for the next rollout.
         shuffle, seed: order of the problems.
     """
@@ -145,17 +145,18 @@ class Sampler(Generic[AnyGroup]):
         dropped, self.waiting = len(self.waiting) - len(fresh), fresh
         return dropped
 
-    def draw(self, unfinished: int = 0, surplus: float = 1.0) -> list[int]:
+    def draw(self, unfinished: int = 0, surplus: float = 1.0, least: int = 0) -> list[int]:
         """Draw the problems of the next round: as many as should fill the rollout, plus one standard deviation.
 
         Args:
             unfinished: number of groups that have been drawn but are not whole.
             surplus: unfinished groups per missing group of the rollout.
+            least: smallest number of problems.
         """
         rate = self.pass_rate
         wanted = (self.missing + math.sqrt(self.missing * (1 - rate))) / rate
         wanted = max(wanted * surplus - unfinished, 0.0)
-        count = min(math.ceil(wanted / self.multiple) * self.multiple, self.round_size)
+        count = max(min(math.ceil(wanted / self.multiple) * self.multiple, self.round_size), least)
         places = [divmod(self.cursor + i, self.problems) for i in range(count)]
         orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}
         self.cursor += count

@@ -174,6 +174,11 @@ class Drafts:
         """Unfinished groups in a round, in multiples of the groups that the rollout needs."""
         return surplus(self.budget, self.max_age)
 
+    def lacking(self, multiple: int) -> int:
+        """Return how many groups have to begin if all others are whole and too few to be taken (`take_whole`)."""
+        all_whole = all(all(draft.ended) for draft in self.unfinished)
+        return -len(self.unfinished) % multiple if all_whole else 0
+
     def is_due(self, rollout: int) -> bool:
         """Return whether a response has to be written to its end in this rollout."""
         return any(self._must_end(draft, rollout) and not all(draft.ended) for draft in self.unfinished)

@@ -317,7 +317,7 @@ class DynamicSampling:
             rank.
         """
         sampler, drafts = self.sampler, self.drafts
-        rows = sampler.draw(len(drafts.unfinished), drafts.surplus)
+        rows = sampler.draw(len(drafts.unfinished), drafts.surplus, drafts.lacking(sampler.multiple))
         if not drafts.is_used:
             return rows, None
         drafts.add(rows, sampler.rollout)
