@@ -261,8 +261,8 @@ class Resume:
         """Restore the run's state from a checkpoint.
 
         A checkpoint that is not complete restores nothing. A checkpoint of another number of processes, of other
-        micro-batches, kept tokens or methods restores the shared state and begins a new rollout. Groups that wait are
-        dropped if they have other problems, sizes or rewards than this run. All of this is logged.
+        micro-batches, steps, columns or methods restores the shared state and begins a new rollout. Groups that wait
+        are dropped if they have other problems, sizes or rewards than this run. All of this is logged.
         """
         if not (folder / seal.COMPLETE).exists():
             get_logger(__name__).warning(f"{folder} has no {seal.COMPLETE}, so a new rollout begins.")
