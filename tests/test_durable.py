@@ -316,8 +316,9 @@ ROLLOUTS = {"prompts_per_rollout": 4, "steps_per_generation": None, "gradient_ac
         ),
         ({}, {"beta": 0.01}, "has_reference False, now True"),
         ({}, {"num_iterations": 2}, "num_iterations 1, now 2"),
+        ({}, {"temperature": 0.9}, "temperature 1.0, now 0.9"),
     ],
-    ids=["steps_per_rollout", "beta", "num_iterations"],
+    ids=["steps_per_rollout", "beta", "num_iterations", "temperature"],
 )
 def test_a_change_that_the_rollout_does_not_fit_begins_a_new_one(tiny_model, tmp_path, caplog, before, after, fact):
     settings = RESUMED | {"data": fixed_rollout.prompts(8), "max_steps": 4, "save_steps": 1} | before

@@ -34,7 +34,7 @@ from .stop import RandomStates
 FITTED = (
     *("per_device_train_batch_size", "steps_per_generation", "gradient_accumulation_steps", "num_iterations"),
     *("num_generations", "top_entropy_quantile", "entropy_selection", "entropy_scope", "old_logps"),
-    *("use_vllm", "vllm_importance_sampling_correction"),
+    *("use_vllm", "vllm_importance_sampling_correction", "temperature"),
 )
 # Settings that decide the problems, the sizes and the rewards of groups that wait for a rollout.
 OF_GROUPS = {
