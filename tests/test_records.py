@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -91,11 +93,51 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
 def test_replacing_passes_over_what_a_killed_writer_left_beside_the_file(tmp_path):
     path = tmp_path / "evaluation.json"
     files.write_json(path, {"a": 1})
-    (tmp_path / ".evaluation.json.tmp").write_text('{"a": 2, "half')
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".evaluation.json.{ended.pid}-{ended.pid}.tmp").write_text('{"a": 2, "half')
     assert files.read_json(path) == {"a": 1}
     files.write_json(path, {"a": 3})
     assert files.read_json(path) == {"a": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["evaluation.json"]
+
+
+REPLACE_TOGETHER = """
+import os, sys
+from multiprocessing import get_context
+from pathlib import Path
+from threading import Thread
+from entropy_grpo.runs import files
+context = get_context("fork")
+barrier = context.Barrier(4)
+failed = context.Value("i", 0)
+
+def write():
+    try:
+        files.write_text(Path(sys.argv[1]), "whole" * 1000)
+    except OSError:
+        failed.value += 1
+
+def several():
+    for _ in range(50):
+        barrier.wait()
+        threads = [Thread(target=write) for _ in range(2)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+
+processes = [context.Process(target=several) for _ in range(4)]
+[process.start() for process in processes]
+[process.join() for process in processes]
+print(failed.value)
+"""
+
+
+def test_processes_and_threads_may_replace_a_file_at_the_same_time(tmp_path):
+    """All ranks of a machine name the run's folder to their launcher at the same moment."""
+    path = tmp_path / "run"
+    command = [sys.executable, "-c", REPLACE_TOGETHER, str(path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+    assert path.read_text() == "whole" * 1000 and list(tmp_path.iterdir()) == [path]
 
 
 def test_an_absent_file_reads_as_nothing(tmp_path):

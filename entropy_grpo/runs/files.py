@@ -5,10 +5,14 @@ A file is either replaced in one step or only appended to.
 
 import json
 import os
+import re
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .processes import started
 
 Row = dict[str, Any]
 # For bytes of file names that are no UTF-8, which Python holds as half surrogates: JSON's own escape, as in "\\udcff".
@@ -72,12 +76,17 @@ def read_steps(path: Path) -> list[Row]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch path to write to, and then replace the file by the scratch file in one step.
 
-    An exception leaves the file unchanged.
+    An exception leaves the file unchanged. Several processes and threads may replace a file at the same time, because
+    each has its own scratch file. Scratch files of processes that have ended are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     yield scratch
     scratch.replace(path)
+    for left in path.parent.glob(".*.tmp"):
+        owner = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)-\d+\.tmp", left.name)
+        if owner and started(int(owner[1])) is None:
+            left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .files import Row
+from .processes import started
 
 LOCK = "_lock"
 # Seconds between two heartbeats, and seconds without a heartbeat after which a run counts as dead.
@@ -44,22 +45,6 @@ def _machine() -> str:
     return f"{boot.read_text().strip()} {space.stat().st_ino}"
 
 
-def _started(process: int) -> str | None:
-    """Return the start of a process in clock ticks since boot, `?` if it is alive but hidden, or None if dead."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except OSError:
-        pass
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return None if Path("/proc/self/stat").exists() else "?"
-
-
 def _record() -> Row:
     process = os.getpid()
     return {
@@ -67,7 +52,7 @@ def _record() -> Row:
         "process": process,
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "machine": _machine(),
-        "started": _started(process),
+        "started": started(process),
     }
 
 
@@ -122,7 +107,7 @@ def _see_dead(path: Path, record: Row) -> None:
         InUse: the run is alive.
     """
     if record["machine"] == _machine():
-        if _started(record["process"]) == record["started"]:
+        if started(record["process"]) == record["started"]:
             raise _in_use(path, record)
         return
     beat, left = path.stat().st_mtime, STALE - _age(path)

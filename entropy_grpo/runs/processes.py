@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 # Beginnings of the environment variables by which the launchers of torch and accelerate tell a process its place.
 LAUNCHER = (
@@ -33,6 +34,22 @@ def rank() -> int:
 def local_rank() -> int:
     """Return the number of this process among those of this machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def started(process: int) -> str | None:
+    """Return the start of a process in clock ticks since boot, `?` if it is alive but hidden, or None if dead."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        pass
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return None if Path("/proc/self/stat").exists() else "?"
 
 
 def without_launch() -> dict[str, str]:
