@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.data import sources
 from entropy_grpo.models.known import KNOWN
 from entropy_grpo.objective.methods.registry import REGISTERED
+from entropy_grpo.runs import trained
 from entropy_grpo.runs.files import write_json
 
 from . import hub_rules
@@ -633,6 +635,18 @@ def test_a_checkpoint_has_the_benchmarks_of_its_own_step(tmp_path):
     card = ModelCard.load(write_card(run / "checkpoint-3", draws=False))
     assert {result.metric_value for result in card.data.eval_results} == {0.375}
     assert "evaluation.json describes the end of the run" in card.text and "# run-checkpoint-3" in card.text
+
+
+def test_kept_weights_have_the_facts_of_their_step(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", CONTENTS | BENCHMARKS)
+    (run / "checkpoint-3").mkdir()
+    (run / "weights" / "step-3").mkdir(parents=True)
+    found = [trained.read(run / name) for name in ("checkpoint-3", "weights/step-3")]
+    monkeypatch.chdir(run / "weights")
+    found.append(trained.read(Path("step-3")))
+    assert len({(one.run.path, one.step, one.is_last, one.recipe["model_name_or_path"]) for one in found}) == 1
+    assert [one.rows for one in found] == 3 * [METRICS[:1]]
+    assert [[one.figures["metrics"]["acc@N"]["value"] for one in each.benchmarks] for each in found] == 3 * [[0.375]]
 
 
 @pytest.mark.parametrize(

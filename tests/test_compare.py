@@ -25,6 +25,7 @@ from entropy_grpo.metrics.seeds import difference, holm
 from entropy_grpo.models.load import output_folder
 from entropy_grpo.monitoring.callbacks import RunRecorder
 from entropy_grpo.runs import files, plots
+from entropy_grpo.runs.folder import RunFolder
 
 
 def plant(path, accuracy=0.5, seed=0, problems=20, samples=4, before=None, **settings):
@@ -377,7 +378,9 @@ def test_curves_have_the_benchmarks_of_kept_weights(tmp_path):
     """For benchmarks that a run cannot answer while it trains, such as programs; its own log comes first."""
     run = plant(tmp_path / "run")
     for step, value in ((40, 0.25), (120, 0.5)):
-        folder = output_folder(str(run.path / "weights" / f"step-{step}"))
+        kept = RunFolder(run.path).weights(step)
+        kept.mkdir(parents=True)
+        folder = output_folder(str(kept))
         for name in ("livecodebench", "aime24"):
             files.write_json(folder / f"{name}.json", {"metrics": {"num_samples": 8, "acc@N": {"value": value}}})
         files.write_json(folder / "comparison.json", {"other": {}})

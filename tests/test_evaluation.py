@@ -552,12 +552,18 @@ def test_presets_are_the_papers():
     assert PRESETS["forking"]["max_tokens"] == 20480
 
 
-def test_results_of_a_run_go_into_its_folder(tmp_path):
+def test_results_of_a_run_go_into_its_folder(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text("")
     (tmp_path / "checkpoint-40").mkdir()
+    (tmp_path / "weights" / "step-40").mkdir(parents=True)
     assert load.output_folder(str(tmp_path)) == tmp_path / "benchmarks" / "final"
     assert load.output_folder(str(tmp_path / "checkpoint-40")) == tmp_path / "benchmarks" / "checkpoint-40"
     weights = load.output_folder(str(tmp_path / "weights" / "step-40"))
     assert weights == tmp_path / "benchmarks" / "weights-step-40"
+    # The same from inside the run's folder, and by a link.
+    (tmp_path / "latest").symlink_to("checkpoint-40")
+    assert load.output_folder(str(tmp_path / "latest")) == tmp_path / "benchmarks" / "checkpoint-40"
+    monkeypatch.chdir(tmp_path / "weights")
+    assert load.output_folder("step-40") == tmp_path / "benchmarks" / "weights-step-40"
     assert load.output_folder("Qwen/Qwen3-8B") == Path("evaluations/Qwen--Qwen3-8B")
     assert load.output_folder("embedded:number_walk") == Path("evaluations/embedded--number_walk")

@@ -32,7 +32,8 @@ def make_run(folder, data=None, **settings):
     text = recipe.dump({name: Setting(value, "") for name, value in settings.items()})
     (folder / "recipe.yaml").write_text(text)
     (folder / "data.json").write_text(json.dumps(data or {}))
-    (folder / "checkpoint-5").mkdir(exist_ok=True)
+    for model in ("checkpoint-5", "weights/step-5"):
+        (folder / model).mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -53,7 +54,7 @@ def no_chat(*given):
 )
 def test_a_runs_own_template_and_place_of_answers(tmp_path, settings, template, in_line):
     run = make_run(tmp_path / "run", **settings)
-    for model in (run, run / "checkpoint-5"):
+    for model in (run, run / "checkpoint-5", run / "weights" / "step-5"):
         benchmark, (asked,) = put(FILE, [QUESTION], form_of(None, str(model)), no_chat)
         assert asked.prompt == render(template, "go 15 to 8") and benchmark.template == template
         response = "Maybe \\boxed{6}.\nAnswer: 7"

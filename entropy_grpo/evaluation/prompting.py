@@ -16,7 +16,7 @@ from ..data.prompts import TEMPLATES, render
 from ..grading import answer_line
 from ..models.load import end_ids, load_generation_config
 from ..runs import files
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, run_of
 from ..runs.trained import read_recipe
 
 BOXED, ANSWER_LINE, MESSAGES = "boxed", "answer_line", "messages"
@@ -114,16 +114,10 @@ def form_of(prompt: str | None, model: str) -> Form:
     """
     if prompt in (BOXED, ANSWER_LINE):
         return Form(prompt, in_line=prompt == ANSWER_LINE)
-    run = next((run for run in map(RunFolder, _folders(prompt or model)) if run.recipe.exists()), None)
+    run = run_of(Path(prompt or model))
     if run is None and prompt is not None:
         raise ValueError(f"prompt is {prompt!r}: choose {BOXED}, {ANSWER_LINE} or the folder of a run.")
     return Form() if run is None else _of_run(run)
-
-
-def _folders(name: str) -> list[Path]:
-    """Return the folders that may be a run's: the folder itself and, for a checkpoint, its parent."""
-    path = Path(name)
-    return [path, path.resolve().parent] if path.is_dir() else []
 
 
 def _of_run(run: RunFolder) -> Form:

@@ -26,7 +26,7 @@ from transformers import (
 
 from ..registry import nearest
 from ..runs import files
-from ..runs.folder import OF_WEIGHTS, RUNS, RunFolder
+from ..runs.folder import OF_WEIGHTS, RUNS, WEIGHTS, RunFolder, run_of
 from ..runs.processes import local_rank
 from ..runs.weights import ADAPTER_CONFIG, MODEL_CONFIG, deciding, has_adapter, has_tokenizer
 from ..tasks.cold_start import cache_dir
@@ -440,10 +440,8 @@ def fingerprint(path: str) -> str | None:
 def output_folder(name: str) -> Path:
     """Return the default folder for results: in the run's folder for a run, its checkpoints and its kept weights."""
     path = Path(name)
-    if RunFolder(path).recipe.exists():
-        return RunFolder(path).benchmarks / "final"
-    if RunFolder(path.parent).recipe.exists():
-        return RunFolder(path.parent).benchmarks / path.name
-    if path.parent.name == "weights" and RunFolder(path.parent.parent).recipe.exists():
-        return RunFolder(path.parent.parent).benchmarks / f"{OF_WEIGHTS}{path.name}"
+    if (run := run_of(path)) is not None:
+        model, parent = path.resolve(), path.resolve().parent.name
+        of_weights = f"{OF_WEIGHTS * (parent == WEIGHTS)}{model.name}"
+        return run.benchmarks / ("final" if run.path == path else of_weights)
     return RESULTS / name.strip("/.").replace("/", "--").replace(":", "--")

@@ -24,6 +24,8 @@ from pathlib import Path
 
 # Default parent of run folders. A run's folder has the name of its recipe.
 RUNS = Path("runs")
+# Folder of the models that `keep_weights` names.
+WEIGHTS = "weights"
 # Beginning of the folders of `benchmarks/` with results of the models in `weights/`: `weights-step-N`.
 OF_WEIGHTS = "weights-"
 # Setting of results of only the first questions of a benchmark, which are no results of a run.
@@ -33,7 +35,7 @@ STATE, COMPARISON = "trainer_state.json", "comparison.json"
 # Settings that no file of a run may hold.
 SECRETS = ("hub_token", "push_to_hub_token")
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_CHECKPOINT, _KEPT = re.compile(r"checkpoint-(\d+)"), re.compile(r"step-(\d+)")
 
 
 def step_of(name: str) -> int | None:
@@ -45,6 +47,27 @@ def step_of(name: str) -> int | None:
 def results_of(step: int | None) -> str:
     """Name of the folder of the benchmark results at an optimiser step."""
     return f"step-{step}"
+
+
+def step_in(model: Path) -> int | None:
+    """The optimiser step in the name of a checkpoint's folder or of kept weights; None for any other folder."""
+    whole = model.resolve()
+    match = _KEPT.fullmatch(whole.name) if whole.parent.name == WEIGHTS else _CHECKPOINT.fullmatch(whole.name)
+    return int(match[1]) if match else None
+
+
+def above(model: Path) -> Path:
+    """The folder that is a run's if `model` is a checkpoint, or weights that the run kept."""
+    whole = model.resolve()
+    is_kept = whole.parent.name == WEIGHTS
+    named = model if model.absolute() == whole and len(model.parts) > is_kept else whole
+    return named.parent.parent if is_kept else named.parent
+
+
+def run_of(model: Path) -> "RunFolder | None":
+    """The run of a model, which is the run's folder, a checkpoint or kept weights; None for any other folder."""
+    places = (model, above(model)) if model.is_dir() else ()
+    return next((run for run in map(RunFolder, places) if run.recipe.exists()), None)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -116,7 +139,7 @@ class RunFolder:
         return self.path / "benchmarks"
 
     def weights(self, step: int) -> Path:
-        return self.path / "weights" / f"step-{step}"
+        return self.path / WEIGHTS / f"step-{step}"
 
     def answers(self, name: str) -> Path:
         return self.path / "answers" / f"{name}.jsonl"

@@ -1,7 +1,8 @@
 """Facts about a trained model and its run, read only from files, for the model card.
 
-The model is in a run folder, in a checkpoint of a run, or in a folder of its own. For a checkpoint, only facts known
-at its step are read, because later rows and the evaluation after training belong to other weights.
+The model is in a run folder, in a checkpoint or the kept weights of a run, or in a folder of its own. For a checkpoint
+and kept weights, only facts known at their step are read, because later rows and the evaluation after training belong
+to other weights.
 """
 
 import math
@@ -16,7 +17,7 @@ from ..objective.share import kept_share
 from ..tasks.registry import is_task
 from . import files, weights, yaml12
 from .files import Row
-from .folder import COMPARISON, LIMIT, STATE, RunFolder, results_of, step_of
+from .folder import COMPARISON, LIMIT, OF_WEIGHTS, STATE, RunFolder, above, results_of, step_in
 
 
 def _object(path: Path, read: Callable[[Path], Any]) -> Row:
@@ -162,7 +163,11 @@ class Trained:
         """Results for this model, by the name of the benchmark."""
         folders = {path.name: path for path in self.run.benchmarks.glob("*") if path.is_dir()}
         baseline = next((path for path in folders.values() if self._is_of_base(path)), None)
-        own = ["final"] * self.is_last + [f"checkpoint-{self.step}", results_of(self.step)]
+        own = ["final"] * self.is_last + [
+            f"checkpoint-{self.step}",
+            f"{OF_WEIGHTS}step-{self.step}",
+            results_of(self.step),
+        ]
         results: dict[str, Benchmark] = {}
         for folder in (folders[name] for name in own if name in folders):
             gains = _object(folder / COMPARISON, files.read_json)
@@ -216,10 +221,10 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
     """
     if not path.is_dir():
         raise ValueError(f"{path}: there is no such run folder.")
-    named = step_of(path.resolve().name)
+    named = step_in(path)
     run = RunFolder(path)
-    if named is not None and not _is_run(run) and _is_run(RunFolder(path.resolve().parent)):
-        run = RunFolder(path.parent if path.name == path.resolve().name else path.resolve().parent)
+    if named is not None and not _is_run(run) and _is_run(RunFolder(above(path))):
+        run = RunFolder(above(path))
     state = _object(path / STATE, files.read_json)
     rows = files.read_steps(run.metrics) or state.get("log_history", [])
     last = max((row.get("step", 0) for row in rows), default=None)
