@@ -629,6 +629,64 @@ def test_benchmarks_stand_beside_those_of_the_base_model(tmp_path):
     }
 
 
+def measured(run):
+    """Values of Acc@N by benchmark, as (this model, base model, gain)."""
+    return {
+        one.name: tuple(
+            of and of["acc@N"]["value"] for of in (one.figures["metrics"], one.baseline.get("metrics"), one.gains)
+        )
+        for one in trained.read(run).benchmarks
+    }
+
+
+def test_results_of_earlier_weights_are_not_those_of_the_model(tmp_path):
+    """A run that was evaluated at its end and then went on; the results record the steps of their model."""
+    final = figures("runs/run", 0.5)
+    contents = {"metrics.jsonl": METRICS, "benchmarks/final/aime24.json": final | {"step": 7}}
+    run = make_run(tmp_path / "run", contents)
+    assert measured(run) == {"aime24": (0.5, None, {})}
+    went_on = {"metrics.jsonl": [*METRICS, {"step": 9, "reward": 0.2}]}
+    make_run(run, went_on)
+    assert measured(run) == {}
+    make_run(run, {"benchmarks/step-9/aime24.json": figures("step 9", 0.75) | {"step": 9}})
+    assert measured(run) == {"aime24": (0.75, None, {})}
+
+
+@pytest.mark.parametrize("setting", ["temperature", "max_tokens", "template"])
+def test_a_base_model_that_was_asked_otherwise_does_not_stand_beside_the_model(tmp_path, setting):
+    gain = {"aime24": {"acc@N": {"value": 0.25, "low": 0.125, "high": 0.375}}}
+    contents = CONTENTS | {
+        "benchmarks/final/aime24.json": figures("runs/run", 0.5),
+        "benchmarks/final/comparison.json": {"benchmarks/step-0": gain},
+        "benchmarks/step-0/aime24.json": figures("step 0", 0.25),
+    }
+    run = make_run(tmp_path / "run", contents)
+    assert measured(run) == {"aime24": (0.5, 0.25, gain["aime24"]["acc@N"]["value"])}
+    make_run(run, {"benchmarks/step-0/aime24.json": figures("step 0", 0.25, **{setting: 2048})})
+    assert measured(run) == {"aime24": (0.5, None, {})}
+    # Another folder has results of the base model with the settings of the model.
+    make_run(run, {"benchmarks/z/aime24.json": figures(RECIPE["model_name_or_path"], 0.375)})
+    assert measured(run) == {"aime24": (0.5, 0.375, {})}
+
+
+def test_a_gain_over_another_runs_results_is_not_shown(tmp_path):
+    contents = CONTENTS | {
+        "benchmarks/final/aime24.json": figures("runs/run", 0.5),
+        "benchmarks/step-0/aime24.json": figures("step 0", 0.25),
+    }
+    gain = {"aime24": {"acc@N": {"value": -0.25, "low": -0.5, "high": -0.125}}}
+    for number, (folder, is_shown) in enumerate(
+        {
+            "runs/other/benchmarks/step-0": False,
+            str(tmp_path / "other" / "benchmarks" / "step-0"): False,
+            "../run/benchmarks/step-0": True,
+            str(tmp_path / "run" / "benchmarks" / "step-0"): True,
+        }.items()
+    ):
+        run = make_run(tmp_path / str(number) / "run", contents | {"benchmarks/final/comparison.json": {folder: gain}})
+        assert measured(run) == {"aime24": (0.5, 0.25, -0.25 if is_shown else {})}
+
+
 def test_a_checkpoint_has_the_benchmarks_of_its_own_step(tmp_path):
     run = make_run(tmp_path / "run", CONTENTS | BENCHMARKS)
     (run / "checkpoint-3").mkdir()

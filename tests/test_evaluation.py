@@ -249,7 +249,10 @@ def test_other_weights_are_refused_in_the_same_folder(alone, tiny_model, tmp_pat
     settings = files.read_json(tmp_path / "out" / "sums" / "settings.json")
     files.write_json(tmp_path / "out" / "sums" / "settings.json", settings | {"model": str(tmp_path / "model")})
     words = command(str(tmp_path / "model"), benchmark, tmp_path / "out")
+    files.append_jsonl(tmp_path / "model" / "metrics.jsonl", [{"step": 6, "loss": 0.5}, {"step": 7}])
     cli.main(words)
+    assert files.read_json(tmp_path / "out" / "sums.json")["step"] == 7
+    assert "step" not in files.read_json(output / "sums.json")
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.lm_head.weight.data += 0.1
     model.save_pretrained(tmp_path / "model")

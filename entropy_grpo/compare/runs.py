@@ -49,8 +49,6 @@ NOT_THE_EXPERIMENT = {
     "eval_benchmark_top_p",
 }
 REWARDS = {"rewards", "reward_weights"}
-# Settings of a benchmark that do not change the measurement: the model and the backend.
-NOT_THE_BENCHMARK = {"model", "model_revision", "weights", "backend", "dtype", "batch_size", "seed"}
 COMPARED = "accuracy"
 Answers = dict[str, float]
 
@@ -197,7 +195,5 @@ def unlike(runs: Sequence[Run], measure: str) -> str:
     if measure == COMPARED:
         judges = sorted({run.judged_by for run in runs if run.after})
         return f"answers are judged by {' and '.join(judges)}" if len(judges) > 1 else ""
-    settings = [run.benchmarks[measure].figures.get("settings", {}) for run in runs if measure in run.benchmarks]
-    shared = set.intersection(*map(set, settings)) - NOT_THE_BENCHMARK if settings else set()
-    names = sorted(name for name in shared if len({repr(one[name]) for one in settings}) > 1)
+    names = trained.unlike_settings([run.benchmarks[measure].figures for run in runs if measure in run.benchmarks])
     return f"evaluations differ in {', '.join(names)}" if names else ""

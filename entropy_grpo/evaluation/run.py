@@ -18,7 +18,7 @@ from ..data.benchmarks.benchmark import CODE, Benchmark
 from ..data.hub import GatedError
 from ..grading.code.sandbox import unavailable
 from ..models import load
-from ..runs import files, plots
+from ..runs import files, plots, trained
 from ..runs.environment import git_revision, hardware, versions
 from ..runs.folder import COMPARISON, LIMIT
 from ..runs.weights import has_adapter
@@ -198,12 +198,17 @@ def wait_for_others(works: Sequence[Work]) -> None:
         pause = min(2 * pause, longest)
 
 
-def write_results(job: Job, folder: Path) -> None:
-    """Judge the responses and write both files of a benchmark."""
+def write_results(job: Job, folder: Path, step: int | None) -> None:
+    """Judge the responses and write both files of a benchmark.
+
+    Args:
+        step: optimiser steps of the model, if its run records them.
+    """
     asked, rows = job.answers.questions, job.answers.rows()
     samples = results.table(job.benchmark, asked, rows, judge(job.benchmark, asked, rows, GRADING_SECONDS))
     figures = {
         "settings": job.answers.settings,
+        **({} if step is None else {"step": step}),
         **results.summary(samples, asked),
         "versions": versions(),
         "git_revision": git_revision(),
@@ -265,6 +270,7 @@ def run(options: Options) -> None:
             "leave it out."
         )
     backend = choose(options.backend, has_adapter(path))
+    step = trained.steps_of(Path(path)) if Path(path).is_dir() else None
     jobs = jobs_of(options, backend, path)
     works = [work for job in jobs for work in job.works]
     for work in works:
@@ -275,7 +281,7 @@ def run(options: Options) -> None:
         return
     wait_for_others(works)
     for job in jobs:
-        write_results(job, options.output)
+        write_results(job, options.output, step)
     names = [job.benchmark.name for job in jobs]
     print(report.metrics_table({name: results.read(options.output, name)[1] for name in names}))
     compare(options.output, options.compare, names)

@@ -19,6 +19,9 @@ from . import files, weights, yaml12
 from .files import Row
 from .folder import COMPARISON, LIMIT, OF_WEIGHTS, STATE, RunFolder, above, results_of, step_in
 
+# Settings of a benchmark that do not change the measurement: the model and the backend.
+NOT_THE_BENCHMARK = {"model", "model_revision", "weights", "backend", "dtype", "batch_size", "seed"}
+
 
 def _object(path: Path, read: Callable[[Path], Any]) -> Row:
     """The mapping in a file, empty if the file is absent.
@@ -161,8 +164,8 @@ class Trained:
     @cached_property
     def benchmarks(self) -> list[Benchmark]:
         """Results for this model, by the name of the benchmark."""
-        folders = {path.name: path for path in self.run.benchmarks.glob("*") if path.is_dir()}
-        baseline = next((path for path in folders.values() if self._is_of_base(path)), None)
+        folders = {path.name: path for path in sorted(self.run.benchmarks.glob("*")) if path.is_dir()}
+        bases = [one for path in folders.values() if self._is_of_base(path) for one in results_in(path)]
         own = ["final"] * self.is_last + [
             f"checkpoint-{self.step}",
             f"{OF_WEIGHTS}step-{self.step}",
@@ -171,18 +174,32 @@ class Trained:
         results: dict[str, Benchmark] = {}
         for folder in (folders[name] for name in own if name in folders):
             gains = _object(folder / COMPARISON, files.read_json)
-            beside: dict[str, Any] = next(
-                (gains[key] for key in gains if baseline and Path(key).name == baseline.name), {}
-            )
             for path, figures in results_in(folder):
-                base = _object(baseline / path.name, files.read_json) if baseline else {}
-                one = Benchmark(path.stem, path, figures, base, beside.get(path.stem, {}))
-                results.setdefault(path.stem, one)
+                if figures.get("step", self.step) != self.step:  # a run that went on has results of earlier weights
+                    continue
+                alike = ((place, base) for place, base in bases if place.name == path.name)
+                place, base = next((pair for pair in alike if not unlike_settings([pair[1], figures])), (None, {}))
+                beside = [gains[key] for key in gains if place and _names(key, place.parent)]
+                gain = beside[0].get(path.stem, {}) if beside else {}
+                results.setdefault(path.stem, Benchmark(path.stem, path, figures, base, gain))
         return [results[name] for name in sorted(results)]
 
     def _is_of_base(self, folder: Path) -> bool:
         models = {figures.get("settings", {}).get("model") for _, figures in results_in(folder)}
         return folder.name == results_of(0) or bool(models & ({self.base} - {None}))
+
+
+def _names(written: str, folder: Path) -> bool:
+    """Return whether a path, relative to any folder, names a folder of benchmark results: run, `benchmarks`, name."""
+    parts = [part for part in Path(written).parts if part != ".."][-3:]
+    return tuple(parts) == folder.resolve().parts[-len(parts) :]
+
+
+def unlike_settings(figures: Sequence[Row]) -> list[str]:
+    """Return the settings that differ between results of a benchmark, among those that all of them record."""
+    settings = [one.get("settings", {}) for one in figures]
+    shared = set.intersection(*map(set, settings)) - NOT_THE_BENCHMARK if settings else set()
+    return sorted(name for name in shared if len({repr(one[name]) for one in settings}) > 1)
 
 
 def _decided_by(arguments: Row) -> Row:
@@ -210,6 +227,27 @@ def results_in(folder: Path) -> list[tuple[Path, Row]]:
     return [(path, figures) for path, figures in whole if "acc@N" in figures.get("metrics", {})]
 
 
+def _progress(path: Path) -> tuple[RunFolder, list[Row], int | None, int | None]:
+    """Return the run of a model, its logged rows, their last step, and the step of the model."""
+    named = step_in(path)
+    run = RunFolder(path)
+    if named is not None and not _is_run(run) and _is_run(RunFolder(above(path))):
+        run = RunFolder(above(path))
+    state = _object(path / STATE, files.read_json)
+    rows = files.read_steps(run.metrics) or state.get("log_history", [])
+    last = max((row.get("step", 0) for row in rows), default=None)
+    return run, rows, last, state.get("global_step", last if named is None else named)
+
+
+def steps_of(model: Path) -> int | None:
+    """Return the number of optimiser steps of a model as its run records it, or None.
+
+    Raises:
+        ValueError: a file of the run cannot be read.
+    """
+    return _progress(model)[-1]
+
+
 def read(path: Path, expected_weights: str | None = None) -> Trained:
     """Read the files of a run folder, of a checkpoint in a run, or of a model outside a run.
 
@@ -221,14 +259,7 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
     """
     if not path.is_dir():
         raise ValueError(f"{path}: there is no such run folder.")
-    named = step_in(path)
-    run = RunFolder(path)
-    if named is not None and not _is_run(run) and _is_run(RunFolder(above(path))):
-        run = RunFolder(above(path))
-    state = _object(path / STATE, files.read_json)
-    rows = files.read_steps(run.metrics) or state.get("log_history", [])
-    last = max((row.get("step", 0) for row in rows), default=None)
-    step = state.get("global_step", last if named is None else named)
+    run, rows, last, step = _progress(path)
     is_last = last is None or step is None or step >= last
     evaluation = _object(run.evaluation, files.read_json)
     changes = _object(run.changes, files.read_json).get("changes", [])
