@@ -17,7 +17,7 @@ from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.data import sources
 from entropy_grpo.models.known import KNOWN
 from entropy_grpo.objective.methods.registry import REGISTERED
-from entropy_grpo.runs import trained
+from entropy_grpo.runs import files, trained
 from entropy_grpo.runs.files import write_json
 
 from . import hub_rules
@@ -251,7 +251,7 @@ def test_the_text_tells_how_the_run_was_made(tmp_path):
         "lengths (tokens)": ["max_completion_length 56"],
         "learning rate": ["learning_rate 0.0001, lr_scheduler_type constant"],
         "hardware": ["CPU (x86_64, 2 threads); processes: 1"],
-        "time of the steps": ["90.5 seconds"],
+        "time of the steps": ["4.0 minutes"],
         "tokens of prompts and responses": ["1,234"],
         "peak memory": ["1.5 GiB"],
     }
@@ -259,6 +259,26 @@ def test_the_text_tells_how_the_run_was_made(tmp_path):
     assert "git checkout 0123abcd " in text and "uncommitted changes" in text
     assert "pip install -e . trl==1.16.0 torch==2.13.0\naccelerate launch recipe.yaml\n" in text
     assert "](plots/reward.png)" in text
+
+
+@pytest.mark.parametrize("interval", [1, 10, 7])
+def test_the_time_of_the_steps_does_not_depend_on_how_often_they_are_logged(tmp_path, interval):
+    """TRL logs the mean time of the steps since the last log. A resumed run logs steps again."""
+    run = make_run(tmp_path / "run", {})
+    seconds = {step: 1.0 + step % 3 for step in range(1, 141)}
+
+    def log(first, last):
+        waiting = []
+        for step in range(first, last + 1):
+            waiting.append(seconds[step])
+            if step % interval == 0:
+                files.append_jsonl(run / "metrics.jsonl", [{"step": step, "step_time": sum(waiting) / len(waiting)}])
+                waiting = []
+
+    log(1, 95)
+    files.append_jsonl(run / "metrics.jsonl", [{"step": 70, "resumed_from": 70}, {"step": 75, "eval_accuracy": 0.5}])
+    log(71, 140)
+    assert trained.cost(trained.read(run).rows)["seconds"] == pytest.approx(sum(seconds.values()))
 
 
 def test_batches_are_told_in_prompts_and_steps(tmp_path):

@@ -5,6 +5,7 @@ and kept weights, only facts known at their step are read, because later rows an
 to other weights.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -301,8 +302,12 @@ def _list_gaps(trained: Trained, evaluation: Row) -> list[str]:
 
 
 def cost(steps: Sequence[Row]) -> dict[str, float]:
-    """Cost of optimiser steps: `seconds`, `tokens` of prompts and responses, and `peak_memory` in bytes, if logged."""
-    seconds = [row["step_time"] for row in steps if row.get("step_time") is not None]
+    """Cost of optimiser steps: `seconds`, `tokens` of prompts and responses, and `peak_memory` in bytes, if logged.
+
+    A row's `step_time` is TRL's mean over the steps since the row before.
+    """
+    timed = [(row["step"], row["step_time"]) for row in steps if row.get("step_time") is not None]
+    seconds = [mean * (step - before) for (before, _), (step, mean) in itertools.pairwise([(0, 0.0), *timed])]
     totals = {"seconds": float(sum(seconds))} if seconds else {}
     for name, key in (("tokens", "num_tokens"), ("peak_memory", "peak_memory")):
         values = [row[key] for row in steps if row.get(key) is not None]
