@@ -82,6 +82,15 @@ def test_low_percentiles_are_off_the_axis(tmp_path, usual):
     assert all(b - a > 0.02 for a, b in itertools.pairwise(heights)), heights
 
 
+@pytest.mark.parametrize(("lowest", "bottom_is_0"), [(-0.9, False), (0.0, True), (0.4, True)])
+def test_every_reward_is_in_the_picture(lowest, bottom_is_0):
+    metrics = [row | {"reward": lowest + 0.1 * row["step"] - 0.1} for row in rows()]
+    (axes,) = plots.reward_figure(metrics, {}).axes
+    bottom, top = axes.get_ylim()
+    assert all(bottom <= row["reward"] <= top for row in metrics)
+    assert (bottom == 0) == bottom_is_0
+
+
 def test_the_same_metrics_give_the_same_plots(tmp_path, usual):
     assert differing(draw(tmp_path, rows()), usual) == []
 

@@ -99,7 +99,7 @@ def accuracy_on_test(rows: list[Row], evaluation: Row) -> tuple[list[int], list[
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _reward(rows: list[Row], evaluation: Row) -> Figure:
+def reward_figure(rows: list[Row], evaluation: Row) -> Figure:
     figure, axes = _axes("Reward and held-out accuracy", "reward, accuracy")
     axes.plot(*series_of(rows, "reward"), ".-", color=COLOURS[4], label="reward of the rollouts")
     held_out = series_of(rows, "eval_accuracy")
@@ -111,7 +111,8 @@ def _reward(rows: list[Row], evaluation: Row) -> Figure:
         axes.plot(steps, value, "s--", color="black", label=f"accuracy on test problems, {CONFIDENCE:.0%} interval")
         axes.vlines(steps, low, high, color="black")
     _mark_plateau(axes, rows)
-    axes.set_ylim(bottom=0)
+    if axes.dataLim.y0 >= 0:  # rewards of the scale +-1 are also negative
+        axes.set_ylim(bottom=0)
     axes.legend()
     return figure
 
@@ -216,7 +217,7 @@ def draw(run: RunFolder, rows: list[Row] | None = None) -> list[Path]:
     if not rows:
         return []
     figures = {
-        "reward": _reward(rows, files.read_json(run.evaluation)),
+        "reward": reward_figure(rows, files.read_json(run.evaluation)),
         "entropy": entropy_figure(rows),
         "kept": _kept(rows),
     }
