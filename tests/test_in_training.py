@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOTrainer
 
 from benchmarks.fixtures import fixed_rollout
@@ -86,6 +86,30 @@ def test_a_benchmark_that_fails_does_not_stop_the_run(tiny_model, tmp_path, monk
     without = RunFolder(tmp_path / "without")
     train(tiny_model, without)
     assert list(files.read_jsonl(run.samples)) == list(files.read_jsonl(without.samples))
+
+
+def test_no_callback_is_told_a_benchmarks_accuracy_as_that_of_the_held_out_problems(tiny_model, tmp_path):
+    """Trackers, which draw one curve of `eval_accuracy`, and the progress bar, which prints it."""
+    told = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            told.append({name for name in logs if name.startswith("eval_")})
+
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / "run", num_generations_eval=4)
+    trainer.add_callback(Tracker)
+    trainer.answer(fixed_rollout.prompts(2))
+    (own,) = told
+    for name in ("first", "second"):
+        row = {"problem": f"go 3 to 8 need +5 with +7 -4 -1 {name}\n", "answer": 8}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    names = [str(tmp_path / f"{name}.jsonl") for name in ("first", "second")]
+    evaluation = callback.BenchmarkCallback(trainer, names, 2, {}, RunFolder(tmp_path / "run"), 5.0)
+    evaluation.on_train_begin(trainer.args, trainer.state, trainer.control)
+    measures = {f"eval_{name}/{of}@4" for name in ("first", "second") for of in ("acc", "maj", "pass", "len")}
+    assert told[1:] == [measures | {"eval_failures"}]
+    trainer.answer(fixed_rollout.prompts(2))
+    assert told[2] == own and "eval_reward" in own
 
 
 def test_training_and_evaluation_end_at_the_same_tokens(tiny_model, tmp_path):

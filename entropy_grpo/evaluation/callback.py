@@ -8,8 +8,8 @@ one.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import TrainerCallback
+from transformers.trainer_callback import CallbackHandler
 
 from ..data.benchmarks.benchmark import CODE, Benchmark, Question
 from ..models.load import as_plain_text, positions_of, rendered
@@ -50,6 +51,19 @@ def from_first_process(make: Callable[[], Any], is_first: bool) -> Any:
     if made[1] is not None:
         raise BenchmarkError(made[1])
     return made[0]
+
+
+@contextmanager
+def without_logs(handler: CallbackHandler) -> Iterator[None]:
+    """Keep TRL's own metrics of a benchmark's answers from trackers, records and the progress bar.
+
+    They have the names of the metrics of the held-out problems, such as `eval_accuracy`.
+    """
+    vars(handler)["on_log"] = lambda args, state, control, logs: control
+    try:
+        yield
+    finally:
+        del vars(handler)["on_log"]
 
 
 class BenchmarkCallback(TrainerCallback):
@@ -167,9 +181,9 @@ class BenchmarkCallback(TrainerCallback):
         title, problems = self._read(name)
         logged = len(self.trainer.state.log_history)
         start = time.perf_counter()
-        answers = self.trainer.answer(problems, metric_key_prefix=f"eval_{title}", sampling=self.sampling)
+        with without_logs(self.trainer.callback_handler):
+            answers = self.trainer.answer(problems, metric_key_prefix=f"eval_{title}", sampling=self.sampling)
         seconds = (time.perf_counter() - start) / len(answers)
-        # TRL's own metrics of these answers have the names of those of the held-out problems, such as eval_accuracy.
         del self.trainer.state.log_history[logged:]
 
         def write() -> dict[str, float]:
