@@ -82,6 +82,45 @@ def test_groups_are_what_differs_but_for_the_seed(tmp_path):
         read_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("vllm_server_host", ["node7", "node8"]),
+        ("hub_model_id", ["a/seed-0", "a/seed-1"]),
+        ("vllm_gpu_memory_utilization", [0.3, 0.5]),
+        ("gradient_checkpointing", [True, False]),
+        ("dataloader_num_workers", [0, 4]),
+        ("token_budget", [4096, 8192]),
+        ("use_liger_kernel", [True, False]),
+    ],
+)
+def test_seeds_on_other_machines_are_one_group(tmp_path, name, values):
+    runs = [plant(tmp_path / str(seed), seed=seed, **{name: value}) for seed, value in enumerate(values)]
+    assert {label: len(members) for label, members in grouped(runs).items()} == {"all": 2}
+    # Runs of one seed that differ in nothing else are compared in it, for their cost.
+    runs = [plant(tmp_path / f"again-{value}".replace("/", "-"), **{name: value}) for value in values]
+    assert sorted(grouped(runs)) == sorted(f"{name} {value}" for value in values)
+
+
+def test_a_default_that_a_recipe_names_is_the_same_setting(tmp_path):
+    """The recorded training arguments have every default. Recipes of other settings remain other groups."""
+    given = [{"temperature": 1.0}, {}, {"temperature": 0.7}, {"loss_type": "grpo"}]
+    runs = []
+    for seed, settings in enumerate(given):
+        path = tmp_path / str(seed)
+        plant(path, seed=seed, **settings)
+        files.write_json(
+            path / "environment.json", {"arguments": {"temperature": 1.0, "loss_type": "dapo"} | settings}
+        )
+        runs.append(read_run(path))
+    assert {label: len(members) for label, members in grouped(runs[:2]).items()} == {"all": 2}
+    assert {label: len(members) for label, members in grouped(runs).items()} == {
+        "loss_type dapo, temperature 1.0": 2,
+        "loss_type dapo, temperature 0.7": 1,
+        "loss_type grpo, temperature 1.0": 1,
+    }
+
+
 def test_long_series_are_means_of_stretches_from_the_lowest_to_the_highest_run(tmp_path):
     rows = [
         [{"step": step, "entropy/mean": float((7 * step + 3 * seed) % 11)} for step in range(1, 51)] for seed in (0, 1)

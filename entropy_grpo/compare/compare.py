@@ -190,15 +190,15 @@ def _differences(groups: Groups, reference: str) -> dict[str, dict[str, Any]]:
     return differences
 
 
-def _trial(label: str, members: Sequence[Run]) -> claims.Trial | None:
-    """Return a group for `claims`, or None if its runs differ in more than the seed."""
-    first = members[0]
-    if any((run.rest, run.reward, run.judged_by) != (first.rest, first.reward, first.judged_by) for run in members):
+def _trial(label: str, members: Sequence[Run], runs: Sequence[Run]) -> claims.Trial | None:
+    """Return a group for `claims`, or None if its runs differ in more than the seed; `runs` are all runs."""
+    first, rest = members[0], members[0].rest(runs)
+    if any((run.rest(runs), run.reward, run.judged_by) != (rest, first.reward, first.judged_by) for run in members):
         return None
     before = {run.seed: answers for run in members if (answers := run.held_out("before"))}
     names = tuple(name for name in first.reward if name != OVERLONG)
     after = side_of(members, COMPARED)
-    return claims.Trial(label, first.reward_text, names, first.judged_by, first.rest, before, after)
+    return claims.Trial(label, first.reward_text, names, first.judged_by, rest, before, after)
 
 
 def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = None) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = N
         "curves": curve_labels(runs),
         "notes": _notes(runs),
     }
-    trials = [trial for label, members in groups.items() if (trial := _trial(label, members)) is not None]
+    trials = [trial for label, members in groups.items() if (trial := _trial(label, members, runs)) is not None]
     rewards = claims.report(trials)
     if rewards is not None:
         result["rewards"] = rewards

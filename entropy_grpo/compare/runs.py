@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import changes
 from ..evaluation import results
 from ..metrics.correctness import is_right
 from ..metrics.logged import benchmark_accuracies
@@ -23,7 +24,8 @@ from ..runs.files import Row
 from ..runs.folder import OF_WEIGHTS, RunFolder
 from ..runs.trained import Benchmark
 
-# Settings that do not change the experiment: seeds, folders, and the times of saving and logging.
+# Settings that never label a group: seeds, folders, and the times of saving and logging. See `changes.is_apart` for
+# other settings that do not change the experiment.
 NOT_THE_EXPERIMENT = {
     "seed",
     "data_seed",
@@ -38,9 +40,6 @@ NOT_THE_EXPERIMENT = {
     "logging_steps",
     "num_logged_samples",
     "accelerate_config",
-    # The same layers by other kernels.
-    "use_liger_kernel",
-    "liger_kernel_config",
     # Evaluations in training leave what it draws as it is.
     "keep_weights",
     "eval_benchmarks",
@@ -90,11 +89,18 @@ class Run:
     def reward_text(self) -> str:
         return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in self.reward.items())
 
-    @property
-    def rest(self) -> str:
-        """Text of all settings of the experiment except the trained rewards, for comparing recipes."""
-        kept = sorted(self.settings.keys() - NOT_THE_EXPERIMENT - REWARDS)
-        return repr([(name, self.settings[name]) for name in kept] + [(OVERLONG, self.reward.get(OVERLONG))])
+    def value(self, name: str) -> Any:
+        """Value of a setting in the recipe, else in the recorded training arguments, else `default`."""
+        return self.settings.get(name, self.environment.get("arguments", {}).get(name, "default"))
+
+    def rest(self, among: Sequence["Run"]) -> str:
+        """Text of all settings of the experiment except the trained rewards, for comparing recipes.
+
+        Args:
+            among: the runs that are compared, which set the settings.
+        """
+        kept = [name for name in _experiment(among) if name not in REWARDS]
+        return repr([(name, self.value(name)) for name in kept] + [(OVERLONG, self.reward.get(OVERLONG))])
 
     def held_out(self, when: str) -> Answers:
         """Return the accuracy by problem `before` or `after` training."""
@@ -159,10 +165,21 @@ def evaluated_weights(folder: RunFolder, logged: Sequence[Row]) -> list[Row]:
     return rows
 
 
+def _experiment(runs: Sequence[Run]) -> list[str]:
+    """Return the settings of the experiment that some run sets, and among runs of one seed those that tell them apart.
+
+    Settings of files, measurements and devices belong to the experiment only if runs of one seed differ in nothing
+    else, as in a comparison of their cost.
+    """
+    names = sorted(set().union(*(run.settings for run in runs)) - NOT_THE_EXPERIMENT)
+    own = [name for name in names if not all(changes.is_apart(name, run.settings) for run in runs)]
+    distinct = {(run.seed, *(repr(run.value(name)) for name in own)) for run in runs}
+    return own if len(distinct) == len(runs) else names
+
+
 def differing(runs: Sequence[Run]) -> list[str]:
     """Return the settings of the experiment that are not the same in all runs."""
-    names = sorted(set().union(*(run.settings for run in runs)) - NOT_THE_EXPERIMENT)
-    return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    return [name for name in _experiment(runs) if len({repr(run.value(name)) for run in runs}) > 1]
 
 
 def label_of(run: Run, names: Sequence[str], among: Sequence[Run]) -> str:
@@ -172,7 +189,7 @@ def label_of(run: Run, names: Sequence[str], among: Sequence[Run]) -> str:
         among: the runs that are labelled. If several rewards judge their answers, a label also names its judge.
     """
     tells_judge = len({run.judged_by for run in among}) > 1
-    parts = [f"{name} {run.settings.get(name, 'default')}" for name in names if name not in REWARDS]
+    parts = [f"{name} {run.value(name)}" for name in names if name not in REWARDS]
     if REWARDS & set(names):
         parts.append(f"reward {run.reward_text}" + (f", judged by {run.judged_by}" if tells_judge else ""))
     return ", ".join(parts) or "all"

@@ -72,15 +72,24 @@ def compare(before: Row, now: Row, classes: Iterable[type]) -> Changes:
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
 
+def is_apart(name: str, settings: Row) -> bool:
+    """Return whether a setting is no part of the training, but of files, measurements and devices.
+
+    Args:
+        settings: the other settings of the run.
+    """
+    if name == BATCH:
+        return any(settings.get(total) for total in TOTALS)
+    return name in APART or _FREE.fullmatch(name) is not None
+
+
 def is_free(name: str, settings: Row) -> bool:
     """Return whether a resumed run may change a setting unasked, given its other settings."""
     if name in LENGTH:
         warmup = settings.get("warmup_steps", 0)
         is_share = isinstance(warmup, float) and 0 < warmup < 1
         return settings.get("lr_scheduler_type", "linear") in CONSTANT and not is_share
-    if name == BATCH:
-        return any(settings.get(total) for total in TOTALS)
-    return _FREE.fullmatch(name) is not None
+    return name not in APART and is_apart(name, settings)
 
 
 def check_names(allowed: Iterable[str], classes: Iterable[type], others: Iterable[str] = ()) -> None:
