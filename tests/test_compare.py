@@ -165,6 +165,28 @@ def test_difference_is_paired_over_seeds_and_else_over_problems(tmp_path):
     assert difference({1: sides[0][1]}, {2: sides[1][2]}) is None
 
 
+@pytest.mark.parametrize(("seeds", "problems"), [(2, 16), (2, 6), (3, 12)])
+def test_false_findings_are_rare_where_seeds_have_equal_gains(seeds, problems):
+    """One answer to each problem, and a few problems: the gains of two seeds are then often equal."""
+    rng = np.random.default_rng(0)
+    solved, found, equal = rng.beta(1, 1, (1500, 1, 1, problems)), 0, 0
+    for right in (rng.random((1500, 2, seeds, problems)) < solved).astype(float):
+        sides = [{s: {f"p{i}": x for i, x in enumerate(row)} for s, row in enumerate(side)} for side in right]
+        test = difference(*sides)
+        gains = right[1].mean(1) - right[0].mean(1)
+        assert test["value"] == pytest.approx(gains.mean()) and test["low"] < test["high"] and test["p_value"] > 0
+        assert test["minimum_detectable"] > 0
+        equal += bool(np.ptp(gains) < 1e-9)
+        found += test["p_value"] < 0.05
+    assert equal > 20 and found / 1500 < 0.06
+
+
+def test_equal_values_of_seeds_have_the_interval_over_problems(tmp_path):
+    measures = compare.compare(runs_of(tmp_path, [0.5, 0.5], rho=0.2))["groups"]["all"]["measures"]
+    assert measures[COMPARED] == {"value": 0.5, "low": 0.1, "high": 0.9, "over": "problems"}
+    assert measures["mean_length"] == {"value": 5.0}
+
+
 def test_runs_of_one_seed_in_a_group_count_as_their_mean(tmp_path):
     ends = {(rho, lr): [0.3 + rho, 0.5 + lr] for rho in (0.1, 0.2) for lr in (0.1, 0.3)}
     runs = [run for (rho, lr), e in ends.items() for run in runs_of(tmp_path, e, rho=rho, learning_rate=lr)]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.logged import BENCHMARK_ACCURACY, benchmark_accuracies, mean_accuracies
-from ..metrics.seeds import correct, difference, over_seeds
+from ..metrics.seeds import correct, differ, difference, over_seeds
 from ..registry import nearest
 from ..rewards.registry import OVERLONG
 from ..runs import files, plots
@@ -127,15 +127,19 @@ def _averages(members: Sequence[Run], shared: Sequence[str]) -> dict[str, Any]:
     for kind in ("Acc@N", "Len@N"):
         names = [name.replace("Acc@", kind[:4]) for name in shared]
         values = [float(np.mean([run.measures[name]["value"] for name in names])) for run in members]
-        averages[f"{kind}, {AVERAGE}"] = over_seeds(values) if len(values) > 1 else {"value": values[0]}
+        averages[f"{kind}, {AVERAGE}"] = over_seeds(values) if differ(values) else {"value": values[0]}
     return averages
 
 
 def _measure(members: Sequence[Run], name: str) -> dict[str, Any]:
-    """Return the value of a measure over the runs of a group that have the measure."""
+    """Return the value of a measure over the runs of a group that have the measure.
+
+    Its interval is over seeds, or over the problems if there is one seed or all seeds have the same value.
+    """
     values = [run.measures[name] for run in members if name in run.measures]
-    if len(values) > 1:
-        return over_seeds([value["value"] if isinstance(value, dict) else value for value in values])
+    numbers = [value["value"] if isinstance(value, dict) else value for value in values]
+    if differ(numbers):
+        return over_seeds(numbers)
     return values[0] | {"over": "problems"} if isinstance(values[0], dict) else {"value": values[0]}
 
 

@@ -2,7 +2,8 @@
 
 A side of a comparison is {seed: {problem: value}}. Two runs with the same seed share the problems, their order and,
 with the embedded task, the cold start. Sides are therefore compared in pairs over their common seeds. If only one seed
-is common, the sides are compared over its problems, and the result does not extend to other seeds.
+is common, or all seeds have the same gain, which tells nothing of the error, the sides are compared over problems. The
+result then does not extend to other seeds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,14 @@ from scipy import stats
 from .intervals import CONFIDENCE, gain_interval
 
 Side = dict[int, dict[str, float]]
+# Values of seeds that differ by less are equal but for rounding.
+ROUNDING = 1e-12
 SIGNIFICANT = 1 - CONFIDENCE
+
+
+def differ(values: Sequence[float]) -> bool:
+    """Return whether values of seeds differ by more than rounding, so that their spread tells of their error."""
+    return bool(np.ptp(values) > ROUNDING)
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -42,7 +50,10 @@ def correct(tests: Iterable[dict[str, Any]]) -> None:
 
 
 def difference(baseline: Side, other: Side) -> dict[str, Any] | None:
-    """Paired gain of `other` over `baseline` by `gain_interval`; None if they have no seed with a common problem."""
+    """Paired gain of `other` over `baseline` by `gain_interval`; None if they have no seed with a common problem.
+
+    With one common seed or equal gains of all seeds it is a gain over problems, as `over` says.
+    """
     common = [seed for seed in sorted(baseline.keys() & other.keys()) if baseline[seed].keys() & other[seed].keys()]
     if not common:
         return None
@@ -51,7 +62,17 @@ def difference(baseline: Side, other: Side) -> dict[str, Any] | None:
         [[side[seed][problem] for problem in shared] for seed, shared in zip(common, problems, strict=True)]
         for side in (baseline, other)
     ]
-    if len(common) == 1:
-        return gain_interval(sides[0][0], sides[1][0]) | {"over": f"{len(problems[0])} problems"}
     before, after = ([float(np.mean(row)) for row in side] for side in sides)
-    return gain_interval(before, after, bounded=False) | {"over": f"{len(common)} seeds"}
+    if differ(np.subtract(after, before)):
+        return gain_interval(before, after, bounded=False) | {"over": f"{len(common)} seeds"}
+    by_problem = [_over_common_seeds(side, common, problems) for side in (baseline, other)]
+    return gain_interval(*by_problem) | {"over": f"{len(by_problem[0])} problems"}
+
+
+def _over_common_seeds(side: Side, seeds: Sequence[int], problems: Sequence[Sequence[str]]) -> list[float]:
+    """Return the mean value of each problem over the seeds that have it."""
+    values: dict[str, list[float]] = {}
+    for seed, shared in zip(seeds, problems, strict=True):
+        for problem in shared:
+            values.setdefault(problem, []).append(side[seed][problem])
+    return [float(np.mean(of)) for of in values.values()]
