@@ -754,3 +754,91 @@ def test_a_card_says_what_truncated_sampling_means(tmp_path):
     cut = with_arguments(allow_truncated_sampling=True, top_p=0.95, top_k=0, min_p=None)
     text = card_text(tmp_path / "cut", cut)
     assert "drawn from a truncated distribution (top_p 0.95), and the loss scores them by the same truncation" in text
+
+
+EVIL = "</td><script>evil()</script>\n\n```\n\n# evil\n\n[evil](http://evil) ![evil](http://evil) } evil"
+METHOD = {"name": "stapo", "parameters": {"tau": 0.1}, "schedule": {"start": 5}, "paper": "arXiv 2602.15620"}
+EVERY_FILE = CONTENTS | {
+    "environment.json": ENVIRONMENT
+    | {
+        "arguments": ENVIRONMENT["arguments"] | {"rewards": ["accuracy"], "temperature": 1.0},
+        "objective": {
+            "selection": "top",
+            "kept_share": 0.2,
+            "loss_type": "dapo",
+            "shaping": [],
+            "sparse_head": False,
+            "head_refusal": "of a bonus",
+            "token_weights": [METHOD | {"source_sha256": "0123456789abcdef01"}],
+        },
+    },
+    "data.json": {
+        "dataset": "a",
+        "revision": "b",
+        "train": 5,
+        "package": "c",
+        "version": "d",
+        "licence": "e",
+        "options": {"f": {"g": "h"}},
+        "prompt_template": "boxed",
+    },
+    "changes.json": {"changes": [{"from_step": 3, "setting": "beta", "before": 0.0, "now": 0.1}]},
+    "adapter_config.json": {"base_model_name_or_path": "a/b", "peft_type": "LORA", "r": 8, "target_modules": ["q"]},
+    "benchmarks/final/aime24.json": figures("runs/run", 0.5, **AIME),
+    "benchmarks/final/comparison.json": BENCHMARKS["benchmarks/final/comparison.json"],
+    "benchmarks/start/aime24.json": BENCHMARKS["benchmarks/start/aime24.json"],
+}
+
+
+def leaves(value, place=()):
+    """Places of all texts in a file, and of counts that a card may show as they are."""
+    if isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, (*place, key))
+    elif isinstance(value, str) or place[-1] in (
+        "num_problems",
+        "num_samples",
+        "num_questions",
+        "parameters",
+        "train",
+    ):
+        yield place
+
+
+def leaf(value, place):
+    return leaf(value[place[0]], place[1:]) if place else value
+
+
+def with_leaf(value, place, text):
+    if not place:
+        return text
+    copy = list(value) if isinstance(value, list) else dict(value)
+    copy[place[0]] = with_leaf(value[place[0]], place[1:], text)
+    return copy
+
+
+def test_no_text_of_any_file_becomes_markup_or_code(tmp_path):
+    """The folders of other people: every text of every file in turn."""
+    places = [(name, *place) for name, rows in EVERY_FILE.items() if rows for place in leaves(rows)]
+    assert len(places) > 40
+    run = tmp_path / "run"
+    assert "evil" not in card_text(run, EVERY_FILE) and "2602.15620" in card_text(run, EVERY_FILE)
+    for place, beginning in itertools.product(places, (False, True)):
+        changed_file = with_leaf(EVERY_FILE, place, f"{leaf(EVERY_FILE, place)} {EVIL}" if beginning else EVIL)
+        text = card_text(run, changed_file, expected_weights="adapter")
+        make_run(run, {place[0]: EVERY_FILE[place[0]]})
+        for token in markdown(text):
+            inside = [token, *(token.children or [])]
+            assert not any(one.type in ("html_block", "html_inline") for one in inside), place
+            assert not any("evil" in str(one.attrs) for one in inside), place
+            if token.type == "fence":
+                said = [line for line in token.content.splitlines() if "evil" in line]
+                assert all(line.startswith("prompt = ") for line in said), place
+        assert not re.search(r"^#+ evil", text, re.MULTILINE), place
+
+
+@pytest.mark.parametrize("steps", [EVIL, 3.5, True, -1, None])
+def test_steps_that_are_no_number_of_steps_are_not_told(tmp_path, steps):
+    run = make_run(tmp_path / "run", {"trainer_state.json": {"global_step": steps}, "recipe.yaml": RECIPE})
+    assert trained.read(run).step is None
+    assert "evil" not in write_card(run, draws=False).read_text()

@@ -198,7 +198,7 @@ def _results(model: Trained) -> Row:
     header = ("benchmark", "questions", "metric", "base model", "this model", "gain")
     return {
         "confidence": f"{CONFIDENCE:.0%}",
-        "counts": evaluation.get("after", {}),
+        "counts": {name: n for name, n in evaluation.get("after", {}).items() if isinstance(n, int)},
         "results": table([("", "before", "after", "gain"), *rows]) if rows else "",
         "dev_accuracy": None if rows else dev_accuracy(model),
         "benchmarks": table([header, *benchmark_rows(benchmarks)]) if benchmarks else "",

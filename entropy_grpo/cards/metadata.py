@@ -4,6 +4,7 @@ The Hub reads base model and data set as names of its repositories. Both are the
 belong to a task. An unknown licence is also omitted.
 """
 
+import re
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -18,7 +19,9 @@ from .results import TASK, eval_results
 TAGS = ["trl", "grpo", "rlvr", "reinforcement-learning", "entropy-grpo"]
 FORKING, SHAPING, DAPO = "2506.01939", "2508.02260", "2503.14476"
 # Settings whose methods by name have papers.
-METHODS, ARXIV = ("advantages", "token_weights"), "arXiv "
+METHODS = ("advantages", "token_weights")
+# Papers and methods that a card names in tags and BibTeX, where nothing is escaped.
+PAPER, NAME = re.compile(r"arXiv (\d{4}\.\d{4,5})", re.ASCII), re.compile(r"[\w.:/-]+")
 FORKS, WEIGHED_FORKS = "2508.11016", "2507.19849"
 
 
@@ -44,9 +47,9 @@ def papers_of_methods(trained: Trained) -> dict[str, str]:
     named = [entry for setting in METHODS for entry in trained.objective.get(setting) or []]
     papers: dict[str, list[str]] = {}
     for entry in named:
-        paper = entry["paper"].removeprefix(ARXIV)
-        if entry["paper"].startswith(ARXIV) and paper not in (FORKING, SHAPING, DAPO):
-            papers.setdefault(paper, []).append(entry["name"])
+        paper = PAPER.fullmatch(entry["paper"])
+        if paper and paper[1] not in (FORKING, SHAPING, DAPO) and NAME.fullmatch(entry["name"]):
+            papers.setdefault(paper[1], []).append(entry["name"])
     if trained.arguments.get("fork_rollouts") is not None:
         papers[FORKS] = ["fork_rollouts"]
         if trained.arguments.get("fork_entropy_weight"):

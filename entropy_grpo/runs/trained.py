@@ -237,7 +237,8 @@ def _progress(path: Path) -> tuple[RunFolder, list[Row], int | None, int | None]
     state = _object(path / STATE, files.read_json)
     rows = files.read_steps(run.metrics) or state.get("log_history", [])
     last = max((row.get("step", 0) for row in rows), default=None)
-    return run, rows, last, state.get("global_step", last if named is None else named)
+    step = state.get("global_step", last if named is None else named)
+    return run, rows, last, step if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
 
 def steps_of(model: Path) -> int | None:
