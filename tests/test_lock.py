@@ -92,6 +92,27 @@ def test_a_run_on_another_machine_counts_as_dead_without_heartbeat(tmp_path, mon
         assert "was in use by process 12 on node7 a moment ago: waiting up to 0 s" in capsys.readouterr().err
 
 
+TRY = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print("refused")
+"""
+
+
+def test_who_took_over_from_a_run_that_beat_a_moment_ago_has_the_kernels_lock(tmp_path, monkeypatch):
+    """It opened the file again to see the heartbeat, and the end of that frees the lock of the whole process."""
+    path = tmp_path / LOCK
+    path.write_text(json.dumps(ELSEWHERE))
+    monkeypatch.setattr(lock, "STALE", 0.2)
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    command = [sys.executable, "-c", TRY, str(path)]
+    with locked(tmp_path):
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "refused\n"
+
+
 def test_a_run_on_another_machine_that_beats_is_alive(tmp_path, monkeypatch):
     path = tmp_path / LOCK
     path.write_text(json.dumps(ELSEWHERE))

@@ -157,6 +157,8 @@ def _take(path: Path) -> tuple[int, Row]:
         before, record = _read(descriptor), _record()
         if before:
             _see_dead(path, before)
+            # `_see_dead` closes a second descriptor of the file, at which POSIX frees all locks of the process on it.
+            locked = _lock_in_kernel(descriptor, path)
         _write(descriptor, record)
         if not locked:  # another run may take over from the same dead run at this moment
             time.sleep(2.0)
