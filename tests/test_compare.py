@@ -15,7 +15,7 @@ from transformers import TrainerState, TrainingArguments
 
 from entropy_grpo import cli
 from entropy_grpo.compare import compare, tables
-from entropy_grpo.compare.compare import CURVES, grouped
+from entropy_grpo.compare.compare import AVERAGE, CURVES, grouped
 from entropy_grpo.compare.runs import COMPARED, read_run
 from entropy_grpo.compare.sizes import WITHIN
 from entropy_grpo.evaluation import results
@@ -450,4 +450,20 @@ def test_curves_have_the_benchmarks_of_kept_weights(tmp_path):
     curves = {name: {step: point["value"] for step, point in curve.items()} for name, curve in group["curves"].items()}
     assert curves["eval_livecodebench/acc@8"] == {40: 0.25, 120: 0.5}
     assert curves["eval_aime24/acc@8"] == {3: 0.75}
-    assert group["cost"]["tokens"] == 300.0
+    assert curves[AVERAGE] == {} and group["cost"]["tokens"] == 300.0
+
+
+def test_benchmarks_of_kept_weights_and_of_the_log_have_an_average(tmp_path):
+    run = plant(tmp_path / "run")
+    for step, values in ((40, (0.25, 0.5)), (120, (0.5, 1.0))):
+        kept = RunFolder(run.path).weights(step)
+        kept.mkdir(parents=True)
+        for name, value in zip(("livecodebench", "aime25"), values, strict=True):
+            figures = {"metrics": {"num_samples": 8, "acc@N": {"value": value}}}
+            files.write_json(output_folder(str(kept)) / f"{name}.json", figures)
+    curves = compare.compare([read_run(run.path)])["groups"]["all"]["curves"]
+    assert {step: point["value"] for step, point in curves[AVERAGE].items()} == {40: 0.375, 120: 0.75}
+    logged = [{"step": 40, "eval_aime24/acc@8": 0.0}, {"step": 80, "eval_aime24/acc@8": 0.5}]
+    files.append_jsonl(run.path / "metrics.jsonl", logged)
+    curves = compare.compare([read_run(run.path)])["groups"]["all"]["curves"]
+    assert {step: point["value"] for step, point in curves[AVERAGE].items()} == {40: 0.25}

@@ -22,8 +22,10 @@ def benchmark_accuracies(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def mean_accuracies(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[int, float]]:
-    """Return (step, mean accuracy over the benchmarks `names`) for every evaluation that has all of them."""
+    """Return (step, mean accuracy over the benchmarks `names`) for every step that has all of them, in any rows."""
     if not names:
         return []
-    complete = [row for row in rows if all(row.get(name) is not None for name in names)]
-    return [(row["step"], sum(row[name] for name in names) / len(names)) for row in complete]
+    by_step: dict[int, dict[str, float]] = {}
+    for row in rows:
+        by_step.setdefault(row["step"], {}).update({name: row[name] for name in names if row.get(name) is not None})
+    return [(step, sum(of.values()) / len(names)) for step, of in by_step.items() if len(of) == len(names)]
