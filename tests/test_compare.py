@@ -285,6 +285,39 @@ def test_benchmarks_of_the_runs_are_compared_in_pairs_and_in_one_family(tmp_path
     assert json.loads(json.dumps(tests)) == tests
 
 
+def test_a_copy_of_results_is_no_step_of_the_run(tmp_path):
+    run = plant(tmp_path / "run")
+    metrics = {"metrics": {"num_samples": 8, "acc@N": {"value": 0.25}}}
+    for name in (
+        "weights-step-7",
+        "weights-step-8-old",
+        "weights-step-",
+        "weights-step-9 (copy)",
+        "old-weights-step-9",
+    ):
+        files.write_json(RunFolder(run.path).benchmarks / name / "livecodebench.json", metrics)
+    assert [row for row in read_run(run.path).steps if "eval_livecodebench/acc@8" in row] == [
+        {"step": 7, "eval_livecodebench/acc@8": 0.25}
+    ]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, -2])
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_results_that_were_cut_are_named(tmp_path, capsys, kind, kept):
+    """Samples and figures, cut in a copy of the folder, at any place."""
+    run = plant_benchmark(plant(tmp_path / "run"), [[True, False], [True, True]])
+    file = RunFolder(run.path).benchmarks / "final" / f"aime.{kind}"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
+    again = plant(tmp_path / "again", seed=1)
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(run.path), str(again.path), "--baseline", str(run.path)])
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert str(file) in sentence and "cannot be read" in sentence and "restore it" in sentence
+    with pytest.raises(ValueError, match="cannot be read"):
+        results.read(file.parent, "aime")
+
+
 def test_a_benchmark_of_some_runs_or_under_other_settings_is_told(tmp_path):
     runs = runs_of(tmp_path, [0.4, 0.5], rho=0.2) + runs_of(tmp_path, [0.4, 0.5], rho=1.0)
     some = [plant_benchmark(run, [[True, False], [True, True]], "amc") for run in runs[:3]]

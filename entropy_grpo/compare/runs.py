@@ -4,7 +4,6 @@ Measures are the values of `evaluation.json` after training, and Acc@N of every 
 weights (`trained.Trained.benchmarks`).
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from ..metrics.seeds import Side
 from ..rewards.registry import OVERLONG
 from ..runs import files, trained
 from ..runs.files import Row
-from ..runs.folder import OF_WEIGHTS, RunFolder
+from ..runs.folder import RunFolder, kept_step_of
 from ..runs.trained import Benchmark
 
 # Settings that never label a group: seeds, folders, and the times of saving and logging. See `changes.is_apart` for
@@ -156,12 +155,13 @@ def evaluated_weights(folder: RunFolder, logged: Sequence[Row]) -> list[Row]:
     A benchmark that the run answered in training keeps the accuracies of its log.
     """
     known, rows = set(benchmark_accuracies(logged)), []
-    evaluated = sorted(folder.benchmarks.glob(f"{OF_WEIGHTS}step-*"))
-    for path, figures in itertools.chain(*map(trained.results_in, evaluated)):
-        metrics = figures["metrics"]
-        key = f"eval_{path.stem}/acc@{metrics['num_samples']}"
-        if key not in known:
-            rows.append({"step": int(path.parent.name.rpartition("-")[2]), key: metrics["acc@N"]["value"]})
+    for place in sorted(folder.benchmarks.glob("*")):
+        step = kept_step_of(place.name)
+        for path, figures in trained.results_in(place) if step is not None else ():
+            metrics = figures["metrics"]
+            key = f"eval_{path.stem}/acc@{metrics['num_samples']}"
+            if key not in known:
+                rows.append({"step": step, key: metrics["acc@N"]["value"]})
     return rows
 
 

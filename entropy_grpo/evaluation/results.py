@@ -111,8 +111,13 @@ def names_in(folder: Path) -> list[str]:
 
 
 def read(folder: Path, name: str) -> tuple[pa.Table, dict[str, Any]]:
-    """Read the samples and the figures of a benchmark."""
-    return parquet.read(folder / f"{name}.parquet"), files.read_json(folder / f"{name}.json")
+    """Read the samples and the figures of a benchmark.
+
+    Raises:
+        ValueError: a file cannot be read. The message names the file.
+    """
+    samples = files.read_whole(folder / f"{name}.parquet", parquet.read)
+    return samples, files.read_json(folder / f"{name}.json")
 
 
 def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:

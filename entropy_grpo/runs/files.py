@@ -7,14 +7,15 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .processes import started
 
 Row = dict[str, Any]
+T = TypeVar("T")
 # For bytes of file names that are no UTF-8, which Python holds as half surrogates: JSON's own escape, as in "\\udcff".
 ESCAPE = "backslashreplace"
 
@@ -72,6 +73,21 @@ def read_steps(path: Path) -> list[Row]:
     return rows
 
 
+def read_whole(path: Path, read: Callable[[Path], T]) -> T:
+    """Return what `read` makes of a file.
+
+    Raises:
+        ValueError: the file cannot be read, as one that was cut while it was copied. The message names the file.
+    """
+    try:
+        return read(path)
+    except (ValueError, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the file system, not of the content
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read ({reason}): restore it, or move it out of the folder.") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch path to write to, and then replace the file by the scratch file in one step.
@@ -101,8 +117,20 @@ def replace_jsonl(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_json(path: Path) -> Row:
-    """The object in a file, empty if the file is absent."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The object in a file, empty if the file is absent.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no object. The message names the file.
+    """
+    return read_mapping(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_mapping(path: Path, read: Callable[[Path], Any]) -> Row:
+    """The mapping that `read` makes of a file, as `read_json` does."""
+    mapping = read_whole(path, read) if path.exists() else {}
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{path} holds no mapping: restore it, or move it out of the folder.")
+    return mapping
 
 
 def write_json(path: Path, value: Row) -> None:

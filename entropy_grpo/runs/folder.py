@@ -70,6 +70,12 @@ def run_of(model: Path) -> "RunFolder | None":
     return next((run for run in map(RunFolder, places) if run.recipe.exists()), None)
 
 
+def kept_step_of(name: str) -> int | None:
+    """The optimiser step of kept weights in the name of their results, `weights-step-N`; None for any other name."""
+    match = _KEPT.fullmatch(name.removeprefix(OF_WEIGHTS)) if name.startswith(OF_WEIGHTS) else None
+    return int(match[1]) if match else None
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run in the order of their steps."""
     folders = [path for path in run.glob("checkpoint-*") if step_of(path.name) is not None]

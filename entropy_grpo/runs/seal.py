@@ -66,10 +66,9 @@ def write(folder: Path, about: Row, parts: Iterable[Digests]) -> None:
 def read(folder: Path) -> Row:
     """Return the content of a seal. It is empty if there is no seal, or if the seal cannot be read."""
     try:
-        content = files.read_json(folder / COMPLETE)
+        return files.read_json(folder / COMPLETE)
     except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def can_be_checked(folder: Path) -> bool:

@@ -7,11 +7,10 @@ to other weights.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ..data.sources import TRAINING, hub_id
 from ..objective.share import kept_share
@@ -24,29 +23,13 @@ from .folder import COMPARISON, LIMIT, OF_WEIGHTS, STATE, RunFolder, above, resu
 NOT_THE_BENCHMARK = {"model", "model_revision", "weights", "backend", "dtype", "batch_size", "seed"}
 
 
-def _object(path: Path, read: Callable[[Path], Any]) -> Row:
-    """The mapping in a file, empty if the file is absent.
-
-    Raises:
-        ValueError: the file cannot be read, or holds no mapping. The message names the file.
-    """
-    try:
-        mapping = read(path) if path.exists() else {}
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read ({reason}): restore it, or move it out of the folder.") from error
-    if not isinstance(mapping, dict):
-        raise ValueError(f"{path} holds no mapping: restore it, or move it out of the folder.")
-    return mapping
-
-
 def read_recipe(folder: RunFolder) -> Row:
     """The settings in a run's `recipe.yaml`, empty if there is none.
 
     Raises:
         ValueError: the file is broken. The message names the file.
     """
-    settings = _object(folder.recipe, lambda path: yaml12.parse(path.read_text(encoding="utf-8")) or {})
+    settings = files.read_mapping(folder.recipe, lambda path: yaml12.parse(path.read_text(encoding="utf-8")) or {})
     return {key: value for key, value in settings.items() if key != "recipe"}
 
 
@@ -120,7 +103,7 @@ class Trained:
     @cached_property
     def adapter(self) -> Row:
         """PEFT's configuration of an adapter."""
-        return _object(self.model / weights.ADAPTER_CONFIG, files.read_json)
+        return files.read_json(self.model / weights.ADAPTER_CONFIG)
 
     @property
     def base(self) -> str | None:
@@ -174,7 +157,7 @@ class Trained:
         ]
         results: dict[str, Benchmark] = {}
         for folder in (folders[name] for name in own if name in folders):
-            gains = _object(folder / COMPARISON, files.read_json)
+            gains = files.read_json(folder / COMPARISON)
             for path, figures in results_in(folder):
                 if figures.get("step", self.step) != self.step:  # a run that went on has results of earlier weights
                     continue
@@ -223,7 +206,7 @@ def _decided_by(arguments: Row) -> Row:
 
 def results_in(folder: Path) -> list[tuple[Path, Row]]:
     """JSON files of a folder with results of a whole benchmark, and their contents."""
-    read = [(path, _object(path, files.read_json)) for path in sorted(folder.glob("*.json"))]
+    read = [(path, files.read_json(path)) for path in sorted(folder.glob("*.json"))]
     whole = [(path, figures) for path, figures in read if LIMIT not in figures.get("settings", {})]
     return [(path, figures) for path, figures in whole if "acc@N" in figures.get("metrics", {})]
 
@@ -234,7 +217,7 @@ def _progress(path: Path) -> tuple[RunFolder, list[Row], int | None, int | None]
     run = RunFolder(path)
     if named is not None and not _is_run(run) and _is_run(RunFolder(above(path))):
         run = RunFolder(above(path))
-    state = _object(path / STATE, files.read_json)
+    state = files.read_json(path / STATE)
     rows = files.read_steps(run.metrics) or state.get("log_history", [])
     last = max((row.get("step", 0) for row in rows), default=None)
     step = state.get("global_step", last if named is None else named)
@@ -263,15 +246,15 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
         raise ValueError(f"{path}: there is no such run folder.")
     run, rows, last, step = _progress(path)
     is_last = last is None or step is None or step >= last
-    evaluation = _object(run.evaluation, files.read_json)
-    changes = _object(run.changes, files.read_json).get("changes", [])
+    evaluation = files.read_json(run.evaluation)
+    changes = files.read_json(run.changes).get("changes", [])
     trained = Trained(
         model=path,
         run=run,
         weights=expected_weights or weights.kind(path),
         recipe=read_recipe(run),
-        environment=_object(run.environment, files.read_json),
-        data=_object(run.data, files.read_json),
+        environment=files.read_json(run.environment),
+        data=files.read_json(run.data),
         evaluation=evaluation if is_last else {},
         rows=[row for row in rows if row.get("step", 0) <= (math.inf if step is None else step)],
         changes=[row for row in changes if row["from_step"] <= (math.inf if step is None else step)],
