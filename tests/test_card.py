@@ -17,7 +17,7 @@ from entropy_grpo.config.grpo import EntropyForkGRPOConfig
 from entropy_grpo.data import sources
 from entropy_grpo.models.known import KNOWN
 from entropy_grpo.objective.methods.registry import REGISTERED
-from entropy_grpo.runs import files, trained
+from entropy_grpo.runs import files, plots, trained
 from entropy_grpo.runs.files import write_json
 
 from . import hub_rules
@@ -705,6 +705,26 @@ def test_a_gain_over_another_runs_results_is_not_shown(tmp_path):
     ):
         run = make_run(tmp_path / str(number) / "run", contents | {"benchmarks/final/comparison.json": {folder: gain}})
         assert measured(run) == {"aime24": (0.5, 0.25, -0.25 if is_shown else {})}
+
+
+def test_pictures_of_a_card_elsewhere_are_those_of_the_run(tmp_path, monkeypatch):
+    """As `card --push` makes them, in a folder of its own, which nobody has afterwards."""
+    run = make_run(tmp_path / "my-run", CONTENTS)
+    write_card(run)
+    write_card(run, output=make_run(tmp_path / "elsewhere", {}))
+    (run / "checkpoint-7").mkdir()
+    write_card(run / "checkpoint-7")
+    for name in ("reward", "entropy", "kept"):
+        own = (run / "plots" / f"{name}.png").read_bytes()
+        assert (tmp_path / "elsewhere" / "plots" / f"{name}.png").read_bytes() == own
+        assert (run / "checkpoint-7" / "plots" / f"{name}.png").read_bytes() == own
+    # A checkpoint alone has a log of its own, in a file of another name.
+    told = []
+    monkeypatch.setattr(plots, "save", lambda figure, path, source: told.append(source) or path)
+    write_card(make_run(tmp_path / "checkpoint-7", {"trainer_state.json": {"log_history": METRICS, "global_step": 7}}))
+    write_card(run)
+    alone = ["checkpoint-7/trainer_state.json"]
+    assert told == 3 * alone + ["my-run/metrics.jsonl and evaluation.json", *2 * ["my-run/metrics.jsonl"]]
 
 
 def test_a_checkpoint_has_the_benchmarks_of_its_own_step(tmp_path):

@@ -289,7 +289,7 @@ def write_card(
     model = trained.read(Path(folder), expected_weights)
     output = output or model.model
     if draws and not is_cold_start(model):
-        plots.draw(RunFolder(output), model.rows)
+        plots.draw(model.run, model.rows, model.evaluation, RunFolder(output))
     name = model_name or (repository or "").rpartition("/")[2] or _name(model)
     path = RunFolder(output).card
     files.write_text(path, str(build_card(model, name, repository, output)))

@@ -18,7 +18,7 @@ from ..metrics.tables import size_text
 from ..objective.stages import PLATEAU
 from . import files
 from .files import Row
-from .folder import RunFolder
+from .folder import STATE, RunFolder
 
 # Okabe and Ito's colours (2008) differ for every kind of colour vision. Dashes and markers differ in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -211,23 +211,28 @@ def gain_by_size(
     save(figure, path, "the evaluations of the runs")
 
 
-def draw(run: RunFolder, rows: list[Row] | None = None) -> list[Path]:
-    """Draw the metrics of a run into its folder and return the paths. `rows` replaces the rows of `metrics.jsonl`."""
+def draw(
+    run: RunFolder, rows: list[Row] | None = None, evaluation: Row | None = None, output: RunFolder | None = None
+) -> list[Path]:
+    """Draw the metrics of a run and return the paths of the pictures.
+
+    Args:
+        rows, evaluation: by default those of `metrics.jsonl` and `evaluation.json`.
+        output: folder of the pictures, by default the run's. The pictures name the files of the run.
+    """
     rows = files.read_steps(run.metrics) if rows is None else rows
+    evaluation = files.read_json(run.evaluation) if evaluation is None else evaluation
     if not rows:
         return []
     figures = {
-        "reward": reward_figure(rows, files.read_json(run.evaluation)),
+        "reward": reward_figure(rows, evaluation),
         "entropy": entropy_figure(rows),
         "kept": _kept(rows),
     }
-    name = run.path.resolve().name
-    measured = f" and {run.evaluation.name}" if run.evaluation.exists() else ""
-    sources = {"reward": f"{name}/{run.metrics.name}{measured}"}
-    return [
-        save(figure, run.plots / f"{kind}.png", sources.get(kind, f"{name}/{run.metrics.name}"))
-        for kind, figure in figures.items()
-    ]
+    log = f"{run.path.resolve().name}/{run.metrics.name if run.metrics.exists() else STATE}"
+    sources = {"reward": f"{log} and {run.evaluation.name}"} if evaluation else {}
+    folder = (output or run).plots
+    return [save(figure, folder / f"{kind}.png", sources.get(kind, log)) for kind, figure in figures.items()]
 
 
 def pass_at_k(curves: Mapping[str, Mapping[int | str, Interval]], path: str | Path, source: str) -> Path:
