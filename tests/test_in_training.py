@@ -112,6 +112,31 @@ def test_no_callback_is_told_a_benchmarks_accuracy_as_that_of_the_held_out_probl
     assert told[2] == own and "eval_reward" in own
 
 
+def test_a_resumed_run_measures_the_benchmarks_that_its_step_lacks(tiny_model, tmp_path, monkeypatch):
+    """By their names, of which a resumed run may have others, or one twice."""
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / "run", num_generations_eval=4)
+    measured, write = [], results.write
+    monkeypatch.setattr(
+        results, "write", lambda folder, name, *rest: (measured.append(name), write(folder, name, *rest))
+    )
+    for name in ("first", "second"):
+        row = {"problem": f"go 3 to 8 need +5 with +7 -4 -1 {name}\n", "answer": 8}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+
+    def begin(*names):
+        measured.clear()
+        paths = [str(tmp_path / f"{name}.jsonl") for name in names]
+        evaluation = callback.BenchmarkCallback(trainer, paths, 2, {}, RunFolder(tmp_path / "run"), 5.0)
+        evaluation.on_train_begin(trainer.args, trainer.state, trainer.control)
+        return measured
+
+    assert begin("first", "first") == ["first"]
+    assert begin("first", "first") == begin("first") == []
+    assert begin("second") == ["second"]
+    assert begin("first", "second") == []
+    assert begin("nowhere", "second") == ["second"]  # a failure is tried again
+
+
 def test_training_and_evaluation_end_at_the_same_tokens(tiny_model, tmp_path):
     """The tokens that the model's files declare; an end of a turn that they do not declare ends nothing."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)

@@ -87,7 +87,7 @@ class BenchmarkCallback(TrainerCallback):
         folder: RunFolder,
         grading_seconds: float,
     ):
-        self.trainer, self.names, self.steps, self.folder = trainer, names, steps, folder
+        self.trainer, self.names, self.steps, self.folder = trainer, list(dict.fromkeys(names)), steps, folder
         self.sampling, self.grading_seconds = sampling, grading_seconds
         self.form = prompting.form_of(None, str(folder.path))
         self.loaded: dict[str, tuple[Benchmark, list[Question]]] = {}  # only on the first process, which grades
@@ -104,9 +104,13 @@ class BenchmarkCallback(TrainerCallback):
 
     def _is_due(self, step: int) -> bool:
         """Return whether results of a step are missing, as at the beginning and after a stop in an evaluation."""
+        try:
+            titles = {self._read(name)[0] for name in self.names}
+        except BenchmarkError:  # the evaluation counts and logs it
+            return True
 
         def missing() -> bool:
-            return len(results.names_in(self.folder.benchmarks / results_of(step))) < len(self.names)
+            return not titles <= set(results.names_in(self.folder.benchmarks / results_of(step)))
 
         return from_first_process(missing, self.trainer.is_world_process_zero())
 
