@@ -1,5 +1,6 @@
 """Cards of folders made by hand, read back by the Hub's own reader, PyYAML and a Markdown parser."""
 
+import ast
 import itertools
 import json
 import re
@@ -351,6 +352,21 @@ def test_the_code_of_the_card_asks_as_in_training(tmp_path):
         assert "name = '.'" in code
         assert r"prompt = 'go 15 to 8 need -7 with +7 -4 -1\n'" in code and "add_special_tokens=False" in code
         assert "tokens=56" in code and "tokenizer.eos_token_id" in code
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.6, "top_p": 0.95, "top_k": 20}, {"top_p": None}])
+def test_the_code_for_vllm_samples_like_the_code_for_transformers(tmp_path, settings):
+    made = []
+    for code in python_blocks(card_text(tmp_path, with_arguments(**settings), expected_weights="whole")):
+        (call,) = [
+            node
+            for node in ast.walk(ast.parse(code))
+            if isinstance(node, ast.Call) and "temperature" in [keyword.arg for keyword in node.keywords]
+        ]
+        chosen = {keyword.arg: keyword.value for keyword in call.keywords}
+        made.append({name: ast.literal_eval(chosen[name]) for name in ("temperature", "top_p", "top_k")})
+    usual = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    assert made == 2 * [usual | {name: value for name, value in settings.items() if value is not None}]
 
 
 def test_a_prompt_template_stands_in_the_code(tmp_path):

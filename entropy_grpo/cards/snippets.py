@@ -38,6 +38,16 @@ def _prompt(trained: Trained) -> list[str]:
     return ['prompt = "..."  # in the format of the training data', tokens]
 
 
+def _sampling(trained: Trained) -> str:
+    """Return the sampling settings of the training as arguments, equal for transformers and vLLM."""
+    defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    return ", ".join(f"{name}={_number(trained.arguments.get(name), value)}" for name, value in defaults.items())
+
+
+def _length(trained: Trained) -> str:
+    return _number(trained.arguments.get("max_completion_length"), 512)
+
+
 def transformers_snippet(trained: Trained, model: str) -> str:
     """Return code that samples one response as in training. `model` is a Hub id or a folder."""
     package, loader = ("transformers", "AutoModelForCausalLM")
@@ -45,10 +55,6 @@ def transformers_snippet(trained: Trained, model: str) -> str:
     if trained.weights == ADAPTER:
         package, loader = ("peft", "AutoPeftModelForCausalLM")
         imports = [f"from {package} import {loader}", "from transformers import AutoTokenizer"]
-    arguments = trained.arguments
-    temperature = _number(arguments.get("temperature"), 1.0)
-    length = _number(arguments.get("max_completion_length"), 512)
-    top_p, top_k = _number(arguments.get("top_p"), 1.0), _number(arguments.get("top_k"), 0)
     return "\n".join(
         [
             *imports,
@@ -57,8 +63,7 @@ def transformers_snippet(trained: Trained, model: str) -> str:
             f'model = {loader}.from_pretrained(name, dtype="auto", device_map="auto")',
             "tokenizer = AutoTokenizer.from_pretrained(name)",
             *_prompt(trained),
-            f"sampling = dict(do_sample=True, temperature={temperature}, top_p={top_p}, top_k={top_k}, "
-            f"max_new_tokens={length})",
+            f"sampling = dict(do_sample=True, {_sampling(trained)}, max_new_tokens={_length(trained)})",
             "output = model.generate(**inputs.to(model.device), eos_token_id=tokenizer.eos_token_id, **sampling)",
             'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
         ]
@@ -67,9 +72,6 @@ def transformers_snippet(trained: Trained, model: str) -> str:
 
 def vllm_snippet(trained: Trained, model: str) -> str:
     """Return the same code for vLLM, with a main guard because vLLM's processes import the file again."""
-    arguments = trained.arguments
-    temperature = _number(arguments.get("temperature"), 1.0)
-    length = _number(arguments.get("max_completion_length"), 512)
     imports, base, load, request = [], [], "model=name", ""
     if trained.weights == ADAPTER:
         imports = ["from peft import PeftConfig", "from vllm.lora.request import LoRARequest"]
@@ -90,7 +92,7 @@ def vllm_snippet(trained: Trained, model: str) -> str:
             "",
             'if __name__ == "__main__":  # vLLM starts processes that read this file again',
             f"    llm = LLM({load})",
-            f"    sampling = SamplingParams(temperature={temperature}, max_tokens={length}, "
+            f"    sampling = SamplingParams({_sampling(trained)}, max_tokens={_length(trained)}, "
             "stop_token_ids=[tokenizer.eos_token_id])",
             '    tokens = {"prompt_token_ids": inputs["input_ids"]}',
             f"    print(llm.generate([tokens], sampling{request})[0].outputs[0].text)",
