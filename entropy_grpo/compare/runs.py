@@ -166,7 +166,7 @@ def evaluated_weights(folder: RunFolder, logged: Sequence[Row]) -> list[Row]:
 
 
 def _experiment(runs: Sequence[Run]) -> list[str]:
-    """Return the settings of the experiment that some run sets, and among runs of one seed those that tell them apart.
+    """Return the settings of the experiment that some run sets.
 
     Settings of files, measurements and devices belong to the experiment only if runs of one seed differ in nothing
     else, as in a comparison of their cost.

@@ -180,7 +180,7 @@ def _names(written: str, folder: Path) -> bool:
 
 
 def unlike_settings(figures: Sequence[Row]) -> list[str]:
-    """Return the settings that differ between results of a benchmark, among those that all of them record."""
+    """Return the settings that all results of a benchmark record, and that differ between the results."""
     settings = [one.get("settings", {}) for one in figures]
     shared = set.intersection(*map(set, settings)) - NOT_THE_BENCHMARK if settings else set()
     return sorted(name for name in shared if len({repr(one[name]) for one in settings}) > 1)
