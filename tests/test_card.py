@@ -859,9 +859,9 @@ def test_no_text_of_any_file_becomes_markup_or_code(tmp_path):
     assert len(places) > 40
     run = tmp_path / "run"
     assert "evil" not in card_text(run, EVERY_FILE) and "2602.15620" in card_text(run, EVERY_FILE)
-    for place, beginning in itertools.product(places, (False, True)):
-        changed_file = with_leaf(EVERY_FILE, place, f"{leaf(EVERY_FILE, place)} {EVIL}" if beginning else EVIL)
-        text = card_text(run, changed_file, expected_weights="adapter")
+    for place in places:
+        more = with_leaf(EVERY_FILE, place, f"{leaf(EVERY_FILE, place)} {EVIL}")
+        text = card_text(run, more, expected_weights="adapter")
         make_run(run, {place[0]: EVERY_FILE[place[0]]})
         for token in markdown(text):
             inside = [token, *(token.children or [])]
