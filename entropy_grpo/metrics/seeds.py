@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from .intervals import CONFIDENCE, gain_interval
@@ -20,7 +21,7 @@ ROUNDING = 1e-12
 SIGNIFICANT = 1 - CONFIDENCE
 
 
-def differ(values: Sequence[float]) -> bool:
+def differ(values: ArrayLike) -> bool:
     """Return whether values of seeds differ by more than rounding, so that their spread tells of their error."""
     return bool(np.ptp(values) > ROUNDING)
 
@@ -65,8 +66,8 @@ def difference(baseline: Side, other: Side) -> dict[str, Any] | None:
     before, after = ([float(np.mean(row)) for row in side] for side in sides)
     if differ(np.subtract(after, before)):
         return gain_interval(before, after, bounded=False) | {"over": f"{len(common)} seeds"}
-    by_problem = [_over_common_seeds(side, common, problems) for side in (baseline, other)]
-    return gain_interval(*by_problem) | {"over": f"{len(by_problem[0])} problems"}
+    before, after = (_over_common_seeds(side, common, problems) for side in (baseline, other))
+    return gain_interval(before, after) | {"over": f"{len(before)} problems"}
 
 
 def _over_common_seeds(side: Side, seeds: Sequence[int], problems: Sequence[Sequence[str]]) -> list[float]:
