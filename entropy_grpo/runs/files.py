@@ -92,8 +92,8 @@ def read_whole(path: Path, read: Callable[[Path], T]) -> T:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch path to write to, and then replace the file by the scratch file in one step.
 
-    An exception leaves the file unchanged. Several processes and threads may replace a file at the same time, because
-    each has its own scratch file. Scratch files of processes that have ended are deleted.
+    An exception leaves the file unchanged. Several processes and threads of a machine may replace a file at the same
+    time, because each has its own scratch file. Scratch files of processes that have ended are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
