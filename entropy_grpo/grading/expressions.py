@@ -50,13 +50,18 @@ _TWO_MEANINGS = re.compile(
 )
 # `0.1(6)` is a product or a repeating decimal, `\sqrt13` is 3 to TeX and means the root of 13, `2^3^2` is no TeX; the
 # parser has no reciprocals of hyperbolic functions.
-_REFUSED = re.compile(r"\d\.\d+\s*\(\d+\)|\\sqrt\s*\d\d|\^\s*(?:\w|\{[^{}]*\})\s*\^|\\(?:coth|sech|csch)(?![a-zA-Z])")
+_REFUSED = re.compile(
+    r"\d\.\d+\s*\(\d+\)|\\sqrt\s*\d\d|\^\s*(?:-?(?:[\d.]+|\w|\\[a-zA-Z]+)(?:_\w)?|\{[^{}]*\})\s*\^|"
+    r"\\(?:coth|sech|csch)(?![a-zA-Z])"
+)
 # Letters that the parser takes for something else: I for the imaginary unit, a power T for a transpose, and letters of
 # several styles for one.
 _STYLED = re.compile(r"\\math(bb|cal|frak|scr)\s*\{\s*([a-zA-Z])\s*\}")
 _TRANSPOSED = re.compile(r"\^\s*(?:\{\s*(?:T|\\top|\\intercal)\s*\}|T(?![a-zA-Z])|\\(?:top|intercal)(?![a-zA-Z]))")
 _CAPITAL_I = re.compile(r"\\(?:math[a-z]+\s*\{[^{}]*\}|[a-zA-Z]+)|_\s*(?:\{[^{}]*\}|I)|I")
 _REWRITES = [
+    # `10^-4` has one meaning unless more may stand in the exponent, as in `e^-2x` and `x^-1/2`.
+    (re.compile(r"(?<=[\w)])\s*\^\s*-(\d+|[a-zA-Z])(?=\s*(?:[-+)},&]|\*(?!\*)|\\cdot|$))"), r"^{-\1}"),
     (re.compile(r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log_{10}"),
     (re.compile(r"\\colon(?![a-zA-Z])"), ":"),
