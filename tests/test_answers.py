@@ -53,7 +53,13 @@ def test_forms(text, expected):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1,234", a_list("1", "234")), ("-1,234.5", a_list("-1", "234.5")), ("12,34", None), ("1, 234", None)],
+    [
+        ("1,234", a_list("1", "234")),
+        ("-1,234.5", a_list("-1", "234.5")),
+        ("12,34", None),
+        ("1, 234", None),
+        ("1,050", None),
+    ],
 )
 def test_a_number_with_commas_read_as_a_list(text, expected):
     assert as_list(text) == expected

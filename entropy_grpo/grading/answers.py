@@ -46,7 +46,8 @@ class Relation:
 
 Node = Leaf | Words | Choice | Group | Union | Relation
 
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+# No item of a list begins with 0, so that `1,050` is not the list of 1 and 50.
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,[1-9]\d{2})+(?:\.\d+)?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _OR = re.compile(r",?\s*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])\s*,?|\\(?:lor|vee|land|wedge)(?![a-z])|;")
 _COMMA = re.compile(",")
