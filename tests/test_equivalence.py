@@ -1,6 +1,7 @@
 """Rules of the grader one by one: what each makes right, and a near miss that stays wrong."""
 # ruff: noqa: RUF001
 
+import itertools
 import json
 import time
 from fractions import Fraction
@@ -333,7 +334,18 @@ RULES = {
         ],
     ),
     "numbers with thousands": (
-        [("1,000", "1000"), ("1,050", "1, 050"), ("2,034,500", "2034500"), ("1,234", "234, 1")],
+        [
+            ("1,000", "1000"),
+            ("1,050", "1, 050"),
+            ("2,034,500", "2034500"),
+            ("1,234", "234, 1"),
+            ("100,200", "100200"),
+            ("100200", "100,200"),
+            ("\\{132,264,396\\}", "132,264,396"),
+            ("132,264,396", "\\{132, 264, 396\\}"),
+            ("(132,264,396)", "132,264,396"),
+            ("[132,264,396]", "132,264,396"),
+        ],
         [
             ("1,0", "1,000"),
             ("1,000", "1,0"),
@@ -343,6 +355,21 @@ RULES = {
             ("1,050", "50 \\text{ and } 1"),
             ("\\{1, 50\\}", "1,050"),
             ("2,34,500", "2,034,500"),
+            ("\\{100,200\\}", "100200"),
+            ("100200", "\\{100,200\\}"),
+            ("\\{100,200\\}", "100\\,200"),
+            ("\\{1,0,0\\}", "1,000,000"),
+            ("(1,234)", "1,234"),
+            ("[1,234]", "1,234"),
+            ("1,234", "[1,234)"),
+            ("\\langle 1,234 \\rangle", "1,234"),
+            ("(132,396,264)", "132,264,396"),
+            ("[132,264,396)", "132,264,396"),
+            ("132:264:396", "132,264,396"),
+            ("\\{(132,264,396)\\}", "132,264,396"),
+            ("\\{\\{1,234\\}\\}", "1,234"),
+            ("\\{1,234,234\\}", "1,234"),
+            ("\\emptyset", "1,234"),
         ],
     ),
     "spellings": (
@@ -383,6 +410,34 @@ def test_rules(rule):
     yes, no = RULES[rule]
     assert [pair for pair in yes if not right(*pair)] == []
     assert [pair for pair in no if right(*pair)] == []
+
+
+FORMS = {"list": "{}", "set": "\\{{{}\\}}", "tuple": "({})"}
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("comma", [",", ", "])
+@pytest.mark.parametrize("other_comma", [",", ", "])
+def test_lists_sets_and_tuples_of_numbers_of_one_to_three_digits(count, comma, other_comma):
+    """Items of three digits behind commas without spaces might be one number, which is no point of two numbers."""
+
+    def grade(form, items, other_form, other_items):
+        texts = comma.join(map(str, items)), other_comma.join(map(str, other_items))
+        return right(FORMS[form].format(texts[0]), FORMS[other_form].format(texts[1]))
+
+    for digits in itertools.product((1, 2, 3), repeat=count):
+        items = [int("987"[:d]) - i for i, d in enumerate(digits)]
+        grouped = {","} if set(digits[1:]) == {3} else set()
+        for form, other_form in itertools.product(FORMS, repeat=2):
+            kinds = {form, other_form}
+            commas = {c for f, c in ((form, comma), (other_form, other_comma)) if f == "list"}
+            point = kinds == {"list", "tuple"} and count == 2 and commas <= grouped
+            case = (form, items, other_form)
+            assert grade(*case, items) is (kinds != {"set", "tuple"} and not point), case
+            if form != other_form:
+                assert grade(*case, items[::-1]) is (kinds == {"list", "set"}), case
+                assert not grade(*case, [*items[:-1], items[-1] + 1]), case
+                assert not grade(*case, items[1:]), case
 
 
 # Conventions where readers may differ; grading.equivalence and docs/grading.md state them.

@@ -108,10 +108,15 @@ def readable(reference: str) -> bool:
     return bool(text) and equivalence.readable(_read(text))
 
 
-def _bare_list(text: str) -> answers.Group | None:
-    """Read a text as a list without brackets, even if `1,234` could be one number. Return None for other texts."""
+def _list(text: str) -> answers.Group | None:
+    """Read a text as a list, a set or a tuple, even if `1,234` could be one number. Return None for other texts.
+
+    A point such as `(1,234)` is one of the other texts, because the number `1,234` is no point.
+    """
     node = _read(text)
-    return node if isinstance(node, answers.Group) and not node.brackets else answers.as_list(text)
+    if not isinstance(node, answers.Group):
+        return answers.as_list(text)
+    return node if node.brackets in ("", "{}") or len(node.items) > 2 else None
 
 
 def compare(answer: str, reference: str, relative_tolerance: float = 0.0) -> Verdict:
@@ -129,7 +134,7 @@ def compare(answer: str, reference: str, relative_tolerance: float = 0.0) -> Ver
         return Verdict.UNPARSEABLE_REFERENCE
     if not texts[0]:
         return Verdict.WRONG
-    lists = [_bare_list(text) for text in texts]
+    lists = [_list(text) for text in texts]
     readings = [(_read(texts[0]), _read(texts[1])), *([(lists[0], lists[1])] if None not in lists else [])]
     right = any(equivalence.equivalent(one, other, relative_tolerance) for one, other in readings)
     return Verdict.RIGHT if right else Verdict.WRONG
