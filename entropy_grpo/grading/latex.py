@@ -36,6 +36,8 @@ _SIMPLER = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\{\\(?:rm|bf|it|tt)\s+([^{}]*)\}", r"\\text{\1}"),
     (r"\\text\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"\\text{\1}"),
     (r"\\text\s*\{\s*(\([A-Z]\))\s*\}", r"\1 "),
+    (r"^\s*\\text\s*\{\s*([A-J][.)])\s*\}(?=(?:\\(?!text)[a-z]+|\\[$%]|[^a-zA-Z\\,;:])+$)", r"\1 "),
+    (r"^\s*\\text\s*\{\s*(?i:choice|option)\s*:?\s*\}\s*(\([A-J]\)|[A-J])[\s.]*$", r"\1"),
     (r"\\(?:not\s*=|ne(?![a-z])|neq(?![a-z]))|!=", "≠"),
     (r"\\(?:leqslant|leq|le)(?![a-zA-Z])|<=", "≤"),
     (r"\\(?:geqslant|geq|ge)(?![a-zA-Z])|>=", "≥"),

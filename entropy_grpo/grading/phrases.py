@@ -57,6 +57,7 @@ _NUMBERS = {
         "seventeen eighteen nineteen twenty".split()
     )
 } | {"infinity": "\\infty", "positive infinity": "\\infty", "negative infinity": "-\\infty"}
+_NUMBERS |= {f"{sign}{gap}infinity": f"{sign}\\infty" for sign in "+-" for gap in ("", " ")}
 _NUMBERS |= {
     f"{before}{name}": f"\\mathbb{{{letter}}}"
     for name, letter in (("real numbers", "R"), ("reals", "R"), ("integers", "Z"), ("natural numbers", "N"))
