@@ -383,6 +383,8 @@ RULES = {
             ("\\text{C. } 5", "5"),
             ("C", "\\textbf{C) } 5"),
             ("\\text{C. } -\\frac{1}{2}", "C"),
+            ("C. False", "C"),
+            ("C. A:B=1:2", "C"),
             ("\\text{C. } 50\\%", "C"),
         ],
         [
@@ -410,6 +412,11 @@ RULES = {
             ("\\text{C. not } D", "C"),
             ("\\text{A. } B", "B"),
             ("\\text{C. } (D)", "C"),
+            ("A: 3, B: 5", "A"),
+            ("A. 3, \\text{B}", "A"),
+            ("C. is wrong", "C"),
+            ("C. 5 \\text{ is false}", "C"),
+            ("C. 5 isn't true", "C"),
             ("5 \\text{ C. }", "C"),
             ("\\text{U. } 5", "5"),
         ],
@@ -503,6 +510,12 @@ def test_lists_sets_and_tuples_of_numbers_of_one_to_three_digits(count, comma, o
 CONVENTIONS = [
     ("0,5", "0.5", False),  # a comma is a thousands separator or stands in a list
     ("1,22", "1.22", False),
+    ("\\{100,200\\}", "100,200", True),
+    ("1,50", "1,050", False),
+    ("(1,234)", "1,234", False),
+    ("10^-4", "10^{-4}", True),
+    ("e^-2x", "e^{-2x}", False),  # and not e^{-2} x, either
+    ("2^3^2", "2^{3^2}", False),
     ("\\log 100", "2", True),  # log is decimal, ln natural
     ("\\log e", "1", False),
     ("\\frac{1}{\\sqrt{n}}", "\\sqrt{1/n}", False),  # principal roots differ for negative n

@@ -54,7 +54,11 @@ _COMMA = re.compile(",")
 _OPERATOR = re.compile(r"[=<>≤≥≠≈∈]")
 _CHOICE = re.compile(r"\(\s*([A-Za-z])\s*\)|([A-Z])\s*[).:]")
 _CHOICE_AND_MORE = re.compile(r"(?:\(([A-J])\)\s*|([A-J])[).:]\s+)([^\s,;:/&+=^|(-].*|\([^A-J].*|-.*)")
-_OTHER_CHOICE = re.compile(r"\([A-J]\)|(?<![a-zA-Z\\])[A-J](?:[).]|$)|^(?:or|and|not)(?![a-z])")
+# Other letters beside the first, and claims about it, such as `C. 5 is wrong`.
+_OTHER_CHOICE = re.compile(
+    r"\([A-J]\)|(?<![a-zA-Z\\])[A-J](?:[).]|:\s|$)|\\text\s*\{\s*[A-J]\s*\}|^(?:or|and|not|is|are)(?![a-z])|"
+    r"(?:is|are)\s+(?:not|never|false|wrong|incorrect)(?![a-z])|n't"
+)
 _SIGN = re.compile(r"\\[pm][mp](?![a-z])")
 _CUP = re.compile(r"\\cup(?![a-z])|(?<=[)\]}])\s*U\s*(?=[(\[\\])")
 _SETMINUS = re.compile(r"\\(?:setminus|backslash)(?![a-z])")
