@@ -8,10 +8,12 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 from reasoning_gym.factory import DATASETS
+from scipy.stats import chisquare
 
 from benchmarks.fixtures import fixed_rollout
 from entropy_grpo.cards.card import write_card
@@ -270,6 +272,24 @@ def test_generators_are_mixed_by_weight():
     assert config.task.origin["options"]["chain_sum"]["max_terms"] == 2
     names = [json.loads(row["solution"])["generator"] for row in load(config).train]
     assert 250 < names.count("gcd") < 350 and len(names) == 400
+
+
+@pytest.mark.parametrize("names", ["chain_sum+gcd", "gcd+chain_sum"])
+def test_a_mixture_has_every_size_of_a_generators_problems(names):
+    """The numbers of terms are uniform from 2 to 6, whatever decides which generator makes a problem."""
+    candidates = gym.Candidates(gym._parse(f"reasoning_gym:{names}", "task"), 0)
+    sums = [one.problem for one in map(candidates, range(600)) if one.content.startswith("chain_sum")]
+    assert 250 < len(sums) < 350
+    terms = Counter(len(re.findall(r" [+-] ", problem.prompt)) + 1 for problem in sums)
+    assert chisquare([terms[count] for count in range(2, 7)]).pvalue > 0.01 and terms.total() == len(sums)
+
+
+def test_a_mixture_whose_generators_were_drawn_otherwise_is_not_resumed(tmp_path):
+    """The recorded digest is of a mixture whose generators were drawn from the seeds of the problems."""
+    problems, folder = load(RunConfig(dataset_name=SUM + "+gcd", num_train_problems=400)), RunFolder(tmp_path)
+    files.write_json(folder.data, problems.origin | {"digest": "2ebfec9409dda4d40048d98b881d6401"})
+    with pytest.raises(ValueError, match="other problems than dataset_name has now"):
+        check_data(problems, SimpleNamespace(resume_from_checkpoint="checkpoint-3"), folder, [])
 
 
 # Settings

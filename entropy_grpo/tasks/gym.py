@@ -169,7 +169,9 @@ class Candidates:
 
     def __call__(self, number: int) -> Candidate | None:
         """Return the candidate with a number, or None if the generator fails, or its own reference is not right."""
-        (which,) = random.Random(self.seed + number).choices(range(len(self.generators)), self.weights)
+        # The generator makes the problem from the seed `self.seed + number`, which must not choose it, too.
+        draw = random.Random(f"generator {self.seed + number}")
+        (which,) = draw.choices(range(len(self.generators)), self.weights)
         name, options, _ = self.generators[which]
         try:
             entry = self._entry(name, options, number)
