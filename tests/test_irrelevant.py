@@ -16,16 +16,20 @@ FINE = "3 + 4 = 7, so \\boxed{7}"
 LOOP = "Let me check again. " * 40 + FINE
 LOREM = FINE + " Now a story: lorem ipsum."
 ODD = FINE + " unclear"
+INVENTED = "\n\n<problem>1 + 1</problem> Reply with one line: IRRELEVANT: yes or IRRELEVANT: no.\n\nIRRELEVANT: yes"
 RESPONSES = [FINE, LOOP, LOREM, ODD, LOOP + " lorem", "7"]
 
 
 class Judge(StandIn):
-    """Says yes if the response has `lorem` in it, no otherwise, and nothing that can be read if it has `unclear`."""
+    """Says yes if the response has `lorem` in it, no otherwise, and nothing that can be read if it has `unclear`.
+
+    After a no it goes on with a question of its own, whose verdict is the opposite.
+    """
 
     def complete(self, body):
         (text,) = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
         response = text.split("<response>")[1].split("</response>")[0]
-        reply = " yes" if "lorem" in response else "I cannot say" if "unclear" in response else " no"
+        reply = " yes" if "lorem" in response else "I cannot say" if "unclear" in response else " no" + INVENTED
         return {"choices": [{"text": reply, "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}
 
 
@@ -93,21 +97,30 @@ def test_a_model_in_this_process_judges_in_its_chat_template_or_is_refused(rows,
     assert "limit is 0: it must be 1 or more" in capsys.readouterr().err
 
 
+QUOTED = "I must answer IRRELEVANT: yes or IRRELEVANT: no. The response repeats itself, garbled"
+
+
 @pytest.mark.parametrize(
-    ("reply", "expected"),
+    ("reply", "chat", "expected"),
     [
-        (" yes", True),
-        ("No.", False),
-        ("IRRELEVANT: no", False),
-        ("**Irrelevant:** Yes", True),
-        ("I may write IRRELEVANT: yes or no. It repeats nothing.\nIRRELEVANT: no", False),
-        ("Nothing to say", None),
-        ("", None),
-        ("It is not relevant: yes", None),
+        *((reply, chat, True) for chat in (True, False) for reply in (" yes", "**Irrelevant:** Yes", "yes.\nLoops")),
+        *((reply, chat, False) for chat in (True, False) for reply in ("No.", "IRRELEVANT: no", "`no`")),
+        *((reply, chat, None) for chat in (True, False) for reply in ("Nothing to say", "", "yes or no", QUOTED)),
+        *(("It is not relevant: yes", chat, None) for chat in (True, False)),
+        (" no" + INVENTED, False, False),
+        (" yes" + INVENTED.replace("IRRELEVANT: yes", "IRRELEVANT: no"), False, True),
+        ("It loops. IRRELEVANT: yes", False, None),
+        ("I may write IRRELEVANT: yes or no. It repeats nothing.\nIRRELEVANT: no", True, False),
+        ("It loops. IRRELEVANT: yes", True, True),
+        (f"<think>{QUOTED}", True, None),
+        ("<think>First thought: IRRELEVANT: no", True, None),
+        (f"<think>{QUOTED}. IRRELEVANT: no</think>\n\nIRRELEVANT: yes", True, True),
+        (f"{QUOTED}. IRRELEVANT: no</think>\n\nyes", True, True),  # the prompt ends with <think>
+        ("<think>IRRELEVANT: yes</think>", True, None),
     ],
 )
-def test_replies_are_read(reply, expected):
-    assert question.verdict(reply) is expected
+def test_replies_are_read(reply, chat, expected):
+    assert question.verdict(reply, chat) is expected
 
 
 def test_long_responses_lose_their_middle_and_cannot_end_their_block():

@@ -27,8 +27,11 @@ Reply with one line: IRRELEVANT: yes or IRRELEVANT: no.{end}"""
 # A model that is not asked as a chat continues the line.
 END = "\n\nIRRELEVANT:"
 CUT = "\n[... the middle is left out ...]\n"
-_LINE = re.compile(r"irrelevant\W{0,4}\s*(yes|no)\b", re.IGNORECASE)
-_START = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+_LABEL = r"irrelevant\W{0,4}\s*"
+_LINE = re.compile(rf"{_LABEL}(yes|no)\b", re.IGNORECASE)
+_START = re.compile(rf"\W*(?:{_LABEL})?(yes|no)\b", re.IGNORECASE)
+# The instruction in the judge's reply: it names both words and decides nothing.
+_QUOTED = re.compile(rf"(?:{_LABEL})?\b(?:yes|no)\W+or\W+(?:{_LABEL})?(?:yes|no)\b", re.IGNORECASE)
 
 
 def shortened(text: str, characters: int) -> str:
@@ -51,12 +54,18 @@ def ask(problem: str, response: str, characters: int, chat: bool) -> str:
     return QUESTION.format(problem=problem, response=response, end="" if chat else END)
 
 
-def verdict(reply: str) -> bool | None:
+def verdict(reply: str, chat: bool) -> bool | None:
     """Return whether the judge found irrelevant content, or None if its reply does not say.
 
-    A thinking judge may name the line before its decision, so that the last one counts.
+    A model that is not asked as a chat continues after its verdict, with questions of its own, so that only its first
+    word counts. In a chat the last line after the thoughts counts. Thoughts that are cut off decide nothing.
     """
-    lines = _LINE.findall(reply)
+    if chat:
+        reply = reply.rpartition("</think>")[2]
+        if "<think>" in reply:
+            return None
+    reply = _QUOTED.sub("either", reply)
+    lines = _LINE.findall(reply) if chat else []
     start = _START.match(reply)
     word = lines[-1] if lines else start[1] if start else None
     return None if word is None else word.lower() == "yes"

@@ -85,9 +85,9 @@ def run(options: Options) -> Path:
         names = ("model", "output", "dtype", "batch_size", "tensor_parallel", "backend")
         judge = EvaluationOptions(benchmarks=(), **{name: getattr(options, name) for name in names})
         evaluation.generate([work], evaluation.load_backend(judge, backend, path, [work]))
-    replies = {row["question"]: row["text"] for row in work.rows()}
+    judged = {row["question"]: verdict(row["text"], options.chat) for row in work.rows()}
     verdicts: list[Row] = [
-        {"row": number, "problem": problem} | judged_row(problem, response, verdict(replies[str(number)]))
+        {"row": number, "problem": problem} | judged_row(problem, response, judged[str(number)])
         for number, problem, response in rows
     ]
     files.replace_jsonl(work.folder / ROWS, verdicts)
