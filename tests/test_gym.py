@@ -116,6 +116,49 @@ def test_answers_equal_the_reference(check, reference, right, wrong):
     assert [judge(answer, {"answer": reference}) for answer in wrong] == [0.0] * len(wrong)
 
 
+@pytest.mark.parametrize(
+    ("generator", "reference", "right", "wrong"),
+    [
+        (
+            "syllogism",
+            "Yes",
+            [r"\text{Yes}", r"\textbf{yes}", r"$\mathrm{Yes}$", r"$$ \text {Yes} $$", r"\mathbf{ yes }"],
+            [r"\text{No}", r"\text{Yes} or \text{Yes}", r"\text{Yes}\text{}", r"\text{}Yes", r"\textit{Yes", "$Yes"],
+        ),
+        (
+            "gcd",
+            "1234",
+            [r"\text{1234}", "1{,}234", r"1\,234", r"$1{,}234$", r"\text{1{,}234}", r"\frac{2468}{2}"],
+            [r"1{,}23\,4", "12{,}34", r"1\,2\,3\,4", r"\text{1235}", r"\text{1}234", r"\frac{1234}{0}"],
+        ),
+        (
+            "dice",
+            "1/2",
+            [r"\frac{1}{2}", r"\dfrac{ 2 }{4}", r"$\tfrac{1}{2}$", "0.5", r"+\frac{1}{2}"],
+            [r"-\frac{1}{2}", r"\frac{2}{1}", r"\frac12", r"\frac{1}{2}0", r"0\frac{1}{2}", r"\frac{\frac{1}{2}}{1}"],
+        ),
+        ("dice", "31/2", ["15.5"], [r"3\frac{1}{2}", r"3 \frac{1}{2}", r"\frac{3}{1}/2"]),
+        (
+            "number_sorting",
+            "['1', '2']",
+            [r"\left[1, 2\right]", r"\text{[1, 2]}", r"[1,\,2]", "1{,}2"],
+            [r"\left[2, 1\right]", r"\leftarrow[1, 2]", r"1\frac{2}{1}"],
+        ),
+        ("number_sorting", "['1', '234']", [r"[1,\,234]", r"1, 234"], ["1{,}234", r"1\,234"]),
+        ("string_splitting", "0 0 1", [r"\text{0 0 1}", r"0\,0\,1"], [r"\text{0 0}1"]),
+        ("emoji_mystery", r"a$b\,{,}\text{c}", [r"a$b\,{,}\text{c}"], ["ab,c", r"ab \text{c}", "a$b ,c"]),
+        ("n_queens", "Q _\n_ Q", ["\\text{Q _\n_ Q}"], ["\\text{_ Q\nQ _}"]),
+        ("game_of_life", "[[0,1]]", [r"\text{[[0, 1]]}", r"\left[[0,1]\right]"], [r"\text{[[1,0]]}"]),
+        ("countdown", "98 + 41 - 61", [r"\text{98 + 41 - 61}"], [r"\text{78}", r"98 + 4\,111 - 61"]),
+    ],
+)
+def test_latex_that_shows_the_reference_is_right(generator, reference, right, wrong):
+    item = {"generator": generator, "answer": reference, "numbers": [98, 41, 61], "target": 78}
+    problem = Problem("", json.dumps(item | {"valid_answers": [reference]}))
+    assert [answer for answer in right if gym.score(problem, answer) != 1.0] == []
+    assert [answer for answer in wrong if gym.score(problem, answer) == 1.0] == []
+
+
 # Generators
 
 
@@ -163,11 +206,14 @@ def test_references_are_right_and_hostile_answers_are_neither_right_nor_executed
     SEEN.clear()
     several = {SCORER, "listed", "expression"}  # answers of other problems may be right
     for problem, reference in zip(made, references, strict=True):
-        assert gym.score(problem, reference) == 1.0
+        commands = ("", r"\text", r"\textbf", r"\mathrm", r"\mathbf")
+        forms = [f"{command}{{{reference}}}" if command else reference for command in commands]
+        assert [gym.score(problem, form) for form in forms] == [1.0] * len(forms)
         others = [] if BY_GENERATOR[generator] in several else [other for other in references if other != reference]
         hostile = [*JUNK, problem.prompt, *spoiled(reference), *others]
-        taken = [answer for answer in hostile if gym.score(problem, answer) == 1.0]
-        assert [answer for answer in taken if checks.normalised(answer) != checks.normalised(reference)] == []
+        hostile = [answer for answer in hostile if checks.normalised(answer) != checks.normalised(reference)]
+        hostile += [rf"\text{{{answer}}}" for answer in hostile]
+        assert [answer for answer in hostile if gym.score(problem, answer) == 1.0] == []
     assert not SEEN
 
 

@@ -29,12 +29,31 @@ _LATEX = {
     **{r"\times": "*", r"\cdot": "*", r"\div": "/", "\u00d7": "*", "·": "*", "÷": "/", "\u2212": "-"},
     **{r"\left": "", r"\right": "", r"\,": "", r"\ ": " ", "$": ""},
 }
+_MATHS = re.compile(r"(\${1,2})(.+)\1", re.DOTALL)
+_WORDS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{(.*)\}", re.DOTALL)
+_SIDES = re.compile(r"\\(?:left|right)(?![a-zA-Z])")
+_GROUPS = re.compile(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))")  # separators of thousands
+_QUOTIENT = re.compile(r"\A([+-]?)\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}\Z")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 def normalised(text: str) -> str:
     """A text without case and without differences in white space, with one sign for multiplication."""
     return re.sub(r"\s*([,→\u00d7])\s*", r"\1", " ".join(text.replace(r"\times", "\u00d7").casefold().split()))
+
+
+def plain(answer: str) -> str:
+    """An answer without LaTeX that changes nothing but its look.
+
+    Text commands and `$` go only if they surround the whole answer. A fraction of whole numbers becomes a quotient
+    only if it is the whole answer, because 3\\frac{1}{2} is not 31/2.
+    """
+    for around in (_MATHS, _WORDS):
+        answer = answer.strip()
+        if match := around.fullmatch(answer):
+            answer = match[match.re.groups]
+    answer = _GROUPS.sub("", _SIDES.sub("", answer)).replace("{,}", ",").replace(r"\,", " ")
+    return _QUOTIENT.sub(r"\1\2/\3", answer.strip())
 
 
 def text(answer: str, item: Item) -> float:

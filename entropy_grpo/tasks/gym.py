@@ -209,10 +209,14 @@ def _scorer(name: str, options: str) -> Any:
 
 
 def score(problem: Problem, answer: str) -> float:
-    """Return the score of an answer from 0.0 to 1.0. Only 1.0 is right."""
-    item = json.loads(problem.solution)
+    """Return the score of an answer from 0.0 to 1.0, as it is or without its LaTeX. Only 1.0 is right."""
     if len(answer) > checks.LONGEST:
         return 0.0
+    item = json.loads(problem.solution)
+    return max(_score(form, item) for form in {answer, checks.plain(answer)})
+
+
+def _score(answer: str, item: Mapping[str, Any]) -> float:
     name = item["generator"]
     if BY_GENERATOR[name] != SCORER:
         return OWN[BY_GENERATOR[name]](answer, item)
