@@ -66,11 +66,9 @@ def listed(answer: str, item: Item) -> float:
     return float(normalised(answer) in map(normalised, item["valid_answers"]))
 
 
-def read_numbers(text: str) -> list[Fraction] | None:
-    """The exact numbers of a text in order, or None if the text holds anything else."""
-    text = text.strip().strip("$")
-    words = [text.replace(",", "")] if _THOUSANDS.fullmatch(text) else _SEPARATORS.split(text)
-    words = [word for word in words if word]
+def read_list(text: str) -> list[Fraction] | None:
+    """The exact numbers of a text in order, or None if the text holds anything else. Every comma separates numbers."""
+    words = [word for word in _SEPARATORS.split(text.strip().strip("$")) if word]
     if not all(_NUMBER.fullmatch(word) for word in words):
         return None
     try:
@@ -79,10 +77,19 @@ def read_numbers(text: str) -> list[Fraction] | None:
         return None
 
 
+def read_numbers(text: str) -> list[Fraction] | None:
+    """The numbers of `read_list`, or one number if the text has nothing but commas between groups of three digits."""
+    number = text.strip().strip("$")
+    return read_list(number.replace(",", "") if _THOUSANDS.fullmatch(number) else number)
+
+
 def numbers(answer: str, item: Item) -> float:
-    """1.0 for the reference's numbers in the reference's order, compared exactly."""
-    found = read_numbers(answer)
-    return float(found is not None and found == read_numbers(item["answer"]))
+    """1.0 for the reference's numbers in the reference's order, compared exactly.
+
+    `100,200` is one number or two, and either may be right.
+    """
+    wanted = read_numbers(item["answer"])
+    return float(wanted is not None and wanted in (read_numbers(answer), read_list(answer)))
 
 
 def same_json(answer: str, item: Item) -> float:
