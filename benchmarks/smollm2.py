@@ -30,13 +30,13 @@ from benchmarks.gpu import pretrained
 from entropy_grpo.analysis.collect.store import Collection
 from entropy_grpo.analysis.report import figures
 from entropy_grpo.analysis.text import alternatives, page, tokens
-from entropy_grpo.analysis.text.pieces import piece
 from entropy_grpo.compare import compare
 from entropy_grpo.compare.runs import COMPARED
 from entropy_grpo.compare.tables import claimed
 from entropy_grpo.metrics.tables import cell, interval_text
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.models.load import load_model
+from entropy_grpo.monitoring.pieces import piece
 from entropy_grpo.runs import files, plots
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks.cold_start import cache_dir

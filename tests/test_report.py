@@ -16,9 +16,9 @@ from entropy_grpo.analysis.collect import run as collect
 from entropy_grpo.analysis.collect.store import RESPONSES, Collection
 from entropy_grpo.analysis.report import run as report
 from entropy_grpo.analysis.report.render import Section, Table, markdown, page
-from entropy_grpo.analysis.text.pieces import piece, visible
 from entropy_grpo.analysis.views import distribution
 from entropy_grpo.cards import card
+from entropy_grpo.monitoring.pieces import piece, visible
 from entropy_grpo.runs import files, parquet
 from entropy_grpo.runs.folder import RunFolder
 

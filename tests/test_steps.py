@@ -6,6 +6,8 @@ from collections import defaultdict
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.metrics.quality import quality
@@ -146,6 +148,9 @@ class Letters:
     def decode(self, ids):
         return "".join(chr(97 + int(i)) for i in ids)
 
+    def convert_ids_to_tokens(self, token):
+        return self.decode([token])
+
 
 def test_samples_hold_the_tokens_that_count():
     inputs = {
@@ -171,6 +176,30 @@ def test_samples_hold_the_tokens_that_count():
     nothing["right"] = False
     assert token_samples(scored, 1, Letters()) == [first]
     assert token_samples(scored, 5, Letters()) == [first, nothing]
+
+
+def test_samples_show_spaces_and_distinguish_the_bytes_of_sentencepiece():
+    """With Llama 2's kind of tokenizer, words have a mark for their space, and an emoji is four bytes."""
+    words = ["▁the", "the", "▁cat", "s"]
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    inner = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], byte_fallback=True, unk_token="<unk>"))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    inner.decoder = decoders.Sequence(parts)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    written = [names.index(name) for name in ("▁the", "▁cat", "s")] + [1 + byte for byte in "😀".encode()]
+
+    def texts(ids):
+        every = torch.ones(1, len(ids), dtype=torch.bool)
+        inputs = {name: torch.tensor([ids]) for name in ("prompt_ids", "prompt_mask", "completion_ids")}
+        inputs |= {"advantages": torch.ones(1), "right": torch.ones(1)}
+        (sample,) = token_samples(Scored(inputs, every, every, every.float()), 1, tokenizer)
+        return sample["tokens"]
+
+    shown = texts(written)
+    assert "".join(shown[:3]) == " " + tokenizer.decode(written[:3]) == " the cats"
+    assert [bytes([int(text.removeprefix(r"\x"), 16)]) for text in shown[3:]] == [b"\xf0", b"\x9f", b"\x98", b"\x80"]
+    no_ascii = [i for i, name in enumerate(names) if name in words or i > 128]
+    assert len(set(texts(no_ascii))) == len(no_ascii) == 4 + 128
 
 
 def test_tokens_with_a_gradient_have_an_advantage_a_weight_and_are_kept():

@@ -26,6 +26,7 @@ from .diagnostics import (
     share,
     step_metrics,
 )
+from .pieces import piece
 
 
 def window_metrics(
@@ -120,7 +121,7 @@ def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str,
         samples.append(
             {
                 "prompt": tokenizer.decode(prompt),
-                "tokens": [tokenizer.decode([token]) for token in ids],
+                "tokens": [piece(tokenizer, token) for token in ids],
                 "token_ids": ids,
                 "entropies": [round(h, 4) for h in scored.entropies[i][mask].tolist()],
                 "kept": scored.kept[i][mask].int().tolist(),

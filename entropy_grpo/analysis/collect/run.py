@@ -10,9 +10,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from ...models import load
+from ...monitoring.pieces import piece
 from ...runs import files, parquet
 from ...runs.weights import has_tokenizer
-from ..text.pieces import piece
 from . import inputs
 from .options import ASKING, Options
 from .store import TOKENS, Collection

@@ -83,7 +83,7 @@ def cloud_weights(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
     Texts that differ in a leading space alone are one word, with the larger of their ranks.
     """
-    from ..text.pieces import visible
+    from ...monitoring.pieces import visible
 
     rising = sorted(rows, key=lambda row: row["entropy"])
     return {visible(row["text"]).strip("␣") or "␣": rank for rank, row in enumerate(rising, start=1)}

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from ...metrics.logged import ENTROPY_PERCENTILES
+from ...monitoring.pieces import visible
 from ...runs import files, trained
 from ...runs.folder import RunFolder
 from ..collect.store import Collection
 from ..divergence import impact, summary
 from ..irrelevant import summary as irrelevant
 from ..text.page import write_page
-from ..text.pieces import visible
 from ..text.tokens import from_samples
 from ..views import all as views
 from . import figures, run_sections, update_figures, update_sections

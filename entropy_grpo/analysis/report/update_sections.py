@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...monitoring.pieces import visible
 from ...runs.plots import plain
-from ..text.pieces import visible
 from . import figures, update_figures
 from .render import Section, Table
 

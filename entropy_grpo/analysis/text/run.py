@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 from ...models import load
+from ...monitoring.pieces import piece
 from ...runs import files
 from ...runs.folder import RunFolder
 from ..collect.run import named
 from . import alternatives, terminal
 from .options import Options
 from .page import write_page
-from .pieces import piece
 from .tokens import Response, View, from_samples, view
 
 COUNT = 5

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...monitoring.pieces import piece
 from ...objective.share import kept_count
 from ...runs.files import Row
 from .alternatives import Scores
-from .pieces import piece
 
 LINE_END = "↵"
 Alternatives = Sequence[tuple[str, float]]
