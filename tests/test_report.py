@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from entropy_grpo import cli
 from entropy_grpo.analysis.collect import run as collect
 from entropy_grpo.analysis.collect.store import RESPONSES, Collection
+from entropy_grpo.analysis.report import figures
 from entropy_grpo.analysis.report import run as report
 from entropy_grpo.analysis.report.render import Section, Table, markdown, page
 from entropy_grpo.analysis.views import distribution
@@ -203,6 +204,21 @@ def test_a_run_reports_what_it_logged(tmp_path):
     for picture in ("log-percentiles", "log-signs"):
         assert (tmp_path / "analysis" / "figures" / f"{picture}.png").exists()
     assert "](analysis/report.md)" in card.write_card(run.path, draws=False).read_text()
+
+
+def test_the_text_of_the_word_clouds_says_which_words_are_large(tmp_path):
+    """In both pictures the sizes rise with mean entropy, so that the most extreme of the lowest tokens is smallest."""
+
+    def rows(entropies):
+        return [{"text": t, "token": i, "count": 9, "entropy": h} for i, (t, h) in enumerate(entropies.items())]
+
+    found = {"highest": {"so": 2.0, "but": 1.0, "if": 0.5}, "lowest": {"ing": 0.01, "ed": 0.02, "7": 0.03}}
+    for entropies in found.values():
+        sizes = figures.cloud_weights(rows(entropies))
+        assert sorted(sizes, key=sizes.get) == sorted(entropies, key=entropies.get)
+    words = {side: rows(entropies) for side, entropies in found.items()} | {"seen_more_than": 8}
+    text = report.word_section("base", {"words": words}, tmp_path, 0).text
+    assert "In both pictures, larger words have a higher mean entropy." in text
 
 
 def test_a_run_has_the_page_of_its_last_responses(tmp_path):

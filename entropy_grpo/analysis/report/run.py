@@ -137,7 +137,8 @@ def word_section(name: str, one: dict[str, Any], folder: Path, number: int) -> S
         tables.append(Table(("token", "id", "seen", "mean entropy (nats)"), rows, caption))
     text = (
         f"Tokens that occur more than {found['seen_more_than']} times: first the tokens with the highest mean entropy "
-        "at their positions, then the tokens with the lowest. Larger words are more extreme. ␣ is a space."
+        "at their positions, then the tokens with the lowest. In both pictures, larger words have a higher mean "
+        "entropy. ␣ is a space."
     )
     return Section(f"Words, {name}", text, pictures, tables)
 
