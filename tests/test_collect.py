@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import cli
 from entropy_grpo.analysis.collect import inputs, run, scoring
-from entropy_grpo.analysis.collect.store import Collection, find
+from entropy_grpo.analysis.collect.store import Collection, by_step, find
+from entropy_grpo.analysis.report import run as report
+from entropy_grpo.analysis.views import all as views
 from entropy_grpo.evaluation import run as evaluate
 
 TEMPERATURE = 0.7
@@ -238,14 +240,22 @@ def test_ids_that_a_file_has_are_kept(tmp_path, tiny_model):
 
 def test_checkpoints_stand_in_the_order_of_their_steps():
     shell = run.named([f"run/checkpoint-{n}" for n in (120, 1000, 40)])
-    assert list(run.by_step(shell)) == ["checkpoint-40", "checkpoint-120", "checkpoint-1000"]
-    mixed = {"step-120": "a", "final": "b", "step-40": "c"}
-    assert list(run.by_step(mixed)) == ["step-40", "step-120", "final"]
+    assert by_step([*shell]) == ["checkpoint-40", "checkpoint-120", "checkpoint-1000"]
+    assert by_step(["step-120", "final", "step-40", "end"]) == ["step-40", "step-120", "final", "end"]
     assert run.named(["hub/Name-8B", "x=hub/Name-8B", "embedded:number_walk"]) == {
         "Name-8B": "hub/Name-8B",
         "x": "hub/Name-8B",
         "number_walk": "embedded:number_walk",
     }
+
+
+def test_a_checkpoint_that_is_added_later_has_the_place_of_its_step(tmp_path, tiny_model, other_model):
+    write_rows(tmp_path / "rows.jsonl", 3)
+    given = {"model": f"step-900={tiny_model}", "responses": tmp_path / "rows.jsonl", "output": tmp_path / "out"}
+    for added in ("step-200", "step-100"):
+        collection = run.run(run.Options(against=[f"{added}={other_model}"], **given))
+    assert collection.checkpoints == ["step-900", "step-100", "step-200"]  # the baseline stays first
+    assert report.ends(views.of_collection(collection)) == ["step-900", "step-200"]
 
 
 def test_an_adapter_is_scored_as_its_merged_model(tmp_path, tiny_model):

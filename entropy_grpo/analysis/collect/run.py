@@ -1,7 +1,6 @@
 """`entropy-grpo analyze collect`: collect responses, then run a forward pass of every checkpoint over their tokens."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from .store import TOKENS, Collection
 # Tokens of a part. A killed run loses at most one part of a checkpoint's pass, and a view holds one part in memory.
 PART_TOKENS = 65536
 GENERATED = "responses"
-_STEP = re.compile(r"(?:checkpoint|step)-(\d+)")
 
 
 def named(given: Sequence[str]) -> dict[str, str]:
@@ -42,13 +40,6 @@ def named(given: Sequence[str]) -> dict[str, str]:
             )
         checkpoints[name] = path
     return checkpoints
-
-
-def by_step(paths: dict[str, str]) -> dict[str, str]:
-    """Return checkpoints of a run in the order of their steps, because a shell sorts `step-*` as text; others last."""
-    steps = {name: match for name in paths if (match := _STEP.fullmatch(name))}
-    ordered = sorted(steps, key=lambda name: int(steps[name][1]))
-    return {name: paths[name] for name in (*ordered, *(name for name in paths if name not in steps))}
 
 
 def generate(model: str, benchmarks: Sequence[str], folder: Path, **sampling: Any) -> list[Path]:
@@ -75,7 +66,7 @@ def responses_of(options: Options, model: str) -> list[Path]:
 def claim(collection: Collection, options: Options, paths: dict[str, str]) -> None:
     """Store the settings that decide the figures.
 
-    Further checkpoints may be added. The order of the stored checkpoints does not change.
+    Further checkpoints may be added. The first one stays first.
 
     Raises:
         ValueError: the folder holds tokens with other settings.
@@ -196,10 +187,8 @@ def run(options: Options) -> Collection:
     if options.responses is not None and not options.responses.is_file():
         raise ValueError(f"responses is {str(options.responses)!r}: there is no such file.")
     given = named([options.model, *options.against])
-    first = next(iter(given))
-    given = {first: given.pop(first), **by_step(given)}
     paths = {name: load.resolve(path) for name, path in given.items()}
-    answering = options.answered_by or first
+    answering = options.answered_by or next(iter(given))
     if answering not in given:
         raise ValueError(f"answered_by is {answering!r}, which is none of the checkpoints: {', '.join(given)}.")
     tokenizer = same_vocabulary(paths)

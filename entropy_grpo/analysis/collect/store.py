@@ -8,6 +8,8 @@ Row group i of the responses and part i of every checkpoint hold the same respon
 The tokens therefore need not fit in memory, and a killed run continues with the first missing part.
 """
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +45,15 @@ TOKENS = pa.schema(
     ]
 )
 RIGHT, WRONG, UNKNOWN = 1, 0, -1
+_STEP = re.compile(r"(?:checkpoint|step)-(\d+)")
 
 Columns = dict[str, np.ndarray]
+
+
+def by_step(names: Sequence[str]) -> list[str]:
+    """Return names of checkpoints in the order of their steps, because a shell sorts `step-*` as text; others last."""
+    steps = {name: int(match[1]) for name in names if (match := _STEP.fullmatch(name))}
+    return sorted(names, key=lambda name: steps.get(name, math.inf))
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,10 @@ class Collection:
 
     @property
     def checkpoints(self) -> list[str]:
-        """Names of complete checkpoints, with the baseline of comparisons first."""
-        named = files.read_json(self.settings).get("checkpoints", {})
-        return [name for name in named if all(self.part(name, i).exists() for i in range(self.num_parts))]
+        """Names of complete checkpoints: first the baseline of comparisons, then all by their steps."""
+        named = [*files.read_json(self.settings).get("checkpoints", {})]
+        ordered = named[:1] + by_step(named[1:])
+        return [name for name in ordered if all(self.part(name, i).exists() for i in range(self.num_parts))]
 
     @property
     def num_parts(self) -> int:
