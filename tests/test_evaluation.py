@@ -111,15 +111,16 @@ def test_killed_and_started_again(alone, tiny_model, tmp_path, preloaded):
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(alone, tiny_model, tmp_path, preloaded):
     benchmark, undisturbed = alone
-    launch = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp_cpu.yaml", "-m"]
-    subprocess.run(
-        [preloaded, *launch, "entropy_grpo.cli", *command(tiny_model, benchmark, tmp_path)],
+    launch = "-m accelerate.commands.launch --config_file accelerate_configs/ddp_cpu.yaml --main_process_port 0 -m"
+    result = subprocess.run(
+        [preloaded, *launch.split(), "entropy_grpo.cli", *command(tiny_model, benchmark, tmp_path)],
         env=ENVIRONMENT,
         cwd=REPOSITORY,
-        check=True,
         timeout=240,
         capture_output=True,
+        text=True,
     )
+    assert result.returncode == 0, result.stderr[-3000:]
     shares = [len(list(files.read_jsonl(path))) for path in sorted(tmp_path.glob("sums/samples-*.jsonl"))]
     assert shares == [12, 12]
     assert samples(tmp_path) == samples(undisturbed)

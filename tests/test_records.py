@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -95,7 +96,7 @@ def test_replacing_passes_over_what_a_killed_writer_left_beside_the_file(tmp_pat
     files.write_json(path, {"a": 1})
     ended = subprocess.Popen(["true"])
     ended.wait()
-    (tmp_path / f".evaluation.json.{ended.pid}-{ended.pid}.tmp").write_text('{"a": 2, "half')
+    (tmp_path / f".evaluation.json.{platform.node()}-{ended.pid}-{ended.pid}.tmp").write_text('{"a": 2, "half')
     assert files.read_json(path) == {"a": 1}
     files.write_json(path, {"a": 3})
     assert files.read_json(path) == {"a": 3}

@@ -5,6 +5,7 @@ A file is either replaced in one step or only appended to.
 
 import json
 import os
+import platform
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -92,15 +93,16 @@ def read_whole(path: Path, read: Callable[[Path], T]) -> T:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch path to write to, and then replace the file by the scratch file in one step.
 
-    An exception leaves the file unchanged. Several processes and threads of a machine may replace a file at the same
-    time, because each has its own scratch file. Scratch files of processes that have ended are deleted.
+    An exception leaves the file unchanged. Several processes and threads of several machines may replace a file at the
+    same time, because each has its own scratch file. Scratch files of this machine's ended processes are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    mine = f".{path.name}.{platform.node().replace('/', '-')}-"
+    scratch = path.with_name(f"{mine}{os.getpid()}-{threading.get_native_id()}.tmp")
     yield scratch
     scratch.replace(path)
     for left in path.parent.glob(".*.tmp"):
-        owner = re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)-\d+\.tmp", left.name)
+        owner = re.fullmatch(rf"{re.escape(mine)}(\d+)-\d+\.tmp", left.name)
         if owner and started(int(owner[1])) is None:
             left.unlink(missing_ok=True)
 
