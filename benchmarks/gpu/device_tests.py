@@ -1,10 +1,14 @@
 """Part A: facts about the device, and tests/test_gpu.py on it."""
 
+import os
+import re
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,17 +31,35 @@ def run(report: Report, sizes: Sizes) -> None:
                 "capability": torch.cuda.get_device_capability(),
                 "matrix product, TFLOP/s": _product(),
             }
-    with report.measure("tests/test_gpu.py") as row, tempfile.TemporaryDirectory() as folder:
+    with report.measure("tests/test_gpu.py") as row:
+        row |= run_tests(["tests/test_gpu.py"], {})
+        if row["exit status"] != 0:
+            raise RuntimeError(f"pytest's exit status is {row['exit status']}")
+
+
+def run_tests(words: list[str], more: dict[str, str]) -> dict[str, Any]:
+    """Run tests in a process of their own, and return how each ended.
+
+    Args:
+        words: files or names of tests, for pytest.
+        more: environment variables to add.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-q", "-p", "no:cacheprovider"]
-        result = subprocess.run([*command, f"--junitxml={xml}"], cwd=ROOT, capture_output=True, text=True)
+        command = [sys.executable, "-m", "pytest", *words, "-q", "-p", "no:cacheprovider", f"--junitxml={xml}"]
+        result = subprocess.run(command, cwd=ROOT, env=os.environ | more, capture_output=True, text=True)
         print(result.stdout, result.stderr, flush=True)
-        row["exit status"] = result.returncode
+        found: dict[str, Any] = {"exit status": result.returncode}
         for case in ElementTree.parse(xml).iter("testcase"):
             ended = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
-            row[case.get("name")] = "passed" if ended is None else f"{ended.tag}: {ended.get('message')}"
-        if result.returncode != 0:
-            raise RuntimeError(f"pytest's exit status is {result.returncode}")
+            found[case.get("name")] = "passed" if ended is None else f"{ended.tag}: {shortened(ended.get('message'))}"
+    return found | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def shortened(message: str) -> str:
+    """The last error of a message that ends with the output of a process, otherwise the message."""
+    return (re.findall(r"\b\w*Error: \S.*", message) or [message])[-1].strip()
 
 
 def _product(size: int = 8192, repeats: int = 10) -> float:
