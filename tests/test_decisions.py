@@ -157,6 +157,39 @@ def check_counts(tiny_model, tmp_path, monkeypatch, settings, scope, accumulatio
     return spec
 
 
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({}, 1),  # the loss's own pass gives the old log-probabilities, too
+        ({"gradient_accumulation_steps": 4}, 1),
+        ({"beta": 0.1}, 2),
+        ({"beta": 0.1, "gradient_accumulation_steps": 4}, 2),
+        ({"fused_lm_head": "trl"}, 1),
+    ],
+)
+def test_an_evaluation_scores_its_responses_once_and_logs_what_trl_logs(
+    tiny_model, tmp_path, monkeypatch, settings, passes
+):
+    logged, rows = {}, {}
+    every = {"steps_per_generation": 4, "gradient_accumulation_steps": 1, "top_entropy_quantile": 1.0}
+    every |= {"num_generations_eval": 4, "held_out": fixed_rollout.prompts(6), "per_device_eval_batch_size": 8}
+    monkeypatch.setattr(fixed_rollout, "fixed_completions", equal_lengths)
+    for name, stock in (("ours", False), ("stock", True)):
+        own = {key: value for key, value in settings.items() if not (stock and key == "fused_lm_head")}
+        own |= {"entropy_scope": "global"} if not stock else {"use_liger_kernel": False}
+        trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / name, stock, **(every | own))
+        with monkeypatch.context() as patched:
+            counter = CountedRows(patched)
+            logged[name] = trainer.evaluate()
+        rows[name] = counter.rows["scored"]
+    measured = [key for key in logged["stock"] if not key.endswith(("runtime", "per_second", "_time"))]
+    assert {"eval_loss", "eval_entropy", "eval_clip_ratio/region_mean"} <= set(measured)
+    assert {key: logged["ours"][key] for key in measured} == pytest.approx(
+        {key: logged["stock"][key] for key in measured}, rel=1e-5, abs=1e-6
+    )
+    assert rows["ours"] == passes * 6 * 4 * TOKENS
+
+
 def test_only_the_ranking_pass_computes_entropies(tiny_model, tmp_path, monkeypatch):
     """With adapters, the reference policy is the policy's own model, and its pass is not the policy's."""
     asked, forward = [], ChunkedLogProbFunction.forward

@@ -112,7 +112,7 @@ class Call:
         supply: responses and rewards that replace TRL's generation and grading.
         scores_rollout: whether the first pass computes entropies, to log and to rank a rollout. With adapters, a pass
             of the reference policy follows, which is the same model without them.
-        is_spared: whether the first pass is left out, because the sampler gives its results.
+        is_spared: whether the first pass is left out, because the sampler or a later pass gives its results.
         carried: for every response, log-probabilities (t,) under an older policy, or None. They replace the
             log-probabilities of the next pass.
         rewards: (responses of all ranks, F), set when TRL has them.
@@ -457,8 +457,13 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> Inputs:
         if not self.model.training:
-            with self._during(Call(rows=inputs)):
-                return self._placed(super()._generate_and_score_completions(inputs))
+            # The loss's own pass has the policy that has answered, whose log-probabilities TRL takes for the old ones.
+            is_spared = self.spec.spans_steps and not self.spec.corrects_sampler
+            with self._during(Call(rows=inputs, is_spared=is_spared)):
+                output = super()._generate_and_score_completions(inputs)
+            if is_spared:
+                del output["old_per_token_logps"]
+            return self._placed(output)
         with self.resume.whole_rollout():
             return self._next_rollout(inputs)
 
