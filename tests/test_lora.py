@@ -12,6 +12,9 @@ import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config
 from trl.generation.vllm_generation import VLLMGeneration
 
@@ -144,31 +147,55 @@ def test_first_step_is_stock_trls(tiny_model, tmp_path, copied):
         assert losses[1][figure] == pytest.approx(losses[0][figure], rel=1e-4, abs=1e-7)
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["put back", "as TRL leaves it"])
-def test_a_weight_sync_leaves_the_base_as_it_was(tiny_model, exact):
-    """In bfloat16, where W + BA - BA is not W; what is sent is W + BA with this very W every time."""
+@pytest.fixture
+def alone_in_a_group():
+    """A group of one process, which is enough to shard a model."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+class Dist:
+    """TRL's view of a model that needs no gathering."""
+
+    is_fsdp = False
+    gather_params = staticmethod(lambda parameters: torch.no_grad())
+
+
+def adapted_model(tiny_model):
+    """A model in bfloat16 with adapters that change it, and its weights without them."""
     torch.manual_seed(0)
     stock = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
     start = {name: weight.clone() for name, weight in stock.state_dict().items()}
-    model = get_peft_model(stock, LoraConfig(r=RANK, target_modules="all-linear", init_lora_weights=False))
-    generation = VLLMGeneration.__new__(
-        VLLMGeneration
-    )  # without an engine, which only a GPU or another environment has
+    return get_peft_model(stock, LoraConfig(r=RANK, target_modules="all-linear", init_lora_weights=False)), start
 
-    class Dist:
-        is_fsdp = False
-        gather_params = staticmethod(lambda parameters: torch.no_grad())
 
-    generation.model, generation._dist, sent = model, Dist(), []
-    generation.sync_weights = lambda: sent.append(
-        dict(generation._iter_named_params())
-    )  # and reads later, as a packer does
+def stand_in(model, sent):
+    """TRL's generation without an engine, which only a GPU or another environment has. It reads later, as a packer."""
+    generation = VLLMGeneration.__new__(VLLMGeneration)
+    generation.model, generation._dist = model, Dist()
+    generation.sync_weights = lambda: sent.append(dict(generation._iter_named_params()))
+    return generation
+
+
+def is_unchanged(model, start):
+    names = (n.removeprefix("base_model.model.").replace(".base_layer", "") for n, _ in model.named_parameters())
+    whole = (w.full_tensor() if isinstance(w, DTensor) else w for w in model.parameters())
+    left = dict(zip(names, whole, strict=True))
+    return all(torch.equal(left[name], weight) for name, weight in start.items())
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["put back", "as TRL leaves it"])
+def test_a_weight_sync_leaves_the_base_as_it_was(tiny_model, exact):
+    """In bfloat16, where W + BA - BA is not W; what is sent is W + BA with this very W every time."""
+    model, start = adapted_model(tiny_model)
+    sent = []
+    generation = stand_in(model, sent)
     if exact:
         adapters.sync_exactly(model, generation)
     for _ in range(3):
         generation.sync_weights()
-    left = {n.removeprefix("base_model.model.").replace(".base_layer", ""): w for n, w in model.named_parameters()}
-    assert all(torch.equal(left[name], weight) for name, weight in start.items()) == exact
+    assert is_unchanged(model, start) == exact
     adapted = 0
     for name, weight in start.items():
         layer = model.get_submodule(f"base_model.model.{name.removesuffix('.weight')}")
@@ -181,6 +208,23 @@ def test_a_weight_sync_leaves_the_base_as_it_was(tiny_model, exact):
             assert all(torch.equal(s[name], sent[0][name]) for s in sent)
             torch.testing.assert_close(sent[2][name], expected, rtol=2**-7, atol=1e-2)
     assert adapted == 14 and sent[0].keys() == start.keys()
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["put back", "as TRL leaves it"])
+def test_a_weight_sync_leaves_a_base_as_it_was_that_is_sharded_later(tiny_model, alone_in_a_group, exact):
+    """FSDP2 gives a model new parameters after the trainer has been made."""
+    model, start = adapted_model(tiny_model)
+    sent = []
+    generation = stand_in(model, sent)
+    if exact:
+        adapters.sync_exactly(model, generation)
+    for layer in adapters.unwrapped(model).model.layers:
+        fully_shard(layer, mesh=alone_in_a_group)
+    fully_shard(model, mesh=alone_in_a_group)
+    for _ in range(3):
+        generation.sync_weights()
+    assert is_unchanged(model, start) == exact
+    assert not exact or all(torch.equal(sent[0][name].full_tensor(), sent[2][name].full_tensor()) for name in start)
 
 
 # Merging

@@ -288,6 +288,44 @@ def test_no_gradient_flows_through_the_entropy(tiny_model, tmp_path):
     assert all((g == 0).all() for g in gradients.values())
 
 
+@pytest.mark.parametrize("scope", ["micro_batch", "global", "rollout"])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_entropy_bonus_has_the_gradient_of_the_kept_tokens_mean_entropy(tiny_model, tmp_path, scope, adaptive):
+    """Also where an earlier pass has ranked the tokens, whose entropies have no gradient."""
+    coefficient, rho = 0.5, 0.3
+    settings = {"use_adaptive_entropy": True, "entropy_target": 99.0, "entropy_coef_max": 1.0} if adaptive else {}
+    trainer = make_trainer(
+        tiny_model,
+        tmp_path,
+        2,
+        top_entropy_quantile=rho,
+        entropy_scope=scope,
+        entropy_coef=coefficient,
+        **settings,
+    )
+    trainer.entropy_coef, trainer._last_world_entropy = coefficient, 0.0  # which is below the target
+    batches = make_batches((3, 5))
+    set_old_logps(trainer.model, batches)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    entropies = [reference.score(model, *(b[key] for key in keys), TEMPERATURE)[1] for b in batches]
+    masks = [b["completion_mask"].bool() for b in batches]
+    places = [token_places(b) for b in batches]
+    if scope == "micro_batch":
+        kept = [reference.top(*x, rho, at) for *x, at in zip(entropies, masks, places, strict=True)]
+    else:
+        kept = reference.top(padded(entropies), padded(masks), rho, padded(places)).split([3, 5])
+    for b, own, of_batch in zip(batches, entropies, kept, strict=True):
+        b["advantages"].zero_()
+        if scope == "rollout":
+            b |= {"kept_mask": of_batch, "counted": of_batch.sum(1), "entropies": own.detach().float()}
+            b["threshold"] = torch.tensor(math.nan)
+    _, gradients = run_window(trainer, batches)
+    bonus = sum(own[of_batch].mean() for own, of_batch in zip(entropies, kept, strict=True)) / 2
+    (-coefficient * bonus).backward()
+    assert_close(gradients, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, 2e-5)
+
+
 @pytest.mark.parametrize("scope", ["micro_batch", "global"])
 def test_window_without_tokens_has_no_loss(tiny_model, tmp_path, scope):
     trainer = make_trainer(tiny_model, tmp_path, 2, top_entropy_quantile=0.2, entropy_scope=scope)

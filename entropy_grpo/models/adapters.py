@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedModel
 from trl import get_peft_config
 from trl.generation.vllm_generation import VLLMGeneration
@@ -134,18 +135,29 @@ def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
     TRL yields references to the weights and unmerges them when the last weight is fetched. Its client packs the last
     weights later, so that without copies the end of the model would be sent unmerged.
     """
-    merged = [m.get_base_layer().get_parameter("weight") for m in model.modules() if isinstance(m, BaseTunerLayer)]
     synchronise, iterate = generation.sync_weights, generation._iter_named_params
 
     def copies() -> Iterator[tuple[str, Tensor]]:
         for name, weight in iterate():
             yield name, weight.clone()
 
+    def merged() -> list[Tensor]:
+        """The base's adapted weights, of which a sharded model has this process's parts.
+
+        They are looked up at every sync, because sharding gives the model new parameters.
+        """
+        weights = [
+            layer.get_base_layer().get_parameter("weight").detach()
+            for layer in model.modules()
+            if isinstance(layer, BaseTunerLayer)
+        ]
+        return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+
     def synchronise_and_restore() -> None:
-        base = [weight.detach().to("cpu", copy=True) for weight in merged]
+        base = [weight.to("cpu", copy=True) for weight in merged()]
         synchronise()
-        for weight, kept in zip(merged, base, strict=True):
-            weight.data.copy_(kept)
+        for weight, kept in zip(merged(), base, strict=True):
+            weight.copy_(kept)
 
     generation._iter_named_params = copies  # type: ignore[method-assign]  # of this object alone
     generation.sync_weights = synchronise_and_restore  # type: ignore[method-assign]  # of this object alone

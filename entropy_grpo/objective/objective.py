@@ -149,6 +149,7 @@ class Objective:
         per_token: whether a token's loss needs no other token's log-probability.
         surrogate: whether the surrogate is the only term of the loss (no KL, entropy bonus or load balancing). Then
             tokens without advantage or without weight have no gradient.
+        has_bonus: whether the loss has TRL's entropy bonus, so that entropies have a gradient.
         batch_means: whether a term of the loss is a mean within a micro-batch (bnpo, entropy bonus, load balancing),
             so that TRL's micro-batches must stay together.
         balances: whether the loss has a load-balancing term, which is computed under a padding mask.
@@ -181,6 +182,7 @@ class Objective:
     token_ratio: bool
     per_token: bool
     surrogate: bool
+    has_bonus: bool
     batch_means: bool
     balances: bool
 
@@ -248,6 +250,7 @@ class Objective:
             token_ratio=token_ratio,
             per_token=token_ratio and args.loss_type != "vespo" and args.off_policy_mask_threshold is None,
             surrogate=args.beta == 0 and not has_bonus and not aux_loss_enabled,
+            has_bonus=has_bonus,
             batch_means=args.loss_type == "bnpo" or has_bonus or aux_loss_enabled,
             balances=aux_loss_enabled,
         )

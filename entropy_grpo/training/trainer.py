@@ -859,6 +859,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         scored = self.scorer.run(score, model, outputs, *sequences, batch_size, kept, has_images, compute_aux_loss)
         if has_methods:
             call.inputs |= self.methods.in_loss(call.inputs, scored.detach())
+        own_entropies = scored.entropies
         if known:
             scored.entropies = call.inputs["entropies"]
         if kept is not None:  # tokens that were not projected get a ratio of 1
@@ -867,7 +868,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         call.passes.append(scored.detach())
         if call.carried is not None:
             scored.logps, call.carried = with_old_logps(scored.logps, call.carried), None
-        return scored.logps, scored.entropies, scored.aux_loss
+        # An entropy bonus needs the entropies of this pass: those that have ranked the tokens have no gradient.
+        return scored.logps, own_entropies if self.spec.has_bonus else scored.entropies, scored.aux_loss
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """(B, T) float32 weight of every token's loss; 0 for tokens that are not kept.
