@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from trl import GRPOTrainer
 from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.objective.objective import Objective
+from entropy_grpo.objective.sampling import Group, Response
 from entropy_grpo.planning import flops, plan, simulate
+from entropy_grpo.training.rollouts import DynamicSampling
 
 from . import reference, written_parts
 from .test_drafts import RESUMED as PARTS
@@ -225,6 +228,18 @@ def test_parts_have_the_log_probabilities_of_the_policy_that_wrote_them_without_
     batch = {"per_device_train_batch_size": 4, "steps_per_generation": 2}
     trainer = written_parts.check(ending_model, tmp_path, batch | {"old_logps": "sampler"})
     assert trainer.passes[False] == [0], "a pass beside the one that ranks the first step"
+
+
+def test_a_waiting_group_that_was_written_in_parts_has_all_recorded_log_probabilities():
+    """Of a response whose last part was written after the log-probabilities of its first one were kept."""
+    logprobs = torch.tensor([-1.0, -2.0, -3.0])
+    response = Response(torch.tensor([4]), torch.tensor([5, 6, 7]), "text", logprobs, None, {})
+    group = Group(0, [response], torch.ones(1, 1), born=1, old_logps=[logprobs[:2]], begun=0)
+    source = DynamicSampling.__new__(DynamicSampling)
+    source.args = SimpleNamespace(old_logps="sampler")
+    source.sampler, source.drafts = SimpleNamespace(waiting=[group]), SimpleNamespace(keep_recorded=lambda: None)
+    source.finish({}, SimpleNamespace(num_filling=0))
+    assert torch.equal(group.old_logps[0], logprobs)
 
 
 def test_a_token_that_the_sampler_could_not_score_is_scored_by_the_policy(tiny_model, tmp_path, monkeypatch, counted):

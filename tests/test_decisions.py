@@ -190,6 +190,18 @@ def test_an_evaluation_scores_its_responses_once_and_logs_what_trl_logs(
     assert rows["ours"] == passes * 6 * 4 * TOKENS
 
 
+def test_an_evaluation_scores_its_responses_once_if_vllm_is_trusted(tiny_model, tmp_path, monkeypatch):
+    """The arguments ask for vLLM's correction, which the trainer has switched off for lack of its pass."""
+    settings = {"steps_per_generation": 4, "gradient_accumulation_steps": 1, "old_logps": "sampler"}
+    settings |= {"num_generations_eval": 4, "held_out": fixed_rollout.prompts(2), "per_device_eval_batch_size": 8}
+    monkeypatch.setattr(fixed_rollout, "fixed_completions", equal_lengths)
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, entropy_scope="rollout", **settings)
+    trainer.spec = dataclasses.replace(trainer.spec, corrects_sampler=True)
+    counter = CountedRows(monkeypatch)
+    trainer.evaluate()
+    assert counter.rows["scored"] == 2 * 4 * TOKENS
+
+
 def test_only_the_ranking_pass_computes_entropies(tiny_model, tmp_path, monkeypatch):
     """With adapters, the reference policy is the policy's own model, and its pass is not the policy's."""
     asked, forward = [], ChunkedLogProbFunction.forward

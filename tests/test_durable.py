@@ -330,6 +330,25 @@ def test_a_change_that_the_rollout_does_not_fit_begins_a_new_one(tiny_model, tmp
     assert trainer.state.global_step == 4 and fact in caplog.text and "so a new rollout begins" in caplog.text
 
 
+def test_a_second_training_gives_vllm_the_weights_that_it_begins_with(tiny_model, tmp_path):
+    """Both trainings draw their only rollout at step 0, which is no sign that the weights are the same."""
+
+    sent = []
+
+    class Engine:
+        def sync_weights(self):
+            sent.append(trainer.model.lm_head.weight.detach().clone())
+
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, max_steps=1, entropy_scope="rollout")
+    trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, Engine(), -1
+    trainer.vllm_importance_sampling_correction = False
+    trainer.train()
+    between = trainer.model.lm_head.weight.detach().clone()
+    trainer.train()
+    assert len(sent) == 2 and torch.equal(sent[1], between)
+    assert not torch.equal(*sent)
+
+
 def test_a_rollout_without_vllm_has_not_its_columns(tiny_model, tmp_path):
     """A correction of vLLM's log-probabilities reads a column that the rollout lacks."""
     trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, **RESUMED)

@@ -42,21 +42,21 @@ def run(trainer, checkpoint=None):
 
 
 class Signal:
-    """Sends SIGTERM once step 2 is over: in the third pass of a place, or in the first of a step. Lists all passes."""
+    """Sends SIGTERM once a step is over: in the third pass of a place, or in the first of a step. Lists all passes."""
 
-    def __init__(self, trainer, place):
-        self.trainer, self.place, self.calls, self.after, self.passes = trainer, place, 0, [], []
+    def __init__(self, trainer, place, step=2):
+        self.trainer, self.place, self.step, self.calls, self.after, self.passes = trainer, place, step, 0, [], []
         trainer.model.register_forward_pre_hook(self.look, with_kwargs=True)
 
     def look(self, model, args, kwargs):
         ids = kwargs.get("input_ids", args[0] if args else None)
         kind = "step" if torch.is_grad_enabled() else "evaluation" if not model.training else "rollout"
         kind = "scoring" if kind == "rollout" and ids is not None and ids.size(1) > 1 else kind
-        if self.trainer.state.global_step == 2:
+        if self.trainer.state.global_step == self.step:
             self.passes.append(kind)
         if self.after:
             self.after.append(kind)
-        elif kind == self.place and self.trainer.state.global_step == 2:
+        elif kind == self.place and self.trainer.state.global_step == self.step:
             self.calls += 1
             if self.calls == (1 if self.place == "step" else 3):
                 self.after.append("signal")
@@ -138,6 +138,46 @@ def test_a_rollout_within_a_step_is_finished_because_no_checkpoint_could_hold_th
     with pytest.raises(Stopped, match="after step 3: continue from checkpoint-3 "):
         run(trainer)
     assert calls[-1] == 10
+
+
+def test_an_evaluation_is_left_with_a_checkpoint_after_an_epoch_that_ended_with_a_shorter_step(tiny_model, tmp_path):
+    """The fourth step has two micro-batches, so that later steps do not begin at multiples of four."""
+    settings = EVALUATED | {"steps_per_generation": 2, "gradient_accumulation_steps": 4, "max_steps": 8}
+    settings |= {"top_entropy_quantile": 1.0, "entropy_denominator": "all", "entropy_scope": "micro_batch"}
+    data = fixed_rollout.prompts(14)
+    whole = run(make(tiny_model, tmp_path / "whole", data=data, **settings))
+    steps = [row["epoch"] for row in whole.state.log_history if "loss" in row]
+    assert steps[3] == 1.0 and steps[4] - steps[3] == pytest.approx(4 / 14)
+    trainer = make(tiny_model, tmp_path / "left", data=data, **settings)
+    sent = Signal(trainer, "evaluation", step=5)
+    with pytest.raises(Stopped, match="after step 5: continue from checkpoint-5 "):
+        run(trainer)
+    assert sent.after == ["signal"]
+    (saved,) = seal.complete_checkpoints(tmp_path / "left")
+    resumed = run(make(tiny_model, tmp_path / "left", data=data, **settings), str(saved))
+    for name, weight in fixed_rollout.weights(whole).items():
+        assert torch.equal(weight, fixed_rollout.weights(resumed)[name]), name
+    assert logged(resumed) == logged(whole)
+
+
+def test_an_evaluation_that_a_stop_left_out_counts_for_the_best_checkpoint(tiny_model, tmp_path):
+    """The reward falls from step to step, so that the evaluation of the first step, which is left, is the best."""
+
+    def falling(completion_ids, trainer_state, **kwargs):
+        return [i % 2 - float(trainer_state.global_step) for i in range(len(completion_ids))]
+
+    settings = EVALUATED | {"metric_for_best_model": "eval_reward", "greater_is_better": True, "reward": falling}
+    settings |= {"save_strategy": "steps", "save_steps": 100}
+    whole = run(make(tiny_model, tmp_path / "whole", **settings))
+    trainer = make(tiny_model, tmp_path / "left", **settings)
+    Signal(trainer, "evaluation", step=1)
+    with pytest.raises(Stopped):
+        run(trainer)
+    (saved,) = seal.complete_checkpoints(tmp_path / "left")
+    resumed = run(make(tiny_model, tmp_path / "left", **settings), str(saved))
+    assert whole.state.best_global_step == 1
+    for name in ("best_global_step", "best_metric"):
+        assert getattr(resumed.state, name) == getattr(whole.state, name)
 
 
 def test_the_evaluation_after_the_training_is_left_with_a_checkpoint(tiny_model, tmp_path):

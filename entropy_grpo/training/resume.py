@@ -98,6 +98,8 @@ class Resume:
         trainer = self.trainer
         trainer._buffered_inputs, trainer._window, trainer._call, self.saved_step = None, None, None, 0
         trainer._total_loss_scalar, trainer._globalstep_last_logged = 0.0, 0  # as transformers begins
+        if trainer.use_vllm:
+            trainer._last_loaded_step = -1  # vLLM has the weights of a step that now has the number of another one
         if self.at_first is None:
             self.at_first = self.shared_state()
             return
@@ -111,6 +113,7 @@ class Resume:
         trainer = self.trainer
         return {
             "step": trainer._step,
+            "step_begun": trainer._step_begun,
             "total_loss": trainer._total_loss_scalar,
             "last_logged": trainer._globalstep_last_logged,
             "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
@@ -128,6 +131,7 @@ class Resume:
         """Continue from the result of `shared_state`."""
         trainer = self.trainer
         trainer._step, trainer._window = state["step"], None
+        trainer._step_begun = state.get("step_begun", state["step"])  # older checkpoints have none
         trainer._total_loss_scalar, trainer._globalstep_last_logged = state["total_loss"], state["last_logged"]
         trainer._metrics["train"].update(state["metrics"])
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
@@ -226,8 +230,7 @@ class Resume:
             trainer, step = self.trainer, self.trainer.state.global_step
             if step == first:  # the resumed run draws a seed for the epoch's data loader again
                 torch.set_rng_state(random_state)
-            within_a_step = trainer._step % trainer.spec.accumulation
-            if step == 0 or within_a_step:
+            if step == 0 or trainer.is_within_step:
                 raise
             self.save(model)
             if isinstance(error, Leave):
@@ -278,10 +281,10 @@ class Resume:
         other = [f"{k} {written[k]}, now {v}" for k, v in shape.items() if written.get(k, v) != v]
         if other:
             get_logger(__name__).warning(f"{folder} was written with {', '.join(other)}, so a new rollout begins.")
-            self.restore_shared_state(shared | {"step": 0})
+            self.restore_shared_state(shared | {"step": 0, "step_begun": 0})
         else:
             self.restore_shared_state(shared)
             rank = RANK_STATE.format(self.trainer.accelerator.process_index)
             self.restore_rank_state(load_state(folder / rank, self.trainer.accelerator.device))
         if shared.get("evaluation_due"):  # which a stop has left out; older checkpoints do not know
-            self.trainer._evaluate(None, None)
+            self.trainer._determine_best_metric(self.trainer._evaluate(None, None), None)

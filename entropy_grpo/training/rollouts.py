@@ -490,7 +490,7 @@ class DynamicSampling:
         self.drafts.keep_recorded()
         if self.args.old_logps == "sampler":
             for group in self.sampler.waiting:
-                group.old_logps = group.old_logps or [response.logprobs for response in group.responses]
+                group.old_logps = [response.logprobs for response in group.responses]
         else:
             self._score_waiting()
         return output

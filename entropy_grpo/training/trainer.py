@@ -204,6 +204,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self.stop = Stop(self.ranks)  # without SIGTERM, which a launch gives it
         self.spec = self._decide()
         self.threshold = math.nan  # of the last optimiser step, if steps take it over
+        self._step_begun = 0  # micro-batches before the current optimiser step
         self._step_loss: Tensor | float = 0.0  # of the micro-steps of the current optimiser step so far
         self._asked_over_kept = 1.0  # tokens of the last optimiser step
         if self.spec.trusts_sampler:
@@ -458,7 +459,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[Row]) -> Inputs:
         if not self.model.training:
             # The loss's own pass has the policy that has answered, whose log-probabilities TRL takes for the old ones.
-            is_spared = self.spec.spans_steps and not self.spec.corrects_sampler
+            corrects = self.use_vllm and self.vllm_importance_sampling_correction
+            is_spared = self.spec.spans_steps and not corrects
             with self._during(Call(rows=inputs, is_spared=is_spared)):
                 output = super()._generate_and_score_completions(inputs)
             if is_spared:
@@ -590,7 +592,12 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
         A rollout within an optimiser step is not left, because a checkpoint does not hold gradients.
         """
-        return not self.model.training or self._step % self.spec.accumulation == 0
+        return not self.model.training or not self.is_within_step
+
+    @property
+    def is_within_step(self) -> bool:
+        """True if micro-batches of the next optimiser step have been run."""
+        return self._step != self._step_begun
 
     def _asked_to_leave(self) -> bool:
         """Return whether this rank was asked to stop while it may leave."""
@@ -805,6 +812,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _close(self, window: Window) -> None:
         """Log a finished optimiser step, and keep what later steps take over."""
+        self._step_begun = self._step + 1  # TRL counts the micro-batch when it is done
         if self.spec.carries:
             self.threshold = step_threshold(window, self.spec, self.ranks, self._step_seed)
             self.monitor.log({"selection/step_threshold": self.threshold})
