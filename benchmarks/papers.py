@@ -34,7 +34,7 @@ MEAN_LENGTHS = {"qwen3": 7000.0, "llama": 2000.0, "qwen25": 2000.0}
 class Row:
     """Item of a paper or point of a reader, with its commands, their needs, and the small-scale result.
 
-    `needs` describes commands without a recipe; the needs of recipes are planned.
+    `needs` describes commands without a recipe. The needs of recipes are planned, and stand before it.
     """
 
     item: str
@@ -68,6 +68,10 @@ JUDGE = (
     "entropy-grpo analyze irrelevant --model Qwen/Qwen3-32B --chat --thinking false "
     "--responses runs/qwen25_7b_grpo/benchmarks/step-4800/aime24.parquet --output runs/qwen25_7b_grpo/analysis"
 )
+TEACHER = (
+    "entropy-grpo eval --model Qwen/Qwen3-32B --chat --tensor-parallel 2 --benchmarks dapo_math --samples 1 "
+    "--output runs/llama31_8b_teacher"
+)
 RHO = "top_entropy_quantile=0.1,0.15,0.2,0.25,0.3,1.0"
 SIZES = ("8b", "14b", "32b")
 FAMILIES = ("qwen25_7b", "qwen25_math_7b")
@@ -86,11 +90,14 @@ def small(name: str) -> str:
     return f"python -m benchmarks.experiments {name}"
 
 
-def evaluated(name: str, benchmarks: str, preset: str) -> str:
-    """Return the command that evaluates a recipe's run on benchmarks."""
-    return f"entropy-grpo eval --model runs/{name} --benchmarks {benchmarks} --preset {preset}"
+def evaluated(*names: str, benchmarks: str, preset: str) -> list[str]:
+    """Return the commands that evaluate the runs of recipes on benchmarks."""
+    return [f"entropy-grpo eval --model runs/{name} --benchmarks {benchmarks} --preset {preset}" for name in names]
 
 
+OF_SIZES = [f"qwen3_{size}{arm}" for size in SIZES for arm in ("", "_dapo")]
+OF_FAMILIES = [f"{family}_{arm}" for family in FAMILIES for arm in SHAPING]
+COMPARED_SIZES = f"entropy-grpo compare {' '.join(f'runs/{name}' for name in OF_SIZES)} --baseline runs/qwen3_8b_dapo"
 MATHS = "aime24,aime25,amc23,math500,minerva,olympiadbench"
 SECTIONS: dict[str, list[Row]] = {
     "arXiv 2506.01939, high-entropy minority tokens": [
@@ -116,9 +123,9 @@ SECTIONS: dict[str, list[Row]] = {
         Row(
             "Table 2 (accuracy at 8B, 14B, 32B) and its training curves",
             [
-                *launches(*(f"qwen3_{size}{arm}" for size in SIZES for arm in ("", "_dapo"))),
-                evaluated("qwen3_14b", benchmarks=MATHS, preset="forking"),
-                "entropy-grpo compare runs/qwen3_14b runs/qwen3_14b_dapo --baseline runs/qwen3_14b_dapo",
+                *launches(*OF_SIZES),
+                *evaluated(*OF_SIZES, benchmarks=MATHS, preset="forking"),
+                COMPARED_SIZES,
             ],
             f"{SMALL_RHO}: no difference between rho = 0.2 and 1.0 is shown",
         ),
@@ -127,8 +134,13 @@ SECTIONS: dict[str, list[Row]] = {
             launches("qwen3_8b_top10", "qwen3_8b", "qwen3_8b_top50", "qwen3_8b_dapo", "qwen3_8b_bottom80"),
             SMALL_RHO,
         ),
-        Row("32B with responses of 29,696 tokens", launches("qwen3_32b_29k"), NONE),
-        Row("Llama-3.1-8B", launches("llama31_8b_cold_start", "llama31_8b", "llama31_8b_dapo"), NONE),
+        Row("32B with responses of 29,696 tokens", launches("qwen3_32b", "qwen3_32b_29k"), NONE),
+        Row(
+            "Llama-3.1-8B",
+            [TEACHER, *launches("llama31_8b_cold_start", "llama31_8b", "llama31_8b_dapo")],
+            NONE,
+            "not counted: the teacher's 17,398 responses, on 8 GPUs in `make llama31_8b`",
+        ),
         Row(
             "Fig. 9 (out of domain, LiveCodeBench over training)",
             [
@@ -145,9 +157,8 @@ SECTIONS: dict[str, list[Row]] = {
         Row(
             "Fig. 8 (gain against the size of the model)",
             [
-                *launches(*(f"qwen3_{size}{arm}" for size in SIZES for arm in ("", "_dapo"))),
-                f"entropy-grpo compare {' '.join(f'runs/qwen3_{size} runs/qwen3_{size}_dapo' for size in SIZES)} "
-                "--baseline runs/qwen3_8b_dapo --output runs/sizes",
+                *launches(*OF_SIZES),
+                f"{COMPARED_SIZES} --output runs/sizes",
                 "python -m benchmarks.model_sizes --plan",
             ],
             "none recorded; the experiment of [sizes](experiments.md#gain-against-the-size-of-the-model)",
@@ -211,14 +222,14 @@ SECTIONS: dict[str, list[Row]] = {
         Row(
             "Main table (Acc@8, Maj@8, Pass@8), Qwen2.5-7B and Qwen2.5-Math-7B",
             [
-                *launches(*(f"{family}_{arm}" for family in FAMILIES for arm in SHAPING)),
-                evaluated("qwen25_7b_ppl", benchmarks="aime24,aime25,amc23,math500,minerva", preset="shaping"),
+                *launches(*OF_FAMILIES),
+                *evaluated(*OF_FAMILIES, benchmarks="aime24,aime25,amc23,math500,minerva", preset="shaping"),
             ],
             SMALL_SHAPING,
         ),
         Row(
             "Out of domain (GPQA, HumanEval)",
-            [evaluated("qwen25_7b_ppl", benchmarks="gpqa,humaneval", preset="shaping")],
+            evaluated("qwen25_7b_ppl", benchmarks="gpqa,humaneval", preset="shaping"),
             NONE,
             ONE_GPU,
         ),
@@ -320,7 +331,7 @@ def planned(name: str) -> dict[str, Any]:
 
 
 def needs(row: Row, plans: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the GPUs and hours of a row's recipes, or the row's own words."""
+    """Return the GPUs and hours of a row's recipes, and the row's own words."""
     trained = [(plans[name], runs_of(command)) for command in row.commands for name in recipes_of(command)]
     if not trained or all(one["hours"] is None for one, _ in trained):
         return row.needs or DEMO
@@ -328,7 +339,8 @@ def needs(row: Row, plans: Mapping[str, Mapping[str, Any]]) -> str:
     hours = [one["hours"] * one["gpus"] * runs for one, runs in trained]
     number = sum(runs for _, runs in trained)
     runs = "1 run" if number == 1 else f"{number} runs"
-    return f"{runs} on {' or '.join(map(str, gpus))} GPUs, {sum(hours):,.0f} GPU hours"
+    training = f"{runs} on {' or '.join(map(str, gpus))} GPUs, {sum(hours):,.0f} GPU hours"
+    return f"{training}; {row.needs}" if row.needs else training
 
 
 def tables(plans: Mapping[str, Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 import json
 import shlex
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,8 @@ from .conftest import REPOSITORY
 from .test_paper_recipes import FIGURES, METHODS, ONE_GPU
 
 PLANS = json.loads(papers.RESULTS.read_text())["plans"]
-COMMANDS = sorted({command for rows in papers.SECTIONS.values() for row in rows for command in row.commands})
+ROWS = [row for rows in papers.SECTIONS.values() for row in rows]
+COMMANDS = sorted({command for row in ROWS for command in row.commands})
 # Recipes that no paper has: smaller models, adapters, and forking tokens in the setting of the second paper. Those of
 # single values of rho are variants of the sweep in a row.
 OWN = {*ONE_GPU, "qwen25_7b_forking", "qwen25_math_7b_forking", *(f"qwen3_8b_top{share}" for share in (15, 25, 30))}
@@ -75,6 +77,41 @@ def check_figures(command, name):
     assert name in PLANS and PLANS[name]["verdict"].startswith("fits")
 
 
+def outputs(command):
+    """The folders that a command writes."""
+    words = shlex.split(command)
+    named = [words[words.index("--output") + 1]] if "--output" in words else []
+    return named + [f"runs/{name}" for name in papers.recipes_of(command)]
+
+
+def run_inputs(name):
+    """The files of other runs that a recipe reads."""
+    settings = recipe.load(name)
+    keys = ("dataset_name", "model_name_or_path", "decontaminate_against")
+    values = [settings[key].value for key in keys if key in settings]
+    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+    return [text for text in texts if text.startswith("runs/")]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.item)
+def test_the_files_that_a_recipe_reads_are_made_by_earlier_commands_of_its_row(row):
+    made = []
+    for command in row.commands:
+        for name in papers.recipes_of(command):
+            missing = [file for file in run_inputs(name) if not any(Path(file).is_relative_to(one) for one in made)]
+            assert not missing, f"{name} reads {missing}"
+        made += outputs(command)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.item)
+def test_a_row_that_evaluates_one_of_its_runs_evaluates_all(row):
+    trained = {name for command in row.commands for name in papers.recipes_of(command)}
+    words = [shlex.split(command) for command in row.commands if " eval " in command]
+    models = {Path(one[one.index("--model") + 1]) for one in words}
+    evaluated = {model.parts[1] for model in models if model.parts[0] == "runs"}
+    assert not evaluated & trained or evaluated == trained, trained - evaluated
+
+
 def test_every_recipe_of_a_paper_has_a_row():
     assert FIGURES.keys() - METHODS.keys() - set(papers.all_recipes()) == OWN  # the methods are of other papers
 
@@ -84,3 +121,5 @@ def test_a_row_of_several_runs_needs_the_hours_of_all():
     commands = ["entropy-grpo launch a", "entropy-grpo sweep b --set beta=0,1 --seeds 3"]
     assert papers.needs(papers.Row("x", commands, ""), plans) == "7 runs on 8 or 16 GPUs, 304 GPU hours"
     assert papers.needs(papers.Row("x", ["entropy-grpo analyze report x"], "", "one GPU"), plans) == "one GPU"
+    row = papers.Row("x", commands[:1], "", "a teacher")
+    assert papers.needs(row, plans) == "1 run on 8 GPUs, 16 GPU hours; a teacher"
