@@ -2,22 +2,26 @@
 
 import itertools
 import json
+import re
 from functools import partial
 
 import datasets
 import pandas
 import pytest
+import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer
 
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.data.problems import check_size
+from entropy_grpo.evaluation import questions
 from entropy_grpo.grading.pool import Grader
 from entropy_grpo.models.load import check_conversations, count_tokens, load_tokenizer
 from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.tasks import number_walk
 from entropy_grpo.tasks.number_walk import Problem
 
+from .conftest import REPOSITORY
 from .loading import load
 
 ROWS = [{"prompt": f"What is {i} + {i}?", "solution": str(2 * i), "level": i % 3} for i in range(11)]
@@ -382,3 +386,15 @@ def test_settings_that_cannot_be_are_refused_in_one_sentence(settings, said):
     with pytest.raises(ValueError) as refusal:
         RunConfig(**({"dataset_name": "problems.jsonl"} | settings))
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_the_file_of_the_page_is_read_by_training_and_by_evaluation(tmp_path):
+    page = (REPOSITORY / "docs" / "data.md").read_text()
+    line, recipe = re.search(r"^```\n(\{.*\})\n```\n\n```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE).groups()
+    row, settings = json.loads(line) | {"budget": 24}, yaml.safe_load(recipe)
+    path = write(tmp_path, ".jsonl", [row])
+    columns = {name: settings[name] for name in ("prompt_column", "solution_column") if name in settings}
+    problems = load(RunConfig(dataset_name=path, rewards=["my_rewards:right"], **columns))
+    assert problems.train.to_list() == [{"prompt": "What is 7 times 8?", "solution": "56", "budget": 24}]
+    (question,) = questions.load(path)[1]
+    assert (question.text, question.reference) == ("What is 7 times 8?", "56")

@@ -26,15 +26,16 @@ model = os.environ.get("TUTORIAL_MODEL") or str(task.model(0))
 # %%
 with open("walks.jsonl", "w") as file:
     for problem in islice(task.problems("train", seed=0), 64):
-        row = {"question": problem.prompt, "target": problem.solution, "budget": 24}
+        row = {"question": problem.prompt, "answer": problem.solution, "budget": 24}
         file.write(json.dumps(row) + "\n")
 
 # %% [markdown]
 # ## The reward
 #
-# A function of a module in the working directory, or of one that is installed. It gets lists: the prompts, the
-# responses, the tokens of the responses, and every column of the data. It returns a number per response, or `None`
-# where it has no opinion.
+# A function of a module in the working directory, or of one that is installed. It gets lists by keyword:
+# `prompts` (in their template), `completions`, `completion_ids`, `solution` (the column that `solution_column`
+# names), and every other column under its own name. It returns a number per response, or `None` where it has no
+# opinion.
 #
 # A reward that a policy can earn without solving the problem will be earned that way. This one pays for short
 # responses alone, and is therefore the second reward, with a small weight: the first reward decides what is right.
@@ -57,7 +58,7 @@ Path("mine.yaml").write_text(f"""
 model_name_or_path: {model}
 dataset_name: walks.jsonl
 prompt_column: question
-solution_column: target
+solution_column: answer
 rewards: [walk_accuracy, "my_rewards:within_budget"]
 reward_weights: [1.0, 0.1]
 num_dev_problems: 4
