@@ -46,6 +46,7 @@ TOKENS = {
 }
 ROWS = {
     "right": RIGHT,
+    "wrong": ~RIGHT,
     "rewards": RIGHT.float(),
     "advantages": ((GROUPED - GROUPED.mean(1, True)) / (GROUPED.std(1, keepdim=True) + 1e-4)).flatten(),
     "sequence_index": torch.arange(N),

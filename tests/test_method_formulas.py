@@ -19,9 +19,11 @@ from entropy_grpo.objective.ranks import ALONE
 SIZE = 4
 # Right responses of each group of 4: none, one, two, three, all.
 RIGHT = [[], [2], [0, 3], [0, 1, 3], [0, 1, 2, 3]]
+# Responses without a reward in the tests of methods that read the outcome.
+UNSCORED = {3, 10, 12}
 
 
-def make_view(width=9, seed=0, **fields):
+def make_view(width=9, seed=0, unscored=(), **fields):
     """A rollout of 5 groups, with empty responses, entropies from 1e-9 to 3 nats, and NaN in the padding."""
     draws = torch.Generator().manual_seed(seed)
     rows = SIZE * len(RIGHT)
@@ -29,6 +31,8 @@ def make_view(width=9, seed=0, **fields):
     lengths[[1, 9]] = 0
     mask = torch.arange(width) < lengths.unsqueeze(1)
     right = torch.tensor([[i in group for i in range(SIZE)] for group in RIGHT]).flatten()
+    wrong = ~right
+    right[list(unscored)] = wrong[list(unscored)] = False
 
     def tokens(values):
         return values.float().masked_fill(~mask, math.nan)
@@ -48,6 +52,7 @@ def make_view(width=9, seed=0, **fields):
         advantages=advantages.flatten(),
         ranks=ALONE,
         right=right,
+        wrong=wrong,
         old_logps=tokens(old_logps),
         logps=tokens(old_logps + random(-0.6, 0.6)),
         old_entropies=tokens(entropies),
@@ -91,9 +96,10 @@ def gradient(view, loss):
     "method, right, wrong", [(outcome.psr, 1, 0), (outcome.nsr, 0, -1), (outcome.w_reinforce, 0.1, -1)]
 )
 def test_outcomes_have_no_baseline(method, right, wrong):
-    view = make_view()
+    view = make_view(unscored=UNSCORED)
     found = method(view, view.advantages)
-    assert found.tolist() == pytest.approx([right if r else wrong for r in view.right.tolist()])
+    pairs = zip(view.right.tolist(), view.wrong.tolist(), strict=True)
+    assert found.tolist() == pytest.approx([right if r else wrong if w else 0 for r, w in pairs])
     assert view.advantages[:SIZE].eq(0).all()  # the group has no right response and still trains
     assert found.dtype == torch.float32 and method.method.revives
 
@@ -204,13 +210,14 @@ def z_scores(rewards):
 
 
 def test_gtpo_shapes_tokens_among_the_running_responses():
-    view = make_view(width=12, seed=3)
+    view = make_view(width=12, seed=3, unscored=UNSCORED)
     view.mask[SIZE + 2, :3] = True  # the only right response of its group
     view.old_entropies[SIZE + 2, :3] = torch.tensor([1e-17, 3e-16, 0.5])
-    expected = {}
+    expected = {(i, t): 0.0 for i, t in each_token(view) if i in UNSCORED}
     for group in range(len(RIGHT)):
         for is_right in (True, False):
-            rows = [i for i in range(group * SIZE, (group + 1) * SIZE) if view.right[i] == is_right]
+            group_rows = sorted({*range(group * SIZE, (group + 1) * SIZE)} - UNSCORED)
+            rows = [i for i in group_rows if view.right[i] == is_right]
             rewards = {}
             for t in range(12):
                 running = {i: view.old_entropies[i, t].double().item() for i in rows if view.mask[i, t]}
@@ -230,12 +237,12 @@ def test_gtpo_shapes_tokens_among_the_running_responses():
 
 
 def test_grpo_s_shapes_whole_responses():
-    view = make_view(width=12, seed=3)
+    view = make_view(width=12, seed=3, unscored=UNSCORED)
     expected = [0.0] * view.responses
     for group in range(len(RIGHT)):
         for is_right in (True, False):
             means = {}
-            for i in range(group * SIZE, (group + 1) * SIZE):
+            for i in sorted({*range(group * SIZE, (group + 1) * SIZE)} - UNSCORED):
                 tokens = [view.old_entropies[i, t].double().item() for t in range(12) if view.mask[i, t]]
                 if tokens and view.right[i] == is_right:
                     means[i] = math.fsum(tokens) / len(tokens)

@@ -317,6 +317,27 @@ def test_advantages_of_a_rollout_are_those_of_its_groups(tiny_model, tmp_path):
     assert all(0 < row[f"weight/{OWN}of_the_rollout"] < 1 for row in rows)
 
 
+def some_unscored(completion_ids, **kwargs):
+    """By the tokens alone, a third of the rewards each are 1, 0 and None."""
+    return [(1.0, 0.0, None)[sum(ids) % 3] for ids in completion_ids]
+
+
+@pytest.mark.parametrize("name", ["psr", "nsr", "w_reinforce", "gtpo", "grpo_s"])
+def test_a_response_without_a_reward_has_no_advantage(tiny_model, tmp_path, name):
+    """In stock TRL it has none, either."""
+    settings = {"reward": some_unscored, "per_device_train_batch_size": 4, "steps_per_generation": 4}
+    trainer = fixed_rollout.train(tiny_model, tmp_path, gradient_accumulation_steps=2, advantages=[name], **settings)
+    seen: dict = {1.0: [], 0.0: [], None: []}
+    for batch in trainer._buffered_inputs:
+        for ids, mask, given in zip(
+            batch["completion_ids"], batch["completion_mask"].bool(), batch[f"advantages/{name}"], strict=True
+        ):
+            (reward,) = some_unscored([ids[mask].tolist()])
+            seen[reward] += given[mask].tolist() if given.dim() else [given.item()]
+    assert seen[None] and not any(seen[None])
+    assert any(seen[1.0]) == (name != "nsr") and any(seen[0.0]) == (name != "psr")
+
+
 class Rounded(fixed_rollout.EntropyForkGRPOTrainer):
     """A trainer each of whose passes has rounding errors of its own, and which keeps the advantages of its steps."""
 

@@ -41,7 +41,7 @@ from trl.trainer.utils import RepeatSampler, get_config_model_id, is_async_calla
 from ..cards.card import write_card
 from ..cards.metadata import TAGS
 from ..config.grpo import EntropyForkGRPOConfig
-from ..metrics.correctness import is_right
+from ..metrics.correctness import is_right, is_wrong
 from ..models.adapters import sync_exactly, unwrapped
 from ..models.head import add_sparse_lm_head, trains_head, why_not
 from ..models.layers import prepare_liger, use_liger
@@ -495,7 +495,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             output["old_per_token_logps"] = self._recorded(output)
         is_zero = self._at_mean(call.rewards)[output["sequence_index"]]
         output["advantages"] = output["advantages"].masked_fill(is_zero, 0.0)
-        output["right"] = is_right(call.rewards[:, 0])[output["sequence_index"]]
+        first = call.rewards[:, 0][output["sequence_index"]]
+        output["right"], output["wrong"] = is_right(first), is_wrong(first)
         if any("rewards" in entry.needs for entry in self.spec.entries()):
             output["rewards"] = self._summed(call.rewards)[output["sequence_index"]]
             if supply is not None and supply.num_filling:  # methods see filling groups as not scored

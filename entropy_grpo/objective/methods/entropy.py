@@ -15,14 +15,15 @@ from .view import StepView
 EPSILON = 1e-8
 
 
-@advantage(stage="rollout", needs={"right", "old_entropies"}, revives=True, paper="arXiv 2508.04349")
+@advantage(stage="rollout", needs={"right", "wrong", "old_entropies"}, revives=True, paper="arXiv 2508.04349")
 def gtpo(view: StepView, advantages: Tensor, alpha_1: Positive = 1.0, alpha_2: Positive = 0.1) -> Tensor:
     """(B, T) advantages of GTPO (arXiv 2508.04349, Eq. 3 to 6), from token rewards that entropy shapes.
 
     In the right responses of a group a token's reward is a1 + a2 d_t H_t / sum H_t, in its wrong ones it is
     -a1 - a2 h_t (1 / H_t) / sum (1 / H_t). The sums are over the right, or the wrong, responses of the group that are
     still running at t, whose numbers are d_t and h_t. The advantages are the z-scores of the rewards of all tokens in
-    the right responses, and separately in the wrong ones. H is the old policy's.
+    the right responses, and separately in the wrong ones. H is the old policy's. A response that the first reward did
+    not score is neither right nor wrong, and its tokens have no advantage.
 
     Three properties are not obvious from the formulas. a1 cancels. Tokens of right responses have a negative advantage
     if their reward is below the mean of the right responses. The tokens of a group's only right response have equal
@@ -34,10 +35,11 @@ def gtpo(view: StepView, advantages: Tensor, alpha_1: Positive = 1.0, alpha_2: P
     Args:
         alpha_1, alpha_2: a1 and a2. The authors use 1 and 0.1.
     """
-    return _shaped(view.old_entropies.double(), view.mask, view.right.unsqueeze(1), alpha_1, alpha_2, view)
+    outcomes = view.right.unsqueeze(1), view.wrong.unsqueeze(1)
+    return _shaped(view.old_entropies.double(), view.mask, outcomes, alpha_1, alpha_2, view)
 
 
-@advantage(stage="rollout", needs={"right", "old_entropies"}, revives=True, paper="arXiv 2508.04349")
+@advantage(stage="rollout", needs={"right", "wrong", "old_entropies"}, revives=True, paper="arXiv 2508.04349")
 def grpo_s(view: StepView, advantages: Tensor, beta_1: Positive = 1.0, beta_2: Positive = 0.1) -> Tensor:
     """(B,) advantages of GRPO-S (arXiv 2508.04349), the form of GTPO for whole responses.
 
@@ -53,13 +55,19 @@ def grpo_s(view: StepView, advantages: Tensor, beta_1: Positive = 1.0, beta_2: P
     """
     lengths = view.mask.sum(dim=1)
     entropies = view.old_entropies.double().masked_fill(~view.mask, 0.0).sum(dim=1) / lengths.clamp(min=1)
-    return _shaped(entropies, lengths > 0, view.right, beta_1, beta_2, view)
+    return _shaped(entropies, lengths > 0, (view.right, view.wrong), beta_1, beta_2, view)
 
 
-def _shaped(entropies: Tensor, mask: Tensor, right: Tensor, base: float, bonus: float, view: StepView) -> Tensor:
-    """float32 z-scores of base + bonus n H / sum H if right, and of -base - bonus n (1 / H) / sum (1 / H) if wrong."""
-    result = torch.zeros_like(entropies)
-    for chosen, values, sign in ((mask & right, entropies, 1), (mask & ~right, 1 / (entropies + EPSILON), -1)):
+def _shaped(
+    entropies: Tensor, mask: Tensor, outcomes: tuple[Tensor, Tensor], base: float, bonus: float, view: StepView
+) -> Tensor:
+    """float32 z-scores of base + bonus n H / sum H if right, and of -base - bonus n (1 / H) / sum (1 / H) if wrong.
+
+    Args:
+        outcomes: bool masks of the right and of the wrong responses, which broadcast to `mask`.
+    """
+    (right, wrong), result = outcomes, torch.zeros_like(entropies)
+    for chosen, values, sign in ((mask & right, entropies, 1), (mask & wrong, 1 / (entropies + EPSILON), -1)):
         rewards = sign * (base + bonus * _share_of_group(values, chosen, view))
         result = torch.where(chosen, _z_scores(rewards, chosen, view), result)
     return result.float()

@@ -36,7 +36,7 @@ SHAPED, WEIGHT, WEIGHTS, LOSS_WEIGHTS = "advantages/", "weight/", "token_weights
 OLD_LOGPS, OLD_ENTROPIES, FIRST = "old_logps", "old_entropies", "first_step/"
 _OF_A_VIEW = (
     *("completion_mask", "tool_mask", "completion_ids", "sequence_index", "sequence_count", "advantages"),
-    *("rewards", "right", "old_per_token_logps", OLD_LOGPS, OLD_ENTROPIES),
+    *("rewards", "right", "wrong", "old_per_token_logps", OLD_LOGPS, OLD_ENTROPIES),
 )
 
 
@@ -72,6 +72,7 @@ def make_view(inputs: Inputs, scored: "Pass | None", moment: str, **others: Any)
         "completion_ids": inputs["completion_ids"],
         "rewards": inputs.get("rewards"),
         "right": inputs.get("right"),
+        "wrong": inputs.get("wrong"),
         # TRL omits the old log-probabilities while the policy is the rollout's.
         "old_logps": inputs.get("old_per_token_logps", inputs.get(OLD_LOGPS, logps)),
         "old_entropies": entropies if in_rollout else inputs.get(OLD_ENTROPIES, entropies),

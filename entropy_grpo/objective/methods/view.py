@@ -16,7 +16,7 @@ from ..ranks import Ranks
 # Fields that a forward pass computes. A view has the declared fields of its method; all others are None.
 COMPUTED = ("old_logps", "old_entropies", "logps", "entropies", "residual_norms")
 # Fields that are known without a pass.
-FREE = ("completion_ids", "tokenizer", "rewards", "right")
+FREE = ("completion_ids", "tokenizer", "rewards", "right", "wrong")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class StepView:
         completion_ids: (B, T) int64 token ids.
         tokenizer: tokenizer of the ids.
         rewards: (B,) float32, weighted sum of the reward functions; NaN for a response that none of them scored.
-        right: (B,) bool, responses whose first reward counts as right.
+        right, wrong: (B,) bool, responses whose first reward counts as right, or as wrong. A response that the first
+            reward function did not score is neither.
         old_logps, old_entropies: (B, T) float32, log-probabilities and entropies (nats) under the policy that wrote
             the rollout. For groups that waited for their rollout, the entropies are those at its beginning.
         logps, entropies: (B, T) float32 under the current policy.
@@ -55,6 +56,7 @@ class StepView:
     tokenizer: Any = None
     rewards: Tensor | None = None
     right: Tensor | None = None
+    wrong: Tensor | None = None
     old_logps: Tensor | None = None
     old_entropies: Tensor | None = None
     logps: Tensor | None = None
