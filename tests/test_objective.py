@@ -444,6 +444,27 @@ def test_sparse_head_and_trimmed_batches_change_nothing(tiny_model, tmp_path, rh
             assert row["batching/run_fraction"] < 0.8
 
 
+def test_sequences_are_counted_as_clipped_where_trl_clips_them(tiny_model, tmp_path, monkeypatch):
+    """Of equal lengths, so that a mean over tokens is TRL's mean over sequences."""
+    written = fixed_rollout.fixed_completions
+
+    def of_equal_lengths(prompts, trainer):
+        rollout = written(prompts, trainer)
+        rollout["completion_ids"] = [(ids[:-1] * 5)[:9] + ids[-1:] for ids in rollout["completion_ids"]]
+        return rollout | {"logprobs": [[-1.0] * 10 for _ in prompts]}
+
+    monkeypatch.setattr(fixed_rollout, "fixed_completions", of_equal_lengths)
+    settings = {"importance_sampling_level": "sequence", "loss_type": "grpo", "top_entropy_quantile": 1.0}
+    settings |= {"per_device_train_batch_size": 4, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
+    clips = {"epsilon": 3e-2, "epsilon_high": 4e-2, "batch_by_length": False}
+    trainer = fixed_rollout.train(tiny_model, tmp_path, max_steps=2, learning_rate=0.1, **settings, **clips)
+    rows = trainer.state.log_history[:2]
+    for row in rows:
+        for side in ("low", "high"):
+            assert row[f"clip_ratio/kept_{side}"] == pytest.approx(row[f"clip_ratio/{side}_mean"]), (side, row["step"])
+    assert rows[0]["clip_ratio/region_mean"] == 0 < rows[1]["clip_ratio/region_mean"] < 1
+
+
 @pytest.mark.parametrize(
     ("loss_type", "settings"),
     [

@@ -49,7 +49,7 @@ def tokens(scored):
 def test_metrics_are_sums_over_the_tokens(per_token):
     scored = [micro_batch(seed, per_token) for seed in range(4)]
     everything = [*scored, micro_batch(9, per_token)]  # a sequence that is not run has entropies, but no clip rate
-    found = window_metrics(scored, everything, LIMITS, on_one_process)
+    found = window_metrics(scored, everything, LIMITS, True, on_one_process)
     known, run = list(tokens(everything)), list(tokens(scored))
 
     def mean(condition):
@@ -76,11 +76,23 @@ def test_metrics_are_sums_over_the_tokens(per_token):
     assert found["clip_ratio/kept_low"] > 0 and found["clip_ratio/kept_high"] > 0
 
 
+def test_a_sequence_is_clipped_by_the_mean_of_its_log_ratios():
+    """Tokens whose ratios are 2 and 1/2 by turns are not clipped, and padding counts nothing."""
+    ratios = torch.tensor([[2.0, 0.5, 2.0, 0.5], [2.0, 2.0, 0.5, 1e9], [0.5, 0.5, 2.0, math.nan]])
+    mask = torch.tensor([[True] * 4, [True] * 3 + [False], [True] * 3 + [False]])
+    inputs = {"advantages": torch.tensor([1.0, 1.0, -1.0]), "old_per_token_logps": torch.zeros(3, 4)}
+    kept = mask & torch.tensor([True, True, False, True])
+    scored = [Scored(inputs, mask, kept, torch.arange(12.0).view(3, 4), ratios.log())]
+    found = window_metrics(scored, scored, (0.99, 1.01), False, on_one_process)
+    assert found["clip_ratio/kept_high"] == found["clip_ratio/kept_low"] == 2 / 7  # 2 ** (1 / 3) and its inverse
+    assert (found["clip_ratio/high_entropy"], found["clip_ratio/low_entropy"]) == (4.5, 8.5)
+
+
 def test_sums_of_ranks_are_what_one_process_logs():
     """A rank whose sums come with those of an equal one: twice the tokens, and the same means."""
     scored = [micro_batch(seed, True) for seed in range(2)]
-    one = window_metrics(scored, scored, LIMITS, on_one_process)
-    two = window_metrics(scored, scored, LIMITS, lambda counts: 2 * counts)
+    one = window_metrics(scored, scored, LIMITS, True, on_one_process)
+    two = window_metrics(scored, scored, LIMITS, True, lambda counts: 2 * counts)
     sizes = {"kept": 2 * one["kept"], "all": 2 * one["all"]}
     assert two == pytest.approx(one | sizes)
 
@@ -118,7 +130,7 @@ def test_entropies_of_a_rollout_are_those_of_all_its_tokens(per_token):
 def test_a_window_without_tokens_logs_no_number():
     empty = micro_batch(0, False)
     empty.mask[:], empty.kept[:] = False, False
-    found = window_metrics([empty], [empty], LIMITS, on_one_process)
+    found = window_metrics([empty], [empty], LIMITS, True, on_one_process)
     assert found.pop("kept") == found.pop("all") == 0
     assert found and all(math.isnan(value) for value in found.values())
 

@@ -14,7 +14,7 @@ from ..metrics.quality import quality
 from ..objective.objective import Objective
 from ..objective.ranks import Ranks
 from ..objective.selection import Reduce, percentiles
-from ..objective.tokens import Inputs, flatten, loss_mask, probability_ratio, row_advantages
+from ..objective.tokens import Inputs, flatten, loss_mask, probability_ratio, row_advantages, sequence_ratio
 from ..objective.window import Pass, Scored, Window, check_kept, token_gradient_norms
 from ..rewards.registry import text_of
 from .callbacks import RunRecorder
@@ -30,7 +30,11 @@ from .pieces import piece
 
 
 def window_metrics(
-    scored: Sequence[Scored], everything: Sequence[Scored], limits: tuple[float, float], reduce: Reduce
+    scored: Sequence[Scored],
+    everything: Sequence[Scored],
+    limits: tuple[float, float],
+    token_ratio: bool,
+    reduce: Reduce,
 ) -> dict[str, float]:
     """Compute the metrics of a finished window over all ranks.
 
@@ -38,6 +42,7 @@ def window_metrics(
         scored: micro-batches of the training pass, from which clip rates are computed.
         everything: all sequences with known entropies, including sequences that batching left out.
         limits: lowest and highest ratio that the loss does not clip (`Objective.ratio_limits`).
+        token_ratio: whether the loss clips the ratios of tokens, or else those of sequences.
         reduce: function that sums a tensor over ranks.
 
     Returns:
@@ -51,7 +56,12 @@ def window_metrics(
     groups = {"all": mask, "kept": kept, "dropped": mask & ~kept}
     run = flatten([s.kept for s in scored])
     run_advantages = flatten([row_advantages(s.inputs).expand_as(s.mask) for s in scored])
-    ratios = flatten([probability_ratio(s.logps, s.inputs) for s in scored])
+    ratios = flatten(
+        [
+            probability_ratio(s.logps, s.inputs) if token_ratio else sequence_ratio(s.logps, s.inputs, s.mask)
+            for s in scored
+        ]
+    )
     clipped = {
         "low": run & (run_advantages < 0) & (ratios < limits[0]),
         "high": run & (run_advantages > 0) & (ratios > limits[1]),
@@ -229,7 +239,7 @@ class StepMonitor:
             The number of kept tokens.
         """
         scored, everything, objective = window.scored, window.all_tokens(), self.objective
-        metrics = window_metrics(scored, everything, objective.ratio_limits, self.ranks.sum)
+        metrics = window_metrics(scored, everything, objective.ratio_limits, objective.token_ratio, self.ranks.sum)
         kept, total = metrics.pop("kept"), metrics.pop("all")
         if not objective.measures_rollout:  # the passes of the step alone have entropies
             self.rollout([s.inputs for s in everything], [s.entropies for s in everything])

@@ -24,10 +24,21 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.flatten() for t in tensors])
 
 
+def _log_ratio(logps: Tensor, inputs: Inputs) -> Tensor:
+    """(B, T) logarithm of `probability_ratio`."""
+    old = inputs.get("old_per_token_logps")
+    return torch.zeros_like(logps) if old is None else logps - old
+
+
 def probability_ratio(logps: Tensor, inputs: Inputs) -> Tensor:
     """(B, T): current over old probability; TRL omits the old log-probabilities while the policy is the rollout's."""
-    old = inputs.get("old_per_token_logps")
-    return torch.ones_like(logps) if old is None else torch.exp(logps - old)
+    return _log_ratio(logps, inputs).exp()
+
+
+def sequence_ratio(logps: Tensor, inputs: Inputs, mask: Tensor) -> Tensor:
+    """(B, T): for every token, the geometric mean of the ratios of its sequence's masked tokens; 1 without tokens."""
+    means = _log_ratio(logps, inputs).where(mask, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    return means.exp().unsqueeze(1).expand_as(mask)
 
 
 def row_advantages(inputs: Inputs) -> Tensor:
