@@ -228,6 +228,43 @@ def test_informative_by_the_share_of_right_responses(rights, bounds, kept):
         assert others == (1 - rewards[:, 0] > 0).sum().item() / 4
 
 
+@pytest.mark.parametrize(
+    ("rewards", "bounds", "kept"),
+    [
+        ((1, 1, 1, None), (None, None), False),
+        ((0, -1, None, None), (None, None), False),
+        ((1, 0, None, None), (None, None), True),
+        ((1, None, None, None), (None, 0.9), False),
+        ((1, 0, 0, None), (0.3, None), True),
+        ((None, None, None, None), (0.0, 1.0), False),
+    ],
+)
+def test_responses_without_a_reward_are_neither_right_nor_wrong(rewards, bounds, kept):
+    (share,) = accuracies(torch.tensor([math.nan if r is None else r for r in rewards]), 4).tolist()
+    assert informative(share, *bounds) == kept
+
+
+def test_every_group_of_a_rollout_has_an_advantage_under_rewards_per_kind_of_problem(tiny_model, tmp_path):
+    """TRL's pattern for several kinds of problems: the reward function of the other kind returns None."""
+    scores = {0: (1.0, 1.0, 1.0, None), 2: (1.0, 0.0, None, None), 1: (0.0, None, 0.0, 0.0), 3: (None, 1.0, None, 0.0)}
+
+    def of_kind(kind):
+        def reward(number, **kwargs):
+            return [scores[n % 4][i % 4] if n % 2 == kind else None for i, n in enumerate(number)]
+
+        return reward
+
+    data = fixed_rollout.prompts(8).add_column("number", list(range(8)))
+    rewards = [of_kind(0), of_kind(1)]
+    trainer = fixed_rollout.train(tiny_model, tmp_path, data=data, reward=rewards, dynamic_sampling=True)
+    (batch,) = trainer._buffered_inputs
+    signs = batch["advantages"][batch["sequence_index"].argsort()].sign().int().tolist()
+    assert signs == [1, -1, 0, 0, 0, 1, 0, -1]
+    row = trainer.state.log_history[0]
+    # Of the first reward alone: of two groups in four it knows nothing.
+    assert 0 < row["dynamic_sampling/all_right"] < 0.5 and row["dynamic_sampling/all_wrong"] == 0
+
+
 class Watched:
     """A reward that can begin; keeps what it was asked."""
 

@@ -89,9 +89,9 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
             optimiser steps. `module:function` names a function of your own. Weights multiply each other and the kept
             tokens. Evaluations use neither.
         dynamic_sampling: draw groups until a rollout is full of informative groups (DAPO). A group is informative if
-            its share of right responses is neither 0 nor 1. The first reward whose weight is not 0 decides. Surplus
-            groups open the next rollout. Dynamic sampling draws the training problems in an order of its own.
-            `num_train_epochs` counts rollouts as without dynamic sampling.
+            its share of right responses is neither 0 nor 1. The first reward whose weight is not 0 and that scores
+            the group decides. Surplus groups open the next rollout. Dynamic sampling draws the training problems in an
+            order of its own. `num_train_epochs` counts rollouts as without dynamic sampling.
         min_accuracy, max_accuracy: the lowest and the highest share of right responses of an informative group. `null`
             takes every share above 0, or below 1.
         max_sampling_rounds: rounds of generation for one rollout.

@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..metrics.correctness import is_right
+from ..metrics.correctness import is_right, is_wrong
 
 # Weight of a rollout's outcome n rollouts later: DECAY ** n.
 DECAY = 0.8
@@ -74,18 +74,32 @@ def fewest_groups(processes: int, size: int) -> int:
 
 
 def accuracies(rewards: Tensor, size: int) -> Tensor:
-    """(n,) float32, share of right responses in every group of `size`.
+    """(n,) float32, share of right responses among the scored ones of every group of `size`; NaN if none is scored.
 
     Args:
-        rewards: (n * size,), of one reward. A response is right if it is above 0.
+        rewards: (n * size,), of one reward. A response is right if it is above 0, and not scored if it is NaN.
     """
-    return is_right(rewards).view(-1, size).float().mean(dim=1)
+    right, wrong = (which(rewards).view(-1, size).sum(dim=1) for which in (is_right, is_wrong))
+    return right / (right + wrong)
+
+
+def first_scores(rewards: Tensor, size: int) -> Tensor:
+    """(n * size,) rewards of every group of `size`, from the first column that scored one of its responses.
+
+    Args:
+        rewards: (n * size, F), NaN for responses that a reward function did not score.
+    """
+    groups = rewards.reshape(-1, size, rewards.size(1))
+    scored = (~groups.isnan()).any(dim=1).int()
+    columns = scored.argmax(dim=1)  # the first column if none scored the group
+    return groups.gather(2, columns.view(-1, 1, 1).expand(-1, size, 1)).flatten()
 
 
 def informative(accuracy: float, lowest: float | None, highest: float | None) -> bool:
     """Return whether the share of right responses lies in [lowest, highest].
 
-    Without a lower bound the share must be above 0, without an upper bound below 1.
+    Without a lower bound the share must be above 0, without an upper bound below 1. NaN, the share of a group without
+    scored responses, lies in no interval.
     """
     above = accuracy > 0 if lowest is None else accuracy >= lowest - 1e-6
     below = accuracy < 1 if highest is None else accuracy <= highest + 1e-6

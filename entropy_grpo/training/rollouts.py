@@ -24,8 +24,9 @@ from trl.trainer.utils import pad
 
 from ..config.grpo import EntropyForkGRPOConfig
 from ..data.problems import IMAGE_COLUMNS
+from ..metrics.correctness import is_right
 from ..objective.ranks import Ranks
-from ..objective.sampling import DynamicSampler, Group, Response, accuracies, fewest_groups, informative
+from ..objective.sampling import DynamicSampler, Group, Response, accuracies, fewest_groups, first_scores, informative
 from ..objective.tokens import Inputs, loss_mask
 from ..runs.files import Row
 from ..runs.state import State
@@ -204,7 +205,8 @@ class DynamicSampling:
         policy: generates, rewards and scores responses.
         data: training problems, which the sampler draws in its own order.
         args: settings of the run.
-        reward_weights: (F,); the first reward whose weight is not 0 decides which groups are informative.
+        reward_weights: (F,); the first reward that has a weight other than 0 and scored a group decides whether the
+            group is informative.
         tokenizer: tokenizer of the policy.
         device: device of the tensors for TRL.
     """
@@ -276,28 +278,29 @@ class DynamicSampling:
         sampler, args = self.sampler, self.args
         discarded, informative_drawn = sampler.begin(), 0
         filling: list[Group] = []
-        shares: list[Tensor] = []  # of right responses in the groups of each round
+        rounds: list[Tensor] = []  # first reward of the responses of each round
         self.drafts.begin()
         carried = min(len(sampler.waiting), sampler.size)
-        while (sampler.missing or self.drafts.is_due(sampler.rollout)) and len(shares) < args.max_sampling_rounds:
-            is_last = len(shares) + 1 == args.max_sampling_rounds
+        while (sampler.missing or self.drafts.is_due(sampler.rollout)) and len(rounds) < args.max_sampling_rounds:
+            is_last = len(rounds) + 1 == args.max_sampling_rounds
             rows, drafts = self._begin_round(is_last)
-            kept, filling, accuracy = self._draw(rows, drafts, is_last)
+            kept, filling, rewards = self._draw(rows, drafts, is_last)
             sampler.add(kept, len(rows))
-            shares.append(accuracy)
+            rounds.append(rewards)
             informative_drawn += len(kept)
+        rewards = torch.cat(rounds) if rounds else torch.zeros(0)
+        drawn = accuracies(rewards, args.num_generations)
         if sampler.missing:
-            self._at_limit(sampler.missing, sum(map(len, shares)))
+            self._at_limit(sampler.missing, len(drawn))
         filling = filling[: sampler.missing]
         groups = sampler.take() + filling
         discarded += sampler.drop_waiting()
         supply = self._supply_of(groups, len(filling))
-        drawn = torch.cat(shares) if shares else torch.zeros(0)
-        found: dict[str, float] = {"rounds": len(shares), "drawn": len(drawn), "kept": informative_drawn}
+        found: dict[str, float] = {"rounds": len(rounds), "drawn": len(drawn), "kept": informative_drawn}
         found |= {"carried": carried, "discarded": discarded, "filling": len(filling), "waiting": len(sampler.waiting)}
         if len(drawn):
             found |= {"all_right": (drawn == 1).float().mean().item(), "all_wrong": (drawn == 0).float().mean().item()}
-            supply.accuracy = drawn.mean().item()
+            supply.accuracy = is_right(rewards).float().mean().item()
         found["pass_rate"] = sampler.pass_rate
         supply.metrics = {f"dynamic_sampling/{name}": value for name, value in found.items()}
         if self.drafts.budget is not None:
@@ -359,8 +362,8 @@ class DynamicSampling:
             is_last: whether no further round follows, so that other groups may have to fill the rollout.
 
         Returns:
-            (informative groups, other groups for the rest of the rollout, (groups,) accuracy of every group), equal on
-            every rank.
+            (informative groups, other groups for the rest of the rollout, (responses,) first reward of each response),
+            equal on every rank.
         """
         size, spare = self.args.num_generations, self.sampler.missing if is_last else 0
         if not rows:  # no group became whole
@@ -394,20 +397,22 @@ class DynamicSampling:
             old = draft.old_logps if any(map(len, draft.old_logps)) else None
             return Group(rows[i], responses, own, self.sampler.rollout, old, draft.begun)
 
-        return [group(i) for i in kept], [group(i) for i in others], accuracies(rewards[:, 0], size)
+        return [group(i) for i in kept], [group(i) for i in others], rewards[:, 0].float().cpu()
 
     @property
-    def _deciding(self) -> int:
-        """Column of the reward that decides which groups are informative.
+    def _deciding(self) -> list[int]:
+        """Columns of the rewards, of which the first that scored a group decides whether the group is informative.
 
         Only one reward counts, so that a penalty in another does not make a group of wrong responses informative. In a
-        control experiment that is not the first reward, which has weight 0 and only measures accuracy.
+        control experiment that is not the first reward, which has weight 0 and only measures accuracy. With a reward
+        for every kind of problem it is the reward of the group's kind.
         """
-        return next((i for i, weight in enumerate(self.reward_weights) if weight), 0)
+        return [i for i, weight in enumerate(self.reward_weights) if weight] or [0]
 
     def _informative(self, rewards: Tensor) -> list[bool]:
-        """Return whether groups are informative by the rewards (n * size,) that decide."""
-        shares = accuracies(rewards, self.args.num_generations).tolist()
+        """Return whether groups are informative by the rewards (n * size, columns) that may decide."""
+        size = self.args.num_generations
+        shares = accuracies(first_scores(rewards, size), size).tolist()
         return [informative(share, self.args.min_accuracy, self.args.max_accuracy) for share in shares]
 
     def _foresight(self, groups: int, first: int) -> Foresight | None:
@@ -423,8 +428,8 @@ class DynamicSampling:
         return Foresight(
             size=args.num_generations,
             first=first,
-            reward=self._deciding,
-            is_informative=lambda rewards: self._informative(torch.tensor(rewards))[0],
+            reward=self._deciding[0],
+            is_informative=lambda rewards: self._informative(torch.tensor(rewards).unsqueeze(1))[0],
             foresee=lambda dropped: self.sampler.foresee(groups, dropped),
             problem=lambda row: self.data[row],
             most=args.vllm_server_requests,
