@@ -7,6 +7,7 @@ import math
 import random
 import subprocess
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -347,6 +348,20 @@ def test_extra_columns_are_those_of_the_logged_responses_or_none(tiny_model, tmp
         logs = fixed_rollout.train(tiny_model, tmp_path, **settings)._logs
     assert list(logs["extra"].get("text", [])) == ([] if dynamic else list(logs["completion"]))
     assert caplog.text.count("log_extra: the columns") == dynamic
+
+
+def test_an_evaluation_adds_no_extra_columns_to_the_table_of_other_responses(tiny_model, tmp_path):
+    def told(completions, completion_ids, log_extra, **kwargs):
+        log_extra("text", list(completions))
+        return fixed_rollout.coins(completion_ids)
+
+    settings = {"data": fixed_rollout.prompts(16), "reward": told, "dynamic_sampling": True, "max_steps": 2}
+    evaluations = {"eval_strategy": "steps", "eval_steps": 1, "held_out": fixed_rollout.prompts(1)}
+    fixed_rollout.train(
+        tiny_model, tmp_path, log_completions=True, per_device_eval_batch_size=GROUP, **settings, **evaluations
+    )
+    tables = [pq.read_table(path) for path in sorted((tmp_path / "completions").glob("*.parquet"))]
+    assert len(tables) == 2 and all("text" not in table.column_names for table in tables)
 
 
 def nothing_is_right(completion_ids, **kwargs):

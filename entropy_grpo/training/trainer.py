@@ -422,11 +422,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def _reward_answers(self, problems: list[Row], generated: Generated) -> Tensor:
         prompts = [problem["prompt"] for problem in problems]
         with self._during(Call(rows=problems)):
-            rewards = self._calculate_rewards(problems, prompts, generated[3], generated[1])
-        if self._pending_extra_logs:  # TRL would log them beside the responses of the rollout, which are others
-            self._pending_extra_logs.clear()
-            _warn_of_extra_logs()
-        return rewards
+            return self._calculate_rewards(problems, prompts, generated[3], generated[1])
 
     @torch.no_grad()
     def _score(self, inputs: Inputs, entropies: bool, in_rollout: bool = False) -> Pass:
@@ -703,6 +699,11 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._leave_if_asked()
         self._call.rewards = rewards
+        if self.args.dynamic_sampling and self._pending_extra_logs:
+            # TRL would log columns of training beside the responses of the rollout, which are others. Columns of
+            # evaluations alone would be shorter than its table.
+            self._pending_extra_logs.clear()
+            _warn_of_extra_logs()
         lengths = [len(ids) for ids in completion_ids_list]
         self.monitor.rewards(rewards, prompts, completions, lengths, self._mode)
         if self._answers is not None:
