@@ -3,13 +3,17 @@
 import json
 import logging
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from pickle import UnpicklingError
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from trl.trainer.utils import strip_images_from_messages
 
 from benchmarks.fixtures import fixed_rollout, killed_runs
 from benchmarks.fixtures.tiny_model import save_tiny_model
@@ -71,6 +75,13 @@ def test_state_is_read_as_it_was_written(tmp_path):
     assert back["dict like one of ours"] == state["dict like one of ours"] and back["nan"] != back["nan"]
     assert back["texts"] == [*state["texts"][:3], ["a", {"key": "b"}]]
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_values_of_numpy_become_numbers_and_lists(tmp_path):
+    values = [np.float32(0.5), np.int64(2), np.bool_(True), np.array([[1, 2]]), {"a": np.array(["x"])}, np.str_("y")]
+    checkpoint.save_state(tmp_path / "state.safetensors", {"extra": values})
+    back = checkpoint.load_state(tmp_path / "state.safetensors")["extra"]
+    assert back == [0.5, 2, True, [[1, 2]], {"a": ["x"]}, "y"] and back[2] is True
 
 
 def test_texts_may_have_more_bytes_than_a_header_holds(tmp_path):
@@ -197,6 +208,47 @@ def test_a_run_goes_on_in_its_second_epoch(tiny_model, tmp_path, saved):
     whole = fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
     assert whole.state.num_train_epochs == 2
     assert_goes_on(tiny_model, tmp_path / "b", whole, tmp_path / "a" / f"checkpoint-{saved}", **settings)
+
+
+class Unsavable:
+    """A value that has neither JSON nor tensors, such as an image."""
+
+
+def test_logged_completions_may_hold_values_that_a_checkpoint_cannot(tiny_model, tmp_path):
+    def told(completion_ids, log_extra, **kwargs):
+        sums = np.array([sum(ids) for ids in completion_ids], dtype=np.float32)
+        log_extra("score", list(sums))
+        log_extra("odd", list(sums % 2 == 1))
+        log_extra("digits", [np.array([s // 10, s % 10]) for s in sums])
+        log_extra("price", [Decimal(int(s)) / 10 for s in sums])
+        return list(sums % 7)
+
+    settings = RESUMED | {"data": fixed_rollout.prompts(8), "reward": told, "log_completions": True}
+    settings |= {"max_steps": 5, "save_steps": 3}
+    whole = fixed_rollout.train(tiny_model, tmp_path / "a", **settings)
+    assert_goes_on(tiny_model, tmp_path / "b", whole, tmp_path / "a" / "checkpoint-3", **settings)
+    for step in (4, 5):  # the rollout of the checkpoint, and a later one
+        name = f"completions/completions_{step:05d}.parquet"
+        old, new = (pq.read_table(tmp_path / run / name).to_pydict() for run in "ab")
+        assert len(new["score"]) == 16
+        if step == 4:  # decimal numbers are not JSON
+            assert new.pop("price") == [None] * 16 and len(old.pop("price")) == 16
+        assert new == old
+
+
+def test_a_checkpoint_leaves_images_out_of_the_logs(tiny_model, tmp_path):
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / "a", log_completions=True)
+    content = [{"type": "image", "image": Unsavable()}, {"type": "text", "text": "What is this?"}]
+    prompt = [{"role": "user", "content": content}]
+    trainer._logs["prompt"].extend([prompt, "text alone"])
+    trainer._logs["images"].extend([[Unsavable(), Unsavable()], None])
+    trainer._buffered_inputs, trainer._tr_loss = [], torch.tensor(0.5)
+    checkpoint.save_state(tmp_path / "state.safetensors", trainer.resume.rank_state())
+    again = fixed_rollout.make_trainer(tiny_model, tmp_path / "b", log_completions=True)
+    again.resume.restore_rank_state(checkpoint.load_state(tmp_path / "state.safetensors"))
+    shown = [strip_images_from_messages(messages) for messages in again._logs["prompt"]]
+    assert shown == [strip_images_from_messages(prompt), "text alone"]
+    assert list(again._logs["images"]) == [[], []]  # a place for every row, as the table has them
 
 
 def test_a_checkpoint_with_its_threshold_beside_the_rollout_is_read(tiny_model, tmp_path):

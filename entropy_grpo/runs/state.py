@@ -15,6 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -31,7 +32,7 @@ State = dict[str, Any]
 
 
 def save_state(path: Path, state: State) -> None:
-    """Write nested dictionaries and lists of tensors, texts and JSON values."""
+    """Write nested dictionaries and lists of tensors, texts and JSON values. Values of numpy become Python's."""
     tensors: dict[str, Tensor] = {}
     memory: set[int] = set()
     texts = bytearray()
@@ -41,6 +42,7 @@ def save_state(path: Path, state: State) -> None:
             name = str(len(tensors))
             tensors[name] = _owning(value.detach().cpu().contiguous(), memory)
             return {"tensor": name}
+        value = _of_python(value)
         if isinstance(value, str):
             start = len(texts)
             texts.extend(value.encode("utf-8", "surrogatepass"))
@@ -56,6 +58,21 @@ def save_state(path: Path, state: State) -> None:
     tensors |= {STRUCTURE: torch.frombuffer(structure, dtype=torch.uint8)}
     with files.replacing(path) as scratch:
         save_file(tensors, scratch)
+
+
+def savable(value: Any) -> Any:
+    """Return a copy of a value for `save_state`, with None for the parts that it cannot write, such as images."""
+    value = _of_python(value)
+    if isinstance(value, dict):
+        return {str(key): savable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, deque)):
+        return [savable(item) for item in value]
+    return value if isinstance(value, (Tensor, str, int, float)) else None
+
+
+def _of_python(value: Any) -> Any:
+    """Return a scalar or an array of numpy as a Python scalar or a list, and other values as they are."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def _owning(tensor: Tensor, memory: set[int]) -> Tensor:

@@ -22,7 +22,7 @@ from ..objective.advantages import ppl_advantages
 from ..objective.methods.run import SHAPED
 from ..runs import seal
 from ..runs.launched import Leave, ServerError
-from ..runs.state import RANK_STATE, SHARED_STATE, State, load_state, save_state
+from ..runs.state import RANK_STATE, SHARED_STATE, State, load_state, savable, save_state
 from ..tasks.stream import Stream
 from .checkpoints import sealing
 from .claim import DATA, REWARDS
@@ -148,7 +148,8 @@ class Resume:
         trainer = self.trainer
         state: State = {"buffered_inputs": trainer._buffered_inputs, "loss": trainer._tr_loss}
         if trainer.log_completions:
-            state["logs"] = trainer._logs
+            # The logs are only shown. Rows keep their places among the images, which TRL shows beside the prompts.
+            state["logs"] = savable(trainer._logs) | {"images": [[] for _ in trainer._logs["images"]]}
         return state
 
     def restore_rank_state(self, state: State) -> None:
