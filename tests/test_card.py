@@ -688,6 +688,23 @@ def test_results_of_earlier_weights_are_not_those_of_the_model(tmp_path):
     assert measured(run) == {"aime24": (0.75, None, {})}
 
 
+def test_an_evaluation_of_earlier_weights_is_not_that_of_the_model(tmp_path):
+    """A run that ended at step 7, and goes on: its only evaluation is that of the start until it ends again."""
+    run = make_run(tmp_path / "run", CONTENTS | {"evaluation.json": EVALUATION | {"step": 7}})
+    assert trained.read(run).evaluation["after"] == EVALUATION["after"]
+    make_run(run, {"metrics.jsonl": [*METRICS, {"step": 7, "resumed_from": 7}, {"step": 9, "reward": 0.2}]})
+    found = trained.read(run)
+    assert found.step == 9 and found.evaluation == {"before": EVALUATION["before"]}
+    assert [text for text in found.lacks if "evaluation" in text] == [
+        "an evaluation after training: the accuracy of the model is not known"
+    ]
+    written = ModelCard.load(write_card(run))
+    assert written.data.eval_results is None and "0.427" not in written.text
+    # A run that goes on from a checkpoint before its end.
+    make_run(run, {"metrics.jsonl": [*METRICS, {"step": 1, "resumed_from": 1}, {"step": 5, "reward": 0.2}]})
+    assert trained.read(run).evaluation == {"before": EVALUATION["before"]}
+
+
 @pytest.mark.parametrize("setting", ["temperature", "max_tokens", "template"])
 def test_a_base_model_that_was_asked_otherwise_does_not_stand_beside_the_model(tmp_path, setting):
     gain = {"aime24": {"acc@N": {"value": 0.25, "low": 0.125, "high": 0.375}}}

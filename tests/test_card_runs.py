@@ -72,6 +72,7 @@ def test_the_run_ends_with_the_card_that_the_command_writes(run):
     assert write_card(run).read_text() == (run / "README.md").read_text()
     card, found = parsed(run / "README.md"), trained.read(run)
     after = read_json(run / "evaluation.json")["after"]
+    assert read_json(run / "evaluation.json")["step"] == found.step == 2
     assert card.data.eval_results == build_card(found, "demo").data.eval_results
     results = {result.metric_type: result for result in card.data.eval_results}
     assert results["accuracy"].metric_value == pytest.approx(after["accuracy"]["value"], abs=5e-5)

@@ -61,6 +61,16 @@ def runs_of(tmp_path, accuracies, **settings):
     return [plant(tmp_path / name / str(seed), a, seed, **settings) for seed, a in enumerate(accuracies)]
 
 
+def test_a_run_that_goes_on_has_no_accuracy_of_its_earlier_end(tmp_path):
+    run = plant(tmp_path / "run", before=0.25)
+    evaluation = files.read_json(tmp_path / "run" / "evaluation.json")
+    files.write_json(tmp_path / "run" / "evaluation.json", evaluation | {"step": 3})
+    assert read_run(run.path).measures == run.measures and run.measures["accuracy"]["value"] == 0.5
+    files.append_jsonl(tmp_path / "run" / "metrics.jsonl", [{"step": 3, "resumed_from": 3}, {"step": 4}])
+    went_on = read_run(run.path)
+    assert went_on.measures == {} and went_on.answers == {} and len(went_on.held_out("before")) == 20
+
+
 def test_groups_are_what_differs_but_for_the_seed(tmp_path):
     a = runs_of(tmp_path, [0.5, 0.5], rho=0.2, learning_rate=1e-4)
     b = runs_of(tmp_path, [0.5, 0.5], rho=1.0, learning_rate=1e-4)

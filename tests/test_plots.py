@@ -73,6 +73,20 @@ def test_accuracy_on_test_problems_begins_at_step_0(tmp_path, usual):
     assert plots.accuracy_on_test(rows(), {"before": {"accuracy": accuracy}}) == ([0], [accuracy])
 
 
+def test_a_run_that_goes_on_has_no_point_of_its_earlier_end(tmp_path):
+    measured, last = {"accuracy": {"value": 0.2, "low": 0.15, "high": 0.25}}, rows()[-1]["step"]
+    found = {}
+    for name, evaluation in (
+        ("start", {"before": measured}),
+        ("end", {"before": measured, "after": measured, "step": last}),
+        ("earlier", {"before": measured, "after": measured, "step": last - 1}),
+    ):
+        (tmp_path / name / "run").mkdir(parents=True)
+        (tmp_path / name / "run" / "evaluation.json").write_text(json.dumps(evaluation))
+        found[name] = draw(tmp_path / name, rows())
+    assert differing(found["earlier"], found["start"]) == [] and differing(found["end"], found["start"]) != []
+
+
 def test_low_percentiles_are_off_the_axis(tmp_path, usual):
     """Values of a real run: 2e-6, 1e-4 and 8e-4 nats lie at heights that a reader tells apart."""
     small = [row | {"entropy/p5": 2e-6, "entropy/p25": 1e-4, "entropy/p50": 8e-4} for row in rows()]

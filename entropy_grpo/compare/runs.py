@@ -111,7 +111,7 @@ class Run:
     @cached_property
     def answers(self) -> dict[str, Answers]:
         """Accuracy by problem of every measure that has answers."""
-        accuracies = {COMPARED: self.held_out("after")}
+        accuracies = {COMPARED: self.held_out("after") if self.after else {}}
         for name, one in self.benchmarks.items():
             if one.path.with_suffix(".parquet").exists():
                 samples = results.read(one.path.parent, one.path.stem)[0]

@@ -19,6 +19,7 @@ from ..objective.stages import PLATEAU
 from . import files
 from .files import Row
 from .folder import STATE, RunFolder
+from .trained import evaluation_at
 
 # Okabe and Ito's colours (2008) differ for every kind of colour vision. Dashes and markers differ in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -217,13 +218,13 @@ def draw(
     """Draw the metrics of a run and return the paths of the pictures.
 
     Args:
-        rows, evaluation: by default those of `metrics.jsonl` and `evaluation.json`.
+        rows, evaluation: by default those of `metrics.jsonl` and `evaluation.json` (see `trained.evaluation_at`).
         output: folder of the pictures, by default the run's. The pictures name the files of the run.
     """
     rows = files.read_steps(run.metrics) if rows is None else rows
-    evaluation = files.read_json(run.evaluation) if evaluation is None else evaluation
     if not rows:
         return []
+    evaluation = evaluation_at(run, max(row["step"] for row in rows)) if evaluation is None else evaluation
     figures = {
         "reward": reward_figure(rows, evaluation),
         "entropy": entropy_figure(rows),

@@ -224,6 +224,17 @@ def _progress(path: Path) -> tuple[RunFolder, list[Row], int | None, int | None]
     return run, rows, last, step if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
 
 
+def evaluation_at(run: RunFolder, step: int | None) -> Row:
+    """Return `evaluation.json`, without the measures after training if they are of weights of another step.
+
+    A run that is continued has those of its earlier end until it ends again. None stands for an unknown step.
+    """
+    evaluation = files.read_json(run.evaluation)
+    if step is None or evaluation.get("step", step) == step:
+        return evaluation
+    return {when: measures for when, measures in evaluation.items() if when == "before"}
+
+
 def steps_of(model: Path) -> int | None:
     """Return the number of optimiser steps of a model as its run records it, or None.
 
@@ -246,7 +257,7 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
         raise ValueError(f"{path}: there is no such run folder.")
     run, rows, last, step = _progress(path)
     is_last = last is None or step is None or step >= last
-    evaluation = files.read_json(run.evaluation)
+    evaluation = evaluation_at(run, step if is_last else last)
     changes = files.read_json(run.changes).get("changes", [])
     trained = Trained(
         model=path,

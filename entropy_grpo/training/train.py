@@ -146,6 +146,8 @@ def evaluate(
     entropy = {"mean_entropy": trainer.state.log_history[-1]["eval_entropy"]}
     summary = files.read_json(folder.evaluation) | {when: metrics.summarize(answers, reward, choices) | entropy}
     before = list(files.read_jsonl(folder.answers("before")))
-    if when == "after" and before:
-        summary["gain"] = metrics.gains(before, answers, reward, choices)
+    if when == "after":
+        summary["step"] = trainer.state.global_step
+        if before:
+            summary["gain"] = metrics.gains(before, answers, reward, choices)
     files.write_json(folder.evaluation, summary)
