@@ -458,6 +458,24 @@ def test_adapters_do_not_make_a_model_another_size(tmp_path):
     assert "sizes" not in found and not found["notes"]
 
 
+def test_runs_without_a_common_problem_or_seed_are_told_as_not_compared(tmp_path):
+    """Problems are told apart by their whole prompts, which another template changes."""
+    one, asked_otherwise = (plant(tmp_path / name, prompt_template=name) for name in ("boxed", "plain"))
+    answers_path = RunFolder(asked_otherwise.path).answers("after")
+    answers_path.write_text(answers_path.read_text().replace('"prompt": "p', '"prompt": "Solve p'))
+    other_seed = plant(tmp_path / "seed", seed=1, prompt_template="short")
+    together = plant(tmp_path / "together", accuracy=0.75, prompt_template="long")
+    runs = [one, *map(read_run, (asked_otherwise.path, other_seed.path, together.path))]
+    found = compare.compare(runs, one)
+    assert list(found["differences"]) == ["prompt_template long"]
+    assert found["notes"] == [
+        f"held-out accuracy: prompt_template {name} and prompt_template boxed have no problem of a common seed, so "
+        "they are not compared."
+        for name in ("plain", "short")
+    ]
+    assert all(note in tables.as_text(found) and note in tables.as_markdown(found) for note in found["notes"])
+
+
 def test_a_comparison_of_no_runs_is_refused(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["compare"])

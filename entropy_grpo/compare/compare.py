@@ -4,7 +4,8 @@ Runs whose recipes differ only in the seed form a group. A group's value is the 
 interval. A group of one run has the run's value with its interval over problems, which does not cover seeds.
 Differences from the baseline, computed by `metrics.seeds`, are in accuracy on held-out problems and in Acc@N of every
 benchmark. Holm's method (1979) corrects their p-values as one family of all groups and all measures, because a reader
-sees the whole table. `notes` name measures that some runs lack, or that were taken with different settings.
+sees the whole table. `notes` name measures that some runs lack, that were taken with different settings, or whose
+problems have no seed in common.
 
 If true and spurious rewards are among the runs, `claims` states the claims that they support. If the runs have models
 of several sizes, `sizes` has the gain over the baseline's arm at each size, and there are no differences. A difference
@@ -179,19 +180,28 @@ def _compared(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.answers))
 
 
-def _differences(groups: Groups, reference: str) -> dict[str, dict[str, Any]]:
-    """Return paired differences from the reference group, by label and measure."""
+def _differences(groups: Groups, reference: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return paired differences from the reference group, by label and measure, and sentences on missing pairs."""
     runs = [run for members in groups.values() for run in members]
     differences: dict[str, dict[str, Any]] = {}
+    notes = []
     for name in _compared(runs):
         if unlike(runs, name):
             continue
         sides = {label: side_of(members, name) for label, members in groups.items()}
         for label, side in sides.items():
-            if label != reference and (test := difference(sides[reference], side)) is not None:
+            if label == reference or not side or not sides[reference]:
+                continue
+            test = difference(sides[reference], side)
+            if test is not None:
                 differences.setdefault(label, {})[name] = test
+            else:
+                notes.append(
+                    f"{tables.listed([name])}: {label} and {reference} have no problem of a common seed, so they are "
+                    "not compared."
+                )
     correct(test for tests in differences.values() for test in tests.values())
-    return differences
+    return differences, notes
 
 
 def _trial(label: str, members: Sequence[Run], runs: Sequence[Run]) -> claims.Trial | None:
@@ -230,7 +240,8 @@ def compare(runs: Sequence[Run], baseline: Run | None = None, by: str | None = N
     result["baseline"] = reference
     models = sizes.by_size(runs)
     if len(models) < 2:
-        return result | {"differences": _differences(groups, reference)}
+        differences, missing = _differences(groups, reference)
+        return result | {"differences": differences, "notes": [*result["notes"], *missing]}
     result |= {"differences": {}, "notes": [*result["notes"], sizes.WITHIN]}
     gains = sizes.report(models, groups[reference][0])
     return result | ({"sizes": gains} if gains is not None else {})
