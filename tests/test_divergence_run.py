@@ -158,6 +158,55 @@ def test_what_a_benchmark_was_answered_with_is_graded_as_that_benchmark(tmp_path
     assert found[1][0] == found[3][0] and found[0][0] is None and found[2][0] is None
 
 
+def write_results(path, **settings):
+    """Results of `entropy-grpo eval` with settings."""
+    row = {"question": "0", "sample": 0, "problem": "1 + 4?", "reference": "5", "prompt": "1 + 4?", "response": "so"}
+    samples = results.pa.Table.from_pylist([row], schema=results.SCHEMA)
+    results.write(path.parent, path.stem, samples, {"settings": settings})
+    return path
+
+
+def make_run(path, **recipe):
+    path.mkdir()
+    (path / "recipe.yaml").write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in recipe.items()))
+    return path
+
+
+@pytest.mark.parametrize("rewards", ["accuracy", "dapo_accuracy"])
+def test_continuations_are_read_where_the_responses_have_their_answers(tmp_path, rewards):
+    """In a box, or in the line of DAPO's prompt: results of eval, of a training, and answers of a run's model."""
+    in_line = rewards == "dapo_accuracy"
+    run = make_run(tmp_path / "run", rewards=[rewards])
+    answers = {"answers": "answer_line"} if in_line else {}
+    about = {"benchmark": "math500", "data_set": "HuggingFaceH4/MATH-500"}
+    of_eval = write_results(tmp_path / "eval" / "math500.parquet", **about, **answers)
+    of_training = write_results(run / "benchmarks" / "step-4" / "math500.parquet", **about, backend="trainer")
+    options = divergence_run.Options(model="m", output=tmp_path, benchmarks=["math500"])
+    (asked, _), *_ = divergence_run.sources(options, tmp_path, str(run))
+    for benchmark in (divergence_run.benchmark_of(of_eval), divergence_run.benchmark_of(of_training), asked):
+        given = divergence_run.Given(([0], [0]), benchmark, Question("0", "1 + 4?", "1 + 4?", "5"))
+        graded = divergence_run.Grading([given])(0, ["So it is 5.\nAnswer: 5", r"\boxed{5}", "5"])
+        assert [right for _, right in graded] == [in_line, not in_line, False]
+    shutil.copytree(of_training.parent, tmp_path / "a" / "b" / "copy")
+    with pytest.raises(ValueError, match="written by a training, which does not record the form of the answers"):
+        divergence_run.benchmark_of(tmp_path / "a" / "b" / "copy" / "math500.parquet")
+
+
+def test_results_of_some_questions_are_graded_as_their_benchmark(tmp_path):
+    def sources(name, **settings):
+        file = write_results(tmp_path / f"{name}.parquet", benchmark=name, **settings)
+        options = divergence_run.Options(model="m", output=tmp_path, responses=file)
+        return divergence_run.sources(options, tmp_path, "m")[0][0]
+
+    assert sources("minerva-first20", limit=20, data_set="math-ai/minervamath").relative_tolerance == 0.01
+    assert sources("number_walk-first3", limit=3) is BENCHMARKS["number_walk"]
+    assert sources("own-first3", limit=3, data_set="own.jsonl").relative_tolerance == 0
+    with pytest.raises(ValueError, match="humaneval, whose answers are programs"):
+        sources("humaneval-first20", limit=20, data_set="openai/openai_humaneval")
+    with pytest.raises(ValueError, match=r"'chain_sum', whose problems are generated.*with --benchmarks"):
+        sources("chain_sum", package="reasoning-gym", version="0.1.25")
+
+
 def test_a_model_answers_benchmarks_itself(tmp_path, tiny_model):
     problems = [{"problem": f"go {i} to 9 need +2 with +3 -2 +1\n", "answer": "9"} for i in range(3)]
     few = write_rows(tmp_path / "few.jsonl", problems)

@@ -131,6 +131,11 @@ def _of_run(run: RunFolder) -> Form:
     return Form(template if template in TEMPLATES else default, in_line=in_line)
 
 
+def reading(benchmark: Benchmark, form: Form) -> Benchmark:
+    """Return a benchmark that reads the answers of a form, unchanged if the benchmark has its own form."""
+    return replace(benchmark, take=_in_line(benchmark)) if form.in_line and form.serves(benchmark) else benchmark
+
+
 def put(benchmark: Benchmark, asked: Sequence[Question], form: Form, chat: Chat) -> tuple[Benchmark, list[Question]]:
     """Return a benchmark and its questions in a form, unchanged if the benchmark has its own form.
 
@@ -151,7 +156,7 @@ def put(benchmark: Benchmark, asked: Sequence[Question], form: Form, chat: Chat)
         return chat(question.messages or own, form.chat_template_kwargs)
 
     template = MESSAGES if any(question.messages for question in asked) else form.template
-    changed = replace(benchmark, template=template, take=_in_line(benchmark) if form.in_line else benchmark.take)
+    changed = replace(reading(benchmark, form), template=template)
     return changed, [replace(question, prompt=prompt(question)) for question in asked]
 
 
