@@ -217,6 +217,14 @@ def test_answers_become_samples_of_their_questions():
             {"eval_benchmarks": ["humaneval"], "eval_benchmark_steps": 1},
             "eval_benchmarks names 'humaneval', a benchmark of programs",
         ),
+        (
+            {"eval_benchmarks": ["easy/test.jsonl", "hard/test.csv"], "eval_benchmark_steps": 1},
+            "names 'easy/test.jsonl' and 'hard/test.csv', whose results would have the same name, 'test'",
+        ),
+        (
+            {"eval_benchmarks": ["aime24", "own/aime24.JSONL"], "eval_benchmark_steps": 1},
+            "names 'aime24' and 'own/aime24.JSONL', whose results",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(settings, said):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..data.benchmarks import BENCHMARKS, find
-from ..data.benchmarks.benchmark import CODE
+from ..data.benchmarks.benchmark import CODE, name_of_file
 from ..data.config import DataConfig
 from ..data.sources import FILE_FORMATS, is_local
 from ..grading.config import GradingConfig
@@ -87,7 +87,8 @@ class RunConfig(DataConfig, GradingConfig):
         return any(":" in name for name in self.rewards)
 
     def _check_benchmarks(self) -> None:
-        for name in self.eval_benchmarks:
+        titles: dict[str, str] = {}
+        for name in dict.fromkeys(self.eval_benchmarks):
             benchmark = find(name)
             if benchmark is not None and benchmark.kind == CODE:
                 raise ValueError(
@@ -99,6 +100,13 @@ class RunConfig(DataConfig, GradingConfig):
                     f"eval_benchmarks names {name!r}: choose among {', '.join(BENCHMARKS)} and files that end in "
                     f"{' or '.join(FILE_FORMATS)}."
                 )
+            title = name_of_file(name) if benchmark is None else benchmark.name
+            if title in titles:
+                raise ValueError(
+                    f"eval_benchmarks names {titles[title]!r} and {name!r}, whose results would have the same name, "
+                    f"{title!r}: rename a file, or remove one of them."
+                )
+            titles[title] = name
         refuse_unread(self, RULES)
         if self.eval_benchmarks and self.eval_benchmark_steps is None:
             raise ValueError(

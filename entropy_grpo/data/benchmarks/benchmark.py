@@ -121,6 +121,12 @@ class Benchmark:
         ]
 
 
+def name_of_file(path: str) -> str:
+    """The name of the benchmark in a user's own file: the file's name without its ending."""
+    name = Path(path).name
+    return name[: len(name) - len(format_of(path) or "")]
+
+
 def from_file(path: str, column_names: list[str]) -> Benchmark:
     """Benchmark of a user's own file, with boxed answers.
 
@@ -144,8 +150,7 @@ def from_file(path: str, column_names: list[str]) -> Benchmark:
     def conversation(row: Row) -> list[dict] | None:
         return row[problem] if isinstance(row[problem], list) else None
 
-    stem = Path(path).name[: -len(format_of(path))]
-    return Benchmark(stem, Source(path, read), conversation=conversation)
+    return Benchmark(name_of_file(path), Source(path, read), conversation=conversation)
 
 
 def seed_of(*parts: Any) -> int:
