@@ -722,6 +722,17 @@ def test_a_base_model_that_was_asked_otherwise_does_not_stand_beside_the_model(t
     assert measured(run) == {"aime24": (0.5, 0.375, {})}
 
 
+def test_a_base_model_that_answered_another_number_of_times_does_not_stand_beside_the_model(tmp_path):
+    """Only results of `entropy-grpo eval` record the number of samples as a setting."""
+    base = figures("step 0", 0.25)
+    base["metrics"] |= {"num_samples": 8}
+    contents = {"benchmarks/final/aime24.json": figures("runs/run", 0.5, samples=16)}
+    run = make_run(tmp_path / "run", CONTENTS | contents | {"benchmarks/step-0/aime24.json": base})
+    assert measured(run) == {"aime24": (0.5, None, {})}
+    make_run(run, {"benchmarks/step-0/aime24.json": figures("step 0", 0.25)})
+    assert measured(run) == {"aime24": (0.5, 0.25, {})}
+
+
 def test_a_gain_over_another_runs_results_is_not_shown(tmp_path):
     contents = CONTENTS | {
         "benchmarks/final/aime24.json": figures("runs/run", 0.5),

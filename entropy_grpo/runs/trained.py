@@ -180,8 +180,11 @@ def _names(written: str, folder: Path) -> bool:
 
 
 def unlike_settings(figures: Sequence[Row]) -> list[str]:
-    """Return the settings that all results of a benchmark record, and that differ between the results."""
-    settings = [one.get("settings", {}) for one in figures]
+    """Return the settings that all results of a benchmark record, and that differ between the results.
+
+    The number of samples is compared, too. Results of a training record it only in their metrics.
+    """
+    settings = [one.get("settings", {}) | {"samples": one.get("metrics", {}).get("num_samples")} for one in figures]
     shared = set.intersection(*map(set, settings)) - NOT_THE_BENCHMARK if settings else set()
     return sorted(name for name in shared if len({repr(one[name]) for one in settings}) > 1)
 
