@@ -247,6 +247,8 @@ def test_text_of_a_run(tiny_model, tmp_path, capsys):
         | {"entropies": [0.5, 0.25], "kept": [1, 0], "advantage": 1.0}
         for i in range(3)
     ]
+    # A response that was cut off and masked has no tokens.
+    rows += [rows[-1] | {"step": 3, "tokens": [], "token_ids": [], "entropies": [], "kept": [], "advantage": 0.0}]
     records.append_jsonl(tmp_path / "samples.jsonl", rows)
 
     def data(**options):

@@ -89,6 +89,11 @@ def read_whole(path: Path, read: Callable[[Path], T]) -> T:
         raise ValueError(f"{path} cannot be read ({reason}): restore it, or move it out of the folder.") from error
 
 
+def read_samples(path: Path) -> list[Row]:
+    """The rows of `samples.jsonl` that have tokens. A response that was cut off and masked has none."""
+    return [row for row in read_steps(path) if row.get("entropies")]
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch path to write to, and then replace the file by the scratch file in one step.

@@ -308,7 +308,7 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
 
 def write_text_page(run: RunFolder, path: Path) -> None:
     """Write the page of a run's last logged responses, if there are any and the page does not exist."""
-    rows = [row for row in files.read_steps(run.samples) if row.get("entropies")][-RESPONSES:]
+    rows = files.read_samples(run.samples)[-RESPONSES:]
     if rows and not path.exists():
         write_page(path, f"Tokens of {run.path.resolve().name}", from_samples(rows))
 

@@ -72,7 +72,7 @@ def coloured(responses: Sequence[Response]) -> list[Coloured]:
 
 def response_section(run: RunFolder) -> Section:
     """Make the section of the run's last logged responses."""
-    rows = [row for row in files.read_steps(run.samples) if row.get("entropies")][-RESPONSES:]
+    rows = files.read_samples(run.samples)[-RESPONSES:]
     if not rows:
         return Section("Responses", "The run logged no responses (num_logged_samples).")
     text = (

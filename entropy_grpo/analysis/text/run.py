@@ -37,7 +37,7 @@ def score(rows: list[files.Row], options: Options) -> list[Response]:
 
 def run(options: Options) -> Path:
     """Print the responses, write `analysis/text.html` of the run, and return its path."""
-    rows = files.read_steps(RunFolder(options.run).samples)[-options.responses :]
+    rows = files.read_samples(RunFolder(options.run).samples)[-options.responses :]
     responses = score(rows, options) if options.checkpoints else from_samples(rows)
     sys.stdout.write(terminal.text(responses, options.rho, terminal.wants_colour(sys.stdout)))
     path = RunFolder(options.run).analysis / "text.html"

@@ -60,7 +60,7 @@ def of_collection(collection: Collection) -> dict[str, Any]:
 
 def of_samples(run: RunFolder) -> dict[str, Any]:
     """Return distribution and words of the responses that a run logged by token (entropies rounded to 1e-4)."""
-    rows = [row for row in files.read_steps(run.samples) if row.get("entropies")]
+    rows = files.read_samples(run.samples)
     texts = {token: text for row in rows for token, text in zip(row["token_ids"], row["tokens"], strict=True)}
 
     def parts() -> Iterator[Columns]:
