@@ -110,6 +110,17 @@ def test_one_seed_is_compared_over_problems_and_says_so(tmp_path):
     assert "value" not in unpaired and "nothing can be claimed" in unpaired["claim"]
 
 
+def test_seeds_with_equal_gains_are_not_called_one_seed(tmp_path):
+    runs = [
+        plant(tmp_path / name / str(seed), end, seed, before=0.0, **VARIANTS[name])
+        for name, end in {"accuracy": 1.0, "random": 0.0}.items()
+        for seed in range(3)
+    ]
+    ((test),) = compare(runs)["rewards"]["beyond"].values()
+    assert test["over"] == "20 problems" and "One seed" not in test["claim"]
+    assert test["claim"].endswith("The difference is the same for all 3 seeds, so this holds only for these runs.")
+
+
 def test_only_what_else_is_one_recipe_is_set_side_by_side(tmp_path):
     true, other = {"accuracy": [0.7, 0.8, 0.75]}, {"random": [0.2, 0.2, 0.3]}
     runs = runs_of(tmp_path / "a", true, rho=0.2) + runs_of(tmp_path / "b", other, rho=1.0)

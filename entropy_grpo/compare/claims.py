@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..metrics.seeds import SIGNIFICANT, Side, correct, difference
+from ..metrics.seeds import SIGNIFICANT, Side, common_seeds, correct, difference
 from ..metrics.tables import interval_text, p_text
 from ..rewards.registry import CONTROL_REWARDS
 
@@ -109,7 +109,11 @@ def claim(true: Trial, control: Trial, gain: Test | None, spurious: Test | None,
         return f"{names}: no seed has answers before and after under both, so nothing can be claimed."
     text = f"{names}: {_beyond_text(true, control, gain, spurious, beyond)}"
     if beyond["over"].endswith("problems"):
-        text += " One seed was compared, so this holds only for these two runs."
+        count = len(common_seeds(control.gains, true.gains))
+        if count == 1:
+            text += " One seed was compared, so this holds only for these two runs."
+        else:
+            text += f" The difference is the same for all {count} seeds, so this holds only for these runs."
     return text
 
 

@@ -50,12 +50,17 @@ def correct(tests: Iterable[dict[str, Any]]) -> None:
         test["p_corrected"] = p_value
 
 
+def common_seeds(baseline: Side, other: Side) -> list[int]:
+    """Return the seeds with a problem that both sides have."""
+    return [seed for seed in sorted(baseline.keys() & other.keys()) if baseline[seed].keys() & other[seed].keys()]
+
+
 def difference(baseline: Side, other: Side) -> dict[str, Any] | None:
     """Paired gain of `other` over `baseline` by `gain_interval`; None if they have no seed with a common problem.
 
     With one common seed or equal gains of all seeds it is a gain over problems, as `over` says.
     """
-    common = [seed for seed in sorted(baseline.keys() & other.keys()) if baseline[seed].keys() & other[seed].keys()]
+    common = common_seeds(baseline, other)
     if not common:
         return None
     problems = [sorted(baseline[seed].keys() & other[seed].keys()) for seed in common]
