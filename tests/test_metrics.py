@@ -113,6 +113,15 @@ def test_comparison_of_unequal_samples_stops_where_they_do():
         paired(draw_samples(7, 2, seed=7), draw_samples(6, 2, seed=8))
 
 
+def test_one_question_tells_nothing_of_the_error_of_a_length():
+    """One question has no spread. Shares are bounded, so that their intervals still have a scale."""
+    found = paired(draw_samples(1, 4, seed=5), draw_samples(1, 4, seed=6))
+    assert "len@N" not in found and found["acc@N"]["low"] < found["acc@N"]["high"]
+    assert "len@N" in paired(draw_samples(2, 4, seed=5), draw_samples(2, 4, seed=6))
+    with pytest.raises(ValueError, match="one question, whose spread is unknown"):
+        gain_interval([10.0], [12.0], bounded=False)
+
+
 def test_samples_that_contradict_themselves_are_refused():
     flat = np.ones((3, 2), dtype=int)
     with pytest.raises(ValueError, match="all must have the same shape"):

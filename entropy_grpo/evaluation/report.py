@@ -39,7 +39,7 @@ def gains_table(gains: dict[str, dict[str, Any]], other: str) -> str:
                 p_text(gain["p_value"]),
                 f"{gain['minimum_detectable']:.3f}",
                 interval_text(measures["maj@N"], sign="+") if "maj@N" in measures else "",
-                interval_text(measures["len@N"], 0, "+"),
+                interval_text(measures["len@N"], 0, "+") if "len@N" in measures else "",
             )
         )
     return aligned(rows)

@@ -101,7 +101,8 @@ def _by_k(curve: Interval) -> dict[int, Interval]:
 def paired(a: Samples, b: Samples) -> dict[str, Any]:
     """Gain of b over a on the same questions in the same order, for every metric, as `gain_interval` computes it.
 
-    `maj@N` is omitted if the numbers of samples differ. `pass@k` goes up to the smaller number.
+    `maj@N` is omitted if the numbers of samples differ. `pass@k` goes up to the smaller number. `len@N` is omitted for
+    one question, which does not tell how lengths spread.
 
     Raises:
         ValueError: the numbers of questions differ.
@@ -116,8 +117,9 @@ def paired(a: Samples, b: Samples) -> dict[str, Any]:
         "num_questions": len(a.correct),
         "acc@N": gain_interval(a.correct.mean(1), b.correct.mean(1)),
         "pass@k": _by_k(gain_interval(pass_curve(a.correct)[:largest], pass_curve(b.correct)[:largest])),
-        "len@N": gain_interval(a.lengths.mean(1), b.lengths.mean(1), bounded=False),
     }
+    if len(a.lengths) > 1:
+        metrics["len@N"] = gain_interval(a.lengths.mean(1), b.lengths.mean(1), bounded=False)
     if a.correct.shape == b.correct.shape:
         metrics["maj@N"] = gain_interval(majority(a.correct, a.classes), majority(b.correct, b.classes))
     return metrics

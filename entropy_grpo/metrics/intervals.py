@@ -100,6 +100,9 @@ def gain_interval(
         `value`, `low`, `high`, `p_value` and `minimum_detectable`. `p_value` is two-sided, and below 1 - CONFIDENCE if
         and only if the interval excludes 0. `minimum_detectable` is the true gain that a comparison with these
         questions, samples and spread detects with probability POWER.
+
+    Raises:
+        ValueError: there is one question, and the sides are no shares.
     """
     (start, pulls_before), (end, pulls_after) = (
         _influence(before, denominators_before),
@@ -107,6 +110,8 @@ def gain_interval(
     )
     gain, deviations = end - start, pulls_after - pulls_before
     n = deviations.shape[-1]
+    if n == 1 and not bounded:
+        raise ValueError("before and after have one question, whose spread is unknown: give two or more questions.")
     freedom = max(n - 1, 1)
     error = np.sqrt(((deviations**2).sum(-1) + bounded * GAIN_SPREAD) / (freedom * n))
     quantile = stdtrit(freedom, (1 + CONFIDENCE) / 2)
