@@ -6,6 +6,7 @@ from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from pickle import UnpicklingError
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from benchmarks.fixtures import fixed_rollout, killed_runs
 from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo.runs import files, seal
 from entropy_grpo.runs import state as checkpoint
+from entropy_grpo.training.resume import Resume
 
 
 @pytest.mark.slow
@@ -98,6 +100,13 @@ def test_a_state_with_its_texts_in_the_header_is_still_read(tmp_path):
     save_file({"0": torch.arange(3)}, path, metadata={"structure": json.dumps(structure)})
     found = checkpoint.load_state(path)
     assert found["step"] == 3 and found["rows"][0] == {"text": "a"} and found["rows"][1].tolist() == [0, 1, 2]
+
+
+def test_a_rollout_that_knows_its_right_responses_alone_is_still_read():
+    """As earlier versions saved it, which took all other responses for wrong ones."""
+    trainer = SimpleNamespace()
+    Resume(trainer).restore_rank_state({"buffered_inputs": [{"right": torch.tensor([True, False])}], "loss": None})
+    assert trainer._buffered_inputs[0]["wrong"].tolist() == [False, True]
 
 
 def test_rows_behind_the_checkpoint_are_void(tmp_path):

@@ -162,6 +162,8 @@ class Resume:
             if "kept_mask" in batch:
                 batch.setdefault("threshold", torch.tensor(threshold))
                 batch.setdefault("counted", batch["kept_mask"].sum(1))
+            if "right" in batch:  # older checkpoints call all other responses wrong
+                batch.setdefault("wrong", ~batch["right"])
             if "perplexity_weights" in batch:  # of an older checkpoint
                 weights, alpha = batch.pop("perplexity_weights"), trainer.args.ppl_shaping_alpha
                 batch[f"{SHAPED}ppl"] = ppl_advantages(batch["advantages"], weights, alpha)
