@@ -14,8 +14,10 @@ from entropy_grpo import EntropyForkGRPOConfig, launch
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.evaluation import callback, results
 from entropy_grpo.evaluation.backends.transformers import TransformersBackend
+from entropy_grpo.grading.pool import Grader
 from entropy_grpo.models import load
 from entropy_grpo.monitoring.watchers import WATCHERS
+from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 
@@ -135,6 +137,70 @@ def test_a_resumed_run_measures_the_benchmarks_that_its_step_lacks(tiny_model, t
     assert begin("second") == ["second"]
     assert begin("first", "second") == []
     assert begin("nowhere", "second") == ["second"]  # a failure is tried again
+
+
+def make_boxing_trainer(model, run, monkeypatch, reward, columns):
+    """A trainer on 8 problems with further columns, whose every response is `\\boxed{8}`."""
+
+    def boxed(prompts, trainer):
+        rollout = fixed_completions(prompts, trainer)
+        tokenizer = trainer.processing_class
+        answer = [*tokenizer(" \\boxed{8}")["input_ids"], tokenizer.eos_token_id]
+        rollout["completion_ids"] = [answer] * len(prompts)
+        rollout["logprobs"] = [[-1.0] * len(answer)] * len(prompts)
+        return rollout
+
+    fixed_completions = fixed_rollout.fixed_completions
+    monkeypatch.setattr(fixed_rollout, "fixed_completions", boxed)
+    data = fixed_rollout.prompts(8)
+    for name, values in columns.items():
+        data = data.add_column(name, values)
+    return fixed_rollout.make_trainer(model, run.path, reward=reward, data=data, num_generations_eval=4)
+
+
+def evaluates_eights(trainer, run, folder):
+    """Add the evaluation, before the first step, of a benchmark with two questions, of which 8 answers one."""
+    rows = [{"problem": f"{name}: go 3 to 8 need +5 with +7 -4 -1\n", "answer": name} for name in (8, 204)]
+    (folder / "eights.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return callback.BenchmarkCallback(trainer, [str(folder / "eights.jsonl")], 2, {}, run, 5.0)
+
+
+@pytest.mark.slow
+def test_the_runs_rewards_see_no_benchmark(tiny_model, tmp_path, monkeypatch):
+    """A benchmark has neither the columns nor the answers that they read, and their values are not used."""
+    begun, graded = [], []
+
+    class WithinBudget:
+        __name__ = "within_budget"
+
+        def begin(self, prompts, budget, **columns):
+            begun.extend(prompts)
+
+        def __call__(self, prompts, completion_ids, budget, **columns):
+            graded.extend(prompts)
+            return [float(len(ids) <= most) for ids, most in zip(completion_ids, budget, strict=True)]
+
+    run = RunFolder(tmp_path / "run")
+    trainer = make_boxing_trainer(tiny_model, run, monkeypatch, WithinBudget(), {"budget": [3] * 8})
+    trainer.add_callback(evaluates_eights(trainer, run, tmp_path))
+    trainer.train()
+    assert trainer.state.global_step == 1
+    _, figures = results.read(run.benchmarks / "step-0", "eights")
+    assert figures["metrics"]["acc@N"]["value"] == 0.5
+    # One rollout of two groups.
+    assert len(graded) == 8 and sorted(begun) == sorted(graded)
+    assert set(graded) <= set(fixed_rollout.prompts(8)["prompt"])
+
+
+def test_a_tasks_reward_does_not_read_a_benchmarks_references(tiny_model, tmp_path, monkeypatch):
+    """Those of reasoning_gym are JSON of another form."""
+    run = RunFolder(tmp_path / "run")
+    (reward,) = get_rewards(["gym_accuracy"], Grader(1, 5.0, 60.0), 16)
+    trainer = make_boxing_trainer(tiny_model, run, monkeypatch, reward, {"solution": ["{}"] * 8})
+    evaluates_eights(trainer, run, tmp_path).on_train_begin(trainer.args, trainer.state, trainer.control)
+    _, figures = results.read(run.benchmarks / "step-0", "eights")
+    assert figures["metrics"]["acc@N"]["value"] == 0.5
+    assert trainer.state.log_history[-1]["eval_failures"] == 0
 
 
 def test_training_and_evaluation_end_at_the_same_tokens(tiny_model, tmp_path):

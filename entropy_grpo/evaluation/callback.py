@@ -70,7 +70,7 @@ class BenchmarkCallback(TrainerCallback):
     """Evaluates benchmarks before training and every `steps` optimiser steps.
 
     Parameters:
-        trainer: trainer with a method `answer(problems, metric_key_prefix, sampling) -> rows`.
+        trainer: trainer with a method `answer(problems, metric_key_prefix, sampling, graded) -> rows`.
         names: benchmarks, as on the command line of `entropy-grpo eval`.
         steps: optimiser steps between evaluations.
         sampling: `temperature` and `top_p` of the answers.
@@ -186,7 +186,7 @@ class BenchmarkCallback(TrainerCallback):
         logged = len(self.trainer.state.log_history)
         start = time.perf_counter()
         with without_logs(self.trainer.callback_handler):
-            answers = self.trainer.answer(problems, metric_key_prefix=f"eval_{title}", sampling=self.sampling)
+            answers = self.trainer.answer(problems, f"eval_{title}", self.sampling, graded=False)
         seconds = (time.perf_counter() - start) / len(answers)
         del self.trainer.state.log_history[logged:]
 

@@ -196,6 +196,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self._call: Call | None = None
         self._window: Window | None = None
         self._answers: list[Row] | None = None  # of the current evaluation
+        self._grades = True  # whether the run's rewards are called
         self.clock = Clock()
         if self.rollout_func is not None:
             self.rollout_func = self.clock.around(self.rollout_func)
@@ -636,6 +637,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _begin_grading(self, places: list[int], completions: list, rows: list[Row]) -> None:
         """Let other processes grade the responses at some places, while this process continues."""
+        if not self._grades:
+            return
         call = self._call
         call.begun.update(places)
         chosen = [rows[place] for place in places]
@@ -696,7 +699,12 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if self._call.supply is not None:
             self._call.rewards = self._call.supply.rewards
             return self._call.rewards
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        lengths = [len(ids) for ids in completion_ids_list]
+        if self._grades:
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            self.monitor.rewards(rewards, prompts, completions, lengths, self._mode)
+        else:
+            rewards = torch.zeros(self.ranks.count * len(prompts), len(self.reward_funcs), device=self.args.device)
         self._leave_if_asked()
         self._call.rewards = rewards
         if self.args.dynamic_sampling and self._pending_extra_logs:
@@ -704,8 +712,6 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             # evaluations alone would be shorter than its table.
             self._pending_extra_logs.clear()
             _warn_of_extra_logs()
-        lengths = [len(ids) for ids in completion_ids_list]
-        self.monitor.rewards(rewards, prompts, completions, lengths, self._mode)
         if self._answers is not None:
             ended = [bool(ids) and ids[-1] in self.eos_token_ids for ids in completion_ids_list]
             columns = [gather_object(column) for column in (inputs, completions, lengths, ended)]
@@ -988,25 +994,31 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             vars(sampler).update(before)
 
     def answer(
-        self, problems: Dataset, metric_key_prefix: str = "eval", sampling: dict[str, float] | None = None
+        self,
+        problems: Dataset,
+        metric_key_prefix: str = "eval",
+        sampling: dict[str, float] | None = None,
+        graded: bool = True,
     ) -> list[Row]:
         """Answer every problem `num_generations_eval` times with the current policy, through TRL's evaluation loop.
 
         Args:
             sampling: `temperature` and `top_p`; training's by default.
+            graded: whether the run's rewards are called. They may need columns and references that other problems
+                than the run's own lack. Without them every reward is 0.
 
         Returns:
             A row per answer, equal on every rank. It has the problem's columns, `completion`, `length` in tokens,
             whether it `ended` by itself (see `models.load.end_ids`), and `rewards` by name. Copies that fill up an
             uneven last batch are excluded.
         """
-        self._answers, self.monitor.recorder.paused = [], True
+        self._answers, self._grades, self.monitor.recorder.paused = [], graded, True
         try:
             with answering(self), self._sampling(sampling or {}):
                 self.evaluate(problems, metric_key_prefix=metric_key_prefix)
             rows = self._answers
         finally:
-            self._answers, self.monitor.recorder.paused = None, False
+            self._answers, self._grades, self.monitor.recorder.paused = None, True, False
         seen: dict[str, int] = {}
         first = []
         for row in rows:
