@@ -7,10 +7,12 @@ import sys
 import pytest
 from trl.trainer.utils import get_callable_name
 
+from benchmarks.fixtures import fixed_rollout
 from entropy_grpo.config.recipe import build, checked, load
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.grading import Verdict, answer_line, boxed, compare
 from entropy_grpo.grading.pool import Grader
+from entropy_grpo.metrics.answers import summarize
 from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.tasks.number_walk import Problem
 
@@ -296,3 +298,23 @@ def test_a_reward_of_the_users_own(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (reward,) = get_rewards(["own_reward:half"], GRADER, 48)
     assert reward.__name__ == "half" and reward(["a", "b"]) == [0.5, 0.5]
+
+
+def test_rewards_of_one_name_have_columns_and_metrics_of_their_own(tiny_model, tmp_path):
+    """TRL names two methods, objects or functions of one name alike."""
+
+    def scores(value):
+        def score(completions, **columns):
+            return [value] * len(completions)
+
+        return score
+
+    rewards = [scores(1.0), scores(0.0), scores(0.25)]
+    rewards[2].__name__ = "score_2"
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / "run", reward=rewards, num_generations_eval=4)
+    rows = trainer.answer(fixed_rollout.prompts(2))
+    assert all(row["rewards"] == {"score": 1.0, "score_3": 0.0, "score_2": 0.25} for row in rows)
+    assert summarize(rows, trainer.reward_func_names[0])["accuracy"]["value"] == 1.0
+    logged = {name: value for name, value in trainer.state.log_history[-1].items() if name.endswith("/mean")}
+    means = {f"eval_rewards/{name}/mean": value for name, value in rows[0]["rewards"].items()}
+    assert means.items() <= logged.items()

@@ -10,7 +10,8 @@ responses are written.
 """
 
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -150,6 +151,15 @@ GRADED = {
     "inverted": boxed_answers,
 }
 CONTROLS: dict[str, Callable[..., list[float]]] = {"format_only": format_only, "random": random}
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return the names of functions with a number behind each repeated one, such as `score_2`, that no other has."""
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        found.append(next(n for n in numbered if n not in (*found, *names)) if name in found else name)
+    return found
 
 
 def imported(name: str) -> Reward:

@@ -68,7 +68,7 @@ from ..objective.window import (
     step_threshold,
 )
 from ..rewards.guard import Guarded, GuardedAsync
-from ..rewards.registry import BUILT_IN
+from ..rewards.registry import BUILT_IN, distinct
 from ..runs import seal
 from ..runs.weights import ADAPTER, WHOLE
 from .claim import claimed
@@ -221,6 +221,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         self.stages = StageDetector(self.args.plateau_window, self.args.plateau_share)
         self.rollouts = self._make_source()
         self.resume = Resume(self)
+        # TRL names functions without their modules, and metrics and answers have one entry for each name.
+        self.reward_func_names = distinct(self.reward_func_names)
         self.reward_funcs = [
             self._guarded(reward, name) for reward, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
