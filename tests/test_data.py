@@ -243,6 +243,17 @@ def test_references_are_read_from_worked_solutions_and_broken_ones_are_counted(t
     assert sorted(own.train["solution"]) == sorted(solutions) and own.origin["worked_solutions"] == 0
 
 
+@pytest.mark.parametrize(("second", "value"), [("accuracy", 1.0), ("dapo_accuracy", 1.0), ("inverted", 0.0)])
+def test_a_reward_by_name_behind_an_own_one_finds_the_final_answers(tmp_path, second, value):
+    solutions = ["9 + 63 = 72\n#### 72", "So $x = \\boxed{5}$."]
+    path = write(tmp_path, ".jsonl", [{"prompt": f"{i}?", "solution": text} for i, text in enumerate(solutions)])
+    loaded = load(RunConfig(dataset_name=path, rewards=["mine:reward", second]))
+    assert sorted(loaded.train["solution"]) == ["5", "72"] and loaded.origin["worked_solutions"] == 2
+    (reward,) = get_rewards([second], Grader(1, 20, 60), 48)
+    answers = [f"\\boxed{{{n}}}\nAnswer: {n}" for n in loaded.train["solution"]]
+    assert reward(prompts=["?"] * 2, completions=answers, solution=loaded.train["solution"][:]) == [value] * 2
+
+
 def test_held_out_problems_come_from_those_that_are_kept(tmp_path):
     config = mixed_config(tmp_path, num_dev_problems=1, num_test_problems=1)
     problems = load(config, seed=0, prompt_lengths=words_of)

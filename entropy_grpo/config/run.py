@@ -9,7 +9,7 @@ from ..data.sources import FILE_FORMATS, is_local
 from ..grading.config import GradingConfig
 from ..models.config import CheckedModelConfig
 from ..registry import one_of, refuse_unread
-from ..rewards.registry import REWARD_SCALES
+from ..rewards.registry import GRADED, REWARD_SCALES
 from .batches import check_evaluation_batch
 from .grpo import EntropyForkGRPOConfig
 from .unread import RULES
@@ -78,8 +78,8 @@ class RunConfig(DataConfig, GradingConfig):
 
     @property
     def reference_grading(self) -> GradingConfig | None:
-        """Limits of the grader that reads the references, or None if the user's own function grades."""
-        return None if ":" in self.rewards[0] else self
+        """Limits of the grader that reads the references, or None if only the user's own functions read them."""
+        return None if ":" in self.rewards[0] and GRADED.keys().isdisjoint(self.rewards) else self
 
     @property
     def has_own_rewards(self) -> bool:

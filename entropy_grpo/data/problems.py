@@ -82,7 +82,7 @@ def load_problems(
     """Load, check, filter and split the problems. All processes of a run call this together.
 
     Args:
-        grading: limits of the grader that must read the references; None if the user's own function grades.
+        grading: limits of the grader that must read the references; None if only the user's own functions read them.
         prompt_lengths: needed only with `max_prompt_length`.
         keeps_columns: whether the user's own function may read other columns than the problem and its reference.
 
@@ -257,7 +257,7 @@ def leave_out_evaluated(left_out: LeftOut, questions: Sequence[str], names: Sequ
 
 
 def _find_unreadable(grading: GradingConfig | None, references: list[str]) -> list[str]:
-    """Result of `filters.unreadable`, computed on the first process; empty if the user's own function grades."""
+    """Result of `filters.unreadable`, computed on the first process; empty if no grader reads the references."""
     shared: list[list[str]] = [[]]
     if grading is not None:
         if PartialState().is_main_process:
@@ -298,7 +298,7 @@ def _filter(
 
     - it has no answer;
     - it is repeated, or its question has different answers;
-    - the grader cannot read its reference, unless the user's own function grades;
+    - the grader cannot read its reference, unless only the user's own functions read it;
     - it is in an evaluation set;
     - its prompt is too long.
 
