@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -12,7 +13,7 @@ from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.compare.sweep import variants
 from entropy_grpo.config.methods import SHORT_FORMS
-from entropy_grpo.config.recipe import RecipeError, build, load, overrides
+from entropy_grpo.config.recipe import RecipeError, build, checked, load, overrides
 from entropy_grpo.objective.methods.entries import parse
 from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.objective.methods.run import MethodError, Methods, make_view
@@ -424,3 +425,48 @@ def test_tokens_of_weight_0_need_no_gradient(tmp_path):
     (planned,) = Methods(spec).plan([inputs], None)
     wanted = inputs["completion_mask"].bool() & (planned["token_weights"] > 0)
     assert torch.equal(with_gradient(planned), wanted) and 0 < wanted.sum() < inputs["completion_mask"].sum()
+
+
+FORKING = "token_weights: [{name: forking, rho: 0.1}]\n"
+PPL = "advantages: [{name: ppl, alpha: 0.01}]\n"
+
+
+def layered(folder, parent, child, words):
+    """The run's settings of a recipe, its parent and the command line, and the settings that a run records."""
+    (folder / "parent.yaml").write_text(f"output_dir: {folder}\nuse_cpu: true\nbf16: false\n{parent}")
+    (folder / "child.yaml").write_text(f"base: parent.yaml\n{child}")
+    settings = checked(load(folder / "child.yaml") | overrides(words), [EntropyForkGRPOConfig])
+    (made,) = build(settings, [EntropyForkGRPOConfig])
+    return made, {key: setting.value for key, setting in settings.items()}
+
+
+@pytest.mark.parametrize(
+    ("parent", "child", "words", "said"),
+    [
+        (FORKING, "top_entropy_quantile: 1.0\n", "", "top_entropy_quantile 0.1, but top_entropy_quantile is 1.0"),
+        (FORKING, "top_entropy_quantile: 0.2\n", "", "top_entropy_quantile 0.1, but top_entropy_quantile is 0.2"),
+        (FORKING, "", "--top_entropy_quantile 1.0", "top_entropy_quantile is 1.0"),
+        (FORKING, "", "--top_entropy_quantile 0.2", "top_entropy_quantile is 0.2"),
+        ("", FORKING + "top_entropy_quantile: 1.0\n", "", "top_entropy_quantile is 1.0"),
+        ("token_weights: [random]\n", "", "--entropy_selection top", "'random', but entropy_selection is 'top'"),
+        (PPL, "ppl_shaping_alpha: null\n", "", "ppl_shaping_alpha 0.01, but ppl_shaping_alpha is None"),
+    ],
+)
+def test_a_later_short_form_is_not_replaced_by_an_inherited_entry(tmp_path, parent, child, words, said):
+    """Also if its value is the default, which a configuration cannot tell from a setting that is left out."""
+    with pytest.raises(RecipeError, match=f"{re.escape(said)}: leave one of the two out") as refusal:
+        layered(tmp_path, parent, child, words.split())
+    assert "command line" in str(refusal.value) if words else "child.yaml:" in str(refusal.value)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.2, 0.3])
+def test_a_later_entry_replaces_an_inherited_short_form(tmp_path, share):
+    parent = f"top_entropy_quantile: {share}\nentropy_scope: rollout\n"
+    made, recorded = layered(tmp_path, parent, FORKING, [])
+    assert (made.top_entropy_quantile, made.entropy_scope) == (0.1, "rollout")
+    assert "top_entropy_quantile" not in recorded and recorded["entropy_scope"] == "rollout"
+
+
+def test_an_entry_and_an_equal_short_form_are_accepted(tmp_path):
+    made, _ = layered(tmp_path, FORKING, "top_entropy_quantile: 0.1\n", [])
+    assert made.top_entropy_quantile == 0.1

@@ -27,37 +27,46 @@ def to_short_forms(config: Any) -> None:
     Raises:
         ValueError: a setting has another value already, or an entry is invalid.
     """
+    defaults = {f.name: f.default if f.default is not MISSING else None for f in fields(config)}
     for setting in SETTINGS:
         if not isinstance(getattr(config, setting), (list, tuple)):
             raise ValueError(f"{setting} is {getattr(config, setting)!r}: write a list of entries.")
         left = []
         for given in getattr(config, setting):
-            name, params, schedule = split(setting, given)
-            if name in SHORT_FORMS:
-                _move(config, setting, name, params, schedule)
-            else:
+            values = short_values(setting, given)
+            for short, value in values.items():
+                now = getattr(config, short)
+                if now not in (defaults[short], value) and not (short == _SELECTION["rho"] and now == 1):
+                    raise ValueError(contradiction(setting, given, short, value, now))
+                setattr(config, short, value)
+            if not values:
                 left.append(given)
         setattr(config, setting, left)
 
 
-def _move(config: Any, setting: str, name: str, params: dict[str, Any], schedule: dict[str, Any]) -> None:
-    """Set the short form of an entry."""
+def short_values(setting: str, given: Any) -> dict[str, Any]:
+    """Return the values of the short forms that an entry of `advantages` or `token_weights` sets, by name.
+
+    Raises:
+        ValueError: the entry has short forms and is invalid.
+    """
+    name, params, schedule = split(setting, given)
+    if name not in SHORT_FORMS:
+        return {}
     forms, (entry,) = SHORT_FORMS[name], parse(setting, [{"name": name} | params])
     strength = next(iter(forms))
-    given = {forms[strength]: entry.record()["parameters"][strength]}
+    values = {forms[strength]: entry.record()["parameters"][strength]}
     if name in MASKS:
         if schedule:
             raise ValueError(f"{setting}: {next(iter(schedule))} of {name}: a selection of tokens has no schedule.")
-        given["entropy_selection"] = MASKS[name]
-    given |= {forms[key]: value for key, value in (entry.params | schedule).items()}
-    defaults = {f.name: f.default if f.default is not MISSING else None for f in fields(config)}
-    for short, value in given.items():
-        now = getattr(config, short)
-        if now not in (defaults[short], value) and not (short == _SELECTION["rho"] and now == 1):
-            raise ValueError(
-                f"{setting} names {name} with {short} {value!r}, but {short} is {now!r}: leave one of the two out."
-            )
-        setattr(config, short, value)
+        values["entropy_selection"] = MASKS[name]
+    return values | {forms[key]: value for key, value in (entry.params | schedule).items()}
+
+
+def contradiction(setting: str, given: Any, short: str, value: Any, now: Any) -> str:
+    """Return the sentence about an entry that sets a short form to `value`, which has the value `now` already."""
+    name, _, _ = split(setting, given)
+    return f"{setting} names {name} with {short} {value!r}, but {short} is {now!r}: leave one of the two out."
 
 
 def count_in_steps(config: Any) -> None:

@@ -194,7 +194,7 @@ def checked(settings: Settings, classes: Iterable[type]) -> Settings:
     """Return the settings with each value in the type of its field; every key must be a field of some class.
 
     Inherited settings that a later switch leaves without a reader are dropped, and an inherited commit of a model
-    beside a later name.
+    beside a later name. So are inherited short forms that a later entry sets.
     """
     hints: dict[str, Any] = {}
     for cls in classes:
@@ -209,7 +209,38 @@ def checked(settings: Settings, classes: Iterable[type]) -> Settings:
         key: dataclasses.replace(setting, value=_checked(key, setting, hints[key]))
         for key, setting in settings.items()
     }
-    return without_unread(values)
+    return without_unread(_without_replaced(values))
+
+
+def _without_replaced(settings: Settings) -> Settings:
+    """Drop inherited settings that a later entry of `advantages` or `token_weights` sets: its short forms.
+
+    A configuration cannot tell a default value from a setting that is left out.
+
+    Raises:
+        RecipeError: a short form is set in the entry's file, or later, with another value.
+    """
+    # Late, because it loads torch, which the help and the list of recipes do without.
+    from .methods import SETTINGS, contradiction, short_values
+
+    replaced = set()
+    for name in SETTINGS.keys() & settings.keys():
+        listed = settings[name]
+        for given in listed.value:
+            try:
+                values = short_values(name, given)
+            except ValueError as error:
+                raise RecipeError(f"{listed.source}: {error}") from error
+            for short, value in values.items():
+                if short not in settings:
+                    continue
+                own = settings[short]
+                if own.layer < listed.layer:
+                    replaced.add(short)
+                elif own.value != value:
+                    said = contradiction(name, given, short, value, own.value)
+                    raise RecipeError(f"{listed.source}, {own.source}: {said}")
+    return {key: setting for key, setting in settings.items() if key not in replaced}
 
 
 def without_unread(settings: Settings) -> Settings:
