@@ -26,6 +26,8 @@ from .loading import load
 
 ROWS = [{"prompt": f"What is {i} + {i}?", "solution": str(2 * i), "level": i % 3} for i in range(11)]
 
+WALK = "embedded:number_walk"
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
@@ -385,6 +387,12 @@ def test_an_evaluation_file_without_problems_is_refused(tmp_path):
         ({"dataset_name": "math", "dataset_file": "copy.tsv"}, "dataset_file is 'copy.tsv': it must end in .jsonl"),
         ({"dataset_name": "math", "dataset_config": "algebra"}, "dataset_config is 'algebra' but dataset_name 'math'"),
         ({"dataset_name": "math", "dataset_train_split": "test"}, "dataset_train_split is 'test' but"),
+        ({"num_train_problems": 500}, "num_train_problems is 500, which nothing reads unless dataset_name is a task"),
+        ({"dataset_name": "math", "num_train_problems": 500}, "num_train_problems is 500, which nothing reads"),
+        ({"dataset_name": "who/what", "num_train_problems": 500}, "num_train_problems is 500, which nothing reads"),
+        ({"dataset_name": WALK, "dataset_train_split": "test"}, "dataset_train_split is 'test' but dataset_name"),
+        ({"dataset_name": WALK, "dataset_revision": "abc"}, "dataset_revision is 'abc' but dataset_name"),
+        ({"dataset_name": WALK, "dataset_config": "main"}, "dataset_config is 'main' but dataset_name"),
         ({"dataset_name": "math", "prompt_column": "problem"}, "prompt_column is 'problem' but"),
         ({"dataset_name": "math", "solution_column": "answer"}, "solution_column is 'answer' but"),
         ({"dataset_name": "embedded:number_walk", "prompt_template": "boxed"}, "prompt_template is 'boxed' but"),

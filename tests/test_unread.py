@@ -107,6 +107,8 @@ def test_what_a_parent_set_for_a_switch_goes_with_it():
     assert "warmup_steps" not in load("qwen25_7b_grpo", ["--lr_scheduler_type", "constant"])
     assert load("qwen3_14b", [])["use_liger_kernel"].value is True
     assert "use_liger_kernel" not in load("qwen3_14b", ["--use_cpu", "true"])
+    own = load("qwen3_0_6b_countdown", ["--dataset_name", "problems.jsonl", "--dataset_options", "{}"])
+    assert "num_train_problems" not in own and "num_train_problems" in load("qwen3_0_6b_countdown", [])
     # What is set beside the switch, or after it, was meant.
     both = load("qwen3_14b", ["--use_vllm", "false", "--vllm_max_model_length", "4096"])
     with pytest.raises(recipe.RecipeError, match="command line: vllm_max_model_length is 4096, which nothing reads"):

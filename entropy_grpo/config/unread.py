@@ -183,6 +183,21 @@ LOSS = (
     ),
 )
 
-RUN = (ReadIf(("eval_benchmark_*",), "eval_benchmarks", _is_set, "without eval_benchmarks: name benchmarks there"),)
+
+def _is_task(value: str | None) -> bool:
+    from ..tasks.registry import is_task  # late, because it loads sympy, which the help does without
+
+    return is_task(value)
+
+
+RUN = (
+    ReadIf(
+        ("num_train_problems",),
+        "dataset_name",
+        _is_task,
+        "unless dataset_name is a task, which generates problems: leave it out",
+    ),
+    ReadIf(("eval_benchmark_*",), "eval_benchmarks", _is_set, "without eval_benchmarks: name benchmarks there"),
+)
 
 RULES = (*TRAINING, *SAMPLING, *LOSS, *RUN, *MODEL)

@@ -105,6 +105,7 @@ class DataConfig(SourceConfig):
         unread, task = [], self.task
         if task is not None:
             unread = "prompt_column solution_column prompt_template decontaminate_against".split()
+            unread += "dataset_config dataset_revision dataset_train_split".split()
             unread += ["max_prompt_length"] * (task.longest_prompt is not None)
         elif self.dataset_name in TRAINING:
             unread = "dataset_config dataset_train_split prompt_column solution_column".split()
