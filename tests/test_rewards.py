@@ -8,13 +8,16 @@ import pytest
 from trl.trainer.utils import get_callable_name
 
 from benchmarks.fixtures import fixed_rollout
-from entropy_grpo.config.recipe import build, checked, load
+from entropy_grpo.config.offline import resolve
+from entropy_grpo.config.recipe import RecipeError, build, checked, load
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.grading import Verdict, answer_line, boxed, compare
 from entropy_grpo.grading.pool import Grader
 from entropy_grpo.metrics.answers import summarize
 from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.tasks.number_walk import Problem
+
+from .conftest import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -206,6 +209,8 @@ def test_rewards_come_in_the_order_of_their_names():
 def test_an_unknown_reward_is_refused_by_name(names):
     with pytest.raises(ValueError) as refusal:
         get_rewards(names, GRADER, 48)
+    with pytest.raises(RecipeError, match=re.escape(str(refusal.value))):
+        resolve("qwen3_8b", ["--rewards", f"[{', '.join(names)}]"])
     message = str(refusal.value)
     assert all(name in message for name in names)
     known = "accuracy dapo_accuracy format_only gym_accuracy gym_score inverted overlong random story_accuracy"
@@ -280,7 +285,6 @@ def test_overlong_is_the_formula():
     [
         (["accuracy", "overlong"], None, "overlong_cache_length is None"),
         (["accuracy", "overlong"], 48, "below max_completion_length (48)"),
-        (["accuracy"], 8, "rewards does not name 'overlong'"),
         (["overlong"], 8, "name first the reward that decides whether a response is right"),
         (["no.such.module:reward"], None, "cannot be imported"),
         (["math:nothing"], None, "cannot be imported"),
@@ -288,8 +292,37 @@ def test_overlong_is_the_formula():
     ],
 )
 def test_what_cannot_work_is_refused(names, cache, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+    """By a launch, and by a plan or a sweep of the same recipe on another machine."""
+    with pytest.raises(ValueError, match=re.escape(said)) as refusal:
         get_rewards(names, GRADER, 48, cache)
+    words = ["--rewards", *names, "--max_completion_length", "48", "--overlong_cache_length", str(cache or "null")]
+    with pytest.raises(RecipeError, match=r"^command line: ") as resolved:
+        resolve("qwen3_8b", words if "overlong" in names else words[:-2])
+    assert str(resolved.value).endswith(str(refusal.value))
+
+
+def test_a_length_for_the_penalty_needs_the_penalty(tmp_path):
+    """One that a parent sets is dropped, so that a recipe for a GPU takes other rewards without further words."""
+    said = "overlong_cache_length is 8, which nothing reads unless rewards names 'overlong': add 'overlong' to rewards"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        RunConfig(dataset_name="embedded:number_walk", overlong_cache_length=8)
+    assert resolve("qwen3_8b", ["--rewards", "accuracy", "random"]).run.overlong_cache_length is None
+    assert resolve("qwen3_8b", []).run.overlong_cache_length == 4096
+
+
+def test_the_recipe_in_data_md_is_launched_with_a_reward_of_ones_own(tmp_path, monkeypatch):
+    page = (REPOSITORY / "docs" / "data.md").read_text()
+    text = next(block for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S) if "base:" in block)
+    (tmp_path / "my_rewards.py").write_text(
+        "def right(completions, **columns):\n    return [1.0] * len(completions)\n"
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    found = resolve("mine.yaml", [])
+    assert "my_rewards:right" in found.run.rewards
+    rewards = get_rewards(found.run.rewards, GRADER, found.args.max_completion_length, found.run.overlong_cache_length)
+    assert len(rewards) == len(found.run.rewards)
 
 
 def test_a_reward_of_the_users_own(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..models.config import CheckedModelConfig
+from ..rewards.registry import check_rewards
 from . import recipe
 from .batches import batch_shape
 from .grpo import EntropyForkGRPOConfig
@@ -48,7 +49,7 @@ def resolve(recipe_file: str, words: Sequence[str], gpus: int | None = None, nod
         gpus, nodes: GPUs per machine and machines, by default from the recipe's accelerate configuration.
 
     Raises:
-        RecipeError: the recipe or an override is wrong.
+        RecipeError: the recipe or an override is wrong, or a reward function of the user's own cannot be imported.
     """
     settings = recipe.load(recipe_file) | recipe.overrides(words)
     classes = SFT_CLASSES if recipe.is_cold_start(settings) else CLASSES
@@ -58,6 +59,12 @@ def resolve(recipe_file: str, words: Sequence[str], gpus: int | None = None, nod
     if gpus * nodes == 1:
         sharding = replace(sharding, kind="none")
     run, args, model = recipe.build(_on_one_process(settings, gpus * nodes, classes[1]), classes)
+    if isinstance(run, RunConfig) and isinstance(args, EntropyForkGRPOConfig):
+        try:
+            check_rewards(run.rewards, args.max_completion_length, run.overlong_cache_length)
+        except ValueError as error:
+            places = dict.fromkeys(recipe.sources(settings, error))
+            raise RecipeError(f"{', '.join(places) or settings['rewards'].source}: {error}") from error
     use_cpu = "use_cpu" in settings and settings["use_cpu"].value
     return Resolved(run, args, model, sharding, gpus, nodes, use_cpu)
 

@@ -272,11 +272,16 @@ def build(settings: Settings, classes: Iterable[type]) -> list[Any]:
             values = {key: copy.deepcopy(setting.value) for key, setting in settings.items() if key in names}
             instances.append(cls(**values))
         except (ValueError, TypeError) as error:
-            named = [setting.source for key, setting in settings.items() if re.search(rf"\b{key}\b", str(error))]
+            named = sources(settings, error)
             meant = [] if named else [key for key in names & settings.keys() if _is_named(settings[key].value, error)]
             named += [f"{settings[key].source}: {key} is {settings[key].value!r}" for key in meant]
             raise RecipeError(f"{', '.join(dict.fromkeys(named)) or cls.__name__}: {error}") from error
     return instances
+
+
+def sources(settings: Settings, error: Exception) -> list[str]:
+    """Return the places of the settings that an error names."""
+    return [setting.source for key, setting in settings.items() if re.search(rf"\b{key}\b", str(error))]
 
 
 def _is_named(value: Any, error: Exception) -> bool:

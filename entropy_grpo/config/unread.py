@@ -197,6 +197,12 @@ RUN = (
         _is_task,
         "unless dataset_name is a task, which generates problems: leave it out",
     ),
+    ReadIf(
+        ("overlong_cache_length",),
+        "rewards",
+        lambda value: "overlong" in value,
+        "unless rewards names 'overlong': add 'overlong' to rewards, or leave it out",
+    ),
     ReadIf(("eval_benchmark_*",), "eval_benchmarks", _is_set, "without eval_benchmarks: name benchmarks there"),
 )
 

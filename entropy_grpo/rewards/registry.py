@@ -167,22 +167,41 @@ def imported(name: str) -> Reward:
     return import_function("rewards", name)
 
 
-def overlong(max_completion_length: int, cache_length: int | None) -> Reward:
-    """DAPO's soft overlong punishment: min(-(length - (max - cache)) / cache, 0), with lengths in tokens.
-
-    Raises:
-        ValueError: `cache_length` is missing or does not lie between 0 and `max_completion_length`.
-    """
-    if cache_length is None or not 0 < cache_length < max_completion_length:
-        raise ValueError(
-            f"overlong_cache_length is {cache_length}, but the reward 'overlong' needs it: set it above 0 and below "
-            f"max_completion_length ({max_completion_length})."
-        )
+def overlong(max_completion_length: int, cache_length: int) -> Reward:
+    """DAPO's soft overlong punishment: min(-(length - (max - cache)) / cache, 0), with lengths in tokens."""
     from trl.rewards import get_soft_overlong_punishment
 
     punish = get_soft_overlong_punishment(max_completion_length, cache_length)
     punish.__name__ = OVERLONG  # TRL names its metrics after it
     return punish
+
+
+def partial_rewards() -> dict[str, Task]:
+    """The tasks with partial scores by the names of the rewards that give them."""
+    return {task.partial_reward: task for task in by_reward().values() if task.partial_reward is not None}
+
+
+def check_rewards(names: list[str], max_completion_length: int, overlong_cache_length: int | None) -> None:
+    """Refuse rewards that no run can have. The user's own functions are imported.
+
+    Raises:
+        ValueError: a name is unknown, or the settings contradict each other. The message lists the known names.
+    """
+    partial = partial_rewards()
+    known = [*GRADED, *by_reward(), *partial, *CONTROLS, OVERLONG]
+    if not names or any(name not in known and ":" not in name for name in names):
+        raise ValueError(f"rewards is {names!r}: name one or more of {', '.join(sorted(known))}, or module:function.")
+    if names[0] in (OVERLONG, *partial):
+        raise ValueError(f"rewards is {names!r}: name first the reward that decides whether a response is right.")
+    length = overlong_cache_length
+    if OVERLONG in names and (length is None or not 0 < length < max_completion_length):
+        raise ValueError(
+            f"overlong_cache_length is {length}, but the reward 'overlong' needs it: set it above 0 and below "
+            f"max_completion_length ({max_completion_length})."
+        )
+    for name in names:
+        if name not in known:
+            imported(name)
 
 
 def get_rewards(
@@ -199,20 +218,10 @@ def get_rewards(
         scale: one of `REWARD_SCALES`, for all rewards except `overlong`, partial scores and the user's own functions.
 
     Raises:
-        ValueError: a name is unknown, or the settings contradict each other. The message lists the known names.
+        ValueError: the rewards are refused by `check_rewards`.
     """
-    tasks = by_reward()
-    partial = {task.partial_reward: task for task in tasks.values() if task.partial_reward is not None}
-    known = [*GRADED, *tasks, *partial, *CONTROLS, OVERLONG]
-    if not names or any(name not in known and ":" not in name for name in names):
-        raise ValueError(f"rewards is {names!r}: name one or more of {', '.join(sorted(known))}, or module:function.")
-    if names[0] in (OVERLONG, *partial):
-        raise ValueError(f"rewards is {names!r}: name first the reward that decides whether a response is right.")
-    if OVERLONG not in names and overlong_cache_length is not None:
-        raise ValueError(
-            f"overlong_cache_length is {overlong_cache_length}, but rewards does not name 'overlong': add 'overlong' "
-            "to rewards, or leave overlong_cache_length out."
-        )
+    check_rewards(names, max_completion_length, overlong_cache_length)
+    tasks, partial = by_reward(), partial_rewards()
     right, wrong = REWARD_SCALES[scale]
     readers = GRADED | {task.reward: task_answers(task) for task in tasks.values() if task.score is None}
 
