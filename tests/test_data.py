@@ -12,6 +12,7 @@ import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.data.problems import check_size
 from entropy_grpo.evaluation import questions
@@ -171,6 +172,22 @@ def test_a_data_set_smaller_than_one_rollout_is_refused():
     message = str(refusal.value)
     assert "11 problems" in message and "needs 12" in message
     assert "generation_batch_size / num_generations" in message
+
+
+def test_a_recipe_that_counts_prompts_is_told_a_number_of_prompts_that_fits(tmp_path):
+    """It refuses or replaces TRL's sizes of batches."""
+
+    def config(prompts):
+        sizes = {"num_generations": 4, "prompts_per_rollout": prompts, "steps_per_rollout": 1}
+        return EntropyForkGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4, **sizes)
+
+    train, asked = Dataset.from_list(ROWS), config(16)
+    with pytest.raises(ValueError, match="11 problems, but one rollout needs 16") as refusal:
+        check_size(train, asked.rollout_groups, asked.prompts_per_rollout)
+    assert "batch_size" not in str(refusal.value) and "accumulation" not in str(refusal.value)
+    advised = re.search(r"lower prompts_per_rollout to (\d+) or fewer", str(refusal.value))
+    lower = config(int(advised[1]))
+    check_size(train, lower.rollout_groups, lower.prompts_per_rollout)
 
 
 def test_embedded_problems_are_the_tasks_own_in_its_order():

@@ -405,11 +405,21 @@ def _generate(task: Task, config: DataConfig, seed: int, prompt_lengths: PromptL
     return Problems(train, dev, test, {"dataset": config.task_name, **task.origin, **template, **sizes}, stream)
 
 
-def check_size(train: Dataset, problems_per_rollout: int) -> None:
-    """Refuse a data set that is too small for one rollout, for which TRL would train zero steps without an error."""
-    if len(train) < problems_per_rollout:
+def check_size(train: Dataset, problems_per_rollout: int, prompts_per_rollout: int | None = None) -> None:
+    """Refuse a data set that is too small for one rollout, for which TRL would train zero steps without an error.
+
+    Args:
+        prompts_per_rollout: the setting, which replaces TRL's sizes of batches where it is set.
+    """
+    if len(train) >= problems_per_rollout:
+        return
+    needs = f"the training set has {len(train)} problems, but one rollout needs {problems_per_rollout}"
+    if prompts_per_rollout is not None:
         raise ValueError(
-            f"the training set has {len(train)} problems, but one rollout needs {problems_per_rollout} "
-            "(generation_batch_size / num_generations): lower generation_batch_size, per_device_train_batch_size or "
-            "gradient_accumulation_steps, or provide more problems."
+            f"{needs} (prompts_per_rollout): lower prompts_per_rollout to {len(train)} or fewer, or provide more "
+            "problems."
         )
+    raise ValueError(
+        f"{needs} (generation_batch_size / num_generations): lower generation_batch_size, per_device_train_batch_size "
+        "or gradient_accumulation_steps, or provide more problems."
+    )

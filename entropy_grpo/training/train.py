@@ -95,7 +95,7 @@ def load_data(start: Start, folder: RunFolder) -> tuple[Problems, str]:
 
     problems = load_problems(run_config, args.seed, run_config.reference_grading, lengths, run_config.has_own_rewards)
     digest = check_data(problems, args, folder, args.allow_changes)
-    check_size(problems.train, args.rollout_groups)
+    check_size(problems.train, args.rollout_groups, args.prompts_per_rollout)
     args.shuffle_dataset &= problems.stream is None
     for part in filter(None, (None if problems.stream else problems.train, problems.dev, problems.test)):
         check_conversations(start.tokenizer, part["prompt"], start.named, **templating)
