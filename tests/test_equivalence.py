@@ -74,6 +74,15 @@ def test_the_search_tells_apart_what_differs_and_nothing_else():
 
 # Rules: (answer, reference) that are right, then those that are not
 
+
+def both_ways(pairs):
+    return [*pairs, *(pair[::-1] for pair in pairs)]
+
+
+def column(*entries):
+    return "\\begin{pmatrix} " + " \\\\ ".join(entries) + " \\end{pmatrix}"
+
+
 RULES = {
     "corners": (
         [("\\sqrt{x^2}", "|x|"), ("|x-1|", "|1-x|"), ("\\max(a,b)", "\\frac{a+b+|a-b|}{2}"), ("x|x|", "|x|x")],
@@ -371,6 +380,30 @@ RULES = {
             ("\\{1,234,234\\}", "1,234"),
             ("\\emptyset", "1,234"),
         ],
+    ),
+    "fractions in matrices": (
+        both_ways(
+            [
+                (column("-1/3", "2/3", "5/3"), column("-\\frac13", "\\frac23", "\\frac53")),
+                (column("1/5", "-18/5"), column("\\frac{1}{5}", "-\\frac{18}{5}")),
+                (column("0 & 1/2", "3 & 4/5"), column("0 & 0.5", "3 & 0.8")),
+                (column("1/2\\\\-1/3"), column("\\frac{1}{2}", "-\\frac{1}{3}")),
+                ("\\begin{bmatrix}1/2&1/4\\\\1/8&1/16\\end{bmatrix}", column("0.5 & 0.25", "0.125 & 0.0625")),
+            ]
+        ),
+        both_ways(
+            [
+                (column("-1/3", "2/3", "5/3"), column("\\frac13", "\\frac23", "\\frac53")),
+                (column("-1/3", "2/3", "5/3"), column("\\frac23", "-\\frac13", "\\frac53")),
+                (column("1/5", "-18/5"), column("\\frac{1}{5} & -\\frac{18}{5}")),
+                (column("1/5", "-18/5"), column("5", "-\\frac{18}{5}")),
+                (column("1/2x", "1"), column("\\frac{x}{2}", "1")),
+                (column("1/2x", "1"), column("\\frac{1}{2x}", "1")),
+                (column("1/2\\pi", "1"), column("\\frac{\\pi}{2}", "1")),
+                ("1/2 \\\\ 3", "\\frac{1}{6}"),
+                ("1/2 \\\\ x", "\\frac{x}{2}"),
+            ]
+        ),
     ),
     "letters of options": (
         [

@@ -77,6 +77,9 @@ def test_texts_with_two_meanings_or_none_are_refused(text, reason):
         ("-.5", -sympy.Rational(1, 2)),
         (r"-\frac{3}{6}", -sympy.Rational(1, 2)),
         ("0/5", sympy.Integer(0)),
+        # A row of a matrix ends behind its fraction.
+        (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", sympy.Matrix([-1, 2]) / 3),
+        (r"\begin{pmatrix}0&1/2\\1/12&1\end{pmatrix}", sympy.Matrix([[0, 6], [1, 12]]) / 12),
     ],
 )
 def test_texts_mean_what_is_written(text, expected):
