@@ -96,4 +96,5 @@ def test_items_without_unit_or_base_are_expressions():
     assert expression(Leaf("3", times=12)) == 36
     assert expression(Leaf("101", base=10)) == 101
     assert expression(Leaf("101", base=2)) is expression(Leaf("101", base=11)) is None
+    assert expression(Words("7:12")) == sympy.Rational(7, 12) and expression(Words("3:05")) is None
     assert expression(Words("xy")) == X * Y and expression(Words("apple")) is None

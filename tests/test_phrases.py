@@ -66,6 +66,8 @@ def named(amount, unit):
         # Times of day.
         ("3:05", Words("3:05")),
         ("03:05 PM", Words("3:05 pm")),
+        ("7:12", Words("7:12")),
+        ("7 to 12", Leaf("7 : 12")),
         # Words and products of letters.
         ("ab", Leaf("ab")),
         ("ab cd", Leaf("ab cd")),

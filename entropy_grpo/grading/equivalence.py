@@ -7,6 +7,7 @@ The conventions, in points on which graders of the field differ or are wrong:
 - The digits of a reference in another base may be given without the base; a different base is a different answer.
 - A bare list has no order unless its items are words. It equals a set, and a tuple with the same items in the same
   order. A set is no tuple, `[0, 1]` is not `(0, 1)`, and `(0, 1)` is the same as a point and as an interval.
+- `7:12` is a time of day and the ratio `7/12`: two such texts are times, so that `7:12` is not `14:24`.
 - `x = 5` is `5`, but `y = 5` is not `x = 5`. A chain such as `9 = 8` that does not hold equals nothing.
 """
 

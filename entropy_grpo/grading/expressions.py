@@ -55,6 +55,8 @@ _REFUSED = re.compile(
     r"\d\.\d+\s*\(\d+\)|\\sqrt\s*\d\d|\^\s*(?:-?(?:[\d.]+|\w|\\[a-zA-Z]+)(?:_\w)?|\{[^{}]*\})\s*\^|"
     r"\\(?:coth|sech|csch)(?![a-zA-Z])"
 )
+# Words with a value: a product of variables, and a time of day without a leading zero, which may be a ratio.
+_VALUED_WORDS = re.compile(r"[a-zA-Z]{1,4}|[1-9]\d?:[1-5]\d")
 # Letters that the parser takes for something else: I for the imaginary unit, a power T for a transpose, and letters of
 # several styles for one.
 _STYLED = re.compile(r"\\math(bb|cal|frak|scr)\s*\{\s*([a-zA-Z])\s*\}")
@@ -215,9 +217,12 @@ def parsed(text: str) -> Expression | None:
 
 
 def expression(node: object) -> Expression | None:
-    """Return the expression of an item without unit or base, or None. A short word is a product of variables."""
+    """Return the expression of an item without unit or base, or None.
+
+    A short word is a product of variables, and a time of day such as `7:12` is a ratio as well.
+    """
     if isinstance(node, Words):
-        return parsed(node.text) if re.fullmatch("[a-zA-Z]{1,4}", node.text) else None
+        return parsed(node.text) if _VALUED_WORDS.fullmatch(node.text) else None
     if not isinstance(node, Leaf) or node.base not in (None, 10) or node.unit is not None:
         return None
     value = parsed(node.text)

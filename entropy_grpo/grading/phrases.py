@@ -190,14 +190,14 @@ def _based(text: str) -> Leaf | None:
 
 
 def _clock(text: str) -> Words | None:
-    """Read a time of day, which is no ratio."""
+    """Read a time of day. `7:12` may be a ratio as well, and `7 : 12` is no time."""
     match = _CLOCK.fullmatch(text)
     return Words(f"{int(match[1])}:{match[2]} {match[3].lower()}m" if match[3] else text) if match else None
 
 
 def plain(text: str) -> Leaf | Words:
     """Read one item without lists, sets and relations in it."""
-    text = _DIGITS_APART.sub(lambda match: re.sub("[ _]", "", match[0]), _RATIO.sub(r"\1:\2", _ANY.sub("", text)))
+    text = _DIGITS_APART.sub(lambda match: re.sub("[ _]", "", match[0]), _RATIO.sub(r"\1 : \2", _ANY.sub("", text)))
     text = _OHM.sub(lambda match: f"\\text{{ {_PREFIXES[match[1]]}ohm}}", text)
     for form in (_clock, _money, _quantity, _based, _words):
         if (leaf := form(text)) is not None:
