@@ -442,6 +442,60 @@ RULES = {
             ]
         ),
     ),
+    "matrices as models write them": (
+        both_ways(
+            [
+                ("\\begin{pmatrix} \\frac12 \\\\[6pt] \\frac32 \\end{pmatrix}", column("0.5", "1.5")),
+                (
+                    "\\begin{pmatrix} 1 & 2 \\\\ [0.5em] 3 & 4 \\\\[-1.2 ex]5&6\\end{pmatrix}",
+                    column("1&2", "3&4", "5&6"),
+                ),
+                ("\\begin{bmatrix}a&b\\\\c&d\\end{bmatrix}", column("a & b", "c & d")),
+                (column("x", "2d"), column("x", "d+d")),
+                (column("x", "\\frac{1}{2}d\\\\"), column("x", "\\frac{d}{2}")),
+                (f"{column('x', 'y')} = {column('1', '2')}", column("1", "2")),
+                (f"{column('x', 'y')} = {column('1', '2')}", f"{column('x', 'y')} = {column('1.0', '2')}"),
+                (
+                    f"\\begin{{bmatrix}}x\\\\y\\end{{bmatrix}} = {column('0.5', '2')}",
+                    f"{column('x', 'y')} = {column('1/2', '2')}",
+                ),
+                (f"{column('x_1 & x_2')} = {column('1 & 2')}", column("1 & 2")),
+            ]
+        ),
+        both_ways(
+            [
+                ("\\begin{pmatrix} \\frac12 \\\\[6pt] \\frac32 \\end{pmatrix}", column("\\frac12", "\\frac52")),
+                (
+                    "\\begin{pmatrix} \\frac12 \\\\[6pt] \\frac32 \\end{pmatrix}",
+                    column("\\frac12", "6pt\\cdot\\frac32"),
+                ),
+                ("\\begin{pmatrix} 1 \\\\[6] \\cdot 2 \\end{pmatrix}", column("1", "2")),
+                ("\\begin{pmatrix} 1 \\\\[6p] 2 \\end{pmatrix}", column("1", "2")),
+                (column("a & b", "c & d"), column("a & b", "d & c")),
+                (column("a & b", "c & d"), column("a & b", "c & D")),
+                (column("x", "2d"), column("x", "2")),
+                (column("x", "1/2d"), column("x", "\\frac{d}{2}")),
+                (column("x", "d"), column("x", "d", "0")),
+                (f"{column('x', 'y')} = {column('1', '2')}", column("2", "1")),
+                (f"{column('x', 'y')} = {column('1', '2')}", f"{column('y', 'x')} = {column('1', '2')}"),
+                (f"{column('x', 'y')} = {column('1', '2')}", f"{column('x', 'z')} = {column('1', '2')}"),
+                (f"{column('x', '3')} = {column('1', '2')}", column("1", "2")),
+                (f"{column('1', '3')} = {column('1', '2')}", column("1", "2")),
+                (
+                    f"\\begin{{vmatrix}}x&y\\\\z&w\\end{{vmatrix}} = {column('1 & 2', '3 & 4')}",
+                    column("1 & 2", "3 & 4"),
+                ),
+                (column("1", "2"), "x<2"),
+                (f"{column('1', '2')} < 2", "x<2"),
+                (f"x = {column('1', '2')}", "x<2"),
+                (f"({column('1', '2')}, {column('1', '2')})", "0<x<1"),
+                (f"\\{{{column('1', '2')}\\}}", "(0,1)\\cup\\{2\\}"),
+                (f"{column('1')} = 1.5", "1.5"),
+                (f"\\frac{{{column('1')}}}{{y}}", "\\frac{1}{y}"),
+                (f"{column('1', '2')}:1:2", f"{column('1', '2')}:1:2.0"),
+            ]
+        ),
+    ),
     "letters of options": (
         [
             ("\\text{Choice } C", "C"),

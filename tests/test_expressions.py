@@ -9,7 +9,7 @@ from entropy_grpo.grading import Verdict, compare
 from entropy_grpo.grading.expressions import explicit, expression, parsed
 from entropy_grpo.grading.phrases import Leaf, Words
 
-X, Y = sympy.symbols("x y")
+A, B, C, D, X, Y = sympy.symbols("a b c d x y")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,10 @@ def test_texts_with_two_meanings_or_none_are_refused(text, reason):
         ("-.5", -sympy.Rational(1, 2)),
         (r"-\frac{3}{6}", -sympy.Rational(1, 2)),
         ("0/5", sympy.Integer(0)),
+        # `d` is a letter, also at the end of a matrix.
+        (r"\begin{pmatrix}a&d\\2d&cd \end{pmatrix}", sympy.Matrix([[A, D], [2 * D, C * D]])),
+        (r"\begin{vmatrix}a&b\\c&d\\\end{vmatrix}", A * D - B * C),
+        (r"\frac{\begin{pmatrix}1\\2\end{pmatrix}}{y}", sympy.Matrix([1 / Y, 2 / Y])),
         # A row of a matrix ends behind its fraction.
         (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", sympy.Matrix([-1, 2]) / 3),
         (r"\begin{pmatrix}0&1/2\\1/12&1\end{pmatrix}", sympy.Matrix([[0, 6], [1, 12]]) / 12),

@@ -17,7 +17,7 @@ from itertools import combinations
 import sympy
 
 from .answers import Choice, Group, Node, Relation, Union
-from .expressions import expression, parsed
+from .expressions import expression, number, parsed
 from .number_sets import FLIPPED, NAMED, matched, same_sets
 from .phrases import Leaf, Words
 from .units import DEGREE, Unit
@@ -29,6 +29,8 @@ _NAME = re.compile(
     r"(?:\([^()=]*\))?|\\frac\{d[^{}]*\}\{d[^{}]*\}|d[a-zA-Z]\s*/\s*d[a-zA-Z]|[A-Z]_\{[^{}]*\}"
 )
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot|log|ln|exp|pi|infty|emptyset|lim|max|min)(?![a-z])")
+_MATRIX = re.compile(r"\\begin\{([pb]?matrix)\}((?:(?!\\end).)*)\\end\{\1\}")
+_NEXT_ENTRY = re.compile(r"\\\\|&")
 _APPROXIMATELY = 0.01
 # No answer repeats a longer reference word for word.
 MOST_WORDS = 12
@@ -97,6 +99,8 @@ def _is_name(node: Node) -> bool:
         return True
     if not isinstance(node, Leaf) or node.unit or node.base or _FUNCTION.match(node.text):
         return False
+    if matrix := _MATRIX.fullmatch(node.text):
+        return all(_is_name(Leaf(entry.strip())) for entry in _NEXT_ENTRY.split(matrix[2]))
     letters = re.fullmatch(r"[a-z]{2,}", node.text)
     return bool(_NAME.fullmatch(node.text)) and not letters and node.text not in ("e", "i", "\\pi")
 
@@ -114,7 +118,7 @@ def _about(a: Node, b: Node) -> bool:
 
 def _rounds(a: Node, b: Node) -> bool:
     """Return whether the decimal `b` is `a` rounded to the places of `b`."""
-    one, other, places = expression(a), expression(b), _decimals(b)
+    one, other, places = number(a), number(b), _decimals(b)
     if one is None or other is None or places is None or one.free_symbols or not one.is_real:
         return False
     return bool(abs(one - other) <= sympy.Rational(1, 2 * 10**places))
@@ -145,8 +149,8 @@ def settled(relation: Relation) -> tuple[Node | None, Node | None]:
 
 
 def _difference(relation: Relation) -> Expression | None:
-    one, other = (expression(side) for side in relation.sides)
-    return None if one is None or other is None or one.is_Matrix or other.is_Matrix else one - other
+    one, other = map(number, relation.sides)
+    return None if one is None or other is None else one - other
 
 
 def _same_equations(a: Relation, b: Relation) -> bool:
@@ -166,7 +170,8 @@ def _same_equations(a: Relation, b: Relation) -> bool:
 
 def _same_names(a: Node, b: Node) -> bool:
     if isinstance(a, Leaf) and isinstance(b, Leaf):
-        return re.sub(r"[\s{}]", "", a.text) == re.sub(r"[\s{}]", "", b.text)
+        one, other = (re.sub(r"[\s{}]|[pb](?=matrix)", "", name.text) for name in (a, b))
+        return one == other
     if isinstance(a, Group) and isinstance(b, Group):
         return len(a.items) == len(b.items) and all(map(_same_names, a.items, b.items))
     return isinstance(a, Words) != isinstance(b, Words) or a == b
@@ -221,7 +226,7 @@ def _same_groups(a: Group, b: Group, tolerance: float) -> bool:
 
 
 def _same_ratios(a: Group, b: Group) -> bool:
-    values = [[expression(item) for item in group.items] for group in (a, b)]
+    values = [[number(item) for item in group.items] for group in (a, b)]
     if len(a.items) != len(b.items) or any(None in each or not any(each) for each in values):
         return False
     pairs = list(zip(*values, strict=True))

@@ -13,7 +13,7 @@ from functools import lru_cache
 import sympy
 from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
-from sympy import Float, Rational, Symbol
+from sympy import Float, MatrixBase, MatrixExpr, Rational, Symbol
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanFunction
@@ -79,6 +79,8 @@ _REWRITES = [
     (re.compile(r"(?<![\^_\d.])(\d+(?:\.\d+)?)\s*\("), r"\1\\cdot ("),
     (re.compile(r"\)\s*\("), r")\\cdot ("),
     (re.compile(r"\\log_\s*(10|\d|[a-zA-Z])"), r"\\log_{\1} "),
+    # `d \end` is a differential to the parser; without the row's end, which may stand here, `d` is a letter.
+    (re.compile(r"(?<=d)\s*(?=\\end(?![a-z]))"), r"\\\\ "),
     (re.compile(r"\\begin\{array\}\s*\{[lcr| ]*\}(.*?)\\end\{array\}"), r"\\begin{pmatrix}\1\\end{pmatrix}"),
 ]
 _PLAIN = re.compile(r"([+-]?)\s*(?:(\d+(?:\.\d+)?|\.\d+)|\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
@@ -211,7 +213,7 @@ def parsed(text: str) -> Expression | None:
         read = latex2sympy(explicit(text), normalization_config=None, conversion_config=_CONFIG)
         if isinstance(read, sympy.Set | BooleanFunction | Relational | sympy.Tuple):
             return None
-        return _exact(read)
+        return _exact(read.as_explicit() if isinstance(read, MatrixExpr) else read)
     except Exception:  # parser and sympy raise errors of many types over text that a model wrote
         return None
 
@@ -227,3 +229,9 @@ def expression(node: object) -> Expression | None:
         return None
     value = parsed(node.text)
     return None if value is None else value * node.times
+
+
+def number(node: object) -> Expression | None:
+    """Return the `expression` of an item, or None for a matrix as well, which is no number."""
+    value = expression(node)
+    return None if isinstance(value, MatrixBase) else value

@@ -14,6 +14,7 @@ TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _VECTOR = r"\\(?:vec|mathbf|boldsymbol|bm|overrightarrow)"
 _OPERATORS = "(?:arc)?(?:sin|cos|tan|cot|sec|csc|c?tg)|ln|lo?g|exp|gcd|lcm|max|min"
 _SIMPLER = [(re.compile(pattern), replacement) for pattern, replacement in [
+    (r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]", r"\\\\ "),
     (r"^[\s*`]*(.*?)[\s*`]*$", r"\1"),
     (r"(?<!\\)(?:\\\(|\\\)|\\\[|\\\])|\$\$", " "),
     (r"\$\s*([,;])\s*\$", r"\1 "),

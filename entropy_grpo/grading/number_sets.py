@@ -12,7 +12,7 @@ import sympy
 from sympy import Set
 
 from .answers import Group, Node, Relation, Union
-from .expressions import expression
+from .expressions import number
 from .phrases import Leaf
 from .values import equal
 
@@ -23,7 +23,7 @@ FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 
 
 def _interval(node: Group) -> Set | None:
-    ends = [expression(item) for item in node.items]
+    ends = [number(item) for item in node.items]
     if len(ends) != 2 or any(end is None or not end.is_extended_real for end in ends):
         return None
     opening, closing = tuple(node.brackets)
@@ -32,7 +32,7 @@ def _interval(node: Group) -> Set | None:
 
 def _solutions(relation: Relation) -> Set | None:
     """Return the numbers for which an inequality between a variable and numbers holds."""
-    values = [expression(side) for side in relation.sides]
+    values = [number(side) for side in relation.sides]
     places = [i for i, value in enumerate(values) if value is not None and value.is_Symbol]
     if len(places) != 1 or any(value is None or not (value.is_Symbol or value.is_extended_real) for value in values):
         return None
@@ -56,7 +56,7 @@ def _solutions(relation: Relation) -> Set | None:
 def _variables(node: Node) -> set:
     """Return the variables of the inequalities in a node."""
     if isinstance(node, Relation):
-        return {value for value in map(expression, node.sides) if value is not None and value.is_Symbol}
+        return {value for value in map(number, node.sides) if value is not None and value.is_Symbol}
     parts = node.items if isinstance(node, Group) else node.parts if isinstance(node, Union) else ()
     return set().union(*map(_variables, parts))
 
@@ -76,7 +76,7 @@ def _as_set(node: Node) -> Set | None:
     if not isinstance(node, Group):
         return None
     if node.brackets == "{}":
-        values = [expression(item) for item in node.items]
+        values = [number(item) for item in node.items]
         return None if None in values else sympy.FiniteSet(*values)
     if node.brackets and node.brackets != "⟨⟩":
         return _interval(node)
