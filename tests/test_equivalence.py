@@ -191,6 +191,81 @@ RULES = {
             ("2^{o}", "2^{0}"),
         ],
     ),
+    "units as models write them": (
+        both_ways(
+            [
+                ("4 \\mathrm{~m} / \\mathrm{s}", "4"),
+                ("4 \\mathrm{~g} / \\mathrm{cm}^3", "4"),
+                ("4 \\mathrm{~m} / \\mathrm{s}^{2}", "4\\text{ m/s}^2"),
+                ("4 \\mathrm{~m} \\mathrm{~s}^{-1}", "4\\text{ m/s}"),
+                ("36 \\mathrm{~km} / \\mathrm{h}", "10 \\mathrm{~m} / \\mathrm{s}"),
+                ("4 \\mathrm{~m} / \\mathrm{s}, 5 \\mathrm{~m} / \\mathrm{s}", "4, 5"),
+                ("3\\text{ in.}", "3"),
+                ("2\\text{ hrs.}", "120\\text{ min.}"),
+                ("3\\text{ ft.}", "1\\text{ yd.}"),
+                ("3\\text{ lbs.}", "3\\text{ pounds}"),
+                ("4\\text{ sq. ft.}", "4\\text{ ft}^2"),
+                ("4 sq. ft.", "4"),
+                ("4\\text{ sq. units}", "4"),
+                ("4\\text{ L}", "4\\text{ liters}"),
+                ("4\\text{ L}", "4000\\text{ mL}"),
+                ("4\\text{ cm squared}", "4\\text{ cm}^2"),
+                ("4\\text{ meters per second squared}", "4\\text{ m/s}^2"),
+                ("4 units squared", "4"),
+                ("4\\text{ feet cubed}", "4\\text{ cubic feet}"),
+            ]
+        ),
+        both_ways(
+            [
+                ("4 \\mathrm{~m} / \\mathrm{s}", "5"),
+                ("4 \\mathrm{~m} / \\mathrm{s}", "4 \\mathrm{~m} / \\mathrm{s}^2"),
+                ("4 \\mathrm{~m} / \\mathrm{s}", "4 \\mathrm{~km} / \\mathrm{h}"),
+                ("\\frac{1}{2} \\mathrm{~g} t^2", "\\frac{1}{2}"),
+                ("2 \\mathrm{~m} \\mathrm{~g}", "2"),
+                ("2 \\mathrm{~h} / \\mathrm{g}", "2"),
+                ("x \\mathrm{~m} / \\mathrm{s}", "x"),
+                ("3 \\mathrm{~d} t", "3"),
+                ("3\\text{ in.}", "4"),
+                ("3\\text{ in.}", "3\\text{ cm}"),
+                ("3\\text{ sq. ft.}", "3\\text{ ft.}"),
+                ("3\\text{ apples. Wait}", "3"),
+                ("3\\text{ a.m.}", "3"),
+                ("3\\text{ ft. or } 4", "3"),
+                ("4\\text{ L}", "4\\text{ mL}"),
+                ("4L", "4"),
+                ("4\\text{ cm squared}", "4\\text{ cm}"),
+                ("4\\text{ cm squared}", "16"),
+                ("4\\text{ squared}", "4"),
+                ("4\\text{ x squared}", "4"),
+                ("4\\text{ percent squared}", "4"),
+                ("4\\text{ cm squared}", "4\\text{ cm cubed}"),
+            ]
+        ),
+    ),
+    "currencies": (
+        both_ways(
+            [
+                ("\\text{€}4", "4"),
+                ("\\text{£}4.50", "\\pounds 4.5"),
+                ("\\text{₹}4", "\\text{Rs. }4"),
+                ("\\text{USD }4", "\\$4"),
+                ("-\\text{€}4", "-4"),
+                ("\\text{€}4 \\text{ per hour}", "€4/hour"),
+                ("\\pounds4", "4"),
+            ]
+        ),
+        both_ways(
+            [
+                ("\\text{€}4", "5"),
+                ("\\text{€}4", "-4"),
+                ("\\text{€}4", "\\text{£}4"),
+                ("\\text{Rs. }4", "\\text{USD }4"),
+                ("\\pounds 4", "\\$4"),
+                ("\\text{€}4 \\text{ per hour}", "\\text{€}4 \\text{ per day}"),
+                ("\\text{total }4", "5"),
+            ]
+        ),
+    ),
     "ratios": (
         [("3:6:9", "1:2:3"), ("0:1:2", "0:3:6"), ("1:2:3", "\\frac{1}{3}:\\frac{2}{3}:1"), ("2x:3x:4x", "2:3:4")],
         [

@@ -20,7 +20,9 @@ MEASURES = [
     {"meters per second": si.m / si.s, "mph": si.mile / si.hour, "feet s^{-1}": si.foot / si.s},
     {"m^2": si.m**2, "cm^2": si.cm**2, "square feet": si.foot**2, "sq yd": si.yard**2, "平方厘米": si.cm**2},
     {"m^{3}": si.m**3, "cubic inches": si.inch**3, "cu cm": si.cm**3, "立方分米": si.dm**3},
-    {"litres": si.liter, "ml": si.milliliter},
+    {"litres": si.liter, "ml": si.milliliter, "L": si.liter, "mL": si.milliliter},
+    {"sq. ft.": si.foot**2, "inches squared": si.inch**2, "cm squared": si.cm**2},
+    {"meters per second squared": si.m / si.s**2, "cm/s squared": si.cm / si.s**2},
     {"J": si.joule, "kJ": 1000 * si.joule},
     {"W": si.watt, "kW": 1000 * si.watt},
     {"ohm": si.ohm, "kohm": 1000 * si.ohm, "megaohm": 10**6 * si.ohm},
@@ -64,6 +66,13 @@ def test_money():
 )
 def test_other_words_are_dimensions(text, expected):
     assert unit(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["squared", "apples squared", "percent squared", "cm^2 squared", "a.m.", "apples. Wait"]
+)
+def test_powers_and_stops_behind_other_words_are_no_units(text):
+    assert unit(text) is None
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ from . import characters
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _VECTOR = r"\\(?:vec|mathbf|boldsymbol|bm|overrightarrow)"
 _OPERATORS = "(?:arc)?(?:sin|cos|tan|cot|sec|csc|c?tg)|ln|lo?g|exp|gcd|lcm|max|min"
+# What a unit of one letter behind `~` is divided by. Beside other things, as in `2 \mathrm{~g} t^2`, it is a variable.
+_BELOW = r"\\mathrm\s*\{\s*(?:[smhKLlN]|[a-zA-Z]{2,})\s*\}\^?\{?"
+_DIVIDED = rf"(?:\^\{{?\d\}}?)?\s*(?:/\s*{_BELOW}\d?|{_BELOW}-\d)\}}?\s*(?:$|[.,;])"
 _SIMPLER = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]", r"\\\\ "),
     (r"^[\s*`]*(.*?)[\s*`]*$", r"\1"),
@@ -23,6 +26,7 @@ _SIMPLER = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|textstyle|nolimits)(?![a-zA-Z])\s*\.?(?![\d])", ""),
     (r"(?<!\\)\\langle(?![a-z])", "⟨"),
     (r"(?<!\\)\\rangle(?![a-z])", "⟩"),
+    (r"\\pounds(?![a-zA-Z])\s*", "£"),
     (r"\\text\s*\{\s*([,.])\s*\}", r"\1"),
     (r"\\text\s*\{\s*\}", " "),
     (r"\\!\s*|\\phantom\{[^{}]*\}", ""),
@@ -32,6 +36,7 @@ _SIMPLER = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\[dtc]frac(?![a-z])", r"\\frac"),
     (r"\\[dt]binom(?![a-z])", r"\\binom"),
     (rf"({_VECTOR}\s*\{{?\s*[a-zA-Z]+(?:\s*\}})?)\s*\\times(?![a-z])\s*", r"\1\\otimes "),
+    (rf"(?<=[\d}})])\s*\\mathrm\s*\{{\s+([gmsLlNJWKV])\s*\}}(?={_DIVIDED})", r"\\text{ \1}"),
     (r"\\math(?:rm|bf|it|sf)\s*\{\s*([a-zA-Z])\s*\}(?!\s*$)", r"\1"),
     (r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|rm|it|sf|normal|tt)|mbox|boldsymbol|bm|emph|underline)\s*(?=\{)", r"\\text"),
     (r"\{\\(?:rm|bf|it|tt)\s+([^{}]*)\}", r"\\text{\1}"),

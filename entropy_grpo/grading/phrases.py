@@ -70,11 +70,12 @@ _DIGITS_APART = re.compile(r"(?<![\d.])\d{1,3}(?:[ _]\d{3})+(?![\d])")
 _BASES = {word: int(_NUMBERS[word]) for word in "two three four five six seven eight nine ten twelve sixteen".split()}
 _BASE = re.compile(rf"([0-9A-F]+)_\{{?\s*(?:\\text\{{)?(\d{{1,2}}|{'|'.join(_BASES)})\}}?\}}?")
 
-_CURRENCY = re.compile(r"^(?:US\s*)?(-?)\s*(\\\$|[€£¥₹₩₽]|USD|Rs\.?)\s*(?=[-\d.\\])")
+_SIGN = r"\\\$|[€£¥₹₩₽]|USD|Rs\.?"
+_CURRENCY = re.compile(rf"^(?:US\s*)?(-?)\s*(?:({_SIGN})|\\text\{{\s*({_SIGN})\s*\}})\s*(?=[-\d.\\])")
 _EACH = re.compile(
     r"\s*(?:\\text\{\s*)?(?:per\s|/(?=\s*(?:\\text|[a-zA-Z]{3})))\s*(?:\\text\{\s*)?[a-zA-Z][a-zA-Z ]*\}?$"
 )
-_WORD_OR_SIGN = r"\\%|\\\$|[€£¥₹₩₽]|\\text\{[^{}]*\}|[^\W\d_](?:[^\W\d_]|')*+"
+_WORD_OR_SIGN = r"\\%|\\\$|[€£¥₹₩₽]|\\text\{[^{}]*\}|[^\W\d_](?:[^\W\d_]|')*+\.?"
 _UNIT = re.compile(
     rf"(.*?(?:[\d)}}!.]|\\pi))\s*((?:\^\\circ|{_WORD_OR_SIGN})"
     rf"(?>\s*(?:{_WORD_OR_SIGN}|/|\\cdot|\*|\^\{{?-?\d\}}?))*+)"
@@ -145,7 +146,7 @@ def _money(text: str) -> Leaf | None:
         return None
     each = _EACH.search(text)
     amount = match[1] + text[match.end() : each.start() if each else None].strip()
-    kind = unit(match[2].rstrip(".") + (" " + re.sub(r"\\text\{|\}", "", each[0]) if each else ""))
+    kind = unit((match[2] or match[3]).rstrip(".") + (" " + re.sub(r"\\text\{|\}", "", each[0]) if each else ""))
     leaf = _quantity(amount) or Leaf(amount)
     return replace(leaf, unit=kind) if leaf.unit is None and kind is not None else None
 

@@ -39,7 +39,7 @@ _KINDS: dict[str, list[tuple[str, Fraction | int]]] = {
         ("tonne 吨", 10**6),
     ],
     "money": [("\\$ dollar usd", 100), ("cent", 1)],
-    "volume": [("ml milliliter millilitre 毫升", Fraction(1, 1000)), ("l liter litre 升", 1)],
+    "volume": [("ml milliliter millilitre 毫升", Fraction(1, 1000)), ("l L liter litre 升", 1)],
     "weight": [("lb pound", 1)],
     "euro": [("€ euro", 1)],
     "sterling": [("£", 1)],
@@ -90,19 +90,27 @@ NOT_UNITS = frozenset(
 _COUNTERS = frozenset(
     "个 只 人 名 条 本 张 次 种 辆 棵 块 件 页 位 岁 枚 支 台 套 组 颗 盒 箱 袋 瓶 杯 头 匹 架 艘 座 间 家".split()
 )
+# Units whose powers are named behind them, as in `cm squared` and `meters per second squared`.
+_SQUARED = "|".join(
+    ["unit", *(name for kind in ("length", "time") for names, _ in _KINDS[kind] for name in names.split())]
+)
 # Several words for one unit.
 _PHRASES = [
     (re.compile(r"(?i)per\s*cent(?:age)?(?:\s+points?)?|percentages?|\bpct\b\.?"), "percent"),
     (re.compile(r"(?i)per\s*mil(?:le?)?(?![a-z])"), "permille"),
     (re.compile(r"(?i)parts per million"), "ppm"),
     (re.compile(r"(?i)basis points?"), "basispoint"),
+    (re.compile(rf"\b({_SQUARED})s?\s+squared\b"), r"square \1"),
+    (re.compile(rf"\b({_SQUARED})s?\s+cubed\b"), r"cubic \1"),
     (re.compile(r"\\cdot"), "*"),
     (re.compile("平方"), "square "),
     (re.compile("立方"), "cubic "),
     (re.compile("每"), " per "),
 ]
-_PIECE = re.compile(r"(\\%|\\\$|\^\\circ|[€£¥₹₩₽]|[^\W\d_](?:[^\W\d_]|')*)(?:\^\{?(-?[0-9])\}?)?|([/*])|\s+|(.)")
+_PIECE = re.compile(r"(\\%|\\\$|\^\\circ|[€£¥₹₩₽]|[^\W\d_](?:[^\W\d_]|')*)(\.)?(?:\^\{?(-?[0-9])\}?)?|([/*])|\s+|(.)")
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+# Words that a stop may shorten. Behind others it may end a sentence, as in `5 apples. Wait`.
+_SHORTENED = frozenset("in ft yd mi hr min sec lb sq cu".split())
 
 
 @dataclass(frozen=True)
@@ -139,9 +147,9 @@ def unit(text: str) -> Unit | None:
     powers: dict[str, int] = {}
     for phrase, name in _PHRASES:
         text = phrase.sub(name, text)
-    for word, exponent, operator, other in _PIECE.findall(text):
+    for word, stop, exponent, operator, other in _PIECE.findall(text):
         small = word.lower()
-        if other or small in NOT_UNITS:
+        if other or small in NOT_UNITS or (stop and small.removesuffix("s") not in _SHORTENED):
             return None
         if operator == "/" or small == "per":
             sign = -1
