@@ -242,6 +242,33 @@ RULES = {
             ]
         ),
     ),
+    "products that are no units": (
+        both_ways(
+            [
+                ("3 x^2", "3x^2"),
+                ("4 \\pi r^{2}", "4r^2\\pi"),
+                ("2 x/y", "\\frac{2x}{y}"),
+                ("3+4\\mathrm{i}", "3+4i"),
+                ("3\\text{e}", "3e"),
+                ("3 m/s", "3\\text{ m/s}"),
+                ("3 cm^2", "3"),
+            ]
+        ),
+        both_ways(
+            [
+                ("3 x^2", "3"),
+                ("3 e^2", "3"),
+                ("3 r^2 h", "3"),
+                ("4 \\pi r^{2}", "4\\pi"),
+                ("2 x/y", "2"),
+                ("3+4\\mathrm{i}", "7"),
+                ("4\\text{ i}", "4"),
+                ("4\\text{ pi}", "4"),
+                ("3\\mathrm{e}", "3"),
+                ("2\\mathrm{x}", "2"),
+            ]
+        ),
+    ),
     "currencies": (
         both_ways(
             [

@@ -155,7 +155,9 @@ def _is_unit(marked: bool, apart: bool, word: str) -> bool:
     """Return whether a word behind a number is a unit, not a variable: marked as text, known, or long and apart."""
     if marked or word.rstrip("s") in MULTIPLES or not word.isascii():
         return True
-    return word not in _NAMES and (re.split(r"[\^/]", word)[0] in _BARE_UNITS or (len(word) > 2 and apart))
+    letters = re.split(r"[\^/]", word)[0]  # `x^2` and `x/y` are products however long they are
+    known = letters in _BARE_UNITS or word.startswith("m/s")
+    return word not in _NAMES and (known or (len(letters) > 2 and apart))
 
 
 def _quantity(text: str) -> Leaf | None:

@@ -84,7 +84,8 @@ NOT_UNITS = frozenset(
     "and or not no but nor to than is are be at most least if when where for with either plus minus over mod maybe "
     "possibly wrong about factorial squared cubed choose power root base more less fewer greater smaller below zero "
     "under negative double doubled triple tripled twice half halves halved times ago before after inverse reciprocal "
-    "opposite modulo recurring repeating repeated imaginary false incorrect infinity undefined except without".split()
+    "opposite modulo recurring repeating repeated imaginary false incorrect infinity pi undefined except "
+    "without".split()
 )
 # Chinese words behind a number of things; other words of other alphabets may as well say `less than`.
 _COUNTERS = frozenset(
@@ -158,7 +159,9 @@ def unit(text: str) -> Unit | None:
         elif small.removesuffix("s") in _ANGLES:
             angle = _ANGLES[small.removesuffix("s")]
         elif word:
-            if not word.isascii() and word not in _TABLE and word not in _COUNTERS:
+            foreign = not word.isascii() and word not in _COUNTERS
+            variable = word.isascii() and len(word) == 1 and word.islower()  # also i and e
+            if word not in _TABLE and (foreign or variable):
                 return None
             own, dimensions = _entry(word)
             times = sign * power * int(exponent or 1)
