@@ -111,7 +111,7 @@ def gain_interval(
     gain, deviations = end - start, pulls_after - pulls_before
     n = deviations.shape[-1]
     if n == 1 and not bounded:
-        raise ValueError("before and after have one question, whose spread is unknown: give two or more questions.")
+        raise ValueError("gain_interval has one question, whose spread is unknown: give two or more.")
     freedom = max(n - 1, 1)
     error = np.sqrt(((deviations**2).sum(-1) + bounded * GAIN_SPREAD) / (freedom * n))
     quantile = stdtrit(freedom, (1 + CONFIDENCE) / 2)
