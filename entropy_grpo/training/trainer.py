@@ -886,7 +886,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         call.passes.append(scored.detach())
         if call.carried is not None:
             scored.logps, call.carried = with_old_logps(scored.logps, call.carried), None
-        # An entropy bonus needs the entropies of this pass: those that have ranked the tokens have no gradient.
+        # An entropy bonus needs the entropies of this pass. The entropies by which tokens are ranked have no gradient.
         return scored.logps, own_entropies if self.spec.has_bonus else scored.entropies, scored.aux_loss
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
