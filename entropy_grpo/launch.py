@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Any
 
 from .config import recipe
 from .config.recipe import RecipeError, Setting, Settings
-from .config.sharding import choose_sharding
+from .config.sharding import choose_sharding, launcher_config, launcher_shards
 from .registry import FunctionError
 from .runs import launched
 from .runs.launched import INTERRUPTED, ServerError, Stopped
@@ -135,18 +136,26 @@ def once_per_machine(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _planned(path: Path, arguments: Sequence[str], memory: float) -> dict[str, Any]:
-    """Return the plan of colocated vLLM on the machines of this launch.
+    """Return the plan of colocated vLLM on the machines of this launch, with the launch's sharding.
 
     Another process makes the plan, because settings that are checked as for one process would join the launch's
-    process group here.
+    process group here. It reads no variable of the launch, so that a file states the launcher's own sharding.
 
     Args:
         memory: memory of a GPU in GiB.
     """
+    from .planning.commands import without
+
     gpus, processes = local_count(), process_count()
     command = [sys.executable, "-m", "entropy_grpo.cli", "plan", str(path), "--json", "--gpus", str(gpus)]
-    command += ["--nodes", str(processes // gpus), "--gpu-memory", f"{memory:.3f}", *arguments]
-    result = subprocess.run(command, env=without_launch(), capture_output=True, text=True, check=False)
+    command += ["--nodes", str(processes // gpus), "--gpu-memory", f"{memory:.3f}"]
+    with tempfile.TemporaryDirectory(prefix="entropy-grpo-") as folder:
+        if launcher_shards():
+            file = Path(folder) / "launcher.yaml"
+            file.write_text(json.dumps(launcher_config()), encoding="utf-8")
+            arguments = [*without(arguments, "accelerate_config"), "--accelerate_config", str(file)]
+        command += arguments
+        result = subprocess.run(command, env=without_launch(), capture_output=True, text=True, check=False)
     if not result.stdout:  # a plan that does not fit is printed, too
         raise RecipeError(result.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
     return json.loads(result.stdout)["vllm"]

@@ -192,3 +192,25 @@ def test_the_first_process_of_a_machine_plans_for_all(monkeypatch):
     for process, make in (("0", refused), ("1", never)):
         with pytest.raises(RecipeError, match="nothing is left"):
             on("1", process, make)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "environment", "share"),
+    [
+        ("fsdp2.yaml", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, 0.89),
+        ("zero3.yaml", {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, 0.88),
+    ],
+)
+def test_the_share_follows_the_sharding_of_the_launcher(file, environment, share, tmp_path, monkeypatch, preloaded):
+    """It is that of a recipe with the launcher's file, and not that of the configuration that the recipe names."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: qwen3_1_7b\naccelerate_config: accelerate_configs/ddp.yaml\n")
+    words = [*NULL, "--accelerate_config", f"accelerate_configs/{file}"]
+    assert sampler_share(plan.resolve(PlanOptions(str(path), 8, 1, 80), words), 80) == share
+    monkeypatch.setattr(sys, "executable", preloaded)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8"), monkeypatch.setenv("WORLD_SIZE", "8")
+    assert launch._planned(path, NULL, 80)["share"] == 0.68, "plain data parallelism"
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launch._planned(path, [*NULL, "--accelerate_config", "none"], 80)["share"] == share

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..runs import yaml12
 from ..runs.processes import process_count
@@ -56,6 +57,11 @@ def find_config(setting: Setting | None) -> Path | None:
 def launcher_shards() -> bool:
     """Return whether the environment of this launch has FSDP or DeepSpeed."""
     return "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+
+
+def launcher_config() -> dict[str, Any]:
+    """Return the sharding of a launch that has FSDP or DeepSpeed, as the file of `read_sharding` would state it."""
+    return {"distributed_type": "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "DEEPSPEED"}
 
 
 def choose_sharding(settings: Settings) -> str:
