@@ -84,19 +84,29 @@ def size_sampler(settings: Settings, path: Path, arguments: Sequence[str]) -> Se
     """Return settings in which a colocated vLLM has a share of a GPU, if the recipe leaves the share to the package.
 
     Raises:
-        RecipeError: there is no GPU, or nothing is left of it.
+        RecipeError: there is no GPU, nothing is left of it, or the model's configuration cannot be downloaded.
     """
     name, values = "vllm_gpu_memory_utilization", {key: setting.value for key, setting in settings.items()}
     if name not in values or values[name] is not None or not values.get("use_vllm"):
         return settings
     import torch
 
+    from .models.load import fetch_config
     from .planning.vllm import holds_a_sequence
+    from .training.start import refusals
 
     if not torch.cuda.is_available():
         raise RecipeError(f"{name} is null, but there is no GPU whose memory could be divided: set a number.")
     memory = torch.cuda.get_device_properties(local_rank()).total_memory
-    cache = once_per_machine(lambda: _planned(path, arguments, memory / 2**30))
+
+    def make() -> dict[str, Any]:
+        model, revision = map(recipe.without_unread(settings).get, ("model_name_or_path", "model_revision"))
+        if model is not None and isinstance(model.value, str):
+            with refusals():
+                fetch_config(model.value, None if revision is None else revision.value)  # a plan downloads nothing
+        return _planned(path, arguments, memory / 2**30)
+
+    cache = once_per_machine(make)
     if not holds_a_sequence(cache):
         raise RecipeError(
             f"{name} is null, but the training leaves {cache['share']:.0%} of a GPU, which hold vLLM's weights and "

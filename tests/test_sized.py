@@ -3,6 +3,7 @@
 import sys
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from trl.trainer import grpo_trainer
@@ -15,6 +16,7 @@ from entropy_grpo.planning.memory import memory, sampler_share
 from entropy_grpo.planning.options import PlanOptions
 from entropy_grpo.training.sampler import engine_settings, sized
 
+from .test_measure import FAMILIES
 from .test_plan import shipped
 
 GIB = 2**30
@@ -148,6 +150,40 @@ def launched(*words):
     return launch.size_sampler(recipe.load(path) | recipe.overrides(words), path, words)
 
 
+def show_gpu(monkeypatch):
+    """Add one GPU of 80 GiB, as a launch sees it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=80 * GIB))
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_there_yet_has_a_share(tmp_path, monkeypatch):
+    """The launch fetches its configuration, not at the commit of the parent's model."""
+    show_gpu(monkeypatch)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    fetched = []
+
+    def download(name, file, revision=None, **options):
+        fetched.append((name, file, revision))
+        folder = tmp_path / "cache/models--someone--model/snapshots" / (revision or "c0ffee")
+        FAMILIES["llama"].save_pretrained(folder)
+        (folder.parents[1] / "refs").mkdir(exist_ok=True)
+        (folder.parents[1] / "refs/main").write_text("c0ffee")
+        return str(folder / file)
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", download)
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: qwen3_1_7b\nmodel_name_or_path: someone/model\nmax_position_embeddings: null\n")
+    found = launch.size_sampler(recipe.load(path) | recipe.overrides(NULL), path, NULL)
+    assert 0.5 < found["vllm_gpu_memory_utilization"].value < 1
+    assert set(fetched) == {("someone/model", "config.json", None)}
+    nowhere = [*NULL, "--model_name_or_path", "nobody/nothing"]
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", huggingface_hub.hf_hub_download)
+    with pytest.raises(RecipeError, match="model_name_or_path is 'nobody/nothing', which does not load: "):
+        launch.size_sampler(recipe.load(path) | recipe.overrides(nowhere), path, nowhere)
+
+
 @pytest.mark.slow
 def test_a_launch_turns_null_into_numbers(monkeypatch, preloaded):
     monkeypatch.setattr(sys, "executable", preloaded)
@@ -155,8 +191,7 @@ def test_a_launch_turns_null_into_numbers(monkeypatch, preloaded):
     assert launched()["vllm_gpu_memory_utilization"].value == 0.6
     with pytest.raises(RecipeError, match="there is no GPU whose memory could be divided: set a number"):
         launched(*NULL)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=80 * GIB))
+    show_gpu(monkeypatch)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8"), monkeypatch.setenv("WORLD_SIZE", "16")
     found = launched(*NULL)
     assert found["vllm_gpu_memory_utilization"].value == 0.74

@@ -279,6 +279,18 @@ def read_local_config(name: str, revision: str | None = None, path: str | None =
         raise ValueError(f"model_name_or_path: transformers cannot read {file}: {reason}") from error
 
 
+def fetch_config(name: str, revision: str | None) -> None:
+    """Download the configuration of a model that only the Hub has, so that `read_local_config` finds it.
+
+    Raises:
+        ValueError: there is no such folder or task, or the configuration cannot be downloaded.
+    """
+    if Path(name).is_dir() or name in KNOWN or find(name, "model_name_or_path") is not None:
+        return
+    refuse_missing(name, "model_name_or_path")
+    _load(AutoConfig, f"model_name_or_path is {name!r}, which", name, revision)
+
+
 def count_parameters(path: str, revision: str | None) -> int:
     """Return the number of a causal model's parameters, from its configuration; 0 for models of another kind."""
     config = load_config(path, revision)
