@@ -160,14 +160,15 @@ def _planned(path: Path, arguments: Sequence[str], memory: float) -> dict[str, A
     command = [sys.executable, "-m", "entropy_grpo.cli", "plan", str(path), "--json", "--gpus", str(gpus)]
     command += ["--nodes", str(processes // gpus), "--gpu-memory", f"{memory:.3f}"]
     with tempfile.TemporaryDirectory(prefix="entropy-grpo-") as folder:
+        file = Path(folder) / "launcher.yaml"
         if launcher_shards():
-            file = Path(folder) / "launcher.yaml"
             file.write_text(json.dumps(launcher_config()), encoding="utf-8")
             arguments = [*without(arguments, "accelerate_config"), "--accelerate_config", str(file)]
         command += arguments
         result = subprocess.run(command, env=without_launch(), capture_output=True, text=True, check=False)
     if not result.stdout:  # a plan that does not fit is printed, too
-        raise RecipeError(result.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
+        sentence = result.stderr.strip().rpartition("\n")[2].removeprefix("error: ")
+        raise RecipeError(sentence.replace(str(file), "the launcher's own configuration"))
     return json.loads(result.stdout)["vllm"]
 
 

@@ -23,6 +23,7 @@ from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import cli, launch
 from entropy_grpo.models import adapters
 from entropy_grpo.models.config import CheckedModelConfig
+from entropy_grpo.models.merge import recipe_dtype
 from entropy_grpo.planning import plan
 from entropy_grpo.planning.options import PlanOptions
 from entropy_grpo.runs.seal import COMPLETE
@@ -253,6 +254,15 @@ def test_merged_model_is_the_adapted_one(alone, base, tmp_path, capsys):
         text = "go 5 to 9 need +4 with +8 -5 -1\n"
         mine, others = (AutoTokenizer.from_pretrained(path) for path in (output, base))
         assert mine(text) == others(text) and mine.eos_token == others.eos_token
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"), [("dtype: null\n", "float32"), ("seed: 1\n", "float32"), ("dtype: bfloat16\n", "bfloat16")]
+)
+def test_a_base_is_merged_in_the_dtype_of_its_training(text, dtype, tmp_path):
+    """TRL loads float32 if no dtype is set, also if a recipe unsets it."""
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert recipe_dtype(tmp_path) == dtype
 
 
 def edit(path, **changes):

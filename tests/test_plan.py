@@ -94,6 +94,38 @@ def test_memory_follows_the_sharding(recipe_file):
     assert states(*lora, gpus=1) == pytest.approx([2 + 4 * adapters, 4 * adapters, 8 * adapters], rel=1e-3)
 
 
+def test_without_a_dtype_weights_are_the_float32_that_trl_loads(recipe_file):
+    words = ["--model_name_or_path", "Qwen/Qwen3-0.6B-Base", "--accelerate_config", "none", "--dtype"]
+    unset, wanted = (memory.memory(resolve(recipe_file, [*words, dtype], gpus=1)) for dtype in ("null", "float32"))
+    assert unset == wanted and unset["parts"]["weights"]["bytes"] == 4 * 596_049_920
+
+
+def test_fsdp2_that_keeps_gathered_weights_has_all_of_them_in_a_pass(recipe_file, tmp_path):
+    config = (REPOSITORY / "accelerate_configs/fsdp2.yaml").read_text(encoding="utf-8")
+    (tmp_path / "kept.yaml").write_text(config.replace("after_forward: true", "after_forward: false"))
+    found = memory.memory(resolve(recipe_file, ["--accelerate_config", str(tmp_path / "kept.yaml")]))["parts"]
+    assert found["gathered weights"]["bytes"] == 2 * 8_190_735_360
+    assert found["weights"] == memory.memory(resolve(recipe_file))["parts"]["weights"]
+
+
+def test_zero_is_planned_in_its_third_stage_alone(recipe_file, tmp_path):
+    """The stage stands in accelerate's file or in DeepSpeed's own, which it names."""
+    config = (REPOSITORY / "accelerate_configs/zero3.yaml").read_text(encoding="utf-8")
+    head = config.partition("deepspeed_config:")[0]
+    words = ["--accelerate_config", str(tmp_path / "zero.yaml")]
+    for stage in (3, 2):
+        (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        own = f"{head}deepspeed_config:\n  deepspeed_config_file: {tmp_path / 'ds.json'}\nnum_processes: 8\n"
+        for text in (config.replace("zero_stage: 3", f"zero_stage: {stage}"), own):
+            (tmp_path / "zero.yaml").write_text(text)
+            if stage == 3:
+                assert resolve(recipe_file, words).shards == 8
+                continue
+            with pytest.raises(ValueError, match=r"zero\.yaml has DeepSpeed's ZeRO of stage 2.*stage 3"):
+                resolve(recipe_file, words)
+            assert resolve(recipe_file, words, gpus=1).sharding.kind == "none"
+
+
 def test_parts_and_peaks_add_up(planned):
     needed = planned["memory"]
     sizes = {name: part["bytes"] for name, part in needed["parts"].items()}
@@ -535,6 +567,18 @@ def test_a_checkpoint_has_the_bytes_of_its_files(tmp_path):
     kept = disk.disk(resolve(shipped("demo_cpu"), [*words, "--keep_weights", "[3, 7, 9]"]))
     assert kept["kept_weights"] == 2 * found["weights"], "the run has seven steps"
     assert kept["run"] == found["run"] + kept["kept_weights"]
+
+
+def test_a_checkpoint_of_the_model_only_has_no_states(tmp_path):
+    """transformers then saves neither the optimizer nor the copy for resuming, which is of FSDP."""
+    config = (REPOSITORY / "accelerate_configs/fsdp2.yaml").read_text(encoding="utf-8")
+    (tmp_path / "whole.yaml").write_text(config.replace("SHARDED_STATE_DICT", "FULL_STATE_DICT"), encoding="utf-8")
+    for file in ("none", str(tmp_path / "whole.yaml")):
+        words = ["--accelerate_config", file, "--save_only_model", "true"]
+        found = disk.disk(resolve(shipped("qwen3_14b"), words, gpus=8, nodes=1))
+        assert found["checkpoint"] == found["weights"] + found["rollout_at_most"]
+        assert found["weights"] == 4 * 14_768_307_200 and found["optimizer"] == 0
+        assert found["gathered_on_rank_0"] == (found["weights"] if file != "none" else 0)
 
 
 def test_a_port_in_use_is_named(recipe_file):

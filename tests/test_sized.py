@@ -1,6 +1,8 @@
 """Colocated vLLM takes what a run leaves of its GPUs: by hand, in the plan, and at a launch."""
 
+import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -249,3 +251,16 @@ def test_the_share_follows_the_sharding_of_the_launcher(file, environment, share
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert launch._planned(path, [*NULL, "--accelerate_config", "none"], 80)["share"] == share
+
+
+def test_a_plan_that_is_refused_names_the_launchers_configuration(monkeypatch):
+    """Its stage is in the file, whose place is of no use to the user."""
+
+    def refuse(command, **options):
+        stage = json.loads(Path(command[-1]).read_text())["deepspeed_config"]["zero_stage"]
+        return SimpleNamespace(stdout="", stderr=f"a warning\nerror: {command[-1]} has stage {stage}.\n")
+
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true"), monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    monkeypatch.setattr(launch.subprocess, "run", refuse)
+    with pytest.raises(RecipeError, match=r"^the launcher's own configuration has stage 2\.$"):
+        launch._planned(shipped("qwen3_14b"), NULL, 80)

@@ -1,5 +1,6 @@
 """Sharding of a run, set by the launcher's own configuration or by the recipe."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from . import shipped
 from .recipe import RecipeError, Setting, Settings
 
 NO_CONFIG = "none"
+ZERO_STAGE = 2  # accelerate's default
 
 
 # Prefixes of the launcher's variables that concern sharding. All other variables (number of processes, ports, visible
@@ -61,7 +63,17 @@ def launcher_shards() -> bool:
 
 def launcher_config() -> dict[str, Any]:
     """Return the sharding of a launch that has FSDP or DeepSpeed, as the file of `read_sharding` would state it."""
-    return {"distributed_type": "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "DEEPSPEED"}
+    known = os.environ.get
+    if known("ACCELERATE_USE_FSDP") == "true":
+        return {
+            "distributed_type": "FSDP",
+            "fsdp_config": {"fsdp_reshard_after_forward": known("FSDP_RESHARD_AFTER_FORWARD")},
+        }
+    zero = {
+        "zero_stage": known("ACCELERATE_DEEPSPEED_ZERO_STAGE"),
+        "deepspeed_config_file": known("ACCELERATE_DEEPSPEED_CONFIG_FILE"),
+    }
+    return {"distributed_type": "DEEPSPEED", "deepspeed_config": zero}
 
 
 def choose_sharding(settings: Settings) -> str:
@@ -87,10 +99,11 @@ class Sharding:
     """Sharding of a model, as an accelerate configuration describes it; without one, plain data parallelism.
 
     Attributes:
-        kind: `none`, `ddp`, `fsdp2` or `zero3`.
+        kind: `none`, `ddp`, `fsdp2`, or `zero` with DeepSpeed's stage, such as `zero3`.
         file: configuration file.
         mixed_precision: precision in the configuration.
         in_pieces: whether every process writes its own part of a checkpoint.
+        reshards: whether FSDP2 frees a layer's gathered weights after its forward pass.
         gpus, nodes: GPUs per machine and number of machines for which the file is written.
     """
 
@@ -98,6 +111,7 @@ class Sharding:
     file: str | None = None
     mixed_precision: str | None = None
     in_pieces: bool = False
+    reshards: bool = True
     gpus: int = 1
     nodes: int = 1
 
@@ -113,12 +127,22 @@ def read_sharding(settings: Settings) -> Sharding:
     if file is None:
         return Sharding()
     config = yaml12.parse(file.read_text(encoding="utf-8"))
-    nodes = config.get("num_machines", 1)
+    nodes, fsdp = config.get("num_machines", 1), config.get("fsdp_config", {})
+    kind = {"FSDP": "fsdp2", "DEEPSPEED": "zero"}.get(config["distributed_type"], "ddp")
     return Sharding(
-        kind={"FSDP": "fsdp2", "DEEPSPEED": "zero3"}.get(config["distributed_type"], "ddp"),
+        kind=f"zero{_zero_stage(config.get('deepspeed_config', {}))}" if kind == "zero" else kind,
         file=str(file),
         mixed_precision=config.get("mixed_precision"),
-        in_pieces=config.get("fsdp_config", {}).get("fsdp_state_dict_type") == "SHARDED_STATE_DICT",
+        in_pieces=fsdp.get("fsdp_state_dict_type") == "SHARDED_STATE_DICT",
+        reshards=str(fsdp.get("fsdp_reshard_after_forward")).lower() != "false",
         gpus=config.get("num_processes", 1) // nodes,
         nodes=nodes,
     )
+
+
+def _zero_stage(config: dict[str, Any]) -> int:
+    """Return the stage of ZeRO in the `deepspeed_config` of accelerate's file, or in DeepSpeed's own file."""
+    own = config.get("deepspeed_config_file")
+    if own is not None and Path(own).is_file():
+        return json.loads(Path(own).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+    return int(config.get("zero_stage") or ZERO_STAGE)

@@ -141,7 +141,8 @@ class Model:
     def __init__(self, config: PreTrainedConfig, settings: CheckedModelConfig):
         self.config, self.settings = config, settings
         self._results: dict[tuple, Any] = {}
-        self.loaded = torch.float32 if settings.dtype == "float32" else torch.bfloat16  # as published
+        # TRL loads float32 if no dtype is set; `auto` is the dtype of publication.
+        self.loaded = torch.float32 if settings.dtype in (None, "float32") else torch.bfloat16
         with torch.device("meta"):
             base = self._bare(config, dtype=self.loaded)
             self.positions = positions_of(config)

@@ -44,7 +44,7 @@ def recipe_dtype(checkpoint: Path) -> str:
     """Return the dtype in which the run loaded its base, or `auto` (the base's own) if there is no recipe."""
     for folder in (checkpoint, checkpoint.resolve().parent):
         if RunFolder(folder).recipe.is_file():
-            return read_recipe(RunFolder(folder)).get("dtype", "float32")
+            return read_recipe(RunFolder(folder)).get("dtype") or "float32"  # as TRL loads it
     return "auto"
 
 

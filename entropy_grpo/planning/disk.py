@@ -13,10 +13,12 @@ def disk(job: Job) -> dict[str, Any]:
     """Return the sizes of a run's files in bytes.
 
     transformers saves the model for loading and, under FSDP, a second time for resuming. If every process writes its
-    own piece, only the copy for resuming exists. Adapters are saved without their base.
+    own piece, only the copy for resuming exists. With `save_only_model` neither this copy nor the optimizer is saved.
+    Adapters are saved without their base.
     """
-    (weights, _), (states, _) = trained_bytes(job), optimizer_states(job)
-    copies = 2 if job.sharding.kind == "fsdp2" and not job.sharding.in_pieces else 1
+    resumable, gathers = not job.args.save_only_model, job.sharding.kind == "fsdp2" and not job.sharding.in_pieces
+    weights, states = trained_bytes(job)[0], optimizer_states(job)[0] if resumable else 0
+    copies = 2 if gathers and resumable else 1
     rollout = 0 if job.objective is None else rollout_bytes(job, job.grpo.generation_batch_size)
     checkpoint, number, kept_weights = copies * weights + states + rollout, steps(job), 0
     if isinstance(job.run, RunConfig):  # steps whose weights a run keeps by themselves
@@ -35,7 +37,7 @@ def disk(job: Job) -> dict[str, Any]:
         "run": None
         if kept is None
         else (kept + bool(job.args.save_total_limit)) * checkpoint + weights + kept_weights,
-        "gathered_on_rank_0": weights + states if copies == 2 else 0,
+        "gathered_on_rank_0": weights + states if gathers else 0,
     }
 
 

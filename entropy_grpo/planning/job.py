@@ -25,6 +25,8 @@ from .options import PlanOptions
 
 ASSUMED_PROMPT = 2048  # tokens of the longest prompt, if neither the recipe nor a task limits it
 
+PLANNED = ("none", "ddp", "fsdp2", "zero3")  # kinds of sharding
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -148,6 +150,11 @@ def resolve(options: PlanOptions, words: Sequence[str] = ()) -> Job:
     """
     resolved = offline.resolve(options.recipe, words, options.gpus, options.nodes)
     run, args, model = resolved.run, resolved.args, resolved.model
+    if resolved.sharding.kind not in PLANNED:
+        raise RecipeError(
+            f"{resolved.sharding.file} has DeepSpeed's ZeRO of stage {resolved.sharding.kind.removeprefix('zero')}, "
+            "but only stage 3 can be planned: set zero_stage to 3, or shard with accelerate_configs/fsdp2.yaml."
+        )
     if isinstance(run, RunConfig) and isinstance(args, EntropyForkGRPOConfig):
         check_held_out(run, args, 1)
         run.evaluation_steps(args), run.weight_steps(args)  # refuse what a launch would refuse

@@ -150,10 +150,14 @@ def _states(job: Job) -> dict[str, Any]:
 def _gathered(job: Job) -> dict[str, Any]:
     """Return the part for gathered weights, of a job that shards.
 
-    FSDP2 and ZeRO-3 gather a layer while the previous layer is computed, and the LM head for the whole pass.
+    FSDP2 and ZeRO-3 gather a layer while the previous layer is computed, and the LM head for the whole pass. FSDP2
+    without `fsdp_reshard_after_forward` keeps all layers from the forward pass to the backward pass.
     """
     if not job.sharding.shards:
         return {}
+    if not job.sharding.reshards:
+        formula = f"{job.compute} bytes x {job.policy.parameters:,}, until the backward pass"
+        return {"gathered weights": _part(job.compute * job.policy.parameters, formula)}
     layer, head = max(job.policy.layer_sizes), job.policy.vocabulary * job.policy.hidden
     formula = f"{job.compute} bytes x (2 layers x {layer:,} + LM head {head:,})"
     return {"gathered weights": _part(job.compute * (2 * layer + head), formula)}
