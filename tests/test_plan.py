@@ -508,6 +508,21 @@ def test_the_teacher_has_the_gpus_that_a_plan_gives_it():
     assert "--tensor-parallel $(TEACHER_GPUS)" in makefile
 
 
+def test_a_cold_start_that_names_no_commit_is_planned_by_its_base(tmp_path, monkeypatch):
+    """Neither a recipe without a commit, nor a child that leaves its parent's model, has one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("base: demo_cpu\nmodel_name_or_path: runs/my_sft\n")
+    for text in (
+        "trainer: sft\nmodel_name_or_path: Qwen/Qwen3-0.6B-Base\n",
+        "base: llama31_8b_cold_start\nmodel_name_or_path: Qwen/Qwen3-0.6B-Base\n",
+    ):
+        (tmp_path / "my_sft.yaml").write_text(text)
+        assert resolve(tmp_path / "mine.yaml").policy.parameters == 596_049_920
+    (tmp_path / "my_sft.yaml").write_text("trainer: sft\n")
+    with pytest.raises(ValueError, match=r"my_sft\.yaml: model_name_or_path is missing: set it"):
+        resolve(tmp_path / "mine.yaml")
+
+
 def test_a_folder_is_served_without_the_revision_of_the_recipe(tiny_model):
     words = ["--vllm_mode", "server", "--model_name_or_path", tiny_model]
     served = plan.server_words(PlanOptions(str(shipped("qwen3_14b")), gpus=8), words)

@@ -5,6 +5,7 @@ The rows are made by hand after the sets' public cards and loaders; none is copi
 
 import itertools
 import json
+from decimal import Decimal
 
 import datasets
 import huggingface_hub
@@ -15,7 +16,7 @@ from datasets import Dataset
 from entropy_grpo.config.run import RunConfig
 from entropy_grpo.data import hub
 from entropy_grpo.data.benchmarks import PUBLISHED
-from entropy_grpo.data.sources import TRAINING, last_box
+from entropy_grpo.data.sources import TRAINING, last_box, reference_in
 
 from .loading import load
 
@@ -320,3 +321,12 @@ def test_an_evaluation_set_that_does_not_load_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "train.jsonl", [{"prompt": "1?", "solution": "1"}])
     with pytest.raises(ValueError, match="decontaminate_against names 'math500', which does not load"):
         load(RunConfig(dataset_name=path, decontaminate_against=["math500"]), seed=0)
+
+
+def test_a_whole_number_of_any_length_is_a_reference():
+    """A float cannot hold it, and has no decimal point if it is whole itself."""
+    assert reference_in({"s": 10**400}, "s") == "1" + 400 * "0"
+    assert [reference_in({"s": value}, "s") for value in (7.0, 0.5, -3)] == ["7", "0.5", "-3"]
+    for value in (float("inf"), Decimal("-Infinity")):
+        with pytest.raises(ValueError, match=r"s is .* where text or a number was expected"):
+            reference_in({"s": value}, "s")

@@ -81,7 +81,7 @@ def reference_in(row: Row, column: str) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or math.isinf(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or value in (math.inf, -math.inf):
         raise ValueError(f"{column} is {value!r:.60} where text or a number was expected")
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
     return str(int(value) if whole else value)

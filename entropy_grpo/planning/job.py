@@ -213,11 +213,17 @@ def _origin(model: CheckedModelConfig, recipe_file: Path) -> tuple[str, str | No
     """Return name and commit of the model.
 
     If another recipe has yet to produce the model, return the base of that recipe.
+
+    Raises:
+        RecipeError: that recipe names no model.
     """
     name, revision = model.model_name_or_path, model.model_revision
     maker = recipe_file.parent / f"{Path(name).name}.yaml"
     while Path(name).parent == RUNS and not Path(name).is_dir() and maker.is_file():
-        settings = recipe.load(maker)
-        name, revision = settings["model_name_or_path"].value, settings["model_revision"].value
+        settings = recipe.without_unread(recipe.load(maker))
+        base, commit = map(settings.get, ("model_name_or_path", "model_revision"))
+        if base is None:
+            raise RecipeError(f"{maker}: model_name_or_path is missing: set it to a Hub id or a local folder.")
+        name, revision = base.value, None if commit is None else commit.value
         maker = maker.parent / f"{Path(name).name}.yaml"
     return name, revision
