@@ -137,6 +137,24 @@ def test_coroutine_functions_alike():
             await_in_loop(reward, 0.1)
 
 
+def late_connection(**columns):
+    raise TimeoutError("timed out")
+
+
+async def late_connection_awaited(**columns):
+    raise TimeoutError("timed out")
+
+
+@pytest.mark.parametrize("seconds", [None, 600.0])
+def test_a_time_limit_of_the_function_itself_is_its_own_fault(seconds):
+    """In Python 3.11 sockets, futures and asyncio raise this error."""
+    said = rf"^the reward function mine raises TimeoutError \(timed out\), {HERE}:\d+,{re.escape(END)}$"
+    with pytest.raises(RewardError, match=said):
+        call(late_connection, seconds)
+    with pytest.raises(RewardError, match=said):
+        await_in_loop(late_connection_awaited, seconds)
+
+
 DEAF = """
 import collections, itertools, os, sys
 from entropy_grpo.rewards import guard

@@ -119,9 +119,8 @@ class _Guard:
         try:
             with _watched(self.seconds, late, self._sentence("ended the process")):
                 yield
-        except (TimeoutError, _Expired) as error:
-            own = isinstance(error, asyncio.TimeoutError) and math.isinf(self.seconds)
-            raise RewardError(self._sentence(self._raised(error)) if own else late) from error
+        except _Expired as error:
+            raise RewardError(late) from error
         except (SystemExit, _Exited) as error:
             raise RewardError(self._sentence(f"exits (status {error.args[0] if error.args else None})")) from error
         except Exception as error:
@@ -159,8 +158,13 @@ class GuardedAsync(_Guard):
 
     async def __call__(self, prompts: list, **columns: Any) -> list[float | None]:
         with self._guard():
-            limit = None if math.isinf(self.seconds) else self.seconds
-            rewards = await asyncio.wait_for(self._awaited(prompts=prompts, **columns), limit)
+            try:
+                async with asyncio.timeout(None if math.isinf(self.seconds) else self.seconds) as limit:
+                    rewards = await self._awaited(prompts=prompts, **columns)
+            except TimeoutError as error:
+                if limit.expired():  # else the function's own
+                    raise _Expired from error
+                raise
         return self._checked(rewards, len(prompts))
 
     async def _awaited(self, **columns: Any) -> Any:
