@@ -8,9 +8,11 @@ import pytest
 from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.evaluation.callback import FAILURES, BenchmarkCallback
-from entropy_grpo.monitoring.watchers import WATCHERS, Log
+from entropy_grpo.monitoring.watchers import BOXED, WATCHERS, Log
+from entropy_grpo.rewards.registry import CONTROLS, GRADED
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.tasks.registry import by_reward
 
 STEPS = 60
 
@@ -22,6 +24,7 @@ def healthy(step, rng):
     row = {
         "step": step,
         "reward": 0.2 + 0.4 * progress * noise,
+        "rewards/accuracy/mean": 0.2 + 0.4 * progress * noise,
         "entropy/mean": 0.5 * (1 - 0.5 * progress) * noise,
         "entropy/p95": 2.0 * (1 - 0.4 * progress) * noise,
         "completions/mean_length": 300 * (1 + 0.5 * progress) * noise,
@@ -87,6 +90,28 @@ def test_boxes_that_are_unlearned_are_found():
     assert list(fired(rows)) == ["format_collapse"]
 
 
+def test_boxes_that_no_reward_reads_may_go():
+    """TRL's metrics name the rewards. The spread of formats counts for any of them."""
+    boxless = [row | {"quality/no_box": 0.1 if row["step"] < 30 else 0.8} for row in rows_of(1)]
+    uniform = [row | {"quality/format_entropy": 0.01 if row["step"] > 30 else 0.9} for row in rows_of(1)]
+    for name, reads in (("dapo_accuracy", False), ("my_reward", False), ("gym_accuracy", True), ("format_only", True)):
+        for rows, expected in ((boxless, reads), (uniform, True)):
+            renamed = [{key.replace("/accuracy/", f"/{name}/"): value for key, value in row.items()} for row in rows]
+            assert (list(fired(renamed)) == ["format_collapse"]) is expected
+
+
+def test_rewards_that_read_a_box_are_those_that_find_an_answer_in_one():
+    """A walk's answer has to use the moves of its prompt."""
+    prompt, response = "go 2 to 5 need +3 with -4 -3 +6\n", r"\boxed{2+6-3}"
+    columns = {"prompts": [prompt], "completions": [response]}
+    for name, task in by_reward().items():
+        assert (name in BOXED) == (task.answer(prompt, response) is not None), name
+    for name, answers in GRADED.items():
+        assert (name in BOXED) == (answers(**columns) != [None]), name
+    for name, judge in CONTROLS.items():
+        assert (name in BOXED) == (judge(**columns) == [1.0] and name != "random"), name
+
+
 # By watcher, metrics as (mean at the start, recent mean): at the limit, where nothing is said, and just beyond it.
 LIMITS = [
     ("entropy_collapse", {"entropy/p95": (2.0, 0.61)}, {"entropy/p95": (2.0, 0.59)}),
@@ -138,7 +163,7 @@ def test_a_watcher_speaks_beyond_its_limit_and_not_before(name, within, beyond):
     """The first ten values are compared with the last ten, and what lies between does not count."""
 
     def log(metrics):
-        halves = [{metric: ends[end] for metric, ends in metrics.items()} for end in (0, 1)]
+        halves = [{m: ends[end] for m, ends in metrics.items()} | {"rewards/accuracy/mean": 0.5} for end in (0, 1)]
         first = [{"step": step} | halves[0] for step in range(1, 11)]
         if name == "reward_hacking":  # the best is at the last step of the first half
             first = [{**row, "eval_accuracy": halves[0]["eval_accuracy"] - 0.01 * (10 - row["step"])} for row in first]

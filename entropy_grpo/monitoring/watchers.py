@@ -11,11 +11,15 @@ import math
 from collections.abc import Callable, Sequence
 
 from ..metrics.logged import benchmark_accuracies, mean_accuracies
+from ..rewards.registry import GRADED, boxed_answers
 from ..runs.files import Row
+from ..tasks.registry import by_reward
 
 ACTIONS = ("off", "warn", "stop")
 # Number of values in a mean. Most metrics have one value per optimiser step; generation metrics have one per rollout.
 RECENT = 10
+# Rewards that read a box: those that compare its content, those of all tasks, and the control of the format.
+BOXED = {*(name for name, answers in GRADED.items() if answers is boxed_answers), *by_reward(), "format_only"}
 
 
 class Log:
@@ -28,6 +32,11 @@ class Log:
 
     def __init__(self, rows: Sequence[Row], kept_share: float):
         self.rows, self.kept_share = rows, kept_share
+
+    @property
+    def reads_box(self) -> bool:
+        """True if a reward of the run reads a box; TRL's metrics name the rewards."""
+        return any(f"rewards/{name}/mean" in row for row in self.rows for name in BOXED)
 
     def points(self, name: str) -> list[tuple[int, float]]:
         """Return (step, value) pairs of a metric, without values that are not finite."""
@@ -148,7 +157,7 @@ def sampler_gap(log: Log) -> str | None:
 
 def format_collapse(log: Log) -> str | None:
     spread, boxless = log.ends("quality/format_entropy"), log.ends("quality/no_box")
-    if boxless and boxless[1] > boxless[0] + 0.25:
+    if boxless and boxless[1] > boxless[0] + 0.25 and log.reads_box:
         return (
             f"{boxless[1]:.0%} of the responses have no boxed answer, after {boxless[0]:.0%} at the start: the policy "
             "unlearns the format that the reward reads. Read samples.jsonl, and lower learning_rate."
