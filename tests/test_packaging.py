@@ -104,7 +104,8 @@ def installed(sources, tmp_path_factory):
 
 
 SHOW = "from entropy_grpo.config import shipped; print(shipped.HOME, *shipped.recipe_names()); "
-SHOW += "print(*sorted(path.name for path in shipped.CONFIGS.iterdir()))"
+SHOW += "print(*sorted(path.name for path in shipped.CONFIGS.iterdir())); "
+SHOW += "print(*(path.name for path in (shipped.RECIPES / 'sweeps').glob('*')))"
 
 
 def test_editable_installation_has_the_folders_of_the_checkout(sources, tmp_path):
@@ -116,11 +117,12 @@ def test_editable_installation_has_the_folders_of_the_checkout(sources, tmp_path
 
 
 def test_wheel_holds_recipes_and_configurations(installed, tmp_path):
-    recipes, configurations = run([installed, "-c", SHOW], tmp_path).splitlines()
+    recipes, configurations, sweeps = run([installed, "-c", SHOW], tmp_path).splitlines()
     home, *names = recipes.split()
     assert Path(home).name == "entropy_grpo" and Path(home).is_relative_to(installed.parents[1])
     assert names == shipped.recipe_names()
     assert configurations.split() == sorted(path.name for path in shipped.CONFIGS.iterdir())
+    assert sweeps == "rho.yaml"
 
 
 @pytest.mark.slow

@@ -125,6 +125,13 @@ def test_a_sweep_file_gives_the_commands_of_every_recipe(tmp_path, monkeypatch, 
     assert len(found) == 12 and found == expected
 
 
+def test_the_shipped_sweep_runs_in_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = printed(capsys, "recipes/sweeps/rho.yaml", "--seeds", "1")
+    recipes = [next(word for word in command if word.startswith("qwen3_")) for command in found]
+    assert recipes == ["qwen3_14b"] * 5 + ["qwen3_32b"] * 5
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -1,6 +1,6 @@
 """Sweep of several recipes with the same variants, described by a YAML file instead of a command line.
 
-    recipes: [recipes/qwen3_14b.yaml, recipes/qwen3_32b.yaml]
+    recipes: [qwen3_14b, qwen3_32b]               # names, or files
     set: {top_entropy_quantile: [1.0, 0.2]}       # as --set
     variants: [{entropy_selection: bottom}]       # as --variant
     baseline: {top_entropy_quantile: 1.0}         # as --baseline; by default the first variant
@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..config.shipped import find_file
 from ..runs import yaml12
 from ..runs.folder import RUNS
 from .options import SweepOptions
@@ -58,10 +59,12 @@ def read(path: Path) -> dict[str, Any] | None:
 def sweeps(options: SweepOptions) -> list[SweepOptions]:
     """Return the sweeps that the options request: one for a recipe, and one per recipe for a sweep file.
 
+    The file may travel with the package.
+
     Raises:
         ValueError: the file is no sweep file, or variants are also given on the command line.
     """
-    found = read(Path(options.recipe))
+    found = read(find_file(options.recipe, [Path()]) or Path(options.recipe))
     if found is None:
         return [options]
     if options.products or options.others or options.baseline:

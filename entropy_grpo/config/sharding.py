@@ -46,7 +46,7 @@ def find_config(setting: Setting | None) -> Path | None:
     """
     if setting is None or not isinstance(setting.value, str) or setting.value == NO_CONFIG:
         return None
-    file = shipped.find_config(setting.value, [Path(), setting.folder, *setting.folder.parents])
+    file = shipped.find_file(setting.value, [Path(), setting.folder, *setting.folder.parents])
     if file is None:
         raise RecipeError(
             f"{setting.source}: accelerate_config is {setting.value!r}: there is no such file in the working "

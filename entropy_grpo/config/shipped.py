@@ -1,4 +1,4 @@
-"""Recipes and accelerate configurations that travel with the package, and the search for a file that a user names.
+"""Files that travel with the package (recipes, sweeps, accelerate configurations), and the search for a named file.
 
 A wheel holds both folders inside of the package (see setup.py), a checkout beside it.
 """
@@ -31,6 +31,6 @@ def find_recipe(name: str | Path, folder: Path) -> Path | None:
     return shipped if bare and shipped.is_file() else None
 
 
-def find_config(name: str, folders: list[Path]) -> Path | None:
-    """Return a configuration of accelerate, in one of the folders or with the package. None if there is none."""
+def find_file(name: str, folders: list[Path]) -> Path | None:
+    """Return a configuration of accelerate or a sweep, in one of the folders or with the package; None without one."""
     return next((folder / name for folder in [*folders, HOME] if (folder / name).is_file()), None)

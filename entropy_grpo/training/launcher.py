@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..config import recipe
 from ..config.recipe import RecipeError
-from ..config.shipped import find_config
+from ..config.shipped import find_file
 from ..runs import launched, seal
 from ..runs.launched import INTERRUPTED, REQUEUE
 from ..runs.processes import on_one_line
@@ -44,7 +44,7 @@ def complete(options: argparse.Namespace) -> None:
         RecipeError: there is no such recipe, or it is not YAML.
     """
     if options.config_file is not None:
-        options.config_file = str(find_config(options.config_file, [Path()]) or options.config_file)
+        options.config_file = str(find_file(options.config_file, [Path()]) or options.config_file)
     words = [options.training_script, *options.training_script_args]
     if options.module and words[0] == MODULE:
         words = words[1:]
