@@ -266,7 +266,7 @@ class Card:
     push: Annotated[str | None, arg(metavar="REPO")] = None
     """repository on the Hub that receives model, tokenizer, card and recipe"""
     dry_run: bool = False
-    """only print the card, or the list of files to upload"""
+    """only print the card; with --push, print the list of files to upload and the card"""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from .cards import push
@@ -359,17 +359,21 @@ RULES = ConstructorRegistry()
 
 @RULES.primitive_rule
 def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Parse `int | None` as an optional int; by default tyro would offer the word None."""
+    """Parse `int | None`, or a `Literal` of words for the int, as optional; tyro would offer the word None."""
     kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
-    if get_origin(info.type) not in (Union, types.UnionType) or kinds[1:] or kinds[0] not in (int, float, str, Path):
+    if get_origin(info.type) not in (Union, types.UnionType) or kinds[1:]:
         return None
-    (kind,) = kinds
+    words = get_args(kinds[0]) if get_origin(kinds[0]) is Literal else None
+    kind = kinds[0] if words is None else str
+    if kind not in (int, float, str, Path):
+        return None
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar=kind.__name__.upper(),
-        instance_from_str=lambda words: kind(words[0]),
+        metavar=kind.__name__.upper() if words is None else f"{{{','.join(words)}}}",
+        instance_from_str=lambda given: kind(given[0]),
         is_instance=lambda value: value is None or isinstance(value, kind),
         str_from_instance=lambda value: ["unset" if value is None else str(value)],
+        choices=words,
     )
 
 

@@ -137,6 +137,23 @@ def test_a_wrong_command_line_is_told_what_is_right(line, said, capsys):
     assert said in " ".join(told.err.replace("│", " ").split()) and "Traceback" not in told.err
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, "analyze irrelevant", "recipes copy"])
+def test_help_offers_no_word_for_an_unset_option(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert "{None" not in text and "default: None" not in text
+
+
+def test_an_option_of_few_words_takes_them_alone(capsys):
+    line = "eval --model m --benchmarks b --chat"
+    assert parsed(line)[0].thinking is None
+    assert parsed(f"{line} --thinking true")[0].thinking == "true"
+    with pytest.raises(SystemExit):
+        cli.main([*line.split(), "--thinking", "None"])
+    assert "invalid choice 'None'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_wait_passively_unless_told_otherwise(before, after, monkeypatch):
     monkeypatch.setattr(os, "environ", {} if before is None else {"OMP_WAIT_POLICY": before})

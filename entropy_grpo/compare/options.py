@@ -14,7 +14,7 @@ class CompareOptions:
     baseline: str | None = None
     """run with which all other groups are compared"""
     group_by: str | None = None
-    """setting that defines the groups; if unset, all settings that differ, except the seed"""
+    """setting that defines the groups; if unset, all that differ, except the seed, files, measurements and devices"""
     output: Path | None = None
     """folder for comparison.md, comparison.json and comparison.png"""
 
