@@ -18,7 +18,7 @@ from ..tasks.registry import by_reward
 ACTIONS = ("off", "warn", "stop")
 # Number of values in a mean. Most metrics have one value per optimiser step; generation metrics have one per rollout.
 RECENT = 10
-# Rewards that read a box: those that compare its content, those of all tasks, and the control of the format.
+# Rewards that read a box: comparisons of its content, the rewards of all tasks, and the control of the format.
 BOXED = {*(name for name, answers in GRADED.items() if answers is boxed_answers), *by_reward(), "format_only"}
 
 
