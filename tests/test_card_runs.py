@@ -49,7 +49,7 @@ def pushed_run(tiny_model, tmp_path_factory):
     with hub.serving() as server:
         environment = os.environ | hub.environment(server)
         result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
-        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.returncode == 0, result.stderr
         return folder, hub.pushes(server)
 
 
@@ -131,7 +131,7 @@ def test_the_code_of_the_cards_runs_and_answers(run, adapter_run, preloaded, tmp
         text=True,
         timeout=120,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
     whole, adapter = result.stdout.split("folder ")[1:]
     for answer, folder in ((whole, run), (adapter, adapter_run)):
         name, _, text = answer.partition("\n")

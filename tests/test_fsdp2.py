@@ -33,7 +33,7 @@ def launch(python, program, model, output, *more):
     command = [python, *TWO, *program, *SETTINGS, "--model_name_or_path", model, "--output_dir", str(output)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run([*command, *more], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
 
 
 def check_card_of_pieces(checkpoint, whole):

@@ -147,7 +147,7 @@ def test_a_measurement_that_fails_is_recorded_and_the_others_run(tmp_path):
 def test_parts_in_processes_of_their_own(tmp_path, preloaded):
     """FSDP2 needs a process of its own; the tests of the GPU skip here, and say so."""
     result = kit(preloaded, tmp_path, "--part", "A", "F", "--revision", "abc")
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.log", "gpu_device_tests.json", "gpu_fsdp.json"]
     tests = files.read_json(tmp_path / "gpu_device_tests.json")["measurements"][1]
     assert tests["test_selection_is_the_processors[top]"].startswith("skipped: needs a CUDA device")

@@ -85,7 +85,7 @@ def test_resolved_recipe_is_the_same_run(run, tmp_path, preloaded):
     plain = tmp_path / "plain.yaml"
     plain.write_text(f"base: {folder / 'recipe.yaml'}\n")
     result = accelerate_launch("-m", "entropy_grpo.launch", plain, python=preloaded, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
     # A run whose folder was not named is runs/NAME in the working directory.
     again = tmp_path / "runs" / values["run_name"]
     assert rows(again) == rows(folder)
@@ -100,7 +100,7 @@ def test_resume_goes_on_and_loses_nothing(run, tmp_path, preloaded):
     (copy / "checkpoint-3").mkdir()
     words = ["--output_dir", copy, "--resume_from_checkpoint", "true", "--max_steps", "4"]
     result = accelerate_launch(folder / "recipe.yaml", *words, python=preloaded)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
     assert [row["step"] for row in rows(copy)] == [1, 2, 3, 4]
     assert rows(copy)[:2] == rows(folder)
     # The records say what ran: the recipe, the changes of it, and the card.
@@ -121,7 +121,7 @@ def test_two_processes_write_one_run(tiny_model, tmp_path, preloaded):
         *("--entropy_scope", "global"),
         python=preloaded,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
     assert [row["step"] for row in rows(tmp_path / "two")] == [1, 2]
     assert all(row["selection/kept_fraction"] == pytest.approx(0.2, abs=2e-3) for row in rows(tmp_path / "two"))
     answers = [json.loads(line) for line in open(tmp_path / "two" / "answers" / "after.jsonl")]
@@ -137,7 +137,7 @@ def test_variables_are_those_that_a_real_launch_sets(tmp_path, preloaded, monkey
     config = REPOSITORY / "accelerate_configs" / "fsdp2.yaml"
     words = ["--config_file", config, "--num_processes", "2", "--main_process_port", "0", script]
     result = accelerate_launch(*words, python=preloaded)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
     line = next(line for line in result.stdout.splitlines() if line.startswith("ENV"))
     everything = json.loads(line[3:])
     real = {k: v for k, v in everything.items() if k.startswith(sharding.SHARDING_VARIABLES)}

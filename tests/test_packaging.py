@@ -64,7 +64,7 @@ def run(command, folder, **environment):
     result = subprocess.run(
         list(map(str, command)), cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=240
     )
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
     return result.stdout
 
 

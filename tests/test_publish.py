@@ -67,7 +67,7 @@ def test_an_upload_holds_what_belongs_and_nothing_else(tmp_path, hub):
         text=True,
         timeout=120,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == f"{address(hub)}/me/walk/commit/abc"
     paths = [path for path, _, _ in hub.seen]
     assert paths[0] == "/api/repos/create" and sum("/commit/main" in path for path in paths) == 1

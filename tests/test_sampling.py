@@ -552,7 +552,7 @@ def test_two_processes_draw_and_train_like_one(tiny_model, tmp_path, preloaded):
     command += ["--main_process_port", "0", "-m", "benchmarks.fixtures.fixed_rollout", tiny_model]
     command += [str(tmp_path / "two"), json.dumps(settings | {"per_device_train_batch_size": 2})]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
     log = json.loads((tmp_path / "two" / "log.json").read_text())
     row = one.state.log_history[0]
     for key in [key for key in row if key.startswith("dynamic_sampling/")]:

@@ -516,7 +516,7 @@ def test_two_processes_are_one(tiny_model, tmp_path, preloaded):
     command = [preloaded, "-m", *DDP, "-m", "benchmarks.fixtures.fixed_rollout"]
     command += [tiny_model, str(tmp_path / "two"), overrides]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
     two = load_file(tmp_path / "two" / "weights.safetensors")
     start = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
     assert_close(*({n: w - start[n] for n, w in ws.items()} for ws in (fixed_rollout.weights(one), two)), 1e-4)

@@ -131,7 +131,7 @@ def launch(python, name, folder, settings, *, number):
             REPOSITORY / settings.get("accelerate_config", values(name)["accelerate_config"])
         )
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=280)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def tracked_run(tiny_model, tmp_path_factory, preloaded):
         python=preloaded,
         env={"WANDB_MODE": "offline", "WANDB_DIR": str(folder), "TRACKIO_DIR": str(folder / "trackio")},
     )
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, result.stderr
     return folder
 
 
