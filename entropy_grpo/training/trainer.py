@@ -701,14 +701,15 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
         if self._call.supply is not None:
             self._call.rewards = self._call.supply.rewards
             return self._call.rewards
-        lengths = [len(ids) for ids in completion_ids_list]
         if self._grades:
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-            self.monitor.rewards(rewards, prompts, completions, lengths, self._mode)
         else:
             rewards = torch.zeros(self.ranks.count * len(prompts), len(self.reward_funcs), device=self.args.device)
         self._leave_if_asked()
         self._call.rewards = rewards
+        lengths = [len(ids) for ids in completion_ids_list]
+        if self._grades:
+            self.monitor.rewards(rewards, prompts, completions, lengths, self._mode)
         if self.args.dynamic_sampling and self._pending_extra_logs:
             # TRL would log columns of training beside the responses of the rollout, which are others. Columns of
             # evaluations alone would be shorter than its table.
