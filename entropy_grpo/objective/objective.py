@@ -501,6 +501,11 @@ class Objective:
         return self.trusts_sampler and (self.asks_old_logps or self.carries)
 
     @property
+    def spares_evaluation_pass(self) -> bool:
+        """True if TRL would score the responses of an evaluation in a pass that vLLM's correction does not need."""
+        return self.spans_steps and (self.trusts_sampler or not self.corrects_sampler)
+
+    @property
     def scoring_passes(self) -> dict[str, float]:
         """Passes without gradient over the responses of an optimiser step, by purpose.
 

@@ -458,11 +458,9 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[Row]) -> Inputs:
         if not self.model.training:
             # The loss's own pass has the policy that has answered, whose log-probabilities TRL takes for the old ones.
-            corrects = self.use_vllm and self.vllm_importance_sampling_correction
-            is_spared = self.spec.spans_steps and not corrects
-            with self._during(Call(rows=inputs, is_spared=is_spared)):
+            with self._during(Call(rows=inputs, is_spared=self.spec.spares_evaluation_pass)):
                 output = super()._generate_and_score_completions(inputs)
-            if is_spared:
+            if self.spec.spares_evaluation_pass:
                 del output["old_per_token_logps"]
             return self._placed(output)
         with self.resume.whole_rollout():
