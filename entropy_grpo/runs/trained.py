@@ -106,6 +106,11 @@ class Trained:
         return files.read_json(self.model / weights.ADAPTER_CONFIG)
 
     @property
+    def shards_adapters(self) -> bool:
+        """True if the weights are shards of a LoRA run, which have the adapters alone."""
+        return self.weights == weights.SHARDED and bool(self.recipe.get("use_peft"))
+
+    @property
     def base(self) -> str | None:
         """The base model that the recipe, the environment or the adapter names, in this order."""
         given = (self.recipe, "model_name_or_path"), (self.environment, "base_model")
