@@ -38,6 +38,7 @@ BROKEN = {
     "sync_ref_model": "moves the reference policy, and a resumed run would begin again with the first one",
     "bf16_full_eval": "casts the trained weights themselves if an evaluation precedes the training",
     "fp16_full_eval": "casts the trained weights themselves if an evaluation precedes the training",
+    "dataloader_drop_last": "leaves the last problems out of every evaluation",
 }
 Number = TypeVar("Number", int, float)
 HEADS = ("auto", "liger", "trl")
