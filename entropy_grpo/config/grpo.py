@@ -39,6 +39,8 @@ BROKEN = {
     "bf16_full_eval": "casts the trained weights themselves if an evaluation precedes the training",
     "fp16_full_eval": "casts the trained weights themselves if an evaluation precedes the training",
     "dataloader_drop_last": "leaves the last problems out of every evaluation",
+    "load_best_model_at_end": "would save the weights of an earlier step with the figures of the last step "
+    "(metric_for_best_model keeps the best checkpoint)",
 }
 Number = TypeVar("Number", int, float)
 HEADS = ("auto", "liger", "trl")
