@@ -282,7 +282,10 @@ def test_merged_model_is_the_adapted_one(alone, base, tmp_path, capsys):
 def test_a_base_is_merged_in_the_dtype_of_its_training(text, dtype, tmp_path):
     """TRL loads float32 if no dtype is set, also if a recipe unsets it."""
     (tmp_path / "recipe.yaml").write_text(text)
-    assert recipe_dtype(tmp_path) == dtype
+    for folder in (tmp_path, tmp_path / "checkpoint-5", tmp_path / "weights" / "step-5"):
+        folder.mkdir(parents=True, exist_ok=True)
+        assert recipe_dtype(folder) == dtype
+    assert recipe_dtype(tmp_path / "elsewhere") == "auto"
 
 
 def edit(path, **changes):
