@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from entropy_grpo.analysis.report import run_sections
 from entropy_grpo.cards import card
 from entropy_grpo.cards.citations import CITATIONS, citation
 from entropy_grpo.config.grpo import EntropyForkGRPOConfig
@@ -20,6 +21,7 @@ from entropy_grpo.models.known import KNOWN
 from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.runs import files, plots, trained
 from entropy_grpo.runs.files import write_json
+from entropy_grpo.runs.folder import RunFolder
 
 from . import hub_rules
 
@@ -777,6 +779,29 @@ def test_a_checkpoint_has_the_benchmarks_of_its_own_step(tmp_path):
     card = ModelCard.load(write_card(run / "checkpoint-3", draws=False))
     assert {result.metric_value for result in card.data.eval_results} == {0.375}
     assert "evaluation.json describes the end of the run" in card.text and "# run-checkpoint-3" in card.text
+
+
+def test_a_model_of_an_earlier_end_has_the_facts_of_its_step(tmp_path):
+    """A run that goes on keeps the model of its earlier end, with its evaluation, until it ends again."""
+    final = BENCHMARKS["benchmarks/final/aime24.json"]
+    ended = {"trainer_state.json": {"global_step": 1}, "evaluation.json": EVALUATION | {"step": 1}}
+    ended |= {"benchmarks/final/aime24.json": final | {"step": 1}}
+    run = make_run(tmp_path / "run", CONTENTS | BENCHMARKS | ended)
+    assert trained.steps_of(run) == 1
+    found = trained.read(run)
+    assert (found.step, found.is_last, found.rows) == (1, False, METRICS[:1])
+    assert found.evaluation["after"] == EVALUATION["after"]
+    assert found.benchmarks[0].figures == final | {"step": 1}
+    text = write_card(run, draws=False).read_text()
+    assert "for 1 optimiser step." in text and "an evaluation" not in text
+    # The run's own page has the curves of its whole log.
+    curves = dict(run_sections.curve_section(found).pictures)
+    for path in plots.draw(found.run, output=RunFolder(tmp_path / "whole")):
+        assert (run / "plots" / path.name) in curves
+        assert (run / "plots" / path.name).read_bytes() == path.read_bytes()
+    # The evaluation of the next end is not of these weights.
+    make_run(run, {"evaluation.json": EVALUATION | {"step": 7}})
+    assert "after" not in trained.read(run).evaluation
 
 
 def test_kept_weights_have_the_facts_of_their_step(tmp_path, monkeypatch):

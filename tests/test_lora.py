@@ -21,12 +21,17 @@ from trl.generation.vllm_generation import VLLMGeneration
 from benchmarks.fixtures import fixed_rollout, killed_runs
 from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import cli, launch
+from entropy_grpo.config.run import CLASSES
 from entropy_grpo.models import adapters
 from entropy_grpo.models.config import CheckedModelConfig
 from entropy_grpo.models.merge import recipe_dtype
 from entropy_grpo.planning import plan
 from entropy_grpo.planning.options import PlanOptions
+from entropy_grpo.runs import seal
+from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.seal import COMPLETE
+from entropy_grpo.training.checkpoints import SETTINGS
+from entropy_grpo.training.claim import compare_settings
 
 from .conftest import REPOSITORY
 
@@ -73,6 +78,21 @@ def alone(base, tmp_path_factory, preloaded):
     killed_runs.finish(killed_runs.start(killed_runs.Case(LITERAL, LORA), str(base), folder, preloaded), folder)
     assert contents(base) == before
     return folder
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_shards_of_adapters_go_on_as_adapters_alone(tmp_path, adapted):
+    """With SHARDED_STATE_DICT a checkpoint has no adapter_config.json, and its seal knows the settings."""
+    run, settings = RunFolder(tmp_path), {"use_peft": adapted}
+    checkpoint = run.path / "checkpoint-4"
+    (checkpoint / "pytorch_model_fsdp_0").mkdir(parents=True)
+    (checkpoint / "pytorch_model_fsdp_0" / ".metadata").touch()
+    seal.write(checkpoint, {SETTINGS: settings}, [])
+    adapters.check_resumed(str(checkpoint), adapted)
+    assert compare_settings(str(checkpoint), run, settings, CLASSES, []) == {}
+    with pytest.raises(ValueError, match=f"use_peft is {not adapted} and was {adapted} in .*checkpoint-4"):
+        adapters.check_resumed(str(checkpoint), not adapted)
+        compare_settings(str(checkpoint), run, {"use_peft": not adapted}, CLASSES, [])
 
 
 def adapter_weights(folder):
@@ -262,7 +282,10 @@ def test_merged_model_is_the_adapted_one(alone, base, tmp_path, capsys):
 def test_a_base_is_merged_in_the_dtype_of_its_training(text, dtype, tmp_path):
     """TRL loads float32 if no dtype is set, also if a recipe unsets it."""
     (tmp_path / "recipe.yaml").write_text(text)
-    assert recipe_dtype(tmp_path) == dtype
+    for folder in (tmp_path, tmp_path / "checkpoint-5", tmp_path / "weights" / "step-5"):
+        folder.mkdir(parents=True, exist_ok=True)
+        assert recipe_dtype(folder) == dtype
+    assert recipe_dtype(tmp_path / "elsewhere") == "auto"
 
 
 def edit(path, **changes):

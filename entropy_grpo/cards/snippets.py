@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.prompts import TEMPLATES
 from ..runs.trained import Trained
-from ..runs.weights import ADAPTER, MODEL_CONFIG
+from ..runs.weights import ADAPTER, ADAPTER_CONFIG, MODEL_CONFIG
 
 LONGEST_PROMPT = 600
 # Values that vLLM accepts as the largest rank of an adapter.
@@ -119,7 +119,16 @@ def reproduce_snippet(trained: Trained) -> str:
 
 
 def whole_model_snippet(trained: Trained) -> str:
-    """Return shell commands that merge a sharded checkpoint into one model, for its folder."""
+    """Return shell commands that merge a sharded checkpoint into one model, or one adapter, for its folder.
+
+    Adapters need the configuration that the run writes at its end. Without it, the text is empty.
+    """
+    if trained.shards_adapters:
+        if not (trained.run.path / ADAPTER_CONFIG).exists():
+            return ""
+        lines = ["accelerate merge-weights pytorch_model_fsdp_0 adapter"]
+        lines.append("mv adapter/model.safetensors adapter/adapter_model.safetensors")
+        return "\n".join([*lines, f"cp ../{ADAPTER_CONFIG} ../tokenizer* adapter"])
     lines = ["accelerate merge-weights pytorch_model_fsdp_0 whole"]
     if (trained.run.path / MODEL_CONFIG).exists() and trained.run.path != trained.model:
         return "\n".join([*lines, "cp ../*config.json ../tokenizer* whole"])

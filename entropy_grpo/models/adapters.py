@@ -7,6 +7,7 @@ restore the base, so that the base would drift with every rollout.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import transformers
@@ -19,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel
 from trl import get_peft_config
 from trl.generation.vllm_generation import VLLMGeneration
 
-from ..runs.weights import has_adapter
+from ..runs.weights import SHARDED, has_adapter, kind
 from .config import CheckedModelConfig
 
 
@@ -53,8 +54,11 @@ def check_quantised(config: CheckedModelConfig, use_vllm: bool, shards: bool) ->
 
 
 def check_resumed(checkpoint: str | None, adapts: bool) -> None:
-    """Refuse to continue adapters with a run that trains the whole model, or a whole model with one that adapts it."""
-    if checkpoint is None or has_adapter(checkpoint) == adapts:
+    """Refuse to continue adapters with a run that trains the whole model, or a whole model with one that adapts it.
+
+    Shards have no configuration that tells which of the two they are. The settings in their seal are compared instead.
+    """
+    if checkpoint is None or kind(Path(checkpoint)) == SHARDED or has_adapter(checkpoint) == adapts:
         return
     holds, wanted = ("a LoRA adapter", "true") if has_adapter(checkpoint) else ("a whole model", "false")
     raise ValueError(

@@ -68,7 +68,9 @@ class Trained:
         rows: logs up to `step`.
         changes: settings that resumed runs changed up to `step`, as in `changes.json`.
         step: optimiser steps of the model; None if no file records them.
-        is_last: whether the run ended at this step.
+        is_last: whether the log ends at this step.
+        is_end: whether results of the run's end are of this model. The folder of a continued run keeps the model of
+            its earlier end.
         lacks: missing parts of the folder, each with its consequence for a reader.
     """
 
@@ -83,6 +85,7 @@ class Trained:
     changes: list[Row]
     step: int | None
     is_last: bool
+    is_end: bool
     lacks: list[str]
 
     @cached_property
@@ -104,6 +107,11 @@ class Trained:
     def adapter(self) -> Row:
         """PEFT's configuration of an adapter."""
         return files.read_json(self.model / weights.ADAPTER_CONFIG)
+
+    @property
+    def shards_adapters(self) -> bool:
+        """True if the weights are shards of a LoRA run, which have the adapters alone."""
+        return self.weights == weights.SHARDED and bool(self.recipe.get("use_peft"))
 
     @property
     def base(self) -> str | None:
@@ -150,7 +158,7 @@ class Trained:
         """Results for this model, by the name of the benchmark."""
         folders = {path.name: path for path in sorted(self.run.benchmarks.glob("*")) if path.is_dir()}
         bases = [one for path in folders.values() if self._is_of_base(path) for one in results_in(path)]
-        own = ["final"] * self.is_last + [
+        own = ["final"] * self.is_end + [
             f"checkpoint-{self.step}",
             f"{OF_WEIGHTS}step-{self.step}",
             results_of(self.step),
@@ -260,7 +268,8 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
         raise ValueError(f"{path}: there is no such run folder.")
     run, rows, last, step = _progress(path)
     is_last = last is None or step is None or step >= last
-    evaluation = evaluation_at(run, step if is_last else last)
+    is_end = is_last or path == run.path
+    evaluation = evaluation_at(run, step if is_end else last)
     changes = files.read_json(run.changes).get("changes", [])
     trained = Trained(
         model=path,
@@ -269,11 +278,12 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
         recipe=read_recipe(run),
         environment=files.read_json(run.environment),
         data=files.read_json(run.data),
-        evaluation=evaluation if is_last else {},
+        evaluation=evaluation if is_end else {},
         rows=[row for row in rows if row.get("step", 0) <= (math.inf if step is None else step)],
         changes=[row for row in changes if row["from_step"] <= (math.inf if step is None else step)],
         step=step,
         is_last=is_last,
+        is_end=is_end,
         lacks=[] if expected_weights else weights.missing(path),
     )
     trained.lacks.extend(_list_gaps(trained, evaluation))
@@ -292,7 +302,7 @@ def _list_gaps(trained: Trained, evaluation: Row) -> list[str]:
             lacks.append(f"{path.name}: {consequence}")
     if not trained.rows:
         lacks.append(f"{run.metrics.name}: the course of the training is not known")
-    if evaluation and not trained.is_last:
+    if evaluation and not trained.is_end:
         lacks.append(f"an evaluation of this checkpoint: {run.evaluation.name} describes the end of the run")
     elif "after" not in evaluation:
         lacks.append("an evaluation after training: the accuracy of the model is not known")

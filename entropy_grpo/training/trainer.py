@@ -1014,12 +1014,15 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             uneven last batch are excluded.
         """
         self._answers, self._grades, self.monitor.recorder.paused = [], graded, True
+        # With persistent workers, transformers keeps one loader and answers its problems in every evaluation.
+        loaders, self._eval_dataloaders = vars(self).get("_eval_dataloaders", {}), {}
         try:
             with answering(self), self._sampling(sampling or {}):
                 self.evaluate(problems, metric_key_prefix=metric_key_prefix)
             rows = self._answers
         finally:
             self._answers, self._grades, self.monitor.recorder.paused = None, True, False
+            self._eval_dataloaders = loaders
         seen: dict[str, int] = {}
         first = []
         for row in rows:
