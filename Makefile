@@ -17,7 +17,7 @@ TEACHER ?= Qwen/Qwen3-32B
 TEACHER_GPUS ?= 2
 TEACHER_COPIES ?= 4
 
-.PHONY: help setup demo test test-vllm test-zero3 test-qlora recipes llama31_8b lint train report card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny entries branches smollm2 model-sizes bench passes starting revisions gpu sampling rollouts served faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis decoding divergence picture docs pins release mutants
+.PHONY: help setup demo test test-vllm test-zero3 test-qlora recipes llama31_8b lint train report card results results-words reproduce-tiny shaping-tiny rewards-tiny methods-tiny entries branches smollm2 model-sizes bench passes starting revisions gpu sampling rollouts served faults checkpoints paper-size verifier grading false-positives eval evaluation position diagnostics figures analysis updates decoding divergence judge picture docs pins release mutants
 
 help:  ## print this list
 	@grep -E '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -117,7 +117,7 @@ rewards-tiny: setup  ## sweep true and control rewards on the embedded task (a q
 	$(BIN)/python -m benchmarks.experiments rewards_tiny
 
 methods-tiny: setup  ## sweep the methods by name on both embedded tasks, with a learning rate for each (three hours on two cores); writes docs/experiments.md and docs/word-stories.md
-	$(BIN)/python -m benchmarks.experiments methods_tiny methods_more_tiny methods_words
+	$(BIN)/python -m benchmarks.experiments methods_tiny methods_more_tiny methods_words methods_more_words
 
 entries: setup  ## time an optimiser step with each method by name (ten minutes); writes benchmarks/results/entries.json
 	$(BIN)/python -m benchmarks.entries
@@ -190,6 +190,9 @@ false-positives: setup  ## search answers of a grammar for two that differ and t
 figures: setup  ## draw token entropy of the embedded task before and after training (fifteen minutes; TASK=word_stories); writes docs/
 	$(BIN)/python -m benchmarks.figures $(TASK)
 
+updates: setup  ## measure what RLVR changes on the embedded task, for five seeds (ten minutes on two cores; TASK=word_stories); writes docs/
+	$(BIN)/python -m benchmarks.updates $(TASK)
+
 analysis: setup  ## measure time and memory of the analysis on a million synthetic tokens (half an hour); writes docs/entropy.md
 	$(BIN)/python -m benchmarks.analysis
 
@@ -198,6 +201,9 @@ decoding: setup  ## sweep temperatures of forked decoding (ten minutes on two co
 
 divergence: setup  ## measure the effect of other tokens at forks (ten minutes on two cores; TASK=word_stories); writes docs/
 	$(BIN)/python -m benchmarks.divergence $(TASK)
+
+judge: setup  ## measure how often a judge and the rule find irrelevant content that was put in (ten minutes); writes docs/entropy.md
+	$(BIN)/python -m benchmarks.judge
 
 picture: setup  ## draw the README's picture from the demo's cold start and the recorded sweep; writes docs/figures/forks.png
 	$(BIN)/python -m benchmarks.picture

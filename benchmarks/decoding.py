@@ -1,11 +1,13 @@
 """Accuracy of forked decoding on an embedded task, for several T_high at T_low = 1, and several T_low at T_high = 1.
 
-    python -m benchmarks.decoding                 # benchmarks/results/decoding.json, ten minutes on two cores
+    python -m benchmarks.decoding                 # benchmarks/results/decoding.json
     python -m benchmarks.decoding word_stories    # decoding_words.json
     python -m benchmarks.decoding --draw          # only the plot and the table of the recorded results
 
 The threshold is the 80th percentile of the entropies in the model's own responses at temperature 1, as in arXiv
-2506.01939, Fig. 3. All settings answer the same problems with the same seeds, and are compared in pairs.
+2506.01939, Fig. 3. All settings of a model answer the same problems with the same seeds. Every seed has a cold start
+and a trained model of its own. Gains are over temperature 1, paired by seed, and Holm's method corrects their tests as
+one family.
 """
 
 import itertools
@@ -20,6 +22,8 @@ from entropy_grpo.analysis.text.alternatives import score
 from entropy_grpo.cards.results import share_text
 from entropy_grpo.evaluation.decoding.forked import ForkedTemperature, Temperatures
 from entropy_grpo.metrics.intervals import gain_interval, share_interval
+from entropy_grpo.metrics.seeds import correct
+from entropy_grpo.metrics.tables import p_text
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import plots
 from entropy_grpo.tasks.task import Task
@@ -43,10 +47,10 @@ def sample(task: Task, model, tokenizer, problems, temperatures: Temperatures) -
     return right, moves
 
 
-def sweep(key: str, name: str) -> dict:
-    """Results of every setting for one model of a task."""
+def sweep(key: str, name: str, seed: int) -> dict:
+    """Results of every setting for one seed of a model of a task."""
     study = embedded.STUDIES[key]
-    model, tokenizer = walks.load(study, name)
+    model, tokenizer = walks.pretrained(walks.model_path(study, name, seed))
     problems = walks.problems(study.task, PROBLEMS)
     paths = walks.write(model, tokenizer, [problem.prompt for problem in problems], 0, study.task.max_tokens)
     entropies = torch.cat([score(model, *path, count=1).entropies for path in paths])
@@ -55,7 +59,8 @@ def sweep(key: str, name: str) -> dict:
     found = {}
     for high, low in sorted(pairs):
         found[high, low] = sample(study.task, model, tokenizer, problems, Temperatures(high, low, threshold))
-        print(f"{name}: T_high {high}, T_low {low}: accuracy {found[high, low][0].mean():.3f}", flush=True)
+        right = found[high, low][0].mean()
+        print(f"{name}, seed {seed}: T_high {high}, T_low {low}: accuracy {right:.3f}", flush=True)
     plain = found[1.0, 1.0]
     settings = [
         {
@@ -102,6 +107,18 @@ def panel(axes: Axes, model: dict) -> None:
     axes.grid(alpha=0.3)
 
 
+def gains(models: dict[str, dict]) -> list[dict]:
+    """The gains of all settings of all models, without temperature 1 over itself."""
+    settings = [setting for model in models.values() for setting in model["settings"]]
+    return [setting["gain"] for setting in settings if (setting["t_high"], setting["t_low"]) != (1, 1)]
+
+
+def cell(setting: dict) -> str:
+    """The accuracy of a setting and the corrected p-value of its gain."""
+    p = setting["gain"].get("p_corrected")
+    return share_text(setting["accuracy"]) + ("" if p is None else f", p {p_text(p)}")
+
+
 def table(results: dict) -> str:
     """The recorded accuracies in Markdown."""
     heads = [f"{name}, {varied}" for name, varied in itertools.product(results["models"], VARIED)]
@@ -111,7 +128,7 @@ def table(results: dict) -> str:
         for model, varied in itertools.product(results["models"].values(), VARIED)
     ]
     for temperature in columns[0]:
-        rows.append((f"{temperature:g}", *(share_text(column[temperature]["accuracy"]) for column in columns)))
+        rows.append((f"{temperature:g}", *(cell(column[temperature]) for column in columns)))
     return markdown_table(rows)
 
 
@@ -119,10 +136,11 @@ def main() -> None:
     options = RECORD.parser(__doc__).parse_args()
     task = options.task
     if not options.only_show:
-        figures = {"percentile": PERCENTILE, "problems": PROBLEMS, "samples": SAMPLES}
-        figures["models"] = walks.of_models(sweep, task)
-        RECORD.write(task, figures)
-    source = f"benchmarks/results/decoding*.json: {PROBLEMS} problems of a task, 95% intervals over problems"
+        models = {name: walks.over_seeds(found) for name, found in walks.of_models(sweep, task).items()}
+        correct(gains(models))
+        figures = {"percentile": PERCENTILE, "problems": PROBLEMS, "samples": SAMPLES, "seeds": len(walks.SEEDS)}
+        RECORD.write(task, figures | {"models": models})
+    source = f"benchmarks/results/decoding*.json: {PROBLEMS} problems of a task, 95% intervals over seeds"
     plots.save(draw(RECORD.recorded()), measure.DOCS / "figures" / "decoding.png", source)
     RECORD.write_block(task, table)
 

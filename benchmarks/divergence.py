@@ -1,10 +1,14 @@
 """Effect of forks on an embedded task: the sampled and the best other token are forced, then paths are sampled.
 
-python -m benchmarks.divergence                 # benchmarks/results/divergence.json, ten minutes on two cores
+python -m benchmarks.divergence                 # benchmarks/results/divergence.json
 python -m benchmarks.divergence word_stories    # divergence_words.json
 python -m benchmarks.divergence --draw          # only the picture and the table of the recorded results
+
+Every seed has a cold start and a trained model of its own. Means and intervals are over seeds, and Holm's method
+corrects the tests of I_t and of the two differences as one family.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from benchmarks import embedded, measure, walks
@@ -13,7 +17,9 @@ from entropy_grpo.analysis.divergence.forks import Settings, divergence, find_fo
 from entropy_grpo.analysis.report import figures
 from entropy_grpo.evaluation.backends.transformers import TransformersBackend
 from entropy_grpo.metrics import tables
+from entropy_grpo.metrics.seeds import correct
 from entropy_grpo.runs import plots
+from entropy_grpo.runs.files import Row
 
 RECORD = walks.Record("divergence", "--draw", "about ten minutes on two cores")
 PROBLEMS = 200
@@ -25,10 +31,10 @@ def settings(key: str) -> Settings:
     return replace(SETTINGS, max_tokens=embedded.STUDIES[key].task.max_tokens)
 
 
-def measured(key: str, name: str) -> dict:
-    """Measure the forks of one model's responses to a task."""
+def measured(key: str, name: str, seed: int) -> list[Row]:
+    """The forks of one seed of a model in its responses to a task."""
     study = embedded.STUDIES[key]
-    model, tokenizer = walks.load(study, name)
+    model, tokenizer = walks.pretrained(walks.model_path(study, name, seed))
     problems = walks.problems(study.task, PROBLEMS)
     prompts = [problem.prompt for problem in problems]
     responses = walks.write(model, tokenizer, prompts, 0, study.task.max_tokens)
@@ -42,16 +48,45 @@ def measured(key: str, name: str) -> dict:
     for row in divergence(forks, writer, tokenizer, responses, grade, chosen):
         rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         if len(rows) % 100 == 0:
-            print(f"{name}: {len(rows)} forks", flush=True)
-    by_group = impact.impact(rows, SETTINGS.continuations)
-    return {"summary": summary.summarize(rows), "bins": summary.bins(rows), "impact": by_group, "forks": rows}
+            print(f"{name}, seed {seed}: {len(rows)} forks", flush=True)
+    return rows
+
+
+def of_model(by_seed: Sequence[list[Row]]) -> dict:
+    """The means over seeds, and the forks of all seeds."""
+    forks = [row | {"seed": seed} for seed, rows in zip(walks.SEEDS, by_seed, strict=True) for row in rows]
+    return {
+        "summary": walks.over_seeds([summary.summarize(rows) for rows in by_seed]),
+        # The responses of two seeds to one question are not independent, so that the clusters are still the questions.
+        "bins": summary.bins(forks),
+        "impact": walks.over_seeds([impact.impact(rows, SETTINGS.continuations) for rows in by_seed]),
+        "forks": forks,
+    }
+
+
+def tests(models: Mapping[str, dict]) -> dict[tuple[str, str, str], dict]:
+    """The tests of I_t and of the differences by model, kind of fork and measure."""
+    return {
+        (name, kind, key): one[key]
+        for name, model in models.items()
+        for kind, one in model["summary"].items()
+        for key in summary.DIFFERENCES
+    }
 
 
 def table(results: dict) -> str:
     """The recorded means in Markdown."""
-    summaries = {name: model["summary"] for name, model in results["models"].items()}
-    by_group = {name: model["impact"] for name, model in results["models"].items() if "impact" in model}
-    rows = [summary.table(summaries)] + ([impact.table(by_group)] if by_group else [])
+    models = results["models"]
+    found = tests(models)
+    values = [("p, corrected", *(summary.COLUMNS[key] for key in summary.DIFFERENCES))]
+    for name, kind in dict.fromkeys((name, kind) for name, kind, _ in found):
+        row = (found[name, kind, key]["p_corrected"] for key in summary.DIFFERENCES)
+        values.append((f"{name}, {kind}", *map(tables.p_text, row)))
+    rows = [
+        summary.table({name: model["summary"] for name, model in models.items()}),
+        values,
+        impact.table({name: model["impact"] for name, model in models.items()}),
+    ]
     return "\n\n".join(map(tables.table, rows))
 
 
@@ -59,14 +94,16 @@ def main() -> None:
     options = RECORD.parser(__doc__).parse_args()
     task = options.task
     if not options.only_show:
-        models = walks.of_models(measured, task)
-        RECORD.write(task, {"problems": PROBLEMS, "settings": asdict(settings(task)), "models": models})
+        models = {name: of_model(by_seed) for name, by_seed in walks.of_models(measured, task).items()}
+        correct(tests(models).values())
+        about = {"problems": PROBLEMS, "seeds": len(walks.SEEDS), "settings": asdict(settings(task))}
+        RECORD.write(task, about | {"models": models})
     shown = {
         name if key == "number_walk" else f"{name}, {key}": model
         for key, results in RECORD.recorded().items()
         for name, model in results["models"].items()
     }
-    source = f"benchmarks/results/divergence*.json: {PROBLEMS} problems of a task, 95% intervals over problems"
+    source = f"benchmarks/results/divergence*.json: {PROBLEMS} problems of a task, 95% intervals of means over seeds"
     plots.save(figures.divergence(shown), measure.DOCS / "figures" / "divergence.png", source)
     RECORD.write_block(task, table)
 

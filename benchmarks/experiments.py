@@ -78,6 +78,20 @@ def rewards(true: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+def more_methods(phrases: str) -> dict[str, tuple[str, ...]]:
+    """Further methods. `phrases` names the file with the words that announce a decision of the task."""
+    return {
+        "grpo": (ALL,),
+        **{name: (ALL, f"advantages=[{name}]") for name in ("psr", "nsr", "w_reinforce", "gtpo")},
+        "grpo_s": (ALL, "advantages=[grpo_s]", "loss_type=grpo"),
+        "kl_cov": (ALL, "advantages=[kl_cov]", "epsilon=1.0", "epsilon_high=1.0e6"),
+        "hicra": (ALL, f"advantages=[{{name: hicra, ngrams: benchmarks/fixtures/{phrases}.txt}}]"),
+        **{name: (ALL, f"token_weights=[{name}]") for name in ("entropy_shaped", "fipo", "erc")},
+        "archer_clip": (ALL, "token_weights=[archer_clip]", "epsilon=0.5", "epsilon_high=0.5"),
+        "aspo": (ALL, "token_weights=[aspo,archer_clip]", "epsilon=0.4", "epsilon_high=0.4"),
+    }
+
+
 EXPERIMENTS = {
     "reproduce_tiny": Experiment("recipes/demo_cpu.yaml", TOKENS),
     "reproduce_words": Experiment("recipes/demo_words.yaml", TOKENS),
@@ -139,20 +153,8 @@ EXPERIMENTS = {
     ),
     "methods_tiny": Experiment("recipes/demo_cpu.yaml", METHODS, seeds=5, tuned=True),
     "methods_words": Experiment("recipes/demo_words.yaml", METHODS, seeds=5, tuned=True),
-    "methods_more_tiny": Experiment(
-        "recipes/demo_cpu.yaml",
-        {
-            "grpo": (ALL,),
-            **{name: (ALL, f"advantages=[{name}]") for name in ("psr", "nsr", "w_reinforce", "gtpo")},
-            "grpo_s": (ALL, "advantages=[grpo_s]", "loss_type=grpo"),
-            "kl_cov": (ALL, "advantages=[kl_cov]", "epsilon=1.0", "epsilon_high=1.0e6"),
-            "hicra": (ALL, "advantages=[{name: hicra, ngrams: benchmarks/fixtures/walk_phrases.txt}]"),
-            **{name: (ALL, f"token_weights=[{name}]") for name in ("entropy_shaped", "fipo", "erc")},
-            "archer_clip": (ALL, "token_weights=[archer_clip]", "epsilon=0.5", "epsilon_high=0.5"),
-            "aspo": (ALL, "token_weights=[aspo,archer_clip]", "epsilon=0.4", "epsilon_high=0.4"),
-        },
-        tuned=True,
-    ),
+    "methods_more_tiny": Experiment("recipes/demo_cpu.yaml", more_methods("walk_phrases"), tuned=True),
+    "methods_more_words": Experiment("recipes/demo_words.yaml", more_methods("story_phrases"), tuned=True),
 }
 
 

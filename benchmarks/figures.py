@@ -141,52 +141,12 @@ def sum_up(places: Places) -> dict[str, Any]:
         "overlaps": {group: {step: one["overlaps"][first][step] for step in steps} for group, one in training.items()},
         "changes": {group: one["changes"][steps[-1]] for group, one in training.items()},
         "category_changes": found[COLD]["category_changes"][steps[-1]],
-        "updates": updates(found[COLD]["updates"][steps[-1]]),
         "pictures": [f"{folder.relative_to(measure.DOCS)}/{name}.png" for name in listed],
         "words": {
             name: {side: [r["text"] for r in one["words"][side][:10]] for side in ("highest", "lowest")}
             for name, one in own.items()
         },
     }
-
-
-def updates(found: dict[str, Any]) -> dict[str, Any]:
-    """The changes of probability from the cold start to the last checkpoint (arXiv 2508.02260, Fig. 2 to 4)."""
-    kept = ("tokens", "change", "size", "below_0.06", "raised")
-    return {
-        "by_correctness": {group: {key: row[key] for key in kept} for group, row in found["by_correctness"].items()},
-        "categories": {
-            kind: {key: row[key] for key in ("share", "top_share")} for kind, row in found["categories"].items()
-        },
-        "correlations": {key: found["gradient"][key] for key in ("correlation", "size_correlation")},
-        "perplexity": found["perplexity"],
-    }
-
-
-def update_tables(found: dict[str, Any]) -> list[list[tuple]]:
-    """Rows of the tables of changes by correctness, by category and by perplexity."""
-    groups = [("changes of probability", "tokens", "mean", "mean size", "size below 0.06", "raised")]
-    for group, row in found["by_correctness"].items():
-        shares = (f"{row['below_0.06']:.1%}", f"{row['raised']:.1%}")
-        groups.append(
-            (f"{group} responses", f"{row['tokens']:,}", f"{row['change']:+.4f}", f"{row['size']:.4f}", *shares)
-        )
-    kinds = [("category", "share of all tokens", "share of the 20% with the largest changes")]
-    kinds += [(kind, f"{row['share']:.1%}", f"{row['top_share']:.1%}") for kind, row in found["categories"].items()]
-    perplexities = [("perplexity of the response", "right", "share of all tokens", "share of the largest changes")]
-    for row in found["perplexity"]:
-        shares = (f"{row[key]:.1%}" for key in ("right", "share", "top_share"))
-        perplexities.append((f"{row['from']:.3f} to {row['to']:.3f}", *shares))
-    return [groups, kinds, perplexities]
-
-
-def update_text(found: dict[str, Any]) -> str:
-    """The rank correlations of the entropy."""
-    by = found["correlations"]
-    return (
-        f"Rank correlation of a token's entropy with its gradient norm: {by['correlation']:.2f}; with the size of its "
-        f"change: {by['size_correlation']:.2f}."
-    )
 
 
 def table(results: dict[str, Any]) -> str:
@@ -216,13 +176,10 @@ def table(results: dict[str, Any]) -> str:
         counts = [f"{one['tokens']:,} ({one['share']:.1%})" for one in (before, after)]
         moved = [f"{change[name]:+.4f}" for name in ("entropy", "probability")]
         categories.append([kind, *counts, f"{before['entropy']:.4f}", *moved])
-    tables = [entropies, overlaps, changes, categories]
-    after = []
-    if "updates" in results:  # older recordings have none
-        tables += update_tables(results["updates"])
-        after = [update_text(results["updates"]), *(f"![{Path(one).stem}]({one})" for one in results["pictures"])]
+    pictures = [f"![{Path(one).stem}]({one})" for one in results["pictures"]]
     # The paper's figures are in italics.
-    return "\n\n".join([*(markdown_table(rows, as_text=str) for rows in tables), *after])
+    tables = [markdown_table(rows, as_text=str) for rows in (entropies, overlaps, changes, categories)]
+    return "\n\n".join([*tables, *pictures])
 
 
 def main() -> None:

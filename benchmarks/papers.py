@@ -52,7 +52,7 @@ SMALL_DIVERGENCE = (
     "[divergence](entropy.md#divergence); by perplexity and position: "
     "[word stories](word-stories.md#entropy-forked-decoding-and-divergence)"
 )
-UPDATED = "[the embedded task](entropy.md#the-embedded-task), recorded by `make figures`"
+UPDATED = "[the embedded task](entropy.md#the-embedded-task), recorded by `make updates`"
 NONE = "none recorded"
 THINKING = "--model Qwen/Qwen3-8B --chat --thinking true"
 CHECKPOINTS = (
@@ -196,7 +196,7 @@ SECTIONS: dict[str, list[Row]] = {
         Row(
             "Eq. 4 (gradient of a token), Fig. 2 and 3 (changes of probability, gradient by entropy, categories of "
             "updates, words)",
-            [STAGE, "entropy-grpo analyze report runs/qwen25_7b_grpo", "python -m benchmarks.figures"],
+            [STAGE, "entropy-grpo analyze report runs/qwen25_7b_grpo", "python -m benchmarks.updates"],
             UPDATED,
             ONE_GPU,
         ),

@@ -5,11 +5,12 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, L
 
 from benchmarks import embedded, measure
 from entropy_grpo.grading import boxed
+from entropy_grpo.metrics import seeds
+from entropy_grpo.metrics.intervals import gain_interval
 from entropy_grpo.runs import files
 from entropy_grpo.tasks.task import Problem, Task
 
 MODELS = ("cold start", "trained")
-# The seed that chose learning rates, so that none of the reported runs is looked at twice.
-SEED, RATE = embedded.DEV_SEED, "1.0e-4"
+SEEDS, RATE = range(5), "1.0e-4"
 # Token ids of a prompt and of a response to it.
 SequencePair = tuple[list[int], list[int]]
 
@@ -88,14 +90,14 @@ def pretrained(path):
     return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path, padding_side="left")
 
 
-def load(study: embedded.Study, name: str):
-    """(model, tokenizer) of the cold start, or of the run that trained it on the top 20%. Missing ones are trained."""
+def model_path(study: embedded.Study, name: str, seed: int) -> Path:
+    """Folder of a seed's cold start, or of the run that trained it on the top 20%. Missing ones are trained."""
     arm = "rho = 0.2"
     paths = {
-        "cold start": lambda: study.task.model(SEED),
-        "trained": lambda: embedded.run(arm, study.arms[arm], RATE, SEED, answers=False, study=study).path,
+        "cold start": lambda: study.task.model(seed),
+        "trained": lambda: embedded.run(arm, study.arms[arm], RATE, seed, answers=False, study=study).path,
     }
-    return pretrained(paths[name]())
+    return paths[name]()
 
 
 def problems(task: Task, count: int) -> list[Problem]:
@@ -103,13 +105,39 @@ def problems(task: Task, count: int) -> list[Problem]:
     return list(itertools.islice(task.problems("test", 0), count))
 
 
-def of_models(measure: Callable[[str, str], dict], task: str) -> dict[str, dict]:
-    """Result of a function of a task's key and a model's name for each model, in one process and thread per model."""
-    for name in MODELS:
-        load(embedded.STUDIES[task], name)  # made once, before the processes begin
+def of_models(measure: Callable[[str, str, int], Any], task: str) -> dict[str, list[Any]]:
+    """Results by model of a function of a task's key, a model's name and a seed, one for each of SEEDS.
+
+    As many processes as there are cores run at the same time, with one thread each.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(len(MODELS), mp_context=get_context("spawn")) as pool:
-        return dict(zip(MODELS, pool.map(partial(measure, task), MODELS), strict=True))
+    places = list(itertools.product(MODELS, SEEDS))
+    for name in MODELS:
+        with ThreadPoolExecutor(embedded.JOBS) as threads:  # made once, before the processes begin
+            list(threads.map(partial(model_path, embedded.STUDIES[task], name), SEEDS))
+    with ProcessPoolExecutor(embedded.JOBS, mp_context=get_context("spawn")) as pool:
+        found = dict(zip(places, pool.map(partial(measure, task), *zip(*places, strict=True)), strict=True))
+    return {name: [found[name, seed] for seed in SEEDS] for name in MODELS}
+
+
+def over_seeds(found: Sequence[Any], of_number: Callable[[Sequence[float]], Any] = fmean) -> Any:
+    """One result of the same form as those of the seeds.
+
+    A value with an interval gets its interval over seeds, and a gain also the test against 0. Counts are summed.
+
+    Args:
+        of_number: function that joins the seeds' values of other numbers.
+    """
+    first = found[0]
+    if isinstance(first, dict) and "value" in first:
+        values = [one["value"] for one in found]
+        test = gain_interval([0] * len(values), values, bounded=False) if "p_value" in first else {}
+        return seeds.over_seeds(values) | test | {"by_seed": values}
+    if isinstance(first, dict):
+        return {key: over_seeds([one[key] for one in found], of_number) for key in first}
+    if isinstance(first, list):
+        return [over_seeds(items, of_number) for items in zip(*found, strict=True)]
+    return sum(found) if isinstance(first, int) else of_number(found)
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ from benchmarks import (
     faults,
     figures,
     grading,
+    judge,
     measure,
     model_sizes,
     paper_size,
@@ -34,6 +35,7 @@ from benchmarks import (
     smollm2,
     speed,
     summary,
+    updates,
     verifier,
 )
 from benchmarks.fixtures import hostile_inputs
@@ -216,6 +218,10 @@ def test_page_of_entropy_holds_the_recorded_figures():
     assert measure.block(analysis.COMMAND)[1] == analysis.table(json.loads(analysis.RESULTS.read_text()))
 
 
+def test_page_of_entropy_holds_what_the_judge_found():
+    assert measure.block(judge.TABLE)[1] == judge.text()
+
+
 def test_no_view_of_a_million_tokens_takes_two_gigabytes():
     results = json.loads(analysis.RESULTS.read_text())
     assert results["tokens"] >= 10**6 and results["vocabulary"] >= 150_000
@@ -223,7 +229,7 @@ def test_no_view_of_a_million_tokens_takes_two_gigabytes():
 
 
 @pytest.mark.parametrize(
-    "part", [branches, decoding, divergence, figures, model_sizes], ids=lambda part: part.__name__
+    "part", [branches, decoding, divergence, figures, model_sizes, updates], ids=lambda part: part.__name__
 )
 @pytest.mark.parametrize("task", embedded.STUDIES)
 def test_docs_hold_the_recorded_tables_or_say_that_there_are_none(part, task):
@@ -236,8 +242,12 @@ def test_interventions_are_those_of_the_forks():
     for model in models.values():
         for kind, recorded in model["summary"].items():
             mine = [fork for fork in model["forks"] if fork["kind"] == kind]
-            mean = sum(fork["accuracy"] - fork["other_accuracy"] for fork in mine) / len(mine)
-            assert recorded["intervention"]["value"] == pytest.approx(mean, abs=1e-3)
+            by_seed = {}
+            for fork in mine:
+                by_seed.setdefault(fork["seed"], []).append(fork["accuracy"] - fork["other_accuracy"])
+            means = [sum(gains) / len(gains) for gains in by_seed.values()]
+            assert recorded["intervention"]["by_seed"] == pytest.approx(means, abs=1e-3)
+            assert recorded["intervention"]["value"] == pytest.approx(sum(means) / len(means), abs=1e-3)
 
 
 RECORDED = [name for name in experiments.EXPERIMENTS if experiments.results(name).exists()]
@@ -284,7 +294,7 @@ def test_differences_between_arms_are_those_of_the_seeds(name):
     assert smallest["p_corrected"] == pytest.approx(min(smallest["p_value"] * len(tests), 1))
 
 
-METHOD_SWEEPS = ("methods_tiny", "methods_words", "methods_more_tiny")
+METHOD_SWEEPS = ("methods_tiny", "methods_words", "methods_more_tiny", "methods_more_words")
 
 
 @pytest.mark.parametrize("name", METHOD_SWEEPS)

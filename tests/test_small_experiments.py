@@ -1,16 +1,18 @@
 """Parts of the small experiments that compute: groups of tokens, entropies in batches, problems, plans."""
 
 import itertools
+import math
 import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from benchmarks import branches, embedded, entries, figures, measure, model_sizes, pairs, smollm2, walks
+from benchmarks import branches, embedded, entries, judge, measure, model_sizes, pairs, smollm2, updates, walks
 from entropy_grpo import EntropyForkGRPOConfig
-from entropy_grpo.analysis.views import updates
+from entropy_grpo.analysis.views import updates as views
 from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.runs import files
 from entropy_grpo.tasks import cold_start, registry, word_stories
@@ -119,26 +121,84 @@ def test_parts_of_the_pretrained_model_have_folders_of_their_own(capsys):
     assert "minutes of a core in all" in capsys.readouterr().out
 
 
-def test_tables_of_the_embedded_task_have_the_changes():
-    rng = np.random.default_rng(0)
+def changes_of(seed):
+    """Changes of 60 tokens in 10 responses, all figures of them, and the changes themselves."""
+    rng = np.random.default_rng(seed)
     columns = {name: rng.exponential(1, 60) for name in ("entropy", "gradient")}
     columns |= {"response": np.arange(60) // 6, "token": rng.integers(0, 4, 60), "correct": np.arange(60) // 6 % 2}
     columns["log_prob"], after = -rng.exponential(1, 60), -rng.exponential(1, 60)
-    texts = dict(enumerate(["7", " so", "Wait", " the"]))
-    found = figures.updates(updates.between(columns, after, texts))
-    groups, kinds, perplexities = figures.update_tables(found)
-    changes = np.exp(after) - np.exp(columns["log_prob"])
-    size, small, raised = abs(changes).mean(), (abs(changes) < 0.06).mean(), (changes > 0).mean()
-    assert groups[1] == (
-        "all responses",
-        "60",
-        f"{changes.mean():+.4f}",
-        f"{size:.4f}",
-        f"{small:.1%}",
-        f"{raised:.1%}",
-    )
-    for table, column in ((kinds, 1), (kinds, 2), (perplexities, 2), (perplexities, 3)):
-        assert sum(float(row[column].rstrip("%")) for row in table[1:]) == pytest.approx(100, abs=0.3)
+    found = views.between(columns, after, dict(enumerate(["7", " so", "Wait", " the"])))
+    return updates.kept(found), np.exp(after) - np.exp(columns["log_prob"])
+
+
+def test_tables_of_changes_have_the_means_over_seeds():
+    by_seed, changes = zip(*map(changes_of, range(3)), strict=True)
+    found = updates.of_seeds(by_seed)
+    groups, kinds, perplexities, _ = (part.splitlines() for part in updates.table(found).split("\n\n"))
+    means = np.array([[one.mean(), abs(one).mean()] for one in changes])
+    half = 4.302653 * means.std(0, ddof=1) / math.sqrt(3)  # Student's t with two degrees of freedom
+    name, tokens, mean, _, size, *_ = (cell.strip() for cell in groups[2].split("|")[1:-1])
+    expected = [np.array([m, m - h, m + h]) for m, h in zip(means.mean(0), half, strict=True)]
+    assert (name, tokens) == ("all responses", "180")
+    assert mean == "{:+.4f} [{:+.4f}, {:+.4f}]".format(*expected[0])
+    assert size == "{:.4f} [{:.4f}, {:.4f}]".format(*expected[1])
+    for table, column in ((kinds, 2), (kinds, 3), (perplexities, 3), (perplexities, 4)):
+        shares = [float(line.split("|")[column].split()[0]) for line in table[2:]]
+        assert sum(shares) == pytest.approx(1, abs=0.003)
+
+
+def test_changes_are_tested_over_seeds_as_one_family():
+    by_seed, changes = zip(*map(changes_of, range(4)), strict=True)
+    tests = updates.of_seeds(by_seed)["tests"]
+    expected = stats.ttest_1samp([one.mean() for one in changes], 0).pvalue
+    assert tests["change"]["all"]["p_value"] == pytest.approx(expected)
+    family = sorted((test for part in tests.values() for test in part.values()), key=lambda test: test["p_value"])
+    corrected = [min(test["p_value"] * (len(family) - i), 1) for i, test in enumerate(family)]
+    assert [test["p_corrected"] for test in family] == pytest.approx(np.maximum.accumulate(corrected))
+
+
+def test_results_of_seeds_are_joined():
+    def of(seed):
+        gain = {"value": 0.1 * seed, "low": -1.0, "high": 1.0, "p_value": 0.5}
+        share = {"value": 0.5 + 0.01 * seed**2, "low": 0.0, "high": 1.0}
+        return {"tokens": 10 + seed, "threshold": 0.3 * seed, "settings": [{"gain": gain}, {"accuracy": share}]}
+
+    found = walks.over_seeds([of(seed) for seed in (1, 2, 4)])
+    assert found["tokens"] == 37 and found["threshold"] == pytest.approx(0.7)
+    (gain,), (accuracy,) = (one.values() for one in found["settings"])
+    test = stats.ttest_1samp([0.1, 0.2, 0.4], 0)
+    assert gain["p_value"] == pytest.approx(test.pvalue) and gain["by_seed"] == pytest.approx([0.1, 0.2, 0.4])
+    assert [gain["low"], gain["high"]] == pytest.approx([*test.confidence_interval(0.95)])
+    assert "p_value" not in accuracy
+    interval = stats.ttest_1samp([0.51, 0.54, 0.66], 0).confidence_interval(0.95)
+    assert [accuracy["low"], accuracy["high"]] == pytest.approx([*interval])
+
+
+def test_only_changed_solutions_have_irrelevant_content():
+    rows = judge.responses()
+    assert len(rows) == judge.PROBLEMS * len(judge.FORMS)
+    for first in range(0, len(rows), len(judge.FORMS)):
+        mine = {row["form"]: row["response"] for row in rows[first : first + len(judge.FORMS)]}
+        (problem,) = {row["problem"] for row in rows[first : first + len(judge.FORMS)]}
+        plain = mine.pop("as written")
+        assert registry.load("embedded:word_stories").answer(problem, plain) is not None
+        assert sorted(mine["garbled"].replace(" ", "")) == sorted(plain.replace(" ", ""))
+        assert len({plain, *mine.values()}) == len(judge.FORMS)
+        assert all(text.count("\\boxed{") == 1 for text in (plain, *mine.values()))
+        for name in ("repeated", "another problem before the answer"):
+            assert mine[name].endswith(plain) and len(mine[name]) > len(plain)
+        assert mine["another problem after the answer"].startswith(plain)
+
+
+def test_verdicts_are_counted_by_form():
+    rows = [{"form": name} for _ in range(4) for name in judge.FORMS]
+    verdicts = [{"judge": True, "rule": row["form"] == "repeated"} for row in rows]
+    verdicts[0]["judge"] = None
+    verdicts[len(judge.FORMS)]["judge"] = False
+    found = judge.summary(rows, verdicts)
+    plain = found["as written"]
+    assert (plain["responses"], plain["unread"], plain["judge"]["value"]) == (4, 1, pytest.approx(2 / 3))
+    assert plain["rule"]["value"] == 0 and found["repeated"]["rule"]["value"] == 1
 
 
 def test_every_registered_method_is_timed(tmp_path):
