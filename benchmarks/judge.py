@@ -1,4 +1,4 @@
-"""How often a judge of irrelevant content and the rule without a model find content that was put in on purpose.
+"""Shares of irrelevant content, put in on purpose, that a judge and the rule without a model find.
 
     python -m benchmarks.judge                                # SmolLM2-135M-Instruct; benchmarks/results/judge.json
     python -m benchmarks.judge --model Qwen/Qwen3-8B --print  # another judge, only printed
