@@ -338,6 +338,7 @@ class Server:
 
     def __init__(self):
         self.bodies, self.running, self.most_running, self.failures = [], 0, 0, 0
+        self.models = [{"id": "served"}]
         self.lock = threading.Lock()
         outer = self
 
@@ -350,7 +351,7 @@ class Server:
                 self.wfile.write(data)
 
             def do_GET(self):
-                self.reply(200, {"data": [{"id": "served"}]})
+                self.reply(200, {"data": outer.models})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -397,9 +398,9 @@ def server(monkeypatch):
     server.http.server_close()
 
 
-def served(server, benchmark, output, **more):
+def served(server, benchmark, output, model="served", **more):
     settings = {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 20, "batch_size": 5} | more
-    run(Options("served", [benchmark], output, backend=f"{server.url}/v1", **settings))
+    run(Options(model, [benchmark], output, backend=f"{server.url}/v1", **settings))
 
 
 def test_a_server_answers(server, tmp_path):
@@ -423,6 +424,44 @@ def test_a_server_answers(server, tmp_path):
     assert server.failures > 5
     assert 1 < server.most_running <= 5
     check_figures(tmp_path / "out", rows, right)
+
+
+@pytest.mark.parametrize(
+    ("models", "asked"),
+    [
+        ([{"id": "base"}, {"id": "mine"}], "mine"),
+        ([{"id": "mine"}, {"id": "{path}/"}], "{path}/"),
+        ([{"id": "base", "root": "org/base"}, {"id": "adapter", "root": "{path}"}], "adapter"),
+    ],
+)
+def test_a_server_of_several_models_is_asked_for_the_evaluated_one(server, tiny_model, tmp_path, models, asked):
+    """`vllm serve` lists an adapter behind its base, by any name, with its folder as the root."""
+    shutil.copytree(tiny_model, tmp_path / "mine")
+    path = str(tmp_path / "mine")
+    server.models = [{key: text.format(path=path) for key, text in model.items()} for model in models]
+    served(server, questions_file(tmp_path, 2), tmp_path / "out", path, contamination=True)
+    assert {body["model"] for body in server.bodies} == {asked.format(path=path)}
+    assert figures(tmp_path / "out")["settings"]["served_model"] == asked.format(path=path)
+
+
+def test_another_model_of_a_server_is_recorded_and_not_mixed(server, tmp_path, capsys):
+    benchmark, output = questions_file(tmp_path, 2), tmp_path / "out"
+    server.models = [{"id": "other"}]
+    served(server, benchmark, output, "org/mine")
+    assert f"model is 'org/mine', and the server {server.url} serves 'other'" in capsys.readouterr().err
+    assert figures(output)["settings"]["served_model"] == "other"
+    finished = (output / "sums" / "samples-0.jsonl").read_text()
+    (output / "sums" / "samples-0.jsonl").write_text(finished.partition("\n")[0] + "\n")
+    server.models = [{"id": "third"}]
+    with pytest.raises(ValueError, match="holds responses with served_model 'other', but 'third' is requested"):
+        served(server, benchmark, output, "org/mine")
+    server.models.append({"id": "fourth"})
+    with pytest.raises(ValueError, match=r"model is 'org/mine', but the server .* serves 'third', 'fourth': name one"):
+        served(server, benchmark, output, "org/mine")
+    (output / "sums" / "samples-0.jsonl").write_text(finished)
+    server.http.shutdown()
+    served(server, benchmark, output, "org/mine")  # nothing is missing
+    assert figures(output)["settings"]["served_model"] == "other"
 
 
 def check_figures(output, rows, right):

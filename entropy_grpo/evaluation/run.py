@@ -165,12 +165,17 @@ def load_backend(options: Options, name: str, path: str, works: Sequence[Work]) 
         return VllmBackend(path, options.revision, options.dtype, options.tensor_parallel, max_model_len=length)
     from .backends.server import ServerBackend
 
-    return ServerBackend(name, options.batch_size)
+    return ServerBackend(name, options.batch_size, path)
 
 
 def generate(works: Sequence[Work], backend: Backend) -> None:
-    """Write this process's share of the responses, with a progress bar on the first process."""
+    """Write this process's share of the responses, with a progress bar on the first process.
+
+    Raises:
+        ValueError: a request is too long, or another model of a server wrote the finished responses.
+    """
     for work in works:
+        work.claim(backend.served)
         if work.questions:
             backend.check(work.requests, work.sampling)
     shares = [work.share(backend) for work in works]
@@ -207,7 +212,7 @@ def write_results(job: Job, folder: Path, step: int | None) -> None:
     asked, rows = job.answers.questions, job.answers.rows()
     samples = results.table(job.benchmark, asked, rows, judge(job.benchmark, asked, rows, GRADING_SECONDS))
     figures = {
-        "settings": job.answers.settings,
+        "settings": job.answers.recorded,
         **({} if step is None else {"step": step}),
         **results.summary(samples, asked),
         "versions": versions(),

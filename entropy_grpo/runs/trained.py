@@ -20,7 +20,7 @@ from .files import Row
 from .folder import COMPARISON, LIMIT, OF_WEIGHTS, STATE, RunFolder, above, results_of, step_in
 
 # Settings of a benchmark that do not change the measurement: the model and the backend.
-NOT_THE_BENCHMARK = {"model", "model_revision", "weights", "backend", "dtype", "batch_size", "seed"}
+NOT_THE_BENCHMARK = {"model", "model_revision", "weights", "backend", "served_model", "dtype", "batch_size", "seed"}
 
 
 def read_recipe(folder: RunFolder) -> Row:
