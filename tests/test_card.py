@@ -627,13 +627,22 @@ def figures(model, correct, **settings):
     }
 
 
+def gain_of(own, base, **acc):
+    """What `comparison.json` holds of one benchmark, with its Acc@N."""
+    return {"compared": [trained.digest_of(own), trained.digest_of(base)], "acc@N": acc}
+
+
 AIME = {"data_set": "HuggingFaceH4/aime_2024", "revision": "2fe88a2"}
 BENCHMARKS = {
     "benchmarks/final/aime24.json": figures("runs/run", 0.5, **AIME),
     "benchmarks/final/mine.json": figures("runs/run", 0.25),
     "benchmarks/final/comparison.json": {
         "runs/run/benchmarks/start": {
-            "aime24": {"acc@N": {"value": 0.25, "low": 0.125, "high": 0.375, "p_value": 0.01}}
+            "aime24": gain_of(
+                figures("runs/run", 0.5, **AIME),
+                figures("Qwen/Qwen3-8B", 0.25, **AIME),
+                **{"value": 0.25, "low": 0.125, "high": 0.375, "p_value": 0.01},
+            )
         }
     },
     "benchmarks/start/aime24.json": figures("Qwen/Qwen3-8B", 0.25, **AIME),
@@ -707,11 +716,12 @@ def test_an_evaluation_of_earlier_weights_is_not_that_of_the_model(tmp_path):
 
 @pytest.mark.parametrize("setting", ["temperature", "max_tokens", "template"])
 def test_a_base_model_that_was_asked_otherwise_does_not_stand_beside_the_model(tmp_path, setting):
-    gain = {"aime24": {"acc@N": {"value": 0.25, "low": 0.125, "high": 0.375}}}
+    own, base = figures("runs/run", 0.5), figures("step 0", 0.25)
+    gain = {"aime24": gain_of(own, base, value=0.25, low=0.125, high=0.375)}
     contents = CONTENTS | {
-        "benchmarks/final/aime24.json": figures("runs/run", 0.5),
+        "benchmarks/final/aime24.json": own,
         "benchmarks/final/comparison.json": {"benchmarks/step-0": gain},
-        "benchmarks/step-0/aime24.json": figures("step 0", 0.25),
+        "benchmarks/step-0/aime24.json": base,
     }
     run = make_run(tmp_path / "run", contents)
     assert measured(run) == {"aime24": (0.5, 0.25, gain["aime24"]["acc@N"]["value"])}
@@ -734,11 +744,9 @@ def test_a_base_model_that_answered_another_number_of_times_does_not_stand_besid
 
 
 def test_a_gain_over_another_runs_results_is_not_shown(tmp_path):
-    contents = CONTENTS | {
-        "benchmarks/final/aime24.json": figures("runs/run", 0.5),
-        "benchmarks/step-0/aime24.json": figures("step 0", 0.25),
-    }
-    gain = {"aime24": {"acc@N": {"value": -0.25, "low": -0.5, "high": -0.125}}}
+    own, base = figures("runs/run", 0.5), figures("step 0", 0.25)
+    contents = CONTENTS | {"benchmarks/final/aime24.json": own, "benchmarks/step-0/aime24.json": base}
+    gain = {"aime24": gain_of(own, base, value=-0.25, low=-0.5, high=-0.125)}
     for number, (folder, is_shown) in enumerate(
         {
             "runs/other/benchmarks/step-0": False,
@@ -749,6 +757,17 @@ def test_a_gain_over_another_runs_results_is_not_shown(tmp_path):
     ):
         run = make_run(tmp_path / str(number) / "run", contents | {"benchmarks/final/comparison.json": {folder: gain}})
         assert measured(run) == {"aime24": (0.5, 0.25, -0.25 if is_shown else {})}
+
+
+def test_a_gain_of_other_weights_is_not_shown(tmp_path):
+    """The base model's weights changed after the comparison, and its metrics happen to be the same."""
+    own, base = figures("runs/run", 0.5), figures("step 0", 0.25, weights="a")
+    gain = {"aime24": gain_of(own, base, value=0.25, low=0.125, high=0.375)}
+    contents = {"final/aime24": own, "step-0/aime24": base, "final/comparison": {"benchmarks/step-0": gain}}
+    run = make_run(tmp_path / "run", CONTENTS | {f"benchmarks/{name}.json": one for name, one in contents.items()})
+    assert measured(run) == {"aime24": (0.5, 0.25, 0.25)}
+    make_run(run, {"benchmarks/step-0/aime24.json": figures("step 0", 0.25, weights="b")})
+    assert measured(run) == {"aime24": (0.5, 0.25, {})}
 
 
 def test_pictures_of_a_card_elsewhere_are_those_of_the_run(tmp_path, monkeypatch):

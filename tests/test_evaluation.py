@@ -537,6 +537,45 @@ def test_two_models_are_compared(server, tmp_path, capsys):
         results.compare(tmp_path / "a", tmp_path / "c", "sums")
 
 
+def test_gains_of_several_commands_stand_beside_each_other(server, tmp_path):
+    """Another command adds benchmarks and folders; a repeated benchmark has its gain of the last command."""
+    one = str(shutil.move(questions_file(tmp_path), tmp_path / "more.jsonl"))
+    other = questions_file(tmp_path, 3)
+    for folder, seed in (("a", 3), ("b", 4)):
+        for benchmark in (one, other):
+            served(server, benchmark, tmp_path / folder, seed=seed)
+    for benchmark, against in ((one, "a"), (other, "a"), (other, "b")):
+        served(server, benchmark, tmp_path / "c", seed=5, compare=[tmp_path / against])
+    written = files.read_json(tmp_path / "c" / "comparison.json")
+    assert {name: set(gains) for name, gains in written.items()} == {
+        str(tmp_path / "a"): {"more", "sums"},
+        str(tmp_path / "b"): {"sums"},
+    }
+    served(server, one, tmp_path / "c", seed=5)
+    assert files.read_json(tmp_path / "c" / "comparison.json") == written
+
+
+@pytest.mark.parametrize("side", ["run", "base"])
+def test_a_gain_is_that_of_the_results_beside_it(server, tmp_path, side):
+    """New results of either side, without a comparison, take the gain away from the card."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("model_name_or_path: org/base\n")
+    benchmark = questions_file(tmp_path)
+    base, final = (tmp_path / "run" / "benchmarks" / name for name in ("base", "final"))
+    served(server, benchmark, base, "org/base", seed=3)
+    served(server, benchmark, final, seed=4, compare=[base])
+    (shown,) = trained.read(tmp_path / "run").benchmarks
+    assert shown.gains["acc@N"]["value"] == pytest.approx(
+        shown.figures["metrics"]["acc@N"]["value"] - shown.baseline["metrics"]["acc@N"]["value"]
+    )
+    folder, model = {"run": (final, "served"), "base": (base, "org/base")}[side]
+    shutil.rmtree(folder / "sums")
+    server.bodies.clear()
+    served(server, benchmark, folder, model, seed=4 if side == "base" else 3)
+    (shown,) = trained.read(tmp_path / "run").benchmarks
+    assert shown.baseline and shown.gains == {}
+
+
 def test_contamination_is_measured_by_greedy_completion(server, tmp_path):
     benchmark = questions_file(tmp_path)
     served(server, benchmark, tmp_path / "out", contamination=True)

@@ -229,13 +229,14 @@ def write_results(job: Job, folder: Path, step: int | None) -> None:
 
 
 def compare(output: Path, others: Sequence[Path], names: Sequence[str]) -> None:
-    """Print differences from the results in other folders, and write them to `comparison.json`."""
-    gains: dict[str, Any] = {}
+    """Print differences from the results in other folders, and add them to `comparison.json`."""
+    gains: dict[str, Any] = files.read_json(output / COMPARISON)
     for other in others:
         common = [name for name in names if name in results.names_in(other)]
-        gains[str(other)] = {name: results.compare(output, other, name) for name in common}
+        found = {name: results.compare(output, other, name) for name in common}
         if common:
-            print(report.gains_table(gains[str(other)], str(other)))
+            gains[str(other)] = gains.get(str(other), {}) | found
+            print(report.gains_table(found, str(other)))
         else:
             print(f"{other} has no results of {', '.join(names)}, so that nothing is compared.")
     if others:

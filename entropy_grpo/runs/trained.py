@@ -5,7 +5,9 @@ and kept weights, only facts known at their step are read, because later rows an
 to other weights.
 """
 
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +23,9 @@ from .folder import COMPARISON, LIMIT, OF_WEIGHTS, STATE, RunFolder, above, resu
 
 # Settings of a benchmark that do not change the measurement: the model and the backend.
 NOT_THE_BENCHMARK = {"model", "model_revision", "weights", "backend", "served_model", "dtype", "batch_size", "seed"}
+
+# Digests of the results on both sides of a gain, this model's first, beside the gain in `comparison.json`.
+COMPARED = "compared"
 
 
 def read_recipe(folder: RunFolder) -> Row:
@@ -46,7 +51,7 @@ class Benchmark:
         path: file with the figures. The parquet file beside it has every sample.
         figures: contents of the file.
         baseline: figures of the base model, or empty.
-        gains: paired comparison with the base model, or empty.
+        gains: paired comparison of these figures with those of the base model, or empty.
     """
 
     name: str
@@ -163,8 +168,10 @@ class Trained:
                     continue
                 alike = ((place, base) for place, base in bases if place.name == path.name)
                 place, base = next((pair for pair in alike if not unlike_settings([pair[1], figures])), (None, {}))
-                beside = [gains[key] for key in gains if place and _names(key, place.parent)]
-                gain = beside[0].get(path.stem, {}) if beside else {}
+                beside = [one for key, one in gains.items() if place and _names(key, place.parent)]
+                sides = [digest_of(figures), digest_of(base)]
+                measured = (one.get(path.stem, {}) for one in beside)
+                gain: Row = next((one for one in measured if one.get(COMPARED) == sides), {})
                 results.setdefault(path.stem, Benchmark(path.stem, path, figures, base, gain))
         return [results[name] for name in sorted(results)]
 
@@ -177,6 +184,13 @@ def _names(written: str, folder: Path) -> bool:
     """Return whether a path, relative to any folder, names a folder of benchmark results: run, `benchmarks`, name."""
     parts = [part for part in Path(written).parts if part != ".."][-3:]
     return tuple(parts) == folder.resolve().parts[-len(parts) :]
+
+
+def digest_of(figures: Row) -> str:
+    """Return a digest of a benchmark's results, by which a gain names the results that it was computed from."""
+    settings = figures.get("settings", {})
+    content = [settings.get("questions_sha256"), settings.get("weights"), figures.get("metrics")]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def unlike_settings(figures: Sequence[Row]) -> list[str]:
