@@ -732,6 +732,15 @@ def test_a_base_model_that_was_asked_otherwise_does_not_stand_beside_the_model(t
     assert measured(run) == {"aime24": (0.5, 0.375, {})}
 
 
+@pytest.mark.parametrize("spelling", ["models/base/", "./models/base", "{here}/models/base", "../models/base"])
+def test_a_local_base_model_has_any_spelling(tmp_path, monkeypatch, spelling):
+    monkeypatch.chdir(tmp_path)
+    base = figures(spelling.format(here=tmp_path), 0.25)
+    results = {"benchmarks/final/aime24.json": figures("runs/run", 0.5), "benchmarks/base/aime24.json": base}
+    run = make_run(tmp_path / "run", changed("recipe.yaml", model_name_or_path="models/base") | results)
+    assert measured(run) == {"aime24": (0.5, None if spelling.startswith("..") else 0.25, {})}
+
+
 def test_a_base_model_that_answered_another_number_of_times_does_not_stand_beside_the_model(tmp_path):
     """Only results of `entropy-grpo eval` record the number of samples as a setting."""
     base = figures("step 0", 0.25)

@@ -138,6 +138,22 @@ def test_a_rerun_writes_nothing_and_loads_no_model(alone, tiny_model, capsys, mo
     assert "sums       6          4  " in capsys.readouterr().out
 
 
+def test_another_spelling_of_a_path_is_the_same_evaluation(alone, tiny_model, tmp_path, monkeypatch):
+    """Weights and questions are compared by their digests; the files keep the name of the last command."""
+    benchmark, output = alone
+    shutil.copytree(output, tmp_path / "out")
+    monkeypatch.setattr("entropy_grpo.evaluation.run.load_backend", lambda *given: pytest.fail("a model was loaded"))
+    monkeypatch.chdir(Path(benchmark).parent)
+    (tmp_path / "link").symlink_to(tiny_model)
+    spellings = [("sums.jsonl", f"{tiny_model}/"), ("./sums.jsonl", str(tmp_path / "link"))]
+    for file, model in spellings:
+        cli.main(command(model, file, tmp_path / "out"))
+        settings = figures(tmp_path / "out")["settings"]
+        assert (settings["data_set"], settings["model"]) == (file, model)
+        assert trained.unlike_settings([figures(output), figures(tmp_path / "out")]) == []
+    assert samples(tmp_path / "out") == samples(output)
+
+
 def test_a_batch_that_is_half_there_is_completed_as_it_was(alone, tiny_model, tmp_path):
     benchmark, undisturbed = alone
     rows = lines(undisturbed)

@@ -23,6 +23,8 @@ Key = tuple[str, int]
 SETTINGS = "settings.json"
 # Setting with the name that a server gives its model.
 SERVED = "served_model"
+# Settings that name what another setting holds a digest of, so that another spelling of a path is the same setting.
+DIGESTS = {"data_set": "questions_sha256", "model": "weights", "judge": "weights", "responses": "sha256"}
 
 
 @cache
@@ -84,7 +86,8 @@ class Work:
         """
         answered = any(self.folder.glob("samples-*.jsonl"))  # before the settings are read, which come first
         before, wanted = self.recorded, self.settings
-        names = before.keys() | wanted.keys()
+        digested = {name for name, digest in DIGESTS.items() if wanted.get(digest) is not None}
+        names = (before.keys() | wanted.keys()) - digested
         if (known := served or before.get(SERVED)) is not None:
             wanted[SERVED] = known
         for name in names if answered else ():

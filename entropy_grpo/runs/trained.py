@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +22,12 @@ from . import files, weights, yaml12
 from .files import Row
 from .folder import COMPARISON, LIMIT, OF_WEIGHTS, STATE, RunFolder, above, results_of, step_in
 
-# Settings of a benchmark that do not change the measurement: the model and the backend.
-NOT_THE_BENCHMARK = {"model", "model_revision", "weights", "backend", "served_model", "dtype", "batch_size", "seed"}
+# Settings of a benchmark that do not change the measurement: the model, the backend, and the name of the questions, of
+# whose content the results record a digest.
+NOT_THE_BENCHMARK = {
+    *("model", "model_revision", "weights", "dtype"),
+    *("backend", "served_model", "batch_size", "seed", "data_set"),
+}
 
 # Digests of the results on both sides of a gain, this model's first, beside the gain in `comparison.json`.
 COMPARED = "compared"
@@ -176,8 +181,9 @@ class Trained:
         return [results[name] for name in sorted(results)]
 
     def _is_of_base(self, folder: Path) -> bool:
-        models = {figures.get("settings", {}).get("model") for _, figures in results_in(folder)}
-        return folder.name == results_of(0) or bool(models & ({self.base} - {None}))
+        models = {figures.get("settings", {}).get("model") for _, figures in results_in(folder)} - {None}
+        places = {os.path.abspath(str(model)) for model in models}  # a folder has several spellings
+        return folder.name == results_of(0) or (self.base is not None and os.path.abspath(self.base) in places)
 
 
 def _names(written: str, folder: Path) -> bool:
