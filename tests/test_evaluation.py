@@ -602,6 +602,16 @@ def test_contamination_is_measured_by_greedy_completion(server, tmp_path):
     assert (found["num_problems"], found["too_short"], found["exact"]["value"]) == (6, 0, 0.0)
 
 
+def test_problems_that_are_all_too_short_have_no_completions(tiny_model, tmp_path):
+    rows = [{"problem": f"What is {i} + {i}? Write a", "answer": 2 * i} for i in range(3)]
+    files.replace_jsonl(tmp_path / "short.jsonl", rows)
+    words = command(tiny_model, str(tmp_path / "short.jsonl"), tmp_path / "out", "--contamination")
+    for _ in range(2):  # a rerun, too
+        cli.main(words)
+        assert figures(tmp_path / "out", "short")["contamination"] == {"num_problems": 0, "too_short": 3}
+    assert len(samples(tmp_path / "out", "short")) == 3 * 4
+
+
 def test_an_absent_server_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("entropy_grpo.evaluation.backends.server.FIRST_PAUSE", 0.001)
     benchmark = questions_file(tmp_path)

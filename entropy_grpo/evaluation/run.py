@@ -174,10 +174,10 @@ def generate(works: Sequence[Work], backend: Backend) -> None:
     Raises:
         ValueError: a request is too long, or another model of a server wrote the finished responses.
     """
+    works = [work for work in works if work.questions]  # all problems may be too short to be completed
     for work in works:
         work.claim(backend.served)
-        if work.questions:
-            backend.check(work.requests, work.sampling)
+        backend.check(work.requests, work.sampling)
     shares = [work.share(backend) for work in works]
     total = sum(len(part) for share in shares for part in share)
     start, tokens = time.perf_counter(), 0
