@@ -3,7 +3,10 @@
 import ast
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from entropy_grpo.cards import card
 from entropy_grpo.cards.citations import CITATIONS, citation
@@ -590,6 +594,37 @@ def test_the_card_of_an_embedded_model_says_that_it_is_not_on_the_hub(tmp_path):
     embedded = {"model_name_or_path": "embedded:number_walk", "dataset_name": "embedded:number_walk"}
     text = card_text(tmp_path, changed("recipe.yaml", **embedded))
     assert "not on the Hub" in text and "688,320 parameters" in text
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_the_model_made_of_a_sharded_checkpoint_has_all_files_of_the_run(tiny_model, tmp_path, is_finished):
+    """Template, generation configuration and raised positions; of an unfinished run from its base at its revision."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    config = AutoConfig.from_pretrained(tiny_model, max_position_embeddings=200)
+    generation = GenerationConfig(eos_token_id=[1, 2], do_sample=True, top_k=3)
+    settings = {"model_revision": "a1b2c3d", "max_position_embeddings": 200}
+    run = make_run(tmp_path / "run", CONTENTS | {"recipe.yaml": CONTENTS["recipe.yaml"] | settings})
+    for part in (tokenizer, generation, config):
+        part.save_pretrained(run if is_finished else tmp_path / "base")
+    if not is_finished:
+        AutoConfig.from_pretrained(tiny_model).save_pretrained(tmp_path / "base")
+    shards = run / "checkpoint-3" / "pytorch_model_fsdp_0"
+    (run / "checkpoint-3" / "whole").mkdir(parents=True)
+    shards.mkdir()
+    (shards / ".metadata").touch()
+    text = write_card(run / "checkpoint-3", draws=False).read_text(encoding="utf-8")
+    commands = re.search(r"```bash\naccelerate merge-weights pytorch_model_fsdp_0 whole\n(.*?)```", text, re.DOTALL)[1]
+    assert ("revision='a1b2c3d'" in commands) != is_finished
+    commands = commands.replace(CONTENTS["recipe.yaml"]["model_name_or_path"], str(tmp_path / "base"))
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-ec", commands], cwd=shards.parent, env=environment, check=True, capture_output=True)
+    whole = shards.parent / "whole"
+    assert AutoTokenizer.from_pretrained(whole).chat_template == tokenizer.chat_template
+    made = GenerationConfig.from_pretrained(whole)
+    assert (made.eos_token_id, made.top_k) == ([1, 2], 3)
+    assert AutoConfig.from_pretrained(whole).max_position_embeddings == 200
+    assert not list(whole.glob("*.safetensors"))
 
 
 def test_writing_the_card_again_gives_the_same_card(tmp_path):
