@@ -17,7 +17,7 @@ from ..runs.folder import run_of
 from ..runs.trained import read_recipe
 from ..runs.weights import ADAPTER, ADAPTER_CONFIG, WEIGHTS
 from .adapters import refuse_tied
-from .load import load_tokenizer
+from .load import load_tokenizer, take_positions
 
 
 def read_adapter(checkpoint: Path) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def merge(checkpoint: str | Path, output: str | Path, revision: str | None = Non
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the base {name!r} (revision {revision}) does not load: {reason}") from error
+    take_positions(base.config, checkpoint)
     adapted = PeftModel.from_pretrained(base, checkpoint, autocast_adapter_dtype=False)
     refuse_tied(adapted)
     merged = adapted.merge_and_unload(safe_merge=True)

@@ -5,8 +5,11 @@ and kept weights, only facts known at their step are read, because later rows an
 to other weights.
 """
 
+import hashlib
 import itertools
+import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +22,15 @@ from . import files, weights, yaml12
 from .files import Row
 from .folder import COMPARISON, LIMIT, OF_WEIGHTS, STATE, RunFolder, above, results_of, step_in
 
-# Settings of a benchmark that do not change the measurement: the model and the backend.
-NOT_THE_BENCHMARK = {"model", "model_revision", "weights", "backend", "dtype", "batch_size", "seed"}
+# Settings of a benchmark that do not change the measurement: the model, the backend, and the name of the questions, of
+# whose content the results record a digest.
+NOT_THE_BENCHMARK = {
+    *("model", "model_revision", "weights", "dtype"),
+    *("backend", "served_model", "batch_size", "seed", "data_set"),
+}
+
+# Digests of the results on both sides of a gain, this model's first, beside the gain in `comparison.json`.
+COMPARED = "compared"
 
 
 def read_recipe(folder: RunFolder) -> Row:
@@ -46,7 +56,7 @@ class Benchmark:
         path: file with the figures. The parquet file beside it has every sample.
         figures: contents of the file.
         baseline: figures of the base model, or empty.
-        gains: paired comparison with the base model, or empty.
+        gains: paired comparison of these figures with those of the base model, or empty.
     """
 
     name: str
@@ -171,20 +181,30 @@ class Trained:
                     continue
                 alike = ((place, base) for place, base in bases if place.name == path.name)
                 place, base = next((pair for pair in alike if not unlike_settings([pair[1], figures])), (None, {}))
-                beside = [gains[key] for key in gains if place and _names(key, place.parent)]
-                gain = beside[0].get(path.stem, {}) if beside else {}
+                beside = [one for key, one in gains.items() if place and _names(key, place.parent)]
+                sides = [digest_of(figures), digest_of(base)]
+                measured = (one.get(path.stem, {}) for one in beside)
+                gain: Row = next((one for one in measured if one.get(COMPARED) == sides), {})
                 results.setdefault(path.stem, Benchmark(path.stem, path, figures, base, gain))
         return [results[name] for name in sorted(results)]
 
     def _is_of_base(self, folder: Path) -> bool:
-        models = {figures.get("settings", {}).get("model") for _, figures in results_in(folder)}
-        return folder.name == results_of(0) or bool(models & ({self.base} - {None}))
+        models = {figures.get("settings", {}).get("model") for _, figures in results_in(folder)} - {None}
+        places = {os.path.abspath(str(model)) for model in models}  # a folder has several spellings
+        return folder.name == results_of(0) or (self.base is not None and os.path.abspath(self.base) in places)
 
 
 def _names(written: str, folder: Path) -> bool:
     """Return whether a path, relative to any folder, names a folder of benchmark results: run, `benchmarks`, name."""
     parts = [part for part in Path(written).parts if part != ".."][-3:]
     return tuple(parts) == folder.resolve().parts[-len(parts) :]
+
+
+def digest_of(figures: Row) -> str:
+    """Return a digest of a benchmark's results, by which a gain names the results that it was computed from."""
+    settings = figures.get("settings", {})
+    content = [settings.get("questions_sha256"), settings.get("weights"), figures.get("metrics")]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def unlike_settings(figures: Sequence[Row]) -> list[str]:
