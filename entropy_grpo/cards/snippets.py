@@ -121,8 +121,8 @@ def reproduce_snippet(trained: Trained) -> str:
 def whole_model_snippet(trained: Trained) -> str:
     """Return shell commands that merge a sharded checkpoint into one model, or one adapter, for its folder.
 
-    The other files of the model are those of the run. Until the run has ended, they are made of its base. Adapters need
-    the configuration that the run writes at its end. Without it, the text is empty.
+    The other files of the model are those of the run. Until the run has ended, they are made of its base. Adapters
+    need the configuration that the run writes at its end. Without it, the text is empty.
     """
     run = trained.run.path
     template = " ../*.jinja" if any(run.glob("*.jinja")) else ""  # a pattern without a file is an error
