@@ -870,7 +870,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             **images,
         )
         has_images = any(value is not None for value in images.values())
-        if batch_size is None and not self.model.training:  # an evaluation batch is as large as generation needs
+        if not self.model.training:  # an evaluation batch is as large as generation needs
             batch_size = self.args.per_device_train_batch_size
         sequences = (input_ids, attention_mask, logits_to_keep)
         scored = self.scorer.run(score, model, outputs, *sequences, batch_size, kept, has_images, compute_aux_loss)
