@@ -218,14 +218,16 @@ class StepMonitor:
         self.entropy = metrics["entropy/mean"]
         self.log(metrics)
 
-    def sampler_gap(self, scored: Sequence[Scored]) -> None:
+    def sampler_gap(self, passes: Sequence[Pass], batches: Sequence[Inputs]) -> None:
         """Log the mean difference between the log-probabilities of the policy and of its sampler, over all ranks.
 
         Args:
-            scored: a step whose policy wrote its tokens, with the sampler's log-probabilities as the old ones.
+            passes: passes of the policy that wrote the tokens.
+            batches: their micro-batches, with the sampler's log-probabilities as the old ones.
         """
-        mask = flatten([s.mask for s in scored])
-        gaps = flatten([(s.logps - s.inputs["old_per_token_logps"]).abs() for s in scored]) * mask
+        mask = flatten([loss_mask(b) for b in batches])
+        logps, old = flatten([p.logps for p in passes]), flatten([b["old_per_token_logps"] for b in batches])
+        gaps = (logps - old).abs() * mask
         total, count = self.ranks.sum(torch.stack([gaps.sum().double(), mask.sum().double()])).tolist()
         self.log({"sampling/sampling_logp_difference/mean": share(total, count)})
 

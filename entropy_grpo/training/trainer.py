@@ -826,7 +826,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self.threshold = step_threshold(window, self.spec, self.ranks, self._step_seed)
             self.monitor.log({"selection/step_threshold": self.threshold})
         if self.spec.trusts_sampler and self._step % self.spec.passes_per_rollout < self.spec.accumulation:
-            self.monitor.sampler_gap(window.scored)
+            # The loss gives tokens that the head does not project the sampler's value. A pass that ranks has them all.
+            self.monitor.sampler_gap(*(window.ranking or window.trained))
         kept = self.monitor.step(
             window, self.args.per_device_train_batch_size * self.current_gradient_accumulation_steps
         )
