@@ -468,10 +468,10 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _next_rollout(self, inputs: list[Row]) -> Inputs:
         self.clock.begin()
+        self.monitor.begin()
         supply = self.rollouts.next(inputs)
         if supply is not None:
             self.monitor.log(supply.metrics)
-            self.monitor.accuracy = self.monitor.accuracy if math.isnan(supply.accuracy) else supply.accuracy
         rows = inputs if supply is None else supply.rows
         spec = self.spec
         old_logps = supply.old_logps if supply is not None and supply.is_carried and not spec.trusts_sampler else None
@@ -486,6 +486,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             )
         ) as call:
             output = super()._generate_and_score_completions(rows)
+        self.monitor.answers()
         self.monitor.log(self.clock.metrics())
         output = self._placed(self.rollouts.finish(output, supply))
         if spec.trusts_sampler:
