@@ -298,6 +298,13 @@ def test_a_head_that_cannot_serve_is_refused_or_replaced(tmp_path):
         ValueError, match="'gradient_norm', but the LM head has a bias: choose another entropy_selection"
     ):
         decide("the LM head has a bias", entropy_selection="gradient_norm")
+    by_norm = {"token_weights": [OWN + "by_norm"]}
+    with pytest.raises(ValueError, match="reads gradient norms, but the LM head has a bias: leave it out"):
+        decide("the LM head has a bias", **by_norm)
+    with pytest.raises(
+        ValueError, match=r"token_weights names .*by_norm, which .* but fused_lm_head is 'trl': set it"
+    ):
+        decide(fused_lm_head="trl", **by_norm)
 
 
 def test_decisions_cannot_be_changed(tmp_path):
