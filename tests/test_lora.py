@@ -15,7 +15,14 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from trl.generation.vllm_generation import VLLMGeneration
 
 from benchmarks.fixtures import fixed_rollout, killed_runs
@@ -229,6 +236,34 @@ def test_a_weight_sync_leaves_the_base_as_it_was(tiny_model, exact):
             assert all(torch.equal(s[name], sent[0][name]) for s in sent)
             torch.testing.assert_close(sent[2][name], expected, rtol=2**-7, atol=1e-2)
     assert adapted == 14 and sent[0].keys() == start.keys()
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["put back", "as TRL leaves it"])
+def test_a_weight_sync_leaves_adapted_parameters_as_they_were(exact):
+    """The experts of a mixture, which `lora_target_parameters` adapts: their modules have no weight of that name."""
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 32, "num_experts": 2, "num_experts_per_tok": 1}
+    stock = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, moe_intermediate_size=8)).bfloat16()
+    start = {name: weight.clone() for name, weight in stock.state_dict().items()}
+    targets = ["experts.gate_up_proj", "experts.down_proj"]
+    config = LoraConfig(r=RANK, target_modules=["q_proj"], target_parameters=targets, init_lora_weights=False)
+    model, sent = get_peft_model(stock, config), []
+    generation = stand_in(model, sent)
+    if exact:
+        adapters.sync_exactly(model, generation)
+    for _ in range(3):
+        generation.sync_weights()
+    assert is_unchanged(model, start) == exact and sent[0].keys() == start.keys()
+    changed = {name.split("layers.0.")[-1] for name in start if not torch.equal(sent[0][name], start[name])}
+    assert not exact or {*(f"mlp.{name}" for name in targets), "self_attn.q_proj.weight"} <= changed
+    assert not exact or all(torch.equal(sent[0][name], sent[2][name]) for name in start)
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["put back", "as TRL leaves it"])

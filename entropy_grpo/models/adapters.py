@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -133,6 +134,11 @@ def refuse_tied(model: PeftModel) -> None:
             )
 
 
+def adapted_parameter(layer: BaseTunerLayer) -> str:
+    """Name the parameter that an adapter changes: one of `lora_target_parameters`, or else the module's weight."""
+    return layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
+
+
 def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
     """Make TRL send copies of the merged weights, and restore the base's exact weights after every sync.
 
@@ -151,7 +157,7 @@ def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
         They are looked up at every sync, because sharding gives the model new parameters.
         """
         weights = [
-            layer.get_base_layer().get_parameter("weight").detach()
+            layer.get_base_layer().get_parameter(adapted_parameter(layer)).detach()
             for layer in model.modules()
             if isinstance(layer, BaseTunerLayer)
         ]

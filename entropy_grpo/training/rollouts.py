@@ -24,7 +24,6 @@ from trl.trainer.utils import pad
 
 from ..config.grpo import EntropyForkGRPOConfig
 from ..data.problems import IMAGE_COLUMNS
-from ..metrics.correctness import is_right
 from ..objective.ranks import Ranks
 from ..objective.sampling import DynamicSampler, Group, Response, accuracies, fewest_groups, first_scores, informative
 from ..objective.tokens import Inputs, loss_mask
@@ -54,7 +53,6 @@ class Supply:
         is_carried: whether any response of the rollout, on any rank, has `old_logps`.
         filling: (B,) bool, true for responses of groups that only fill up the rollout.
         num_filling: number of filling groups on all ranks.
-        accuracy: share of right responses among all drawn responses, NaN if none were drawn.
         metrics: metrics of the sampling, for the log.
     """
 
@@ -65,7 +63,6 @@ class Supply:
     is_carried: bool
     filling: Tensor
     num_filling: int
-    accuracy: float = math.nan
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -300,7 +297,6 @@ class DynamicSampling:
         found |= {"carried": carried, "discarded": discarded, "filling": len(filling), "waiting": len(sampler.waiting)}
         if len(drawn):
             found |= {"all_right": (drawn == 1).float().mean().item(), "all_wrong": (drawn == 0).float().mean().item()}
-            supply.accuracy = is_right(rewards).float().mean().item()
         found["pass_rate"] = sampler.pass_rate
         supply.metrics = {f"dynamic_sampling/{name}": value for name, value in found.items()}
         if self.drafts.budget is not None:
