@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .latex import bracketed, closing, split, top_level
-from .phrases import Leaf, Words, plain, unwrapped, without_sentence
+from .phrases import Leaf, Words, claim, plain, read_subject, unwrapped
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Union:
 
 @dataclass(frozen=True)
 class Relation:
-    """`sides[0] operators[0] sides[1] ...`, with the operators = != < > <= >= ~."""
+    """`sides[0] operators[0] sides[1] ...`, with the operators = != < > <= >= ~, or subject, `CLAIM`, value."""
 
     operators: tuple[str, ...]
     sides: tuple["Node", ...]
@@ -46,6 +46,7 @@ class Relation:
 
 Node = Leaf | Words | Choice | Group | Union | Relation
 
+CLAIM = ":"  # operator of `The area is 5`, whose value may be a relation, too
 # No item of a list begins with 0, so that `1,050` is not the list of 1 and 50.
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,[1-9]\d{2})+(?:\.\d+)?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
@@ -169,10 +170,21 @@ def _group(text: str) -> Node | None:
     return Group(brackets, tuple(map(read, items)))
 
 
+def claimed(node: Node) -> Node:
+    """Return the value of a claim such as `the best reagent is C`, and any other node unchanged."""
+    return node.sides[1] if isinstance(node, Relation) and node.operators == (CLAIM,) else node
+
+
 @lru_cache(maxsize=1024)
 def read(text: str) -> Node:
     """Read a text in the spelling of `latex.simplified` into its parts."""
-    text = without_sentence(unwrapped(text)).strip()
+    text = unwrapped(text)
+    if (choice := _choice(text)) is not None:  # the text of an option may be a sentence
+        return choice
+    subject, text = claim(text)
+    if subject:
+        return Relation((CLAIM,), (read_subject(subject), read(text)))
+    text = text.strip()
     while text.startswith("{") and closing(text, 0) == len(text) - 1 and "\\choose" not in text:
         text = text[1:-1].strip()
     if (choice := _choice(text)) is not None:

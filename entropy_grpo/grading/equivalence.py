@@ -9,6 +9,7 @@ The conventions, in points on which graders of the field differ or are wrong:
   order. A set is no tuple, `[0, 1]` is not `(0, 1)`, and `(0, 1)` is the same as a point and as an interval.
 - `7:12` is a time of day and the ratio `7/12`: two such texts are times, so that `7:12` is not `14:24`.
 - `x = 5` is `5`, but `y = 5` is not `x = 5`. A chain such as `9 = 8` that does not hold equals nothing.
+- `The area is 5` is `5`, but `The volume is 5` is not `The area is 5`.
 """
 
 import re
@@ -16,7 +17,7 @@ from itertools import combinations
 
 import sympy
 
-from .answers import Choice, Group, Node, Relation, Union
+from .answers import CLAIM, Choice, Group, Node, Relation, Union, claimed
 from .expressions import expression, number, parsed
 from .number_sets import FLIPPED, NAMED, matched, same_sets
 from .phrases import Leaf, Words
@@ -38,6 +39,7 @@ MOST_WORDS = 12
 
 def readable(node: Node) -> bool:
     """Return whether every part of an answer is an expression or words, and no part is a text of many words."""
+    node = claimed(node)
     if isinstance(node, Words):
         return len(node.text.split()) <= MOST_WORDS
     if isinstance(node, Choice):
@@ -57,6 +59,7 @@ def _same_words(a: Words, b: Words) -> bool:
 
 
 def _same_choice(a: Choice, b: Node, tolerance: float) -> bool:
+    b = claimed(b)
     if isinstance(b, Choice):
         return a.letter == b.letter
     if isinstance(b, Words) and len(b.text) == 1:
@@ -125,10 +128,12 @@ def _rounds(a: Node, b: Node) -> bool:
 
 
 def settled(relation: Relation) -> tuple[Node | None, Node | None]:
-    """Return (name, value) of `name = value = value`, or (None, None) if the sides contradict each other.
+    """Return (name, value) of `name = value = value` or a claim, or (None, None) if the sides contradict each other.
 
     An equation that holds for some values only is its own value, and so is an inequality.
     """
+    if relation.operators == (CLAIM,):
+        return relation.sides
     if set(relation.operators) - {"=", "≈"}:
         return None, relation
     sides, operators = relation.sides, relation.operators
@@ -196,6 +201,8 @@ def _same_relations(a: Node, b: Node, tolerance: float) -> bool:
             return True
         if name_a is not None and name_b is not None and not _same_names(name_a, name_b):
             return False
+    if claimed(a) is not a or claimed(b) is not b:
+        return same(claimed(a), claimed(b), tolerance)  # of `The line is y = 2x` the name y is compared, too
     if isinstance(value_a, Relation) or isinstance(value_b, Relation):
         return same_sets(value_a, value_b)
     return same(value_a, value_b, tolerance)
@@ -248,7 +255,9 @@ def equivalent(answer: Node, reference: Node, tolerance: float) -> bool:
 def _is_range(node: Node) -> bool:
     """Return whether a node is a set of numbers that is not written one by one."""
     if isinstance(node, Group):
-        relations = [item for item in node.items if isinstance(item, Relation) and "=" not in item.operators]
+        relations = [
+            item for item in node.items if isinstance(item, Relation) and not {"=", CLAIM} & {*item.operators}
+        ]
         return node.brackets == "" and len(relations) == len(node.items)
     return isinstance(node, Union) or (isinstance(node, Leaf) and node.text in NAMED)
 
