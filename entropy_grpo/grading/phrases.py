@@ -28,6 +28,11 @@ class Words:
 
     text: str
 
+    @property
+    def is_phrase(self) -> bool:
+        """True for words of a language, such as `Area`. `R` and `AB` are names of quantities and points."""
+        return len(self.text) > 1 and not self.text.isupper()
+
 
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 # Names of functions and constants, which belong to a formula even without a backslash.
