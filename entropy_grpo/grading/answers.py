@@ -22,10 +22,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Group:
-    """Several answers: `brackets` is "" for a bare list, "{}" for a set, ":" for a ratio, else the two brackets."""
+    """Several answers: `brackets` is "" for a bare list, "{}" for a set, ":" for a ratio, else the two brackets.
+
+    `joined` holds "or", "and" if these words, or their signs, stand between the items of a bare list.
+    """
 
     brackets: str
     items: tuple["Node", ...]
+    joined: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ CLAIM = ":"  # operator of `The area is 5`, whose value may be a relation, too
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,[1-9]\d{2})+(?:\.\d+)?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _OR = re.compile(r",?\s*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])\s*,?|\\(?:lor|vee|land|wedge)(?![a-z])|;")
+_JOINING = {
+    "or": re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])|\\(?:lor|vee)(?![a-z])"),
+    "and": re.compile(r"(?<![a-zA-Z\\])and(?![a-zA-Z])|\\(?:land|wedge)(?![a-z])"),
+}
 _COMMA = re.compile(",")
 _OPERATOR = re.compile(r"[=<>≤≥≠≈∈]")
 _CHOICE = re.compile(r"\(\s*([A-Za-z])\s*\)|([A-Z])\s*[).:]")
@@ -192,7 +200,8 @@ def read(text: str) -> Node:
     text = _joined_thousands(text)
     items = _items(text)
     if 1 < len(items) <= MOST_ITEMS and all(items):
-        return Group("", _all(items))
+        joined = frozenset(word for word, pattern in _JOINING.items() if any(top_level(text, pattern)))
+        return Group("", _all(items), joined)
     for form in (_both_signs, _set_parts, _relation, _group, _ratio):
         if (node := form(text)) is not None:
             return node

@@ -7,6 +7,7 @@ The conventions, in points on which graders of the field differ or are wrong:
 - The digits of a reference in another base may be given without the base; a different base is a different answer.
 - A bare list has no order unless its items are words. It equals a set, and a tuple with the same items in the same
   order. A set is no tuple, `[0, 1]` is not `(0, 1)`, and `(0, 1)` is the same as a point and as an interval.
+- Inequalities joined by `or` mean the union of their solutions. Those of several variables are compared one by one.
 - `7:12` is a time of day and the ratio `7/12`: two such texts are times, so that `7:12` is not `14:24`.
 - `x = 5` is `5`, but `y = 5` is not `x = 5`, and `y = 1, x = 2` is the point `(2, 1)`. A name in words agrees with a
   letter: `Area = 5` is `x = 5`, unless both lists have the name. A chain such as `9 = 8` equals nothing.
@@ -21,7 +22,7 @@ import sympy
 
 from .answers import CLAIM, Choice, Group, Node, Relation, Union, claimed
 from .expressions import expression, number, parsed
-from .number_sets import FLIPPED, NAMED, matched, same_sets
+from .number_sets import FLIPPED, NAMED, matched, same_sets, variables
 from .phrases import Leaf, Words
 from .units import DEGREE, Unit
 from .values import Expression, equal, proportional
@@ -322,6 +323,15 @@ def _is_range(node: Node) -> bool:
     return isinstance(node, Union) or (isinstance(node, Leaf) and node.text in NAMED)
 
 
+def _same_systems(a: Node, b: Node) -> bool:
+    """Return whether two lists of inequalities in several variables have the same inequalities."""
+    if not isinstance(a, Group) or not isinstance(b, Group) or min(len(variables(a)), len(variables(b))) < 2:
+        return False
+    return (
+        _is_range(a) and _is_range(b) and ("or" in a.joined) == ("or" in b.joined) and matched(a.items, b.items, same)
+    )
+
+
 def same(a: Node, b: Node, tolerance: float = 0.0) -> bool:
     """Return whether two answers, or two parts of answers, are `equivalent`."""
     if isinstance(a, Choice):
@@ -331,7 +341,7 @@ def same(a: Node, b: Node, tolerance: float = 0.0) -> bool:
     if isinstance(a, Relation) or isinstance(b, Relation):
         return _same_relations(a, b, tolerance)
     if _is_range(a) or _is_range(b):
-        return same_sets(a, b)
+        return same_sets(a, b) or _same_systems(a, b)
     if isinstance(a, Words) and isinstance(b, Words):
         return _same_words(a, b)
     if isinstance(a, Leaf) and isinstance(b, Leaf):
