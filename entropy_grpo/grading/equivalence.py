@@ -54,10 +54,14 @@ def readable(node: Node) -> bool:
     return all(readable(part) for part in getattr(node, parts))
 
 
+# Points and commas within numbers say something, except between thousands, and so do factorials.
+_SAYS_NOTHING = re.compile(r"^(?:the|a|an|all) |(?<=\d),(?=\d{3}(?!\d))|[.,](?!\d)|['\"?]|(?<!\d)!")
+
+
 def _same_words(a: Words, b: Words) -> bool:
     def bare(text: str) -> list[str]:
         text = text if len(text) == 1 else text.casefold()
-        return [word.rstrip("s") or word for word in re.sub(r"^(?:the|a|an|all) |[.,'\"!?]", "", text).split()]
+        return [word.rstrip("s") or word for word in _SAYS_NOTHING.sub("", text).split()]
 
     return bare(a.text) == bare(b.text)
 
