@@ -175,6 +175,18 @@ def test_training_has_the_operations_of_the_plan():
     assert per_step - np.array(found) == pytest.approx(np.array([0.5, 2.0]) * pairs, rel=0.01)
 
 
+@pytest.mark.parametrize("band, share", [((0.0, 1.0), 1.0), ((0.0, 0.95), 0.5), ((0.05, 1.0), 0.5)])
+def test_a_recipe_that_keeps_all_groups_writes_what_it_trains(band, share):
+    words = ["--min_accuracy", str(band[0]), "--max_accuracy", str(band[1]), "--prompts_per_rollout", "32"]
+    job = job_of("qwen3_14b", *words, "--steps_per_rollout", "1", mean_length=7000)
+    rules, assumed = simulate.rules_of(job), simulate.assumptions(job)
+    assert rules.dynamic and assumed.informative == share
+    run = Rollouts(rules, assumed, copy_of(10**9), 4)
+    rollouts = [run.next() for _ in range(8)][2:]
+    trained = sum(int(rollout.lengths.sum()) for rollout in rollouts)
+    assert sum(rollout.written for rollout in rollouts) / trained == pytest.approx(1 / share, rel=0.2)
+
+
 # Published runs
 
 
@@ -252,7 +264,11 @@ def test_the_command_prints_simulated_figures(capsys):
 
 @pytest.mark.parametrize(
     "words, said",
-    [(["--use_vllm", "false"], "use_vllm: true"), ([], "--mean-length, the mean number of tokens")],
+    [
+        (["--use_vllm", "false"], "use_vllm: true"),
+        ([], "--mean-length, the mean number of tokens"),
+        (["--fork_rollouts", "4"], "fork_rollouts is 4, but --simulate .* --fork_rollouts null"),
+    ],
 )
 def test_a_recipe_that_cannot_be_simulated_is_refused(words, said):
     with pytest.raises(ValueError, match=said):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.tables import aligned
-from ..objective.sampling import Sampler, fewest_groups
+from ..objective.sampling import Sampler, fewest_groups, informative
 from ..training.drafts import surplus
 from .commands import without
 from .flops import SCORING, passes
@@ -598,13 +598,25 @@ def assumptions(job: Job) -> Assumptions:
     """Return the assumptions about a job.
 
     Raises:
-        ValueError: the job samples without vLLM, or its mean length is unknown.
+        ValueError: the job samples without vLLM, its mean length is unknown, or its responses fork.
     """
+    args = job.grpo
     if not job.uses_vllm or job.use_cpu:
         raise ValueError("--simulate needs a recipe with use_vllm: true on GPUs, because it simulates vLLM.")
+    if args.fork_rollouts is not None:
+        raise ValueError(
+            f"fork_rollouts is {args.fork_rollouts}, but --simulate knows no responses that continue others: add "
+            "--fork_rollouts null, which simulates responses that are written whole."
+        )
     if job.lengths.mean is None:
         raise ValueError("--simulate needs --mean-length, the mean number of tokens of a response, which decides it.")
-    return Assumptions(mean=job.lengths.mean, prompt=min(Assumptions.prompt, job.lengths.prompt))
+    shares = (right / args.num_generations for right in range(args.num_generations + 1))
+    keeps_all = all(informative(share, args.min_accuracy, args.max_accuracy) for share in shares)
+    return Assumptions(
+        mean=job.lengths.mean,
+        prompt=min(Assumptions.prompt, job.lengths.prompt),
+        informative=1.0 if keeps_all else Assumptions.informative,
+    )
 
 
 def simulate(options: PlanOptions, words: Sequence[str]) -> dict[str, Any]:
