@@ -239,6 +239,7 @@ class DynamicSampling:
             ranks=ranks,
             part=self._part,
             rule=self._fork_rule(tokenizer),
+            width=self._width,
         )
 
     def _fork_rule(self, tokenizer: PreTrainedTokenizerBase) -> ForkRule | None:
@@ -262,6 +263,18 @@ class DynamicSampling:
         """Responses that one call generates on a rank: TRL's own generation holds the whole call in memory."""
         args = self.args
         return None if args.use_vllm else args.per_device_train_batch_size * args.steps_per_generation
+
+    @property
+    def _width(self) -> float:
+        """Tokens of a sequence up to which a call may ask the sampler to write, see `Drafts`.
+
+        vLLM in the training processes ends a sequence at its largest length. A server refuses a request beyond it, and
+        transformers pads a call, and may have no further positions.
+        """
+        args = self.args
+        if args.use_vllm and args.vllm_mode == "colocate":
+            return math.inf
+        return (args.vllm_max_model_length or 0) if args.use_vllm else 0
 
     def _own(self, number: int) -> slice:
         """Return this rank's part of a number of values that are equal on all ranks."""
