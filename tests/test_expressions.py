@@ -36,6 +36,27 @@ A, B, C, D, X, Y = sympy.symbols("a b c d x y")
         (".5+5.+3.x", "0.5+5+3x"),
         ("5.", "5"),
         ("x'+y''", "x_{p}+y_{pp}"),
+        # A function's argument ends before a dot, a second function and a bracket with a function in it.
+        (r"\sin x\cdot y", r"\sin (x)\cdot y"),
+        (r"\sin x*y", r"\sin (x)\cdot y"),
+        (r"\log_2 x^2\cdot y", r"\log_{2} (x^2)\cdot y"),
+        (r"\sin^{-1}x\cdot y", r"\sin^{-1} (x)\cdot y"),
+        (r"\ln -x\cdot y", r"\ln (-x)\cdot y"),
+        (r"\ln\sin x\cdot y", r"\ln (\sin (x))\cdot y"),
+        (r"\ln\sqrt{2}\cdot 3", r"\ln (\sqrt{2})\cdot 3"),
+        (r"\ln|x|\cdot y", r"\ln (|x|)\cdot y"),
+        (r"|\ln x|\cdot y", r"|\ln x|\cdot y"),
+        (r"\lfloor\ln x\rfloor\cdot y", r"\lfloor\ln x\rfloor\cdot y"),
+        (r"\ln\lfloor x\rfloor\cdot y", r"\ln (\lfloor x\rfloor)\cdot y"),
+        (r"\sin x+y\cdot z", r"\sin x+y\cdot z"),
+        (r"\sin x\sqrt{y}\cdot z", r"\sin x\sqrt{y}\cdot z"),
+        (r"\sin xe^x\cdot z", r"\sin xe^x\cdot z"),
+        (r"\sin(x)\cdot y", r"\sin(x)\cdot y"),
+        (r"\sin x/\cos x", r"\sin (x)/\cos x"),
+        (r"\sin 2\pi k/n\cdot y", r"\sin (2\pi k/n)\cdot y"),
+        (r"\sin x(1+\cos x)", r"\sin (x)\cdot (1+\cos x)"),
+        (r"\ln f(x)\cdot y", r"\ln (f(x))\cdot y"),
+        (r"\log{(x)}^2", r"\log(x)^2"),
         (r"2\frac{1}{3}", r"(2+\frac{1}{3})"),
         ("2 1/3", r"(2+\frac{1}{3})"),
         ("9" * 400, "9" * 400),
@@ -57,6 +78,14 @@ def test_texts_are_written_out(text, expected):
         ("9" * 401, "digits"),
         ("x²", "ASCII"),
         ("1/2x", "two meanings"),
+        *(
+            (text, "where the argument of a function ends")
+            for text in (
+                *(r"\ln 2/2", r"\sin x/2", r"\ln x/x", r"\sin x/(x+1)", r"\ln 2/\sqrt{3}", r"\ln x/e^x"),
+                *(r"\sin 2\cdot x", r"\cos 2\pi\cdot x", r"\sin\pi/3\cdot 2", r"\log 2\cdot 10^{-3}"),
+                *(r"\ln x(x+1)", r"\ln 2(x+1)", r"\cos\omega(t-s)", r"\sin x^2(x+1)"),
+            )
+        ),
     ],
 )
 def test_texts_with_two_meanings_or_none_are_refused(text, reason):

@@ -1,9 +1,9 @@
 """Parsing of one LaTeX expression to sympy.
 
 The parser is math-verify's own, latex2sympy2_extended, and it guesses: `2(3)` is 5, `4 5` is 9, `x'` is `x`, `X` is
-`x`, `I` is the imaginary unit, `A^T` is `A`, `\\coth x` is the cotangent of `hx`. Such texts are written out here
-before they are parsed, or refused. Decimals are fractions and nothing is rounded, so that 1e-9 is not 0 and 0.333333
-is not 1/3.
+`x`, `I` is the imaginary unit, `A^T` is `A`, `\\coth x` is the cotangent of `hx`. Such texts are written out here and
+in `arguments` before they are parsed, or refused. Decimals are fractions and nothing is rounded, so that 1e-9 is not 0
+and 0.333333 is not 1/3.
 """
 
 import re
@@ -18,6 +18,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanFunction
 
+from .arguments import with_brackets
 from .latex import closing
 from .phrases import Leaf, Words
 from .simple import simple
@@ -76,12 +77,14 @@ _REWRITES = [
     (re.compile(r"(?<![a-zA-Z])\\?cis\s*\(([^()]*)\)"), r"e^{i(\1)}"),
     (re.compile(r"(?<![a-zA-Z])\\?cis\s*(\\frac\{[^{}]*\}\{[^{}]*\}|[0-9a-z\\.()/]+)"), r"e^{i(\1)}"),
     (re.compile(r"^([^\\]*\S)\s*\\angle\s*(.+)$"), r"\1e^{i(\2)}"),
-    (re.compile(r"(?<![\^_\d.])(\d+(?:\.\d+)?)\s*\("), r"\1\\cdot ("),
-    (re.compile(r"\)\s*\("), r")\\cdot ("),
     (re.compile(r"\\log_\s*(10|\d|[a-zA-Z])"), r"\\log_{\1} "),
     # `d \end` is a differential to the parser; without the row's end, which may stand here, `d` is a letter.
     (re.compile(r"(?<=d)\s*(?=\\end(?![a-z]))"), r"\\\\ "),
     (re.compile(r"\\begin\{array\}\s*\{[lcr| ]*\}(.*?)\\end\{array\}"), r"\\begin{pmatrix}\1\\end{pmatrix}"),
+]
+_PRODUCTS = [
+    (re.compile(r"(?<![\^_\d.])(\d+(?:\.\d+)?)\s*\("), r"\1\\cdot ("),
+    (re.compile(r"\)\s*\("), r")\\cdot ("),
 ]
 _PLAIN = re.compile(r"([+-]?)\s*(?:(\d+(?:\.\d+)?|\.\d+)|\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 _CONFIG = ConversionConfig(lowercase_symbols=False)
@@ -169,6 +172,9 @@ def explicit(text: str) -> str:
     text = _braced_arguments(_calls_in_braces(text))
     text = _MIXED_SLASH.sub(_mixed, _MIXED.sub(_mixed, text))
     for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    text = with_brackets(text)
+    for pattern, replacement in _PRODUCTS:
         text = pattern.sub(replacement, text)
     text = _PRIMES.sub(lambda match: f"{match[1]}_{{{'p' * len(match[2])}}}", text)
     text = re.sub(r"(?<!\\sqrt)\[([^\[\]]*)\]", r"(\1)", text)
