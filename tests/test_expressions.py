@@ -1,5 +1,6 @@
 """LaTeX, written out so that the parser has nothing to guess, and what it means."""
 
+import math
 import re
 
 import pytest
@@ -78,6 +79,8 @@ def test_texts_are_written_out(text, expected):
         ("9" * 401, "digits"),
         ("x²", "ASCII"),
         ("1/2x", "two meanings"),
+        (r"\frac112", "which digits"),
+        (r"\frac{1}23", "which digits"),
         *(
             (text, "where the argument of a function ends")
             for text in (
@@ -110,6 +113,11 @@ def test_texts_with_two_meanings_or_none_are_refused(text, reason):
         (r"\begin{pmatrix}a&d\\2d&cd \end{pmatrix}", sympy.Matrix([[A, D], [2 * D, C * D]])),
         (r"\begin{vmatrix}a&b\\c&d\\\end{vmatrix}", A * D - B * C),
         (r"\frac{\begin{pmatrix}1\\2\end{pmatrix}}{y}", sympy.Matrix([1 / Y, 2 / Y])),
+        # Numbers side by side are factors.
+        (r"5\binom{5}{2}", sympy.Integer(5 * math.comb(5, 2))),
+        (r"\binom{5}{2}\binom{3}{1}\binom{4}{2}", sympy.Integer(math.comb(5, 2) * 3 * math.comb(4, 2))),
+        (r"2\begin{vmatrix}4&1\\3&2\end{vmatrix}", sympy.Integer(2 * (4 * 2 - 1 * 3))),
+        (r"(-3)\frac{1}{2}", sympy.Rational(-3, 2)),
         # A row of a matrix ends behind its fraction.
         (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", sympy.Matrix([-1, 2]) / 3),
         (r"\begin{pmatrix}0&1/2\\1/12&1\end{pmatrix}", sympy.Matrix([[0, 6], [1, 12]]) / 12),
@@ -117,6 +125,14 @@ def test_texts_with_two_meanings_or_none_are_refused(text, reason):
 )
 def test_texts_mean_what_is_written(text, expected):
     assert parsed(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", [r"\frac{1}{2}3", r"\binom{5}{2}3", "2{3}", "{2}3", r"{3}\frac{1}{2}", r"3{\frac{1}{2}}"]
+)
+def test_digits_beside_a_number_are_refused(text):
+    """They may be a sum, a product, or the digits of one number."""
+    assert parsed(text) is None
 
 
 @pytest.mark.parametrize("reference", ["1/0", "2/0", r"\frac{1}{0}", r"\frac{0}{0}", r"\infty", "0", "1"])

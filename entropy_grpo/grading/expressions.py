@@ -11,8 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import sympy
-from latex2sympy2_extended import latex2sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from sympy import Float, MatrixBase, MatrixExpr, Rational, Symbol
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
@@ -35,7 +34,7 @@ _REPEATING = re.compile(
     r"(\d+)\.()\((\d+)\)"
 )
 _POINT = re.compile(r"(?<![\d.])\.(?=\d)|(?<=\d)\.(?![\d.])")
-_MIXED = re.compile(r"(?<![\d.^_}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
+_MIXED = re.compile(r"(?<![\d.^_}])(\d+)\s*\\frac\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _MIXED_SLASH = re.compile(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)")
 _ARGUMENT = re.compile(
     r"\\(frac|binom|sqrt|bar|vec|hat|dot|ddot|tilde|overline)(\[[^\]]*\])?\s*(?![\[{])(\\[a-zA-Z]+|[0-9a-zA-Z])"
@@ -83,11 +82,14 @@ _REWRITES = [
     (re.compile(r"\\begin\{array\}\s*\{[lcr| ]*\}(.*?)\\end\{array\}"), r"\\begin{pmatrix}\1\\end{pmatrix}"),
 ]
 _PRODUCTS = [
+    # A bracket behind `\pi` is a call to the parser.
+    (re.compile(r"\\pi\s*(?=\(\d+(?:\.\d+)?\)\s*[\^(])"), r"\\pi\\cdot "),
     (re.compile(r"(?<![\^_\d.])(\d+(?:\.\d+)?)\s*\("), r"\1\\cdot ("),
     (re.compile(r"\)\s*\("), r")\\cdot ("),
 ]
 _PLAIN = re.compile(r"([+-]?)\s*(?:(\d+(?:\.\d+)?|\.\d+)|\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 _CONFIG = ConversionConfig(lowercase_symbols=False)
+_DIGITS = re.compile(r"\{*[\d.]+\}*")
 
 
 def _fraction(match: re.Match) -> str:
@@ -127,6 +129,8 @@ def _braced_arguments(text: str) -> str:
         start = command.end()
         end = closing(text, start)
         if end >= 0 and (second := _SECOND.match(text, end + 1)):
+            if re.match(r"\d\d", text[second.start(1) :]):
+                raise ValueError(f"{text!r} does not say which digits stand below which fraction.")
             text = f"{text[: end + 1]}{{{second[1]}}}{text[second.end() :]}"
     return text
 
@@ -183,6 +187,33 @@ def explicit(text: str) -> str:
     return _single_brackets(text)
 
 
+class _Converter(_Latex2Sympy):
+    """Conversion of a parsed text to sympy. The parent adds numbers side by side, as in `5\\binom{5}{2}`."""
+
+    def convert_postfix_list(self, arr: list, i: int = 0) -> Expression:
+        """Multiply the factors from the position `i`. A factor that is a list holds the variable of a derivative.
+
+        Raises:
+            ValueError: digits stand beside a number, which may be a sum or a product, or a derivative has no function.
+        """
+        first = self.convert_postfix(arr[i])
+        if i == len(arr) - 1:
+            if isinstance(first, list):
+                raise ValueError("No function stands behind the derivative.")
+            return first
+        rest = self.convert_postfix_list(arr, i + 1)
+        if isinstance(first, list):
+            return sympy.Derivative(rest, first[0])
+        if first.is_Matrix or rest.is_Matrix:
+            return self.mat_mul_flat(first, rest)
+        before, behind = arr[i].getText(), arr[i + 1].getText()
+        if (first.is_Rational and behind[0].isdigit()) or (
+            rest.is_Rational and _DIGITS.fullmatch(before) and behind.startswith(("{", "\\frac"))
+        ):
+            raise ValueError(f"{before!r} and {behind!r} are a sum or a product.")
+        return self.mul_flat(first, rest)
+
+
 def _exact(expression: Expression) -> Expression:
     """Make an expression exact: decimals become fractions, odd roots of negative numbers real, i imaginary."""
     changes = {number: Rational(str(number)) for number in expression.atoms(Float)}
@@ -216,7 +247,7 @@ def parsed(text: str) -> Expression | None:
     if (read := simple(text)) is not None:
         return read
     try:
-        read = latex2sympy(explicit(text), normalization_config=None, conversion_config=_CONFIG)
+        read = _Converter(config=_CONFIG).parse(explicit(text))
         if isinstance(read, sympy.Set | BooleanFunction | Relational | sympy.Tuple):
             return None
         return _exact(read.as_explicit() if isinstance(read, MatrixExpr) else read)
