@@ -135,6 +135,11 @@ def test_digits_beside_a_number_are_refused(text):
     assert parsed(text) is None
 
 
+@pytest.mark.parametrize("text", [r"\gcd(\pi,2)", r"\gcd(\frac{1}{2},2)", r"\lcm(\sqrt{2},3)"])
+def test_divisors_of_numbers_that_are_no_integers_are_refused(text):
+    assert parsed(text) is None
+
+
 @pytest.mark.parametrize("reference", ["1/0", "2/0", r"\frac{1}{0}", r"\frac{0}{0}", r"\infty", "0", "1"])
 def test_a_division_by_zero_equals_no_other_answer(reference):
     for answer in {"1/0", r"\frac{1}{0}", "0/0"} - {reference}:

@@ -62,6 +62,11 @@ _VALUED_WORDS = re.compile(r"[a-zA-Z]{1,4}|[1-9]\d?:[1-5]\d")
 _STYLED = re.compile(r"\\math(bb|cal|frak|scr)\s*\{\s*([a-zA-Z])\s*\}")
 _TRANSPOSED = re.compile(r"\^\s*(?:\{\s*(?:T|\\top|\\intercal)\s*\}|T(?![a-zA-Z])|\\(?:top|intercal)(?![a-zA-Z]))")
 _CAPITAL_I = re.compile(r"\\(?:math[a-z]+\s*\{[^{}]*\}|[a-zA-Z]+)|_\s*(?:\{[^{}]*\}|I)|I")
+# Gamma is Euler's constant to the parser, or a call. Only the capital letter with a bracket is a function here.
+_GAMMA = re.compile(
+    r"\\(?:bar|vec|hat|dot|ddot|tilde|overline)\{[^{}]*\}|"
+    r"\\(gamma|Gamma(?!\s*(?:\^\s*(?:\w|\{[^{}]*\})\s*)?\())(?![a-zA-Z])"
+)
 _REWRITES = [
     # `10^-4` has one meaning unless more may stand in the exponent, as in `e^-2x` and `x^-1/2`.
     (re.compile(r"(?<=[\w)])\s*\^\s*-(\d+|[a-zA-Z])(?=\s*(?:[-+)},&]|\*(?!\*)|\\cdot|$))"), r"^{-\1}"),
@@ -174,6 +179,7 @@ def explicit(text: str) -> str:
     text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     text = _POINT.sub(lambda match: "0." if match.end() < len(text) and text[match.end()].isdigit() else "", text)
     text = _braced_arguments(_calls_in_braces(text))
+    text = _GAMMA.sub(lambda match: f"\\mathcal{{{match[1]}}}" if match[1] else match[0], text)
     text = _MIXED_SLASH.sub(_mixed, _MIXED.sub(_mixed, text))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -188,7 +194,10 @@ def explicit(text: str) -> str:
 
 
 class _Converter(_Latex2Sympy):
-    """Conversion of a parsed text to sympy. The parent adds numbers side by side, as in `5\\binom{5}{2}`."""
+    """Conversion of a parsed text to sympy.
+
+    The parent adds numbers side by side, as in `5\\binom{5}{2}`, and computes `\\gcd(m,n)`, which is 1 to sympy.
+    """
 
     def convert_postfix_list(self, arr: list, i: int = 0) -> Expression:
         """Multiply the factors from the position `i`. A factor that is a list holds the variable of a derivative.
@@ -212,6 +221,19 @@ class _Converter(_Latex2Sympy):
         ):
             raise ValueError(f"{before!r} and {behind!r} are a sum or a product.")
         return self.mul_flat(first, rest)
+
+    def handle_gcd_lcm(self, f: str, args: list) -> Expression:
+        """Compute the divisor or the multiple of integers. With variables it is a function without a value.
+
+        Raises:
+            ValueError: a number is no integer.
+        """
+        values = [arg.doit() for arg in args]
+        if all(value.is_Integer for value in values):
+            return super().handle_gcd_lcm(f, values)
+        if any(value.is_number and not value.is_Integer for value in values):
+            raise ValueError(f"{f} takes integers.")
+        return sympy.Function(f)(*sorted(values, key=str))
 
 
 def _exact(expression: Expression) -> Expression:
