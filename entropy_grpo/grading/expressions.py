@@ -44,10 +44,11 @@ _SECOND = re.compile(r"(?<=\})\s*(\\pi|[0-9a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\\circ\}?")
 _PRIMES = re.compile(r"([a-zA-Z])('+)")
 _CALL = re.compile(r"(\\sqrt|\^|_)\s*\(")
-# Numbers side by side, digits with an index, and `1/2x`, which may mean half of x or one over 2x. The end of a matrix
-# or of its row is no factor.
+# Numbers side by side, digits with an index, and `1/2x`, which may mean half of x or one over 2x. The end of a matrix,
+# of its row or of a rounding is no factor.
 _TWO_MEANINGS = re.compile(
-    r"\d\s+\.?\d|\.\d*\.|\)\s*\d|(?<![\w}])\d+_|/\s*\d+\s*(?:[a-zA-Z(]|\\(?!\\|end(?![a-zA-Z])|cdot|times|div|[,)]))"
+    r"\d\s+\.?\d|\.\d*\.|\)\s*\d|(?<![\w}])\d+_|"
+    r"/\s*\d+\s*(?:[a-zA-Z(]|\\(?!\\|(?:end|rfloor|rceil)(?![a-zA-Z])|cdot|times|div|[,)]))"
 )
 # `0.1(6)` is a product or a repeating decimal, `\sqrt13` is 3 to TeX and means the root of 13, `2^3^2` is no TeX; the
 # parser has no reciprocals of hyperbolic functions.
