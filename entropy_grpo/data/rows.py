@@ -26,7 +26,7 @@ _FOREIGN = {
     b"PAR1": "a Parquet file: let its name end in .parquet",
 }
 _BATCH = 1024
-_NARROW = {pa.float16(): np.float16, pa.float32(): np.float32}
+_NARROW: dict[pa.DataType, type[np.floating]] = {pa.float16(): np.float16, pa.float32(): np.float32}
 
 # (place, row). The place is "line 3", counted from 1, or "row 2", counted from 0.
 Placed = tuple[str, Row]

@@ -141,7 +141,7 @@ def settled(relation: Relation) -> tuple[Node | None, Node | None]:
     An equation that holds for some values only is its own value, and so is an inequality.
     """
     if relation.operators == (CLAIM,):
-        return relation.sides
+        return relation.sides[0], relation.sides[1]
     if set(relation.operators) - {"=", "≈"}:
         return None, relation
     sides, operators = relation.sides, relation.operators
