@@ -28,7 +28,7 @@ from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import plots
 from entropy_grpo.tasks.task import Task
 
-RECORD = walks.Record("decoding", "--draw", "about ten minutes on two cores")
+RECORD = walks.Record("decoding", "--draw", "about ten minutes on two quiet cores")
 TEMPERATURES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 PERCENTILE, PROBLEMS, SAMPLES = 80, 400, 2
 VARIED = {"T_high": "T_low = 1", "T_low": "T_high = 1"}

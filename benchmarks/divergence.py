@@ -21,7 +21,7 @@ from entropy_grpo.metrics.seeds import correct
 from entropy_grpo.runs import plots
 from entropy_grpo.runs.files import Row
 
-RECORD = walks.Record("divergence", "--draw", "about ten minutes on two cores")
+RECORD = walks.Record("divergence", "--draw", "about ten minutes on two quiet cores")
 PROBLEMS = 200
 SETTINGS = Settings(rho=0.2, forks=1, continuations=32, max_tokens=48, batch_size=1024)
 

@@ -1,4 +1,4 @@
-"""How often a judge of irrelevant content and the rule without a model find content that was put in on purpose.
+"""Shares of irrelevant content, put in on purpose, that a judge and the rule without a model find.
 
     python -m benchmarks.judge                                # SmolLM2-135M-Instruct; benchmarks/results/judge.json
     python -m benchmarks.judge --model Qwen/Qwen3-8B --print  # another judge, only printed
@@ -34,6 +34,8 @@ COMMAND = "python -m benchmarks.judge"
 TABLE = f"{COMMAND} --table"
 PROBLEMS, REPEATED = 40, 4
 FOLDER = measure.ROOT / "runs" / "judge"
+# Options of the command by the way in which the judge is asked.
+ASKED = {"in the chat template": ["--chat"], "as plain text": []}
 
 
 def garbled(text: str, rng: random.Random) -> str:
@@ -91,10 +93,11 @@ def summary(rows: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, A
 
 def table(results: Mapping[str, Any]) -> str:
     """The recorded shares in Markdown."""
-    rows = [("solutions", "number", "without verdict", "irrelevant, by the judge", "irrelevant, by the rule")]
-    for form, one in results["forms"].items():
-        judged = interval_text(one["judge"]) if one["judge"] else ""
-        rows.append((form, str(one["responses"]), str(one["unread"]), judged, interval_text(one["rule"])))
+    rows = [("asked", "solutions", "number", "without verdict", "irrelevant, by the judge", "by the rule")]
+    for asked, forms in results["asked"].items():
+        for form, one in forms.items():
+            judged = interval_text(one["judge"]) if one["judge"] else ""
+            rows.append((asked, form, str(one["responses"]), str(one["unread"]), judged, interval_text(one["rule"])))
     return markdown_table(rows)
 
 
@@ -103,16 +106,15 @@ def text() -> str:
     return table(files.read_json(RESULTS)) if RESULTS.exists() else "Not run. The command takes ten minutes."
 
 
-def ask(model: str, max_tokens: int) -> dict[str, Any]:
-    """Let a model judge all responses in its chat template, and summarise its verdicts."""
-    rows, path = responses(), FOLDER / "solutions.jsonl"
+def ask(model: str, max_tokens: int, asked: str) -> dict[str, Any]:
+    """Let a model judge all responses, and summarise its verdicts."""
+    rows, path, output = responses(), FOLDER / "solutions.jsonl", FOLDER / asked.replace(" ", "-")
     files.replace_jsonl(path, rows)
-    words = ["--model", model, "--chat", "--max-tokens", str(max_tokens)]
-    words += ["--responses", str(path), "--output", str(FOLDER)]
+    words = ["--model", model, *ASKED[asked], "--max-tokens", str(max_tokens)]
+    words += ["--responses", str(path), "--output", str(output)]
     command = [sys.executable, "-m", "entropy_grpo.cli", "analyze", "irrelevant", *words]
     subprocess.run(command, cwd=measure.ROOT, check=True)
-    verdicts = list(files.read_jsonl(folder_of(FOLDER, path.stem) / judge.ROWS))
-    return {"problems": PROBLEMS, "forms": summary(rows, verdicts)}
+    return summary(rows, list(files.read_jsonl(folder_of(output, path.stem) / judge.ROWS)))
 
 
 def main() -> None:
@@ -125,7 +127,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.table:
         model = options.model or str(pretrained.convert(smollm2.weights(options.weights)))
-        found = ask(model, options.max_tokens)
+        found = {"problems": PROBLEMS, "asked": {asked: ask(model, options.max_tokens, asked) for asked in ASKED}}
         print(table(found))
         if options.only_print:
             return

@@ -61,6 +61,7 @@ TESTS = {
     "metrics/answers": ["test_metrics.py"],
     "metrics/intervals": ["test_intervals.py"],
     "grading/__init__": PAIRS,
+    "grading/arguments": ["test_expressions.py", *PAIRS],
     "grading/answers": ["test_answers.py", *PAIRS],
     "grading/characters": PAIRS,
     "grading/equivalence": PAIRS,

@@ -48,10 +48,7 @@ DEMO = "a CPU"
 SMALL_RHO = "[sweep of rho](experiments.md#tokens-to-train-on)"
 SMALL_SHAPING = "[shaping](experiments.md#advantage-shaping): no difference is shown"
 SMALL_FIGURES = "[the embedded task](entropy.md#the-embedded-task)"
-SMALL_DIVERGENCE = (
-    "[divergence](entropy.md#divergence); by perplexity and position: "
-    "[word stories](word-stories.md#entropy-forked-decoding-and-divergence)"
-)
+SMALL_DIVERGENCE = "[divergence](entropy.md#divergence), also by perplexity and position"
 UPDATED = "[the embedded task](entropy.md#the-embedded-task), recorded by `make updates`"
 NONE = "none recorded"
 THINKING = "--model Qwen/Qwen3-8B --chat --thinking true"

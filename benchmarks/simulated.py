@@ -63,8 +63,8 @@ def tables(record: dict[str, Any]) -> str:
         f"Simulated, not measured. Assumed: {device['name']}s at {device['bandwidth'] / 1e12:.2f} TB/s, "
         f"{device['decoding'] / 1e12:.0f} TFLOP/s while decoding and {device['training'] / 1e12:.0f} in training; "
         f"log-normal lengths of {assumed['mean']:,} tokens on average, sigma {assumed['sigma']:g}, cut at "
-        f"{assumed['longest']:,}; {assumed['informative']:.0%} of the groups informative; {assumed['sync']:g} s to "
-        f"synchronise the weights."
+        f"{assumed['longest']:,}; {assumed['informative']:.0%} of the groups informative; {assumed['sync']:g} s for "
+        f"each transfer of the weights."
     )
     return f"{table([header, seconds, *rows])}\n\n{sentence}"
 

@@ -27,7 +27,7 @@ from entropy_grpo.metrics.tables import table as markdown_table
 
 COLD, TRAINED = walks.MODELS
 SAMPLES = 4
-RECORD = walks.Record("updates", "--table", "about ten minutes on two cores")
+RECORD = walks.Record("updates", "--table", "about ten minutes on two quiet cores")
 
 
 def of_seed(key: str, seed: int) -> dict[str, Any]:

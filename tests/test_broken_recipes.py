@@ -118,6 +118,15 @@ BROKEN = [
     ("qwen3_14b", "num_generations: 16", "num_generations: 1", ["num_generations is 1", "2 or more"]),
     ("qwen3_14b", "max_completion_length: 20480", "max_completion_length: null", ["max_completion_length is None"]),
     ("qwen3_14b", "", "remove_unused_columns: true", ["remove_unused_columns is true", "leave it out"]),
+    ("qwen3_14b", "", "bf16_full_eval: true", ["bf16_full_eval is true", "trained weights", "leave it out"]),
+    ("qwen3_14b", "", "fp16_full_eval: true", ["fp16_full_eval is true", "trained weights", "leave it out"]),
+    ("qwen3_14b", "", "dataloader_drop_last: true", ["dataloader_drop_last is true", "evaluation", "leave it out"]),
+    (
+        "demo_cpu",
+        "save_steps: 120",
+        "save_steps: 120\nload_best_model_at_end: true",
+        ["load_best_model_at_end is true", "last step", "metric_for_best_model keeps"],
+    ),
     ("qwen3_14b", "num_generations_eval: 16", "num_generations_eval: 3", ["per_device_eval_batch_size", "such as 3"]),
     (
         "qwen3_14b",

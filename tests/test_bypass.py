@@ -150,6 +150,22 @@ def test_the_first_step_is_that_of_global_scope_and_others_take_over_its_thresho
         assert rows[0][name] == pytest.approx(first[name], rel=1e-6), name
 
 
+@pytest.mark.parametrize("scope", ["global", "rollout"])
+def test_the_gap_to_the_sampler_is_that_of_all_tokens(tiny_model, tmp_path, scope):
+    """In float64, from the weights that wrote the rollout: of tokens that are dropped or without an advantage, too."""
+    settings = {"old_logps": "sampler", "entropy_scope": scope, "top_entropy_quantile": 0.2, "max_steps": 2}
+    settings |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    trainer = fixed_rollout.train(tiny_model, tmp_path, reward="coins", **settings)
+    model, gaps = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64), []
+    for batch in trainer._buffered_inputs[:2]:
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        logps, _ = reference.score(model, *(batch[name] for name in names), 1.0)
+        gaps.append((logps - batch["old_per_token_logps"]).abs()[batch["completion_mask"].bool()])
+    gap = "sampling/sampling_logp_difference/mean"
+    first, second = (row for row in trainer.state.log_history if "loss" in row)
+    assert first[gap] == pytest.approx(torch.cat(gaps).mean().item(), rel=1e-4) and gap not in second
+
+
 @pytest.mark.parametrize("other", [{"token_budget": 80}, {"batch_by_length": False}], ids=str)
 def test_micro_batches_change_nothing(tiny_model, tmp_path, other):
     settings = SAMPLER | {"top_entropy_quantile": 0.2, "max_steps": 3, "learning_rate": 0.1}

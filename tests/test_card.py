@@ -3,7 +3,10 @@
 import ast
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,9 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from entropy_grpo.analysis.report import run_sections
 from entropy_grpo.cards import card
 from entropy_grpo.cards.citations import CITATIONS, citation
 from entropy_grpo.config.grpo import EntropyForkGRPOConfig
@@ -20,6 +25,7 @@ from entropy_grpo.models.known import KNOWN
 from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.runs import files, plots, trained
 from entropy_grpo.runs.files import write_json
+from entropy_grpo.runs.folder import RunFolder
 
 from . import hub_rules
 
@@ -592,6 +598,37 @@ def test_the_card_of_an_embedded_model_says_that_it_is_not_on_the_hub(tmp_path):
     assert "not on the Hub" in text and "688,320 parameters" in text
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_the_model_made_of_a_sharded_checkpoint_has_all_files_of_the_run(tiny_model, tmp_path, is_finished):
+    """Template, generation configuration and raised positions; of an unfinished run from its base at its revision."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    config = AutoConfig.from_pretrained(tiny_model, max_position_embeddings=200)
+    generation = GenerationConfig(eos_token_id=[1, 2], do_sample=True, top_k=3)
+    settings = {"model_revision": "a1b2c3d", "max_position_embeddings": 200}
+    run = make_run(tmp_path / "run", CONTENTS | {"recipe.yaml": CONTENTS["recipe.yaml"] | settings})
+    for part in (tokenizer, generation, config):
+        part.save_pretrained(run if is_finished else tmp_path / "base")
+    if not is_finished:
+        AutoConfig.from_pretrained(tiny_model).save_pretrained(tmp_path / "base")
+    shards = run / "checkpoint-3" / "pytorch_model_fsdp_0"
+    (run / "checkpoint-3" / "whole").mkdir(parents=True)
+    shards.mkdir()
+    (shards / ".metadata").touch()
+    text = write_card(run / "checkpoint-3", draws=False).read_text(encoding="utf-8")
+    commands = re.search(r"```bash\naccelerate merge-weights pytorch_model_fsdp_0 whole\n(.*?)```", text, re.DOTALL)[1]
+    assert ("revision='a1b2c3d'" in commands) != is_finished
+    commands = commands.replace(CONTENTS["recipe.yaml"]["model_name_or_path"], str(tmp_path / "base"))
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-ec", commands], cwd=shards.parent, env=environment, check=True, capture_output=True)
+    whole = shards.parent / "whole"
+    assert AutoTokenizer.from_pretrained(whole).chat_template == tokenizer.chat_template
+    made = GenerationConfig.from_pretrained(whole)
+    assert (made.eos_token_id, made.top_k) == ([1, 2], 3)
+    assert AutoConfig.from_pretrained(whole).max_position_embeddings == 200
+    assert not list(whole.glob("*.safetensors"))
+
+
 def test_writing_the_card_again_gives_the_same_card(tmp_path):
     assert card_text(tmp_path / "run") == write_card(tmp_path / "run", draws=False).read_text(encoding="utf-8")
 
@@ -627,13 +664,22 @@ def figures(model, correct, **settings):
     }
 
 
+def gain_of(own, base, **acc):
+    """What `comparison.json` holds of one benchmark, with its Acc@N."""
+    return {"compared": [trained.digest_of(own), trained.digest_of(base)], "acc@N": acc}
+
+
 AIME = {"data_set": "HuggingFaceH4/aime_2024", "revision": "2fe88a2"}
 BENCHMARKS = {
     "benchmarks/final/aime24.json": figures("runs/run", 0.5, **AIME),
     "benchmarks/final/mine.json": figures("runs/run", 0.25),
     "benchmarks/final/comparison.json": {
         "runs/run/benchmarks/start": {
-            "aime24": {"acc@N": {"value": 0.25, "low": 0.125, "high": 0.375, "p_value": 0.01}}
+            "aime24": gain_of(
+                figures("runs/run", 0.5, **AIME),
+                figures("Qwen/Qwen3-8B", 0.25, **AIME),
+                **{"value": 0.25, "low": 0.125, "high": 0.375, "p_value": 0.01},
+            )
         }
     },
     "benchmarks/start/aime24.json": figures("Qwen/Qwen3-8B", 0.25, **AIME),
@@ -707,11 +753,12 @@ def test_an_evaluation_of_earlier_weights_is_not_that_of_the_model(tmp_path):
 
 @pytest.mark.parametrize("setting", ["temperature", "max_tokens", "template"])
 def test_a_base_model_that_was_asked_otherwise_does_not_stand_beside_the_model(tmp_path, setting):
-    gain = {"aime24": {"acc@N": {"value": 0.25, "low": 0.125, "high": 0.375}}}
+    own, base = figures("runs/run", 0.5), figures("step 0", 0.25)
+    gain = {"aime24": gain_of(own, base, value=0.25, low=0.125, high=0.375)}
     contents = CONTENTS | {
-        "benchmarks/final/aime24.json": figures("runs/run", 0.5),
+        "benchmarks/final/aime24.json": own,
         "benchmarks/final/comparison.json": {"benchmarks/step-0": gain},
-        "benchmarks/step-0/aime24.json": figures("step 0", 0.25),
+        "benchmarks/step-0/aime24.json": base,
     }
     run = make_run(tmp_path / "run", contents)
     assert measured(run) == {"aime24": (0.5, 0.25, gain["aime24"]["acc@N"]["value"])}
@@ -720,6 +767,15 @@ def test_a_base_model_that_was_asked_otherwise_does_not_stand_beside_the_model(t
     # Another folder has results of the base model with the settings of the model.
     make_run(run, {"benchmarks/z/aime24.json": figures(RECIPE["model_name_or_path"], 0.375)})
     assert measured(run) == {"aime24": (0.5, 0.375, {})}
+
+
+@pytest.mark.parametrize("spelling", ["models/base/", "./models/base", "{here}/models/base", "../models/base"])
+def test_a_local_base_model_has_any_spelling(tmp_path, monkeypatch, spelling):
+    monkeypatch.chdir(tmp_path)
+    base = figures(spelling.format(here=tmp_path), 0.25)
+    results = {"benchmarks/final/aime24.json": figures("runs/run", 0.5), "benchmarks/base/aime24.json": base}
+    run = make_run(tmp_path / "run", changed("recipe.yaml", model_name_or_path="models/base") | results)
+    assert measured(run) == {"aime24": (0.5, None if spelling.startswith("..") else 0.25, {})}
 
 
 def test_a_base_model_that_answered_another_number_of_times_does_not_stand_beside_the_model(tmp_path):
@@ -734,11 +790,9 @@ def test_a_base_model_that_answered_another_number_of_times_does_not_stand_besid
 
 
 def test_a_gain_over_another_runs_results_is_not_shown(tmp_path):
-    contents = CONTENTS | {
-        "benchmarks/final/aime24.json": figures("runs/run", 0.5),
-        "benchmarks/step-0/aime24.json": figures("step 0", 0.25),
-    }
-    gain = {"aime24": {"acc@N": {"value": -0.25, "low": -0.5, "high": -0.125}}}
+    own, base = figures("runs/run", 0.5), figures("step 0", 0.25)
+    contents = CONTENTS | {"benchmarks/final/aime24.json": own, "benchmarks/step-0/aime24.json": base}
+    gain = {"aime24": gain_of(own, base, value=-0.25, low=-0.5, high=-0.125)}
     for number, (folder, is_shown) in enumerate(
         {
             "runs/other/benchmarks/step-0": False,
@@ -749,6 +803,17 @@ def test_a_gain_over_another_runs_results_is_not_shown(tmp_path):
     ):
         run = make_run(tmp_path / str(number) / "run", contents | {"benchmarks/final/comparison.json": {folder: gain}})
         assert measured(run) == {"aime24": (0.5, 0.25, -0.25 if is_shown else {})}
+
+
+def test_a_gain_of_other_weights_is_not_shown(tmp_path):
+    """The base model's weights changed after the comparison, and its metrics happen to be the same."""
+    own, base = figures("runs/run", 0.5), figures("step 0", 0.25, weights="a")
+    gain = {"aime24": gain_of(own, base, value=0.25, low=0.125, high=0.375)}
+    contents = {"final/aime24": own, "step-0/aime24": base, "final/comparison": {"benchmarks/step-0": gain}}
+    run = make_run(tmp_path / "run", CONTENTS | {f"benchmarks/{name}.json": one for name, one in contents.items()})
+    assert measured(run) == {"aime24": (0.5, 0.25, 0.25)}
+    make_run(run, {"benchmarks/step-0/aime24.json": figures("step 0", 0.25, weights="b")})
+    assert measured(run) == {"aime24": (0.5, 0.25, {})}
 
 
 def test_pictures_of_a_card_elsewhere_are_those_of_the_run(tmp_path, monkeypatch):
@@ -777,6 +842,29 @@ def test_a_checkpoint_has_the_benchmarks_of_its_own_step(tmp_path):
     card = ModelCard.load(write_card(run / "checkpoint-3", draws=False))
     assert {result.metric_value for result in card.data.eval_results} == {0.375}
     assert "evaluation.json describes the end of the run" in card.text and "# run-checkpoint-3" in card.text
+
+
+def test_a_model_of_an_earlier_end_has_the_facts_of_its_step(tmp_path):
+    """A run that goes on keeps the model of its earlier end, with its evaluation, until it ends again."""
+    final = BENCHMARKS["benchmarks/final/aime24.json"]
+    ended = {"trainer_state.json": {"global_step": 1}, "evaluation.json": EVALUATION | {"step": 1}}
+    ended |= {"benchmarks/final/aime24.json": final | {"step": 1}}
+    run = make_run(tmp_path / "run", CONTENTS | BENCHMARKS | ended)
+    assert trained.steps_of(run) == 1
+    found = trained.read(run)
+    assert (found.step, found.is_last, found.rows) == (1, False, METRICS[:1])
+    assert found.evaluation["after"] == EVALUATION["after"]
+    assert found.benchmarks[0].figures == final | {"step": 1}
+    text = write_card(run, draws=False).read_text()
+    assert "for 1 optimiser step." in text and "an evaluation" not in text
+    # The run's own page has the curves of its whole log.
+    curves = dict(run_sections.curve_section(found).pictures)
+    for path in plots.draw(found.run, output=RunFolder(tmp_path / "whole")):
+        assert (run / "plots" / path.name) in curves
+        assert (run / "plots" / path.name).read_bytes() == path.read_bytes()
+    # The evaluation of the next end is not of these weights.
+    make_run(run, {"evaluation.json": EVALUATION | {"step": 7}})
+    assert "after" not in trained.read(run).evaluation
 
 
 def test_kept_weights_have_the_facts_of_their_step(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import sys
+import time
 import zlib
 from dataclasses import replace
 
@@ -245,6 +246,9 @@ def test_extract_code(response, found):
 
 def test_extract_code_is_linear():
     assert extract_code("```python\n" * 200_000) is None
+    start = time.monotonic()
+    assert extract_code("```" + " " * 100_000 + "`x\n```python\na\n```") == "a\n"
+    assert time.monotonic() - start < 1
 
 
 def pack(value):

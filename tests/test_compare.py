@@ -409,6 +409,25 @@ def sized(tmp_path, size, rho, accuracies):
     return runs
 
 
+class Params4bit(torch.nn.Parameter):
+    """A weight of bitsandbytes, by whose name PEFT knows it: two elements are packed into each byte."""
+
+
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
+def test_a_run_records_whole_weights(tmp_path, storage):
+    """DeepSpeed's ZeRO-3 leaves an empty tensor of a weight, and 4 bits half of its elements."""
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(8, 2, bias=False), torch.nn.Linear(3, 5))
+    whole = sum(weight.numel() for weight in model.parameters())
+    split = model[0].weight
+    split.data, split.ds_numel = torch.empty(0), split.numel()
+    packed = torch.zeros(8 * 2 // 2, dtype=torch.uint8)
+    model[1].weight = Params4bit(packed.view(storage), requires_grad=False)
+    model.config = SimpleNamespace(_name_or_path="base")
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    RunRecorder().on_train_begin(arguments, TrainerState(is_world_process_zero=True), None, model=model)
+    assert files.read_json(RunFolder(tmp_path).environment)["parameters"] == whole
+
+
 def test_gains_stand_against_the_size_of_the_model(tmp_path, capsys):
     """Each size is compared within itself, by the parameters that its runs recorded; batches may follow the size."""
     ends = {500: ([0.5, 0.55, 0.45], [0.45, 0.5, 0.5]), 2000: ([0.5, 0.6, 0.55], [0.8, 0.85, 0.75])}

@@ -6,6 +6,7 @@ import re
 from functools import partial
 
 import datasets
+import numpy as np
 import pandas
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 
 from entropy_grpo import EntropyForkGRPOConfig
 from entropy_grpo.config.run import RunConfig
+from entropy_grpo.data import hub
 from entropy_grpo.data.problems import check_size
 from entropy_grpo.evaluation import questions
 from entropy_grpo.grading.pool import Grader
@@ -119,6 +121,21 @@ def test_solutions_that_are_numbers_can_be_graded(tmp_path):
     completions = [f"\\boxed{{{row['solution']}}}" for row in train]
     (accuracy,) = get_rewards(["accuracy"], Grader(1, seconds=20, total_seconds=60), 48)
     assert accuracy(completions=completions, solution=train["solution"]) == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_references_in_half_and_single_precision_have_their_shortest_text(tmp_path, monkeypatch, kind):
+    """In double precision the number 0.1 of a float32 is 0.10000000149011612, which no answer equals."""
+    table = pandas.DataFrame({"prompt": ["a?", "b?", "c?"], "solution": np.array([0.1, 2.5, 3.0], kind)})
+    path = tmp_path / "problems.parquet"
+    table.to_parquet(path)
+    train = load(RunConfig(dataset_name=str(path)), seed=0).train
+    assert sorted(train["solution"]) == ["0.1", "2.5", "3"]
+    on_the_hub = datasets.Dataset.from_pandas(table)
+    assert on_the_hub.features["solution"].dtype == kind
+    monkeypatch.setattr(hub, "load_dataset", lambda *name, **options: on_the_hub)
+    train = load(RunConfig(dataset_name="someone/numbers"), seed=0).train
+    assert sorted(train["solution"]) == ["0.1", "2.5", "3"]
 
 
 def test_missing_columns_are_named(tmp_path):

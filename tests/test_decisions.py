@@ -202,6 +202,25 @@ def test_an_evaluation_scores_its_responses_once_if_vllm_is_trusted(tiny_model, 
     assert counter.rows["scored"] == 2 * 4 * TOKENS
 
 
+@pytest.mark.parametrize("corrects", [False, True], ids=["reference", "vLLM's correction"])
+@pytest.mark.parametrize("trims", [True, False], ids=["trimmed", "padded"])
+def test_every_pass_of_an_evaluation_is_as_small_as_those_of_training(tiny_model, tmp_path, corrects, trims):
+    """TRL's own passes over its responses, too: here of one sequence, however many are written at a time."""
+    held_out = fixed_rollout.prompts(2)
+    settings = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 8, "held_out": held_out}
+    settings |= {"steps_per_generation": 4, "gradient_accumulation_steps": 1, "batch_by_length": trims}
+    settings |= {"entropy_scope": "rollout"} if corrects else {"beta": 0.1}
+    trainer, sizes = fixed_rollout.make_trainer(tiny_model, tmp_path, **settings), []
+    trainer.spec = dataclasses.replace(trainer.spec, corrects_sampler=corrects)
+    for model in filter(None, (trainer.model, trainer.ref_model)):
+        model.register_forward_pre_hook(
+            lambda model, args, inputs: sizes.append(inputs["input_ids"].numel()), with_kwargs=True
+        )
+    trainer.evaluate()
+    longest_prompt = max(map(len, trainer.processing_class(list(held_out["prompt"]))["input_ids"]))
+    assert len(sizes) > 2 and max(sizes) <= longest_prompt + trainer.args.max_completion_length
+
+
 def test_only_the_ranking_pass_computes_entropies(tiny_model, tmp_path, monkeypatch):
     """With adapters, the reference policy is the policy's own model, and its pass is not the policy's."""
     asked, forward = [], ChunkedLogProbFunction.forward
@@ -279,6 +298,13 @@ def test_a_head_that_cannot_serve_is_refused_or_replaced(tmp_path):
         ValueError, match="'gradient_norm', but the LM head has a bias: choose another entropy_selection"
     ):
         decide("the LM head has a bias", entropy_selection="gradient_norm")
+    by_norm = {"token_weights": [OWN + "by_norm"]}
+    with pytest.raises(ValueError, match="reads gradient norms, but the LM head has a bias: leave it out"):
+        decide("the LM head has a bias", **by_norm)
+    with pytest.raises(
+        ValueError, match=r"token_weights names .*by_norm, which .* but fused_lm_head is 'trl': set it"
+    ):
+        decide(fused_lm_head="trl", **by_norm)
 
 
 def test_decisions_cannot_be_changed(tmp_path):

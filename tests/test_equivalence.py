@@ -754,6 +754,10 @@ CONVENTIONS = [
     ("50\\%", "1/2", True),
     ("5 \\text{ cm}", "5", True),
     ("(0,1)", "0<x<1", True),
+    ("\\ln 2 \\cdot 3", "3\\ln 2", True),  # a dot ends the argument of a function
+    ("\\ln 2/2", "\\frac{\\ln 2}{2}", False),  # and a slash may end it
+    ("\\cos 2\\pi/3", "-\\frac12", True),  # but no angle ends at a slash behind pi
+    ("\\gcd(2m,2n)", "2\\gcd(m,n)", False),  # a divisor of variables is not computed
     ("abc", "cba", False),  # three letters are a word
 ]
 

@@ -138,6 +138,22 @@ def test_a_rerun_writes_nothing_and_loads_no_model(alone, tiny_model, capsys, mo
     assert "sums       6          4  " in capsys.readouterr().out
 
 
+def test_another_spelling_of_a_path_is_the_same_evaluation(alone, tiny_model, tmp_path, monkeypatch):
+    """Weights and questions are compared by their digests; the files keep the name of the last command."""
+    benchmark, output = alone
+    shutil.copytree(output, tmp_path / "out")
+    monkeypatch.setattr("entropy_grpo.evaluation.run.load_backend", lambda *given: pytest.fail("a model was loaded"))
+    monkeypatch.chdir(Path(benchmark).parent)
+    (tmp_path / "link").symlink_to(tiny_model)
+    spellings = [("sums.jsonl", f"{tiny_model}/"), ("./sums.jsonl", str(tmp_path / "link"))]
+    for file, model in spellings:
+        cli.main(command(model, file, tmp_path / "out"))
+        settings = figures(tmp_path / "out")["settings"]
+        assert (settings["data_set"], settings["model"]) == (file, model)
+        assert trained.unlike_settings([figures(output), figures(tmp_path / "out")]) == []
+    assert samples(tmp_path / "out") == samples(output)
+
+
 def test_a_batch_that_is_half_there_is_completed_as_it_was(alone, tiny_model, tmp_path):
     benchmark, undisturbed = alone
     rows = lines(undisturbed)
@@ -338,6 +354,7 @@ class Server:
 
     def __init__(self):
         self.bodies, self.running, self.most_running, self.failures = [], 0, 0, 0
+        self.models = [{"id": "served"}]
         self.lock = threading.Lock()
         outer = self
 
@@ -350,7 +367,7 @@ class Server:
                 self.wfile.write(data)
 
             def do_GET(self):
-                self.reply(200, {"data": [{"id": "served"}]})
+                self.reply(200, {"data": outer.models})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -397,9 +414,9 @@ def server(monkeypatch):
     server.http.server_close()
 
 
-def served(server, benchmark, output, **more):
+def served(server, benchmark, output, model="served", **more):
     settings = {"samples": 8, "temperature": 0.6, "top_p": 0.95, "max_tokens": 20, "batch_size": 5} | more
-    run(Options("served", [benchmark], output, backend=f"{server.url}/v1", **settings))
+    run(Options(model, [benchmark], output, backend=f"{server.url}/v1", **settings))
 
 
 def test_a_server_answers(server, tmp_path):
@@ -423,6 +440,44 @@ def test_a_server_answers(server, tmp_path):
     assert server.failures > 5
     assert 1 < server.most_running <= 5
     check_figures(tmp_path / "out", rows, right)
+
+
+@pytest.mark.parametrize(
+    ("models", "asked"),
+    [
+        ([{"id": "base"}, {"id": "mine"}], "mine"),
+        ([{"id": "mine"}, {"id": "{path}/"}], "{path}/"),
+        ([{"id": "base", "root": "org/base"}, {"id": "adapter", "root": "{path}"}], "adapter"),
+    ],
+)
+def test_a_server_of_several_models_is_asked_for_the_evaluated_one(server, tiny_model, tmp_path, models, asked):
+    """`vllm serve` lists an adapter behind its base, by any name, with its folder as the root."""
+    shutil.copytree(tiny_model, tmp_path / "mine")
+    path = str(tmp_path / "mine")
+    server.models = [{key: text.format(path=path) for key, text in model.items()} for model in models]
+    served(server, questions_file(tmp_path, 2), tmp_path / "out", path, contamination=True)
+    assert {body["model"] for body in server.bodies} == {asked.format(path=path)}
+    assert figures(tmp_path / "out")["settings"]["served_model"] == asked.format(path=path)
+
+
+def test_another_model_of_a_server_is_recorded_and_not_mixed(server, tmp_path, capsys):
+    benchmark, output = questions_file(tmp_path, 2), tmp_path / "out"
+    server.models = [{"id": "other"}]
+    served(server, benchmark, output, "org/mine")
+    assert f"model is 'org/mine', and the server {server.url} serves 'other'" in capsys.readouterr().err
+    assert figures(output)["settings"]["served_model"] == "other"
+    finished = (output / "sums" / "samples-0.jsonl").read_text()
+    (output / "sums" / "samples-0.jsonl").write_text(finished.partition("\n")[0] + "\n")
+    server.models = [{"id": "third"}]
+    with pytest.raises(ValueError, match="holds responses with served_model 'other', but 'third' is requested"):
+        served(server, benchmark, output, "org/mine")
+    server.models.append({"id": "fourth"})
+    with pytest.raises(ValueError, match=r"model is 'org/mine', but the server .* serves 'third', 'fourth': name one"):
+        served(server, benchmark, output, "org/mine")
+    (output / "sums" / "samples-0.jsonl").write_text(finished)
+    server.http.shutdown()
+    served(server, benchmark, output, "org/mine")  # nothing is missing
+    assert figures(output)["settings"]["served_model"] == "other"
 
 
 def check_figures(output, rows, right):
@@ -498,6 +553,45 @@ def test_two_models_are_compared(server, tmp_path, capsys):
         results.compare(tmp_path / "a", tmp_path / "c", "sums")
 
 
+def test_gains_of_several_commands_stand_beside_each_other(server, tmp_path):
+    """Another command adds benchmarks and folders; a repeated benchmark has its gain of the last command."""
+    one = str(shutil.move(questions_file(tmp_path), tmp_path / "more.jsonl"))
+    other = questions_file(tmp_path, 3)
+    for folder, seed in (("a", 3), ("b", 4)):
+        for benchmark in (one, other):
+            served(server, benchmark, tmp_path / folder, seed=seed)
+    for benchmark, against in ((one, "a"), (other, "a"), (other, "b")):
+        served(server, benchmark, tmp_path / "c", seed=5, compare=[tmp_path / against])
+    written = files.read_json(tmp_path / "c" / "comparison.json")
+    assert {name: set(gains) for name, gains in written.items()} == {
+        str(tmp_path / "a"): {"more", "sums"},
+        str(tmp_path / "b"): {"sums"},
+    }
+    served(server, one, tmp_path / "c", seed=5)
+    assert files.read_json(tmp_path / "c" / "comparison.json") == written
+
+
+@pytest.mark.parametrize("side", ["run", "base"])
+def test_a_gain_is_that_of_the_results_beside_it(server, tmp_path, side):
+    """New results of either side, without a comparison, take the gain away from the card."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("model_name_or_path: org/base\n")
+    benchmark = questions_file(tmp_path)
+    base, final = (tmp_path / "run" / "benchmarks" / name for name in ("base", "final"))
+    served(server, benchmark, base, "org/base", seed=3)
+    served(server, benchmark, final, seed=4, compare=[base])
+    (shown,) = trained.read(tmp_path / "run").benchmarks
+    assert shown.gains["acc@N"]["value"] == pytest.approx(
+        shown.figures["metrics"]["acc@N"]["value"] - shown.baseline["metrics"]["acc@N"]["value"]
+    )
+    folder, model = {"run": (final, "served"), "base": (base, "org/base")}[side]
+    shutil.rmtree(folder / "sums")
+    server.bodies.clear()
+    served(server, benchmark, folder, model, seed=4 if side == "base" else 3)
+    (shown,) = trained.read(tmp_path / "run").benchmarks
+    assert shown.baseline and shown.gains == {}
+
+
 def test_contamination_is_measured_by_greedy_completion(server, tmp_path):
     benchmark = questions_file(tmp_path)
     served(server, benchmark, tmp_path / "out", contamination=True)
@@ -506,6 +600,16 @@ def test_contamination_is_measured_by_greedy_completion(server, tmp_path):
     assert {body["prompt"] for body in greedy} == {f"What is {i} + {i}? Write a" for i in range(6)}
     found = figures(tmp_path / "out")["contamination"]
     assert (found["num_problems"], found["too_short"], found["exact"]["value"]) == (6, 0, 0.0)
+
+
+def test_problems_that_are_all_too_short_have_no_completions(tiny_model, tmp_path):
+    rows = [{"problem": f"What is {i} + {i}? Write a", "answer": 2 * i} for i in range(3)]
+    files.replace_jsonl(tmp_path / "short.jsonl", rows)
+    words = command(tiny_model, str(tmp_path / "short.jsonl"), tmp_path / "out", "--contamination")
+    for _ in range(2):  # a rerun, too
+        cli.main(words)
+        assert figures(tmp_path / "out", "short")["contamination"] == {"num_problems": 0, "too_short": 3}
+    assert len(samples(tmp_path / "out", "short")) == 3 * 4
 
 
 def test_an_absent_server_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -2,15 +2,17 @@
 
 import math
 import random
+import threading
+from collections import Counter
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.fixtures import fixed_rollout
-from entropy_grpo.objective.ranks import ALONE
+from entropy_grpo.objective.ranks import ALONE, Ranks
 from entropy_grpo.objective.sampling import Response
-from entropy_grpo.training.drafts import Drafts
+from entropy_grpo.training.drafts import Drafts, Piece
 from entropy_grpo.training.forks import ForkRule, forkable
 
 from . import reference, written_parts
@@ -174,6 +176,115 @@ def test_a_failed_round_can_be_undone():
     drafts.restore(before)
     assert repr(drafts.state()) == known
     assert {draft.forks[0] is None for draft in drafts.unfinished} == {True, False}
+
+
+def scattered(responses):
+    """Entropies whose highest lie anywhere in a response."""
+    row = torch.arange(max(len(response.completion_ids) for response in responses)) * 37 % 101
+    return row.float().expand(len(responses), -1)
+
+
+class Endless:
+    """Writes responses whose length follows from the prompt and the first tokens, or so many as it is asked for.
+
+    Every token is its place, and its log-probability a tenth of it.
+    """
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, problems, written, limit):
+        pieces = []
+        for problem, before in zip(problems, written, strict=True):
+            end = random.Random(f"{problem} {len(before)}").randint(len(before) + 1, 150)  # often beyond the longest
+            ids = torch.arange(len(before), min(len(before) + limit, end), dtype=torch.int32)
+            pieces.append(Piece(torch.zeros(1 + problem, dtype=torch.int32), ids, ids / 10, len(ids) < limit))
+        self.calls.append((limit, [(1 + p, len(before)) for p, before in zip(problems, written, strict=True)]))
+        return pieces
+
+
+def lengths_of(drafts):
+    return [[len(response.completion_ids) for response in draft.responses] for draft in drafts.unfinished]
+
+
+def check_whole(drafts, longest):
+    for draft in drafts.unfinished:
+        for i, response in enumerate(draft.responses):
+            length = len(response.completion_ids)
+            fork = draft.forks[drafts.rule.trunk_of(i)] if i >= drafts.rule.trunks else 0
+            end = random.Random(f"{draft.row} {fork}").randint(fork + 1, 150)
+            assert draft.ended[i] and length == min(end, longest)
+            assert response.completion_ids.tolist() == list(range(length))
+            assert torch.equal(response.logprobs, torch.arange(length) / 10)
+
+
+def test_all_places_of_forks_share_a_call():
+    """Two calls write 32 groups, and a response ends where it would end in a call of its own."""
+    writer, rule = Endless(), make_rule(entropies=scattered, seed=3)
+    drafts = Drafts(lambda row: row, writer, 16, None, 100, 2, ALONE, None, rule)
+    drafts.add(range(32), 1)
+    drafts.write(1, to_the_end=False)
+    check_whole(drafts, 100)
+    places = {fork for draft in drafts.unfinished for fork in draft.forks}
+    assert len(places) > 10 and sum(length == 100 for row in lengths_of(drafts) for length in row) > 50
+    assert [(limit, len(responses)) for limit, responses in writer.calls] == [
+        (100, 32 * 4),
+        (100 - min(places), 32 * 12),
+    ]
+    assert drafts.written == sum(map(sum, lengths_of(drafts))) - sum(
+        3 * fork for draft in drafts.unfinished for fork in draft.forks
+    )
+
+
+@pytest.mark.parametrize("width", [0, 140])
+def test_no_sequence_of_a_call_is_longer_than_the_sampler_takes(width):
+    """By the prompt, the tokens so far, and the limit of the call. Whole responses set the least width."""
+    writer, rule = Endless(), make_rule(entropies=scattered, seed=3)
+    drafts = Drafts(lambda row: row, writer, 16, None, 100, 2, ALONE, None, rule, width)
+    drafts.add(range(32), 1)
+    drafts.write(1, to_the_end=False)
+    check_whole(drafts, 100)
+    widest = max(prompt + before + limit for limit, rows in writer.calls for prompt, before in rows)
+    assert widest <= max(width, 32 + 100)
+    assert len(writer.calls) < len({fork for draft in drafts.unfinished for fork in draft.forks}) / 2
+
+
+def test_all_ranks_make_equal_calls(monkeypatch):
+    """With budgets, forks and a bound of a call's responses, and the same drafts on all ranks as on one."""
+    meet, sent, together = threading.Barrier(3), {}, threading.Lock()
+
+    def gather(found):
+        sent[threading.current_thread()] = found
+        meet.wait(20)
+        everything = [item for thread in threads for item in sent[thread]]
+        meet.wait(20)
+        return everything
+
+    monkeypatch.setattr("entropy_grpo.training.drafts.gather_object", gather)
+    writers, states = [Endless() for _ in range(3)], {}
+
+    def run(index):
+        ranks = Ranks(index, 3, ALONE.sum, ALONE.largest, ALONE.gather)
+        rule = make_rule(entropies=scattered, seed=3)
+        drafts = Drafts(lambda row: row, writers[index], 16, 30, 100, 2, ranks, 10, rule, 0)
+        for rollout in range(1, 8):
+            if rollout < 4:
+                drafts.add(range(3 * rollout, 3 * rollout + 3), rollout)
+            drafts.write(rollout, to_the_end=False)
+        with together:
+            states[index] = repr(drafts.state())
+            assert all(map(all, (draft.ended for draft in drafts.unfinished)))
+            assert max(map(max, lengths_of(drafts))) == 100
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(states) == 3 and len(set(states.values())) == 1
+    counts = [[(limit, len(rows)) for limit, rows in writer.calls] for writer in writers]
+    assert counts[0] == counts[1] == counts[2]
+    assert max(number for _, number in counts[0]) == 10 and Counter(limit for limit, _ in counts[0])[30] > 5
 
 
 def test_other_ranks_get_the_entropies_of_a_trunk_and_no_more(monkeypatch):

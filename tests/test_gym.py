@@ -152,6 +152,35 @@ def test_answers_equal_the_reference(check, reference, right, wrong):
             [r"\left[2, 1\right]", r"\leftarrow[1, 2]", r"1\frac{2}{1}"],
         ),
         ("number_sorting", "['1', '234']", [r"[1,\,234]", "1, 234", "1,234"], ["1{,}234", r"1\,234"]),
+        (
+            "polynomial_equations",  # the question asks for no order
+            "-3.625, 0.0",
+            ["0.0, -3.625", "-3.625, 0", r"0,\,-3.625"],
+            ["-3.625", "0.0, 3.625", "0.0, 0.0, -3.625", "-3.625, -3.625", "-3.625, 0.0001"],
+        ),
+        ("polynomial_equations", "1.0, 234.0", ["1, 234", "234, 1"], ["1234", "1{,}234"]),
+        (
+            "advanced_geometry",  # the question asks for three places, and the reference of an angle has two
+            "16.91\u00b0",
+            ["16.91\u00b0", "16.909\u00b0", r"16.909^\circ", r"16.914^{\circ}", r"16.91^\circ", "16.91", "16.905"],
+            [
+                "16.9\u00b0",
+                "17\u00b0",
+                "16.916\u00b0",
+                "16.92",
+                "-16.91",
+                r"16.91^\circ, 16.91^\circ",
+                r"16.91^2",
+                "16.91%",
+            ],
+        ),
+        (
+            "advanced_geometry",
+            "(-51.000, 41.333)",
+            ["(-51, 41.333)", "-51, 41.333", r"\left(-51, \, 41.333\right)", "(-51.000, 41.3333)"],
+            ["(41.333, -51)", "(-51, 41.334)", "(-51, 41.33)", "(-51.001, 41.333)", "-51", "(-51, 41.333, 0)"],
+        ),
+        ("advanced_geometry", "2.146", ["2.146", "2.1464"], ["2.15", "2.1466", "2.147", "2.146 or 3"]),
         ("string_splitting", "0 0 1", [r"\text{0 0 1}", r"0\,0\,1"], [r"\text{0 0}1"]),
         ("emoji_mystery", r"a$b\,{,}\text{c}", [r"a$b\,{,}\text{c}"], ["ab,c", r"ab \text{c}", "a$b ,c"]),
         ("n_queens", "Q _\n_ Q", ["\\text{Q _\n_ Q}"], ["\\text{_ Q\nQ _}"]),

@@ -20,6 +20,8 @@ from entropy_grpo.monitoring.watchers import WATCHERS
 from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.training.ending import save_whole
+from entropy_grpo.training.weights import save_weights
 
 from .conftest import REPOSITORY
 
@@ -163,6 +165,18 @@ def evaluates_eights(trainer, run, folder):
     rows = [{"problem": f"{name}: go 3 to 8 need +5 with +7 -4 -1\n", "answer": name} for name in (8, 204)]
     (folder / "eights.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     return callback.BenchmarkCallback(trainer, [str(folder / "eights.jsonl")], 2, {}, run, 5.0)
+
+
+def test_kept_weights_load_in_the_dtype_of_the_final_model(tiny_model, tmp_path):
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, bf16=True)
+    save_weights(trainer, tmp_path / "weights" / "step-3")
+    assert trainer.model.dtype == torch.float32
+    save_whole(trainer)
+    kept, final = (
+        AutoModelForCausalLM.from_pretrained(path, dtype="auto") for path in (tmp_path / "weights/step-3", tmp_path)
+    )
+    assert kept.dtype == final.dtype == torch.bfloat16
+    assert all(torch.equal(kept.state_dict()[name], weight) for name, weight in final.state_dict().items())
 
 
 @pytest.mark.slow

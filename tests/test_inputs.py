@@ -26,6 +26,8 @@ from entropy_grpo.evaluation.options import names_in
 from entropy_grpo.models.load import check_ends, load_model, load_tokenizer, positions_of, raise_positions
 from entropy_grpo.rewards.registry import imported
 from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
+from entropy_grpo.runs.trained import steps_of
 from entropy_grpo.training.sft import load_rows
 from entropy_grpo.training.start import Start
 
@@ -414,6 +416,18 @@ def test_a_damaged_file_of_a_model_is_one_sentence(tiny_model, tmp_path, name, d
         assert "\n" not in said and str(model) in said and "does not load" in said
     else:
         assert name in ("tokenizer_config.json", "generation_config.json")  # of which transformers takes what it can
+
+
+@pytest.mark.parametrize("pushes", [True, False])
+def test_a_run_whose_checkpoints_replace_its_model_forgets_that_ones_step(tmp_path, monkeypatch, pushes):
+    """transformers copies the weights of every checkpoint that it pushes into the run folder."""
+    monkeypatch.setattr("entropy_grpo.training.start.restore_name", lambda *names: None)
+    args = SimpleNamespace(resume_from_checkpoint=None, push_to_hub=pushes)
+    start = SimpleNamespace(kept={}, changed={}, settings={}, named="m", args=args)
+    start.model = SimpleNamespace(model_revision=None)
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 1}')
+    Start.record(start, SimpleNamespace(model=None, is_world_process_zero=lambda: True), RunFolder(tmp_path), {})
+    assert steps_of(tmp_path) == (None if pushes else 1)
 
 
 def test_files_of_a_model_that_a_trainer_misses_are_one_sentence(tiny_model, tmp_path):

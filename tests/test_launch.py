@@ -46,11 +46,13 @@ def test_run_folder_is_complete(run):
         *("recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "samples.jsonl", "evaluation.json"),
         "README.md",
         *("answers/before.jsonl", "answers/after.jsonl", "model.safetensors", "checkpoint-2/model.safetensors"),
+        "trainer_state.json",  # the step of the model, also if the run is continued and its log goes on
         *("plots/reward.png", "plots/entropy.png", "plots/kept.png"),
     } <= names
     assert str(folder) in printed and "before" in printed
     assert printed.count(f"model_revision is '{'a' * 40}', which is not read, because the model is the folder") == 1
     assert [row["step"] for row in rows(folder)] == [1, 2]
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 2
 
 
 def test_records_agree_with_one_another(run):

@@ -15,18 +15,30 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from trl.generation.vllm_generation import VLLMGeneration
 
 from benchmarks.fixtures import fixed_rollout, killed_runs
 from benchmarks.fixtures.tiny_model import save_tiny_model
 from entropy_grpo import cli, launch
+from entropy_grpo.config.run import CLASSES
 from entropy_grpo.models import adapters
 from entropy_grpo.models.config import CheckedModelConfig
 from entropy_grpo.models.merge import recipe_dtype
 from entropy_grpo.planning import plan
 from entropy_grpo.planning.options import PlanOptions
+from entropy_grpo.runs import seal
+from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.seal import COMPLETE
+from entropy_grpo.training.checkpoints import SETTINGS
+from entropy_grpo.training.claim import compare_settings
 
 from .conftest import REPOSITORY
 
@@ -73,6 +85,21 @@ def alone(base, tmp_path_factory, preloaded):
     killed_runs.finish(killed_runs.start(killed_runs.Case(LITERAL, LORA), str(base), folder, preloaded), folder)
     assert contents(base) == before
     return folder
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_shards_of_adapters_go_on_as_adapters_alone(tmp_path, adapted):
+    """With SHARDED_STATE_DICT a checkpoint has no adapter_config.json, and its seal knows the settings."""
+    run, settings = RunFolder(tmp_path), {"use_peft": adapted}
+    checkpoint = run.path / "checkpoint-4"
+    (checkpoint / "pytorch_model_fsdp_0").mkdir(parents=True)
+    (checkpoint / "pytorch_model_fsdp_0" / ".metadata").touch()
+    seal.write(checkpoint, {SETTINGS: settings}, [])
+    adapters.check_resumed(str(checkpoint), adapted)
+    assert compare_settings(str(checkpoint), run, settings, CLASSES, []) == {}
+    with pytest.raises(ValueError, match=f"use_peft is {not adapted} and was {adapted} in .*checkpoint-4"):
+        adapters.check_resumed(str(checkpoint), not adapted)
+        compare_settings(str(checkpoint), run, {"use_peft": not adapted}, CLASSES, [])
 
 
 def adapter_weights(folder):
@@ -212,6 +239,34 @@ def test_a_weight_sync_leaves_the_base_as_it_was(tiny_model, exact):
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["put back", "as TRL leaves it"])
+def test_a_weight_sync_leaves_adapted_parameters_as_they_were(exact):
+    """The experts of a mixture, which `lora_target_parameters` adapts: their modules have no weight of that name."""
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 32, "num_experts": 2, "num_experts_per_tok": 1}
+    stock = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, moe_intermediate_size=8)).bfloat16()
+    start = {name: weight.clone() for name, weight in stock.state_dict().items()}
+    targets = ["experts.gate_up_proj", "experts.down_proj"]
+    config = LoraConfig(r=RANK, target_modules=["q_proj"], target_parameters=targets, init_lora_weights=False)
+    model, sent = get_peft_model(stock, config), []
+    generation = stand_in(model, sent)
+    if exact:
+        adapters.sync_exactly(model, generation)
+    for _ in range(3):
+        generation.sync_weights()
+    assert is_unchanged(model, start) == exact and sent[0].keys() == start.keys()
+    changed = {name.split("layers.0.")[-1] for name in start if not torch.equal(sent[0][name], start[name])}
+    assert not exact or {*(f"mlp.{name}" for name in targets), "self_attn.q_proj.weight"} <= changed
+    assert not exact or all(torch.equal(sent[0][name], sent[2][name]) for name in start)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["put back", "as TRL leaves it"])
 def test_a_weight_sync_leaves_a_base_as_it_was_that_is_sharded_later(tiny_model, alone_in_a_group, exact):
     """FSDP2 gives a model new parameters after the trainer has been made."""
     model, start = adapted_model(tiny_model)
@@ -262,7 +317,10 @@ def test_merged_model_is_the_adapted_one(alone, base, tmp_path, capsys):
 def test_a_base_is_merged_in_the_dtype_of_its_training(text, dtype, tmp_path):
     """TRL loads float32 if no dtype is set, also if a recipe unsets it."""
     (tmp_path / "recipe.yaml").write_text(text)
-    assert recipe_dtype(tmp_path) == dtype
+    for folder in (tmp_path, tmp_path / "checkpoint-5", tmp_path / "weights" / "step-5"):
+        folder.mkdir(parents=True, exist_ok=True)
+        assert recipe_dtype(folder) == dtype
+    assert recipe_dtype(tmp_path / "elsewhere") == "auto"
 
 
 def edit(path, **changes):

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from entropy_grpo.grading.phrases import Leaf, Words, plain, without_sentence
+from entropy_grpo.grading.phrases import Leaf, Words, claim, plain, read_subject
 from entropy_grpo.grading.units import Unit
 
 BASES = {
@@ -89,16 +89,34 @@ def test_items(text, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("The answer is 5", "5"),
-        ("So the final answer: 5", "5"),
-        ("5 is the answer", "5"),
-        ("so 5", "5"),
+        ("The answer is 5", ("", "5")),
+        ("So the final answer: 5", ("", "5")),
+        ("5 is the answer", ("", "5")),
+        ("so 5", ("", "5")),
+        # A subject of the value's own is kept.
+        ("So the area of R is 5", ("area R", "5")),
+        ("5 is the maximum value", ("maximum", "5")),
+        ("The value of x is 5", ("x", "5")),
+        ("The value of a is 5", ("a", "5")),
+        ("The roots are 1 or 2", ("roots", "1 or 2")),
         # A claim of another kind stays whole.
-        ("Thus it is not 5", "Thus it is not 5"),
-        ("so a is b: c", "so a is b: c"),
-        ("A: 5", "A: 5"),
-        ("x is 5", "x is 5"),
+        ("Thus it is not 5", ("", "Thus it is not 5")),
+        ("so a is b: c", ("", "so a is b: c")),
+        ("A: 5", ("", "A: 5")),
+        ("x is 5", ("", "x is 5")),
+        ("x cannot be 5", ("", "x cannot be 5")),
+        ("Twice the answer is 5", ("", "Twice the answer is 5")),
+        ("half of the area is 5", ("", "half of the area is 5")),
+        ("5 is the wrong answer", ("", "5 is the wrong answer")),
     ],
 )
-def test_sentences_that_say_nothing_else_are_removed(text, expected):
-    assert without_sentence(text) == expected
+def test_sentences_are_divided_into_subject_and_value(text, expected):
+    assert claim(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [("x", Leaf("x")), (r"\angle ABC", Leaf(r"\angle ABC")), ("AB", Words("AB")), ("area R", Words("area R"))],
+)
+def test_subjects(subject, expected):
+    assert read_subject(subject) == expected

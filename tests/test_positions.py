@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from entropy_grpo.models import load
 from entropy_grpo.models.load import raise_positions
+from entropy_grpo.models.merge import merge
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +44,24 @@ def test_fewer_and_scaled_positions_are_refused(tiny_model, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="scales its rotations"):
         raise_positions(str(tmp_path), 256)
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoint-2"])
+def test_adapters_of_a_run_have_the_positions_of_their_training(tiny_model, tmp_path, place):
+    """Their files name the published base, which has 128."""
+    adapter = tmp_path / place
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    get_peft_model(base, LoraConfig(r=2, init_lora_weights=False)).save_pretrained(adapter)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(adapter)
+    (tmp_path / "run" / "recipe.yaml").write_text("max_position_embeddings: 200\n")
+    assert load.positions_of(load.load_config(str(adapter))) == 200
+    model, _ = load.load_model(str(adapter), None, "float32")
+    assert load.positions_of(model.config) == 200
+    merged = merge(adapter, tmp_path / "merged")
+    assert load.positions_of(load.load_config(str(merged))) == 200
+    ids = torch.arange(200)[None] % 50
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
+        assert torch.allclose(model(ids).logits, expected, atol=1e-3)
+    (tmp_path / "run" / "recipe.yaml").write_text("max_position_embeddings: null\n")
+    assert load.positions_of(load.load_config(str(adapter))) == 128

@@ -333,6 +333,25 @@ def test_a_reward_of_the_users_own(tmp_path, monkeypatch):
     assert reward.__name__ == "half" and reward(["a", "b"]) == [0.5, 0.5]
 
 
+def test_every_call_answers_its_own_problems_though_workers_persist(tiny_model, tmp_path):
+    """transformers gives each call the loader of the first one, because it expects one data set."""
+    asked = []
+
+    def score(prompts, **columns):
+        asked.extend(prompts)
+        return [0.0] * len(prompts)
+
+    first, second, held_out = (fixed_rollout.prompts(9).select(rows) for rows in (range(4), range(4, 7), range(7, 9)))
+    settings = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "num_generations_eval": 4}
+    trainer = fixed_rollout.make_trainer(tiny_model, tmp_path, reward=score, held_out=held_out, **settings)
+    for problems in (first, second, first):
+        trainer.evaluate()
+        assert set(asked) == set(held_out["prompt"])
+        answers = trainer.answer(problems)
+        assert sorted(row["prompt"] for row in answers) == sorted(4 * list(problems["prompt"]))
+        asked.clear()
+
+
 def test_rewards_of_one_name_have_columns_and_metrics_of_their_own(tiny_model, tmp_path):
     """TRL names two methods, objects or functions of one name alike."""
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from benchmarks.fixtures import fixed_rollout
 from entropy_grpo import EntropyForkGRPOConfig
+from entropy_grpo.metrics.quality import quality
 from entropy_grpo.objective.sampling import DynamicSampler, Group, Response, accuracies, informative
 from entropy_grpo.runs import state as checkpoint
 
@@ -411,6 +412,34 @@ def test_dropped_groups_are_generated_and_graded_and_nothing_else(tiny_model, tm
     assert row["dynamic_sampling/drawn"] > 2
     assert row["dynamic_sampling/kept"] == 2 + row["dynamic_sampling/discarded"]
     assert row["num_tokens"] > row["completions/mean_length"] * 8
+
+
+def test_figures_of_answers_are_those_of_all_drawn_responses(tiny_model, tmp_path):
+    """However they are divided into rounds, of which the last ones are smaller than the first."""
+    rounds = []
+
+    def noted(completions, completion_ids, **kwargs):
+        rights = fixed_rollout.coins(completion_ids)
+        rounds.append(list(zip(completions, map(len, completion_ids), rights, strict=True)))
+        return rights
+
+    settings = {"data": fixed_rollout.prompts(16), "reward": noted, "max_steps": 4, "max_group_age": 0}
+    trainer = fixed_rollout.train(tiny_model, tmp_path, dynamic_sampling=True, **settings)
+    rows, left, unequal = [row for row in trainer.state.log_history if "loss" in row], iter(rounds), 0
+    for row in rows:
+        parts = [next(left) for _ in range(int(row["dynamic_sampling/rounds"]))]
+        texts, lengths, rights = zip(*(response for part in parts for response in part), strict=True)
+        unequal += len({len(part) for part in parts}) > 1
+        numbers = [sum(rights[i : i + GROUP]) for i in range(0, len(rights), GROUP)]
+        assert row["accuracy"] == pytest.approx(sum(rights) / len(rights))
+        for name, value in (("right", 1), ("wrong", 0)):
+            chosen = [length for length, right in zip(lengths, rights, strict=True) if right == value]
+            assert row[f"completions/{name}_length"] == pytest.approx(sum(chosen) / len(chosen))
+        for name, number in (("all_right", GROUP), ("all_wrong", 0), ("one_right", 1)):
+            assert row[f"groups/{name}"] == pytest.approx(numbers.count(number) / len(numbers))
+        for name in ("repetition", "no_box", "format/prose"):
+            assert row[f"quality/{name}"] == pytest.approx(quality(texts, texts)[name])
+    assert unequal and next(left, None) is None and trainer.monitor.accuracy == rows[-1]["accuracy"]
 
 
 @pytest.mark.parametrize("steps_per_generation", [1, 2], ids=["TRL scores no rollout", "TRL scores the rollout"])

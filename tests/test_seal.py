@@ -50,6 +50,16 @@ def test_every_file_is_sealed_once_by_the_rank_that_wrote_it(tmp_path):
     assert seal.faults(folder) == [] and seal.can_be_checked(folder)
 
 
+def test_the_folder_of_a_run_is_no_checkpoint(tmp_path):
+    """It has the state of its end, but neither an optimiser's state nor the run's."""
+    save(tmp_path, 1)
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 1}')
+    (tmp_path / "recipe.yaml").write_text("seed: 1\n")
+    with pytest.raises(ValueError, match="is no checkpoint, but the folder of a run: name a checkpoint-N folder"):
+        find_checkpoint(str(tmp_path), tmp_path)
+    assert find_checkpoint("auto", tmp_path) == str(tmp_path / "checkpoint-1")
+
+
 def cut(length):
     return lambda path: path.write_bytes(path.read_bytes()[:length])
 

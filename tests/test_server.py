@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from benchmarks.fixtures import fixed_rollout
 from benchmarks.fixtures.stand_in import StandIn, log_normal, stand_before_vllm
@@ -222,6 +223,21 @@ def test_a_server_with_short_sequences_is_refused():
         asked.check_length(128)
         with pytest.raises(ServerError, match="start it with --max-model-len 129"):
             asked.check_length(129)
+
+
+@pytest.mark.parametrize("further", [0, 16])
+def test_continuations_fit_the_sequences_of_the_server(client, tiny_model, tmp_path, further):
+    """vLLM refuses a prompt that is too long with the tokens that are asked for, wherever a response would end."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    longest = 16 + max(len(tokenizer(prompt)["input_ids"]) for prompt in fixed_rollout.prompts(8)["prompt"])
+    settings = FORKS | {"vllm_max_model_length": longest + further, "max_steps": 2, "max_completion_length": 16}
+    with StandIn(longest=24).running() as stand_in:
+        train(tiny_model, tmp_path, stand_in, **settings)
+    limits = {(len(prompt), body["max_tokens"]) for body in stand_in.asked for prompt in body["prompt"]}
+    assert max(length + limit for length, limit in limits) <= longest + further
+    assert len({length for length, _ in limits}) > 4
+    if further:  # one call of responses from their beginning, and one of those that continue them
+        assert len({limit for _, limit in limits}) <= 2
 
 
 def fetch(stand_in, groups, size=2, requests=8, silence=60.0, arrived=lambda places, ids: None):

@@ -148,7 +148,7 @@ def test_more_gpus_and_more_cache_are_faster():
 def test_cycles_in_turns_and_ahead():
     lengths = np.full((2, 4), 10)
     rollouts = [
-        simulate.Rollout(seconds=s, busy=s / 2, written=160, recomputed=40, lengths=lengths)
+        simulate.Rollout(seconds=s, busy=s / 2, written=160, recomputed=40, calls=1, lengths=lengths)
         for s in (30.0, 50.0, 70.0)
     ]
     times = np.array([[10.0, 30.0]] * 3)
@@ -173,6 +173,45 @@ def test_training_has_the_operations_of_the_plan():
     pairs = forward.pair * 9048**2 * 512 * 16 / (8 * 100e12)
     assert job.objective.aligns  # attention counts half of the pairs: once in scoring, and in four passes of a step
     assert per_step - np.array(found) == pytest.approx(np.array([0.5, 2.0]) * pairs, rel=0.01)
+
+
+@pytest.mark.parametrize("band, share", [((0.0, 1.0), 1.0), ((0.0, 0.95), 0.5), ((0.05, 1.0), 0.5)])
+def test_a_recipe_that_keeps_all_groups_writes_what_it_trains(band, share):
+    words = ["--min_accuracy", str(band[0]), "--max_accuracy", str(band[1]), "--prompts_per_rollout", "32"]
+    job = job_of("qwen3_14b", *words, "--steps_per_rollout", "1", mean_length=7000)
+    rules, assumed = simulate.rules_of(job), simulate.assumptions(job)
+    assert rules.dynamic and assumed.informative == share
+    run = Rollouts(rules, assumed, copy_of(10**9), 4)
+    rollouts = [run.next() for _ in range(8)][2:]
+    trained = sum(int(rollout.lengths.sum()) for rollout in rollouts)
+    assert sum(rollout.written for rollout in rollouts) / trained == pytest.approx(1 / share, rel=0.2)
+
+
+def test_a_sleeping_engine_gets_the_weights_at_every_call():
+    """A server gets them once for a rollout."""
+    lengths, times = np.full((2, 4), 10), np.array([[10.0, 30.0]] * 2)
+    rollouts = [simulate.Rollout(50.0, 40.0, 160, 40, calls, lengths) for calls in (3, 5)]
+    assert simulate.synchronisation(rollouts, 5.0, colocates=True) == 20.0
+    assert simulate.synchronisation(rollouts, 5.0, colocates=False) == 5.0
+    once, often = (simulate.in_turns(rollouts, times, sync, 1.0, 1.0) for sync in (5.0, 20.0))
+    assert (once.seconds, often.seconds, often.waiting - once.waiting) == (95.0, 110.0, 15.0)
+
+
+def test_calls_of_a_round_follow_each_other():
+    """A round of whole responses has one call. In partial rollouts responses near the longest have another."""
+    run = Rollouts(replace(RULES, rounds=1, round_size=8), replace(ASSUMED, informative=1.0), copy_of(), 1)
+    assert run.next().calls == 1
+    run = Rollouts(replace(RULES, budget=100), ASSUMED, copy_of(), 1)
+    run.unfinished = [
+        simulate.Group(np.array([80, 512, 300, 90]), np.zeros(4, int), True, 0),
+        simulate.Group(np.array([512, 450, 60, 500]), np.array([430, 430, 60, 430]), True, 0),
+    ]
+    found = simulate.Rollout()
+    run._write(False, found)
+    short = simulate.decode(copy_of(), [(0, 80), (0, 100), (0, 100), (0, 90)])
+    rest = simulate.decode(copy_of(), [(430, 512), (430, 450), (430, 500)])
+    assert found.calls == 2 and found.seconds == pytest.approx(short.seconds + rest.seconds)
+    assert found.written == short.written + rest.written
 
 
 # Published runs
@@ -252,7 +291,11 @@ def test_the_command_prints_simulated_figures(capsys):
 
 @pytest.mark.parametrize(
     "words, said",
-    [(["--use_vllm", "false"], "use_vllm: true"), ([], "--mean-length, the mean number of tokens")],
+    [
+        (["--use_vllm", "false"], "use_vllm: true"),
+        ([], "--mean-length, the mean number of tokens"),
+        (["--fork_rollouts", "4"], "fork_rollouts is 4, but --simulate .* --fork_rollouts null"),
+    ],
 )
 def test_a_recipe_that_cannot_be_simulated_is_refused(words, said):
     with pytest.raises(ValueError, match=said):

@@ -260,6 +260,7 @@ def test_rewards_are_logged_with_lengths_groups_and_quality(tmp_path, ranks):
     monitor = make_monitor(tmp_path, ranks)
     rewards = torch.cat([REWARDS] * ranks.count)
     monitor.rewards(rewards, ["?"] * 6, TEXTS, [10, 20, 30, 40, 50, 60], "train")
+    monitor.answers()
     logged = {name: values[0] for name, values in monitor.metrics["train"].items()}
     expected = {
         "accuracy": 0.5,
@@ -278,6 +279,7 @@ def test_rewards_of_evaluations_and_without_diagnostics_are_their_accuracy(tmp_p
     for mode, settings in (("eval", {}), ("train", {"log_diagnostics": False})):
         monitor = make_monitor(tmp_path, **settings)
         monitor.rewards(REWARDS, ["?"] * 6, TEXTS, [1] * 6, mode)
+        monitor.answers()
         assert monitor.metrics[mode] == {"accuracy": [0.5]}
         assert monitor.accuracy == 0.5 if mode == "train" else math.isnan(monitor.accuracy)
 

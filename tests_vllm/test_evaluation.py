@@ -113,8 +113,8 @@ def test_seeds_draw_from_softmax(engine, model):
     assert stats.chisquare([*observed, rest[0]], [*(expected[t] for t in likely), rest[1]]).pvalue > 1e-3
 
 
-def test_a_server_answers_like_the_engine(server, greedy):
-    backend = ServerBackend(f"http://127.0.0.1:{server}", 3)
+def test_a_server_answers_like_the_engine(server, model, greedy):
+    backend = ServerBackend(f"http://127.0.0.1:{server}", 3, str(model))
     written = dict(backend.generate(requests_of(PROMPTS, [0]), GREEDY))
     assert [(written[i].text, written[i].tokens, written[i].finish) for i in range(len(PROMPTS))] == greedy
     drawn = requests_of(PROMPTS, range(4))

@@ -255,6 +255,7 @@ def build_card(model: Trained, name: str, repository: str | None = None, output:
         local=repository is None,
         has_analysis=repository is None and RunFolder(model.model).report.exists(),
         weights=model.weights,
+        shards_adapters=model.shards_adapters,
         plots=_plots(RunFolder(output or model.model)),
         transformers_snippet=snippets.transformers_snippet(model, where),
         vllm_snippet=snippets.vllm_snippet(model, where),

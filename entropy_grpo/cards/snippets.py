@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.prompts import TEMPLATES
 from ..runs.trained import Trained
-from ..runs.weights import ADAPTER, MODEL_CONFIG
+from ..runs.weights import ADAPTER, ADAPTER_CONFIG, MODEL_CONFIG
 
 LONGEST_PROMPT = 600
 # Values that vLLM accepts as the largest rank of an adapter.
@@ -119,13 +119,33 @@ def reproduce_snippet(trained: Trained) -> str:
 
 
 def whole_model_snippet(trained: Trained) -> str:
-    """Return shell commands that merge a sharded checkpoint into one model, for its folder."""
-    lines = ["accelerate merge-weights pytorch_model_fsdp_0 whole"]
-    if (trained.run.path / MODEL_CONFIG).exists() and trained.run.path != trained.model:
-        return "\n".join([*lines, "cp ../*config.json ../tokenizer* whole"])
-    base = trained.base_id or "BASE_MODEL"
-    code = (
-        f"from transformers import AutoConfig, AutoTokenizer; [c.from_pretrained('{base}').save_pretrained('whole') "
-        "for c in (AutoConfig, AutoTokenizer)]"
+    """Return shell commands that merge a sharded checkpoint into one model, or one adapter, for its folder.
+
+    The other files of the model are those of the run. Until the run has ended, they are made of its base. Adapters
+    need the configuration that the run writes at its end. Without it, the text is empty.
+    """
+    run = trained.run.path
+    template = " ../*.jinja" if any(run.glob("*.jinja")) else ""  # a pattern without a file is an error
+    if trained.shards_adapters:
+        if not (run / ADAPTER_CONFIG).exists():
+            return ""
+        lines = ["accelerate merge-weights pytorch_model_fsdp_0 adapter"]
+        lines.append("mv adapter/model.safetensors adapter/adapter_model.safetensors")
+        return "\n".join([*lines, f"cp ../{ADAPTER_CONFIG} ../tokenizer*{template} adapter"])
+    merge = "accelerate merge-weights pytorch_model_fsdp_0 whole"
+    if (run / MODEL_CONFIG).exists() and run != trained.model:
+        return f"{merge}\ncp ../*config.json ../tokenizer*{template} whole"
+    revision, positions = (trained.arguments.get(name) for name in ("model_revision", "max_position_embeddings"))
+    base = repr(trained.base_id or "BASE_MODEL") + (f", revision={revision!r}" if isinstance(revision, str) else "")
+    raised = f", max_position_embeddings={positions}" if isinstance(positions, int) else ""
+    return "\n".join(
+        [
+            merge,
+            "python - <<'END'",
+            "from transformers import AutoConfig, AutoTokenizer, GenerationConfig",
+            f"AutoConfig.from_pretrained({base}{raised}).save_pretrained('whole')",
+            f"AutoTokenizer.from_pretrained({base}).save_pretrained('whole')",
+            f"GenerationConfig.from_pretrained({base}).save_pretrained('whole')  # if the base model has one",
+            "END",
+        ]
     )
-    return "\n".join([*lines, f'python -c "{code}"'])

@@ -36,6 +36,11 @@ BROKEN = {
     "use_transformers_continuous_batching": "leaves the trained weights in half precision, and trains in evaluations",
     # SyncRefModelCallback changes `ref_model`, which neither TRL nor `training.resume` saves.
     "sync_ref_model": "moves the reference policy, and a resumed run would begin again with the first one",
+    "bf16_full_eval": "casts the trained weights themselves if an evaluation precedes the training",
+    "fp16_full_eval": "casts the trained weights themselves if an evaluation precedes the training",
+    "dataloader_drop_last": "leaves the last problems out of every evaluation",
+    "load_best_model_at_end": "would save the weights of an earlier step with the figures of the last step "
+    "(metric_for_best_model keeps the best checkpoint)",
 }
 Number = TypeVar("Number", int, float)
 HEADS = ("auto", "liger", "trl")

@@ -45,7 +45,10 @@ def load_hub(name: str, source: Source) -> Rows:
         with _explain_errors(name, source.hub_id):
             loaded = load_dataset(source.hub_id, source.config, revision=source.revision, split=source.split)
         places = [f"row {number} of {source.hub_id}" for number in range(len(loaded))]
-        found = Rows(loaded.column_names, loaded, places)
+        narrow = rows.narrow_columns(loaded.features.arrow_schema)
+        found = Rows(
+            loaded.column_names, [rows.with_shortest(row, narrow) for row in loaded] if narrow else loaded, places
+        )
     if source.rows is not None and len(found.rows) != source.rows:
         raise ValueError(
             f"{name}: {source.hub_id} at {source.revision} has {len(found.rows)} rows, but {source.rows} were "

@@ -8,9 +8,10 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +26,7 @@ _FOREIGN = {
     b"PAR1": "a Parquet file: let its name end in .parquet",
 }
 _BATCH = 1024
+_NARROW: dict[pa.DataType, type[np.floating]] = {pa.float16(): np.float16, pa.float32(): np.float32}
 
 # (place, row). The place is "line 3", counted from 1, or "row 2", counted from 0.
 Placed = tuple[str, Row]
@@ -183,15 +185,26 @@ def _csv(path: str) -> Iterator[Placed]:
         raise _Fault(f"line {reader.line_num} is not CSV ({error}): mend the line") from error
 
 
+def narrow_columns(schema: pa.Schema) -> dict[str, type[np.floating]]:
+    """Return the columns of numbers in half or single precision, with NumPy's type of each."""
+    return {field.name: _NARROW[field.type] for field in schema if field.type in _NARROW}
+
+
+def with_shortest(row: Row, narrow: Mapping[str, type[np.floating]]) -> Row:
+    """Return a row whose `narrow` numbers are those of their shortest texts: 0.1 instead of 0.10000000149011612."""
+    return {**row, **{name: float(str(kind(row[name]))) for name, kind in narrow.items() if row[name] is not None}}
+
+
 def _parquet(path: str) -> Iterator[Placed]:
     try:
         # pyarrow takes only names in UTF-8.
         with open(path, "rb") as content, pq.ParquetFile(content) as file:
             _check_columns(file.schema_arrow.names)
+            narrow = narrow_columns(file.schema_arrow)
             number = 0
             for batch in file.iter_batches(_BATCH):
                 for row in batch.to_pylist():
-                    yield f"row {number}", row
+                    yield f"row {number}", with_shortest(row, narrow)
                     number += 1
     except _Fault:
         raise

@@ -20,6 +20,11 @@ from ..runs import files, processes
 from .backends.base import Backend, Request, Sampling
 
 Key = tuple[str, int]
+SETTINGS = "settings.json"
+# Setting with the name that a server gives its model.
+SERVED = "served_model"
+# Settings that name what another setting holds a digest of, so that another spelling of a path is the same setting.
+DIGESTS = {"data_set": "questions_sha256", "model": "weights", "judge": "weights", "responses": "sha256"}
 
 
 @cache
@@ -48,7 +53,7 @@ class Work:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings on which the responses depend."""
+        """All settings on which the responses depend, and that are known without a backend."""
         return self.about | {"samples": self.samples, "seed": self.seed} | asdict(self.sampling)
 
     @property
@@ -64,23 +69,35 @@ class Work:
             for q, n in itertools.product(self.questions, range(self.samples))
         ]
 
-    def claim(self) -> None:
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """All settings on which the finished responses depend, as `claim` stored them."""
+        return files.read_json(self.folder / SETTINGS)
+
+    def claim(self, served: str | None = None) -> None:
         """Store the settings of the responses.
+
+        Args:
+            served: name of the model at a running server. Without it, that of the finished responses stays, which
+                need no server.
 
         Raises:
             ValueError: the folder holds responses with other settings.
         """
-        path = self.folder / "settings.json"
         answered = any(self.folder.glob("samples-*.jsonl"))  # before the settings are read, which come first
-        before, wanted = files.read_json(path), self.settings
-        for name in before.keys() | wanted.keys() if answered else ():
+        before, wanted = self.recorded, self.settings
+        digested = {name for name, digest in DIGESTS.items() if wanted.get(digest) is not None}
+        names = (before.keys() | wanted.keys()) - digested
+        if (known := served or before.get(SERVED)) is not None:
+            wanted[SERVED] = known
+        for name in names if answered else ():
             if before.get(name) != wanted.get(name):
                 raise ValueError(
                     f"output: {self.folder} holds responses with {name} {before.get(name)!r}, but "
                     f"{wanted.get(name)!r} is requested: name another output folder, or delete {self.folder}."
                 )
         if process()[0] == 0 and before != wanted:
-            files.write_json(path, wanted)
+            files.write_json(self.folder / SETTINGS, wanted)
 
     def finished(self) -> dict[Key, files.Row]:
         """Return the responses that any process has finished."""

@@ -17,6 +17,7 @@ from ..grading import Verdict
 from ..metrics.answers import Samples, paired, summarize_samples
 from ..metrics.quality import quality
 from ..runs import files, parquet
+from ..runs.trained import COMPARED, digest_of
 from .judging import Judgement
 
 SCHEMA = pa.schema(
@@ -121,12 +122,12 @@ def read(folder: Path, name: str) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:
-    """Return the paired differences of the results in `folder` from the results in `other`.
+    """Return the paired differences of the results in `folder` from the results in `other`, with digests of both.
 
     Raises:
         ValueError: the two folders hold different questions.
     """
-    ours, theirs = (read(path, name)[0] for path in (folder, other))
+    (ours, figures), (theirs, other_figures) = (read(path, name) for path in (folder, other))
     # Two files may give different questions the same numbers. Results without questions have only names.
     named = ("question", "problem", "reference")
     asked, asked_there = (
@@ -137,4 +138,5 @@ def compare(folder: Path, other: Path, name: str) -> dict[str, Any]:
             f"compare: {other} has {len(asked_there)} questions of {name} and {folder} has {len(asked)}, which are "
             "not the same: evaluate both models on the same questions."
         )
-    return paired(samples_of(theirs), samples_of(ours))
+    digests = [digest_of(figures), digest_of(other_figures)]
+    return {COMPARED: digests, **paired(samples_of(theirs), samples_of(ours))}

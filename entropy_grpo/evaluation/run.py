@@ -165,14 +165,19 @@ def load_backend(options: Options, name: str, path: str, works: Sequence[Work]) 
         return VllmBackend(path, options.revision, options.dtype, options.tensor_parallel, max_model_len=length)
     from .backends.server import ServerBackend
 
-    return ServerBackend(name, options.batch_size)
+    return ServerBackend(name, options.batch_size, path)
 
 
 def generate(works: Sequence[Work], backend: Backend) -> None:
-    """Write this process's share of the responses, with a progress bar on the first process."""
+    """Write this process's share of the responses, with a progress bar on the first process.
+
+    Raises:
+        ValueError: a request is too long, or another model of a server wrote the finished responses.
+    """
+    works = [work for work in works if work.questions]  # all problems may be too short to be completed
     for work in works:
-        if work.questions:
-            backend.check(work.requests, work.sampling)
+        work.claim(backend.served)
+        backend.check(work.requests, work.sampling)
     shares = [work.share(backend) for work in works]
     total = sum(len(part) for share in shares for part in share)
     start, tokens = time.perf_counter(), 0
@@ -207,7 +212,7 @@ def write_results(job: Job, folder: Path, step: int | None) -> None:
     asked, rows = job.answers.questions, job.answers.rows()
     samples = results.table(job.benchmark, asked, rows, judge(job.benchmark, asked, rows, GRADING_SECONDS))
     figures = {
-        "settings": job.answers.settings,
+        "settings": job.answers.recorded,
         **({} if step is None else {"step": step}),
         **results.summary(samples, asked),
         "versions": versions(),
@@ -224,13 +229,14 @@ def write_results(job: Job, folder: Path, step: int | None) -> None:
 
 
 def compare(output: Path, others: Sequence[Path], names: Sequence[str]) -> None:
-    """Print differences from the results in other folders, and write them to `comparison.json`."""
-    gains: dict[str, Any] = {}
+    """Print differences from the results in other folders, and add them to `comparison.json`."""
+    gains: dict[str, Any] = files.read_json(output / COMPARISON)
     for other in others:
         common = [name for name in names if name in results.names_in(other)]
-        gains[str(other)] = {name: results.compare(output, other, name) for name in common}
+        found = {name: results.compare(output, other, name) for name in common}
         if common:
-            print(report.gains_table(gains[str(other)], str(other)))
+            gains[str(other)] = gains.get(str(other), {}) | found
+            print(report.gains_table(found, str(other)))
         else:
             print(f"{other} has no results of {', '.join(names)}, so that nothing is compared.")
     if others:

@@ -91,7 +91,7 @@ def _read(text: str) -> answers.Node:
 
 def choice(text: str) -> str | None:
     """Return the letter of the option that an answer names, as a capital, or None if it names none."""
-    node = _read(latex.simplified(text))
+    node = answers.claimed(_read(latex.simplified(text)))
     if isinstance(node, answers.Choice):
         return node.letter
     return node.text.upper() if isinstance(node, Words) and len(node.text) == 1 else None

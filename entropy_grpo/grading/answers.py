@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .latex import bracketed, closing, split, top_level
-from .phrases import Leaf, Words, plain, unwrapped, without_sentence
+from .phrases import Leaf, Words, claim, plain, read_subject, unwrapped
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Group:
-    """Several answers: `brackets` is "" for a bare list, "{}" for a set, ":" for a ratio, else the two brackets."""
+    """Several answers: `brackets` is "" for a bare list, "{}" for a set, ":" for a ratio, else the two brackets.
+
+    `joined` holds "or", "and" if these words, or their signs, stand between the items of a bare list.
+    """
 
     brackets: str
     items: tuple["Node", ...]
+    joined: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Union:
 
 @dataclass(frozen=True)
 class Relation:
-    """`sides[0] operators[0] sides[1] ...`, with the operators = != < > <= >= ~."""
+    """`sides[0] operators[0] sides[1] ...`, with the operators = != < > <= >= ~, or subject, `CLAIM`, value."""
 
     operators: tuple[str, ...]
     sides: tuple["Node", ...]
@@ -46,10 +50,15 @@ class Relation:
 
 Node = Leaf | Words | Choice | Group | Union | Relation
 
+CLAIM = ":"  # operator of `The area is 5`, whose value may be a relation, too
 # No item of a list begins with 0, so that `1,050` is not the list of 1 and 50.
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,[1-9]\d{2})+(?:\.\d+)?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _OR = re.compile(r",?\s*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])\s*,?|\\(?:lor|vee|land|wedge)(?![a-z])|;")
+_JOINING = {
+    "or": re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])|\\(?:lor|vee)(?![a-z])"),
+    "and": re.compile(r"(?<![a-zA-Z\\])and(?![a-zA-Z])|\\(?:land|wedge)(?![a-z])"),
+}
 _COMMA = re.compile(",")
 _OPERATOR = re.compile(r"[=<>≤≥≠≈∈]")
 _CHOICE = re.compile(r"\(\s*([A-Za-z])\s*\)|([A-Z])\s*[).:]")
@@ -169,10 +178,21 @@ def _group(text: str) -> Node | None:
     return Group(brackets, tuple(map(read, items)))
 
 
+def claimed(node: Node) -> Node:
+    """Return the value of a claim such as `the best reagent is C`, and any other node unchanged."""
+    return node.sides[1] if isinstance(node, Relation) and node.operators == (CLAIM,) else node
+
+
 @lru_cache(maxsize=1024)
 def read(text: str) -> Node:
     """Read a text in the spelling of `latex.simplified` into its parts."""
-    text = without_sentence(unwrapped(text)).strip()
+    text = unwrapped(text)
+    if (choice := _choice(text)) is not None:  # the text of an option may be a sentence
+        return choice
+    subject, text = claim(text)
+    if subject:
+        return Relation((CLAIM,), (read_subject(subject), read(text)))
+    text = text.strip()
     while text.startswith("{") and closing(text, 0) == len(text) - 1 and "\\choose" not in text:
         text = text[1:-1].strip()
     if (choice := _choice(text)) is not None:
@@ -180,7 +200,8 @@ def read(text: str) -> Node:
     text = _joined_thousands(text)
     items = _items(text)
     if 1 < len(items) <= MOST_ITEMS and all(items):
-        return Group("", _all(items))
+        joined = frozenset(word for word, pattern in _JOINING.items() if any(top_level(text, pattern)))
+        return Group("", _all(items), joined)
     for form in (_both_signs, _set_parts, _relation, _group, _ratio):
         if (node := form(text)) is not None:
             return node

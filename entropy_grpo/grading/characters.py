@@ -39,7 +39,8 @@ _REWRITES = [
     (re.compile(r"√\s*(\d+(?:\.\d+)?|[a-zA-Z])"), r"\\sqrt{\1}"),
     (re.compile(r"√"), r"\\sqrt "),
     (re.compile(r"∛\s*(?:(\d+|[a-zA-Z])|\(([^()]*)\))"), r"\\sqrt[3]{\1\2}"),
-    (re.compile(r"(?<=[\d)}\]$a-z])\s*(?:或者?|和|与|及)\s*(?=[-\d(\[{\\$a-z])"), " or "),
+    (re.compile(r"(?<=[\d)}\]$a-z])\s*或者?\s*(?=[-\d(\[{\\$a-z])"), " or "),
+    (re.compile(r"(?<=[\d)}\]$a-z])\s*(?:和|与|及)\s*(?=[-\d(\[{\\$a-z])"), " and "),
 ]
 # Blocks that NFKC maps to the letters, digits and signs that they are forms of.
 _FORMS = re.compile("[\u2000-\u200a\u202f\u205f\u00a0\u3000\uff01-\uff5d\uffe0-\uffe6\U0001d400-\U0001d7ff]")

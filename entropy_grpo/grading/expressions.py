@@ -1,9 +1,9 @@
 """Parsing of one LaTeX expression to sympy.
 
 The parser is math-verify's own, latex2sympy2_extended, and it guesses: `2(3)` is 5, `4 5` is 9, `x'` is `x`, `X` is
-`x`, `I` is the imaginary unit, `A^T` is `A`, `\\coth x` is the cotangent of `hx`. Such texts are written out here
-before they are parsed, or refused. Decimals are fractions and nothing is rounded, so that 1e-9 is not 0 and 0.333333
-is not 1/3.
+`x`, `I` is the imaginary unit, `A^T` is `A`, `\\coth x` is the cotangent of `hx`. Such texts are written out here and
+in `arguments` before they are parsed, or refused. Decimals are fractions and nothing is rounded, so that 1e-9 is not 0
+and 0.333333 is not 1/3.
 """
 
 import re
@@ -11,13 +11,13 @@ from fractions import Fraction
 from functools import lru_cache
 
 import sympy
-from latex2sympy2_extended import latex2sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from sympy import Float, MatrixBase, MatrixExpr, Rational, Symbol
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanFunction
 
+from .arguments import with_brackets
 from .latex import closing
 from .phrases import Leaf, Words
 from .simple import simple
@@ -34,7 +34,7 @@ _REPEATING = re.compile(
     r"(\d+)\.()\((\d+)\)"
 )
 _POINT = re.compile(r"(?<![\d.])\.(?=\d)|(?<=\d)\.(?![\d.])")
-_MIXED = re.compile(r"(?<![\d.^_}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
+_MIXED = re.compile(r"(?<![\d.^_}])(\d+)\s*\\frac\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _MIXED_SLASH = re.compile(r"(?<![\d.^_}])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)")
 _ARGUMENT = re.compile(
     r"\\(frac|binom|sqrt|bar|vec|hat|dot|ddot|tilde|overline)(\[[^\]]*\])?\s*(?![\[{])(\\[a-zA-Z]+|[0-9a-zA-Z])"
@@ -44,10 +44,11 @@ _SECOND = re.compile(r"(?<=\})\s*(\\pi|[0-9a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\\circ\}?")
 _PRIMES = re.compile(r"([a-zA-Z])('+)")
 _CALL = re.compile(r"(\\sqrt|\^|_)\s*\(")
-# Numbers side by side, digits with an index, and `1/2x`, which may mean half of x or one over 2x. The end of a matrix
-# or of its row is no factor.
+# Numbers side by side, digits with an index, and `1/2x`, which may mean half of x or one over 2x. The end of a matrix,
+# of its row or of a rounding is no factor.
 _TWO_MEANINGS = re.compile(
-    r"\d\s+\.?\d|\.\d*\.|\)\s*\d|(?<![\w}])\d+_|/\s*\d+\s*(?:[a-zA-Z(]|\\(?!\\|end(?![a-zA-Z])|cdot|times|div|[,)]))"
+    r"\d\s+\.?\d|\.\d*\.|\)\s*\d|(?<![\w}])\d+_|"
+    r"/\s*\d+\s*(?:[a-zA-Z(]|\\(?!\\|(?:end|rfloor|rceil)(?![a-zA-Z])|cdot|times|div|[,)]))"
 )
 # `0.1(6)` is a product or a repeating decimal, `\sqrt13` is 3 to TeX and means the root of 13, `2^3^2` is no TeX; the
 # parser has no reciprocals of hyperbolic functions.
@@ -62,6 +63,11 @@ _VALUED_WORDS = re.compile(r"[a-zA-Z]{1,4}|[1-9]\d?:[1-5]\d")
 _STYLED = re.compile(r"\\math(bb|cal|frak|scr)\s*\{\s*([a-zA-Z])\s*\}")
 _TRANSPOSED = re.compile(r"\^\s*(?:\{\s*(?:T|\\top|\\intercal)\s*\}|T(?![a-zA-Z])|\\(?:top|intercal)(?![a-zA-Z]))")
 _CAPITAL_I = re.compile(r"\\(?:math[a-z]+\s*\{[^{}]*\}|[a-zA-Z]+)|_\s*(?:\{[^{}]*\}|I)|I")
+# Gamma is Euler's constant to the parser, or a call. Only the capital letter with a bracket is a function here.
+_GAMMA = re.compile(
+    r"\\(?:bar|vec|hat|dot|ddot|tilde|overline)\{[^{}]*\}|"
+    r"\\(gamma|Gamma(?!\s*(?:\^\s*(?:\w|\{[^{}]*\})\s*)?\())(?![a-zA-Z])"
+)
 _REWRITES = [
     # `10^-4` has one meaning unless more may stand in the exponent, as in `e^-2x` and `x^-1/2`.
     (re.compile(r"(?<=[\w)])\s*\^\s*-(\d+|[a-zA-Z])(?=\s*(?:[-+)},&]|\*(?!\*)|\\cdot|$))"), r"^{-\1}"),
@@ -76,15 +82,20 @@ _REWRITES = [
     (re.compile(r"(?<![a-zA-Z])\\?cis\s*\(([^()]*)\)"), r"e^{i(\1)}"),
     (re.compile(r"(?<![a-zA-Z])\\?cis\s*(\\frac\{[^{}]*\}\{[^{}]*\}|[0-9a-z\\.()/]+)"), r"e^{i(\1)}"),
     (re.compile(r"^([^\\]*\S)\s*\\angle\s*(.+)$"), r"\1e^{i(\2)}"),
-    (re.compile(r"(?<![\^_\d.])(\d+(?:\.\d+)?)\s*\("), r"\1\\cdot ("),
-    (re.compile(r"\)\s*\("), r")\\cdot ("),
     (re.compile(r"\\log_\s*(10|\d|[a-zA-Z])"), r"\\log_{\1} "),
     # `d \end` is a differential to the parser; without the row's end, which may stand here, `d` is a letter.
     (re.compile(r"(?<=d)\s*(?=\\end(?![a-z]))"), r"\\\\ "),
     (re.compile(r"\\begin\{array\}\s*\{[lcr| ]*\}(.*?)\\end\{array\}"), r"\\begin{pmatrix}\1\\end{pmatrix}"),
 ]
+_PRODUCTS = [
+    # A bracket behind `\pi` is a call to the parser.
+    (re.compile(r"\\pi\s*(?=\(\d+(?:\.\d+)?\)\s*[\^(])"), r"\\pi\\cdot "),
+    (re.compile(r"(?<![\^_\d.])(\d+(?:\.\d+)?)\s*\("), r"\1\\cdot ("),
+    (re.compile(r"\)\s*\("), r")\\cdot ("),
+]
 _PLAIN = re.compile(r"([+-]?)\s*(?:(\d+(?:\.\d+)?|\.\d+)|\\frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 _CONFIG = ConversionConfig(lowercase_symbols=False)
+_DIGITS = re.compile(r"\{*[\d.]+\}*")
 
 
 def _fraction(match: re.Match) -> str:
@@ -124,6 +135,8 @@ def _braced_arguments(text: str) -> str:
         start = command.end()
         end = closing(text, start)
         if end >= 0 and (second := _SECOND.match(text, end + 1)):
+            if re.match(r"\d\d", text[second.start(1) :]):
+                raise ValueError(f"{text!r} does not say which digits stand below which fraction.")
             text = f"{text[: end + 1]}{{{second[1]}}}{text[second.end() :]}"
     return text
 
@@ -167,14 +180,61 @@ def explicit(text: str) -> str:
     text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     text = _POINT.sub(lambda match: "0." if match.end() < len(text) and text[match.end()].isdigit() else "", text)
     text = _braced_arguments(_calls_in_braces(text))
+    text = _GAMMA.sub(lambda match: f"\\mathcal{{{match[1]}}}" if match[1] else match[0], text)
     text = _MIXED_SLASH.sub(_mixed, _MIXED.sub(_mixed, text))
     for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    text = with_brackets(text)
+    for pattern, replacement in _PRODUCTS:
         text = pattern.sub(replacement, text)
     text = _PRIMES.sub(lambda match: f"{match[1]}_{{{'p' * len(match[2])}}}", text)
     text = re.sub(r"(?<!\\sqrt)\[([^\[\]]*)\]", r"(\1)", text)
     if _TWO_MEANINGS.search(text) or "\\circ" in text or "%" in text or "'" in text:
         raise ValueError(f"{text!r} has two meanings or none.")
     return _single_brackets(text)
+
+
+class _Converter(_Latex2Sympy):
+    """Conversion of a parsed text to sympy.
+
+    The parent adds numbers side by side, as in `5\\binom{5}{2}`, and computes `\\gcd(m,n)`, which is 1 to sympy.
+    """
+
+    def convert_postfix_list(self, arr: list, i: int = 0) -> Expression:
+        """Multiply the factors from the position `i`. A factor that is a list holds the variable of a derivative.
+
+        Raises:
+            ValueError: digits stand beside a number, which may be a sum or a product, or a derivative has no function.
+        """
+        first = self.convert_postfix(arr[i])
+        if i == len(arr) - 1:
+            if isinstance(first, list):
+                raise ValueError("No function stands behind the derivative.")
+            return first
+        rest = self.convert_postfix_list(arr, i + 1)
+        if isinstance(first, list):
+            return sympy.Derivative(rest, first[0])
+        if first.is_Matrix or rest.is_Matrix:
+            return self.mat_mul_flat(first, rest)
+        before, behind = arr[i].getText(), arr[i + 1].getText()
+        if (first.is_Rational and behind[0].isdigit()) or (
+            rest.is_Rational and _DIGITS.fullmatch(before) and behind.startswith(("{", "\\frac"))
+        ):
+            raise ValueError(f"{before!r} and {behind!r} are a sum or a product.")
+        return self.mul_flat(first, rest)
+
+    def handle_gcd_lcm(self, f: str, args: list) -> Expression:
+        """Compute the divisor or the multiple of integers. With variables it is a function without a value.
+
+        Raises:
+            ValueError: a number is no integer.
+        """
+        values = [arg.doit() for arg in args]
+        if all(value.is_Integer for value in values):
+            return super().handle_gcd_lcm(f, values)
+        if any(value.is_number and not value.is_Integer for value in values):
+            raise ValueError(f"{f} takes integers.")
+        return sympy.Function(f)(*sorted(values, key=str))
 
 
 def _exact(expression: Expression) -> Expression:
@@ -210,7 +270,7 @@ def parsed(text: str) -> Expression | None:
     if (read := simple(text)) is not None:
         return read
     try:
-        read = latex2sympy(explicit(text), normalization_config=None, conversion_config=_CONFIG)
+        read = _Converter(config=_CONFIG).parse(explicit(text))
         if isinstance(read, sympy.Set | BooleanFunction | Relational | sympy.Tuple):
             return None
         return _exact(read.as_explicit() if isinstance(read, MatrixExpr) else read)

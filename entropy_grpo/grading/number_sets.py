@@ -53,12 +53,12 @@ def _solutions(relation: Relation) -> Set | None:
     return solutions
 
 
-def _variables(node: Node) -> set:
+def variables(node: Node) -> set:
     """Return the variables of the inequalities in a node."""
     if isinstance(node, Relation):
         return {value for value in map(number, node.sides) if value is not None and value.is_Symbol}
     parts = node.items if isinstance(node, Group) else node.parts if isinstance(node, Union) else ()
-    return set().union(*map(_variables, parts))
+    return set().union(*map(variables, parts))
 
 
 @lru_cache(maxsize=1024)
@@ -83,6 +83,8 @@ def _as_set(node: Node) -> Set | None:
     parts = [_as_set(item) for item in node.items]
     if None in parts:
         return None
+    if "or" in node.joined:
+        return None if "and" in node.joined else sympy.Union(*parts)
     # `x > 2, x < 5` means both relations. `x < 2, x > 5` means either, because no number satisfies both.
     both = sympy.Intersection(*parts)
     return both if both.is_empty is False else sympy.Union(*parts)
@@ -112,9 +114,10 @@ def _same_piece(a: Set, b: Set) -> bool:
 
 
 def same_sets(a: Node, b: Node) -> bool:
+    """Return whether two nodes mean one set of numbers; inequalities of several variables mean none."""
     one, other = _as_set(a), _as_set(b)
-    variables = [names for names in map(_variables, (a, b)) if names]
-    if one is None or other is None or (len(variables) == 2 and variables[0] != variables[1]):
+    names = variables(a) | variables(b)
+    if one is None or other is None or len(names) > 1:
         return False
     if one == other:
         return True

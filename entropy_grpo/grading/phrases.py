@@ -1,7 +1,7 @@
 """Phrases of an answer: sentences around it, words, and numbers with their units. Text in, leaves out.
 
-The input is one item, with no list, set or relation in it. A sentence is removed only if it says nothing but that this
-is the answer. Words are told from formulas: `Evelyn` is a word, `xy` and `2x` are products.
+The input is one item, with no list, set or relation in it. A sentence such as `The answer is 5` is removed, and the
+subject of `The area is 5` is kept apart. Words are told from formulas: `Evelyn` is a word, `xy` and `2x` are products.
 """
 
 import re
@@ -28,6 +28,11 @@ class Words:
 
     text: str
 
+    @property
+    def is_phrase(self) -> bool:
+        """True for words of a language, such as `Area`. `R` and `AB` are names of quantities and points."""
+        return len(self.text) > 1 and not self.text.isupper()
+
 
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 # Names of functions and constants, which belong to a formula even without a backslash.
@@ -40,8 +45,22 @@ _CLAIMS = frozenset("answer value solution equals thus so therefore".split())
 
 # Sentences: words that join a name with a value, that deny the claim, that end or begin a sentence.
 _COPULA = re.compile(r"\s(?:is equal to|is|are|equals|be|was)(?![a-zA-Z])\s*:?|:\s", re.I)
-_DENIAL = re.compile(r"\b(?:not|never|false|wrong|incorrect|if|unless|or|isn't|aren't|neither|than)\b|n't", re.I)
-_ENDING = re.compile(r"^(.*\S)\s+(?:is|are)\s+(?:the|our|my)\s+(?:\w+\s+)?(?:answer|solution|result|value)s?$", re.I)
+_DENIAL = re.compile(r"\b(?:not|never|false|wrong|incorrect|if|unless|isn't|aren't|neither|than)\b|n't", re.I)
+# Behind these, and in claims about a multiple, a value is none of the subject's.
+_NO_CLAIM = re.compile(
+    r"\b(?:cannot|can|could|may|might|maybe|perhaps|possibly|suppose|supposing|assume|assuming|except|almost|nearly)\b|"
+    r"\b(?:hardly|no|none|nothing|nobody|or|nor)\b|"
+    r"\b(?:twice|thrice|double|triple|half)\s+(?:of\s+)?(?:the|its?|this|that|our|my|an?)\b",
+    re.I,
+)
+# Words of a subject that say only that a value is the answer, or the value of a thing.
+_OF_ANY_ANSWER = frozenset(
+    "the a an our my this that these those it its there here of to we get is are be must should will would have has "
+    "then so thus hence therefore and finally overall consequently total number value values answer answers ans "
+    "solution solutions result results final correct right required desired requested exact numerical simplified only "
+    "unique best expression quantity question problem option choice letter statement".split()
+)
+_ENDING = re.compile(r"^(.*\S)\s+(?:is|are)\s+((?:the|our|my)\s+(?:\w+\s+)?(?:answer|solution|result|value)s?)$", re.I)
 _BEGINNING = re.compile(
     r"^(?:so|thus|hence|therefore|final|answers?|ans|approximately|about|exactly|option|choice|there (?:is|are))\b"
     r"[\s,:]*",
@@ -102,23 +121,39 @@ def unwrapped(text: str) -> str:
 
 def _says_something(text: str) -> bool:
     """Return whether words in a formula join or state something. Otherwise they name a unit."""
-    return not {word.lower() for word in re.findall(r"[A-Za-z']+", text)}.isdisjoint(NOT_UNITS | _CLAIMS)
+    words = {word.lower() for word in re.findall(r"[A-Za-z']+", text)}
+    return text.rstrip().endswith(":") or not words.isdisjoint(NOT_UNITS | _CLAIMS)
 
 
-def without_sentence(text: str) -> str:
-    """Remove a sentence such as `The answer is 5` or `5 is the answer` that makes no other claim."""
+def claim(text: str) -> tuple[str, str]:
+    """Return (subject, value) of a sentence such as `The area is 5` or `5 is the answer`.
+
+    The subject lacks the words that any answer may have, so that it is "" for `The answer is 5`. All of a text is the
+    value if it is no such sentence, denies something, or says more about the answer, as `Twice the answer is 5` does.
+    """
     if not _WORD.search(text):
-        return text
-    if claim := _ENDING.match(text):
-        text = claim[1]
-    parts = _COPULA.split(text)
-    if len(parts) == 2 and _WORD.search(parts[0]) and not _DENIAL.search(text):
+        return "", text
+    ending = _ENDING.match(text)
+    parts = [ending[2], ending[1]] if ending else _COPULA.split(text)
+    subject = ""
+    if len(parts) == 2 and _WORD.search(parts[0]) and not _DENIAL.search(text) and not _NO_CLAIM.search(parts[0]):
+        words = [word.strip(".,;:!?") for word in TEXT.sub(r" \1 ", parts[0]).split()]
+        own = [word for word in words if word.casefold() not in _OF_ANY_ANSWER]
+        # An `a` at the end is a letter, because no article ends a subject.
+        subject = " ".join(own or [word for word in words[-1:] if word == "a"])
+        if subject and any(word.casefold() in ("answer", "answers") for word in words):
+            return "", text
         text = parts[1].strip()
     elif len(parts) > 1:
-        return text
+        return "", text
     while (shorter := _BEGINNING.sub("", text)) != text and shorter:
         text = shorter
-    return text
+    return subject, text
+
+
+def read_subject(subject: str) -> Leaf | Words:
+    """Read the subject of a claim: `x` and `\\angle ABC` are formulas, and a text with a word is a phrase."""
+    return plain(subject) if all(map(str.isupper, _WORD.findall(subject))) else Words(subject)
 
 
 def _words(text: str) -> Words | Leaf | None:

@@ -109,6 +109,10 @@ _PHRASES = [
     (re.compile("每"), " per "),
 ]
 _PIECE = re.compile(r"(\\%|\\\$|\^\\circ|[€£¥₹₩₽]|[^\W\d_](?:[^\W\d_]|')*)(\.)?(?:\^\{?(-?[0-9])\}?)?|([/*])|\s+|(.)")
+# Units of which small letters are others: a megametre, a megagram, a newton metre.
+_PREFIXED = re.compile(r"M[mgsl]|Nm")
+# Symbols, not words, whose first letter may be a prefix: `meV` is not `MeV`, but `Men` is `men`.
+_MILLI_OR_MEGA = re.compile(r"[mM](?=[a-z]?[A-Z])[a-zA-Z]{1,3}")
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 # Words that a stop may shorten. Behind others it may end a sentence, as in `5 apples. Wait`.
 _SHORTENED = frozenset("in ft yd mi hr min sec lb sq cu".split())
@@ -136,10 +140,11 @@ class Unit:
 def _entry(word: str) -> tuple[Fraction, dict[str, int]]:
     """Look up factor and dimensions of a word, also in small letters and in the singular. Other words are a kind."""
     small = word.lower()
-    for name in (word, small, small.removesuffix("s"), small.removesuffix("es")):
+    names = [word] if _PREFIXED.fullmatch(word) else [word, small, small.removesuffix("s"), small.removesuffix("es")]
+    for name in names:
         if name in _TABLE and (len(name) > 1 or name == word):
             return _TABLE[name]
-    return Fraction(1), {small.removesuffix("s"): 1}
+    return Fraction(1), {(word[0] + small[1:] if _MILLI_OR_MEGA.fullmatch(word) else small).removesuffix("s"): 1}
 
 
 def unit(text: str) -> Unit | None:

@@ -7,10 +7,12 @@ restore the base, so that the base would drift with every rollout.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import transformers
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from transformers import AutoConfig, PreTrainedModel
 from trl import get_peft_config
 from trl.generation.vllm_generation import VLLMGeneration
 
-from ..runs.weights import has_adapter
+from ..runs.weights import SHARDED, has_adapter, kind
 from .config import CheckedModelConfig
 
 
@@ -53,8 +55,11 @@ def check_quantised(config: CheckedModelConfig, use_vllm: bool, shards: bool) ->
 
 
 def check_resumed(checkpoint: str | None, adapts: bool) -> None:
-    """Refuse to continue adapters with a run that trains the whole model, or a whole model with one that adapts it."""
-    if checkpoint is None or has_adapter(checkpoint) == adapts:
+    """Refuse to continue adapters with a run that trains the whole model, or a whole model with one that adapts it.
+
+    Shards have no configuration that tells which of the two they are. The settings in their seal are compared instead.
+    """
+    if checkpoint is None or kind(Path(checkpoint)) == SHARDED or has_adapter(checkpoint) == adapts:
         return
     holds, wanted = ("a LoRA adapter", "true") if has_adapter(checkpoint) else ("a whole model", "false")
     raise ValueError(
@@ -129,6 +134,11 @@ def refuse_tied(model: PeftModel) -> None:
             )
 
 
+def adapted_parameter(layer: BaseTunerLayer) -> str:
+    """Name the parameter that an adapter changes: one of `lora_target_parameters`, or else the module's weight."""
+    return layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
+
+
 def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
     """Make TRL send copies of the merged weights, and restore the base's exact weights after every sync.
 
@@ -147,7 +157,7 @@ def sync_exactly(model: PeftModel, generation: VLLMGeneration) -> None:
         They are looked up at every sync, because sharding gives the model new parameters.
         """
         weights = [
-            layer.get_base_layer().get_parameter("weight").detach()
+            layer.get_base_layer().get_parameter(adapted_parameter(layer)).detach()
             for layer in model.modules()
             if isinstance(layer, BaseTunerLayer)
         ]

@@ -28,6 +28,7 @@ from ..registry import nearest
 from ..runs import files
 from ..runs.folder import OF_WEIGHTS, RUNS, WEIGHTS, RunFolder, run_of
 from ..runs.processes import local_rank
+from ..runs.trained import read_recipe
 from ..runs.weights import ADAPTER_CONFIG, MODEL_CONFIG, deciding, has_adapter, has_tokenizer
 from ..tasks.cold_start import cache_dir
 from ..tasks.registry import TASKS, find
@@ -238,7 +239,20 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, prompts: list, path: str, *
 
 def load_config(path: str, revision: str | None = None) -> PreTrainedConfig:
     """Load the part of a model's configuration that describes its text model."""
-    return _load(AutoConfig, f"model is {path!r}, which", *base_of(path, revision)).get_text_config()
+    config = _load(AutoConfig, f"model is {path!r}, which", *base_of(path, revision))
+    take_positions(config, path)
+    return config.get_text_config()
+
+
+def take_positions(config: PreTrainedConfig, path: str | Path) -> None:
+    """Set the positions of an adapter's base to those of its run, whose recipe may have raised them.
+
+    The adapter itself names the base with its own positions, because the raised copy is a folder of one machine.
+    """
+    run = run_of(Path(path)) if has_adapter(path) else None
+    positions = None if run is None else read_recipe(run).get("max_position_embeddings")
+    if positions is not None:
+        config.get_text_config().max_position_embeddings = positions
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:
@@ -309,6 +323,7 @@ def load_model(
         raise ValueError(f"dtype is {dtype!r}: choose auto, {', '.join(DTYPES)}.")
     tokenizer = load_tokenizer(path, revision)
     model = _load(AutoModelForCausalLM, f"model is {path!r}, which", *base_of(path, revision), dtype=dtype)
+    take_positions(model.config, path)
     if has_adapter(path):
         model = _adapted(model, path)
     if torch.cuda.is_available():

@@ -13,11 +13,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from ..runs import files
-from ..runs.folder import RunFolder
+from ..runs.folder import run_of
 from ..runs.trained import read_recipe
 from ..runs.weights import ADAPTER, ADAPTER_CONFIG, WEIGHTS
 from .adapters import refuse_tied
-from .load import load_tokenizer
+from .load import load_tokenizer, take_positions
 
 
 def read_adapter(checkpoint: Path) -> dict[str, Any]:
@@ -42,17 +42,15 @@ def read_adapter(checkpoint: Path) -> dict[str, Any]:
 
 def recipe_dtype(checkpoint: Path) -> str:
     """Return the dtype in which the run loaded its base, or `auto` (the base's own) if there is no recipe."""
-    for folder in (checkpoint, checkpoint.resolve().parent):
-        if RunFolder(folder).recipe.is_file():
-            return read_recipe(RunFolder(folder)).get("dtype") or "float32"  # as TRL loads it
-    return "auto"
+    run = run_of(checkpoint)
+    return "auto" if run is None else read_recipe(run).get("dtype") or "float32"  # as TRL loads it
 
 
 def merge(checkpoint: str | Path, output: str | Path, revision: str | None = None) -> Path:
     """Write base plus adapter as safetensors, with tokenizer and generation configuration.
 
     Args:
-        checkpoint: folder with an adapter: `runs/NAME` or `runs/NAME/checkpoint-N`.
+        checkpoint: folder with an adapter: `runs/NAME`, `runs/NAME/checkpoint-N` or `runs/NAME/weights/step-N`.
         output: new or empty folder.
         revision: commit of the base on the Hub; by default the commit in the adapter's configuration.
 
@@ -73,6 +71,7 @@ def merge(checkpoint: str | Path, output: str | Path, revision: str | None = Non
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the base {name!r} (revision {revision}) does not load: {reason}") from error
+    take_positions(base.config, checkpoint)
     adapted = PeftModel.from_pretrained(base, checkpoint, autocast_adapter_dtype=False)
     refuse_tied(adapted)
     merged = adapted.merge_and_unload(safe_merge=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
+from peft import PeftModel
 from transformers import ProgressCallback, TrainerCallback
 
 from ..objective.objective import Objective
@@ -40,7 +41,8 @@ class RunRecorder(TrainerCallback):
             "num_processes": args.world_size,
             "distributed": str(args.parallel_mode.value),
             "base_model": model.config._name_or_path,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            # PEFT counts, for any model, whole weights of what ZeRO-3 partitions and 4 bits pack.
+            "parameters": PeftModel.get_nb_trainable_parameters(model)[1],
             "arguments": args.to_dict(),
         }
         if self.objective is not None:

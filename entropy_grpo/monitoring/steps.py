@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -142,6 +143,21 @@ def token_samples(scored: Scored, number: int, tokenizer: Any) -> list[dict[str,
     return samples
 
 
+@dataclass
+class Drawn:
+    """Responses of all ranks that were graded together in training.
+
+    Attributes:
+        right: (N,) bool, group by group.
+        lengths: (N,) int64 tokens, and `quality` the figures of `metrics.quality` by name. Both are empty without
+            diagnostics.
+    """
+
+    right: Tensor
+    lengths: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    quality: dict[str, float] = field(default_factory=dict)
+
+
 class StepMonitor:
     """Logs rollouts and optimiser steps among TRL's own metrics; holds accuracy and entropy of the latest rollout.
 
@@ -171,6 +187,11 @@ class StepMonitor:
         self.tokenizer, self.group_size, self.num_samples, self.recorder = tokenizer, group_size, num_samples, recorder
         self.categories = TokenCategories(tokenizer.decode, vocabulary)
         self.accuracy = self.entropy = math.nan
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a rollout."""
+        self.drawn: list[Drawn] = []
 
     def log(self, values: dict[str, float], mode: str = "train") -> None:
         """Add values to the next log."""
@@ -178,21 +199,39 @@ class StepMonitor:
             self.metrics[mode][name].append(value)
 
     def rewards(self, rewards: Tensor, prompts: list, completions: list, lengths: list[int], mode: str) -> None:
-        """Log the accuracy and, in training, the lengths and the quality of responses.
+        """Log the accuracy of an evaluation, or note responses in training, which `answers` logs.
 
         Args:
             rewards: (responses of all ranks, F), group by group. The first column decides correctness.
             prompts, completions, lengths: this rank's responses, with lengths in tokens.
         """
         right = is_right(rewards[:, 0])
-        accuracy = right.float().mean().item()
-        self.log({"accuracy": accuracy}, mode)
         if mode != "train":
+            self.log({"accuracy": right.float().mean().item()}, mode)
             return
-        self.accuracy = accuracy
+        drawn = Drawn(right)
         if self.objective.diagnostics:
-            everywhere = self.ranks.gather(torch.tensor(lengths, device=rewards.device), False)
-            self.log(answer_metrics(right, everywhere, self.group_size) | self._quality(prompts, completions, rewards))
+            drawn.lengths = self.ranks.gather(torch.tensor(lengths, device=rewards.device), False)
+            drawn.quality = self._quality(prompts, completions, rewards)
+        self.drawn.append(drawn)
+
+    def answers(self) -> None:
+        """Log accuracy, lengths and quality of the responses that were drawn for a rollout, in however many rounds.
+
+        Nothing is logged if none were drawn. `format_entropy` is the mean over rounds, weighted by their responses.
+        """
+        if not self.drawn:
+            return
+        right = torch.cat([drawn.right for drawn in self.drawn])
+        self.accuracy = right.float().mean().item()
+        metrics = {"accuracy": self.accuracy}
+        if self.objective.diagnostics:
+            metrics |= answer_metrics(right, torch.cat([drawn.lengths for drawn in self.drawn]), self.group_size)
+            shares = [len(drawn.right) / len(right) for drawn in self.drawn]
+            for name in self.drawn[0].quality:
+                values = [drawn.quality[name] for drawn in self.drawn]
+                metrics[name] = sum(x * value for x, value in zip(shares, values, strict=True))
+        self.log(metrics)
 
     def _quality(self, prompts: list, completions: list, rewards: Tensor) -> dict[str, float]:
         """Return the figures of `metrics.quality` as means over ranks."""
@@ -218,14 +257,16 @@ class StepMonitor:
         self.entropy = metrics["entropy/mean"]
         self.log(metrics)
 
-    def sampler_gap(self, scored: Sequence[Scored]) -> None:
+    def sampler_gap(self, passes: Sequence[Pass], batches: Sequence[Inputs]) -> None:
         """Log the mean difference between the log-probabilities of the policy and of its sampler, over all ranks.
 
         Args:
-            scored: a step whose policy wrote its tokens, with the sampler's log-probabilities as the old ones.
+            passes: passes of the policy that wrote the tokens.
+            batches: their micro-batches, with the sampler's log-probabilities as the old ones.
         """
-        mask = flatten([s.mask for s in scored])
-        gaps = flatten([(s.logps - s.inputs["old_per_token_logps"]).abs() for s in scored]) * mask
+        mask = flatten([loss_mask(b) for b in batches])
+        logps, old = flatten([p.logps for p in passes]), flatten([b["old_per_token_logps"] for b in batches])
+        gaps = (logps - old).abs() * mask
         total, count = self.ranks.sum(torch.stack([gaps.sum().double(), mask.sum().double()])).tolist()
         self.log({"sampling/sampling_logp_difference/mean": share(total, count)})
 

@@ -38,11 +38,19 @@ def backward_matmuls(trains_head: bool) -> int:
 def _check_head(
     args: Any, why_not: str | None, has_bonus: bool, aux_loss_enabled: bool, entries: "tuple[Entry, ...]"
 ) -> str | None:
-    """Return the reason why the sparse LM head cannot serve the run, or None.
+    """Return the reason why the sparse LM head cannot serve the run, or None if it can or if TRL's head is chosen.
 
     Raises:
-        ValueError: a setting needs the sparse head, which cannot serve.
+        ValueError: a setting needs the sparse head, which cannot serve or is not chosen.
     """
+    by_norm = next((entry for entry in entries if "residual_norms" in entry.needs), None)
+    if args.fused_lm_head == "trl":
+        if by_norm is not None:
+            raise ValueError(
+                f"{by_norm.setting} names {by_norm.name}, which reads gradient norms, but fused_lm_head is 'trl': set "
+                "it to auto."
+            )
+        return None
     reason = why_not
     if has_bonus:
         reason = "the loss has an entropy bonus"
@@ -59,7 +67,6 @@ def _check_head(
         raise ValueError(
             f"entropy_selection is {args.entropy_selection!r}, but {reason}: choose another entropy_selection."
         )
-    by_norm = next((entry for entry in entries if "residual_norms" in entry.needs), None)
     if reason is not None and by_norm is not None:
         raise ValueError(
             f"{by_norm.setting} names {by_norm.name}, which reads gradient norms, but {reason}: leave it out."
@@ -216,11 +223,7 @@ class Objective:
         advantages, token_weights = entries_of(args)
         has_bonus = args.entropy_coef != 0 or args.use_adaptive_entropy
         uses_trl_head = args.fused_lm_head == "trl"
-        refusal = (
-            None
-            if uses_trl_head
-            else _check_head(args, why_not, has_bonus, aux_loss_enabled, advantages + token_weights)
-        )
+        refusal = _check_head(args, why_not, has_bonus, aux_loss_enabled, advantages + token_weights)
         token_ratio = args.importance_sampling_level == "token"
         objective = cls(
             rho=args.top_entropy_quantile,

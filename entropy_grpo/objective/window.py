@@ -90,6 +90,11 @@ class Window:
     opened: int | None = None
     threshold: float | None = None
 
+    @property
+    def trained(self) -> tuple[list[Pass], list[Inputs]]:
+        """Passes of the loss so far, and their micro-batches."""
+        return [Pass(s.logps, s.entropies) for s in self.scored], [s.inputs for s in self.scored]
+
     def all_tokens(self) -> list[Scored]:
         """Return all tokens whose entropies are known."""
         if self.everything is None:
@@ -163,8 +168,7 @@ def step_threshold(window: Window, objective: Objective, ranks: Ranks, seed: int
     """
     if window.threshold is None:
         return window.thresholds[0]
-    passes = [Pass(s.logps, s.entropies) for s in window.scored]
-    _, found = select_tokens(passes, [s.inputs for s in window.scored], objective, ranks, seed)
+    _, found = select_tokens(*window.trained, objective, ranks, seed)
     return window.threshold if math.isnan(found) else found
 
 

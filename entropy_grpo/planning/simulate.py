@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.tables import aligned
-from ..objective.sampling import Sampler, fewest_groups
+from ..objective.sampling import Sampler, fewest_groups, informative
 from ..training.drafts import surplus
 from .commands import without
 from .flops import SCORING, passes
@@ -55,7 +55,8 @@ class Assumptions:
         between: share of the variance of this logarithm that lies between prompts.
         prompt: mean number of tokens of a prompt.
         informative: share of groups that dynamic sampling keeps.
-        sync: seconds per rollout in which weights go to the sampler, and vLLM sleeps and wakes.
+        sync: seconds in which weights go to the sampler, and vLLM sleeps and wakes. A server gets them once per
+            rollout. A colocated vLLM loses them while it sleeps, and gets them at every call.
         device: rates of a GPU.
     """
 
@@ -306,6 +307,7 @@ class Rollout:
         busy: mean seconds in which a copy had something to write.
         written: tokens written.
         recomputed: tokens of earlier rounds, or of responses that lost their cache, that were computed again.
+        calls: calls of the sampler.
         lengths: (prompts, size) tokens of the responses to train on.
     """
 
@@ -313,6 +315,7 @@ class Rollout:
     busy: float = 0.0
     written: int = 0
     recomputed: int = 0
+    calls: int = 0
     lengths: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), int))
 
 
@@ -355,16 +358,29 @@ class Rollouts:
         ]
 
     def _write(self, to_the_end: bool, found: Rollout) -> None:
-        """Let all unfinished responses grow, and add the round to the rollout."""
-        queues: list[list[tuple[int, int]]] = [[] for _ in range(self.copies)]
+        """Let all unfinished responses grow, and add the round to the rollout.
+
+        As in `training.drafts`, one call writes responses by the budget, and another writes responses to their end.
+        """
+        budget = self.rules.budget
+        queues: list[list[list[tuple[int, int]]]] = [[[] for _ in range(self.copies)] for _ in range(2)]
         for i, group in enumerate(self.unfinished):
-            grown = group.lengths
-            if self.rules.budget is not None and not (to_the_end or self._must_end(group)):
-                grown = np.minimum(group.lengths, group.done + self.rules.budget)
-            pairs = zip(group.done.tolist(), grown.tolist(), strict=True)
-            queues[i % self.copies] += [(before, end) for before, end in pairs if before < end]
+            last = np.full_like(group.done, True, dtype=bool)
+            if budget is not None and not (to_the_end or self._must_end(group)):
+                last = self.rules.longest - group.done <= budget
+            grown = np.where(last, group.lengths, np.minimum(group.lengths, group.done + (budget or 0)))
+            for is_last, before, end in zip(last.tolist(), group.done.tolist(), grown.tolist(), strict=True):
+                if before < end:
+                    queues[is_last][i % self.copies].append((before, end))
             group.done = grown
+        for call in queues:
+            if any(call):
+                self._call(call, found)
+
+    def _call(self, queues: Sequence[Sequence[tuple[int, int]]], found: Rollout) -> None:
+        """Let every copy write its queue, and add the call to the rollout."""
         parts = [decode(self.copy, queue) for queue in queues]
+        found.calls += 1
         found.seconds += max(part.seconds for part in parts)
         found.busy += sum(part.seconds for part in parts) / self.copies
         found.written += sum(part.written for part in parts)
@@ -434,8 +450,13 @@ def _cycle(rollouts: Sequence[Rollout], times: np.ndarray, seconds: float, write
     return Cycle(generation, scoring, steps, seconds - generation - scoring - steps, seconds, written, recomputed)
 
 
+def synchronisation(rollouts: Sequence[Rollout], sync: float, colocates: bool) -> float:
+    """Return the mean seconds of a cycle in which weights go to the sampler (`Assumptions.sync`)."""
+    return sync * (float(np.mean([rollout.calls for rollout in rollouts])) if colocates else 1.0)
+
+
 def in_turns(rollouts: Sequence[Rollout], times: np.ndarray, sync: float, writers: float, trainers: float) -> Cycle:
-    """Return the mean cycle if generation, training and synchronisation follow each other."""
+    """Return the mean cycle if generation, training and `sync` seconds of synchronisation follow each other."""
     seconds = float(np.mean([rollout.seconds for rollout in rollouts]) + times.sum(axis=1).mean()) + sync
     return _cycle(rollouts, times, seconds, writers, trainers)
 
@@ -549,7 +570,8 @@ def _colocated(options: PlanOptions, words: Sequence[str], assumed: Assumptions)
             if refusal is None:
                 rollouts = _rollouts(job, assumed, budget, cache)
                 times = [None if train is None else _times(rollouts, train) for train in trainers]
-                cycles = [None if t is None else in_turns(rollouts, t, assumed.sync, 1.0, 1.0) for t in times]
+                sync = synchronisation(rollouts, assumed.sync, colocates=True)
+                cycles = [None if t is None else in_turns(rollouts, t, sync, 1.0, 1.0) for t in times]
             words_of_it = (*settings, "--max_new_tokens_per_round", "null" if budget is None else str(budget))
             yield Variant(name, words_of_it, cycles[0], refusal, spared=cycles[1])
 
@@ -582,7 +604,8 @@ def _split(options: PlanOptions, words: Sequence[str], assumed: Assumptions) -> 
     if refusal is None:
         rollouts = _rollouts(job, assumed, None, cache)
         times = _times(rollouts, trainer_of(job, assumed))
-        turns, one_ahead = (order(rollouts, times, assumed.sync, 0.5, 0.5) for order in (in_turns, ahead))
+        sync = synchronisation(rollouts, assumed.sync, colocates=False)
+        turns, one_ahead = (order(rollouts, times, sync, 0.5, 0.5) for order in (in_turns, ahead))
     yield Variant(f"{name}, in turns", settings, turns, refusal)
     yield Variant(f"{name}, a rollout ahead", settings, one_ahead, refusal, exists=False)
 
@@ -598,13 +621,25 @@ def assumptions(job: Job) -> Assumptions:
     """Return the assumptions about a job.
 
     Raises:
-        ValueError: the job samples without vLLM, or its mean length is unknown.
+        ValueError: the job samples without vLLM, its mean length is unknown, or its responses fork.
     """
+    args = job.grpo
     if not job.uses_vllm or job.use_cpu:
         raise ValueError("--simulate needs a recipe with use_vllm: true on GPUs, because it simulates vLLM.")
+    if args.fork_rollouts is not None:
+        raise ValueError(
+            f"fork_rollouts is {args.fork_rollouts}, but --simulate knows no responses that continue others: add "
+            "--fork_rollouts null, which simulates responses that are written whole."
+        )
     if job.lengths.mean is None:
         raise ValueError("--simulate needs --mean-length, the mean number of tokens of a response, which decides it.")
-    return Assumptions(mean=job.lengths.mean, prompt=min(Assumptions.prompt, job.lengths.prompt))
+    shares = (right / args.num_generations for right in range(args.num_generations + 1))
+    keeps_all = all(informative(share, args.min_accuracy, args.max_accuracy) for share in shares)
+    return Assumptions(
+        mean=job.lengths.mean,
+        prompt=min(Assumptions.prompt, job.lengths.prompt),
+        informative=1.0 if keeps_all else Assumptions.informative,
+    )
 
 
 def simulate(options: PlanOptions, words: Sequence[str]) -> dict[str, Any]:
@@ -638,7 +673,8 @@ def _assumed_rows(assumed: dict[str, Any]) -> list[tuple[str, str]]:
         ("responses", f"{lengths}; {assumed['between']:.0%} of the variance between prompts"),
         ("prompts", f"{assumed['prompt']} tokens on average, cached once per group"),
         ("groups", f"{assumed['informative']:.0%} informative where dynamic sampling selects them"),
-        ("sync", f"{assumed['sync']:g} s per rollout; grading and the parsing of answers cost nothing"),
+        ("sync", f"{assumed['sync']:g} s per call of a colocated vLLM, or per rollout of servers"),
+        ("grading", "answers are parsed and graded in no time"),
     ]
 
 

@@ -15,7 +15,7 @@ runs/NAME/
     plots/*.png       plots of the files above
     README.md         model card, written from the files above
     weights/step-N/   models of the steps that `keep_weights` names
-    checkpoint-N/, model.safetensors, ...
+    checkpoint-N/, model.safetensors, trainer_state.json with the step of this model, ...
 """
 
 import re
@@ -30,7 +30,7 @@ WEIGHTS = "weights"
 OF_WEIGHTS = "weights-"
 # Setting of results of only the first questions of a benchmark, which are no results of a run.
 LIMIT = "limit"
-# TRL's own file in a checkpoint, and the comparison in a folder of benchmark results.
+# TRL's own file beside the weights of a checkpoint or of the end, and the comparison in a folder of benchmark results.
 STATE, COMPARISON = "trainer_state.json", "comparison.json"
 # Settings that no file of a run may hold.
 SECRETS = ("hub_token", "push_to_hub_token")

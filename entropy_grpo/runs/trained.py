@@ -5,8 +5,11 @@ and kept weights, only facts known at their step are read, because later rows an
 to other weights.
 """
 
+import hashlib
 import itertools
+import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +22,15 @@ from . import files, weights, yaml12
 from .files import Row
 from .folder import COMPARISON, LIMIT, OF_WEIGHTS, STATE, RunFolder, above, results_of, step_in
 
-# Settings of a benchmark that do not change the measurement: the model and the backend.
-NOT_THE_BENCHMARK = {"model", "model_revision", "weights", "backend", "dtype", "batch_size", "seed"}
+# Settings of a benchmark that do not change the measurement: the model, the backend, and the name of the questions, of
+# whose content the results record a digest.
+NOT_THE_BENCHMARK = {
+    *("model", "model_revision", "weights", "dtype"),
+    *("backend", "served_model", "batch_size", "seed", "data_set"),
+}
+
+# Digests of the results on both sides of a gain, this model's first, beside the gain in `comparison.json`.
+COMPARED = "compared"
 
 
 def read_recipe(folder: RunFolder) -> Row:
@@ -46,7 +56,7 @@ class Benchmark:
         path: file with the figures. The parquet file beside it has every sample.
         figures: contents of the file.
         baseline: figures of the base model, or empty.
-        gains: paired comparison with the base model, or empty.
+        gains: paired comparison of these figures with those of the base model, or empty.
     """
 
     name: str
@@ -68,7 +78,9 @@ class Trained:
         rows: logs up to `step`.
         changes: settings that resumed runs changed up to `step`, as in `changes.json`.
         step: optimiser steps of the model; None if no file records them.
-        is_last: whether the run ended at this step.
+        is_last: whether the log ends at this step.
+        is_end: whether results of the run's end are of this model. The folder of a continued run keeps the model of
+            its earlier end.
         lacks: missing parts of the folder, each with its consequence for a reader.
     """
 
@@ -83,6 +95,7 @@ class Trained:
     changes: list[Row]
     step: int | None
     is_last: bool
+    is_end: bool
     lacks: list[str]
 
     @cached_property
@@ -104,6 +117,11 @@ class Trained:
     def adapter(self) -> Row:
         """PEFT's configuration of an adapter."""
         return files.read_json(self.model / weights.ADAPTER_CONFIG)
+
+    @property
+    def shards_adapters(self) -> bool:
+        """True if the weights are shards of a LoRA run, which have the adapters alone."""
+        return self.weights == weights.SHARDED and bool(self.recipe.get("use_peft"))
 
     @property
     def base(self) -> str | None:
@@ -150,7 +168,7 @@ class Trained:
         """Results for this model, by the name of the benchmark."""
         folders = {path.name: path for path in sorted(self.run.benchmarks.glob("*")) if path.is_dir()}
         bases = [one for path in folders.values() if self._is_of_base(path) for one in results_in(path)]
-        own = ["final"] * self.is_last + [
+        own = ["final"] * self.is_end + [
             f"checkpoint-{self.step}",
             f"{OF_WEIGHTS}step-{self.step}",
             results_of(self.step),
@@ -163,20 +181,30 @@ class Trained:
                     continue
                 alike = ((place, base) for place, base in bases if place.name == path.name)
                 place, base = next((pair for pair in alike if not unlike_settings([pair[1], figures])), (None, {}))
-                beside = [gains[key] for key in gains if place and _names(key, place.parent)]
-                gain = beside[0].get(path.stem, {}) if beside else {}
+                beside = [one for key, one in gains.items() if place and _names(key, place.parent)]
+                sides = [digest_of(figures), digest_of(base)]
+                measured = (one.get(path.stem, {}) for one in beside)
+                gain: Row = next((one for one in measured if one.get(COMPARED) == sides), {})
                 results.setdefault(path.stem, Benchmark(path.stem, path, figures, base, gain))
         return [results[name] for name in sorted(results)]
 
     def _is_of_base(self, folder: Path) -> bool:
-        models = {figures.get("settings", {}).get("model") for _, figures in results_in(folder)}
-        return folder.name == results_of(0) or bool(models & ({self.base} - {None}))
+        models = {figures.get("settings", {}).get("model") for _, figures in results_in(folder)} - {None}
+        places = {os.path.abspath(str(model)) for model in models}  # a folder has several spellings
+        return folder.name == results_of(0) or (self.base is not None and os.path.abspath(self.base) in places)
 
 
 def _names(written: str, folder: Path) -> bool:
     """Return whether a path, relative to any folder, names a folder of benchmark results: run, `benchmarks`, name."""
     parts = [part for part in Path(written).parts if part != ".."][-3:]
     return tuple(parts) == folder.resolve().parts[-len(parts) :]
+
+
+def digest_of(figures: Row) -> str:
+    """Return a digest of a benchmark's results, by which a gain names the results that it was computed from."""
+    settings = figures.get("settings", {})
+    content = [settings.get("questions_sha256"), settings.get("weights"), figures.get("metrics")]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def unlike_settings(figures: Sequence[Row]) -> list[str]:
@@ -260,7 +288,8 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
         raise ValueError(f"{path}: there is no such run folder.")
     run, rows, last, step = _progress(path)
     is_last = last is None or step is None or step >= last
-    evaluation = evaluation_at(run, step if is_last else last)
+    is_end = is_last or path == run.path
+    evaluation = evaluation_at(run, step if is_end else last)
     changes = files.read_json(run.changes).get("changes", [])
     trained = Trained(
         model=path,
@@ -269,11 +298,12 @@ def read(path: Path, expected_weights: str | None = None) -> Trained:
         recipe=read_recipe(run),
         environment=files.read_json(run.environment),
         data=files.read_json(run.data),
-        evaluation=evaluation if is_last else {},
+        evaluation=evaluation if is_end else {},
         rows=[row for row in rows if row.get("step", 0) <= (math.inf if step is None else step)],
         changes=[row for row in changes if row["from_step"] <= (math.inf if step is None else step)],
         step=step,
         is_last=is_last,
+        is_end=is_end,
         lacks=[] if expected_weights else weights.missing(path),
     )
     trained.lacks.extend(_list_gaps(trained, evaluation))
@@ -292,7 +322,7 @@ def _list_gaps(trained: Trained, evaluation: Row) -> list[str]:
             lacks.append(f"{path.name}: {consequence}")
     if not trained.rows:
         lacks.append(f"{run.metrics.name}: the course of the training is not known")
-    if evaluation and not trained.is_last:
+    if evaluation and not trained.is_end:
         lacks.append(f"an evaluation of this checkpoint: {run.evaluation.name} describes the end of the run")
     elif "after" not in evaluation:
         lacks.append("an evaluation after training: the accuracy of the model is not known")

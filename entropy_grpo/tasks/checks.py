@@ -22,6 +22,9 @@ USES_NUMBERS = 0.1
 
 _SEPARATORS = re.compile(r"[\s,;\[\]'\"]+")
 _NUMBER = re.compile(r"[+-]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:e[+-]?\d{1,3}|/\d{1,400})?", re.IGNORECASE)
+_PLACES = re.compile(r"\d+(?:\.(\d+))?")
+_DEGREES = re.compile(r"\s*(?:\u00b0|\^\s*(?:\\circ|\{\s*\\circ\s*\}))\s*\Z")
+_BRACKETS = re.compile(r"\A\s*\(([^()]*)\)\s*\Z")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _ARITHMETIC = re.compile(r"[\d\s+\-*/()]+")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
@@ -90,6 +93,25 @@ def numbers(answer: str, item: Item) -> float:
     """
     wanted = read_numbers(item["answer"])
     return float(wanted is not None and wanted in (read_numbers(answer), read_list(answer)))
+
+
+def numbers_in_any_order(answer: str, item: Item) -> float:
+    """1.0 for the reference's numbers, each as often as in the reference, as `numbers` compares them."""
+    wanted = read_numbers(item["answer"])
+    found = [read for read in (read_numbers(answer), read_list(answer)) if read is not None]
+    return float(wanted is not None and sorted(wanted) in map(sorted, found))
+
+
+def rounded_numbers(answer: str, item: Item) -> float:
+    """1.0 for the numbers that the reference rounds, in its order; brackets and a degree sign change nothing.
+
+    A number may have more places than the reference, from which it differs by at most half a unit of the last place.
+    """
+    wanted, found = (read_list(_BRACKETS.sub(r"\1", _DEGREES.sub("", text))) for text in (item["answer"], answer))
+    if wanted is None or found is None or len(wanted) != len(found):
+        return 0.0
+    half = [Fraction(1, 2 * 10 ** len(places)) if places else 0 for places in _PLACES.findall(item["answer"])]
+    return float(all(abs(a - b) <= most for a, b, most in zip(found, wanted, half, strict=True)))
 
 
 def same_json(answer: str, item: Item) -> float:

@@ -16,7 +16,7 @@ SCORER = "scorer"  # the package's own
 
 CHECKS: dict[str, tuple[str, ...]] = {
     "text": tuple(
-        "ab acre advanced_geometry arc_1d arc_agi base_conversion bf binary_matrix bitwise_arithmetic caesar_cipher "
+        "ab acre arc_1d arc_agi base_conversion bf binary_matrix bitwise_arithmetic caesar_cipher "
         "calendar_arithmetic circuit_logic color_cube_rotation course_schedule emoji_mystery family_relationships "
         "figlet_font futoshiki game_of_life_halting letter_jumble mahjong_puzzle manipulate_matrix "
         "mini_sudoku modulo_grid needle_haystack path_star prime_factorization rearc rotate_matrix "
@@ -27,9 +27,11 @@ CHECKS: dict[str, tuple[str, ...]] = {
     "numbers": tuple(
         "aiw basic_arithmetic binary_alternation chain_sum count_bits count_primes decimal_arithmetic "
         "decimal_chain_sum dice gcd gsm_symbolic largest_island lcm leg_counting letter_counting maze "
-        "number_filtering number_format number_sequence number_sorting polynomial_equations products "
+        "number_filtering number_format number_sequence number_sorting products "
         "rectangle_count rotten_oranges self_reference simple_equations simple_geometry".split()
     ),
+    "numbers_in_any_order": ("polynomial_equations",),
+    "rounded_numbers": ("advanced_geometry",),
     "same_json": ("game_of_life",),
     "listed": ("n_queens",),
     "expression": ("countdown", "puzzle24"),
@@ -39,6 +41,8 @@ BY_GENERATOR = {generator: check for check, generators in CHECKS.items() for gen
 OWN: dict[str, Check] = {
     "text": checks.text,
     "numbers": checks.numbers,
+    "numbers_in_any_order": checks.numbers_in_any_order,
+    "rounded_numbers": checks.rounded_numbers,
     "same_json": checks.same_json,
     "listed": checks.listed,
     "expression": checks.expression,

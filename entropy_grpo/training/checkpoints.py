@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from ..runs import seal
 from ..runs.files import Row
-from ..runs.folder import STATE
+from ..runs.folder import STATE, RunFolder
 from .ranks import on_first
 
 # The settings of the run that wrote a checkpoint, in its seal.
@@ -78,10 +78,11 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
 
 
 def _named_checkpoint(folder: Path) -> str:
-    if not (folder / STATE).is_file():
+    is_run = RunFolder(folder).recipe.is_file()
+    if is_run or not (folder / STATE).is_file():
+        reason = "but the folder of a run" if is_run else f"because it has no {STATE}"
         raise ValueError(
-            f"resume_from_checkpoint is {str(folder)!r}, which is no checkpoint, because it has no "
-            "trainer_state.json: name a checkpoint-N folder."
+            f"resume_from_checkpoint is {str(folder)!r}, which is no checkpoint, {reason}: name a checkpoint-N folder."
         )
     if (folder / seal.COMPLETE).exists():
         faults = _faults(folder)

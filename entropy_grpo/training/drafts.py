@@ -20,8 +20,8 @@ Every group that has begun is written to its end and graded, so that no response
 The state is equal on every rank.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -50,7 +50,8 @@ class Piece:
     ended: bool
 
 
-# (problems, the tokens of their responses so far, largest number of further tokens) -> their continuations.
+# (problems, the tokens of their responses so far, largest number of further tokens) -> their continuations. The number
+# is that of the whole call, so that a response may grow beyond the longest response of the run.
 Write = Callable[[list[Row], list[list[int]], int], list[Piece]]
 
 
@@ -75,16 +76,18 @@ class Draft:
     ended: list[bool]
     forks: list[int | None] = field(default_factory=list)
 
-    def extend(self, i: int, piece: Piece, longest: int) -> None:
-        """Append a piece to response i, which ends at `longest` tokens at the latest."""
+    def extend(self, i: int, piece: Piece, longest: int) -> int:
+        """Append a piece to response i, which ends at `longest` tokens. Returns: number of tokens appended."""
         before = self.responses[i]
-        ids = torch.cat([before.completion_ids, piece.ids])
-        logprobs = piece.logprobs
+        new = slice(longest - len(before.completion_ids))
+        ids = torch.cat([before.completion_ids, piece.ids[new]])
+        logprobs = None if piece.logprobs is None else piece.logprobs[new]
         if len(before.completion_ids):
             known = logprobs is not None and before.logprobs is not None
             logprobs = torch.cat([before.logprobs, logprobs]) if known else None
         self.responses[i] = Response(piece.prompt_ids, ids, "", logprobs)
         self.ended[i] = piece.ended or len(ids) >= longest
+        return len(ids) - len(before.completion_ids)
 
     def fork(self, i: int, place: int, branches: Sequence[int]) -> None:
         """Begin the responses that continue response i with its tokens before a place."""
@@ -93,6 +96,9 @@ class Draft:
         for branch in branches:
             self.responses[branch] = Response(trunk.prompt_ids, trunk.completion_ids[:place], "", logprobs)
             self.old_logps[branch] = self.old_logps[i][:place]
+
+
+Member = tuple[Draft, int]  # a response of a group, by its number
 
 
 def pieces_of(
@@ -144,6 +150,8 @@ class Drafts:
         max_age: rollouts after its first rollout in which a response is whole at the latest.
         part: responses of one call of `write`, or None for any number.
         rule: forks of responses; None without forks.
+        width: tokens of a prompt, its response and a call's further tokens, up to which `write` may be asked. Prompts
+            with their longest responses are always within it.
     """
 
     def __init__(
@@ -157,10 +165,11 @@ class Drafts:
         ranks: Ranks,
         part: int | None,
         rule: ForkRule | None = None,
+        width: float = math.inf,
     ):
         self.problem, self.policy_writes, self.size, self.budget = problem, write, size, budget
         self.longest, self.max_age, self.ranks, self.part = longest, max_age, ranks, part
-        self.rule = rule
+        self.rule, self.width = rule, width
         self.unfinished: list[Draft] = []  # oldest first
         self.written = 0  # tokens, since `begin`
 
@@ -217,7 +226,7 @@ class Drafts:
         trunks = {i for i, place in enumerate(draft.forks) if place is not None}
         return [i for i in range(self.size) if i < self.rule.trunks or self.rule.trunk_of(i) in trunks]
 
-    def _fork(self) -> list[tuple[Draft, int]]:
+    def _fork(self) -> list[Member]:
         """Draw the forks of responses that have become whole, and return the responses that continue them."""
         if self.rule is None:
             return []
@@ -248,37 +257,64 @@ class Drafts:
         whole = -(-count // self.ranks.count) * self.ranks.count
         return [min(i, count - 1) for i in range(whole)][self.ranks.index :: self.ranks.count]
 
-    def _grow(self, rollout: int, to_the_end: bool, members: Sequence[tuple[Draft, int]]) -> None:
-        """Let responses grow that are not whole."""
-        plan: dict[int, list[tuple[Draft, int]]] = defaultdict(list)
-        for draft, i in members:
-            left = self.longest - len(draft.responses[i].completion_ids)
-            is_last = to_the_end or self.budget is None or self._must_end(draft, rollout)
-            if not draft.ended[i]:
-                plan[left if is_last else min(left, self.budget)].append((draft, i))
-        for limit, same in sorted(plan.items()):
-            self._continue(same, limit)
+    def _grow(self, rollout: int, to_the_end: bool, members: Sequence[Member]) -> None:
+        """Let responses grow that are not whole.
 
-    def _continue(self, members: list[tuple[Draft, int]], limit: int) -> None:
-        """Let responses grow by at most `limit` tokens, on all ranks.
+        Responses that are written to their end share calls, however much they have left.
+        """
+        last: list[Member] = []
+        others: list[Member] = []
+        for draft, i in members:
+            if not draft.ended[i]:
+                left = self.longest - len(draft.responses[i].completion_ids)
+                is_last = to_the_end or self.budget is None or left <= self.budget or self._must_end(draft, rollout)
+                (last if is_last else others).append((draft, i))
+        self._continue(others, self.budget)
+        self._continue(last, None)
+
+    def _calls(self, members: Sequence[Member], budget: int | None) -> Iterator[tuple[list[Member], int]]:
+        """Divide responses into calls: (responses on all ranks, largest number of further tokens of one of them).
+
+        Responses of similar length share a call, which pads them to one width.
+        """
+        members = sorted(members, key=lambda member: len(member[0].responses[member[1]].completion_ids))
+        prompts = [len(draft.responses[i].prompt_ids) for draft, i in members]
+        width = max(self.width, self.longest + max(prompts, default=0))
+        most = len(members) if self.part is None else self.part * self.ranks.count
+        call: list[Member] = []
+        limit = 0
+        for (draft, i), prompt in zip(members, prompts, strict=True):
+            written = len(draft.responses[i].completion_ids)
+            if call and (len(call) == most or prompt + written + limit > width):
+                yield call, limit
+                call = []
+            if not call:
+                limit = self.longest - written if budget is None else budget
+            call.append((draft, i))
+        if call:
+            yield call, limit
+
+    def _continue(self, members: Sequence[Member], budget: int | None) -> None:
+        """Let responses grow by `budget` tokens, or to their end, on all ranks.
 
         The ranks make equally many calls with equally many responses, as vLLM's groups and servers need. Up to
-        `ranks - 1` responses are therefore written twice, and one of the two is taken. Responses of similar length
-        share a call, which pads them to one width.
+        `ranks - 1` responses of a call are therefore written twice, and one of the two is taken.
         """
-        members.sort(key=lambda member: len(member[0].responses[member[1]].completion_ids))
-        mine = self._dealt(len(members))
-        part = self.part or len(mine)
+        continued: list[Member] = []
         found: list[tuple[int, Piece]] = []
-        for places in (mine[start : start + part] for start in range(0, len(mine), part)):
-            drafts = [members[place] for place in places]
-            problems = [self.problem(draft.row) for draft, _ in drafts]
-            written = [draft.responses[i].completion_ids.tolist() for draft, i in drafts]
-            found += zip(places, self.policy_writes(problems, written, limit), strict=True)
+        for call, limit in self._calls(members, budget):
+            places = self._dealt(len(call))
+            mine = [call[place] for place in places]
+            problems = [self.problem(draft.row) for draft, _ in mine]
+            written = [draft.responses[i].completion_ids.tolist() for draft, i in mine]
+            pieces = self.policy_writes(problems, written, limit)
+            found += [(len(continued) + place, piece) for place, piece in zip(places, pieces, strict=True)]
+            continued += call
+        if not continued:
+            return
         for place, piece in dict(gather_object(found)).items():
-            draft, i = members[place]
-            draft.extend(i, piece, self.longest)
-            self.written += len(piece.ids)
+            draft, i = continued[place]
+            self.written += draft.extend(i, piece, self.longest)
 
     def take_whole(self, multiple: int) -> list[Draft]:
         """Take groups that are whole, oldest first. Their number is a multiple; further groups stay for a round."""

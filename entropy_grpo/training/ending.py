@@ -11,12 +11,14 @@ def save_whole(trainer: Trainer) -> None:
     """Save the model in the format of transformers and in its compute dtype. The trainer cannot be used afterwards.
 
     Checkpoints may be sharded and hold float32 weights. Each process casts its shard before the weights are gathered.
+    `trainer_state.json` beside the model has its step, which the log exceeds if the run is continued.
     """
     if trainer.args.bf16 and not is_peft_model(trainer.model):
         trainer.model.bfloat16()
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
+    trainer.save_state()
 
 
 def finish(trainer: Trainer) -> None:

@@ -24,7 +24,6 @@ from trl.trainer.utils import pad
 
 from ..config.grpo import EntropyForkGRPOConfig
 from ..data.problems import IMAGE_COLUMNS
-from ..metrics.correctness import is_right
 from ..objective.ranks import Ranks
 from ..objective.sampling import DynamicSampler, Group, Response, accuracies, fewest_groups, first_scores, informative
 from ..objective.tokens import Inputs, loss_mask
@@ -54,7 +53,6 @@ class Supply:
         is_carried: whether any response of the rollout, on any rank, has `old_logps`.
         filling: (B,) bool, true for responses of groups that only fill up the rollout.
         num_filling: number of filling groups on all ranks.
-        accuracy: share of right responses among all drawn responses, NaN if none were drawn.
         metrics: metrics of the sampling, for the log.
     """
 
@@ -65,7 +63,6 @@ class Supply:
     is_carried: bool
     filling: Tensor
     num_filling: int
-    accuracy: float = math.nan
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -242,6 +239,7 @@ class DynamicSampling:
             ranks=ranks,
             part=self._part,
             rule=self._fork_rule(tokenizer),
+            width=self._width,
         )
 
     def _fork_rule(self, tokenizer: PreTrainedTokenizerBase) -> ForkRule | None:
@@ -265,6 +263,18 @@ class DynamicSampling:
         """Responses that one call generates on a rank: TRL's own generation holds the whole call in memory."""
         args = self.args
         return None if args.use_vllm else args.per_device_train_batch_size * args.steps_per_generation
+
+    @property
+    def _width(self) -> float:
+        """Tokens of a sequence up to which a call may ask the sampler to write, see `Drafts`.
+
+        vLLM in the training processes ends a sequence at its largest length. A server refuses a request beyond it, and
+        transformers pads a call, and may have no further positions.
+        """
+        args = self.args
+        if args.use_vllm and args.vllm_mode == "colocate":
+            return math.inf
+        return (args.vllm_max_model_length or 0) if args.use_vllm else 0
 
     def _own(self, number: int) -> slice:
         """Return this rank's part of a number of values that are equal on all ranks."""
@@ -300,7 +310,6 @@ class DynamicSampling:
         found |= {"carried": carried, "discarded": discarded, "filling": len(filling), "waiting": len(sampler.waiting)}
         if len(drawn):
             found |= {"all_right": (drawn == 1).float().mean().item(), "all_wrong": (drawn == 0).float().mean().item()}
-            supply.accuracy = is_right(rewards).float().mean().item()
         found["pass_rate"] = sampler.pass_rate
         supply.metrics = {f"dynamic_sampling/{name}": value for name, value in found.items()}
         if self.drafts.budget is not None:

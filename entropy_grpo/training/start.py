@@ -36,7 +36,7 @@ from ..models.load import (
 )
 from ..runs import files
 from ..runs.files import Row
-from ..runs.folder import RunFolder
+from ..runs.folder import STATE, RunFolder
 from .checkpoints import find_checkpoint
 from .claim import claim_folder, compare_settings, record_changes
 from .requirements import check_disk, check_packages, check_processes
@@ -229,5 +229,7 @@ class Start:
         if writes:
             record_changes(folder, self.args.resume_from_checkpoint, self.changed)
             write_recipe(self.settings, folder)
+            if self.args.push_to_hub:  # transformers copies the weights that it pushes over those of an earlier end
+                (folder.path / STATE).unlink(missing_ok=True)
             files.write_json(folder.data, origin)
         return writes

@@ -468,10 +468,10 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
 
     def _next_rollout(self, inputs: list[Row]) -> Inputs:
         self.clock.begin()
+        self.monitor.begin()
         supply = self.rollouts.next(inputs)
         if supply is not None:
             self.monitor.log(supply.metrics)
-            self.monitor.accuracy = self.monitor.accuracy if math.isnan(supply.accuracy) else supply.accuracy
         rows = inputs if supply is None else supply.rows
         spec = self.spec
         old_logps = supply.old_logps if supply is not None and supply.is_carried and not spec.trusts_sampler else None
@@ -486,6 +486,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             )
         ) as call:
             output = super()._generate_and_score_completions(rows)
+        self.monitor.answers()
         self.monitor.log(self.clock.metrics())
         output = self._placed(self.rollouts.finish(output, supply))
         if spec.trusts_sampler:
@@ -826,7 +827,8 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             self.threshold = step_threshold(window, self.spec, self.ranks, self._step_seed)
             self.monitor.log({"selection/step_threshold": self.threshold})
         if self.spec.trusts_sampler and self._step % self.spec.passes_per_rollout < self.spec.accumulation:
-            self.monitor.sampler_gap(window.scored)
+            # The loss gives tokens that the head does not project the sampler's value. A pass that ranks has them all.
+            self.monitor.sampler_gap(*(window.ranking or window.trained))
         kept = self.monitor.step(
             window, self.args.per_device_train_batch_size * self.current_gradient_accumulation_steps
         )
@@ -870,7 +872,7 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             **images,
         )
         has_images = any(value is not None for value in images.values())
-        if batch_size is None and not self.model.training:  # an evaluation batch is as large as generation needs
+        if not self.model.training:  # an evaluation batch is as large as generation needs
             batch_size = self.args.per_device_train_batch_size
         sequences = (input_ids, attention_mask, logits_to_keep)
         scored = self.scorer.run(score, model, outputs, *sequences, batch_size, kept, has_images, compute_aux_loss)
@@ -1014,12 +1016,15 @@ class EntropyForkGRPOTrainer(GRPOTrainer):
             uneven last batch are excluded.
         """
         self._answers, self._grades, self.monitor.recorder.paused = [], graded, True
+        # With persistent workers, transformers keeps one loader and answers its problems in every evaluation.
+        loaders, self._eval_dataloaders = vars(self).get("_eval_dataloaders", {}), {}
         try:
             with answering(self), self._sampling(sampling or {}):
                 self.evaluate(problems, metric_key_prefix=metric_key_prefix)
             rows = self._answers
         finally:
             self._answers, self._grades, self.monitor.recorder.paused = None, True, False
+            self._eval_dataloaders = loaders
         seen: dict[str, int] = {}
         first = []
         for row in rows:

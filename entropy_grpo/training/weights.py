@@ -13,7 +13,9 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from ..runs import files
 from ..runs.folder import RunFolder
+from ..runs.weights import MODEL_CONFIG
 
 
 def cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -32,11 +34,15 @@ def save_weights(trainer: Trainer, path: Path) -> None:
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return
-    if trainer.args.bf16 and not is_peft_model(trainer.model):
+    casts = trainer.args.bf16 and not is_peft_model(trainer.model)
+    if casts:
         state = cast(state, torch.bfloat16)
     scratch = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed run began to write
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(scratch, state_dict=state)
+    if casts:  # transformers writes the dtype of the model's own parameters
+        config = scratch / MODEL_CONFIG
+        files.write_json(config, files.read_json(config) | {"dtype": "bfloat16"})
     trainer.processing_class.save_pretrained(scratch)
     shutil.rmtree(path, ignore_errors=True)  # a run that was resumed comes by this step again
     scratch.rename(path)

@@ -92,6 +92,6 @@ def run(options: Options) -> Path:
     ]
     files.replace_jsonl(work.folder / ROWS, verdicts)
     summed = summarize(verdicts)
-    files.write_json(work.folder / FIGURES, {"settings": work.settings, **summed})
+    files.write_json(work.folder / FIGURES, {"settings": work.recorded, **summed})
     print(aligned(list(zip(*table({work.folder.name: summed}), strict=True))))
     return work.folder

@@ -37,8 +37,8 @@ def result_section(model: Trained) -> Section:
 
 
 def curve_section(model: Trained) -> Section:
-    """Make the section of the curves over training, which are drawn again from the log."""
-    drawn = [] if is_cold_start(model) else plots.draw(model.run, model.rows, model.evaluation)
+    """Make the section of the curves over training, which are drawn again from the whole log."""
+    drawn = [] if is_cold_start(model) else plots.draw(model.run)
     return Section("Curves", pictures=[(path, PLOTS_TEXT[path.stem]) for path in drawn])
 
 

@@ -96,6 +96,10 @@ class Backend(Protocol):
     name: str
     in_batches: bool
 
+    @property
+    def served(self) -> str | None:
+        """Name of the model at a running server; None for a model in this process."""
+
     def check(self, requests: Sequence[Request], sampling: Sampling) -> None:
         """Raise `ValueError` if a request is longer than the model can take."""
 

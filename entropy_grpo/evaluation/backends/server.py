@@ -4,10 +4,12 @@ The server decides which tokens end a response. `vllm serve` also applies the sa
 generation configuration (top_k, penalties), unless it was started with `--generation-config vllm`.
 """
 
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,17 +22,38 @@ FIRST_PAUSE = 0.5
 SECONDS = 6 * 3600.0
 
 
+def find_served(models: Sequence[Mapping[str, Any]], model: str) -> str | None:
+    """Return the id of a model among a server's models; None if none of them fits.
+
+    A server names a model by its path, or by its last part. The list of vLLM also has the path (`root`) of a model
+    with another name, such as an adapter, which stands behind its base.
+
+    Args:
+        models: entries of the server's list.
+        model: Hub id or folder.
+    """
+    place = Path(model).resolve()
+    for one in models:
+        if any(Path(name).resolve() == place for name in (one["id"], one.get("root")) if name):
+            return one["id"]
+    return next((one["id"] for one in models if one["id"] == place.name), None)
+
+
 class ServerBackend:
     """Backend for a running server.
 
     Parameters:
         url: URL with or without `/v1`.
         concurrency: maximum number of concurrent requests.
+        model: Hub id or folder of the evaluated model. A server of one model with another name is taken at its word.
+
+    Raises:
+        ValueError: no server answers, or it serves several models and none of them fits.
     """
 
     in_batches = False
 
-    def __init__(self, url: str, concurrency: int):
+    def __init__(self, url: str, concurrency: int, model: str):
         self.name = url.rstrip("/").removesuffix("/v1")
         self.concurrency = concurrency
         limits = httpx.Limits(max_connections=concurrency)
@@ -38,13 +61,21 @@ class ServerBackend:
             base_url=f"{self.name}/v1", timeout=httpx.Timeout(SECONDS, connect=10), limits=limits
         )
         try:
-            self.model = self._ask("GET", "/models")["data"][0]["id"]
+            models = self._ask("GET", "/models")["data"]
+            ids, found = [one["id"] for one in models], find_served(models, model)
+            self.served = ids[0] if found is None else found
         except (ValueError, KeyError, IndexError, TypeError) as error:
             reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
             raise ValueError(
                 f"backend is {url!r}, but no server there names its model ({reason.rstrip('.'):.200}): start one, or "
                 "correct the URL."
             ) from error
+        if found is None and len(ids) > 1:
+            raise ValueError(
+                f"model is {model!r}, but the server {self.name} serves {', '.join(map(repr, ids))}: name one of them."
+            )
+        if found is None:
+            print(f"model is {model!r}, and the server {self.name} serves {self.served!r}", file=sys.stderr)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return the reply; a busy or unreachable server is asked again after growing pauses."""
@@ -74,7 +105,7 @@ class ServerBackend:
 
     def _response(self, request: Request, sampling: Sampling) -> Response:
         body = {
-            "model": self.model,
+            "model": self.served,
             "prompt": request.prompt,
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,

