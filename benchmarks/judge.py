@@ -46,7 +46,8 @@ def garbled(text: str, rng: random.Random) -> str:
 
 def steps_of(text: str) -> str:
     """A solution without its answer."""
-    return text.rpartition(" in the end ")[0]
+    (ending,) = (words for words in word_stories.ENDINGS if f" {words} " in text)
+    return text.partition(f" {ending} ")[0]
 
 
 # Functions of a solution, the solution of another problem and a random generator.

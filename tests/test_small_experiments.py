@@ -185,9 +185,11 @@ def test_only_changed_solutions_have_irrelevant_content():
         assert sorted(mine["garbled"].replace(" ", "")) == sorted(plain.replace(" ", ""))
         assert len({plain, *mine.values()}) == len(judge.FORMS)
         assert all(text.count("\\boxed{") == 1 for text in (plain, *mine.values()))
-        for name in ("repeated", "another problem before the answer"):
-            assert mine[name].endswith(plain) and len(mine[name]) > len(plain)
-        assert mine["another problem after the answer"].startswith(plain)
+        steps = plain.partition("\\boxed{")[0].rsplit(" . ", 1)[0]
+        assert mine["repeated"].count(steps) == judge.REPEATED + 1
+        before, after = (mine[f"another problem {place} the answer"] for place in ("before", "after"))
+        assert before.endswith(f" {plain}") and after.startswith(f"{plain} . ")
+        assert before.removesuffix(plain).strip() == after.removeprefix(f"{plain} . ") != ""
 
 
 def test_verdicts_are_counted_by_form():
