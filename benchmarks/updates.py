@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks import embedded, measure, walks
+from benchmarks.walks import COLD, TRAINED
 from entropy_grpo.analysis.collect.store import Collection
 from entropy_grpo.analysis.views import updates
 from entropy_grpo.cards.results import share_text
@@ -25,7 +26,6 @@ from entropy_grpo.metrics.seeds import correct, over_seeds
 from entropy_grpo.metrics.tables import interval_text, p_text
 from entropy_grpo.metrics.tables import table as markdown_table
 
-COLD, TRAINED = walks.MODELS
 SAMPLES = 4
 RECORD = walks.Record("updates", "--table", "about ten minutes on two quiet cores")
 

@@ -23,7 +23,7 @@ from entropy_grpo.metrics.intervals import gain_interval
 from entropy_grpo.runs import files
 from entropy_grpo.tasks.task import Problem, Task
 
-MODELS = ("cold start", "trained")
+MODELS = COLD, TRAINED = ("cold start", "trained")
 SEEDS, RATE = range(5), "1.0e-4"
 # Token ids of a prompt and of a response to it.
 SequencePair = tuple[list[int], list[int]]
@@ -92,12 +92,10 @@ def pretrained(path):
 
 def model_path(study: embedded.Study, name: str, seed: int) -> Path:
     """Folder of a seed's cold start, or of the run that trained it on the top 20%. Missing ones are trained."""
+    if name == COLD:
+        return study.task.model(seed)
     arm = "rho = 0.2"
-    paths = {
-        "cold start": lambda: study.task.model(seed),
-        "trained": lambda: embedded.run(arm, study.arms[arm], RATE, seed, answers=False, study=study).path,
-    }
-    return paths[name]()
+    return embedded.run(arm, study.arms[arm], RATE, seed, answers=False, study=study).path
 
 
 def problems(task: Task, count: int) -> list[Problem]:

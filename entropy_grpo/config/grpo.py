@@ -15,7 +15,7 @@ from ..models.truncation import Truncation
 from ..monitoring.watchers import ACTIONS, WATCHERS
 from ..objective.drawing import NEUTRAL_SAMPLING, TRUNCATING
 from ..objective.objective import DENOMINATORS, OLD_LOGPS_FROM, TOKEN_CLIPPING_LOSSES, TOKEN_LEVEL_LOSSES, Objective
-from ..objective.sampling import LIMITS, PREFIXES, informative
+from ..objective.sampling import LIMITS, PREFIXES, informative_counts
 from ..objective.selection import MAX_TOKENS, SCOPES, SELECTIONS
 from ..objective.share import BY_NORM, RHO
 from ..registry import one_of, refuse_unread, unread
@@ -469,8 +469,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         self._check_forks()
         if self.dynamic_sampling:
             group = self.num_generations
-            shares = [right / group for right in range(group + 1)]
-            if not any(informative(share, self.min_accuracy, self.max_accuracy) for share in shares):
+            if not any(informative_counts(group, self.min_accuracy, self.max_accuracy)):
                 raise ValueError(
                     f"min_accuracy is {self.min_accuracy} and max_accuracy is {self.max_accuracy}: no number of right "
                     f"responses out of num_generations ({group}) lies between them, so widen them."

@@ -106,6 +106,11 @@ def informative(accuracy: float, lowest: float | None, highest: float | None) ->
     return above and below
 
 
+def informative_counts(size: int, lowest: float | None, highest: float | None) -> list[bool]:
+    """Return, for each number of right responses from 0 to `size`, whether such a group is `informative`."""
+    return [informative(right / size, lowest, highest) for right in range(size + 1)]
+
+
 class Waits(Protocol):
     """Group that may wait for a rollout: `born` is the number of the rollout for which it was drawn."""
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.tables import aligned
-from ..objective.sampling import Sampler, fewest_groups, informative
+from ..objective.sampling import Sampler, fewest_groups, informative_counts
 from ..training.drafts import surplus
 from .commands import without
 from .flops import SCORING, passes
@@ -633,8 +633,7 @@ def assumptions(job: Job) -> Assumptions:
         )
     if job.lengths.mean is None:
         raise ValueError("--simulate needs --mean-length, the mean number of tokens of a response, which decides it.")
-    shares = (right / args.num_generations for right in range(args.num_generations + 1))
-    keeps_all = all(informative(share, args.min_accuracy, args.max_accuracy) for share in shares)
+    keeps_all = all(informative_counts(args.num_generations, args.min_accuracy, args.max_accuracy))
     return Assumptions(
         mean=job.lengths.mean,
         prompt=min(Assumptions.prompt, job.lengths.prompt),
