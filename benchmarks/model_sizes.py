@@ -4,6 +4,7 @@
     python -m benchmarks.model_sizes                    # the number walk: missing runs, then record, draw and tabulate
     python -m benchmarks.model_sizes word_stories       # the word stories
     python -m benchmarks.model_sizes --sizes 0.3M 2M    # only some sizes; later commands add others
+    python -m benchmarks.model_sizes --sizes 6M 21M --gpu   # cold starts and runs on the GPU
     python -m benchmarks.model_sizes --table            # only the table of the recorded results
 
 Every size and seed has its own cold start, which is cached. A finished run is not repeated, and an interrupted run
@@ -29,14 +30,16 @@ from entropy_grpo.tasks import cold_start, registry, sized, taught
 
 # Seeds by size, more of them at the two ends. The size without a name is the task's own.
 OWN = "0.7M"
-SEEDS = {"0.3M": 5, OWN: 3, "2M": 3, "6M": 5}
+SEEDS = {"0.3M": 5, OWN: 3, "2M": 3, "6M": 5, "21M": 5}
+# Sizes that run only if they are named, because a processor needs a day for them.
+BY_NAME = ("21M",)
 REFERENCE, ARM = RHOS = ("1.0", "0.2")
 RATE = "1.0e-4"
 # Minutes of a quiet core by task and size: cold start and run. Those of the smallest size were measured. The others
 # follow from the operations, with a fixed part for the start and the sampler.
 MINUTES = {
-    "number_walk": {"0.3M": (4.0, 3.0), OWN: (6.0, 4.0), "2M": (14.0, 8.0), "6M": (40.0, 20.0)},
-    "word_stories": {"0.3M": (2.0, 3.0), OWN: (3.0, 4.0), "2M": (7.0, 8.0), "6M": (20.0, 20.0)},
+    "number_walk": {"0.3M": (4.0, 3.0), OWN: (6.0, 4.0), "2M": (14.0, 8.0), "6M": (40.0, 20.0), "21M": (140.0, 70.0)},
+    "word_stories": {"0.3M": (2.0, 3.0), OWN: (3.0, 4.0), "2M": (7.0, 8.0), "6M": (20.0, 20.0), "21M": (70.0, 70.0)},
 }
 PICTURES = {
     task: {"gain of rho = 0.2 against the number of parameters": f"figures/model_sizes{study.suffix}.png"}
@@ -54,6 +57,7 @@ class Trial:
     rho: str
     seed: int
     steps: int | None = None
+    gpu: bool = False
 
     @property
     def model(self) -> str:
@@ -71,10 +75,10 @@ class Trial:
         return "after" in files.read_json(self.folder.evaluation)
 
 
-def trials(task: str, sizes: Sequence[str], steps: int | None = None) -> list[Trial]:
+def trials(task: str, sizes: Sequence[str], steps: int | None = None, gpu: bool = False) -> list[Trial]:
     """The runs, size by size and seed by seed, so that an interrupted command has whole pairs."""
     seeds = dict.fromkeys(sizes, 1) if steps else SEEDS
-    return [Trial(task, size, rho, seed, steps) for size in sizes for seed in range(seeds[size]) for rho in RHOS]
+    return [Trial(task, size, rho, seed, steps, gpu) for size in sizes for seed in range(seeds[size]) for rho in RHOS]
 
 
 def checkpoint(task: str, size: str, seed: int) -> Path:
@@ -116,9 +120,19 @@ def run(trial: Trial) -> None:
         "disable_tqdm": "true",
     }
     settings |= {} if trial.steps is None else {"max_steps": str(trial.steps), "num_test_problems": "8"}
+    settings |= {"use_cpu": "false"} if trial.gpu else {}
     words = [word for key, value in settings.items() for word in (f"--{key}", value)]
     arms.call(Path(f"{trial.folder.path}.log"), embedded.STUDIES[trial.task].recipe, *words)
     print(f"done  {trial.task} {trial.size} rho {trial.rho} seed {trial.seed}", flush=True)
+
+
+def start(trial: Trial) -> None:
+    """Train the cold start of a trial unless the cache has it."""
+    task, path = registry.load(trial.model), checkpoint(trial.task, trial.size, trial.seed)
+    if trial.gpu and trial.size in sized.SIZES and not path.exists():
+        words = [trial.task, trial.size, "--seed", str(trial.seed), "--output", str(path)]
+        arms.call(Path(f"{trial.folder.path}-cold_start.log"), "-m", "benchmarks.gpu.cold_start", *words)
+    task.model(trial.seed)
 
 
 def run_all(planned: Sequence[Trial], jobs: int) -> None:
@@ -127,8 +141,7 @@ def run_all(planned: Sequence[Trial], jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         for size in dict.fromkeys(trial.size for trial in planned):
             missing = [trial for trial in planned if trial.size == size and not trial.is_done]
-            starts = dict.fromkeys((trial.model, trial.seed) for trial in missing)
-            list(pool.map(lambda start: registry.load(start[0]).model(start[1]), starts))
+            list(pool.map(start, {(trial.model, trial.seed): trial for trial in missing}.values()))
             list(pool.map(run, missing))
 
 
@@ -148,8 +161,10 @@ def summary(planned: Sequence[Trial]) -> dict[str, Any]:
     rows = []
     for size in dict.fromkeys(trial.size for trial in planned):
         mine = [trial for trial in planned if trial.size == size]
-        parameters = files.read_json(mine[0].folder.environment)["parameters"]
+        environments = [files.read_json(trial.folder.environment) for trial in mine]
+        parameters = environments[0]["parameters"]
         one: dict[str, Any] = {"size": size, "parameters": parameters, "gain": gains[COMPARED].get(str(parameters))}
+        one["hardware"] = sorted({environment["hardware"] for environment in environments})
         for rho in RHOS:
             found = [files.read_json(trial.folder.evaluation) for trial in mine if trial.rho == rho]
             for when in ("before", "after"):
@@ -166,6 +181,7 @@ def table(found: Mapping[str, Any]) -> str:
         [
             "parameters",
             "seeds",
+            "trained on",
             "accuracy before",
             "after, rho = 1.0",
             "after, rho = 0.2",
@@ -179,18 +195,21 @@ def table(found: Mapping[str, Any]) -> str:
         gain = one["gain"]
         cells = [interval_text(gain, sign="+"), f"{gain['p_value']:.2f}", f"{gain['p_corrected']:.2f}"]
         values = [interval_text(side) for side in (before, all_tokens, forks)]
-        rows.append([size_text(one["parameters"]), len(before["by_seed"]), *values, *cells])
+        where = ", ".join(one["hardware"])
+        rows.append([size_text(one["parameters"]), len(before["by_seed"]), where, *values, *cells])
     return markdown_table(rows)
 
 
 def main() -> None:
     parser = RECORD.parser(__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=SEEDS, default=list(SEEDS), help="by default all")
+    sizes = [size for size in SEEDS if size not in BY_NAME]
+    parser.add_argument("--sizes", nargs="+", choices=SEEDS, default=sizes, help=f"{' '.join(sizes)} if none is named")
     parser.add_argument("--jobs", type=int, default=embedded.JOBS, help="runs at a time, one thread each")
     parser.add_argument("--plan", action="store_true", help="only print the missing runs and their minutes")
     parser.add_argument("--steps", type=int, help="of a trial with one seed, which is not recorded")
+    parser.add_argument("--gpu", action="store_true", help="missing cold starts and runs on the GPU")
     options = parser.parse_args()
-    planned = trials(options.task, options.sizes, options.steps)
+    planned = trials(options.task, options.sizes, options.steps, options.gpu)
     if options.plan:
         print(plan(planned))
         return

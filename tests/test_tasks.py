@@ -287,7 +287,7 @@ def test_a_size_is_part_of_a_models_name(name):
             f"{lessons.name}-{size}-seed0-"
         )
     with pytest.raises(
-        ValueError, match=f"^model is '{name}:3M': choose the size 0.3M or 2M or 6M, or leave it out.$"
+        ValueError, match=f"^model is '{name}:3M': choose the size 0.3M or 2M or 6M or 21M, or leave it out.$"
     ):
         resolve(f"{name}:3M")
     with pytest.raises(ValueError, match=f"^dataset_name is '{name}:2M': a size is part of a model's name, so write"):

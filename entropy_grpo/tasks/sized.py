@@ -19,7 +19,7 @@ from . import stories, taught, walk
 from .task import Task
 
 # Width and number of layers by number of parameters. Heads have 32 dimensions, as in the task's own model.
-SIZES = {"0.3M": (96, 2), "2M": (192, 4), "6M": (256, 7)}
+SIZES = {"0.3M": (96, 2), "2M": (192, 4), "6M": (256, 7), "21M": (448, 8)}
 OWN_WIDTH = 128
 # Lessons of the tasks' own models by the task's name.
 LESSONS = {lessons.name: lessons for lessons in (walk.LESSONS, stories.COLD_START)}
