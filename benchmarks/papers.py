@@ -158,7 +158,7 @@ SECTIONS: dict[str, list[Row]] = {
                 f"{COMPARED_SIZES} --output runs/sizes",
                 "python -m benchmarks.model_sizes --plan",
             ],
-            "none recorded; the experiment of [sizes](experiments.md#gain-against-the-size-of-the-model)",
+            "[sizes](experiments.md#gain-against-the-size-of-the-model): no growth with size is shown",
         ),
         Row(
             "Discussion 1 (forks after supervised training and after RL, from one start)",
