@@ -15,7 +15,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,14 +31,21 @@ from entropy_grpo.config.recipe import load as load_recipe
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
-from entropy_grpo.tasks import registry, taught
+from entropy_grpo.tasks import registry, taught, word_stories
 from entropy_grpo.tasks.task import Task
 
 DEV_SEED, SEEDS = 0, (1, 2, 3)
 JOBS = os.cpu_count() or 1
 DEV_METRIC = "eval_accuracy"
 MEASURES = ("accuracy", "good_choices")
+SIDES = ("before", "after")
 PERCENTILES = ("p50", "p75", "p90")
+# Shares of what the word stories' `wait` withdraws, by their names in the table.
+CORRECTIONS = {
+    "wrong withdrawn": "wrong decisions that `wait` withdraws",
+    "right withdrawn": "right decisions that `wait` withdraws",
+    "mended": "decisions after `wait` that are right",
+}
 
 
 @dataclass(frozen=True)
@@ -174,12 +182,39 @@ def by_seed(folder: RunFolder) -> dict:
     evaluation = files.read_json(folder.evaluation)
     measures = {
         side: {m: evaluation[side][m]["value"] for m in MEASURES} | {"entropy": evaluation[side]["mean_entropy"]}
-        for side in ("before", "after")
+        for side in SIDES
     }
     rows = list(files.read_jsonl(folder.metrics))
     (seconds,) = [row["train_runtime"] for row in rows if "train_runtime" in row]
     percentiles = {name: rows[0][f"entropy/{name}"] for name in PERCENTILES}
     return measures | {"training_seconds": seconds, "first_rollout": percentiles}
+
+
+def corrections(rows: Iterable[Mapping[str, str]]) -> dict[str, float]:
+    """The shares of `CORRECTIONS` in answers to word stories.
+
+    The k-th decision that stands is about the k-th sentence. Decisions without a sentence are not counted.
+    """
+    said = {form.split()[0]: kind for kind, forms in word_stories.OPERATIONS.items() for form in forms}
+    found: Counter[tuple[str, bool]] = Counter()
+    for row in rows:
+        kinds = [sentence.kind for sentence in word_stories.Problem.from_prompt(row["prompt"]).sentences]
+        place, is_right, again = 0, None, False
+        for word in row["completion"].split():
+            if word == word_stories.WAIT and is_right is not None:
+                found["withdrawn", is_right] += 1
+                place, is_right, again = place - 1, None, True
+            elif word in said and place < len(kinds):
+                is_right = said[word] == kinds[place]
+                found["made", is_right] += 1
+                if again:
+                    found["again", is_right] += 1
+                place, again = place + 1, False
+    return {
+        "wrong withdrawn": found["withdrawn", False] / max(found["made", False], 1),
+        "right withdrawn": found["withdrawn", True] / max(found["made", True], 1),
+        "mended": found["again", True] / max(found["again", True] + found["again", False], 1),
+    }
 
 
 def summary(folders: Mapping[int, RunFolder]) -> dict:
@@ -194,6 +229,14 @@ def summary(folders: Mapping[int, RunFolder]) -> dict:
         gains = [b - a for a, b in zip(before, after, strict=True)]
         arm[m] = {"before": mean_interval(before), "after": mean_interval(after), "gain": mean_interval(gains)}
     return arm
+
+
+def corrected(folders: Mapping[int, RunFolder]) -> dict:
+    """Means over the seeds of the shares of `CORRECTIONS` in the answers before and after training."""
+    found = {
+        side: [corrections(files.read_jsonl(folder.answers(side))) for folder in folders.values()] for side in SIDES
+    }
+    return {name: {side: mean_interval([one[name] for one in found[side]]) for side in SIDES} for name in CORRECTIONS}
 
 
 def differences(arms: Mapping[str, dict]) -> dict:
@@ -220,6 +263,8 @@ def run_all(study: Study, jobs: int) -> dict:
     """Run all missing runs and summarise all runs."""
     dev, runs = run_missing(study, jobs)
     arms = {arm: summary(folders) | ({"dev_accuracy": dev[arm]} if dev else {}) for arm, folders in runs.items()}
+    if study.task.name == word_stories.NAME:
+        arms = {arm: found | {"corrections": corrected(runs[arm])} for arm, found in arms.items()}
     environments = [files.read_json(folder.environment) for folders in runs.values() for folder in folders.values()]
     settings = environments[0]["arguments"]
     return {
@@ -261,6 +306,10 @@ def table(results: dict, study: Study = WALK) -> str:
     for name, difference in results["paired"].items():
         paired.append((name, *(share_text(difference[measure], "+") for measure in MEASURES)))
     tables = [arms, paired, *([starts_table(results, study)] if results.get("cold_starts") else [])]
+    for result in results["arms"].values():
+        shares = result.get("corrections", {})
+        cells = [[CORRECTIONS[name], *(share_text(share[side]) for side in SIDES)] for name, share in shares.items()]
+        tables.append([["share of", "before", "after"], *cells])
     return "\n\n".join(markdown_table(rows) for rows in tables if len(rows) > 1)
 
 

@@ -35,8 +35,8 @@ SEEDS = {"0.3M": 5, OWN: 3, "2M": 3, "6M": 5, "21M": 5}
 BY_NAME = ("21M",)
 REFERENCE, ARM = RHOS = ("1.0", "0.2")
 RATE = "1.0e-4"
-# Minutes of a quiet core by task and size: cold start and run. Those of the two smallest sizes were measured. The others
-# follow from the operations, with a fixed part for the start and the sampler.
+# Minutes of a quiet core by task and size: cold start and run. Those of the two smallest sizes were measured. The
+# others follow from the operations, with a fixed part for the start and the sampler.
 MINUTES = {
     "number_walk": {"0.3M": (2.4, 0.8), OWN: (4.1, 1.2), "2M": (9.0, 2.5), "6M": (26.0, 6.5), "21M": (90.0, 21.0)},
     "word_stories": {"0.3M": (1.5, 0.7), OWN: (2.7, 1.0), "2M": (5.5, 2.0), "6M": (15.0, 5.0), "21M": (50.0, 17.0)},

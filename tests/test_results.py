@@ -24,6 +24,7 @@ from benchmarks import (
     faults,
     figures,
     grading,
+    harder,
     judge,
     measure,
     model_sizes,
@@ -216,6 +217,10 @@ def test_no_killed_evaluation_differs():
 
 def test_page_of_entropy_holds_the_recorded_figures():
     assert measure.block(analysis.COMMAND)[1] == analysis.table(json.loads(analysis.RESULTS.read_text()))
+
+
+def test_page_of_pretrained_weights_holds_the_harder_tasks():
+    assert measure.block(harder.TABLE)[1] == harder.text()
 
 
 def test_page_of_entropy_holds_what_the_judge_found():

@@ -225,3 +225,19 @@ def test_time_within_a_class_is_counted_once(monkeypatch):
     within = entries.Within(Owner)
     assert Owner().outer() == 2 and within.seconds == 2  # from 0 to 2, and the inner call looks at the clock at 1
     assert Owner().inner() == 1 and within.seconds == 3
+
+
+def test_corrections_are_counted_by_the_decision_that_they_withdraw():
+    story = "tom has 8 coins . ben gives him 4 . he sees 3 . he loses 2 . how many coins has tom ?\n"
+    start = "start with 8 . then ben gives him 4 so"
+    answers = [
+        # Right, then wrong and mended, then right and spoilt.
+        f"{start} add 4 to 8 and get 12 . next he sees 3 so take 3 from 12 and get 9 . wait stay at 12 . "
+        "now he loses 2 so take 2 from 12 and get 10 . wait stay at 12 . so the answer is \\boxed{12}",
+        # Wrong three times, withdrawn once and wrong again; the last decision belongs to no sentence.
+        f"wait {start} stay at 8 . wait take 4 from 8 and get 4 . next he sees 3 so add 3 to 4 and get 7 . "
+        "now he loses 2 so stay at 7 . then stay at 7 . so the answer is \\boxed{7}",
+    ]
+    found = embedded.corrections([{"prompt": story, "completion": answer} for answer in answers])
+    # Wrong are two decisions of the first answer and four of the second. Right are three of the first.
+    assert found == {"wrong withdrawn": 2 / 6, "right withdrawn": 1 / 3, "mended": 1 / 3}

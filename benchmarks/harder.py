@@ -1,0 +1,130 @@
+"""Accuracy of SmolLM2-135M-Instruct before training on tasks that are harder than sums of two numbers.
+
+    python -m benchmarks.harder            # minutes on a processor; benchmarks/results/harder.json and its page
+    python -m benchmarks.harder --table    # only the table of the recorded results
+
+A task on which nearly no answer is right gives almost no group of answers with a reward that differs. Every problem
+follows two solved ones of other splits in the same chat, in the form in which it is to be answered.
+"""
+
+import argparse
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import measure, smollm2, walks
+from benchmarks.gpu import pretrained, sums
+from entropy_grpo.metrics.intervals import share_interval
+from entropy_grpo.metrics.tables import interval_text
+from entropy_grpo.metrics.tables import table as markdown_table
+from entropy_grpo.runs import files
+from entropy_grpo.tasks import registry
+
+RESULTS = measure.RESULTS / "harder.json"
+COMMAND = "python -m benchmarks.harder"
+TABLE = f"{COMMAND} --table"
+PROBLEMS, ANSWERS, BATCH, SEED = 200, 8, 50, 0
+# Generators of the harder tasks, with the longest answer in tokens.
+GENERATORS = {
+    "countdown with three numbers": (
+        "reasoning_gym:countdown:min_numbers=3:max_numbers=3:max_value=20:min_target=5:max_target=50",
+        32,
+    ),
+    "word problems": ("reasoning_gym:gsm_symbolic", 96),
+}
+SUM_TOKENS = 40  # as in part H
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A task: chats that end with a problem, the longest answer in tokens, and (place, text) -> is it right."""
+
+    chats: Sequence[list[dict[str, str]]]
+    max_tokens: int
+    is_right: Callable[[int, str], bool]
+
+
+def of_sums() -> Candidate:
+    """The task of part H: sums of three numbers in two steps."""
+    rows = sums.problems(PROBLEMS, SEED)
+
+    def is_right(place: int, text: str) -> bool:
+        found = re.search(r"^Answer: (\d+)$", text.strip(), re.MULTILINE)
+        return found is not None and found[1] == rows[place]["solution"]
+
+    return Candidate([row["prompt"] for row in rows], SUM_TOKENS, is_right)
+
+
+def of_generator(name: str, max_tokens: int) -> Candidate:
+    """Held-out problems of a generator after two training problems with their reference answers."""
+    task = registry.load(name)
+    shown = [
+        {"role": role, "content": content}
+        for problem in itertools.islice(task.problems("train", SEED), 2)
+        for role, content in (
+            ("user", problem.prompt),
+            ("assistant", f"\\boxed{{{json.loads(problem.solution)['answer']}}}"),
+        )
+    ]
+    problems = list(itertools.islice(task.problems("test", SEED), PROBLEMS))
+    chats = [[*shown, {"role": "user", "content": problem.prompt}] for problem in problems]
+
+    def is_right(place: int, text: str) -> bool:
+        return task.scores_right(problems[place], task.answer(problems[place].prompt, text))
+
+    return Candidate(chats, max_tokens, is_right)
+
+
+def accuracy(candidate: Candidate, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Accuracy of answers at temperature 1, and the share of problems whose answers differ in reward."""
+    prompts = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in candidate.chats
+    ]
+    right = [0] * len(prompts)
+    for start, turn in itertools.product(range(0, len(prompts), BATCH), range(ANSWERS)):
+        written = walks.write(model, tokenizer, prompts[start : start + BATCH], SEED + turn, candidate.max_tokens)
+        for place, (_, ids) in enumerate(written, start):
+            right[place] += candidate.is_right(place, tokenizer.decode(ids, skip_special_tokens=True))
+    return {
+        "accuracy": share_interval([count / ANSWERS for count in right]),
+        "informative": share_interval([float(0 < count < ANSWERS) for count in right]),
+    }
+
+
+def run() -> dict[str, Any]:
+    """Measure all tasks."""
+    model, tokenizer = walks.pretrained(pretrained.convert(smollm2.weights(None)))
+    candidates = {"sums of three numbers": of_sums()}
+    candidates |= {name: of_generator(*given) for name, given in GENERATORS.items()}
+    found = {name: accuracy(candidate, model, tokenizer) for name, candidate in candidates.items()}
+    return {"problems": PROBLEMS, "answers": ANSWERS, "generators": GENERATORS, "tasks": found}
+
+
+def table(recorded: Mapping[str, Any]) -> str:
+    """The recorded figures in Markdown."""
+    rows = [["task", "accuracy before training", f"groups of {recorded['answers']} answers that differ in reward"]]
+    for name, one in recorded["tasks"].items():
+        rows.append([name, interval_text(one["accuracy"]), interval_text(one["informative"])])
+    return markdown_table(rows)
+
+
+def text() -> str:
+    """The table, or a sentence that there are no results."""
+    recorded = files.read_json(RESULTS)
+    return table(recorded) if recorded else "Not run. The command takes minutes."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--table", action="store_true", help="only write the table of the recorded results")
+    if not parser.parse_args().table:
+        measure.write(RESULTS.stem, COMMAND, run())
+    measure.write_block(TABLE, text())
+    print(text())
+
+
+if __name__ == "__main__":
+    main()
