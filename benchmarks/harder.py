@@ -26,7 +26,7 @@ from entropy_grpo.tasks import registry
 RESULTS = measure.RESULTS / "harder.json"
 COMMAND = "python -m benchmarks.harder"
 TABLE = f"{COMMAND} --table"
-PROBLEMS, ANSWERS, BATCH, SEED = 200, 8, 50, 0
+PROBLEMS, ANSWERS, BATCH, SEED = 100, 8, 50, 0
 # Generators of the harder tasks, with the longest answer in tokens.
 GENERATORS = {
     "countdown with three numbers": (
