@@ -4,11 +4,13 @@ The page of a run also has its result, curves, warnings, last responses and sett
 
     FOLDER/report.html             the page, one file that needs no network; report.md is the same without colours
     FOLDER/report.json             figures of the pages
+    FOLDER/text.html               responses, token by token, coloured by entropy
     FOLDER/figures/*.png           pictures
 
 FOLDER is RUN/analysis for a run, and the collection's own folder for a collection.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,12 @@ from ..collect.store import Collection
 from ..divergence import impact, summary
 from ..irrelevant import summary as irrelevant
 from ..text.page import write_page
-from ..text.tokens import from_samples
+from ..text.tokens import from_collection, from_samples
 from ..views import all as views
 from . import figures, run_sections, update_figures, update_sections
 from .render import Section, Table, markdown, page
 
-# Number of a run's last responses on its coloured page, as in `analyze text`.
+# Number of a run's last responses, or a collection's first, on the coloured page, as in `analyze text`.
 RESPONSES = 8
 TEXT = "text.html"
 # Fig. 2a, and how it was measured: Qwen3-8B in thinking mode answers AIME at temperature 1.
@@ -85,9 +87,9 @@ def _share(value: float) -> str:
     return f"{value:.2%}"
 
 
-def ends(found: dict[str, Any]) -> list[str]:
+def ends(checkpoints: Iterable[str]) -> list[str]:
     """Return the first and the last checkpoint, without repetition, for views that need much space per checkpoint."""
-    names = list(found["checkpoints"])
+    names = list(checkpoints)
     return list(dict.fromkeys([names[0], names[-1]]))
 
 
@@ -196,7 +198,7 @@ def percentile_section(found: dict[str, Any], folder: Path) -> Section:
 def position_section(found: dict[str, Any], folder: Path) -> Section:
     """Make the section of Fig. 6 of arXiv 2508.02260, for the first and the last checkpoint."""
     pictures = []
-    for i, name in enumerate(ends(found)):
+    for i, name in enumerate(ends(found["checkpoints"])):
         figure = figures.position(found["checkpoints"][name]["position"], name)
         pictures.append((figures.save(figure, folder / f"position-{i}.png"), f"entropy by position, {name}"))
     return Section("Position", "Mean entropy along responses (arXiv 2508.02260, Fig. 6).", pictures)
@@ -205,7 +207,7 @@ def position_section(found: dict[str, Any], folder: Path) -> Section:
 def category_section(found: dict[str, Any], folder: Path) -> Section:
     """Make the section of appendix C of arXiv 2508.02260: every checkpoint, and its change from the first."""
     kinds = {name: one["categories"] for name, one in found["checkpoints"].items()}
-    drawn = figures.categories({name: kinds[name] for name in ends(found)})
+    drawn = figures.categories({name: kinds[name] for name in ends(kinds)})
     picture = figures.save(drawn, folder / "categories.png")
     rows = []
     for name, one in kinds.items():
@@ -289,7 +291,7 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
     checkpoints = found.get("checkpoints", {})
     if checkpoints:
         made.append(distribution_section(found, folder))
-        for i, name in enumerate(ends(found)):
+        for i, name in enumerate(ends(checkpoints)):
             made.append(word_section(name, checkpoints[name], folder, i))
     if "training" in found:
         made += [part(found, folder) for part in (overlap_section, change_section, percentile_section)]
@@ -306,11 +308,15 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
     return made
 
 
-def write_text_page(run: RunFolder, path: Path) -> None:
-    """Write the page of a run's last logged responses, if there are any and the page does not exist."""
-    rows = files.read_samples(run.samples)[-RESPONSES:]
-    if rows and not path.exists():
-        write_page(path, f"Tokens of {run.path.resolve().name}", from_samples(rows))
+def write_text_page(run: RunFolder, collection: Collection, path: Path) -> None:
+    """Write the page of a run's last logged responses, or else of a collection's first, if it does not exist."""
+    if path.exists():
+        return
+    responses = from_samples(files.read_samples(run.samples)[-RESPONSES:])
+    if not responses and collection.responses.exists() and collection.checkpoints:
+        responses = from_collection(collection, ends(collection.checkpoints), RESPONSES)
+    if responses:
+        write_page(path, f"Tokens of {run.path.resolve().name}", responses)
 
 
 def write(path: Path) -> list[Path]:
@@ -318,7 +324,7 @@ def write(path: Path) -> list[Path]:
     folder, run = folder_of(path), RunFolder(path)
     measured = measure(path)
     made = sections(measured, folder / "figures")
-    write_text_page(run, folder / TEXT)
+    write_text_page(run, Collection(folder), folder / TEXT)
     others = sorted(file.name for file in folder.glob("*.html") if file.name != "report.html")
     title = f"Token entropy, {path.resolve().name}"
     if run.metrics.exists():
