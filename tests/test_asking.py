@@ -89,8 +89,25 @@ def test_a_chat_that_cannot_be_is_refused(chat_model, tiny_model):
 
 
 def test_the_papers_figures_stand_beside_what_was_measured_alike():
-    like = {"responses": ["aime24"], "chat": True, "thinking": "true", "temperature": 1.0}
-    assert is_like_the_paper(like) and is_like_the_paper(like | {"thinking": None})
-    for changed in ({"responses": ["math500"]}, {"chat": None}, {"thinking": "false"}, {"temperature": 0.6}):
-        assert not is_like_the_paper(like | changed)
-    assert not is_like_the_paper({"responses": "answers.jsonl", "temperature": 1.0})
+    def asked(**changed):
+        like = {"responses": ["aime24"], "chat": True, "thinking": "true", "temperature": 1.0, "system": None}
+        return is_like_the_paper(like | {"max_tokens": None, "checkpoints": checkpoints("Qwen/Qwen3-8B")} | changed)
+
+    def checkpoints(*paths):
+        return {f"model-{number}": {"path": path, "weights": "0"} for number, path in enumerate(paths)}
+
+    assert asked() and asked(responses=["aime25", "aime24"]) and asked(max_tokens=20480) and asked(max_tokens=28672)
+    for changed in (
+        {"responses": ["math500"]},
+        {"responses": "answers.jsonl"},
+        {"chat": None},
+        {"thinking": None},
+        {"thinking": "false"},
+        {"temperature": 0.6},
+        {"system": "Be brief."},
+        {"max_tokens": 8192},
+        {"checkpoints": checkpoints("Qwen/Qwen3-8B-Base")},
+        {"checkpoints": checkpoints("Qwen/Qwen3-8B", "runs/mine/checkpoint-80")},
+        {"checkpoints": {}},
+    ):
+        assert not asked(**changed), changed

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ...evaluation.options import PRESETS
 from ...metrics.logged import ENTROPY_PERCENTILES
 from ...monitoring.pieces import visible
 from ...runs import files, trained
@@ -32,7 +33,10 @@ from .render import Section, Table, markdown, page
 # Number of a run's last responses, or a collection's first, on the coloured page, as in `analyze text`.
 RESPONSES = 8
 TEXT = "text.html"
-# Fig. 2a, and how it was measured: Qwen3-8B in thinking mode answers AIME at temperature 1.
+# Fig. 2a, and how it was measured: Qwen3-8B in thinking mode answers AIME at temperature 1. The paper does not state
+# the length of these responses; that of its other evaluations counts as alike.
+PAPER_MODEL = "Qwen/Qwen3-8B"
+PAPER_TOKENS = PRESETS["forking"]["max_tokens"]
 PAPER = ("Qwen3-8B on AIME (the paper)", "", "", "50.64%", "0.672", "")
 PAPER_BENCHMARKS = {"aime24", "aime25"}
 
@@ -94,11 +98,14 @@ def ends(checkpoints: Iterable[str]) -> list[str]:
 
 
 def is_like_the_paper(settings: dict[str, Any]) -> bool:
-    """Return whether responses were collected with the settings of the paper's Fig. 2a, except for the model."""
-    asked = settings.get("responses")
+    """Return whether responses were collected with the settings of the paper's Fig. 2a, and scored by its model."""
+    asked, longest = settings.get("responses"), settings.get("max_tokens")
     on_aime = isinstance(asked, list) and bool(asked) and set(asked) <= PAPER_BENCHMARKS
-    thinks = bool(settings.get("chat")) and settings.get("thinking") in (None, "true")
-    return on_aime and thinks and settings.get("temperature") == 1
+    thinks = bool(settings.get("chat")) and settings.get("thinking") == "true" and not settings.get("system")
+    whole = longest is None or longest >= PAPER_TOKENS
+    if not (on_aime and thinks and whole and settings.get("temperature") == 1):
+        return False
+    return {checkpoint["path"] for checkpoint in settings["checkpoints"].values()} == {PAPER_MODEL}
 
 
 def distribution_section(found: dict[str, Any], folder: Path) -> Section:
