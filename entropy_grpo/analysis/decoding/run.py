@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...data.benchmarks.benchmark import Benchmark
-from ...evaluation import questions, results
+from ...evaluation import prompting, questions, results
 from ...evaluation import run as evaluation
 from ...metrics.intervals import Interval, share_interval
 from ...metrics.tables import aligned, interval_text
@@ -69,6 +69,11 @@ def average(shares: Sequence[np.ndarray]) -> Interval:
     return share_interval(weights * np.concatenate(shares), weights)
 
 
+def folder_of(options: Options, high: float, low: float) -> Path:
+    """Return the folder for the results with a pair of temperatures."""
+    return options.output / f"high-{high:g}-low-{low:g}"
+
+
 def evaluate(options: Options, names: Sequence[str], threshold: float, high: float, low: float) -> dict[str, Any]:
     """Evaluate a pair of temperatures.
 
@@ -78,7 +83,7 @@ def evaluate(options: Options, names: Sequence[str], threshold: float, high: flo
     Returns:
         The temperatures, Acc@N and Len@N of every benchmark, and with several benchmarks their average Acc@N.
     """
-    folder = options.output / f"high-{high:g}-low-{low:g}"
+    folder = folder_of(options, high, low)
     shared = {name: getattr(options, name) for name in SHARED}
     evaluation.run(
         evaluation.Options(
@@ -181,11 +186,15 @@ def run(options: Options) -> list[Path]:
     names = [benchmark.name for benchmark in benchmarks]
     given = options.entropy_threshold
     threshold = own_threshold(options) if given is None else given
+    chosen = pairs(options)
+    evaluated = [evaluate(options, names, threshold, high, low) for high, low in chosen]
+    first = folder_of(options, *chosen[0])
     found = {
         "model": options.model,
+        "prompts": {name: prompting.asked_in(results.read(first, name)[1]["settings"]) for name in names},
         "threshold": threshold,
         "threshold_from": f"{LEVEL}th percentile of the model's own tokens" if given is None else "given",
-        "pairs": [evaluate(options, names, threshold, high, low) for high, low in pairs(options)],
+        "pairs": evaluated,
     }
     files.write_json(options.output / "decoding.json", found)
     print(aligned(table(found)))
