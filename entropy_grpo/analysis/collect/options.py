@@ -30,7 +30,7 @@ class Options:
     answered_by: str | None = None
     """with benchmarks, name of the checkpoint that answers them; by default the model"""
     prompt: str | None = None
-    """with benchmarks, as in entropy-grpo eval"""
+    """with benchmarks, prompt template, as in entropy-grpo eval"""
     chat: bool = False
     """with benchmarks, use the chat template of the model's tokenizer"""
     system: str | None = None

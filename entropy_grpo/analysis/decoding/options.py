@@ -36,7 +36,7 @@ class Options:
     max_tokens: int | None = None
     """maximum number of tokens of a response; if unset, those of the benchmarks if all have their own, else 28672"""
     prompt: str | None = None
-    """as in entropy-grpo eval"""
+    """prompt template, as in entropy-grpo eval"""
     chat: bool = False
     """use the chat template of the model's tokenizer"""
     system: str | None = None
