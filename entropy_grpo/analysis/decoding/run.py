@@ -128,10 +128,6 @@ def _curve(found: dict[str, Any], varied: str, fixed: str, name: str) -> list[tu
     return sorted(points, key=lambda point: point[0])
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    return save(figure, path, f"{path.parent.name}/decoding.json, 95% intervals over questions")
-
-
 def draw(found: dict[str, Any], path: Path) -> Path:
     """Draw Fig. 3: accuracy over T_high with T_low = 1, and over T_low with T_high = 1, with intervals."""
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -153,7 +149,7 @@ def draw(found: dict[str, Any], path: Path) -> Path:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy, 95% intervals over questions")
     panels[0].legend()
-    return _save(figure, path)
+    return save(figure, path, f"{path.parent.name}/decoding.json, 95% intervals over questions")
 
 
 def draw_grid(found: dict[str, Any], path: Path) -> Path:
@@ -172,7 +168,7 @@ def draw_grid(found: dict[str, Any], path: Path) -> Path:
         panel.set_xticks(range(len(high)), [f"{t:g}" for t in high])
         panel.set_yticks(range(len(low)), [f"{t:g}" for t in low])
         panel.set(title=plain(name), xlabel=LABELS["t_high"], ylabel=LABELS["t_low"])
-    return _save(figure, path)
+    return save(figure, path, f"{path.parent.name}/decoding.json, which also has 95% intervals over questions")
 
 
 def run(options: Options) -> list[Path]:
