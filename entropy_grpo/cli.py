@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind", bound="DataclassInstance")
 Recipe = Positional[Annotated[str, arg(metavar="RECIPE", help="name that `entropy-grpo recipes` lists, or a file")]]
+Prompt = Annotated[str | None, arg(aliases=("--template",))]
 RunPath = Positional[Annotated[Path, arg(metavar="RUN")]]
 
 
@@ -113,6 +114,7 @@ class Eval(Unchecked, EvalOptions):
             + "; ".join(f"{name}: " + ", ".join(f"{k} {v}" for k, v in one.items()) for name, one in PRESETS.items())
         ),
     ] = EvalOptions.preset
+    prompt: Prompt = EvalOptions.prompt
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from .evaluation import run
@@ -127,6 +129,8 @@ class Collect(Unchecked, CollectOptions):
     The same command continues a killed collection, and can add checkpoints with --against.
     """
 
+    prompt: Prompt = CollectOptions.prompt
+
     def __call__(self, overrides: Sequence[str]) -> None:
         from .analysis.collect import run
 
@@ -140,6 +144,8 @@ class Decoding(Unchecked, DecodingOptions):
 
     The same command continues a killed one, also with more temperatures.
     """
+
+    prompt: Prompt = DecodingOptions.prompt
 
     def __call__(self, overrides: Sequence[str]) -> None:
         from .analysis.decoding import run

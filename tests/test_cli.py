@@ -1,6 +1,7 @@
 """The command line: every flag reaches its option, help is light, and what is wrong ends with status 2."""
 
 import os
+import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -174,3 +175,13 @@ def test_benchmarks_are_listed_a_line_each(capsys):
 def test_version(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out.startswith("entropy-grpo 0.")
+
+
+@pytest.mark.parametrize("command", ["eval", "analyze collect", "analyze decoding"])
+def test_the_prompt_template_has_two_names(command, capsys):
+    words = [*command.split(), "--model", "m", "--output", "o", "--benchmarks", "aime24"]
+    found = [cli.parse([*words, name, "answer_line"])[0] for name in ("--prompt", "--template")]
+    assert found[0] == found[1] and "answer_line" in repr(found[0])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*command.split(), "--help"])
+    assert "prompt template" in " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().out).split())

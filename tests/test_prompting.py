@@ -107,7 +107,7 @@ def test_a_run_on_messages_is_asked_with_its_messages(tiny_model, tmp_path, adds
         trained[0], add_generation_prompt=True, tokenize=True, return_dict=True, more=True
     )
     assert tokenizer(asked.prompt)["input_ids"] == list(as_trl["input_ids"])
-    assert benchmark.template == "messages" and form.about.get("system") == system
+    assert benchmark.template == "messages" and form.about(FILE).get("system") == system
 
 
 def test_prompts_of_text_say_nothing_of_messages():

@@ -17,6 +17,8 @@ from entropy_grpo.analysis.collect.store import RESPONSES, Collection
 from entropy_grpo.analysis.report import figures
 from entropy_grpo.analysis.report import run as report
 from entropy_grpo.analysis.report.render import Section, Table, markdown, page
+from entropy_grpo.analysis.text import tokens
+from entropy_grpo.analysis.text.tokens import shown
 from entropy_grpo.analysis.views import distribution
 from entropy_grpo.cards import card
 from entropy_grpo.monitoring.pieces import piece, visible
@@ -226,8 +228,7 @@ def test_a_run_has_the_page_of_its_last_responses(tmp_path):
     run = make_run(tmp_path)
     files.append_jsonl(run.samples, [{**row_of_samples(step), "entropies": [step, 0.25]} for step in range(3, 13)])
     report.write(tmp_path)
-    written = (tmp_path / "analysis" / "text.html").read_text()
-    data = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', written, re.S)[1])
+    data = page_data(tmp_path / "analysis" / "text.html")
     assert [row["views"][0]["h"] for row in data["responses"]] == [[step, 0.25] for step in range(5, 13)]
     assert [data["texts"][i] for i in data["responses"][0]["tokens"]] == ["a", "<b>"]
     assert "- [text.html](<text.html>)" in (tmp_path / "analysis" / "report.md").read_text().replace("\\", "")
@@ -235,6 +236,41 @@ def test_a_run_has_the_page_of_its_last_responses(tmp_path):
     (tmp_path / "analysis" / "text.html").write_text("of checkpoints")
     report.write(tmp_path)
     assert (tmp_path / "analysis" / "text.html").read_text() == "of checkpoints"
+
+
+def page_data(path):
+    return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', path.read_text(), re.S)[1])
+
+
+def test_a_collection_has_the_page_of_its_first_responses(hostile):
+    """Entropies and log-probabilities are those collected, of the first and the last checkpoint, without a model."""
+    data = page_data(hostile.path / "text.html")
+    assert data["names"] == ["base", "<-script>$x$"]
+    rows = pq.read_table(hostile.responses).to_pylist()
+    titles = [row["title"] for row in data["responses"]]
+    assert titles == ["response 0, right, 180 tokens", "response 1, wrong, 180 tokens"]
+    for number, (row, one) in enumerate(zip(rows, data["responses"], strict=True)):
+        assert one["prompt"] == row["prompt"]
+        assert [data["texts"][i] for i in one["tokens"]] == [shown(HOSTILE[i]) for i in row["completion_ids"]]
+        for name, view in zip(hostile.checkpoints, one["views"], strict=True):
+            part = pq.read_table(hostile.part(name, number))
+            assert view["h"] == pytest.approx(part["entropy"].to_pylist(), rel=1e-5)
+            assert view["p"] == pytest.approx(part["log_prob"].to_pylist(), abs=1e-3)
+    written = (hostile.path / "text.html").read_text()
+    assert "<img" not in written and "alert(1)</script>" not in written
+    assert '<a href="text.html">' in (hostile.path / "report.html").read_text()
+
+
+def test_the_first_responses_of_a_collection_are_read_across_parts(tmp_path):
+    collection = synthetic(tmp_path / "many", ["a", "b"], ["one", "two", "three"])
+    (first,) = tokens.from_collection(collection, ["two"], 1)
+    assert [len(view.entropies) for view in first.views] == [30] and first.tokens == ["a", "b"] * 15
+    assert [one.title for one in tokens.from_collection(collection, ["two"], 5)][1].startswith("response 1")
+    report.write(collection.path)
+    assert page_data(collection.path / "text.html")["names"] == ["one", "three"]
+    (collection.path / "text.html").write_text("of somebody")
+    report.write(collection.path)
+    assert (collection.path / "text.html").read_text() == "of somebody"
 
 
 def whole_run(path):

@@ -134,6 +134,34 @@ def test_forked_decoding_draws_forks_and_others_differently(loaded):
     assert all(a != b for a, b in itertools.combinations(found, 2))
 
 
+@pytest.mark.parametrize(("high", "low"), [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (0.05, 3.0)])
+def test_forked_decoding_chooses_each_token_as_the_formula_says(loaded, high, low):
+    """Token by token in float64: the most probable token at temperature 0, else the inverse of the distribution."""
+    (model, tokenizer), threshold, sides = loaded, 4.5, set()
+    sampling = Sampling(max_tokens=12, t_high=high, t_low=low, entropy_threshold=threshold)
+    found = iter(written(loaded, 20, sampling, samples=2))
+    for prompt, seed in itertools.product(PROMPTS, range(2)):
+        ids = tokenizer(prompt)["input_ids"]
+        width = len(ids)
+        for uniform in uniforms(seed, 12):
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, -1].double().numpy()
+            p = np.exp(logits - logits.max())
+            p /= p.sum()
+            is_fork = -(p * np.log(p)).sum() > threshold
+            sides.add(is_fork)
+            temperature = high if is_fork else low
+            if temperature:
+                cumulative = np.exp((logits - logits.max()) / temperature).cumsum()
+                ids.append(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")))
+            else:
+                ids.append(int(logits.argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+        assert next(found)[:2] == (tokenizer.decode(ids[width:], skip_special_tokens=True), len(ids) - width)
+    assert sides == {True, False}, "both temperatures were used"
+
+
 def test_long_prompts_come_first(loaded):
     backend = TransformersBackend(*loaded, 2)
     parts = backend.parts([Request(p, 0) for p in PROMPTS])

@@ -90,7 +90,8 @@ class BenchmarkCallback(TrainerCallback):
         self.trainer, self.names, self.steps, self.folder = trainer, list(dict.fromkeys(names)), steps, folder
         self.sampling, self.grading_seconds = sampling, grading_seconds
         self.form = prompting.form_of(None, str(folder.path))
-        self.loaded: dict[str, tuple[Benchmark, list[Question]]] = {}  # only on the first process, which grades
+        # Benchmark, questions, and settings of the results; only on the first process, which grades.
+        self.loaded: dict[str, tuple[Benchmark, list[Question], dict[str, Any]]] = {}
         self.problems: dict[str, tuple[str, Dataset]] = {}
         self.failures = 0
 
@@ -147,10 +148,11 @@ class BenchmarkCallback(TrainerCallback):
         benchmark, asked = questions.load(name)
         if benchmark.kind == CODE:
             raise ValueError("its answers are programs, which only entropy-grpo eval can run.")
+        of_the_form = self.form.about(benchmark)
         benchmark, asked = prompting.put(benchmark, asked, self.form, self._chat)
         prompts = [q.prompt for q in asked]
         self._check_lengths(prompts)
-        self.loaded[name] = benchmark, asked
+        self.loaded[name] = benchmark, asked, questions.origin(benchmark, asked) | of_the_form
         return benchmark.name, {"prompt": prompts, "solution": [q.reference for q in asked]}
 
     def _chat(self, messages: list[dict[str, str]], kwargs: dict[str, Any]) -> str:
@@ -196,11 +198,18 @@ class BenchmarkCallback(TrainerCallback):
         return from_first_process(write, self.trainer.is_world_process_zero())
 
     def _write(
-        self, benchmark: Benchmark, asked: list[Question], answers: list[files.Row], step: int, seconds: float
+        self,
+        benchmark: Benchmark,
+        asked: list[Question],
+        origin: dict[str, Any],
+        answers: list[files.Row],
+        step: int,
+        seconds: float,
     ) -> dict[str, float]:
         """Grade the answers, write the benchmark's files, and return the metrics to log.
 
         Args:
+            origin: origin of the questions and form of the prompts, for the results.
             seconds: mean time of a response.
         """
         args = self.trainer.args
@@ -208,8 +217,7 @@ class BenchmarkCallback(TrainerCallback):
         samples = results.table(benchmark, asked, rows, judge(benchmark, asked, rows, self.grading_seconds))
         about = {"model": f"step {step}", "backend": "trainer", "max_tokens": args.max_completion_length}
         about |= self.sampling | {"top_k": args.top_k, "seed": args.seed}
-        settings = questions.origin(benchmark, asked) | about
-        figures = {"settings": settings, "step": step, **results.summary(samples, asked), "versions": versions()}
+        figures = {"settings": origin | about, "step": step, **results.summary(samples, asked), "versions": versions()}
         figures |= {"git_revision": git_revision(), "hardware": hardware()}
         results.write(self.folder.benchmarks / results_of(step), benchmark.name, samples, figures)
         metrics = figures["metrics"]

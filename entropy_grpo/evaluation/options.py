@@ -71,7 +71,7 @@ class Options:
     limit: int | None = None
     """only the first questions of each benchmark; their results have the name NAME-firstN"""
     prompt: str | None = None
-    """boxed, answer_line, or a run whose form of prompts and answers is used; by default the model's own run"""
+    """prompt template: boxed, answer_line, or a run, with its form of answers; by default the model's own run"""
     preset: Literal["forking", "shaping"] = "forking"
     """settings of a paper: arXiv 2506.01939 or arXiv 2508.02260"""
     samples: int | None = None

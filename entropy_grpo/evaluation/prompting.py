@@ -20,6 +20,8 @@ from ..runs.folder import RunFolder, run_of
 from ..runs.trained import read_recipe
 
 BOXED, ANSWER_LINE, MESSAGES = "boxed", "answer_line", "messages"
+# Settings of results that say how the model was asked.
+ASKED = ("template", "system", "chat_template_kwargs", "answers", "instruction")
 PROGRAMS = "code"  # the template of benchmarks whose answers are programs
 # (messages, chat_template_kwargs) -> prompt in the model's chat template.
 Chat = Callable[[list[dict[str, str]], dict[str, Any]], str]
@@ -45,9 +47,13 @@ class Form:
     instruction: str = ""
     with_programs: bool = False
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """Return the settings of the form that are set, without the template, for the results."""
+    def about(self, benchmark: Benchmark) -> dict[str, Any]:
+        """Return the settings of the form that are set, for the results of a benchmark, which state its template.
+
+        There are none for a benchmark whose questions have their own form.
+        """
+        if not self.serves(benchmark):
+            return {}
         told = {
             "system": self.system,
             "chat_template_kwargs": self.chat_template_kwargs,
@@ -59,6 +65,11 @@ class Form:
     def serves(self, benchmark: Benchmark) -> bool:
         """Return whether the questions of a benchmark have this form instead of their own."""
         return benchmark.template == BOXED or (self.with_programs and benchmark.template == PROGRAMS)
+
+
+def asked_in(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings of a benchmark's results that say how the model was asked."""
+    return {name: settings[name] for name in ASKED if name in settings}
 
 
 def chat_form(system: str | None, thinking: str | None) -> Form:

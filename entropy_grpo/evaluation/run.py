@@ -87,7 +87,7 @@ def jobs_of(options: Options, backend: str, path: str) -> list[Job]:
             raise ValueError(
                 f"benchmarks is {', '.join(options.benchmarks)}: two have the name {benchmark.name}, so rename a file."
             )
-        of_the_form = form.about if form.serves(benchmark) else {}
+        of_the_form = form.about(benchmark)
         benchmark, asked = prompting.put(benchmark, asked, form, chat_of(path, options.revision))
         samples, sampling = sampling_of(options, benchmark)
         about = questions.origin(benchmark, asked) | settings | of_the_form

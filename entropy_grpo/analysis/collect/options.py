@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...evaluation.options import CHAT
+from ...evaluation.options import BACKEND_READS, CHAT
 from ...registry import ReadIf, refuse_unread
 
 ASKING = ("prompt", "chat", "system", "thinking")
-ANSWERING = ("answered_by", "samples", "max_tokens", "seed", "backend", *ASKING)
-READ_IF = (ReadIf(ANSWERING, "benchmarks", bool, "without benchmarks to answer: leave it out"), CHAT)
+ANSWERING = ("answered_by", "samples", "max_tokens", "seed", "backend", "tensor_parallel", *ASKING)
+READ_IF = (ReadIf(ANSWERING, "benchmarks", bool, "without benchmarks to answer: leave it out"), CHAT, *BACKEND_READS)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Options:
     answered_by: str | None = None
     """with benchmarks, name of the checkpoint that answers them; by default the model"""
     prompt: str | None = None
-    """with benchmarks, as in entropy-grpo eval"""
+    """with benchmarks, prompt template, as in entropy-grpo eval"""
     chat: bool = False
     """with benchmarks, use the chat template of the model's tokenizer"""
     system: str | None = None
@@ -45,6 +45,8 @@ class Options:
     """with benchmarks: seed of all responses"""
     backend: str = "auto"
     """with benchmarks: transformers, vllm, the URL of a server, or auto"""
+    tensor_parallel: int = 1
+    """with benchmarks: number of GPUs that share the model with vllm"""
     temperature: float = 1.0
     """temperature of sampling and of the entropies"""
     dtype: str = "auto"

@@ -58,7 +58,7 @@ def responses_of(options: Options, model: str) -> list[Path]:
     """Return the files of the responses: the given file, or files that the model's answers are written to."""
     if options.responses is not None:
         return [options.responses]
-    names = ("samples", "temperature", "max_tokens", "seed", "dtype", "backend", *ASKING)
+    names = ("samples", "temperature", "max_tokens", "seed", "dtype", "backend", "tensor_parallel", *ASKING)
     sampling = {name: getattr(options, name) for name in names}
     return generate(model, options.benchmarks, options.output / GENERATED, top_p=1.0, **sampling)
 

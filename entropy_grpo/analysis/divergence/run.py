@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import release_memory
 from tqdm import tqdm
 
 from ...data.benchmarks import BENCHMARKS
@@ -217,7 +216,6 @@ def writer_of(model: Any, tokenizer: Any, path: str, options: Options, longest_p
         return TransformersBackend(model, tokenizer, options.batch_size)
     from ...evaluation.backends.vllm import VllmBackend
 
-    release_memory()
     positions = longest_prompt + options.longest
     return VllmBackend(path, None, options.dtype, options.tensor_parallel, max_model_len=positions)
 

@@ -4,16 +4,19 @@ The page of a run also has its result, curves, warnings, last responses and sett
 
     FOLDER/report.html             the page, one file that needs no network; report.md is the same without colours
     FOLDER/report.json             figures of the pages
+    FOLDER/text.html               responses, token by token, coloured by entropy
     FOLDER/figures/*.png           pictures
 
 FOLDER is RUN/analysis for a run, and the collection's own folder for a collection.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...evaluation.options import PRESETS
 from ...metrics.logged import ENTROPY_PERCENTILES
 from ...monitoring.pieces import visible
 from ...runs import files, trained
@@ -22,15 +25,18 @@ from ..collect.store import Collection
 from ..divergence import impact, summary
 from ..irrelevant import summary as irrelevant
 from ..text.page import write_page
-from ..text.tokens import from_samples
+from ..text.tokens import from_collection, from_samples
 from ..views import all as views
 from . import figures, run_sections, update_figures, update_sections
 from .render import Section, Table, markdown, page
 
-# Number of a run's last responses on its coloured page, as in `analyze text`.
+# Number of a run's last responses, or a collection's first, on the coloured page, as in `analyze text`.
 RESPONSES = 8
 TEXT = "text.html"
-# Fig. 2a, and how it was measured: Qwen3-8B in thinking mode answers AIME at temperature 1.
+# Fig. 2a, and how it was measured: Qwen3-8B in thinking mode answers AIME at temperature 1. The paper does not state
+# the length of these responses; that of its other evaluations counts as alike.
+PAPER_MODEL = "Qwen/Qwen3-8B"
+PAPER_TOKENS = PRESETS["forking"]["max_tokens"]
 PAPER = ("Qwen3-8B on AIME (the paper)", "", "", "50.64%", "0.672", "")
 PAPER_BENCHMARKS = {"aime24", "aime25"}
 
@@ -85,18 +91,21 @@ def _share(value: float) -> str:
     return f"{value:.2%}"
 
 
-def ends(found: dict[str, Any]) -> list[str]:
+def ends(checkpoints: Iterable[str]) -> list[str]:
     """Return the first and the last checkpoint, without repetition, for views that need much space per checkpoint."""
-    names = list(found["checkpoints"])
+    names = list(checkpoints)
     return list(dict.fromkeys([names[0], names[-1]]))
 
 
 def is_like_the_paper(settings: dict[str, Any]) -> bool:
-    """Return whether responses were collected with the settings of the paper's Fig. 2a, except for the model."""
-    asked = settings.get("responses")
+    """Return whether responses were collected with the settings of the paper's Fig. 2a, and scored by its model."""
+    asked, longest = settings.get("responses"), settings.get("max_tokens")
     on_aime = isinstance(asked, list) and bool(asked) and set(asked) <= PAPER_BENCHMARKS
-    thinks = bool(settings.get("chat")) and settings.get("thinking") in (None, "true")
-    return on_aime and thinks and settings.get("temperature") == 1
+    thinks = bool(settings.get("chat")) and settings.get("thinking") == "true" and not settings.get("system")
+    whole = longest is None or longest >= PAPER_TOKENS
+    if not (on_aime and thinks and whole and settings.get("temperature") == 1):
+        return False
+    return {checkpoint["path"] for checkpoint in settings["checkpoints"].values()} == {PAPER_MODEL}
 
 
 def distribution_section(found: dict[str, Any], folder: Path) -> Section:
@@ -196,7 +205,7 @@ def percentile_section(found: dict[str, Any], folder: Path) -> Section:
 def position_section(found: dict[str, Any], folder: Path) -> Section:
     """Make the section of Fig. 6 of arXiv 2508.02260, for the first and the last checkpoint."""
     pictures = []
-    for i, name in enumerate(ends(found)):
+    for i, name in enumerate(ends(found["checkpoints"])):
         figure = figures.position(found["checkpoints"][name]["position"], name)
         pictures.append((figures.save(figure, folder / f"position-{i}.png"), f"entropy by position, {name}"))
     return Section("Position", "Mean entropy along responses (arXiv 2508.02260, Fig. 6).", pictures)
@@ -205,7 +214,7 @@ def position_section(found: dict[str, Any], folder: Path) -> Section:
 def category_section(found: dict[str, Any], folder: Path) -> Section:
     """Make the section of appendix C of arXiv 2508.02260: every checkpoint, and its change from the first."""
     kinds = {name: one["categories"] for name, one in found["checkpoints"].items()}
-    drawn = figures.categories({name: kinds[name] for name in ends(found)})
+    drawn = figures.categories({name: kinds[name] for name in ends(kinds)})
     picture = figures.save(drawn, folder / "categories.png")
     rows = []
     for name, one in kinds.items():
@@ -289,7 +298,7 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
     checkpoints = found.get("checkpoints", {})
     if checkpoints:
         made.append(distribution_section(found, folder))
-        for i, name in enumerate(ends(found)):
+        for i, name in enumerate(ends(checkpoints)):
             made.append(word_section(name, checkpoints[name], folder, i))
     if "training" in found:
         made += [part(found, folder) for part in (overlap_section, change_section, percentile_section)]
@@ -306,11 +315,15 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
     return made
 
 
-def write_text_page(run: RunFolder, path: Path) -> None:
-    """Write the page of a run's last logged responses, if there are any and the page does not exist."""
-    rows = files.read_samples(run.samples)[-RESPONSES:]
-    if rows and not path.exists():
-        write_page(path, f"Tokens of {run.path.resolve().name}", from_samples(rows))
+def write_text_page(run: RunFolder, collection: Collection, path: Path) -> None:
+    """Write the page of a run's last logged responses, or else of a collection's first, if it does not exist."""
+    if path.exists():
+        return
+    responses = from_samples(files.read_samples(run.samples)[-RESPONSES:])
+    if not responses and collection.responses.exists() and collection.checkpoints:
+        responses = from_collection(collection, ends(collection.checkpoints), RESPONSES)
+    if responses:
+        write_page(path, f"Tokens of {run.path.resolve().name}", responses)
 
 
 def write(path: Path) -> list[Path]:
@@ -318,7 +331,7 @@ def write(path: Path) -> list[Path]:
     folder, run = folder_of(path), RunFolder(path)
     measured = measure(path)
     made = sections(measured, folder / "figures")
-    write_text_page(run, folder / TEXT)
+    write_text_page(run, Collection(folder), folder / TEXT)
     others = sorted(file.name for file in folder.glob("*.html") if file.name != "report.html")
     title = f"Token entropy, {path.resolve().name}"
     if run.metrics.exists():

@@ -3,15 +3,20 @@
 All checkpoints score the same tokens, so that their statistics can be compared token by token.
 """
 
+import itertools
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ...monitoring.pieces import piece
 from ...objective.share import kept_count
+from ...runs import parquet
 from ...runs.files import Row
+from ..collect.store import Collection
 from .alternatives import Scores
 
 LINE_END = "↵"
@@ -105,9 +110,38 @@ def from_samples(rows: Iterable[Row]) -> list[Response]:
     ]
 
 
+def from_collection(collection: Collection, names: Sequence[str], count: int) -> list[Response]:
+    """Return the first `count` responses of a collection, as the named checkpoints scored them."""
+    rows: list[Row] = []
+    with parquet.opened(collection.responses) as file:
+        groups = 0
+        while groups < file.num_row_groups and len(rows) < count:
+            rows += file.read_row_group(groups).to_pylist()
+            groups += 1
+    rows = rows[:count]
+    texts: list[list[str]] = []
+    views: list[list[View]] = [[] for _ in rows]
+    for name in names:
+        # A part of the tokens holds the responses of a row group.
+        parts = list(itertools.islice(collection.parts(name, ("response", "text", "entropy", "log_prob")), groups))
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        own = [joined["response"] == row["id"] for row in rows]
+        texts = [joined["text"][mine].tolist() for mine in own]
+        for found, mine in zip(views, own, strict=True):
+            found.append(View(name, joined["entropy"][mine].tolist(), joined["log_prob"][mine].tolist()))
+    return [
+        Response(f"response {row['id']}, {_verdict(row['correct'])}{len(text)} tokens", row["prompt"], text, found)
+        for row, text, found in zip(rows, texts, views, strict=True)
+    ]
+
+
 def _title(row: Row) -> str:
-    verdict = f"{'right' if row['right'] else 'wrong'}, " if "right" in row else ""
+    verdict = _verdict(row.get("right"))
     return f"step {row['step']}, {verdict}advantage {row['advantage']:+.2f}, {len(row['tokens'])} tokens"
+
+
+def _verdict(right: bool | None) -> str:
+    return "" if right is None else "right, " if right else "wrong, "
 
 
 def kept_tokens(responses: Sequence[Response], index: int, rho: float) -> list[list[bool]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import release_memory
 
 from ...models.load import end_ids, load_generation_config
 from ...runs.processes import leave_launch, local_count, local_rank
@@ -60,6 +61,7 @@ class VllmBackend:
         take_own_gpus(tensor_parallel)
         from vllm import LLM
 
+        release_memory()  # of earlier models of this process, because vLLM reserves most of the GPU's memory
         self.llm = LLM(
             path,
             revision=revision,
