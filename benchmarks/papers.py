@@ -17,6 +17,7 @@ from benchmarks import experiments, measure
 from entropy_grpo import cli
 from entropy_grpo.compare import sweep, sweep_file
 from entropy_grpo.compare.options import SweepOptions
+from entropy_grpo.config import recipe
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.planning import plan
 from entropy_grpo.planning.options import PlanOptions
@@ -34,7 +35,8 @@ MEAN_LENGTHS = {"qwen3": 7000.0, "llama": 2000.0, "qwen25": 2000.0}
 class Row:
     """Item of a paper or point of a reader, with its commands, their needs, and the small-scale result.
 
-    `needs` describes commands without a recipe. The needs of recipes are planned, and stand before it.
+    `needs` describes commands without a recipe, whose hours are not planned. The needs of recipes are planned, and
+    stand before it.
     """
 
     item: str
@@ -44,7 +46,6 @@ class Row:
 
 
 ONE_GPU = "1 GPU with the model"
-DEMO = "a CPU"
 SMALL_RHO = "[sweep of rho](experiments.md#tokens-to-train-on)"
 SMALL_SHAPING = "[shaping](experiments.md#advantage-shaping): no difference is shown"
 SMALL_FIGURES = "[the embedded task](entropy.md#the-embedded-task)"
@@ -52,11 +53,7 @@ SMALL_DIVERGENCE = "[divergence](entropy.md#divergence), also by perplexity and 
 UPDATED = "[the embedded task](entropy.md#the-embedded-task), recorded by `make updates`"
 NONE = "none recorded"
 THINKING = "--model Qwen/Qwen3-8B --chat --thinking true"
-CHECKPOINTS = (
-    "entropy-grpo analyze collect --model base=Qwen/Qwen3-14B-Base --against 16=runs/qwen3_14b/weights/step-16 "
-    "160=runs/qwen3_14b/weights/step-160 1360=runs/qwen3_14b/weights/step-1360 --answered-by 1360 "
-    "--benchmarks aime24,aime25 --output runs/qwen3_14b/analysis"
-)
+MATHS = "aime24,aime25,amc23,math500,minerva,olympiadbench"
 STAGE = (
     "entropy-grpo analyze collect --model begin=runs/qwen25_7b_grpo/weights/step-3200 "
     "--against end=runs/qwen25_7b_grpo/weights/step-4800 --benchmarks aime24 --output runs/qwen25_7b_grpo/analysis"
@@ -69,6 +66,15 @@ TEACHER = (
     "entropy-grpo eval --model Qwen/Qwen3-32B --chat --tensor-parallel 2 --benchmarks dapo_math --samples 1 "
     "--output runs/llama31_8b_teacher"
 )
+# The temperatures of Fig. 3, and its longest response in tokens.
+TEMPERATURES = "0 0.05 0.3 0.6 1 2 3 5"
+FORKED = f"--t-high {TEMPERATURES} --t-low {TEMPERATURES} --max-tokens 28672"
+# The arms of Fig. 9: the run's name, and the arguments of its launch.
+OUT_OF_DOMAIN = {
+    "qwen3_32b_dapo": "qwen3_32b_dapo",
+    "qwen3_32b": "qwen3_32b",
+    "qwen3_32b_top10": "qwen3_32b --top_entropy_quantile 0.1 --output_dir runs/qwen3_32b_top10",
+}
 RHO = "top_entropy_quantile=0.1,0.15,0.2,0.25,0.3,1.0"
 SIZES = ("8b", "14b", "32b")
 FAMILIES = ("qwen25_7b", "qwen25_math_7b")
@@ -76,7 +82,7 @@ SHAPING = ("grpo", "ppl", "position", "ppl_position")
 
 
 def launches(*names: str) -> list[str]:
-    """Return the commands that train recipes."""
+    """Return the commands that train recipes, each named with the settings of its launch, if any."""
     return [f"entropy-grpo launch {name}" for name in names]
 
 
@@ -87,78 +93,119 @@ def small(name: str) -> str:
     return f"python -m benchmarks.experiments {name}"
 
 
+def compared(*names: str, output: str = "") -> str:
+    """Return the command that compares the runs of recipes, or of folders in `runs/`, with the first."""
+    folders = [f"runs/{name}" for name in names]
+    return f"entropy-grpo compare {' '.join(folders)} --baseline {folders[0]}" + (
+        f" --output {output}" if output else ""
+    )
+
+
+def over_training(name: str, base: str) -> str:
+    """Return the command that scores the last model's answers with the base and with all kept models of a recipe."""
+    steps = recipe.load(name)["keep_weights"].value
+    kept = " ".join(f"{step}=runs/{name}/weights/step-{step}" for step in steps)
+    return (
+        f"entropy-grpo analyze collect --model base={base} --against {kept} --answered-by {steps[-1]} "
+        f"--benchmarks {MATHS} --output runs/{name}/analysis"
+    )
+
+
 def evaluated(*names: str, benchmarks: str, preset: str) -> list[str]:
     """Return the commands that evaluate the runs of recipes on benchmarks."""
     return [f"entropy-grpo eval --model runs/{name} --benchmarks {benchmarks} --preset {preset}" for name in names]
 
 
-OF_SIZES = [f"qwen3_{size}{arm}" for size in SIZES for arm in ("", "_dapo")]
+OF_SIZES = [f"qwen3_{size}{arm}" for size in SIZES for arm in ("_dapo", "")]
+OF_RHO = [f"qwen3_8b{arm}" for arm in ("_dapo", "_top10", "", "_top50", "_bottom80")]
+OF_BONUS = [f"qwen3_8b_dapo{arm}" for arm in ("", "_clip20", "_bonus")]
 OF_FAMILIES = [f"{family}_{arm}" for family in FAMILIES for arm in SHAPING]
-COMPARED_SIZES = f"entropy-grpo compare {' '.join(f'runs/{name}' for name in OF_SIZES)} --baseline runs/qwen3_8b_dapo"
-MATHS = "aime24,aime25,amc23,math500,minerva,olympiadbench"
+OF_ARMS = [compared(*(f"{family}_{arm}" for arm in SHAPING), output=f"runs/{family}") for family in FAMILIES]
 SECTIONS: dict[str, list[Row]] = {
     "arXiv 2506.01939, high-entropy minority tokens": [
         Row(
-            "Eq. 1, Fig. 2 (entropy of tokens, words at forks)",
-            [f"entropy-grpo analyze collect {THINKING} --benchmarks aime24 --output analysis/qwen3_8b"],
+            "Eq. 1, Fig. 1a and 2 (entropy of tokens, words at forks)",
+            [
+                f"entropy-grpo analyze collect {THINKING} --benchmarks aime24,aime25 --output analysis/qwen3_8b",
+                "entropy-grpo analyze report analysis/qwen3_8b",
+            ],
             SMALL_FIGURES,
             ONE_GPU,
         ),
         Row("Eq. 2 to 4 (the baseline, DAPO)", launches("qwen3_8b_dapo"), "[the demo](demo.md)"),
         Row(
             "Eq. 5, Fig. 3 (temperatures at forks and elsewhere)",
-            [f"entropy-grpo analyze decoding {THINKING} --benchmarks aime24,aime25 --output analysis/decoding"],
+            [
+                f"entropy-grpo analyze decoding {THINKING} --benchmarks aime24,aime25 {FORKED} "
+                "--output analysis/decoding"
+            ],
             "[forked decoding](entropy.md#forked-decoding): agrees for T_low, disagrees for T_high",
             ONE_GPU,
         ),
         Row("Eq. 6 (the objective on the top 20%)", launches("qwen3_8b"), "[the demo](demo.md)"),
         Row(
             "Table 1, Fig. 4 and 5 (forks over training)",
-            [*launches("qwen3_14b"), CHECKPOINTS, "entropy-grpo analyze report runs/qwen3_14b"],
+            [
+                *launches("qwen3_14b_dapo"),
+                over_training("qwen3_14b_dapo", "Qwen/Qwen3-14B-Base"),
+                "entropy-grpo analyze report runs/qwen3_14b_dapo",
+            ],
             SMALL_FIGURES,
         ),
         Row(
-            "Table 2 (accuracy at 8B, 14B, 32B) and its training curves",
+            "Table 2, Fig. 6 (accuracy and length at 8B, 14B, 32B, at the end and over training)",
             [
                 *launches(*OF_SIZES),
                 *evaluated(*OF_SIZES, benchmarks=MATHS, preset="forking"),
-                COMPARED_SIZES,
+                compared(*OF_SIZES),
             ],
             f"{SMALL_RHO}: no difference between rho = 0.2 and 1.0 is shown",
         ),
         Row(
             "Fig. 7 (rho, bottom 80%)",
-            launches("qwen3_8b_top10", "qwen3_8b", "qwen3_8b_top50", "qwen3_8b_dapo", "qwen3_8b_bottom80"),
+            [
+                *launches(*OF_RHO),
+                compared(*OF_RHO, output="runs/rho_8b"),
+                "entropy-grpo sweep recipes/sweeps/rho.yaml --seeds 1",
+            ],
             SMALL_RHO,
         ),
-        Row("32B with responses of 29,696 tokens", launches("qwen3_32b", "qwen3_32b_29k"), NONE),
         Row(
-            "Llama-3.1-8B",
-            [TEACHER, *launches("llama31_8b_cold_start", "llama31_8b", "llama31_8b_dapo")],
-            NONE,
-            "not counted: the teacher's 17,398 responses, on 8 GPUs in `make llama31_8b`",
-        ),
-        Row(
-            "Fig. 9 (out of domain, LiveCodeBench over training)",
-            [
-                *launches("qwen3_14b", "qwen3_14b_dapo"),
-                *(
-                    f"entropy-grpo eval --model runs/{name}/weights/step-{step} --benchmarks livecodebench"
-                    for name in ("qwen3_14b", "qwen3_14b_dapo")
-                    for step in (160, 480, 840, 1280)
-                ),
-                "entropy-grpo compare runs/qwen3_14b runs/qwen3_14b_dapo --output runs/out_of_domain",
-            ],
-            NONE,
-        ),
-        Row(
-            "Fig. 8 (gain against the size of the model)",
+            "Fig. 1b and 8 (gain against the size of the model)",
             [
                 *launches(*OF_SIZES),
-                f"{COMPARED_SIZES} --output runs/sizes",
+                compared(*OF_SIZES, output="runs/sizes"),
                 "python -m benchmarks.model_sizes --plan",
             ],
             "[sizes](experiments.md#gain-against-the-size-of-the-model): no growth with size is shown",
+        ),
+        Row(
+            "Fig. 9 (out of domain, LiveCodeBench over training, 32B)",
+            [
+                *launches(*OUT_OF_DOMAIN.values()),
+                *(
+                    f"entropy-grpo eval --model runs/{name}/weights/step-{step} --benchmarks livecodebench"
+                    for name in OUT_OF_DOMAIN
+                    for step in (160, 480, 840, 1280)
+                ),
+                compared(*OUT_OF_DOMAIN, output="runs/out_of_domain"),
+            ],
+            NONE,
+        ),
+        Row(
+            "Fig. 10 (32B with responses of 29,696 tokens)",
+            [*launches("qwen3_32b", "qwen3_32b_29k"), compared("qwen3_32b", "qwen3_32b_29k", output="runs/longer")],
+            NONE,
+        ),
+        Row(
+            "Fig. 11 (Llama-3.1-8B)",
+            [
+                TEACHER,
+                *launches("llama31_8b_cold_start", "llama31_8b_dapo", "llama31_8b"),
+                compared("llama31_8b_dapo", "llama31_8b"),
+            ],
+            NONE,
+            "not counted: the teacher's 17,398 responses, on 8 GPUs in `make llama31_8b`",
         ),
         Row(
             "Discussion 1 (forks after supervised training and after RL, from one start)",
@@ -173,12 +220,16 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         Row(
             "Discussion 3 (entropy bonus and clip-higher; entropy of tokens above the clip)",
-            [*launches("qwen3_8b_dapo", "qwen3_8b_dapo_clip20", "qwen3_8b_dapo_bonus"), small("bonus_tiny")],
+            [*launches(*OF_BONUS), compared(*OF_BONUS, output="runs/bonus"), small("bonus_tiny")],
             "[sweep](experiments.md#entropy-bonus-and-clip-higher)",
         ),
         Row(
             "Fig. 12 to 17 (responses in colours)",
-            ["entropy-grpo analyze text runs/qwen3_14b --checkpoints base=Qwen/Qwen3-14B-Base runs/qwen3_14b"],
+            [
+                "entropy-grpo analyze collect --model Qwen/Qwen3-8B --chat --thinking true --benchmarks aime24,aime25 "
+                "--output analysis/qwen3_8b",
+                "entropy-grpo analyze report analysis/qwen3_8b",
+            ],
             "[coloured text](entropy.md#coloured-text)",
             ONE_GPU,
         ),
@@ -188,7 +239,7 @@ SECTIONS: dict[str, list[Row]] = {
         Row(
             "Entropy of right and wrong responses; format violations, language mixing, irrelevant content, any issue",
             [*launches("qwen25_7b_grpo"), JUDGE, "entropy-grpo analyze report runs/qwen25_7b_grpo"],
-            "[logged entropies](entropy.md#the-embedded-task)",
+            "[logged entropies](entropy.md#the-embedded-task); [a judge](entropy.md#irrelevant-content) finds none",
         ),
         Row(
             "Eq. 4 (gradient of a token), Fig. 2 and 3 (changes of probability, gradient by entropy, categories of "
@@ -201,7 +252,8 @@ SECTIONS: dict[str, list[Row]] = {
             "Eq. 5 and 6, Fig. 4 (another token; perplexity and position)",
             [
                 STAGE,
-                "entropy-grpo analyze divergence --model runs/qwen25_7b_grpo/weights/step-3200 --benchmarks aime24 "
+                "entropy-grpo analyze divergence --model runs/qwen25_7b_grpo/weights/step-3200 "
+                "--responses runs/qwen25_7b_grpo/analysis/responses/aime24.parquet "
                 "--output runs/qwen25_7b_grpo/analysis",
                 "entropy-grpo analyze report runs/qwen25_7b_grpo",
             ],
@@ -221,14 +273,18 @@ SECTIONS: dict[str, list[Row]] = {
             [
                 *launches(*OF_FAMILIES),
                 *evaluated(*OF_FAMILIES, benchmarks="aime24,aime25,amc23,math500,minerva", preset="shaping"),
+                *OF_ARMS,
             ],
             SMALL_SHAPING,
         ),
         Row(
             "Out of domain (GPQA, HumanEval)",
-            evaluated("qwen25_7b_ppl", benchmarks="gpqa,humaneval", preset="shaping"),
+            [
+                *launches(*OF_FAMILIES),
+                *evaluated(*OF_FAMILIES, benchmarks="gpqa,humaneval", preset="shaping"),
+                *OF_ARMS,
+            ],
             NONE,
-            ONE_GPU,
         ),
         Row(
             "Ablations (early tokens, high perplexity)",
@@ -272,9 +328,12 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         Row(
             "A benchmark that is newer than the models",
-            ["entropy-grpo eval --model runs/qwen3_14b --benchmarks newer.jsonl --since 2026-02-01"],
+            [
+                "entropy-grpo eval --model runs/qwen3_14b --benchmarks aime26",
+                "entropy-grpo eval --model runs/qwen3_14b --benchmarks newer.jsonl --since 2026-02-01",
+            ],
             NONE,
-            f"{ONE_GPU}; a file with problem, answer and date",
+            f"{ONE_GPU}; for the second command a file with problem, answer and date",
         ),
         Row(
             "Contamination of benchmarks",
@@ -293,6 +352,14 @@ def recipes_of(command: str) -> list[str]:
         return []
     found = sweep_file.read(measure.ROOT / words[0])
     return [Path(file).stem for file in found["recipes"]] if found else [words[0]]
+
+
+def folders_of(command: str) -> list[str]:
+    """Return the run folders that a launch writes: the command's own, or those of its recipes."""
+    words = command.split()
+    if "--output_dir" in words:
+        return [words[words.index("--output_dir") + 1]]
+    return [f"runs/{name}" for name in recipes_of(command)] if words[1] == "launch" else []
 
 
 def runs_of(command: str) -> int:
@@ -331,7 +398,7 @@ def needs(row: Row, plans: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the GPUs and hours of a row's recipes, and the row's own words."""
     trained = [(plans[name], runs_of(command)) for command in row.commands for name in recipes_of(command)]
     if not trained or all(one["hours"] is None for one, _ in trained):
-        return row.needs or DEMO
+        return f"{row.needs}; hours not planned"
     gpus = sorted({one["gpus"] for one, _ in trained})
     hours = [one["hours"] * one["gpus"] * runs for one, runs in trained]
     number = sum(runs for _, runs in trained)

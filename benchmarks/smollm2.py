@@ -14,6 +14,7 @@ import argparse
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -184,7 +185,8 @@ def parts(job: Job, model: Path) -> list[tuple[str, float, Callable[[], None]]]:
 
 
 def run_all(job: Job, source: Path, jobs: int) -> dict[str, Any]:
-    """Run all missing parts and summarise them."""
+    """Run all missing parts and summarise them, with the minutes that they took if all were missing."""
+    start, is_first = time.monotonic(), not job.folder.exists()
     model = pretrained.convert(source)
     files.replace_jsonl(job.sums, pairs.problems(SUMS, seed=0))
     *independent, (_, _, last) = parts(job, model)
@@ -192,7 +194,8 @@ def run_all(job: Job, source: Path, jobs: int) -> dict[str, Any]:
         for one in [pool.submit(function) for _, _, function in independent]:
             one.result()
     last()
-    return summary(job)
+    found = summary(job)
+    return found | ({"minutes": (time.monotonic() - start) / 60, "jobs": jobs} if is_first else {})
 
 
 # Summary
@@ -288,11 +291,12 @@ def table(found: Mapping[str, Any]) -> str:
         f"The merged model's log-probabilities differ from those of base and adapters by at most "
         f"{found['lora']['merged_difference']:.1e}; the card has {found['lora']['card_lines']} lines."
     )
+    spent = f"All parts took {found['minutes']:.0f} minutes, {found['jobs']} at a time." if "minutes" in found else ""
     shown = (
         "![entropies of the answers to stories](figures/smollm2_histogram.png)\n\n"
         "[Some of the answers](examples/smollm2.html), with each token coloured by its entropy before and after."
     )
-    return "\n\n".join([markdown_table(rows), claims, markdown_table(texts), shown, adapters]).strip()
+    return "\n\n".join([markdown_table(rows), claims, markdown_table(texts), shown, adapters, spent]).strip()
 
 
 def text() -> str:

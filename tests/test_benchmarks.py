@@ -39,6 +39,8 @@ READ = [
     ("aime24", {"id": 60, "problem": "P?", "solution": "s", "answer": "025", "year": "2024"}, "P?", "25"),
     ("aime24", {"id": 61, "problem": "P?", "answer": "000"}, "P?", "0"),
     ("aime25", {"problem": "P?", "answer": "70", "id": "0"}, "P?", "70"),
+    ("aime26", {"id": 1, "problem": "P?", "answer": "062"}, "P?", "62"),
+    ("aime26", {"id": 1, "problem": "P?", "answer": 277}, "P?", "277"),
     ("amc23", {"id": 1, "question": "Q?", "answer": 27.0, "url": "u"}, "Q?", "27"),
     ("amc23", {"id": 1, "question": "Q?", "answer": "-1.0"}, "Q?", "-1"),
     ("amc23", {"id": 1, "question": "Q?", "answer": "3159"}, "Q?", "3159"),
@@ -65,6 +67,8 @@ def test_rows_are_read(name, row, text, reference):
     [
         ("aime24", {"id": 1, "problem": "P?"}, "answer was expected and is missing"),
         ("aime24", {"id": 1, "problem": "P?", "answer": "336^\\circ"}, "336"),
+        ("aime26", {"id": 1, "problem": "P?", "answer": "340 or 850"}, "340 or 850"),
+        ("aime26", {"id": 1, "problem": "P?"}, "invalid literal"),
         ("amc23", {"question": "Q?", "answer": "27.5"}, "27.5, but an integer was expected"),
         ("amc23", {"question": "Q?", "answer": None}, "None, but a number was expected"),
         ("math500", {"problem": "P?", "answer": 3}, "answer is 3, but text was expected"),
@@ -90,6 +94,7 @@ def test_two_rows_of_one_name_are_refused():
 PINNED = {
     "aime24": ("HuggingFaceH4/aime_2024", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a", 30),
     "aime25": ("math-ai/aime25", "563bb8404243c5f09de6ec262f2db674fe5bce9b", 30),
+    "aime26": ("math-ai/aime26", "79037aebdb6580008fb960d17cb21fd3099083e3", 30),
     "amc23": ("math-ai/amc23", "80815d37005feb82cd7f8fbc6901d5d3eff43057", 40),
     "math500": ("HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", 500),
     "minerva": ("math-ai/minervamath", "ee46ddc498933b1977577953250ca5c66be64f96", 272),
@@ -102,7 +107,7 @@ PINNED = {
 def test_sets_are_pinned():
     found = {name: b.source for name, b in BENCHMARKS.items() if b.source is not None}
     assert {name: (s.hub_id, s.revision, s.rows) for name, s in found.items()} == PINNED
-    assert list(PUBLISHED) == ["aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench"]
+    assert list(PUBLISHED) == ["aime24", "aime25", "aime26", "amc23", "math500", "minerva", "olympiadbench"]
 
 
 class TestGpqa:

@@ -416,7 +416,7 @@ def test_an_evaluation_file_without_problems_is_refused(tmp_path):
         ({"prompt_template": "bxoed"}, "prompt_template is 'bxoed': choose one of boxed, code, answer_line, or null"),
         ({"prompt_template": "null"}, "prompt_template is 'null'"),
         ({"max_prompt_length": 0}, "max_prompt_length is 0: it must be 1 or more, or null"),
-        ({"decontaminate_against": ["math_500"]}, "'math_500': choose among aime24, aime25, amc23, math500, minerva"),
+        ({"decontaminate_against": ["math_500"]}, "'math_500': choose among aime24, aime25, aime26, amc23, math500"),
         ({"dataset_file": "copy.jsonl"}, "dataset_file is 'copy.jsonl' but dataset_name is 'problems.jsonl'"),
         ({"dataset_name": "math", "dataset_file": "copy.tsv"}, "dataset_file is 'copy.tsv': it must end in .jsonl"),
         ({"dataset_name": "math", "dataset_config": "algebra"}, "dataset_config is 'algebra' but dataset_name 'math'"),

@@ -257,6 +257,7 @@ def test_another_number_of_rows_is_refused_where_the_number_is_known(name, monke
 EVALUATION_ROWS = {
     "aime24": [{"id": 60 + i, "problem": f"AIME {i}?", "solution": "long", "answer": f"{i:03d}"} for i in range(30)],
     "aime25": [{"problem": f"Newer {i}?", "answer": "70", "id": str(i)} for i in range(30)],
+    "aime26": [{"id": i + 1, "problem": f"Newest {i}?", "answer": "277"} for i in range(30)],
     "amc23": [{"id": i, "question": f"AMC {i}?", "answer": 27.0, "url": "2023_AMC_12A"} for i in range(40)],
     "math500": [
         {"problem": f"Held {i}?", "solution": "\\boxed{1}", "answer": "1", "subject": "Algebra", "level": 5}
@@ -284,6 +285,7 @@ def test_problems_of_evaluation_sets_are_left_out(cached_evaluation_sets, tmp_pa
         "AIME 3?",
         "aime 4 ?",
         "Newer 29?",
+        "Newest 0?",
         "AMC 0?",
         "$\\text{held}$ 7?",
         "HELD 499?",
@@ -299,6 +301,7 @@ def test_problems_of_evaluation_sets_are_left_out(cached_evaluation_sets, tmp_pa
     assert problems.origin["left_out"] == {
         "in aime24": 2,
         "in aime25": 1,
+        "in aime26": 1,
         "in amc23": 1,
         "in math500": 2,
         "in minerva": 1,

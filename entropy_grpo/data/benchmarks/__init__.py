@@ -1,11 +1,11 @@
 """Benchmarks by name. Each module gives the source of the rows, their reader, and known traps in the data."""
 
 from ...tasks import registry
-from . import aime24, aime25, amc23, gpqa, humaneval, livecodebench, math500, minerva, olympiadbench
+from . import aime24, aime25, aime26, amc23, gpqa, humaneval, livecodebench, math500, minerva, olympiadbench
 from .benchmark import MATHS, Benchmark
 from .generated import COUNT, of_task
 
-MODULES = (aime24, aime25, amc23, math500, minerva, olympiadbench, gpqa, humaneval, livecodebench)
+MODULES = (aime24, aime25, aime26, amc23, math500, minerva, olympiadbench, gpqa, humaneval, livecodebench)
 BENCHMARKS = {module.BENCHMARK.name: module.BENCHMARK for module in MODULES} | {
     task.name: of_task(task) for task in registry.TASKS.values()
 }
