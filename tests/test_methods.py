@@ -28,6 +28,8 @@ from .conftest import REPOSITORY
 from .test_objective import assert_close, make_batches, make_trainer, run_window, set_old_logps
 
 OWN = "tests.own_methods:"
+SHAPING = [f"{name}_shaping_{key}" for name in ("ppl", "position") for key in ("start", "end")]
+SHAPING += ["ppl_shaping_alpha", "position_shaping_gamma"]
 
 
 def config(tmp_path, **settings):
@@ -147,6 +149,59 @@ def test_an_entry_and_its_short_form_are_one_run(tmp_path, entries, short):
     first, second = config(tmp_path, **entries, **sizes), config(tmp_path, **short, **sizes)
     assert first.to_dict() == second.to_dict()
     assert Objective.from_args(first) == Objective.from_args(second)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["ppl", "qae"],
+        ["qae", "ppl"],
+        ["psr", "ppl", "qae", "position"],
+        ["ppl", "position", "hicra"],
+        ["hicra", "position"],
+    ],
+    ids="-".join,
+)
+def test_entries_with_short_forms_run_in_the_order_given(tmp_path, names):
+    ngrams = {"hicra": {"name": "hicra", "ngrams": "recipes/planning_phrases.txt"}}
+    end = {"ppl_shaping_end": "8 rollouts"} if "ppl" in names else {}
+    made = config(tmp_path, advantages=[ngrams.get(name, name) for name in names], **end)
+    again = config(tmp_path, **{name: getattr(made, name) for name in ("advantages", *SHAPING)})
+    for args in (made, again, config(tmp_path, **{key: made.as_given()[key] for key in ("advantages", *SHAPING)})):
+        entries = Objective.from_args(args).entries()
+        assert [entry.name for entry in entries] == names
+        assert all(e.record()["schedule"]["end"] == 8 for e in entries if e.name == "ppl")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["kl_cov", "ppl"], "ppl follows kl_cov but runs before it"),
+        (["position", "ppl"], "ppl follows position but runs before it"),
+        (["ppl", "ppl"], "names 'ppl' twice"),
+    ],
+)
+def test_an_order_that_no_run_has_is_refused(tmp_path, names, words):
+    with pytest.raises(ValueError, match=words):
+        config(tmp_path, advantages=names)
+
+
+def by_parity(completion_ids, **kwargs):
+    return [float(sum(ids) % 2) for ids in completion_ids]
+
+
+def test_what_runs_before_a_quantile_of_rewards_is_replaced_by_it(tiny_model, tmp_path):
+    """QAE reads rewards alone, so that PPL shaping changes a run only after it."""
+    batch = {"max_steps": 1, "learning_rate": 0.05}
+    ppl = {"name": "ppl", "alpha": 0.3}
+    alone, before, after = (
+        fixed_rollout.weights(
+            fixed_rollout.train(tiny_model, tmp_path, reward=by_parity, advantages=advantages, **batch)
+        )
+        for advantages in (["qae"], [ppl, "qae"], ["qae", ppl])
+    )
+    assert all(torch.equal(weight, before[name]) for name, weight in alone.items())
+    assert not all(torch.equal(weight, after[name]) for name, weight in alone.items())
 
 
 def test_defaults_of_an_entry_are_those_of_its_short_form():

@@ -226,20 +226,27 @@ def parse(setting: str, given: Sequence[Any]) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
+def _short_entries(args: Any) -> dict[str, Entry]:
+    """Return the entries of the short forms `ppl_shaping_*` and `position_shaping_*`, by name."""
+    entries = {}
+    if args.ppl_shaping_alpha is not None:
+        entries["ppl"] = Entry(REGISTERED["ppl"], {"alpha": args.ppl_shaping_alpha}, args.ppl_schedule)
+    if args.position_shaping_gamma is not None:
+        params = {name: getattr(args, f"position_shaping_{name}") for name in ("gamma", *"dmn", "cap")}
+        entries["position"] = Entry(REGISTERED["position"], params, args.position_schedule)
+    return entries
+
+
 def entries_of(args: Any) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
     """Return the advantages and the token weights of a run's settings, in the order in which they run.
 
-    The short forms `ppl_shaping_*` and `position_shaping_*` run after the named advantages of their moment.
+    The short forms run after the named advantages of their moment, unless the list has their names in another order.
 
     Raises:
         ValueError: an entry is invalid.
     """
-    advantages = list(parse("advantages", args.advantages))
-    if args.ppl_shaping_alpha is not None:
-        params = {"alpha": args.ppl_shaping_alpha}
-        advantages.append(Entry(REGISTERED["ppl"], params, args.ppl_schedule))
-    if args.position_shaping_gamma is not None:
-        params = {name: getattr(args, f"position_shaping_{name}") for name in ("gamma", *"dmn", "cap")}
-        advantages.append(Entry(REGISTERED["position"], params, args.position_schedule))
+    short = _short_entries(args)
+    advantages = [short.pop(entry.name, entry) for entry in parse("advantages", args.advantages)]
+    advantages += short.values()
     advantages.sort(key=lambda entry: MOMENTS.index(entry.moment))
     return tuple(advantages), parse("token_weights", args.token_weights)
