@@ -15,11 +15,13 @@ from entropy_grpo.compare.sweep import variants
 from entropy_grpo.config.methods import SHORT_FORMS
 from entropy_grpo.config.recipe import RecipeError, build, checked, load, overrides
 from entropy_grpo.objective.methods.entries import parse
+from entropy_grpo.objective.methods.masks import MASKS
 from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.objective.methods.run import MethodError, Methods, make_view
 from entropy_grpo.objective.methods.run import call as call_entry
 from entropy_grpo.objective.objective import Objective
 from entropy_grpo.objective.ranks import ALONE
+from entropy_grpo.objective.selection import SELECTIONS
 from entropy_grpo.objective.tokens import with_gradient
 from entropy_grpo.objective.window import Pass
 
@@ -202,6 +204,25 @@ def test_what_runs_before_a_quantile_of_rewards_is_replaced_by_it(tiny_model, tm
     )
     assert all(torch.equal(weight, before[name]) for name, weight in alone.items())
     assert not all(torch.equal(weight, after[name]) for name, weight in alone.items())
+
+
+@pytest.mark.parametrize("first", MASKS)
+@pytest.mark.parametrize("second", MASKS)
+def test_two_selections_are_refused(tmp_path, first, second):
+    words = (
+        f"token_weights names {first!r} twice" if first == second else f"names {first} and {second}, and a step has"
+    )
+    for entry in (second, {"name": second, "rho": 0.5}):
+        with pytest.raises(ValueError, match=words):
+            config(tmp_path, token_weights=[first, "erc", entry])
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_an_entry_beside_another_selection_is_refused(tmp_path, name):
+    for kind in SELECTIONS:
+        if kind not in ("top", MASKS[name]):  # `top` is the default, which a configuration cannot tell from no setting
+            with pytest.raises(ValueError, match=f"{name} with entropy_selection '{MASKS[name]}', but entropy_selec"):
+                config(tmp_path, token_weights=[name], entropy_selection=kind)
 
 
 def test_defaults_of_an_entry_are_those_of_its_short_form():

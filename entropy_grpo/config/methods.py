@@ -5,7 +5,7 @@ one of their names sets the short form, so that both spellings are one run with 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -38,6 +38,7 @@ def to_short_forms(config: Any) -> None:
             raise ValueError(f"{setting} is {getattr(config, setting)!r}: write a list of entries.")
         listed = [(given, short_values(setting, given)) for given in getattr(config, setting)]
         entries = _without_schedules(setting, getattr(config, setting))
+        _refuse_two_selections(setting, entries)
         for given, values in listed:
             for short, value in values.items():
                 now = getattr(config, short)
@@ -53,6 +54,16 @@ def _without_schedules(setting: str, given: Sequence[Any]) -> tuple[Entry, ...]:
     """Return the entries of a list whose schedules may still count rollouts, without the schedules."""
     named = [split(setting, one) for one in given]
     return parse(setting, [{"name": name} | params for name, params, _ in named])
+
+
+def _refuse_two_selections(setting: str, entries: Iterable[Entry]) -> None:
+    """Refuse a list that names two selections of tokens."""
+    masks = [entry.name for entry in entries if entry.name in MASKS]
+    if len(masks) > 1:
+        raise ValueError(
+            f"{setting} names {masks[0]} and {masks[1]}, and a step has one selection of tokens: leave one of the two "
+            "out."
+        )
 
 
 def short_values(setting: str, given: Any) -> dict[str, Any]:
