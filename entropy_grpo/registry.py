@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import os
@@ -16,11 +17,17 @@ class FunctionError(RuntimeError):
     """A fault of a user's function, in one sentence for its author."""
 
 
+def called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that a callable calls: that of a partial, or the `__call__` of an object's class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
+
+
 def line_of(error: BaseException, function: Callable[..., Any]) -> str:
     """Return `file:line` at which a function raised an error: the last line in the function's own file, if any."""
     frames = traceback.extract_tb(error.__traceback__)
-    function = inspect.unwrap(getattr(function, "func", function))  # of a partial
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    code = getattr(inspect.unwrap(called(function)), "__code__", None)
     own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
     frame = (own or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"

@@ -235,6 +235,80 @@ def test_defaults_of_an_entry_are_those_of_its_short_form():
             assert parameters[key].default == defaults[forms[key]], (name, key)
 
 
+SIGNATURES = "tests.own_signatures:"
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "words"),
+    [
+        (
+            "typed_for_checkers",
+            {"power": "much"},
+            "power of .*typed_for_checkers is 'much', which should be",
+        ),
+        ("typed_for_checkers", {"most": "much"}, "most of .*typed_for_checkers is 'much', which should be a valid"),
+        ("untyped", {"power": "much"}, "power of .*untyped is 'much', which should be a valid number"),
+        ("untyped", {"number": "two"}, "number of .*untyped is 'two', which should be a valid"),
+        ("untyped", {"text": 2}, "text of .*untyped is 2, which should be a valid string"),
+        ("untyped", {"flag": 1}, "flag of .*untyped is 1, which should be a valid boolean"),
+        ("of_no_type", {"power": "much"}, "power of .*of_no_type is 'much'"),
+        ("of_no_type", {"other": "much"}, "other of .*of_no_type is 'much'"),
+        ("any_keyword", {"power": "much"}, "power of .*any_keyword is 'much'"),
+        ("any_keyword", {"view": 1.0}, "any_keyword has no parameter view"),
+        ("any_arguments", {"pover": 1.0}, "any_arguments has no parameter pover .value 1.0.. Did you mean power"),
+        ("declared", {"share": 2.0}, "share of .*declared is 2.0, which should be less than or equal to 1"),
+        ("squared", {"power": "much"}, "power of .*squared is 'much'"),
+        ("half_declared", {"share": 2.0}, "share of .*half_declared is 2.0, which should be less"),
+        ("scaled", {"power": "much"}, "power of .*scaled is 'much'"),
+        ("scaled", {"scale": 2.0}, "scaled has no parameter scale"),
+        ("shaped", {}, "which is of the kind advantage"),
+    ],
+)
+def test_keywords_of_every_signature_are_checked(tmp_path, name, params, words):
+    with pytest.raises(ValueError, match=words) as error:
+        config(tmp_path, token_weights=[{"name": SIGNATURES + name} | params])
+    assert str(error.value).startswith("token_weights") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "value"),
+    [
+        ("typed_for_checkers", {"powers": [2.0], "power": 3}, 12.0),
+        ("untyped", {"number": 0.5, "flag": True, "powers": [1, 2]}, 1.0),
+        ("of_no_type", {"other": 3}, 3.0),
+        ("any_keyword", {"power": 2, "more": 0.25, "others": 0.25}, 2.5),
+        ("any_keyword", {}, 1.0),
+        ("any_arguments", {"power": 2.5}, 2.5),
+        ("squared", {}, 2.0),
+        ("squared", {"power": 2.5}, 2.5),
+        ("half_declared", {}, 0.25),
+        ("twice_declared", {"share": 1.0}, 2.0),
+        ("scaled", {"power": 0.5}, 1.5),
+    ],
+)
+def test_functions_of_every_signature_run(tmp_path, name, params, value):
+    spec = Objective.from_args(config(tmp_path, token_weights=[{"name": SIGNATURES + name} | params]))
+    (entry,) = spec.token_weights
+    assert (entry.method.stage, entry.moment) == (("loss", "loss") if "declared" in name else ("step", "step"))
+    (inputs,) = make_batches((8,))
+    noise = inputs.pop("noise")
+    view = make_view(inputs, Pass(noise, noise.abs()), entry.moment, group_size=4, ranks=ALONE)
+    assert call_entry(entry, view)[view.mask].unique().tolist() == [value]
+    json.dumps(entry.record())
+    assert len(entry.digest) == 64
+
+
+@pytest.mark.parametrize("given", [5, None, own_methods.plain, [("name", "stapo")]], ids=str)
+def test_an_entry_of_another_type_is_one_sentence(tmp_path, given):
+    with pytest.raises(ValueError, match=r"token_weights has the entry .* without a name: write NAME"):
+        config(tmp_path, token_weights=[given])
+
+
+def test_a_function_without_a_signature_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"token_weights names 'torch:abs', whose signature .*: write a function"):
+        config(tmp_path, token_weights=["torch:abs"])
+
+
 def test_entries_come_from_recipes_and_from_the_command_line(tmp_path):
     path = tmp_path / "one.yaml"
     path.write_text(f"token_weights: [{{name: stapo, q: 0.5}}, '{OWN}plain']\nadvantages: [{{name: qae, k: 1}}]\n")

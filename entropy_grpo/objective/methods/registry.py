@@ -80,7 +80,19 @@ class Method:
     def parameters(self) -> dict[str, inspect.Parameter]:
         """Parameters that a recipe may give."""
         leading = 0 if isinstance(self.function, type) else KINDS[self.kind]
-        return dict(list(inspect.signature(self.function).parameters.items())[leading:])
+        by_place = [p for p in self._signature if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][leading:]
+        by_name = [p for p in self._signature if p.kind is p.KEYWORD_ONLY]
+        return {p.name: p for p in (*by_place, *by_name) if p.kind is not p.POSITIONAL_ONLY}
+
+    def takes(self, name: str) -> bool:
+        """Return whether the function takes a keyword argument, perhaps among others as `**`."""
+        taken = {p.name for p in self._signature if p.kind is not p.VAR_KEYWORD}
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in self._signature)
+        return name in self.parameters or (takes_any and name not in taken)
+
+    @property
+    def _signature(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.function).parameters.values())
 
 
 REGISTERED: dict[str, Method] = {}
