@@ -30,6 +30,7 @@ from .conftest import REPOSITORY
 from .test_objective import assert_close, make_batches, make_trainer, run_window, set_old_logps
 
 OWN = "tests.own_methods:"
+UNCLIPPED = {"epsilon": 1.0, "epsilon_high": 1e6}
 SHAPING = [f"{name}_shaping_{key}" for name in ("ppl", "position") for key in ("start", "end")]
 SHAPING += ["ppl_shaping_alpha", "position_shaping_gamma"]
 
@@ -106,6 +107,20 @@ def test_an_entry_that_cannot_run_is_refused_before_a_model_loads(tmp_path, sett
             },
             "erc, which sees whole optimiser steps: set steps_per_generation",
         ),
+        ({"token_weights": ["aspo"], "delta": 10.0}, "aspo, whose limit .*, but delta is 10: set delta to null"),
+        (
+            {"token_weights": ["fipo"], "delta": 3.0},
+            "fipo, whose threshold 10 .*, but delta is 3: set delta to 10, or",
+        ),
+        ({"token_weights": [{"name": "fipo", "threshold": 5.0}], "delta": 10.0}, "fipo, whose threshold 5 is"),
+        ({"advantages": ["kl_cov"]}, "kl_cov, whose loss clips no ratio, but epsilon is 0.2, epsilon_high is 0.28"),
+        ({"advantages": ["kl_cov"], "epsilon": 1.0}, "kl_cov, whose loss clips no ratio, but epsilon is 1, epsilon_"),
+        ({"advantages": ["kl_cov"], "epsilon_high": 1e6}, "kl_cov, whose loss clips no ratio, but epsilon is 0.2,"),
+        (
+            {"advantages": ["kl_cov"], "delta": 10.0} | UNCLIPPED,
+            "kl_cov, whose loss .* and delta is 10.0: set epsilon",
+        ),
+        ({"advantages": ["kl_cov"], "loss_type": "vespo"}, "kl_cov, whose gradient .* but loss_type is 'vespo': use"),
         ({"advantages": "qae"}, "advantages is 'qae': write a list of entries"),
         (
             {"token_weights": [{"name": "random", "rho": 0.5}], "top_entropy_quantile": 0.3},
@@ -120,6 +135,20 @@ def test_an_entry_that_cannot_run_is_refused_before_a_model_loads(tmp_path, sett
 def test_combinations_that_no_loss_computes_are_refused(tmp_path, settings, words):
     with pytest.raises(ValueError, match=words):
         config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"advantages": ["kl_cov"]} | UNCLIPPED,
+        {"token_weights": ["fipo"]},
+        {"token_weights": ["fipo"], "delta": 10.0},
+        {"token_weights": ["aspo", "archer_clip"]},
+    ],
+    ids=str,
+)
+def test_the_clip_that_a_method_is_made_for_is_accepted(tmp_path, settings):
+    assert Objective.from_args(config(tmp_path, **settings)).entries()
 
 
 @pytest.mark.parametrize(
@@ -513,7 +542,7 @@ def test_rounding_adds_nothing_to_the_first_step_of_a_rollout(tiny_model, tmp_pa
     """KL-Cov reads the sign of a difference between two policies, which are one in the first step and not later."""
     monkeypatch.setattr(fixed_rollout, "EntropyForkGRPOTrainer", Rounded)
     batch = {"per_device_train_batch_size": 4, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
-    settings = batch | {"max_steps": 4, "batch_by_length": False, "top_entropy_quantile": 1.0}
+    settings = batch | UNCLIPPED | {"max_steps": 4, "batch_by_length": False, "top_entropy_quantile": 1.0}
     kl_cov = {"name": "kl_cov", "share": 0.5, "coefficient": 5.0}
     trainer = fixed_rollout.train(tiny_model, tmp_path, advantages=[kl_cov], **settings)
     changed = []

@@ -145,4 +145,4 @@ def _refusal(entry: Entry, objective: Objective, dynamic_sampling: bool) -> str:
         return (
             "which sees whole optimiser steps: set steps_per_generation to a multiple of gradient_accumulation_steps"
         )
-    return ""
+    return method.refusal(objective, entry.values) if method.refusal is not None else ""

@@ -85,16 +85,17 @@ class Entry:
             return self.method.stage
         return "loss" if self.current else "sequence"
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values of all parameters."""
+        known = self.method.parameters.items()
+        return {name: p.default for name, p in known if p.default is not p.empty} | self.params
+
     def record(self) -> dict[str, Any]:
         """Return the entry in JSON types, with the values of all parameters, for the files of the run."""
-        defaults = {
-            name: parameter.default
-            for name, parameter in self.method.parameters.items()
-            if parameter.default is not parameter.empty
-        }
         schedule = {} if self.schedule == Schedule() else {"schedule": self.schedule._asdict()}
         return (
-            {"name": self.name, "parameters": defaults | self.params, "stage": self.method.stage}
+            {"name": self.name, "parameters": self.values, "stage": self.method.stage}
             | {"denominator": self.method.denominator, "paper": self.method.paper, "source_sha256": self.digest}
             | schedule
         )
