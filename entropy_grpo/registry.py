@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import os
@@ -16,11 +17,17 @@ class FunctionError(RuntimeError):
     """A fault of a user's function, in one sentence for its author."""
 
 
+def called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that a callable calls: that of a partial, or the `__call__` of an object's class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) or isinstance(function, type) else type(function).__call__
+
+
 def line_of(error: BaseException, function: Callable[..., Any]) -> str:
     """Return `file:line` at which a function raised an error: the last line in the function's own file, if any."""
     frames = traceback.extract_tb(error.__traceback__)
-    function = inspect.unwrap(getattr(function, "func", function))  # of a partial
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    code = getattr(inspect.unwrap(called(function)), "__code__", None)
     own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
     frame = (own or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"
@@ -99,27 +106,29 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def unread(config: Any, rules: Iterable[ReadIf]) -> Iterator[tuple[ReadIf, str, bool]]:
+def unread(config: Any, rules: Iterable[ReadIf], beside: Any = None) -> Iterator[tuple[ReadIf, str, bool]]:
     """Yield (rule, name, whether it is set) for every setting that nothing reads with the values of a configuration.
 
     Args:
         config: a dataclass instance. A setting with its default value counts as not set.
         rules: rules whose switch the dataclass does not have are passed over.
+        beside: another dataclass instance of the same run, whose fields are the switches in place of its own.
     """
+    switches = config if beside is None else beside
     for rule in rules:
-        if not hasattr(config, rule.switch) or rule.reads(getattr(config, rule.switch)):
+        if not hasattr(switches, rule.switch) or rule.reads(getattr(switches, rule.switch)):
             continue
         for field in dataclasses.fields(config):
             if rule.covers(field.name):
                 yield rule, field.name, getattr(config, field.name) != _default(field)
 
 
-def refuse_unread(config: Any, rules: Iterable[ReadIf]) -> None:
+def refuse_unread(config: Any, rules: Iterable[ReadIf], beside: Any = None) -> None:
     """Refuse settings that are set and that nothing reads (see `unread`).
 
     Raises:
         ValueError: the sentence names setting, value and switch.
     """
-    for rule, name, is_set in unread(config, rules):
+    for rule, name, is_set in unread(config, rules, beside):
         if is_set:
             raise ValueError(f"{name} is {getattr(config, name)!r}, which nothing reads {rule.advice}.")

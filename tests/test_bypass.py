@@ -123,6 +123,10 @@ def test_with_all_tokens_it_is_the_ordinary_run_without_its_pass(tiny_model, tmp
     for row, other in zip(*rows, strict=True):
         for name in ("grad_norm", "clip_ratio/high_mean", "selection/kept_fraction", "entropy"):
             assert other[name] == pytest.approx(row[name], rel=1e-3, abs=1e-6), name
+    # The rollout's tokens under the policy that wrote them, once; or those of each step, under its own policy.
+    names = [[{n for n in row if n.startswith(("entropy/", "step_entropy/"))} for row in of] for of in rows]
+    assert not names[0][1] and names[1][0] == names[1][1] == {f"step_{name}" for name in names[0][0]} != set()
+    assert rows[1][0]["step_entropy/mean"] != rows[0][0]["entropy/mean"]
     gap = "sampling/sampling_logp_difference/mean"
     assert 0 < rows[1][0][gap] < 1e-5 and gap not in rows[1][1] and gap not in rows[0][0]
     for row in (rows[0][0], rows[1][0]):
@@ -176,7 +180,7 @@ def test_micro_batches_change_nothing(tiny_model, tmp_path, other):
     assert_close(*({n: w - start[n] for n, w in fixed_rollout.weights(t).items()} for t in (whole, parts)), 1e-5)
     rows = [[row for row in t.state.log_history if "loss" in row] for t in (whole, parts)]
     for row, second in zip(*rows, strict=True):
-        for name in ("loss", "grad_norm", "selection/threshold", "selection/step_threshold", "entropy/p90"):
+        for name in ("loss", "grad_norm", "selection/threshold", "selection/step_threshold", "step_entropy/p90"):
             assert second[name] == pytest.approx(row[name], rel=1e-4, abs=1e-6), name
 
 

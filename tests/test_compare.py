@@ -145,6 +145,14 @@ def test_long_series_are_means_of_stretches_from_the_lowest_to_the_highest_run(t
         assert found[last] == pytest.approx({"value": np.mean(means), "low": min(means), "high": max(means)})
 
 
+def test_entropies_of_rollouts_and_of_steps_are_curves_of_their_own(tmp_path):
+    scored, sampler = runs_of(tmp_path, [0.5], rho=0.2) + runs_of(tmp_path, [0.5], rho=0.3)
+    sampler.steps[:] = [{"step": row["step"], "step_entropy/mean": 7.0} for row in sampler.steps]
+    groups = compare.compare([scored, sampler])["groups"].values()
+    found = [[bool(group["curves"][f"{begin}entropy/mean"]) for begin in ("", "step_")] for group in groups]
+    assert sorted(found) == [[False, True], [True, False]]
+
+
 def test_values_are_means_over_seeds_with_students_interval(tmp_path):
     accuracies = [0.25, 0.5, 0.45]
     group = compare.compare(runs_of(tmp_path, accuracies, rho=0.2))["groups"]["all"]

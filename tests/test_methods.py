@@ -15,11 +15,13 @@ from entropy_grpo.compare.sweep import variants
 from entropy_grpo.config.methods import SHORT_FORMS
 from entropy_grpo.config.recipe import RecipeError, build, checked, load, overrides
 from entropy_grpo.objective.methods.entries import parse
+from entropy_grpo.objective.methods.masks import MASKS
 from entropy_grpo.objective.methods.registry import REGISTERED
 from entropy_grpo.objective.methods.run import MethodError, Methods, make_view
 from entropy_grpo.objective.methods.run import call as call_entry
 from entropy_grpo.objective.objective import Objective
 from entropy_grpo.objective.ranks import ALONE
+from entropy_grpo.objective.selection import SELECTIONS
 from entropy_grpo.objective.tokens import with_gradient
 from entropy_grpo.objective.window import Pass
 
@@ -28,6 +30,9 @@ from .conftest import REPOSITORY
 from .test_objective import assert_close, make_batches, make_trainer, run_window, set_old_logps
 
 OWN = "tests.own_methods:"
+UNCLIPPED = {"epsilon": 1.0, "epsilon_high": 1e6}
+SHAPING = [f"{name}_shaping_{key}" for name in ("ppl", "position") for key in ("start", "end")]
+SHAPING += ["ppl_shaping_alpha", "position_shaping_gamma"]
 
 
 def config(tmp_path, **settings):
@@ -102,6 +107,20 @@ def test_an_entry_that_cannot_run_is_refused_before_a_model_loads(tmp_path, sett
             },
             "erc, which sees whole optimiser steps: set steps_per_generation",
         ),
+        ({"token_weights": ["aspo"], "delta": 10.0}, "aspo, whose limit .*, but delta is 10: set delta to null"),
+        (
+            {"token_weights": ["fipo"], "delta": 3.0},
+            "fipo, whose threshold 10 .*, but delta is 3: set delta to 10, or",
+        ),
+        ({"token_weights": [{"name": "fipo", "threshold": 5.0}], "delta": 10.0}, "fipo, whose threshold 5 is"),
+        ({"advantages": ["kl_cov"]}, "kl_cov, whose loss clips no ratio, but epsilon is 0.2, epsilon_high is 0.28"),
+        ({"advantages": ["kl_cov"], "epsilon": 1.0}, "kl_cov, whose loss clips no ratio, but epsilon is 1, epsilon_"),
+        ({"advantages": ["kl_cov"], "epsilon_high": 1e6}, "kl_cov, whose loss clips no ratio, but epsilon is 0.2,"),
+        (
+            {"advantages": ["kl_cov"], "delta": 10.0} | UNCLIPPED,
+            "kl_cov, whose loss .* and delta is 10.0: set epsilon",
+        ),
+        ({"advantages": ["kl_cov"], "loss_type": "vespo"}, "kl_cov, whose gradient .* but loss_type is 'vespo': use"),
         ({"advantages": "qae"}, "advantages is 'qae': write a list of entries"),
         (
             {"token_weights": [{"name": "random", "rho": 0.5}], "top_entropy_quantile": 0.3},
@@ -116,6 +135,20 @@ def test_an_entry_that_cannot_run_is_refused_before_a_model_loads(tmp_path, sett
 def test_combinations_that_no_loss_computes_are_refused(tmp_path, settings, words):
     with pytest.raises(ValueError, match=words):
         config(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"advantages": ["kl_cov"]} | UNCLIPPED,
+        {"token_weights": ["fipo"]},
+        {"token_weights": ["fipo"], "delta": 10.0},
+        {"token_weights": ["aspo", "archer_clip"]},
+    ],
+    ids=str,
+)
+def test_the_clip_that_a_method_is_made_for_is_accepted(tmp_path, settings):
+    assert Objective.from_args(config(tmp_path, **settings)).entries()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +182,78 @@ def test_an_entry_and_its_short_form_are_one_run(tmp_path, entries, short):
     assert Objective.from_args(first) == Objective.from_args(second)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["ppl", "qae"],
+        ["qae", "ppl"],
+        ["psr", "ppl", "qae", "position"],
+        ["ppl", "position", "hicra"],
+        ["hicra", "position"],
+    ],
+    ids="-".join,
+)
+def test_entries_with_short_forms_run_in_the_order_given(tmp_path, names):
+    ngrams = {"hicra": {"name": "hicra", "ngrams": "recipes/planning_phrases.txt"}}
+    end = {"ppl_shaping_end": "8 rollouts"} if "ppl" in names else {}
+    made = config(tmp_path, advantages=[ngrams.get(name, name) for name in names], **end)
+    again = config(tmp_path, **{name: getattr(made, name) for name in ("advantages", *SHAPING)})
+    for args in (made, again, config(tmp_path, **{key: made.as_given()[key] for key in ("advantages", *SHAPING)})):
+        entries = Objective.from_args(args).entries()
+        assert [entry.name for entry in entries] == names
+        assert all(e.record()["schedule"]["end"] == 8 for e in entries if e.name == "ppl")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["kl_cov", "ppl"], "ppl follows kl_cov but runs before it"),
+        (["position", "ppl"], "ppl follows position but runs before it"),
+        (["ppl", "ppl"], "names 'ppl' twice"),
+    ],
+)
+def test_an_order_that_no_run_has_is_refused(tmp_path, names, words):
+    with pytest.raises(ValueError, match=words):
+        config(tmp_path, advantages=names)
+
+
+def by_parity(completion_ids, **kwargs):
+    return [float(sum(ids) % 2) for ids in completion_ids]
+
+
+def test_what_runs_before_a_quantile_of_rewards_is_replaced_by_it(tiny_model, tmp_path):
+    """QAE reads rewards alone, so that PPL shaping changes a run only after it."""
+    batch = {"max_steps": 1, "learning_rate": 0.05}
+    ppl = {"name": "ppl", "alpha": 0.3}
+    alone, before, after = (
+        fixed_rollout.weights(
+            fixed_rollout.train(tiny_model, tmp_path, reward=by_parity, advantages=advantages, **batch)
+        )
+        for advantages in (["qae"], [ppl, "qae"], ["qae", ppl])
+    )
+    assert all(torch.equal(weight, before[name]) for name, weight in alone.items())
+    assert not all(torch.equal(weight, after[name]) for name, weight in alone.items())
+
+
+@pytest.mark.parametrize("first", MASKS)
+@pytest.mark.parametrize("second", MASKS)
+def test_two_selections_are_refused(tmp_path, first, second):
+    words = (
+        f"token_weights names {first!r} twice" if first == second else f"names {first} and {second}, and a step has"
+    )
+    for entry in (second, {"name": second, "rho": 0.5}):
+        with pytest.raises(ValueError, match=words):
+            config(tmp_path, token_weights=[first, "erc", entry])
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_an_entry_beside_another_selection_is_refused(tmp_path, name):
+    for kind in SELECTIONS:
+        if kind not in ("top", MASKS[name]):  # `top` is the default, which a configuration cannot tell from no setting
+            with pytest.raises(ValueError, match=f"{name} with entropy_selection '{MASKS[name]}', but entropy_selec"):
+                config(tmp_path, token_weights=[name], entropy_selection=kind)
+
+
 def test_defaults_of_an_entry_are_those_of_its_short_form():
     defaults = {field.name: field.default for field in dataclasses.fields(EntropyForkGRPOConfig)}
     for name, forms in SHORT_FORMS.items():
@@ -157,6 +262,80 @@ def test_defaults_of_an_entry_are_those_of_its_short_form():
         assert defaults[forms[strength]] in (None, parameters[strength].default)  # None: the method is not used
         for key in others:
             assert parameters[key].default == defaults[forms[key]], (name, key)
+
+
+SIGNATURES = "tests.own_signatures:"
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "words"),
+    [
+        (
+            "typed_for_checkers",
+            {"power": "much"},
+            "power of .*typed_for_checkers is 'much', which should be",
+        ),
+        ("typed_for_checkers", {"most": "much"}, "most of .*typed_for_checkers is 'much', which should be a valid"),
+        ("untyped", {"power": "much"}, "power of .*untyped is 'much', which should be a valid number"),
+        ("untyped", {"number": "two"}, "number of .*untyped is 'two', which should be a valid"),
+        ("untyped", {"text": 2}, "text of .*untyped is 2, which should be a valid string"),
+        ("untyped", {"flag": 1}, "flag of .*untyped is 1, which should be a valid boolean"),
+        ("of_no_type", {"power": "much"}, "power of .*of_no_type is 'much'"),
+        ("of_no_type", {"other": "much"}, "other of .*of_no_type is 'much'"),
+        ("any_keyword", {"power": "much"}, "power of .*any_keyword is 'much'"),
+        ("any_keyword", {"view": 1.0}, "any_keyword has no parameter view"),
+        ("any_arguments", {"pover": 1.0}, "any_arguments has no parameter pover .value 1.0.. Did you mean power"),
+        ("declared", {"share": 2.0}, "share of .*declared is 2.0, which should be less than or equal to 1"),
+        ("squared", {"power": "much"}, "power of .*squared is 'much'"),
+        ("half_declared", {"share": 2.0}, "share of .*half_declared is 2.0, which should be less"),
+        ("scaled", {"power": "much"}, "power of .*scaled is 'much'"),
+        ("scaled", {"scale": 2.0}, "scaled has no parameter scale"),
+        ("shaped", {}, "which is of the kind advantage"),
+    ],
+)
+def test_keywords_of_every_signature_are_checked(tmp_path, name, params, words):
+    with pytest.raises(ValueError, match=words) as error:
+        config(tmp_path, token_weights=[{"name": SIGNATURES + name} | params])
+    assert str(error.value).startswith("token_weights") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "value"),
+    [
+        ("typed_for_checkers", {"powers": [2.0], "power": 3}, 12.0),
+        ("untyped", {"number": 0.5, "flag": True, "powers": [1, 2]}, 1.0),
+        ("of_no_type", {"other": 3}, 3.0),
+        ("any_keyword", {"power": 2, "more": 0.25, "others": 0.25}, 2.5),
+        ("any_keyword", {}, 1.0),
+        ("any_arguments", {"power": 2.5}, 2.5),
+        ("squared", {}, 2.0),
+        ("squared", {"power": 2.5}, 2.5),
+        ("half_declared", {}, 0.25),
+        ("twice_declared", {"share": 1.0}, 2.0),
+        ("scaled", {"power": 0.5}, 1.5),
+    ],
+)
+def test_functions_of_every_signature_run(tmp_path, name, params, value):
+    spec = Objective.from_args(config(tmp_path, token_weights=[{"name": SIGNATURES + name} | params]))
+    (entry,) = spec.token_weights
+    assert (entry.method.stage, entry.moment) == (("loss", "loss") if "declared" in name else ("step", "step"))
+    (inputs,) = make_batches((8,))
+    noise = inputs.pop("noise")
+    view = make_view(inputs, Pass(noise, noise.abs()), entry.moment, group_size=4, ranks=ALONE)
+    assert call_entry(entry, view)[view.mask].unique().tolist() == [value]
+    json.dumps(entry.record())
+    assert len(entry.digest) == 64
+
+
+@pytest.mark.parametrize("given", [5, None, own_methods.plain, [("name", "stapo")]], ids=str)
+def test_an_entry_of_another_type_is_one_sentence(tmp_path, given):
+    with pytest.raises(ValueError, match=r"token_weights has the entry .* without a name: write NAME"):
+        config(tmp_path, token_weights=[given])
+
+
+def test_a_function_without_a_signature_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"token_weights names 'torch:abs', whose signature .*: write a function"):
+        config(tmp_path, token_weights=["torch:abs"])
 
 
 def test_entries_come_from_recipes_and_from_the_command_line(tmp_path):
@@ -363,7 +542,7 @@ def test_rounding_adds_nothing_to_the_first_step_of_a_rollout(tiny_model, tmp_pa
     """KL-Cov reads the sign of a difference between two policies, which are one in the first step and not later."""
     monkeypatch.setattr(fixed_rollout, "EntropyForkGRPOTrainer", Rounded)
     batch = {"per_device_train_batch_size": 4, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
-    settings = batch | {"max_steps": 4, "batch_by_length": False, "top_entropy_quantile": 1.0}
+    settings = batch | UNCLIPPED | {"max_steps": 4, "batch_by_length": False, "top_entropy_quantile": 1.0}
     kl_cov = {"name": "kl_cov", "share": 0.5, "coefficient": 5.0}
     trainer = fixed_rollout.train(tiny_model, tmp_path, advantages=[kl_cov], **settings)
     changed = []

@@ -705,7 +705,9 @@ METHODS = {
     },
     "entropies": {"advantages": ["gtpo", f"{OWN}louder"], "token_weights": ["clip_cov", "erc"]},
     "ratios": TWICE
-    | {
+    | {  # KL-Cov runs without a clip
+        "epsilon": 1.0,
+        "epsilon_high": 1e6,
         "advantages": ["qae", HICRA, {"name": "kl_cov", "share": 0.1}],
         "token_weights": [{"name": "stapo", "tau_p": 0.05}, "fipo", "archer_clip", "entropy_shaped"],
     },

@@ -127,6 +127,16 @@ def test_a_metric_changes_its_own_plot_alone(tmp_path, usual, key, plot):
     assert differing(draw(tmp_path, metrics), usual) == [plot]
 
 
+def test_entropies_of_steps_are_drawn_if_the_run_logs_none_of_its_rollouts(tmp_path, usual):
+    both = [row | {f"step_{key}": 9.0 for key in row if key.startswith("entropy/")} for row in rows()]
+    assert differing(draw(tmp_path / "both", both), usual) == []
+    renamed = [{key.replace("entropy/", "step_entropy/"): value for key, value in row.items()} for row in rows()]
+    of_steps = draw(tmp_path / "steps", renamed)
+    assert differing(of_steps, usual) == ["entropy.png"]
+    without = [{key: value for key, value in row.items() if "entropy/" not in key} for row in renamed]
+    assert differing(draw(tmp_path / "none", without), of_steps) == ["entropy.png"]
+
+
 def test_the_plateau_is_marked_where_it_was_found(tmp_path, usual):
     def with_stages(name, stages):
         return draw(tmp_path / name, [row | {"stage": stage} for row, stage in zip(rows(), stages, strict=True)])

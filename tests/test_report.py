@@ -208,6 +208,19 @@ def test_a_run_reports_what_it_logged(tmp_path):
     assert "](analysis/report.md)" in card.write_card(run.path, draws=False).read_text()
 
 
+def test_the_report_of_a_run_says_whether_entropies_are_of_rollouts_or_of_steps(tmp_path):
+    for name, words in (
+        ("entropy", "for each rollout, under"),
+        ("step_entropy", "for each optimiser step, under its"),
+    ):
+        run = make_run(tmp_path / name)
+        run.metrics.write_text(run.metrics.read_text().replace("entropy/", f"{name}/"))
+        report.write(run.path)
+        found = json.loads((run.path / "analysis" / "report.json").read_text())
+        assert found["logs"]["percentiles"]["p95"][1] == [0.9, 0.8, 0.7, 0.6] and found["logs"]["prefix"] == name
+        assert words in (run.path / "analysis" / "report.md").read_text().replace("\n", " ")
+
+
 def test_the_text_of_the_word_clouds_says_which_words_are_large(tmp_path):
     """In both pictures the sizes rise with mean entropy, so that the most extreme of the lowest tokens is smallest."""
 

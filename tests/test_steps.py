@@ -356,6 +356,20 @@ def test_a_step_without_thresholds_logs_none(tmp_path):
     assert "selection/threshold" not in monitor.metrics["train"]
 
 
+@pytest.mark.parametrize(("micro_batches", "prefix"), [(2, ""), (4, "step_")])
+def test_steps_that_share_an_unmeasured_rollout_have_names_of_their_own(tmp_path, micro_batches, prefix):
+    """Their tokens are a part of the rollout, and the policy of later steps did not write it."""
+    settings = {"old_logps": "sampler", "steps_per_generation": micro_batches, "top_entropy_quantile": 1.0}
+    monitor = make_monitor(tmp_path, **settings)
+    window, scored = finished_window()
+    monitor.step(window, 12)
+    expected = rollout_metrics([s.inputs for s in scored], [s.entropies for s in scored], on_one_process)
+    logged = monitor.metrics["train"]
+    assert {name: logged[prefix + name] for name in expected} == {name: [value] for name, value in expected.items()}
+    assert f"{prefix}tokens/formal" in logged and monitor.entropy == expected["entropy/mean"]
+    assert not prefix or not [name for name in logged if name.startswith(("entropy/", "tokens/formal_ent"))]
+
+
 def test_a_step_measures_its_rollout_if_no_pass_has(tmp_path):
     """A rollout for one optimiser step, which its policy wrote: also sequences that were not run are measured."""
     monitor = make_monitor(tmp_path, top_entropy_quantile=1.0)

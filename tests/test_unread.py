@@ -6,7 +6,8 @@ import pytest
 
 from entropy_grpo import EntropyForkGRPOConfig, cli
 from entropy_grpo.config import recipe
-from entropy_grpo.config.run import CLASSES, RunConfig
+from entropy_grpo.config.losses import LOSSES
+from entropy_grpo.config.run import CLASSES, RunConfig, check_held_out
 from entropy_grpo.config.sft import TeacherSFTConfig
 from entropy_grpo.config.unread import RULES
 from entropy_grpo.models.config import CheckedModelConfig
@@ -43,6 +44,14 @@ UNREAD = [
     ({"use_bias_correction_kl": False}, "use_bias_correction_kl is False", "beta"),
     ({"entropy_target": 0.3}, "entropy_target is 0.3", "use_adaptive_entropy: true"),
     ({"sapo_temperature_neg": 2.0}, "sapo_temperature_neg is 2.0", "sapo"),
+    ({"optim": "adafactor", "adam_beta1": 0.8}, "adam_beta1 is 0.8", "set optim to adamw_torch"),
+    ({"optim": "sgd", "adam_epsilon": 1e-6}, "adam_epsilon is 1e-06", "set optim to adamw_torch"),
+    ({"optim": "lion_8bit", "adam_epsilon": 1e-6}, "adam_epsilon is 1e-06", "which has none"),
+    ({"trackio_space_id": "me/space"}, "trackio_space_id is 'me/space'", "report_to"),
+    ({"report_to": ["tensorboard"], "trackio_bucket_id": "me"}, "trackio_bucket_id is 'me'", "report_to"),
+    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1", "leave it out"),
+    ({"loss_type": "sapo", "entropy_denominator": "all", "epsilon_high": 0.3}, "epsilon_high is 0.3", "leave it out"),
+    ({"loss_type": "vespo", "epsilon": 0.3}, "epsilon is 0.3", "leave it out"),
     ({"max_sampling_rounds": 3}, "max_sampling_rounds is 3", "dynamic_sampling: true"),
     ({"top_entropy_quantile": 1.0, "entropy_selection": "random"}, "entropy_selection is 'random'", "below 1"),
     ({"ppl_shaping_start": 3}, "ppl_shaping_start is 3", "ppl_shaping_alpha"),
@@ -55,6 +64,47 @@ def test_what_nothing_reads_is_refused(tmp_path, settings, named, switch):
     with pytest.raises(ValueError, match="which nothing reads") as error:
         EntropyForkGRPOConfig(str(tmp_path), **ON_CPU, **settings)
     assert str(error.value).startswith(named) and switch in str(error.value)
+
+
+def test_rules_of_optimisers_are_what_transformers_gives_them():
+    """Their settings by the source of the function that makes each of them."""
+    import inspect
+
+    from transformers import trainer_optimizer
+
+    shared = {"_get_bitsandbytes_optimizer", "_get_schedule_free_optimizer"}
+    rules = {rule.names: rule.reads for rule in RULES if rule.switch == "optim"}
+    moments, epsilon = rules["adam_beta1", "adam_beta2", "adam_epsilon"], rules["adam_epsilon",]
+    for name, handler in trainer_optimizer._OPTIMIZER_HANDLERS.items():
+        if handler.__name__ in shared:
+            assert moments(name) != any(word in name.value for word in ("rmsprop", "sgd")), name
+        else:
+            assert moments(name) == ("adam_kwargs" in inspect.getsource(handler)), name
+        assert epsilon(name) != ("lion" in name.value), name
+
+
+def test_rules_of_losses_are_what_trl_reads():
+    import inspect
+
+    from trl import GRPOTrainer
+
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    branches = source.partition("if self.loss_type ==")[2].partition("# Compute the loss")[0]
+    for loss in ("sapo", "vespo"):
+        mine = branches.partition(f'elif self.loss_type == "{loss}":')[2].partition("el")[0]
+        assert mine and "epsilon" not in mine
+    (reads,) = (rule.reads for rule in RULES if "epsilon_high" in rule.names)
+    assert [loss for loss in LOSSES if not reads(loss)] == ["sapo", "vespo"]
+    assert "label" not in source
+
+
+def test_seconds_of_rewards_by_name_are_refused(tmp_path):
+    args = EntropyForkGRPOConfig(str(tmp_path), **ON_CPU, reward_seconds=3.0)
+    check_held_out(RunConfig(dataset_name="data.jsonl", rewards=["accuracy", "mine:reward"]), args, 1)
+    with pytest.raises(
+        ValueError, match=r"reward_seconds is 3\.0, which nothing reads unless rewards names a function"
+    ):
+        check_held_out(RunConfig(dataset_name="data.jsonl", rewards=["accuracy"]), args, 1)
 
 
 def test_a_cold_start_and_a_model_refuse_them_too(tmp_path):

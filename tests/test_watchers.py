@@ -114,6 +114,8 @@ def test_rewards_that_read_a_box_are_those_that_find_an_answer_in_one():
 
 # By watcher, metrics as (mean at the start, recent mean): at the limit, where nothing is said, and just beyond it.
 LIMITS = [
+    ("entropy_collapse", {"step_entropy/p95": (2.0, 0.61)}, {"step_entropy/p95": (2.0, 0.59)}),
+    ("entropy_explosion", {"step_entropy/mean": (0.5, 1.1)}, {"step_entropy/mean": (0.5, 1.11)}),
     ("entropy_collapse", {"entropy/p95": (2.0, 0.61)}, {"entropy/p95": (2.0, 0.59)}),
     ("entropy_explosion", {"entropy/mean": (0.5, 1.1)}, {"entropy/mean": (0.5, 1.11)}),
     ("length_collapse", {"completions/mean_length": (300, 120)}, {"completions/mean_length": (300, 119)}),

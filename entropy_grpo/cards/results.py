@@ -6,6 +6,7 @@ from huggingface_hub import EvalResult
 
 from ..data.sources import public_name
 from ..metrics.intervals import CONFIDENCE
+from ..metrics.logged import STEP_ENTROPY, entropy_prefix
 from ..metrics.tables import interval_text
 from ..runs.files import Row
 from ..runs.trained import Benchmark, Trained
@@ -142,10 +143,12 @@ def entropy_text(trained: Trained) -> str:
     before, after = (trained.evaluation.get(side, {}).get("mean_entropy") for side in ("before", "after"))
     if before is not None and after is not None:
         parts.append(f"on held-out problems {before:.3g} nats before and {after:.3g} nats after the training")
-    logged = [row for row in trained.rows if isinstance(row.get("entropy/mean"), float)]
+    prefix = entropy_prefix(trained.rows)
+    logged = [row for row in trained.rows if isinstance(row.get(f"{prefix}/mean"), float)]
     if len(logged) > 1:
-        (first, start), (last, end) = ((row["step"], row["entropy/mean"]) for row in (logged[0], logged[-1]))
-        parts.append(f"in rollouts {start:.3g} nats at step {first} and {end:.3g} nats at step {last}")
+        (first, start), (last, end) = ((row["step"], row[f"{prefix}/mean"]) for row in (logged[0], logged[-1]))
+        tokens = "optimiser steps, under their own policies," if prefix == STEP_ENTROPY else "rollouts"
+        parts.append(f"in {tokens} {start:.3g} nats at step {first} and {end:.3g} nats at step {last}")
     return "Mean entropy of the policy's tokens: " + "; ".join(parts) + "." if parts else ""
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics.logged import BENCHMARK_ACCURACY, benchmark_accuracies, mean_accuracies
+from ..metrics.logged import BENCHMARK_ACCURACY, ROLLOUT_ENTROPY, STEP_ENTROPY, benchmark_accuracies, mean_accuracies
 from ..metrics.seeds import correct, differ, difference, over_seeds
 from ..registry import nearest
 from ..rewards.registry import OVERLONG
@@ -36,7 +36,8 @@ SOURCE = "metrics.jsonl of the runs; bands reach from the lowest to the highest 
 CURVES = {
     "eval_accuracy": "accuracy on held-out problems",
     "reward": "reward of the rollouts",
-    "entropy/mean": "mean token entropy of the rollouts (nats)",
+    f"{ROLLOUT_ENTROPY}/mean": "mean token entropy of the rollouts (nats)",
+    f"{STEP_ENTROPY}/mean": "mean token entropy of the steps, under their policies (nats)",
     "completions/mean_length": "mean response length (tokens)",
 }
 # Mean over the benchmarks that all compared runs have, as a measure and as a curve.

@@ -4,6 +4,8 @@ The selections of tokens, PPL shaping and position shaping have settings of thei
 one of their names sets the short form, so that both spellings are one run with one record.
 """
 
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -24,24 +26,44 @@ SHORT_FORMS = dict.fromkeys(MASKS, _SELECTION) | {
 def to_short_forms(config: Any) -> None:
     """Move the entries that have short forms into the settings of a configuration.
 
+    A short form runs after the named advantages of its moment. Entries that are listed in another order also stay in
+    the list, which has the order.
+
     Raises:
-        ValueError: a setting has another value already, or an entry is invalid.
+        ValueError: a setting has another value already, or an entry or the list is invalid.
     """
     defaults = {f.name: f.default if f.default is not MISSING else None for f in fields(config)}
     for setting in SETTINGS:
         if not isinstance(getattr(config, setting), (list, tuple)):
             raise ValueError(f"{setting} is {getattr(config, setting)!r}: write a list of entries.")
-        left = []
-        for given in getattr(config, setting):
-            values = short_values(setting, given)
+        listed = [(given, short_values(setting, given)) for given in getattr(config, setting)]
+        entries = _without_schedules(setting, getattr(config, setting))
+        _refuse_two_selections(setting, entries)
+        for given, values in listed:
             for short, value in values.items():
                 now = getattr(config, short)
                 if now not in (defaults[short], value) and not (short == _SELECTION["rho"] and now == 1):
                     raise ValueError(contradiction(setting, given, short, value, now))
                 setattr(config, short, value)
-            if not values:
-                left.append(given)
-        setattr(config, setting, left)
+        pairs = itertools.pairwise(entries if setting == "advantages" else ())
+        stays = any(first.name in SHORT_FORMS and first.moment == second.moment for first, second in pairs)
+        setattr(config, setting, [given for given, values in listed if stays or not values])
+
+
+def _without_schedules(setting: str, given: Sequence[Any]) -> tuple[Entry, ...]:
+    """Return the entries of a list whose schedules may still count rollouts, without the schedules."""
+    named = [split(setting, one) for one in given]
+    return parse(setting, [{"name": name} | params for name, params, _ in named])
+
+
+def _refuse_two_selections(setting: str, entries: Iterable[Entry]) -> None:
+    """Refuse a list that names two selections of tokens."""
+    masks = [entry.name for entry in entries if entry.name in MASKS]
+    if len(masks) > 1:
+        raise ValueError(
+            f"{setting} names {masks[0]} and {masks[1]}, and a step has one selection of tokens: leave one of the two "
+            "out."
+        )
 
 
 def short_values(setting: str, given: Any) -> dict[str, Any]:
@@ -123,4 +145,4 @@ def _refusal(entry: Entry, objective: Objective, dynamic_sampling: bool) -> str:
         return (
             "which sees whole optimiser steps: set steps_per_generation to a multiple of gradient_accumulation_steps"
         )
-    return ""
+    return method.refusal(objective, entry.values) if method.refusal is not None else ""

@@ -130,8 +130,9 @@ def _at_least_one(args: EntropyForkGRPOConfig, name: str, value: int | str) -> i
 def check_held_out(run: RunConfig, args: EntropyForkGRPOConfig, processes: int) -> None:
     """Refuse an evaluation without problems, or whose batch does not fit the problems (`check_evaluation_batch`).
 
-    Refuse also weights of other rewards than the recipe names.
+    Refuse also weights of other rewards than the recipe names, and settings that nothing reads beside those of `run`.
     """
+    refuse_unread(args, RULES, run)
     strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
     if strategy != "no" and not run.num_dev_problems:
         raise ValueError(

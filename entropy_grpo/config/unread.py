@@ -6,9 +6,15 @@ turns a switch off drops what its parents set for it (`recipe.checked`): `--use_
 
 from ..models.unread import READ_IF as MODEL
 from ..registry import ReadIf
+from .losses import LOSSES
 
 # Schedules that start at the whole learning rate (transformers.optimization.get_scheduler).
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+
+# Begins of the names of optimisers that transformers makes without betas and epsilon (transformers.trainer_optimizer).
+WITHOUT_ADAM = tuple("adafactor sgd adagrad rmsprop galore_ lomo adalomo grokadamw schedule_free_sgd".split())
+# Losses of TRL without a clip.
+WITHOUT_CLIP = ("sapo", "vespo")
 
 
 def _text(value: object) -> str:
@@ -63,6 +69,24 @@ TRAINING = (
     ),
     ReadIf(("use_liger_kernel",), "use_cpu", lambda value: not value, "with use_cpu: true"),
     ReadIf(("liger_kernel_config",), "use_liger_kernel", _is_set, "without use_liger_kernel: true"),
+    ReadIf(
+        ("adam_beta1", "adam_beta2", "adam_epsilon"),
+        "optim",
+        lambda value: not _text(value).startswith(WITHOUT_ADAM),
+        "by an optimiser without Adam's settings: set optim to adamw_torch, or another that has them",
+    ),
+    ReadIf(
+        ("adam_epsilon",),
+        "optim",
+        lambda value: "lion" not in _text(value),
+        "by the optimiser lion, which has none: leave it out",
+    ),
+    ReadIf(
+        ("trackio_*",),
+        "report_to",
+        lambda value: not {"trackio", "all"}.isdisjoint([value] if isinstance(value, str) else value or ()),
+        "unless report_to names trackio: add it there, or leave it out",
+    ),
     ReadIf(("hub_*",), "push_to_hub", _is_set, "without push_to_hub: true"),
 )
 
@@ -160,6 +184,19 @@ LOSS = (
         _is_set,
         "without use_adaptive_entropy: true",
     ),
+    ReadIf(
+        ("epsilon", "epsilon_high"),
+        "loss_type",
+        lambda value: value not in WITHOUT_CLIP,
+        "by a loss without a clip: leave it out, or choose another loss_type",
+    ),
+    # A cold start's loss has another name.
+    ReadIf(
+        ("label_smoothing_factor",),
+        "loss_type",
+        lambda value: value not in LOSSES,
+        "in a loss of GRPO: leave it out",
+    ),
     ReadIf(("sapo_*",), "loss_type", lambda value: value == "sapo", "unless loss_type is sapo"),
     ReadIf(("vespo_*",), "loss_type", lambda value: value == "vespo", "unless loss_type is vespo"),
     # With rho = 1 every scope and denominator is the same loss, but a selection by another score would not be made.
@@ -202,6 +239,12 @@ RUN = (
         "rewards",
         lambda value: "overlong" in value,
         "unless rewards names 'overlong': add 'overlong' to rewards, or leave it out",
+    ),
+    ReadIf(
+        ("reward_seconds",),
+        "rewards",
+        lambda value: any(":" in name for name in value),
+        "unless rewards names a function of your own: leave it out (rewards by name have grading_seconds)",
     ),
     ReadIf(("eval_benchmark_*",), "eval_benchmarks", _is_set, "without eval_benchmarks: name benchmarks there"),
 )

@@ -9,6 +9,7 @@ from accelerate.logging import get_logger
 from peft import PeftModel
 from transformers import ProgressCallback, TrainerCallback
 
+from ..metrics.logged import ENTROPIES
 from ..objective.objective import Objective
 from ..runs import files
 from ..runs.environment import git_revision, hardware, peak_memory, versions
@@ -71,7 +72,7 @@ class RunRecorder(TrainerCallback):
 class RewardProgress(ProgressCallback):
     """One bar for the training, with reward, accuracy and entropy, and one for each evaluation outside of it."""
 
-    SHOWN = ("reward", "accuracy", "entropy/mean")
+    SHOWN = ("reward", "accuracy", *(f"{prefix}/mean" for prefix in ENTROPIES))
 
     def __init__(self):
         super().__init__()

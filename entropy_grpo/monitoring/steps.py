@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..metrics.correctness import is_right
-from ..metrics.logged import ENTROPY_PERCENTILES
+from ..metrics.logged import ENTROPY_PERCENTILES, OF_STEPS
 from ..metrics.quality import quality
 from ..objective.objective import Objective
 from ..objective.ranks import Ranks
@@ -161,6 +161,9 @@ class Drawn:
 class StepMonitor:
     """Logs rollouts and optimiser steps among TRL's own metrics; holds accuracy and entropy of the latest rollout.
 
+    If no pass measures a rollout that several steps share, the entropy is that of the latest step under its own
+    policy.
+
     Args:
         metrics: TRL's metrics by mode (`train` or `eval`) and name. TRL logs the mean of each list.
         objective: objective of the run.
@@ -249,13 +252,17 @@ class StepMonitor:
         entropies = flatten([p.entropies for p in passes])
         self.log(gradient_metrics(norms[trained], entropies[trained], self.ranks.sum), mode)
 
-    def rollout(self, batches: Sequence[Inputs], entropies: Sequence[Tensor]) -> None:
-        """Log the entropies of a rollout's tokens over all ranks; see `rollout_metrics` for the arguments."""
+    def rollout(self, batches: Sequence[Inputs], entropies: Sequence[Tensor], prefix: str = "") -> None:
+        """Log the entropies of a rollout's tokens over all ranks; see `rollout_metrics` for the arguments.
+
+        Args:
+            prefix: begin of the logged names, not empty if the tokens or the policy are not those of the rollout.
+        """
         metrics = rollout_metrics(batches, entropies, self.ranks.sum)
         if self.objective.diagnostics:
             metrics |= rollout_diagnostics(batches, entropies, self.categories, self.ranks.sum)
         self.entropy = metrics["entropy/mean"]
-        self.log(metrics)
+        self.log({prefix + name: value for name, value in metrics.items()})
 
     def sampler_gap(self, passes: Sequence[Pass], batches: Sequence[Inputs]) -> None:
         """Log the mean difference between the log-probabilities of the policy and of its sampler, over all ranks.
@@ -283,7 +290,8 @@ class StepMonitor:
         metrics = window_metrics(scored, everything, objective.ratio_limits, objective.token_ratio, self.ranks.sum)
         kept, total = metrics.pop("kept"), metrics.pop("all")
         if not objective.measures_rollout:  # the passes of the step alone have entropies
-            self.rollout([s.inputs for s in everything], [s.entropies for s in everything])
+            prefix = OF_STEPS if objective.spans_steps else ""
+            self.rollout([s.inputs for s in everything], [s.entropies for s in everything], prefix)
         if (
             objective.ranked_in in ("window", "loss") and not objective.matches_norms
         ):  # the trainer checks the kept tokens of a ranked rollout

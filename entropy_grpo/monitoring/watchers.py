@@ -10,7 +10,7 @@ Rules are pure functions of rows `{"step": ..., metric: value, ...}` as in a run
 import math
 from collections.abc import Callable, Sequence
 
-from ..metrics.logged import benchmark_accuracies, mean_accuracies
+from ..metrics.logged import ENTROPIES, benchmark_accuracies, mean_accuracies
 from ..rewards.registry import GRADED, boxed_answers
 from ..runs.files import Row
 from ..tasks.registry import by_reward
@@ -60,23 +60,25 @@ class Log:
 
 
 def entropy_collapse(log: Log) -> str | None:
-    ends = log.ends("entropy/p95")
-    if ends and ends[1] < 0.3 * ends[0]:
-        return (
-            f"The 95th percentile of the entropy has fallen from {ends[0]:.3g} to {ends[1]:.3g} nats: the policy "
-            "explores less at forks. Raise epsilon_high, lower learning_rate or top_entropy_quantile, or train on "
-            "harder problems."
-        )
+    for prefix in ENTROPIES:
+        ends = log.ends(f"{prefix}/p95")
+        if ends and ends[1] < 0.3 * ends[0]:
+            return (
+                f"The 95th percentile of the entropy has fallen from {ends[0]:.3g} to {ends[1]:.3g} nats: the policy "
+                "explores less at forks. Raise epsilon_high, lower learning_rate or top_entropy_quantile, or train on "
+                "harder problems."
+            )
     return None
 
 
 def entropy_explosion(log: Log) -> str | None:
-    ends = log.ends("entropy/mean")
-    if ends and ends[1] > 2 * ends[0] + 0.1:
-        return (
-            f"The mean entropy has risen from {ends[0]:.3g} to {ends[1]:.3g} nats: responses turn into noise. Lower "
-            "learning_rate or epsilon_high, or set delta (dual clipping) if negative advantages cause it."
-        )
+    for prefix in ENTROPIES:
+        ends = log.ends(f"{prefix}/mean")
+        if ends and ends[1] > 2 * ends[0] + 0.1:
+            return (
+                f"The mean entropy has risen from {ends[0]:.3g} to {ends[1]:.3g} nats: responses turn into noise. "
+                "Lower learning_rate or epsilon_high, or set delta (dual clipping) if negative advantages cause it."
+            )
     return None
 
 

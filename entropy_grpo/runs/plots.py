@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from ..metrics.intervals import CONFIDENCE, Interval
-from ..metrics.logged import ENTROPY_PERCENTILES, series_of
+from ..metrics.logged import ENTROPY_PERCENTILES, STEP_ENTROPY, entropy_prefix, series_of
 from ..metrics.tables import size_text
 from ..objective.stages import PLATEAU
 from . import files
@@ -119,12 +119,14 @@ def reward_figure(rows: list[Row], evaluation: Row) -> Figure:
 
 
 def entropy_figure(rows: list[Row]) -> Figure:
-    figure, axes = _axes("Token entropy over training", "entropy (nats)")
+    prefix = entropy_prefix(rows)
+    of_steps = " (each step under its own policy)" * (prefix == STEP_ENTROPY)
+    figure, axes = _axes(f"Token entropy over training{of_steps}", "entropy (nats)")
     shades = colormaps["viridis_r"].resampled(len(ENTROPY_PERCENTILES) + 1)
     for i, key in enumerate(ENTROPY_PERCENTILES.values(), start=1):
-        axes.plot(*series_of(rows, f"entropy/{key}"), ".-", color=shades(i), label=key)
+        axes.plot(*series_of(rows, f"{prefix}/{key}"), ".-", color=shades(i), label=key)
     axes.plot(*series_of(rows, "selection/threshold"), "--", color=COLOURS[1], label="threshold")
-    axes.plot(*series_of(rows, "entropy/mean"), ".-", color="black", label="mean")
+    axes.plot(*series_of(rows, f"{prefix}/mean"), ".-", color="black", label="mean")
     _mark_plateau(axes, rows)
     # Half of the tokens lie below 0.01 nats, and some have an entropy of 0, which a logarithmic axis cannot show.
     axes.set_yscale("symlog", linthresh=LINEAR)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...evaluation.options import PRESETS
-from ...metrics.logged import ENTROPY_PERCENTILES
+from ...metrics.logged import ENTROPY_PERCENTILES, STEP_ENTROPY
 from ...monitoring.pieces import visible
 from ...runs import files, trained
 from ...runs.folder import RunFolder
@@ -271,7 +271,7 @@ def irrelevant_section(found: dict[str, Any]) -> Section:
 
 
 def log_section(logs: dict[str, Any], folder: Path) -> Section:
-    """Make the section of the entropies that the run logged of its rollouts."""
+    """Make the section of the entropies that the run logged of its rollouts, or of its steps."""
     pictures = []
     if "percentiles" in logs:
         logged = logs["percentiles"]
@@ -284,8 +284,10 @@ def log_section(logs: dict[str, Any], folder: Path) -> Section:
         pictures.append(
             (figures.save(figure, folder / "log-signs.png"), "entropy by correctness and by the sign of the advantage")
         )
+    of_steps = logs.get("prefix") == STEP_ENTROPY
+    tokens = "optimiser step, under its own policy" if of_steps else "rollout, under the policy that wrote it"
     text = (
-        "Entropy that the run logged for each rollout, under the policy that wrote it (Fig. 5). Right and wrong "
+        f"Entropy that the run logged for each {tokens} (Fig. 5). Right and wrong "
         "responses are the positive and negative samples of arXiv 2508.02260. The sign of the advantage differs for a "
         "right response that is overlong."
     )

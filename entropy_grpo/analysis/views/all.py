@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ...metrics.logged import ENTROPY_PERCENTILES, series_of
+from ...metrics.logged import ENTROPY_PERCENTILES, entropy_prefix, series_of
 from ...runs import files
 from ...runs.folder import RunFolder
 from ..collect.store import Collection, Columns
@@ -73,11 +73,13 @@ def of_samples(run: RunFolder) -> dict[str, Any]:
 def of_logs(run: RunFolder) -> dict[str, Any]:
     """Return a run's logged `percentiles` of the entropy, and its `signs`: means by correctness and by advantage.
 
-    Each series is (steps, values).
+    Each series is (steps, values). `prefix` is that of the logged names (see `metrics.logged.ENTROPIES`).
     """
     rows = files.read_steps(run.metrics)
-    percentiles = {name: series_of(rows, f"entropy/{name}") for name in ENTROPY_PERCENTILES.values()}
-    signs = {label: series_of(rows, f"entropy/{sign}") for sign, label in SIGNS.items()}
+    prefix = entropy_prefix(rows)
+    percentiles = {name: series_of(rows, f"{prefix}/{name}") for name in ENTROPY_PERCENTILES.values()}
+    signs = {label: series_of(rows, f"{prefix}/{sign}") for sign, label in SIGNS.items()}
     curves = {"percentiles": percentiles, "signs": signs}
     logged = {key: {k: v for k, v in series.items() if v[0]} for key, series in curves.items()}
-    return {key: series for key, series in logged.items() if series}
+    found: dict[str, Any] = {key: series for key, series in logged.items() if series}
+    return found | {"prefix": prefix} if found else {}

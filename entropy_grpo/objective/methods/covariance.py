@@ -10,16 +10,23 @@ Shapes: B sequences, T completion tokens; A, l and the results (B, T).
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..objective import TOKEN_CLIPPING_LOSSES
 from ..share import by_decimals
 from .over_ranks import count, draw, highest, mean
 from .registry import Positive, Share, advantage, weight
 from .view import StepView
 
+if TYPE_CHECKING:
+    from ..objective import Objective
+
 PAPER = "arXiv 2505.22617"
+# Ratio at which a clip counts as none: probabilities rarely change so much within a rollout.
+UNCLIPPED = 1e3
 
 
 def covariances(view: StepView) -> Tensor:
@@ -57,7 +64,22 @@ def clip_cov(view: StepView, share: Share = 2e-4, low: Positive = 1.0, high: Pos
     return (~draw(candidates, share_of_tokens(share, view), view.places, view.seed, view.ranks)).float()
 
 
-@advantage(stage="step", needs={"logps", "old_logps"}, paper=PAPER)
+def _clips(objective: "Objective", values: dict[str, Any]) -> str:
+    """Return the reason why KL-Cov cannot run: a loss that is not the unclipped surrogate."""
+    if objective.loss_type not in (*TOKEN_CLIPPING_LOSSES, "cispo"):
+        loss = f"loss_type is {objective.loss_type!r}"
+        return f"whose gradient is that of the unclipped surrogate, but {loss}: use dapo"
+    low, high = objective.ratio_limits
+    if low <= 0 and high >= UNCLIPPED and (objective.delta is None or objective.delta >= UNCLIPPED):
+        return ""
+    return (
+        f"whose loss clips no ratio, but epsilon is {objective.epsilon_low:g}, epsilon_high is "
+        f"{objective.epsilon_high:g} and delta is {objective.delta}: set epsilon to 1, epsilon_high to 1.0e6 and "
+        "delta to null"
+    )
+
+
+@advantage(stage="step", needs={"logps", "old_logps"}, paper=PAPER, refusal=_clips)
 def kl_cov(view: StepView, advantages: Tensor, share: Share = 2e-3, coefficient: Positive = 1.0) -> Tensor:
     """(B, T) advantages with which an unclipped surrogate has the gradient of KL-Cov.
 
@@ -66,8 +88,9 @@ def kl_cov(view: StepView, advantages: Tensor, share: Share = 2e-3, coefficient:
 
         A' = A - b sign(l - l_old) / r.
 
-    The gradient is the paper's if the loss does not clip (epsilon 1 and a very large epsilon_high), and the logged
-    loss is another. Tokens of groups without an advantage, which the authors' dynamic sampling drops, are not chosen.
+    The gradient is the paper's if the loss does not clip (epsilon 1 and a very large epsilon_high), and other losses
+    are refused. The logged loss is another. Tokens of groups without an advantage, which the authors' dynamic sampling
+    drops, are not chosen.
 
     The paper calls the added term a KL divergence. It is an absolute difference: its gradient is 0 at l = l_old, and
     has the size b everywhere else. In the first step of a rollout l and l_old come from one pass, and are equal. With

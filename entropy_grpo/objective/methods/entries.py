@@ -4,18 +4,21 @@ An entry is a name, or a mapping of `name` and parameters. `start`, `end` and `p
 optimiser steps (see `advantages.Schedule`).
 """
 
+import contextlib
 import hashlib
 import inspect
 import itertools
+import sys
 import typing
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pydantic
 
-from ...registry import import_function, nearest
+from ...registry import called, import_function, nearest
 from ..advantages import Schedule
 from .registry import REGISTERED, Method
 from .view import FREE
@@ -26,6 +29,8 @@ SCHEDULE = Schedule._fields
 # Fields of the view that need the current policy, and fields that a pass over the rollout gives.
 CURRENT = frozenset({"logps", "entropies", "residual_norms"})
 OLD = frozenset({"old_logps", "old_entropies"})
+# Type of a default -> type of a parameter without an annotation. A recipe writes other values in its own types.
+OF_DEFAULT: dict[type, Any] = {bool: bool, int: int | float, float: float, str: str}
 # Moments at which entries run, in order.
 MOMENTS = ("rollout", "sequence", "step", "loss")
 
@@ -80,23 +85,36 @@ class Entry:
             return self.method.stage
         return "loss" if self.current else "sequence"
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values of all parameters."""
+        known = self.method.parameters.items()
+        return {name: p.default for name, p in known if p.default is not p.empty} | self.params
+
     def record(self) -> dict[str, Any]:
         """Return the entry in JSON types, with the values of all parameters, for the files of the run."""
-        defaults = {
-            name: parameter.default
-            for name, parameter in self.method.parameters.items()
-            if parameter.default is not parameter.empty
-        }
         schedule = {} if self.schedule == Schedule() else {"schedule": self.schedule._asdict()}
         return (
-            {"name": self.name, "parameters": defaults | self.params, "stage": self.method.stage}
+            {"name": self.name, "parameters": self.values, "stage": self.method.stage}
             | {"denominator": self.method.denominator, "paper": self.method.paper, "source_sha256": self.digest}
             | schedule
         )
 
 
-def _shown(value: Any) -> str:
-    return str(value).removeprefix("typing.") if not isinstance(value, type) else value.__name__
+def _adapter(method: Method, parameter: inspect.Parameter) -> pydantic.TypeAdapter:
+    """Return the check of a parameter's type: that of its annotation, or else that of its default."""
+    hints = [OF_DEFAULT.get(type(parameter.default), Any)]
+    if parameter.annotation is not parameter.empty:
+        function = inspect.unwrap(called(method.function))
+        names = getattr(function, "__globals__", None) or vars(sys.modules[function.__module__])
+        alone = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+        # A user's annotation may be any expression, also with a name that is imported for type checkers alone.
+        with contextlib.suppress(Exception):
+            hints = [*typing.get_type_hints(alone, names, include_extras=True).values(), *hints]
+    for hint in hints[:-1]:
+        with contextlib.suppress(pydantic.PydanticUserError, NameError):  # a type of values that no recipe can write
+            return pydantic.TypeAdapter(hint)
+    return pydantic.TypeAdapter(hints[-1])
 
 
 def _check_params(setting: str, method: Method, params: dict[str, Any]) -> dict[str, Any]:
@@ -106,21 +124,19 @@ def _check_params(setting: str, method: Method, params: dict[str, Any]) -> dict[
         ValueError: a parameter is unknown, missing, or of another type.
     """
     known = method.parameters
-    hints = typing.get_type_hints(method.function, include_extras=True)
     checked = {}
     for name, value in params.items():
-        if name not in known:
+        if not method.takes(name):
             choices = ", ".join([*known, *SCHEDULE])
             raise ValueError(
                 f"{setting}: {method.name} has no parameter {name} (value {value!r}).{nearest(name, known)} Choose "
                 f"among {choices}."
             )
-        hint = hints.get(name, Any)
+        if name not in known:
+            checked[name] = value
+            continue
         try:
-            adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True))
-            checked[name] = adapter.validate_python(value)
-        except pydantic.PydanticUserError:  # a dataclass or the like carries its own configuration
-            checked[name] = pydantic.TypeAdapter(hint).validate_python(value, strict=True)
+            checked[name] = _adapter(method, known[name]).validate_python(value, strict=True)
         except pydantic.ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Input ").removeprefix("Value error, ")
             raise ValueError(f"{setting}: {name} of {method.name} is {value!r}, which {reason}.") from error
@@ -133,14 +149,20 @@ def _check_params(setting: str, method: Method, params: dict[str, Any]) -> dict[
 def _own_method(setting: str, name: str) -> tuple[Method, str]:
     """Return a user's own function as a method, and the digest of its file."""
     function = import_function(setting, name)
-    declared = getattr(function, "method", None)
-    kind = SETTINGS[setting]
-    if declared is None:
-        method = Method(name, kind, "step", frozenset(FREE), function)
-    else:
-        method = Method(**vars(declared) | {"name": name})
     try:
-        source = inspect.getsourcefile(inspect.unwrap(function))
+        inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{setting} names {name!r}, whose signature cannot be read: write a function that calls it."
+        ) from error
+    inner = called(function)
+    declared = getattr(inner, "method", None)
+    if isinstance(declared, Method):
+        method = replace(declared, name=name, function=function)
+    else:
+        method = Method(name, SETTINGS[setting], "step", frozenset(FREE), function)
+    try:
+        source = inspect.getsourcefile(inspect.unwrap(inner))
     except TypeError:
         source = None
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source and Path(source).is_file() else ""
@@ -192,7 +214,7 @@ def split(setting: str, given: Any) -> tuple[str, dict[str, Any], dict[str, Any]
     Raises:
         ValueError: the entry is neither a name nor a mapping with a name.
     """
-    values = {"name": given} if isinstance(given, str) else dict(given)
+    values = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
     name = values.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(f"{setting} has the entry {given!r} without a name: write NAME, or {{name: NAME, ...}}.")
@@ -226,20 +248,27 @@ def parse(setting: str, given: Sequence[Any]) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
+def _short_entries(args: Any) -> dict[str, Entry]:
+    """Return the entries of the short forms `ppl_shaping_*` and `position_shaping_*`, by name."""
+    entries = {}
+    if args.ppl_shaping_alpha is not None:
+        entries["ppl"] = Entry(REGISTERED["ppl"], {"alpha": args.ppl_shaping_alpha}, args.ppl_schedule)
+    if args.position_shaping_gamma is not None:
+        params = {name: getattr(args, f"position_shaping_{name}") for name in ("gamma", *"dmn", "cap")}
+        entries["position"] = Entry(REGISTERED["position"], params, args.position_schedule)
+    return entries
+
+
 def entries_of(args: Any) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
     """Return the advantages and the token weights of a run's settings, in the order in which they run.
 
-    The short forms `ppl_shaping_*` and `position_shaping_*` run after the named advantages of their moment.
+    The short forms run after the named advantages of their moment, unless the list has their names in another order.
 
     Raises:
         ValueError: an entry is invalid.
     """
-    advantages = list(parse("advantages", args.advantages))
-    if args.ppl_shaping_alpha is not None:
-        params = {"alpha": args.ppl_shaping_alpha}
-        advantages.append(Entry(REGISTERED["ppl"], params, args.ppl_schedule))
-    if args.position_shaping_gamma is not None:
-        params = {name: getattr(args, f"position_shaping_{name}") for name in ("gamma", *"dmn", "cap")}
-        advantages.append(Entry(REGISTERED["position"], params, args.position_schedule))
+    short = _short_entries(args)
+    advantages = [short.pop(entry.name, entry) for entry in parse("advantages", args.advantages)]
+    advantages += short.values()
     advantages.sort(key=lambda entry: MOMENTS.index(entry.moment))
     return tuple(advantages), parse("token_weights", args.token_weights)

@@ -8,6 +8,8 @@ is then not the paper's.
 Shapes: B sequences, T completion tokens; weights (B, T) float32.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -15,6 +17,9 @@ from torch.nn.functional import pad
 from ..share import by_decimals
 from .registry import Positive, Share, weight
 from .view import StepView
+
+if TYPE_CHECKING:
+    from ..objective import Objective
 
 # Positions whose discounted sums are one matrix product.
 CHUNK = 128
@@ -43,7 +48,25 @@ def discounted_future(values: Tensor, discount: float) -> Tensor:
     return sums.flatten(1)[:, :width]
 
 
-@weight(stage="loss", needs={"logps", "old_logps"}, paper="arXiv 2603.19835")
+def _another_dual_clip(objective: "Objective", values: dict[str, Any]) -> str:
+    """Return the reason why FIPO cannot run: a dual clip at another ratio than the threshold."""
+    threshold = values["threshold"]
+    if objective.delta in (None, threshold):
+        return ""
+    return (
+        f"whose threshold {threshold:g} is the ratio of the dual clip, but delta is {objective.delta:g}: set delta to "
+        f"{threshold:g}, or to null for no dual clip"
+    )
+
+
+def _has_dual_clip(objective: "Objective", values: dict[str, Any]) -> str:
+    """Return the reason why ASPO cannot run: a dual clip beside its own limit."""
+    if objective.delta is None:
+        return ""
+    return f"whose limit replaces the dual clip, but delta is {objective.delta:g}: set delta to null"
+
+
+@weight(stage="loss", needs={"logps", "old_logps"}, paper="arXiv 2603.19835", refusal=_another_dual_clip)
 def fipo(
     view: StepView, half_life: Positive = 32.0, bound: Share = 0.2, high_only: bool = True, threshold: Positive = 10.0
 ) -> Tensor:
@@ -66,7 +89,8 @@ def fipo(
         half_life: tokens in which the discount halves.
         bound: the weight is at most 1 + bound.
         high_only: the lower bound is 1. Otherwise it is 1 - bound.
-        threshold: ratio above which a token is left out. `delta` of the loss must be the same for the dual clip.
+        threshold: ratio above which a token is left out. `delta` of the loss is the same for the paper's dual clip, or
+            null for none; another one is refused.
     """
     difference, advantages = log_ratios(view), view.token_advantages
     extreme = view.mask & (difference > torch.tensor(threshold).log())
@@ -91,14 +115,14 @@ def erc(view: StepView, low: Positive = 0.95, high: Positive = 1.05) -> Tensor:
     return ((ratio > low) & (ratio < high)).float()
 
 
-@weight(stage="loss", needs={"logps", "old_logps"}, paper="arXiv 2510.06062")
+@weight(stage="loss", needs={"logps", "old_logps"}, paper="arXiv 2510.06062", refusal=_has_dual_clip)
 def aspo(view: StepView, limit: Positive = 3.0) -> Tensor:
     """(B, T) weights of ASPO (arXiv 2510.06062): positive tokens have the gradient factor 1 / r instead of r.
 
     On TRL's surrogate, whose factor is r, the weight is min(1 / r, limit) / r for A > 0, and min(r, limit) / r
     otherwise. The clip of the surrogate remains: positive tokens above it and negative ones below it have no gradient.
     1 / r as a differentiable ratio would have the wrong sign. The authors bound r by a token's entropy, too; see
-    `archer_clip`. Their `delta` is replaced by `limit`, and must not be set.
+    `archer_clip`. Their `delta` is replaced by `limit`, and a loss with `delta` is refused.
 
     Args:
         limit: largest gradient factor. The authors use 3.

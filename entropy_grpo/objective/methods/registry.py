@@ -13,16 +13,21 @@ costs no pass.
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from .view import COMPUTED, FREE
 
+if TYPE_CHECKING:
+    from ..objective import Objective
+
 # Kind -> number of arguments before the parameters: the view, and the advantages.
 KINDS = {"advantage": 2, "weight": 1}
 STAGES = ("rollout", "step", "loss")
 DENOMINATORS = ("all", "valid")
+# (decisions of the run, parameters) -> reason why the method cannot run, empty if it can.
+Refusal = Callable[["Objective", dict[str, Any]], str]
 # Types of parameters, which are checked before a model loads.
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -49,6 +54,8 @@ class Method:
             sum of the weights.
         revives: whether a token may get an advantage that has none. Otherwise advantages of 0 must stay 0. In the
             stage `rollout` this concerns groups in which no response has an advantage.
+        refusal: reason why the method cannot run with the clip of a loss, empty if it can, by the run's decisions and
+            the values of all parameters. None for a method that runs with every clip.
         paper: source, for the model card.
     """
 
@@ -60,6 +67,7 @@ class Method:
     denominator: str = "all"
     revives: bool = False
     paper: str = ""
+    refusal: Refusal | None = None
 
     def __post_init__(self) -> None:
         unknown = self.needs - {*COMPUTED, *FREE}
@@ -80,7 +88,19 @@ class Method:
     def parameters(self) -> dict[str, inspect.Parameter]:
         """Parameters that a recipe may give."""
         leading = 0 if isinstance(self.function, type) else KINDS[self.kind]
-        return dict(list(inspect.signature(self.function).parameters.items())[leading:])
+        by_place = [p for p in self._signature if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][leading:]
+        by_name = [p for p in self._signature if p.kind is p.KEYWORD_ONLY]
+        return {p.name: p for p in (*by_place, *by_name) if p.kind is not p.POSITIONAL_ONLY}
+
+    def takes(self, name: str) -> bool:
+        """Return whether the function takes a keyword argument, perhaps among others as `**`."""
+        taken = {p.name for p in self._signature if p.kind is not p.VAR_KEYWORD}
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in self._signature)
+        return name in self.parameters or (takes_any and name not in taken)
+
+    @property
+    def _signature(self) -> list[inspect.Parameter]:
+        return list(inspect.signature(self.function).parameters.values())
 
 
 REGISTERED: dict[str, Method] = {}
@@ -99,14 +119,25 @@ def _declare(kind: str, needs: Iterable[str], fields: dict[str, Any]) -> Callabl
 
 
 def advantage(
-    *, stage: str, needs: Iterable[str] = (), revives: bool = False, paper: str = ""
+    *,
+    stage: str,
+    needs: Iterable[str] = (),
+    revives: bool = False,
+    paper: str = "",
+    refusal: Refusal | None = None,
 ) -> Callable[[Callable], Callable]:
     """Declare a function as an advantage (see `Method`), whose name is that of the function."""
-    return _declare("advantage", needs, {"stage": stage, "revives": revives, "paper": paper})
+    return _declare("advantage", needs, {"stage": stage, "revives": revives, "paper": paper, "refusal": refusal})
 
 
 def weight(
-    *, stage: str, needs: Iterable[str] = (), denominator: str = "all", paper: str = ""
+    *,
+    stage: str,
+    needs: Iterable[str] = (),
+    denominator: str = "all",
+    paper: str = "",
+    refusal: Refusal | None = None,
 ) -> Callable[[Callable], Callable]:
     """Declare a function as a token weight (see `Method`), whose name is that of the function."""
-    return _declare("weight", needs, {"stage": stage, "denominator": denominator, "paper": paper})
+    fields = {"stage": stage, "denominator": denominator, "paper": paper, "refusal": refusal}
+    return _declare("weight", needs, fields)
