@@ -1,6 +1,7 @@
 """What `Objective` says of a run, against rows and passes that are counted in the LM head's kernel while it trains."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections import Counter
@@ -121,6 +122,38 @@ def test_methods_make_the_passes_that_they_declare(
     # The first of two steps has the policy of the pass over their rollout.
     assert spec.scoring_passes["ranking"] == (window / 2 if steps == 2 else window)
     assert spec.projects_kept == (projects and scope == "rollout")
+
+
+OLD_OF_THE_STEP = {"name": "stapo", "tau_p": 0.5}  # in a rollout of one step, it takes the values of the step's pass
+
+
+@pytest.mark.parametrize(
+    ("token_weights", "passes"),
+    [
+        ([{"name": OWN + "ones_for_the_step", "start": 1, "end": 3}], [0, 1, 1, 0]),
+        ([{"name": "clip_cov", "start": 1}, {"name": OWN + "ones_for_the_step", "end": 2}], [1, 1, 1, 1]),
+        ([{"name": OWN + "ones_for_the_step", "start": 2}, OLD_OF_THE_STEP], [1, 1, 1, 1]),
+    ],
+    ids=str,
+)
+def test_a_step_has_a_pass_only_if_an_active_method_reads_it(tiny_model, tmp_path, monkeypatch, token_weights, passes):
+    monkeypatch.setattr(fixed_rollout, "fixed_completions", equal_lengths)
+    counted = CountedRows(monkeypatch)
+    trainer = fixed_rollout.make_trainer(
+        tiny_model,
+        tmp_path,
+        reward=by_turn,
+        top_entropy_quantile=1.0,
+        per_device_train_batch_size=RESPONSES // 2,
+        gradient_accumulation_steps=2,
+        max_steps=4,
+        learning_rate=0.01,
+        token_weights=token_weights,
+    )
+    trainer.add_callback(counted)
+    trainer.train()
+    rows = [0, *(counter["scored"] for counter in counted.by_step)]
+    assert [(after - before) / (RESPONSES * TOKENS) for before, after in itertools.pairwise(rows)] == passes
 
 
 def check_counts(tiny_model, tmp_path, monkeypatch, settings, scope, accumulation, steps):

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from entropy_grpo.objective.methods import covariance, entropy, outcome, planning, ratios, spurious
+from entropy_grpo.objective.methods import covariance, entropy, outcome, planning, quantile_advantage, ratios, spurious
 from entropy_grpo.objective.methods.view import StepView
 from entropy_grpo.objective.ranks import ALONE
 
@@ -102,6 +102,48 @@ def test_outcomes_have_no_baseline(method, right, wrong):
     assert found.tolist() == pytest.approx([right if r else wrong if w else 0 for r, w in pairs])
     assert view.advantages[:SIZE].eq(0).all()  # the group has no right response and still trains
     assert found.dtype == torch.float32 and method.method.revives
+
+
+# arXiv 2509.22611
+
+
+@pytest.mark.parametrize("k", ["0", "0.07", "0.4", "0.5", "0.6", "1"])
+@pytest.mark.parametrize("size", [2, 4, 5, 8, 100])
+@pytest.mark.parametrize("kind", ["binary", "real"])
+def test_quantile_advantages_are_measured_from_the_smallest_reward_that_k_of_the_group_reach(kind, size, k):
+    """Groups with none, all and some right, ties, responses without a reward, and a group with one reward alone."""
+    draws = torch.Generator().manual_seed(size)
+    rewards = torch.rand(7, size, generator=draws)
+    rewards = rewards.round() if kind == "binary" else (20 * rewards - 10).round() / 7
+    rewards[0], rewards[1] = rewards.min(), rewards.max()
+    rewards[2, : size // 2] = math.nan
+    rewards[3, 1:] = math.nan
+    rewards[4] = math.nan
+    order = torch.randperm(7 * size, generator=draws)
+    view = replace(
+        make_view(),
+        mask=torch.ones(7 * size, 3, dtype=torch.bool),
+        order=order,
+        responses=7 * size,
+        group_size=size,
+        rewards=rewards.flatten()[order],
+    )
+    expected = []
+    for group in rewards.double().tolist():
+        scored = [reward for reward in group if not math.isnan(reward)]
+        reached = [r for r in scored if Fraction(sum(x <= r for x in scored), len(scored)) >= Fraction(k)]
+        mean = math.fsum(scored) / max(len(scored), 1)
+        std = math.sqrt(math.fsum((x - mean) ** 2 for x in scored) / max(len(scored) - 1, 1))
+        expected += [0.0 if math.isnan(r) else (r - min(reached)) / (std + 1e-4) for r in group]
+    found = quantile_advantage.qae(view, torch.full((7 * size,), 9.0), k=float(k))
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx([expected[place] for place in order.tolist()], rel=1e-5, abs=1e-7)
+    if kind == "binary":  # the paper's rule: hard groups train right responses, easy groups wrong ones
+        for group, own in zip(rewards.tolist(), torch.tensor(expected).view(7, size).tolist(), strict=True):
+            accuracy = Fraction(sum(r == 1 for r in group), size)
+            if not any(map(math.isnan, group)) and 0 < Fraction(k):
+                is_hard = accuracy <= 1 - Fraction(k)
+                assert all((a == 0) == ((r == 0) == is_hard) for a, r in zip(own, group, strict=True))
 
 
 # arXiv 2505.22617

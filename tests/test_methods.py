@@ -254,6 +254,21 @@ def test_an_entry_beside_another_selection_is_refused(tmp_path, name):
                 config(tmp_path, token_weights=[name], entropy_selection=kind)
 
 
+@pytest.mark.parametrize("scope", ["rollout", "global"])
+def test_the_forking_mask_trains_alike_in_its_short_form(tiny_model, tmp_path, scope):
+    """Two steps of one rollout, and weights equal to the last bit."""
+    batch = {"per_device_train_batch_size": 4, "steps_per_generation": 4, "gradient_accumulation_steps": 2}
+    batch |= {"max_steps": 2, "learning_rate": 0.5, "entropy_scope": scope}
+    short, entry = {"top_entropy_quantile": 0.2}, {"token_weights": [{"name": "forking", "rho": 0.2, "scope": scope}]}
+    first, second = (
+        fixed_rollout.weights(fixed_rollout.train(tiny_model, tmp_path / name, **batch | spelling))
+        for name, spelling in (("short", short), ("entry", entry))
+    )
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    start = fixed_rollout.weights(fixed_rollout.make_trainer(tiny_model, tmp_path / "start"))
+    assert any((weight != start[name]).any() for name, weight in first.items())
+
+
 def test_defaults_of_an_entry_are_those_of_its_short_form():
     defaults = {field.name: field.default for field in dataclasses.fields(EntropyForkGRPOConfig)}
     for name, forms in SHORT_FORMS.items():

@@ -138,7 +138,7 @@ COVARIANCE = {
     "max_grad_norm": 1.0,
     "temperature": 1.0,
 }
-# arXiv 2506.01347, the scripts of PSR, NSR and weighted REINFORCE with Qwen2.5-Math-7B.
+# arXiv 2506.01347, the scripts of PSR, NSR and W-REINFORCE with Qwen2.5-Math-7B, and the defaults of their verl.
 OUTCOME = {
     "top_entropy_quantile": 1.0,
     "model_name_or_path": "Qwen/Qwen2.5-Math-7B",
@@ -153,11 +153,12 @@ OUTCOME = {
     "max_completion_length": 3072,
     "epsilon": 0.2,
     "epsilon_high": 0.2,
-    "delta": 3.0,
+    "delta": None,
+    "entropy_coef": 0.001,
     "beta": 0.0,
     "learning_rate": 1e-6,
     "weight_decay": 0.01,
-    "max_steps": "146 rollouts",
+    "max_steps": "140 rollouts",  # 20 epochs of 7,500 problems, each of 7 batches of 1,024
 }
 # arXiv 2512.05591, the script of ERC on DAPO.
 DISTILLED = {
@@ -178,7 +179,14 @@ DISTILLED = {
     "warmup_steps": "10 rollouts",
     "weight_decay": 0.1,
 }
-LONG = {"num_generations": 16, "max_completion_length": 32768}
+# arXiv 2507.15778 and 2510.06062, their scripts.
+LONG = {
+    "prompts_per_rollout": 64,
+    "num_generations": 16,
+    "num_iterations": 3,
+    "max_prompt_length": 2048,
+    "max_completion_length": 32768,
+}
 LOW = {"name": "archer_clip", "bound": 0.2, "q": 0.8}
 
 
@@ -219,9 +227,10 @@ METHODS = {
     "r1_distill_1_5b_erc": DISTILLED | _weight("erc", low=0.95, high=1.05),
     "r1_distill_1_5b_archer": DISTILLED
     | LONG
-    | {"epsilon": 0.5, "epsilon_high": 0.5, "num_iterations": 3, "token_weights": [LOW]},
+    | {"epsilon": 0.5, "epsilon_high": 0.5, "steps_per_rollout": 2, "token_weights": [LOW]},
     "r1_distill_1_5b_aspo": DISTILLED
     | LONG
+    | {"rewards": ["accuracy", "overlong"], "overlong_cache_length": 16, "steps_per_rollout": 4}
     | {"epsilon": 0.4, "epsilon_high": 0.4, "delta": None, "token_weights": [{"name": "aspo", "limit": 3.0}, LOW]},
 }
 # What a recipe of generated problems has of its own. It has no decontamination and no benchmark of published problems.

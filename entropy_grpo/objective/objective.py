@@ -364,7 +364,8 @@ class Objective:
     def scores_window(self) -> bool:
         """True if a pass without gradient over the step's sequences precedes its loss.
 
-        It ranks the tokens, or gives the current policy's values to entries that read all tokens of the step.
+        It ranks the tokens, or gives the current policy's values to entries that read all tokens of the step. For
+        entries alone it is made only in the steps in which they are active.
         """
         by_entry = any(entry.current for entry in self.entries("", "step"))
         return by_entry or self.ranked_in == "window"
@@ -513,7 +514,7 @@ class Objective:
         """Passes without gradient over the responses of an optimiser step, by purpose.
 
         A pass over a rollout counts for each of the `iterations` steps that see its responses. If an entry has a
-        schedule, its pass over the rollout is made only while the schedule is active.
+        schedule, its passes over rollouts and steps are made only while the schedule is active.
         """
         by_entry = any(self.reads_rollout_pass(entry) for entry in self.entries())
         scored = self.scores_rollout or self.ranked_in == "rollout" or by_entry

@@ -251,7 +251,7 @@ def plan_window(
     Args:
         batches: the step's micro-batches on this rank, with the advantages of the step.
         score: scores a micro-batch under the current policy, without a graph. Called if the window ranks its tokens,
-            or if methods read the current policy (`Objective.scores_window`).
+            or if active methods read the pass (`Methods.reads_pass`).
         size: sequences of a micro-batch on one rank.
         seed: seed of this step, for `random`.
         methods: methods by name at this step; by default those of the objective at its first step.
@@ -261,7 +261,7 @@ def plan_window(
     methods = methods or Methods(objective, ranks, seed=seed)
     passes = None
     is_first = objective.carries and math.isnan(threshold)
-    if objective.scores_window or is_first:
+    if objective.ranked_in == "window" or is_first or methods.reads_pass(batches[0]):
         batches = [merge(batches)] if can_regroup(batches, objective) else batches
         passes = [score(b) for b in batches]
     batches = methods.plan(batches, passes)

@@ -12,7 +12,7 @@ Shapes: B responses, T completion tokens including padding.
 
 import itertools
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -249,6 +249,21 @@ class Methods:
         if chain:
             inputs = inputs | {"advantages": inputs[_column(chain)]}
         return self._shape(inputs, self.active("advantage", "sequence"), None)
+
+    def reads_pass(self, columns: Container[str]) -> bool:
+        """Return whether an active entry reads a pass of the current policy over the step, before its loss.
+
+        If no pass has scored the rollout, the policy that wrote it is the current one, and the step's pass gives its
+        values, too (see `Objective.reads_rollout_pass`).
+
+        Args:
+            columns: names of the columns of the step's micro-batches.
+        """
+        known = {
+            "old_logps": "old_per_token_logps" in columns or OLD_LOGPS in columns,
+            "old_entropies": OLD_ENTROPIES in columns,
+        }
+        return any(e.current or any(not known[name] for name in e.old) for e in self.active("", "step"))
 
     def plan(self, batches: list[Inputs], passes: "Sequence[Pass] | None") -> list[Inputs]:
         """Return the micro-batches of a step with the advantages and the weights that are known before its loss.
