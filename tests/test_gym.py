@@ -9,9 +9,11 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from string import Template
 from types import SimpleNamespace
 
 import pytest
+import reasoning_gym
 from reasoning_gym.factory import DATASETS
 from scipy.stats import chisquare
 
@@ -29,7 +31,7 @@ from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.state import load_state
 from entropy_grpo.tasks import checks, gym, registry
-from entropy_grpo.tasks.generators import BY_GENERATOR, CHECKS, REFUSED, SCORER
+from entropy_grpo.tasks.generators import BY_GENERATOR, CHECKS, REFUSED, SCORER, content
 from entropy_grpo.tasks.stream import Candidate, Exhausted, Stream, digest
 from entropy_grpo.tasks.task import Problem
 from entropy_grpo.training.start import FIRST, check_data
@@ -336,6 +338,91 @@ def test_wordings_of_one_problem_are_one():
         contents[candidate.content] = (sorted(item["numbers"]), item["target"])
         assert candidate.content == f"countdown {sorted(item['numbers'])} {item['target']}"
     assert len(contents) == 12
+
+
+OF_THE_ENTRY = {"source_index", "source_dataset", "difficulty"}  # metadata that say nothing about the problem
+# Generators that word one problem in several ways.
+WORDED = set(
+    "advanced_geometry aiw basic_arithmetic bf calendar_arithmetic color_cube_rotation countdown family_relationships "
+    "figlet_font polynomial_equations simple_equations simple_geometry time_intervals tsumego".split()
+)
+
+
+def choose_wordings(monkeypatch, place):
+    """Let a generator take the first or last of several phrases, but draw all else as it would."""
+    drawn = random.Random.choice
+
+    def choice(self, sequence):
+        value = drawn(self, sequence)
+        phrases = all(isinstance(one, Template | str) and " " in getattr(one, "template", one) for one in sequence)
+        return sequence[place] if phrases else value
+
+    monkeypatch.setattr(random.Random, "choice", choice)
+
+
+@pytest.mark.parametrize("generator", sorted(BY_GENERATOR))
+def test_a_problem_is_in_one_split_in_every_wording(generator, monkeypatch):
+    """Each problem is made in two wordings, and its numbers and names are compared without its text."""
+    count = {"calendar_arithmetic": 40, "time_intervals": 40, "aiw": 15}.get(generator, 5)  # with all of their tasks
+    options = {"format_style": "natural"} if generator == "basic_arithmetic" else {}
+    made, keys = [], []
+    for place in (0, -1):
+        with monkeypatch.context() as patch:
+            choose_wordings(patch, place)
+            entries = reasoning_gym.create_dataset(generator, seed=11, size=count, **options)
+            for number, entry in enumerate(entries[number] for number in range(count)):
+                facts = {key: value for key, value in entry["metadata"].items() if key not in OF_THE_ENTRY}
+                keys.append(f"{number} {facts} {entry['answer']}")
+                made.append(Candidate(Problem(entry["question"], entry["answer"]), content(generator, entry)))
+    pairs = [(made[n], made[count + n]) for n in range(count) if keys[n] == keys[count + n]]
+    assert {generator for first, last in pairs if first.problem != last.problem} == WORDED & {generator}
+    assert [(first, last) for first, last in pairs if first.content != last.content] == []
+    of_content = {one.content: one.problem.solution for one in made}
+    if BY_GENERATOR[generator] not in (SCORER, "listed", "expression"):  # which have one right answer
+        assert all(of_content[one.content] == one.problem.solution for one in made)
+    streams = [Stream(lambda n: made[n] if n < len(made) else None, split) for split in ("train", "dev", "test")]
+    problems = [list(stream) for stream in streams]
+    found = [keys[number] for stream in streams for number in stream.state()["numbers"]]
+    assert len(found) == len(set(found)) == sum(map(len, problems)) == len(of_content)
+
+
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [
+        ("bf", "bf_program"),
+        ("basic_arithmetic:format_style=natural:max_terms=2:max_digits=1", "expression"),
+        ("simple_equations:max_terms=2:max_value=3", "equation"),
+    ],
+)
+def test_a_held_out_problem_is_trained_on_in_no_wording(name, fact):
+    """An unknown has the same name in both."""
+    task, parts = registry.load(f"reasoning_gym:{name}"), {}
+    for split in ("train", "test"):
+        stream = task.stream(split, 0)
+        prompts = {problem.prompt for problem in itertools.islice(stream, 150)}
+        (generator,) = stream.make.generators
+        entries = [stream.make._entry(*generator[:2], number) for number in stream.state()["numbers"]]
+        assert {entry["question"].strip() for entry in entries} == prompts
+        parts[split] = {re.sub("[a-z]", "x", entry["metadata"][fact]) for entry in entries}
+        assert len(parts[split]) == len(prompts) > 5
+    assert not parts["train"] & parts["test"]
+
+
+def test_wordings_that_metadata_do_not_tell_apart():
+    """The day that is counted and the year of a date are read from the question, as a reader has them."""
+    made = {"source_index": 0, "source_dataset": "calendar_arithmetic", "difficulty": {}}
+    dates = made | {"task": "count_days", "year": 2022, "start_date": "2022-02-01", "end_date": "2022-02-04"}
+
+    def of(question, metadata):
+        return content("calendar_arithmetic", {"question": question, "answer": "1", "metadata": metadata})
+
+    days = "Tuesday, February 1 to Friday, February 4, 2022"
+    counted = of(f"How many Fridays are there from {days}?", dates)
+    assert counted == of(f"Count the occurrences of Friday from {days}.", dates)
+    assert counted != of(f"How many Mondays are there from {days}?", dates)
+    first = made | {"task": "weekday_of_date_from_first_date", "first_day": "Monday", "delta_days": 1}
+    texts = [of("x", first | {"year": year, "target_date": f"{year}-01-02"}) for year in (2022, 2023)]
+    assert texts[0] == texts[1]  # the question names no year
 
 
 def test_held_out_problems_are_no_training_problems_of_any_seed():

@@ -188,7 +188,7 @@ class Candidates:
                 )
             return None
         self.failures = 0
-        return Candidate(problem, content(name, entry["question"], entry["metadata"]))
+        return Candidate(problem, content(name, entry))
 
 
 def _problem(name: str, options: dict[str, Any], entry: Mapping[str, Any]) -> Problem | None:
