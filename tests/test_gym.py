@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import pickle
 import random
 import re
 import subprocess
@@ -31,10 +32,12 @@ from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.state import load_state
 from entropy_grpo.tasks import checks, gym, registry
+from entropy_grpo.tasks.cold_start import build_tokenizer
 from entropy_grpo.tasks.generators import BY_GENERATOR, CHECKS, REFUSED, SCORER, content
 from entropy_grpo.tasks.stream import Candidate, Exhausted, Stream, digest
 from entropy_grpo.tasks.task import Problem
 from entropy_grpo.training.start import FIRST, check_data
+from entropy_grpo.training.train import PromptLengths
 
 from .conftest import DEMO, REPOSITORY
 from .loading import load
@@ -620,8 +623,7 @@ def test_another_version_of_the_package_is_refused(sums, tmp_path):
         digest(load(sums, seed=1))
 
 
-@pytest.mark.parametrize("sampling", [{}, {"dynamic_sampling": True, "max_sampling_rounds": 3, "reward": "coins"}])
-def test_training_goes_on_in_the_middle_of_the_stream_bit_for_bit(sums, tiny_model, tmp_path, sampling):
+def run(problems, model, folder, resume=None, **more):
     settings = {
         "per_device_train_batch_size": 4,
         "steps_per_generation": 4,
@@ -629,25 +631,67 @@ def test_training_goes_on_in_the_middle_of_the_stream_bit_for_bit(sums, tiny_mod
         "learning_rate": 0.05,
         "save_strategy": "steps",
         "save_steps": 3,
-    } | sampling
+    } | more
+    trainer = fixed_rollout.make_trainer(model, folder, data=problems.train, **settings)
+    trainer.resume.problems = problems.stream
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
 
-    def run(folder, **more):
-        problems = load(sums)
-        trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / folder, data=problems.train, **settings)
-        trainer.resume.problems = problems.stream
-        trainer.train(**more)
-        return trainer
 
-    whole = run("a")
+@pytest.mark.parametrize("sampling", [{}, {"dynamic_sampling": True, "max_sampling_rounds": 3, "reward": "coins"}])
+def test_training_goes_on_in_the_middle_of_the_stream_bit_for_bit(sums, tiny_model, tmp_path, sampling):
+    whole = run(load(sums), tiny_model, tmp_path / "a", **sampling)
     checkpoint = tmp_path / "a" / "checkpoint-3"
     saved = load_state(checkpoint / "run_state.safetensors")["problems"]
     assert 0 < len(saved["numbers"]) < len(whole.resume.problems)
-    resumed = run("b", resume_from_checkpoint=str(checkpoint))
+    resumed = run(load(sums), tiny_model, tmp_path / "b", str(checkpoint), **sampling)
     for name, weight in fixed_rollout.weights(whole).items():
         assert weight.equal(fixed_rollout.weights(resumed)[name]), name
     rows = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (whole, resumed)]
     assert rows[0] == rows[1] and len(rows[0]) == 6
     assert resumed.resume.problems.state() == whole.resume.problems.state()
+
+
+def lengths(prompts):
+    return list(map(len, prompts))
+
+
+@pytest.mark.slow
+def test_training_goes_on_with_a_worker_that_is_started_anew(sums, tiny_model, tmp_path):
+    """Such a worker has its own copy of the stream. Python starts workers so on macOS, and everywhere from 3.14 on."""
+    config = dataclasses.replace(sums, max_prompt_length=400)
+    spawned = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spawn"}
+
+    def losses(trainer):
+        return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+    def problems():
+        return load(config, prompt_lengths=lengths)
+
+    plain = run(problems(), tiny_model, tmp_path / "a")
+    whole = run(problems(), tiny_model, tmp_path / "b", **spawned)
+    resumed = run(problems(), tiny_model, tmp_path / "c", str(tmp_path / "b" / "checkpoint-3"), **spawned)
+    assert losses(plain) == losses(whole) == losses(resumed) and len(losses(plain)) == 6
+    for name, weight in fixed_rollout.weights(plain).items():
+        assert weight.equal(fixed_rollout.weights(whole)[name]), name
+        assert weight.equal(fixed_rollout.weights(resumed)[name]), name
+
+
+@pytest.mark.parametrize("generator", ["countdown", "rearc", "gsm_symbolic", "zebra_puzzles"])
+def test_a_stream_is_copied_to_another_process(generator):
+    """In the middle, with the data set that the package has made."""
+    config = RunConfig(dataset_name=f"reasoning_gym:{generator}", num_train_problems=5, max_prompt_length=10**5)
+    train = load(config, prompt_lengths=lengths).train
+    rows = train[:3]
+    assert pickle.loads(pickle.dumps(train))[:3] == rows
+
+
+def test_lengths_of_prompts_are_copied_with_the_tokenizer():
+    start = SimpleNamespace(
+        tokenizer=build_tokenizer(), named="model", args=SimpleNamespace(chat_template_kwargs=None)
+    )
+    copied = pickle.loads(pickle.dumps(PromptLengths(start)))
+    assert copied(["1", "1 2"]) == [len(start.tokenizer(text)["input_ids"]) for text in ("1", "1 2")]
 
 
 def test_generation_leaves_the_generators_of_a_training_alone():

@@ -157,6 +157,10 @@ class Candidates:
         self.seed, self.failures = seed, 0
         self._chunks: dict[str, tuple[int, Any]] = {}  # the last chunk of each generator
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the package's data sets, which some generators cannot copy to another process."""
+        return self.__dict__ | {"_chunks": {}}
+
     def _entry(self, name: str, options: dict[str, Any], number: int) -> Mapping[str, Any]:
         """Return the package's problem with a number."""
         import reasoning_gym
