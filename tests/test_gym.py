@@ -623,7 +623,7 @@ def test_another_version_of_the_package_is_refused(sums, tmp_path):
         digest(load(sums, seed=1))
 
 
-def run(problems, model, folder, resume=None, **more):
+def run(problems, model, folder, resume=None, changed=(), **more):
     settings = {
         "per_device_train_batch_size": 4,
         "steps_per_generation": 4,
@@ -634,6 +634,8 @@ def run(problems, model, folder, resume=None, **more):
     } | more
     trainer = fixed_rollout.make_trainer(model, folder, data=problems.train, **settings)
     trainer.resume.problems = problems.stream
+    if changed:
+        trainer.settings, trainer.changed = {}, set(changed)  # as a run of a recipe has compared them
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -650,6 +652,18 @@ def test_training_goes_on_in_the_middle_of_the_stream_bit_for_bit(sums, tiny_mod
     rows = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (whole, resumed)]
     assert rows[0] == rows[1] and len(rows[0]) == 6
     assert resumed.resume.problems.state() == whole.resume.problems.state()
+
+
+def test_allowed_changes_of_the_options_leave_no_numbers_of_the_former_candidates(sums, tiny_model, tmp_path):
+    """The former numbers are candidates of every split. A run without a stop has the problems that follow."""
+    run(load(sums), tiny_model, tmp_path / "a", max_steps=3)
+    other = dataclasses.replace(sums, dataset_options={"min_terms": 4, "max_terms": 5})
+    checkpoint = str(tmp_path / "a" / "checkpoint-3")
+    stream = run(load(other), tiny_model, tmp_path / "b", checkpoint, ["dataset_options"]).resume.problems
+    fresh = other.task.stream("train", 0)
+    assert [stream[place] for place in range(20)] == [fresh[place] for place in range(20)]
+    stream._cache.clear()  # as after many problems
+    assert [stream[place] for place in range(20)] == [fresh[place] for place in range(20)]
 
 
 def lengths(prompts):
