@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -31,7 +32,7 @@ from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.state import load_state
-from entropy_grpo.tasks import checks, gym, registry
+from entropy_grpo.tasks import checks, gym, ranges, registry
 from entropy_grpo.tasks.cold_start import build_tokenizer
 from entropy_grpo.tasks.generators import BY_GENERATOR, CHECKS, REFUSED, SCORER, content
 from entropy_grpo.tasks.stream import Candidate, Exhausted, Stream, digest
@@ -499,6 +500,89 @@ def test_a_mixture_whose_generators_were_drawn_otherwise_is_not_resumed(tmp_path
 def test_wrong_settings_are_refused_in_one_sentence(settings, message):
     with pytest.raises(ValueError, match=message):
         RunConfig(**{"dataset_name": COUNTDOWN} | settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("gsm_symbolic:difficulty=-1.0", r"gsm_symbolic refuses difficulty -1.0: difficulty may be only 1\.0 while"),
+        ("number_sequence:max_terms=0", "number_sequence refuses max_terms 0: max_terms may be at least 4 while"),
+        ("largest_island:min_rows=0", "min_rows 0: Invalid rows range; min_rows may be from 1 to 10 while the other"),
+        ("countdown:max_numbers=3", "must be >= min_numbers; max_numbers may be at least 4 while the other options"),
+        (
+            "countdown:max_numbers=2:min_numbers=3",
+            "max_numbers may be at least 3 while",
+        ),
+        (
+            "countdown:max_numbers=-1:min_value=-1",
+            "max_numbers may be at least 4 while",
+        ),
+        ("countdown:max_numbers=six", "should be a valid integer; max_numbers may be at least 4 while"),
+        ("countdown:operators=[]", "must specify at least one operator. Its options"),
+    ],
+)
+def test_a_bad_difficulty_gets_its_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        gym._parse(f"reasoning_gym:{options}", "task")
+
+
+def test_every_numeric_option_has_a_range_with_accepted_ends():
+    """The package's own validators judge the ends and the numbers beyond them."""
+
+    def accepts(config, key, value):
+        try:
+            made = config(**{key: value})
+            getattr(made, "validate", lambda: None)()
+        except Exception:
+            return False
+        return True
+
+    refused = 0
+    for generator in sorted(BY_GENERATOR):
+        config = DATASETS[generator][1]
+        for key, default in gym.defaults(config).items():
+            if type(default) is not int or accepts(config, key, -1):
+                continue
+            refused += 1
+            with pytest.raises(ValueError, match=f"{key} may be (from|at least|only) ") as error:
+                gym._parse(f"reasoning_gym:{generator}:{key}=-1", "task")
+            ends = re.search(rf"{key} may be (?:from|at least|only) (\d+)(?: to (\d+))? while", str(error.value))
+            assert accepts(config, key, int(ends[1])) and not accepts(config, key, int(ends[1]) - 1), (generator, key)
+            assert ends[2] is None or not accepts(config, key, int(ends[2]) + 1), (generator, key)
+    assert refused > 150
+
+
+@pytest.mark.parametrize(
+    ("accepts", "near", "words"),
+    [
+        (lambda value: 3 <= value <= 17, [5], "from 3 to 17"),
+        (lambda value: value >= 1000, [0], "at least 1000"),
+        (lambda value: value <= -1, [0], "at most -1"),
+        (lambda value: value == 1, [1.0], "only 1.0"),
+        (lambda value: 0 < value <= 1, [0.5], "above 0.0 and at most 1.0"),
+        (lambda value: 0 <= value < 0.3, [0.1], "at least 0.0 and below 0.3"),
+        (lambda value: value > 0, [0.5], "above 0.0"),
+        (lambda value: True, [0], "any number"),
+        (lambda value: False, [0, 5], None),
+    ],
+)
+def test_ranges(accepts, near, words):
+    assert ranges.accepted(accepts, near) == words
+
+
+def test_a_generator_that_never_ends_is_refused(monkeypatch):
+    """Of calendar_arithmetic's tasks one looks for a second day in a range of one."""
+    monkeypatch.setattr(gym, "LONGEST_SECONDS", 0.2)
+    config = RunConfig(
+        dataset_name="reasoning_gym:calendar_arithmetic",
+        dataset_options={"offset_upper_bound": 0, "tasks": ["weekday_of_date_from_first_date"]},
+    )
+    before = signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(
+        ValueError, match=r"calendar_arithmetic needs more than 0\.2 seconds .*'offset_upper_bound': 0"
+    ):
+        load(config).train[0]
+    assert signal.getsignal(signal.SIGVTALRM) == before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
 def test_a_missing_package_gets_its_install_line(monkeypatch):
