@@ -137,7 +137,7 @@ def eval_results(trained: Trained) -> list[EvalResult]:
 
 
 def entropy_text(trained: Trained) -> str:
-    """Return a sentence on the mean token entropy before and after training, empty if no file holds it."""
+    """Return the mean token entropy before and after training with the task's note; empty if no file holds it."""
     parts = []
     before, after = (trained.evaluation.get(side, {}).get("mean_entropy") for side in ("before", "after"))
     if before is not None and after is not None:
@@ -146,7 +146,8 @@ def entropy_text(trained: Trained) -> str:
     if len(logged) > 1:
         (first, start), (last, end) = ((row["step"], row["entropy/mean"]) for row in (logged[0], logged[-1]))
         parts.append(f"in rollouts {start:.3g} nats at step {first} and {end:.3g} nats at step {last}")
-    return "Mean entropy of the policy's tokens: " + "; ".join(parts) + "." if parts else ""
+    text = "Mean entropy of the policy's tokens: " + "; ".join(parts) + "." if parts else ""
+    return f"{text} {trained.entropy_note}" if text and trained.entropy_note else text
 
 
 def dev_accuracy(trained: Trained) -> float | None:
