@@ -145,8 +145,8 @@ def _checked(subject: str, generator: str, options: dict[str, Any], config: type
     if reason is not None:
         given = ", ".join(f"{key} {value!r}" for key, value in options.items())
         # If two options are refused each by itself, no value of one of them is accepted beside the other.
-        alone = [({}, key) for key, value in options.items() if _refusal(config, {key: value}) is not None]
-        tried = [(options, key) for key in options] + alone
+        tried: list[tuple[dict[str, Any], str]] = [(options, key) for key in options]
+        tried += [({}, key) for key, value in options.items() if _refusal(config, {key: value}) is not None]
         may_be = next(filter(None, (_may_be(config, others, key, known[key]) for others, key in tried)), None)
         raise ValueError(
             f"{subject}: {generator} refuses {given or 'its defaults'}: {'; '.join(filter(None, (reason, may_be)))}. "

@@ -34,7 +34,9 @@ def _at(bound: str, side: str = "least") -> str:
 def _bound(accepts: Callable[[float], bool], inside: int | float, sign: int) -> tuple[int | float | None, bool]:
     """Return the bound above (sign 1) or below (sign -1) an accepted number, and whether it is accepted itself."""
     whole = isinstance(inside, int)
-    good, bad = 0, 1 if whole else 2.0**-10  # distances from the accepted number
+    # Distances from the accepted number.
+    good: int | float = 0
+    bad: int | float = 1 if whole else 2.0**-10
     while accepts(inside + sign * bad):
         good, bad = bad, 2 * bad
         if bad > MOST:
