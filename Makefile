@@ -107,14 +107,14 @@ results: setup  ## train the embedded task with three seeds and three selections
 results-words: setup  ## train the word stories with three seeds (half an hour); writes benchmarks/results/embedded_words.json
 	$(BIN)/python -m benchmarks.embedded word_stories
 
-reproduce-tiny: setup  ## sweep rho and its controls on the embedded task, three seeds (an hour on two cores); writes docs/experiments.md
-	$(BIN)/python -m benchmarks.experiments reproduce_tiny
+reproduce-tiny: setup  ## sweep rho and its controls on both embedded tasks, three seeds (two hours on two cores); writes docs/experiments.md and docs/word-stories.md
+	$(BIN)/python -m benchmarks.experiments reproduce_tiny reproduce_words
 
-shaping-tiny: setup  ## sweep PPL and position shaping on the embedded task (half an hour on two cores); writes docs/experiments.md
-	$(BIN)/python -m benchmarks.experiments shaping_tiny
+shaping-tiny: setup  ## sweep PPL and position shaping on both embedded tasks (an hour on two cores); writes docs/experiments.md and docs/word-stories.md
+	$(BIN)/python -m benchmarks.experiments shaping_tiny shaping_words
 
-rewards-tiny: setup  ## sweep true and control rewards on the embedded task (a quarter of an hour on two cores); writes docs/experiments.md
-	$(BIN)/python -m benchmarks.experiments rewards_tiny
+rewards-tiny: setup  ## sweep true and control rewards on both embedded tasks (half an hour on two cores); writes docs/experiments.md and docs/word-stories.md
+	$(BIN)/python -m benchmarks.experiments rewards_tiny rewards_words
 
 methods-tiny: setup  ## sweep the methods by name on both embedded tasks, with a learning rate for each (three hours on two cores); writes docs/experiments.md and docs/word-stories.md
 	$(BIN)/python -m benchmarks.experiments methods_tiny methods_more_tiny methods_words methods_more_words

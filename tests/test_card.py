@@ -227,6 +227,16 @@ def test_numbers_with_more_digits_are_rounded_not_changed(tmp_path):
     assert results == pytest.approx({"accuracy": 41 / 96, "pass@4": 23 / 29}, abs=5e-5)
 
 
+@pytest.mark.parametrize(("dataset", "notes"), [("embedded:word_stories", 1), ("embedded:number_walk", 0), ("x/y", 0)])
+def test_a_card_with_the_entropy_of_the_word_stories_says_whence_its_likeness(tmp_path, dataset, notes):
+    contents = changed("recipe.yaml", dataset_name=dataset)
+    text = write_card(make_run(tmp_path / "a", contents), draws=False).read_text()
+    assert "Mean entropy of the policy's tokens: " in text and text.count("is by construction: ") == notes
+    silent = {name: content for name, content in contents.items() if name not in ("evaluation.json", "metrics.jsonl")}
+    text = write_card(make_run(tmp_path / "b", silent), draws=False).read_text()
+    assert "Mean entropy" not in text and "is by construction" not in text
+
+
 def test_the_table_has_every_number_of_the_evaluation(tmp_path):
     text = card_text(tmp_path)
     rows = table(text, "|  | before | after | gain |")

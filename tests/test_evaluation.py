@@ -18,6 +18,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entropy_grpo import cli
+from entropy_grpo.analysis.collect import run as collect
+from entropy_grpo.analysis.collect.options import Options as CollectOptions
+from entropy_grpo.analysis.decoding import run as decoding
+from entropy_grpo.analysis.decoding.options import Options as DecodingOptions
 from entropy_grpo.data.benchmarks.benchmark import seed_of
 from entropy_grpo.evaluation import questions, results
 from entropy_grpo.evaluation.backends.base import choose
@@ -227,6 +231,23 @@ def test_first_questions_are_a_result_of_their_own(alone, tiny_model, tmp_path, 
 def test_a_limit_above_all_questions_changes_nothing(limit, tmp_path):
     whole, asked = questions.load(questions_file(tmp_path, 3))
     assert questions.first(whole, asked, limit) == (whole, asked)
+
+
+@pytest.mark.parametrize("name", ["reasoning_gym:countdwn", "embedded:number_wlak", "amie24"])
+def test_an_unknown_benchmark_is_refused_before_the_model_is_looked_up(name, tmp_path, monkeypatch):
+    """A look-up of an embedded model may train its cold start."""
+    looked_up = []
+    monkeypatch.setattr(load, "resolve", lambda *given, **more: looked_up.append(given) or "model")
+    model, names = "embedded:number_walk", ["number_walk", name]
+    commands = [
+        lambda: run(Options(model, names, tmp_path / "eval")),
+        lambda: collect.run(CollectOptions(model, tmp_path / "collect", benchmarks=names)),
+        lambda: decoding.run(DecodingOptions(model, tmp_path / "decoding", names)),
+    ]
+    for command in commands:
+        with pytest.raises(ValueError, match=f"benchmarks? (is|names) '{name}'.*choose"):
+            command()
+    assert looked_up == []
 
 
 def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(tmp_path, monkeypatch):

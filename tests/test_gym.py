@@ -4,14 +4,18 @@ import dataclasses
 import itertools
 import json
 import os
+import pickle
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
+from string import Template
 from types import SimpleNamespace
 
 import pytest
+import reasoning_gym
 from reasoning_gym.factory import DATASETS
 from scipy.stats import chisquare
 
@@ -28,11 +32,13 @@ from entropy_grpo.rewards.registry import get_rewards
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.state import load_state
-from entropy_grpo.tasks import checks, gym, registry
-from entropy_grpo.tasks.generators import BY_GENERATOR, CHECKS, REFUSED, SCORER
+from entropy_grpo.tasks import checks, gym, ranges, registry
+from entropy_grpo.tasks.cold_start import build_tokenizer
+from entropy_grpo.tasks.generators import BY_GENERATOR, CHECKS, REFUSED, SCORER, content
 from entropy_grpo.tasks.stream import Candidate, Exhausted, Stream, digest
 from entropy_grpo.tasks.task import Problem
 from entropy_grpo.training.start import FIRST, check_data
+from entropy_grpo.training.train import PromptLengths
 
 from .conftest import DEMO, REPOSITORY
 from .loading import load
@@ -338,6 +344,91 @@ def test_wordings_of_one_problem_are_one():
     assert len(contents) == 12
 
 
+OF_THE_ENTRY = {"source_index", "source_dataset", "difficulty"}  # metadata that say nothing about the problem
+# Generators that word one problem in several ways.
+WORDED = set(
+    "advanced_geometry aiw basic_arithmetic bf calendar_arithmetic color_cube_rotation countdown family_relationships "
+    "figlet_font polynomial_equations simple_equations simple_geometry time_intervals tsumego".split()
+)
+
+
+def choose_wordings(monkeypatch, place):
+    """Let a generator take the first or last of several phrases, but draw all else as it would."""
+    drawn = random.Random.choice
+
+    def choice(self, sequence):
+        value = drawn(self, sequence)
+        phrases = all(isinstance(one, Template | str) and " " in getattr(one, "template", one) for one in sequence)
+        return sequence[place] if phrases else value
+
+    monkeypatch.setattr(random.Random, "choice", choice)
+
+
+@pytest.mark.parametrize("generator", sorted(BY_GENERATOR))
+def test_a_problem_is_in_one_split_in_every_wording(generator, monkeypatch):
+    """Each problem is made in two wordings, and its numbers and names are compared without its text."""
+    count = {"calendar_arithmetic": 40, "time_intervals": 40, "aiw": 15}.get(generator, 5)  # with all of their tasks
+    options = {"format_style": "natural"} if generator == "basic_arithmetic" else {}
+    made, keys = [], []
+    for place in (0, -1):
+        with monkeypatch.context() as patch:
+            choose_wordings(patch, place)
+            entries = reasoning_gym.create_dataset(generator, seed=11, size=count, **options)
+            for number, entry in enumerate(entries[number] for number in range(count)):
+                facts = {key: value for key, value in entry["metadata"].items() if key not in OF_THE_ENTRY}
+                keys.append(f"{number} {facts} {entry['answer']}")
+                made.append(Candidate(Problem(entry["question"], entry["answer"]), content(generator, entry)))
+    pairs = [(made[n], made[count + n]) for n in range(count) if keys[n] == keys[count + n]]
+    assert {generator for first, last in pairs if first.problem != last.problem} == WORDED & {generator}
+    assert [(first, last) for first, last in pairs if first.content != last.content] == []
+    of_content = {one.content: one.problem.solution for one in made}
+    if BY_GENERATOR[generator] not in (SCORER, "listed", "expression"):  # which have one right answer
+        assert all(of_content[one.content] == one.problem.solution for one in made)
+    streams = [Stream(lambda n: made[n] if n < len(made) else None, split) for split in ("train", "dev", "test")]
+    problems = [list(stream) for stream in streams]
+    found = [keys[number] for stream in streams for number in stream.state()["numbers"]]
+    assert len(found) == len(set(found)) == sum(map(len, problems)) == len(of_content)
+
+
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [
+        ("bf", "bf_program"),
+        ("basic_arithmetic:format_style=natural:max_terms=2:max_digits=1", "expression"),
+        ("simple_equations:max_terms=2:max_value=3", "equation"),
+    ],
+)
+def test_a_held_out_problem_is_trained_on_in_no_wording(name, fact):
+    """An unknown has the same name in both."""
+    task, parts = registry.load(f"reasoning_gym:{name}"), {}
+    for split in ("train", "test"):
+        stream = task.stream(split, 0)
+        prompts = {problem.prompt for problem in itertools.islice(stream, 150)}
+        (generator,) = stream.make.generators
+        entries = [stream.make._entry(*generator[:2], number) for number in stream.state()["numbers"]]
+        assert {entry["question"].strip() for entry in entries} == prompts
+        parts[split] = {re.sub("[a-z]", "x", entry["metadata"][fact]) for entry in entries}
+        assert len(parts[split]) == len(prompts) > 5
+    assert not parts["train"] & parts["test"]
+
+
+def test_wordings_that_metadata_do_not_tell_apart():
+    """The day that is counted and the year of a date are read from the question, as a reader has them."""
+    made = {"source_index": 0, "source_dataset": "calendar_arithmetic", "difficulty": {}}
+    dates = made | {"task": "count_days", "year": 2022, "start_date": "2022-02-01", "end_date": "2022-02-04"}
+
+    def of(question, metadata):
+        return content("calendar_arithmetic", {"question": question, "answer": "1", "metadata": metadata})
+
+    days = "Tuesday, February 1 to Friday, February 4, 2022"
+    counted = of(f"How many Fridays are there from {days}?", dates)
+    assert counted == of(f"Count the occurrences of Friday from {days}.", dates)
+    assert counted != of(f"How many Mondays are there from {days}?", dates)
+    first = made | {"task": "weekday_of_date_from_first_date", "first_day": "Monday", "delta_days": 1}
+    texts = [of("x", first | {"year": year, "target_date": f"{year}-01-02"}) for year in (2022, 2023)]
+    assert texts[0] == texts[1]  # the question names no year
+
+
 def test_held_out_problems_are_no_training_problems_of_any_seed():
     task = registry.load(SUM + ":max_terms=2:max_digits=1")
     held_out = {problem.prompt for problem in task.problems("test", 0)}
@@ -409,6 +500,89 @@ def test_a_mixture_whose_generators_were_drawn_otherwise_is_not_resumed(tmp_path
 def test_wrong_settings_are_refused_in_one_sentence(settings, message):
     with pytest.raises(ValueError, match=message):
         RunConfig(**{"dataset_name": COUNTDOWN} | settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("gsm_symbolic:difficulty=-1.0", r"gsm_symbolic refuses difficulty -1.0: difficulty may be only 1\.0 while"),
+        ("number_sequence:max_terms=0", "number_sequence refuses max_terms 0: max_terms may be at least 4 while"),
+        ("largest_island:min_rows=0", "min_rows 0: Invalid rows range; min_rows may be from 1 to 10 while the other"),
+        ("countdown:max_numbers=3", "must be >= min_numbers; max_numbers may be at least 4 while the other options"),
+        (
+            "countdown:max_numbers=2:min_numbers=3",
+            "max_numbers may be at least 3 while",
+        ),
+        (
+            "countdown:max_numbers=-1:min_value=-1",
+            "max_numbers may be at least 4 while",
+        ),
+        ("countdown:max_numbers=six", "should be a valid integer; max_numbers may be at least 4 while"),
+        ("countdown:operators=[]", "must specify at least one operator. Its options"),
+    ],
+)
+def test_a_bad_difficulty_gets_its_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        gym._parse(f"reasoning_gym:{options}", "task")
+
+
+def test_every_numeric_option_has_a_range_with_accepted_ends():
+    """The package's own validators judge the ends and the numbers beyond them."""
+
+    def accepts(config, key, value):
+        try:
+            made = config(**{key: value})
+            getattr(made, "validate", lambda: None)()
+        except Exception:
+            return False
+        return True
+
+    refused = 0
+    for generator in sorted(BY_GENERATOR):
+        config = DATASETS[generator][1]
+        for key, default in gym.defaults(config).items():
+            if type(default) is not int or accepts(config, key, -1):
+                continue
+            refused += 1
+            with pytest.raises(ValueError, match=f"{key} may be (from|at least|only) ") as error:
+                gym._parse(f"reasoning_gym:{generator}:{key}=-1", "task")
+            ends = re.search(rf"{key} may be (?:from|at least|only) (\d+)(?: to (\d+))? while", str(error.value))
+            assert accepts(config, key, int(ends[1])) and not accepts(config, key, int(ends[1]) - 1), (generator, key)
+            assert ends[2] is None or not accepts(config, key, int(ends[2]) + 1), (generator, key)
+    assert refused > 150
+
+
+@pytest.mark.parametrize(
+    ("accepts", "near", "words"),
+    [
+        (lambda value: 3 <= value <= 17, [5], "from 3 to 17"),
+        (lambda value: value >= 1000, [0], "at least 1000"),
+        (lambda value: value <= -1, [0], "at most -1"),
+        (lambda value: value == 1, [1.0], "only 1.0"),
+        (lambda value: 0 < value <= 1, [0.5], "above 0.0 and at most 1.0"),
+        (lambda value: 0 <= value < 0.3, [0.1], "at least 0.0 and below 0.3"),
+        (lambda value: value > 0, [0.5], "above 0.0"),
+        (lambda value: True, [0], "any number"),
+        (lambda value: False, [0, 5], None),
+    ],
+)
+def test_ranges(accepts, near, words):
+    assert ranges.accepted(accepts, near) == words
+
+
+def test_a_generator_that_never_ends_is_refused(monkeypatch):
+    """Of calendar_arithmetic's tasks one looks for a second day in a range of one."""
+    monkeypatch.setattr(gym, "LONGEST_SECONDS", 0.2)
+    config = RunConfig(
+        dataset_name="reasoning_gym:calendar_arithmetic",
+        dataset_options={"offset_upper_bound": 0, "tasks": ["weekday_of_date_from_first_date"]},
+    )
+    before = signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(
+        ValueError, match=r"calendar_arithmetic needs more than 0\.2 seconds .*'offset_upper_bound': 0"
+    ):
+        load(config).train[0]
+    assert signal.getsignal(signal.SIGVTALRM) == before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
 def test_a_missing_package_gets_its_install_line(monkeypatch):
@@ -533,8 +707,7 @@ def test_another_version_of_the_package_is_refused(sums, tmp_path):
         digest(load(sums, seed=1))
 
 
-@pytest.mark.parametrize("sampling", [{}, {"dynamic_sampling": True, "max_sampling_rounds": 3, "reward": "coins"}])
-def test_training_goes_on_in_the_middle_of_the_stream_bit_for_bit(sums, tiny_model, tmp_path, sampling):
+def run(problems, model, folder, resume=None, changed=(), **more):
     settings = {
         "per_device_train_batch_size": 4,
         "steps_per_generation": 4,
@@ -542,25 +715,81 @@ def test_training_goes_on_in_the_middle_of_the_stream_bit_for_bit(sums, tiny_mod
         "learning_rate": 0.05,
         "save_strategy": "steps",
         "save_steps": 3,
-    } | sampling
+    } | more
+    trainer = fixed_rollout.make_trainer(model, folder, data=problems.train, **settings)
+    trainer.resume.problems = problems.stream
+    if changed:
+        trainer.settings, trainer.changed = {}, set(changed)  # as a run of a recipe has compared them
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
 
-    def run(folder, **more):
-        problems = load(sums)
-        trainer = fixed_rollout.make_trainer(tiny_model, tmp_path / folder, data=problems.train, **settings)
-        trainer.resume.problems = problems.stream
-        trainer.train(**more)
-        return trainer
 
-    whole = run("a")
+@pytest.mark.parametrize("sampling", [{}, {"dynamic_sampling": True, "max_sampling_rounds": 3, "reward": "coins"}])
+def test_training_goes_on_in_the_middle_of_the_stream_bit_for_bit(sums, tiny_model, tmp_path, sampling):
+    whole = run(load(sums), tiny_model, tmp_path / "a", **sampling)
     checkpoint = tmp_path / "a" / "checkpoint-3"
     saved = load_state(checkpoint / "run_state.safetensors")["problems"]
     assert 0 < len(saved["numbers"]) < len(whole.resume.problems)
-    resumed = run("b", resume_from_checkpoint=str(checkpoint))
+    resumed = run(load(sums), tiny_model, tmp_path / "b", str(checkpoint), **sampling)
     for name, weight in fixed_rollout.weights(whole).items():
         assert weight.equal(fixed_rollout.weights(resumed)[name]), name
     rows = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (whole, resumed)]
     assert rows[0] == rows[1] and len(rows[0]) == 6
     assert resumed.resume.problems.state() == whole.resume.problems.state()
+
+
+def test_allowed_changes_of_the_options_leave_no_numbers_of_the_former_candidates(sums, tiny_model, tmp_path):
+    """The former numbers are candidates of every split. A run without a stop has the problems that follow."""
+    run(load(sums), tiny_model, tmp_path / "a", max_steps=3)
+    other = dataclasses.replace(sums, dataset_options={"min_terms": 4, "max_terms": 5})
+    checkpoint = str(tmp_path / "a" / "checkpoint-3")
+    stream = run(load(other), tiny_model, tmp_path / "b", checkpoint, ["dataset_options"]).resume.problems
+    fresh = other.task.stream("train", 0)
+    assert [stream[place] for place in range(20)] == [fresh[place] for place in range(20)]
+    stream._cache.clear()  # as after many problems
+    assert [stream[place] for place in range(20)] == [fresh[place] for place in range(20)]
+
+
+def lengths(prompts):
+    return list(map(len, prompts))
+
+
+@pytest.mark.slow
+def test_training_goes_on_with_a_worker_that_is_started_anew(sums, tiny_model, tmp_path):
+    """Such a worker has its own copy of the stream. Python starts workers so on macOS, and everywhere from 3.14 on."""
+    config = dataclasses.replace(sums, max_prompt_length=400)
+    spawned = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spawn"}
+
+    def losses(trainer):
+        return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+    def problems():
+        return load(config, prompt_lengths=lengths)
+
+    plain = run(problems(), tiny_model, tmp_path / "a")
+    whole = run(problems(), tiny_model, tmp_path / "b", **spawned)
+    resumed = run(problems(), tiny_model, tmp_path / "c", str(tmp_path / "b" / "checkpoint-3"), **spawned)
+    assert losses(plain) == losses(whole) == losses(resumed) and len(losses(plain)) == 6
+    for name, weight in fixed_rollout.weights(plain).items():
+        assert weight.equal(fixed_rollout.weights(whole)[name]), name
+        assert weight.equal(fixed_rollout.weights(resumed)[name]), name
+
+
+@pytest.mark.parametrize("generator", ["countdown", "rearc", "gsm_symbolic", "zebra_puzzles"])
+def test_a_stream_is_copied_to_another_process(generator):
+    """In the middle, with the data set that the package has made."""
+    config = RunConfig(dataset_name=f"reasoning_gym:{generator}", num_train_problems=5, max_prompt_length=10**5)
+    train = load(config, prompt_lengths=lengths).train
+    rows = train[:3]
+    assert pickle.loads(pickle.dumps(train))[:3] == rows
+
+
+def test_lengths_of_prompts_are_copied_with_the_tokenizer():
+    start = SimpleNamespace(
+        tokenizer=build_tokenizer(), named="model", args=SimpleNamespace(chat_template_kwargs=None)
+    )
+    copied = pickle.loads(pickle.dumps(PromptLengths(start)))
+    assert copied(["1", "1 2"]) == [len(start.tokenizer(text)["input_ids"]) for text in ("1", "1 2")]
 
 
 def test_generation_leaves_the_generators_of_a_training_alone():

@@ -37,6 +37,19 @@ def test_variants_are_all_combinations_and_the_named_ones():
         variants(["lr"], [])
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("{a: 1, b: 2}", ["{a: 1, b: 2}"]),
+        ("{a: {b: [1, 2]}, c: 3},{},x", ["{a: {b: [1, 2]}, c: 3}", "{}", "x"]),
+        ("[{name: stapo, q: 0.25}, cov],[],[a, [b, c]]", ["[{name: stapo, q: 0.25}, cov]", "[]", "[a, [b, c]]"]),
+        ('x:y=["+", "-"]:z=1,w', ['x:y=["+", "-"]:z=1', "w"]),
+    ],
+)
+def test_a_list_or_mapping_is_not_cut(text, values):
+    assert variants([f"key={text}"], []) == [("--key", value) for value in values]
+
+
 def test_every_variant_has_every_seed_and_a_folder_of_its_own(tmp_path):
     planned = trials(variants(["a=1,2"], []), 3, tmp_path)
     assert len({trial.folder for trial in planned}) == len(planned) == 6
@@ -86,6 +99,23 @@ def test_commands_are_those_that_a_shell_takes(tmp_path, monkeypatch, capsys):
     plain.write_text(f"base: {REPOSITORY / DEMO}\n")
     (command,) = printed(capsys, str(plain), "--seeds", "1")
     assert command[:5] == ["accelerate", "launch", "-m", "entropy_grpo.launch", str(plain)]
+
+
+def test_a_sweep_over_generated_problems(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    settings = ["dataset_options={max_numbers: 3, min_numbers: 3},{max_numbers: 5, min_numbers: 4}"]
+    settings += ['dataset_name=reasoning_gym:countdown,reasoning_gym:countdown:operators=["+","-"]']
+    found = printed(
+        capsys, "recipes/qwen3_0_6b_countdown.yaml", "--set", *settings, "--seeds", "1", "--output", str(tmp_path)
+    )
+    given = [
+        {key: command[command.index(key) + 1] for key in ("--dataset_options", "--dataset_name")} for command in found
+    ]
+    assert [tuple(one.values()) for one in given] == [
+        (options, name)
+        for options in ("{max_numbers: 3, min_numbers: 3}", "{max_numbers: 5, min_numbers: 4}")
+        for name in ("reasoning_gym:countdown", 'reasoning_gym:countdown:operators=["+","-"]')
+    ]
 
 
 @pytest.mark.parametrize(

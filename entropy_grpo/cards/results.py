@@ -138,7 +138,7 @@ def eval_results(trained: Trained) -> list[EvalResult]:
 
 
 def entropy_text(trained: Trained) -> str:
-    """Return a sentence on the mean token entropy before and after training, empty if no file holds it."""
+    """Return the mean token entropy before and after training with the task's note; empty if no file holds it."""
     parts = []
     before, after = (trained.evaluation.get(side, {}).get("mean_entropy") for side in ("before", "after"))
     if before is not None and after is not None:
@@ -149,7 +149,8 @@ def entropy_text(trained: Trained) -> str:
         (first, start), (last, end) = ((row["step"], row[f"{prefix}/mean"]) for row in (logged[0], logged[-1]))
         tokens = "optimiser steps, under their own policies," if prefix == STEP_ENTROPY else "rollouts"
         parts.append(f"in {tokens} {start:.3g} nats at step {first} and {end:.3g} nats at step {last}")
-    return "Mean entropy of the policy's tokens: " + "; ".join(parts) + "." if parts else ""
+    text = "Mean entropy of the policy's tokens: " + "; ".join(parts) + "." if parts else ""
+    return f"{text} {trained.entropy_note}" if text and trained.entropy_note else text
 
 
 def dev_accuracy(trained: Trained) -> float | None:

@@ -48,16 +48,27 @@ def _pairs(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _values(text: str) -> list[str]:
+    """Split a text at the commas outside brackets and braces."""
+    depth, values = 0, [""]
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            values.append("")
+        else:
+            values[-1] += letter
+    return values
+
+
 def variants(products: Sequence[str], others: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     """Return the words of every variant: all combinations of `key=a,b,c`, and each list of `key=value`.
 
-    A list in brackets counts as one value.
+    A list or mapping in brackets or braces is one value, or a part of one.
     """
     choices = []
     for text in products:
         key, value = _pairs(text)
-        values = [value] if value.startswith("[") else value.split(",")
-        choices.append([(f"--{key}", chosen) for chosen in values])
+        choices.append([(f"--{key}", chosen) for chosen in _values(value)])
     combinations = (
         [tuple(itertools.chain(*combination)) for combination in itertools.product(*choices)] if choices else []
     )

@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy
@@ -369,15 +370,19 @@ class _InPrompts:
             return self.stream[place % len(self.stream)]
 
 
+def _is_short(problem: Problem, template: str | None, longest: int, prompt_lengths: PromptLengths) -> bool:
+    """Return whether the prompt of a problem has at most `longest` tokens."""
+    return prompt_lengths([render(template, problem.prompt)])[0] <= longest
+
+
 def _generate(task: Task, config: DataConfig, seed: int, prompt_lengths: PromptLengths | None) -> Problems:
     """Generate the first problems of each split. Held-out problems are the same for every seed.
 
     Training problems that take long to generate are generated when they are read.
     """
-    longest = config.max_prompt_length
-
-    def keeps(problem: Problem) -> bool:
-        return longest is None or prompt_lengths([render(task.template, problem.prompt)])[0] <= longest
+    longest, keeps = config.max_prompt_length, None
+    if longest is not None:  # no function within this one, which could not be sent to a worker of the data loader
+        keeps = partial(_is_short, template=task.template, longest=longest, prompt_lengths=prompt_lengths)
 
     def make(split: str, count: int) -> Dataset | None:
         source = seed if split == "train" else 0

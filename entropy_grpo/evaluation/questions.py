@@ -18,6 +18,20 @@ from .options import is_day
 DATE = "date"
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Refuse a name that is neither a benchmark's nor a task's, a training set's or a file's. Nothing is loaded.
+
+    Raises:
+        ValueError: the message lists the known names, or says what is wrong with the name of a task.
+    """
+    for name in names:
+        if find(name) is None and name not in TRAINING and not is_local(name):
+            raise ValueError(
+                f"benchmarks names {name!r}: choose among {', '.join([*BENCHMARKS, *TRAINING])} and files that end in "
+                f"{' or '.join(FILE_FORMATS)}."
+            )
+
+
 def load(name: str, since: str | None = None) -> tuple[Benchmark, list[Question]]:
     """Load a benchmark, or a training set of `sources.TRAINING` for a teacher to answer.
 
@@ -34,6 +48,7 @@ def load(name: str, since: str | None = None) -> tuple[Benchmark, list[Question]
     """
     if since is not None and not is_local(name):
         raise ValueError(f"since is {since!r}, but benchmarks names {name!r}: only files of questions have a date.")
+    check_names([name])
     benchmark = find(name)
     if benchmark is not None:
         if benchmark.make is not None:
@@ -47,11 +62,6 @@ def load(name: str, since: str | None = None) -> tuple[Benchmark, list[Question]
     if name in TRAINING:
         benchmark = Benchmark(name, TRAINING[name])
         return benchmark, _read(benchmark)
-    if not is_local(name):
-        raise ValueError(
-            f"benchmarks names {name!r}: choose among {', '.join([*BENCHMARKS, *TRAINING])} and files that end in "
-            f"{' or '.join(FILE_FORMATS)}."
-        )
     found = rows.load(f"benchmarks names {name!r}", name)
     found = found if since is None else _not_before(found, since, name)
     benchmark = from_file(name, found.columns)

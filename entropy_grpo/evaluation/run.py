@@ -269,6 +269,7 @@ def run(options: Options) -> None:
     if len(options.compare) >= len(plots.COLOURS):
         raise ValueError(f"compare names {len(options.compare)} folders: name at most {len(plots.COLOURS) - 1}.")
     options = replace(options, output=options.output or load.output_folder(options.model))
+    questions.check_names(options.benchmarks)  # a mistake in a name costs no cold start of an embedded model
     path = load.resolve(options.model)
     if options.revision is not None and Path(path).is_dir():
         raise ValueError(

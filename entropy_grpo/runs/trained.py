@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..data.sources import TRAINING, hub_id
 from ..objective.share import kept_share
-from ..tasks.registry import is_task
+from ..tasks.registry import TASKS, is_task
 from . import files, weights, yaml12
 from .files import Row
 from .folder import COMPARISON, LIMIT, OF_WEIGHTS, STATE, RunFolder, above, results_of, step_in
@@ -146,6 +146,12 @@ class Trained:
         if self.dataset in TRAINING:
             return TRAINING[self.dataset].hub_id
         return hub_id(self.dataset)
+
+    @property
+    def entropy_note(self) -> str | None:
+        """The sentence that belongs beside every figure of token entropy of the data set's task."""
+        task = TASKS.get(self.dataset)
+        return task and task.entropy_note
 
     @property
     def makes_data(self) -> bool:

@@ -5,7 +5,8 @@ therefore checked here (`checks`). The package's scorer serves only generators w
 answers, and only if it withstands the wrong and hostile answers of tests/test_gym.py.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import checks
@@ -82,13 +83,68 @@ REFUSED = {
 }
 
 
-def content(generator: str, question: str, metadata: Mapping[str, Any]) -> str:
-    """The text that identifies a problem: the question, or what several wordings of a question have in common."""
-    if generator == "countdown":
-        return f"countdown {sorted(metadata['numbers'])} {metadata['target']}"
-    if generator == "puzzle24":
-        return f"puzzle24 {sorted(metadata['numbers'])}"
-    return " ".join([generator, *question.split()])
+def _siblings(question: str, metadata: Mapping[str, Any]) -> list[Any]:
+    """Return a person and her numbers of siblings in any order, or the words of a question of another kind."""
+    words = question.split()
+    return [words[0], *sorted(re.findall(r"\d+ \w+", question))] if metadata["task_type"] == "siblings" else words
+
+
+def _dates(question: str, metadata: Mapping[str, Any]) -> list[Any]:
+    """Return the dates of a question about the calendar.
+
+    Metadata lack the weekday that is counted, and have a year where the question has none.
+    """
+    if metadata["task"] == "weekday_of_date_from_first_date":
+        return [metadata["task"], metadata["first_day"], metadata["target_date"][len("2000-") :]]
+    keys = ("task", "year", "month", "ordinal", "weekday", "start_date", "offset_days", "target_date", "end_date")
+    counted = sorted(re.findall("[A-Z][a-z]+day", question)) if metadata["task"] == "count_days" else []
+    return [metadata[key] for key in keys if key in metadata] + counted
+
+
+def _times(question: str, metadata: Mapping[str, Any]) -> list[Any]:
+    """Return the two times of a question. Metadata lack some clock times, and have today's date if none is given."""
+    dates = [metadata[key].split()[0] for key in ("start_time", "end_time")]
+    clocks = re.findall(r"\d\d:\d\d(?::\d\d)?(?:\.\d+)?(?: [+-]\d{4})?", question)
+    return [metadata["expected_format"], *([] if metadata["task_type"].startswith("time") else dates), *clocks]
+
+
+def _of_x(text: str, metadata: Mapping[str, Any]) -> str:
+    """Return an equation with the unknown x."""
+    return text.replace(metadata["variable"], "x")
+
+
+# What determines a problem that a generator words in several ways, from the question and the metadata.
+FACTS: dict[str, Callable[[str, Mapping[str, Any]], list[Any]]] = {
+    "advanced_geometry": lambda _, metadata: [metadata[key] for key in ("task_type", "A", "B", "C")],
+    "aiw": _siblings,
+    "basic_arithmetic": lambda _, metadata: ["".join(metadata["expression"].split())],
+    "bf": lambda _, metadata: [metadata["bf_program"]],
+    "calendar_arithmetic": _dates,
+    "color_cube_rotation": lambda _, metadata: [
+        metadata[key] for key in ("initial_state", "rotations", "target_side")
+    ],
+    "countdown": lambda _, metadata: [sorted(metadata["numbers"]), metadata["target"]],
+    "family_relationships": lambda question, metadata: [
+        *(question.rpartition("\n\n")[0], metadata["person1"], metadata["person2"])
+    ],
+    "figlet_font": lambda question, _: [question.partition("\n\n")[2]],
+    "polynomial_equations": lambda _, metadata: [_of_x(metadata["polynomial_expr"], metadata)],
+    "puzzle24": lambda _, metadata: [sorted(metadata["numbers"])],
+    "simple_equations": lambda _, metadata: [_of_x(metadata["equation"], metadata)],
+    "simple_geometry": lambda _, metadata: [metadata["known_angles"]],
+    "time_intervals": _times,
+    "tsumego": lambda _, metadata: [metadata["board"]],
+}
+
+
+def content(generator: str, entry: Mapping[str, Any]) -> str:
+    """Return the text that identifies a problem in every wording.
+
+    Args:
+        entry: the package's problem, with `question`, `answer` and `metadata`.
+    """
+    facts = FACTS[generator](entry["question"], entry["metadata"]) if generator in FACTS else entry["question"].split()
+    return " ".join([generator, *map(str, facts)])
 
 
 def item_of(generator: str, entry: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

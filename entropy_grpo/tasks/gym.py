@@ -12,15 +12,18 @@ import difflib
 import json
 import random
 import re
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
+from threading import current_thread, main_thread
 from typing import Any, NamedTuple, get_type_hints
 
 import pydantic
 
 from ..grading import boxed
 from ..registry import installed, nearest
-from . import checks
+from . import checks, ranges
 from .generators import BY_GENERATOR, LICENCE, OWN, PACKAGE, REFUSED, SCORER, content, item_of
 from .stream import Candidate, Stream, digest
 from .task import Problem, Task
@@ -29,6 +32,7 @@ PROVIDER = "reasoning_gym"
 EXTRA = 'pip install "entropy-grpo[tasks]"'
 REWARD, PARTIAL_REWARD = "gym_accuracy", "gym_score"
 CHUNK = 500  # problems of one of the package's data sets, whose item i of seed s is item 0 of seed s + i
+LONGEST_SECONDS = 30  # of processor time for one problem: with some options a generator never ends
 MOST_FAILURES = 50  # consecutive candidates that a generator may fail to make
 OF_THE_PACKAGE = ("seed", "size")
 _SAFE = re.compile(r"[\w.=+-]{1,80}")
@@ -132,21 +136,64 @@ def _checked(subject: str, generator: str, options: dict[str, Any], config: type
         try:
             options[key] = pydantic.TypeAdapter(hints[key]).validate_json(json.dumps(value), strict=True)
         except pydantic.ValidationError as error:
+            may_be = _may_be(config, {}, key, known[key])
             raise ValueError(
-                f"{subject}: option {key} of {generator} is {value!r}: {error.errors()[0]['msg']}; its default is "
-                f"{json.dumps(known[key], default=str)}."
+                f"{subject}: option {key} of {generator} is {value!r}: {error.errors()[0]['msg']}; "
+                f"{f'{may_be}, and ' if may_be else ''}its default is {json.dumps(known[key], default=str)}."
             ) from error
+    reason = _refusal(config, options)
+    if reason is not None:
+        given = ", ".join(f"{key} {value!r}" for key, value in options.items())
+        # If two options are refused each by itself, no value of one of them is accepted beside the other.
+        tried: list[tuple[dict[str, Any], str]] = [(options, key) for key in options]
+        tried += [({}, key) for key, value in options.items() if _refusal(config, {key: value}) is not None]
+        may_be = next(filter(None, (_may_be(config, others, key, known[key]) for others, key in tried)), None)
+        raise ValueError(
+            f"{subject}: {generator} refuses {given or 'its defaults'}: {'; '.join(filter(None, (reason, may_be)))}. "
+            f"Its options and their defaults: {shown}."
+        )
+    return options
+
+
+def _refusal(config: type, options: Mapping[str, Any]) -> str | None:
+    """Return why a generator's configuration refuses options, perhaps an empty text; None if it accepts them."""
     try:
         made = config(**options)
         if hasattr(made, "validate"):
             made.validate()
-    except (AssertionError, ValueError, TypeError) as error:
-        given = ", ".join(f"{key} {value!r}" for key, value in options.items())
-        raise ValueError(
-            f"{subject}: {generator} refuses {given or 'its defaults'}: {str(error) or type(error).__name__}. Its "
-            f"options and their defaults: {shown}."
-        ) from error
-    return options
+    except (AssertionError, ValueError, TypeError, ArithmeticError) as error:
+        return str(error)
+    return None
+
+
+def _may_be(config: type, options: Mapping[str, Any], key: str, default: Any) -> str | None:
+    """Return the range of a numeric option beside other options, as a clause; None if there is none."""
+    near = [value for value in (default, options.get(key)) if type(value) in (int, float)]
+    found = ranges.accepted(lambda value: _refusal(config, {**options, key: value}) is None, near)
+    return found and f"{key} may be {found} while the other options stay as they are"
+
+
+class _Late(BaseException):
+    """Error within a generator that takes too long, which it does not catch as an `Exception`."""
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """End the block with `_Late` after so many seconds of processor time. Only a main thread can be interrupted."""
+    if current_thread() is not main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGVTALRM, interrupt)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)
 
 
 class Candidates:
@@ -156,6 +203,10 @@ class Candidates:
         self.generators, self.weights = generators, [generator.weight for generator in generators]
         self.seed, self.failures = seed, 0
         self._chunks: dict[str, tuple[int, Any]] = {}  # the last chunk of each generator
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the package's data sets, which some generators cannot copy to another process."""
+        return self.__dict__ | {"_chunks": {}}
 
     def _entry(self, name: str, options: dict[str, Any], number: int) -> Mapping[str, Any]:
         """Return the package's problem with a number."""
@@ -174,7 +225,13 @@ class Candidates:
         (which,) = draw.choices(range(len(self.generators)), self.weights)
         name, options, _ = self.generators[which]
         try:
-            entry = self._entry(name, options, number)
+            with _limited(LONGEST_SECONDS):
+                entry = self._entry(name, options, number)
+        except _Late:
+            raise ValueError(
+                f"{PACKAGE}'s {name} needs more than {LONGEST_SECONDS} seconds for a problem with the options "
+                f"{options or 'by default'}: choose other options."
+            ) from None
         except (ValueError, IndexError) as error:
             entry, reason = None, str(error)
         problem = _problem(name, options, entry) if entry else None
@@ -188,7 +245,7 @@ class Candidates:
                 )
             return None
         self.failures = 0
-        return Candidate(problem, content(name, entry["question"], entry["metadata"]))
+        return Candidate(problem, content(name, entry))
 
 
 def _problem(name: str, options: dict[str, Any], entry: Mapping[str, Any]) -> Problem | None:

@@ -38,6 +38,7 @@ class Task:
         partial_reward: name of a further reward, the score of an answer from 0.0 to 1.0; None if there is none.
         stream: (split, seed, whether a problem is used) -> the same problems as `problems`, by their place. Training
             then generates problems when it reads them, because they take long to make; None if they do not.
+        entropy_note: sentence that belongs beside every figure of token entropy of the task; None if there is none.
         origin: source, version, licence and options of the problems, for records and cards.
     """
 
@@ -54,6 +55,7 @@ class Task:
     model_config: Callable[[], Any] | None = None
     partial_reward: str | None = None
     stream: Callable[[str, int, Callable[[Problem], bool]], "Stream"] | None = None
+    entropy_note: str | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def scores_right(self, problem: Problem, answer: str | None) -> bool:

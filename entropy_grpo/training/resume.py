@@ -279,6 +279,8 @@ class Resume:
             named = ", ".join(outdated)
             get_logger(__name__).warning(f"Groups that wait in {folder} are dropped: the run has another {named}.")
             shared = without_waiting(shared)
+        if outdated:  # the numbers may be candidates of another data set, which this run's stream has not split
+            shared.pop("problems", None)
         written, shape = seal.read(folder), self.shape()
         # Seals of earlier versions lack some of these facts.
         other = [f"{k} {written[k]}, now {v}" for k, v in shape.items() if written.get(k, v) != v]

@@ -1,6 +1,8 @@
 """A training run, top to bottom, from settings to model card. Only this module imports all parts of a run."""
 
 from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 from transformers import ProgressCallback
 
@@ -86,14 +88,28 @@ def main(settings: Settings, name: str, held: ExitStack) -> None:
         finish(trainer)
 
 
+class PromptLengths:
+    """Numbers of tokens of prompts. The tokenizer is loaded when it is needed, or with a copy for another process."""
+
+    def __init__(self, start: Start):
+        self.start = start
+
+    def __call__(self, prompts: list) -> list[int]:
+        return self._counting()(prompts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._counting().__reduce__()
+
+    def _counting(self) -> partial:
+        start = self.start
+        return partial(count_tokens, start.tokenizer, path=start.named, **(start.args.chat_template_kwargs or {}))
+
+
 def load_data(start: Start, folder: RunFolder) -> tuple[Problems, str]:
     """Load the problems of a run and check them. Returns: the problems, and the digest of the training data."""
     run_config, args, templating = start.config, start.args, start.args.chat_template_kwargs or {}
-
-    def lengths(prompts: list) -> list[int]:
-        return count_tokens(start.tokenizer, prompts, start.named, **templating)
-
-    problems = load_problems(run_config, args.seed, run_config.reference_grading, lengths, run_config.has_own_rewards)
+    lengths, own_rewards = PromptLengths(start), run_config.has_own_rewards
+    problems = load_problems(run_config, args.seed, run_config.reference_grading, lengths, own_rewards)
     digest = check_data(problems, args, folder, args.allow_changes)
     check_size(problems.train, args.rollout_groups, args.prompts_per_rollout)
     args.shuffle_dataset &= problems.stream is None

@@ -186,7 +186,10 @@ def run(options: Options) -> Collection:
     collection = Collection(options.output)
     if options.responses is not None and not options.responses.is_file():
         raise ValueError(f"responses is {str(options.responses)!r}: there is no such file.")
+    from ...evaluation import questions
+
     given = named([options.model, *options.against])
+    questions.check_names(options.benchmarks)
     paths = {name: load.resolve(path) for name, path in given.items()}
     answering = options.answered_by or next(iter(given))
     if answering not in given:
