@@ -578,9 +578,7 @@ def test_a_generator_that_never_ends_is_refused(monkeypatch):
         dataset_options={"offset_upper_bound": 0, "tasks": ["weekday_of_date_from_first_date"]},
     )
     before = signal.getsignal(signal.SIGVTALRM)
-    with pytest.raises(
-        ValueError, match=r"calendar_arithmetic needs more than 0\.2 seconds .*'offset_upper_bound': 0"
-    ):
+    with pytest.raises(ValueError, match=r"'offset_upper_bound': 0.*calendar_arithmetic needs more than 0\.2 seconds"):
         load(config).train[0]
     assert signal.getsignal(signal.SIGVTALRM) == before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 

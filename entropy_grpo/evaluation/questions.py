@@ -22,7 +22,7 @@ def check_names(names: Sequence[str]) -> None:
     """Refuse a name that is neither a benchmark's nor a task's, a training set's or a file's. Nothing is loaded.
 
     Raises:
-        ValueError: the message lists the known names, or says what is wrong with the name of a task.
+        ValueError: the message lists the known names, or names the mistake in the name of a task.
     """
     for name in names:
         if find(name) is None and name not in TRAINING and not is_local(name):

@@ -229,8 +229,8 @@ class Candidates:
                 entry = self._entry(name, options, number)
         except _Late:
             raise ValueError(
-                f"{PACKAGE}'s {name} needs more than {LONGEST_SECONDS} seconds for a problem with the options "
-                f"{options or 'by default'}: choose other options."
+                f"dataset_options is {options or 'unset'}, but with it {PACKAGE}'s {name} needs more than "
+                f"{LONGEST_SECONDS} seconds for a problem: choose other options."
             ) from None
         except (ValueError, IndexError) as error:
             entry, reason = None, str(error)
