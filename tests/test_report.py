@@ -221,6 +221,20 @@ def test_the_report_of_a_run_says_whether_entropies_are_of_rollouts_or_of_steps(
         assert words in (run.path / "analysis" / "report.md").read_text().replace("\n", " ")
 
 
+def test_the_report_of_the_word_stories_says_that_their_entropy_is_made_to_look_so(tmp_path):
+    note = "resemble the picture of arXiv 2506.01939 is by construction"
+    for name, task, is_noted in (("words", "word_stories", True), ("walk", "number_walk", False)):
+        run = make_run(tmp_path / name)
+        run.recipe.write_text(f"dataset_name: embedded:{task}\n")
+        report.write(run.path)
+        assert (note in (run.path / "analysis" / "report.md").read_text().replace("\n", " ")) == is_noted
+    collection = synthetic(tmp_path / "collected", ["a", "b"])
+    asked = files.read_json(collection.settings) | {"responses": ["embedded:word_stories"]}
+    files.write_json(collection.settings, asked)
+    report.write(collection.path)
+    assert note in (collection.path / "report.md").read_text().replace("\n", " ")
+
+
 def test_the_text_of_the_word_clouds_says_which_words_are_large(tmp_path):
     """In both pictures the sizes rise with mean entropy, so that the most extreme of the lowest tokens is smallest."""
 

@@ -11,6 +11,7 @@ FOLDER is RUN/analysis for a run, and the collection's own folder for a collecti
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ...metrics.logged import ENTROPY_PERCENTILES, STEP_ENTROPY
 from ...monitoring.pieces import visible
 from ...runs import files, trained
 from ...runs.folder import RunFolder
+from ...tasks.registry import TASKS
 from ..collect.store import Collection
 from ..divergence import impact, summary
 from ..irrelevant import summary as irrelevant
@@ -84,7 +86,16 @@ def measure(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} holds neither tokens nor forks nor a log with entropies: run entropy-grpo analyze collect first."
         )
-    return measured
+    found = notes(files.read_json(collection.settings).get("responses"), trained.read_recipe(run))
+    return measured | ({"notes": found} if found else {})
+
+
+def notes(asked: Any, recipe: dict[str, Any]) -> list[str]:
+    """Return the sentences that belong beside figures of entropy of the tasks that were asked or trained on."""
+    names = [*(asked if isinstance(asked, list) else []), recipe.get("dataset_name")]
+    return list(
+        dict.fromkeys(TASKS[name].entropy_note for name in names if name in TASKS and TASKS[name].entropy_note)
+    )
 
 
 def _share(value: float) -> str:
@@ -314,6 +325,7 @@ def sections(found: dict[str, Any], folder: Path) -> list[Section]:
         made.append(irrelevant_section(found["irrelevant"]))
     if "logs" in found:
         made.append(log_section(found["logs"], folder))
+    made[0] = replace(made[0], text=" ".join([made[0].text, *found.get("notes", [])]))
     return made
 
 
