@@ -150,8 +150,7 @@ class Trained:
     @property
     def entropy_note(self) -> str | None:
         """The sentence that belongs beside every figure of token entropy of the data set's task."""
-        task = TASKS.get(self.dataset)
-        return task and task.entropy_note
+        return TASKS[self.dataset].entropy_note if self.dataset in TASKS else None
 
     @property
     def makes_data(self) -> bool:

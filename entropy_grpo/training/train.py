@@ -97,7 +97,7 @@ class PromptLengths:
     def __call__(self, prompts: list) -> list[int]:
         return self._counting()(prompts)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> str | tuple[Any, ...]:
         return self._counting().__reduce__()
 
     def _counting(self) -> partial:
