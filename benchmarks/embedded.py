@@ -42,9 +42,9 @@ SIDES = ("before", "after")
 PERCENTILES = ("p50", "p75", "p90")
 # Shares of what the word stories' `wait` withdraws, by their names in the table.
 CORRECTIONS = {
-    "wrong withdrawn": "wrong decisions that `wait` withdraws",
-    "right withdrawn": "right decisions that `wait` withdraws",
-    "mended": "decisions after `wait` that are right",
+    "wrong withdrawn": 'wrong decisions that "wait" withdraws',
+    "right withdrawn": 'right decisions that "wait" withdraws',
+    "mended": 'decisions after "wait" that are right',
 }
 
 
