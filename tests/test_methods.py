@@ -342,7 +342,10 @@ def test_functions_of_every_signature_run(tmp_path, name, params, value):
     assert len(entry.digest) == 64
 
 
-@pytest.mark.parametrize("given", [5, None, own_methods.plain, [("name", "stapo")]], ids=["number", "none", "function", "pairs"])
+OTHER_TYPES = {"number": 5, "none": None, "function": own_methods.plain, "pairs": [("name", "stapo")]}
+
+
+@pytest.mark.parametrize("given", OTHER_TYPES.values(), ids=OTHER_TYPES)
 def test_an_entry_of_another_type_is_one_sentence(tmp_path, given):
     with pytest.raises(ValueError, match=r"token_weights has the entry .* without a name: write NAME"):
         config(tmp_path, token_weights=[given])
