@@ -1,6 +1,6 @@
 """Accuracy of SmolLM2-135M-Instruct before training on tasks that are harder than sums of two numbers.
 
-    python -m benchmarks.harder            # minutes on a processor; benchmarks/results/harder.json and its page
+    python -m benchmarks.harder            # a quarter of an hour; benchmarks/results/harder.json and its page
     python -m benchmarks.harder --table    # only the table of the recorded results
 
 A task on which nearly no answer is right gives almost no group of answers with a reward that differs. Every problem
@@ -26,7 +26,7 @@ from entropy_grpo.tasks import registry
 RESULTS = measure.RESULTS / "harder.json"
 COMMAND = "python -m benchmarks.harder"
 TABLE = f"{COMMAND} --table"
-PROBLEMS, ANSWERS, BATCH, SEED = 100, 8, 50, 0
+PROBLEMS, ANSWERS, BATCH, SEED = 50, 4, 50, 0
 # Generators of the harder tasks, with the longest answer in tokens.
 GENERATORS = {
     "countdown with three numbers": (
@@ -114,7 +114,7 @@ def table(recorded: Mapping[str, Any]) -> str:
 def text() -> str:
     """The table, or a sentence that there are no results."""
     recorded = files.read_json(RESULTS)
-    return table(recorded) if recorded else "Not run. The command takes minutes."
+    return table(recorded) if recorded else "Not run. The command takes a quarter of an hour."
 
 
 def main() -> None:
