@@ -255,7 +255,7 @@ def test_a_checkpoint_that_is_added_later_has_the_place_of_its_step(tmp_path, ti
     for added in ("step-200", "step-100"):
         collection = run.run(run.Options(against=[f"{added}={other_model}"], **given))
     assert collection.checkpoints == ["step-900", "step-100", "step-200"]  # the baseline stays first
-    assert report.ends(views.of_collection(collection)) == ["step-900", "step-200"]
+    assert report.ends(views.of_collection(collection)["checkpoints"]) == ["step-900", "step-200"]
 
 
 def test_an_adapter_is_scored_as_its_merged_model(tmp_path, tiny_model):

@@ -100,7 +100,11 @@ def test_behaviour_tests_import_only_fixtures_of_the_benchmarks():
     """Record checks, which the marker `record` sets apart, also import the benchmark whose results they read, and the
     tests of a benchmark import that benchmark."""
     tested = {"test_gpu_kit.py": "benchmarks.gpu", "test_paper_size.py": "benchmarks.paper_size"}
-    tested |= {"test_papers_page.py": "benchmarks.papers", "test_small_experiments.py": "benchmarks"}
+    tested |= {
+        "test_papers_page.py": "benchmarks.papers",
+        "test_small_experiments.py": "benchmarks",
+        "test_small_figures.py": "benchmarks",
+    }
     for path in [*(REPOSITORY / "tests").rglob("*.py"), *(REPOSITORY / "tests_vllm").rglob("*.py")]:
         names = {name for name in imported(path) if within(name, "benchmarks")}
         own = {"benchmarks.fixtures", tested.get(path.name, "benchmarks.fixtures")}
