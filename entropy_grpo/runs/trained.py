@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..data.sources import TRAINING, hub_id
 from ..objective.share import kept_share
-from ..tasks.registry import TASKS, is_task
+from ..tasks.registry import entropy_note, is_task
 from . import files, weights, yaml12
 from .files import Row
 from .folder import COMPARISON, LIMIT, OF_WEIGHTS, STATE, RunFolder, above, results_of, step_in
@@ -150,7 +150,7 @@ class Trained:
     @property
     def entropy_note(self) -> str | None:
         """The sentence that belongs beside every figure of token entropy of the data set's task."""
-        return TASKS[self.dataset].entropy_note if self.dataset in TASKS else None
+        return entropy_note(self.dataset)
 
     @property
     def makes_data(self) -> bool:

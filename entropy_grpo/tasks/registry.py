@@ -60,6 +60,11 @@ def find(name: str | None, setting: str = "task") -> Task | None:
     return load(name, setting) if is_task(name) else None
 
 
+def entropy_note(name: str | None) -> str | None:
+    """The sentence that belongs beside every figure of token entropy of a task; None for other names."""
+    return TASKS[name].entropy_note if name in TASKS else None
+
+
 def full_name(name: str | None, options: Mapping[str, Any]) -> str | None:
     """The name of a task together with its options; a name that is no task's as it is.
 

@@ -22,7 +22,7 @@ from ...metrics.logged import ENTROPY_PERCENTILES, STEP_ENTROPY
 from ...monitoring.pieces import visible
 from ...runs import files, trained
 from ...runs.folder import RunFolder
-from ...tasks.registry import TASKS
+from ...tasks.registry import entropy_note
 from ..collect.store import Collection
 from ..divergence import impact, summary
 from ..irrelevant import summary as irrelevant
@@ -93,9 +93,7 @@ def measure(path: Path) -> dict[str, Any]:
 def notes(asked: Any, recipe: dict[str, Any]) -> list[str]:
     """Return the sentences that belong beside figures of entropy of the tasks that were asked or trained on."""
     names = [*(asked if isinstance(asked, list) else []), recipe.get("dataset_name")]
-    return list(
-        dict.fromkeys(TASKS[name].entropy_note for name in names if name in TASKS and TASKS[name].entropy_note)
-    )
+    return list(dict.fromkeys(filter(None, map(entropy_note, names))))
 
 
 def _share(value: float) -> str:
