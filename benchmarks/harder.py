@@ -1,6 +1,6 @@
 """Accuracy of SmolLM2-135M-Instruct before training on tasks that are harder than sums of two numbers.
 
-    python -m benchmarks.harder            # a quarter of an hour; benchmarks/results/harder.json and its page
+    python -m benchmarks.harder            # half an hour of two cores; benchmarks/results/harder.json and its page
     python -m benchmarks.harder --table    # only the table of the recorded results
 
 A task on which nearly no answer is right gives almost no group of answers with a reward that differs. Every problem
@@ -144,7 +144,7 @@ def table(recorded: Mapping[str, Any]) -> str:
 def text() -> str:
     """The table, or a sentence that there are no results."""
     recorded = files.read_json(RESULTS)
-    return table(recorded) if recorded else "Not run. The command takes a quarter of an hour."
+    return table(recorded) if recorded else "Not run. The command takes half an hour of two cores."
 
 
 def main() -> None:
