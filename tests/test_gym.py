@@ -649,6 +649,12 @@ def test_longer_prompts_are_left_out():
     problems = load(config, prompt_lengths=lambda prompts: list(map(len, prompts)))
     longer = load(dataclasses.replace(config, max_prompt_length=None))
     assert max(map(len, problems.train[:]["prompt"])) <= limit < max(map(len, longer.train[:]["prompt"]))
+    none = dataclasses.replace(config, max_prompt_length=9)
+    said = (
+        "only 0 different dev problems with prompts of at most 9 tokens: lower it to 0, raise max_prompt_length, or "
+    )
+    with pytest.raises(ValueError, match=rf"^num_dev_problems is 5, but .* has {said}set other dataset_options\.$"):
+        load(none, prompt_lengths=lambda prompts: list(map(len, prompts)))
 
 
 def test_only_a_score_of_one_is_right_and_partial_scores_are_a_second_reward():

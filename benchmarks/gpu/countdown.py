@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from benchmarks.measure import ROOT
 from entropy_grpo.runs import files
+from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks import registry
 
 from . import weights
@@ -145,5 +146,8 @@ def run(report: Report, sizes: Sizes) -> None:
             ended = cold_start(model, sizes.searches, sizes.cold_start_settings, folder)
             row["console"] = [line[:CONSOLE_WIDTH] for line in ended.stdout.splitlines()[-20:]]
             ended.check_returncode()
+            run = RunFolder(folder / "cold_start")
+            row["problems"] = files.read_json(run.data)
+            row["losses"] = {step["step"]: step["loss"] for step in files.read_steps(run.metrics) if "loss" in step}
         if ended.returncode == 0:
             weights.train(report, sizes, JOB, {"model_name_or_path": folder / "cold_start"}, begin, folder)

@@ -212,6 +212,7 @@ TINY = Sizes(
         "per_device_train_batch_size": "8",
         "per_device_eval_batch_size": "16",
         "max_completion_length": "12",
+        "max_prompt_length": "1000",  # the tiny model's tokens are shorter
         "num_dev_problems": "4",
         "num_test_problems": "4",
         "eval_steps": "2",
@@ -223,6 +224,7 @@ TINY = Sizes(
         "use_cpu": "true",
         "bf16": "false",
         "use_liger_kernel": "false",
+        "max_length": "1024",  # as above
         "responses_per_step": "4",
         "per_device_train_batch_size": "4",
     },
