@@ -392,7 +392,7 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
         unread = objective.loss_type == "cispo" and self.epsilon_high is not None and not objective.entries()
         if unread and self.epsilon != GRPOConfig.epsilon:
             raise ValueError(
-                f"epsilon is {self.epsilon}, but loss_type is 'cispo', which has no lower limit and takes its cap from "
+                f"epsilon is {self.epsilon}, but loss_type is 'cispo', which has no lower limit and whose cap is "
                 "epsilon_high: leave epsilon out."
             )
 
