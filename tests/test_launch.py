@@ -198,6 +198,10 @@ def test_sharding_is_the_recipes_unless_the_launcher_chose(environment, value, s
     [
         (["--learning_rat", "1e-4"], ["command line", "learning_rat", "Did you mean learning_rate?"]),
         (["--num_train_problems", "15"], ["15 problems", "one rollout needs 16"]),
+        (
+            ["--chat_template_kwargs", "{enable_thinking: true}"],
+            ["chat_template_kwargs is {'enable_thinking': True}", "prompts of embedded:number_walk are texts"],
+        ),
         (["--output_dir", "/proc/nowhere"], ["output_dir is '/proc/nowhere'", "cannot be written"]),
         (
             ["--output_dir", str(REPOSITORY / "recipes")],
