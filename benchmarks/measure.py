@@ -17,6 +17,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", DOCS)
 END = "<!-- end of results -->"
+# Before the command writes pictures and pages, which differ from the commit then.
+REVISION = git_revision()
 
 
 def peak_memory(function: Callable[[], Any]) -> int:
@@ -81,7 +83,7 @@ def write(name: str, command: str, figures: dict[str, Any]) -> None:
         "hardware": hardware(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "git_revision": git_revision(),
+        "git_revision": REVISION,
     }
     files.write_json(RESULTS / f"{name}.json", about | figures)
 

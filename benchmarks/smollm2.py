@@ -6,8 +6,8 @@
 
 Parts on a processor: an arm for rho = 0.2, for all tokens, and for a random reward; a LoRA run with its merged model
 and its card; and entropies and a coloured page of the model's answers to short stories. Each part is a process of one
-thread, and a finished part is not repeated. With a GPU the same command runs part H of `benchmarks.gpu`, with a harder
-task and longer responses.
+thread, and a finished part is not repeated. With a GPU the same command runs part J of `benchmarks.gpu`: the countdown
+game, longer responses and eight minutes.
 """
 
 import argparse
@@ -307,8 +307,8 @@ def text() -> str:
 
 
 def on_gpu(source: Path) -> None:
-    """Run part H of the measurements on a GPU, which writes gpu_weights.json."""
-    words = ["-m", "benchmarks.gpu", "--part", "H", "--weights", str(source), "--output", str(measure.RESULTS)]
+    """Run part J of the measurements on a GPU, which writes gpu_countdown.json."""
+    words = ["-m", "benchmarks.gpu", "--part", "J", "--weights", str(source), "--output", str(measure.RESULTS)]
     subprocess.run([sys.executable, *words], cwd=measure.ROOT, check=True)
 
 

@@ -347,11 +347,16 @@ def test_decisions_cannot_be_changed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "limits"), [("dapo", (0.75, 1.5)), ("cispo", (0.0, 5.0)), ("vespo", (0.0, math.inf))]
+    ("loss_type", "clip", "limits"),
+    [
+        ("dapo", {"epsilon": 0.25, "epsilon_high": 0.5}, (0.75, 1.5)),
+        ("cispo", {"epsilon_high": 5.0}, (0.0, 5.0)),
+        ("cispo", {"epsilon": 5.0, "epsilon_high": None}, (0.0, 5.0)),  # TRL's default of the one is the other
+        ("vespo", {}, (0.0, math.inf)),
+    ],
 )
-def test_ratios_are_clipped_where_the_loss_clips_them(tmp_path, loss_type, limits):
-    clip = {"epsilon": 0.25, "epsilon_high": 5.0 if loss_type == "cispo" else 0.5}
-    assert decided(tmp_path, loss_type=loss_type, **clip if loss_type != "vespo" else {}).ratio_limits == limits
+def test_ratios_are_clipped_where_the_loss_clips_them(tmp_path, loss_type, clip, limits):
+    assert decided(tmp_path, loss_type=loss_type, **clip).ratio_limits == limits
 
 
 def test_a_record_holds_the_decisions_as_json(tmp_path):

@@ -23,8 +23,9 @@ from entropy_grpo.analysis.collect.options import Options as CollectOptions
 from entropy_grpo.analysis.decoding import run as decoding
 from entropy_grpo.analysis.decoding.options import Options as DecodingOptions
 from entropy_grpo.data.benchmarks.benchmark import seed_of
-from entropy_grpo.evaluation import questions, results
-from entropy_grpo.evaluation.backends.base import choose
+from entropy_grpo.evaluation import generation, questions, results
+from entropy_grpo.evaluation.backends.base import Sampling, choose
+from entropy_grpo.evaluation.generation import Work
 from entropy_grpo.evaluation.run import PRESETS, Options, run
 from entropy_grpo.models import load
 from entropy_grpo.runs import files, parquet, trained
@@ -129,6 +130,36 @@ def test_two_processes_give_what_one_gives(alone, tiny_model, tmp_path, preloade
     assert shares == [12, 12]
     assert samples(tmp_path) == samples(undisturbed)
     assert figures(tmp_path) == figures(undisturbed)
+
+
+@pytest.mark.parametrize("asked", [None, "served"])
+@pytest.mark.parametrize("earlier", [{}, {"top_k": 5}])
+def test_processes_may_be_at_any_distance(tmp_path, monkeypatch, earlier, asked):
+    """A process that comes to the folder after another's first response finds that one's settings.
+
+    Without a response, the settings of an earlier command are nothing to keep.
+    """
+    work = Work(tmp_path / "sums", [], 1, 0, Sampling(), {"model": "m"})
+    if earlier:
+        files.write_json(tmp_path / "sums" / "settings.json", work.settings | earlier)
+    for rank in (1, 0):
+        monkeypatch.setattr(generation, "process", lambda rank=rank: (rank, 2))
+        work.claim()
+        work.claim(asked)
+        files.append_jsonl(tmp_path / "sums" / f"samples-{rank}.jsonl", [{"question": "0", "sample": rank}])
+        assert work.recorded == work.settings | ({} if asked is None else {"served_model": asked})
+    with pytest.raises(ValueError, match="holds responses with top_k 0, but 3 is requested"):
+        Work(tmp_path / "sums", [], 1, 0, Sampling(top_k=3), {"model": "m"}).claim()
+
+
+def test_a_process_that_has_not_asked_the_server_may_store_last(tmp_path):
+    """The others have written responses by then; only the name of the server's model is not in the file."""
+    work = Work(tmp_path / "sums", [], 1, 0, Sampling(), {"model": "m"})
+    work.claim("served")
+    files.append_jsonl(tmp_path / "sums" / "samples-1.jsonl", [{"question": "0", "sample": 0}])
+    files.write_json(tmp_path / "sums" / "settings.json", work.settings)  # read before the line above, written after
+    work.claim("served")
+    assert work.recorded["served_model"] == "served"
 
 
 def test_a_rerun_writes_nothing_and_loads_no_model(alone, tiny_model, capsys, monkeypatch):

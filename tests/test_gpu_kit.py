@@ -1,18 +1,22 @@
 """The kit for a GPU at tiny sizes on a processor: every part runs to its end, and a part that cannot says so."""
 
+import itertools
+import json
 import os
+import random
 import re
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.fixtures.tiny_gguf import SPECIAL, save_tiny_gguf, tiny_llama
-from benchmarks.gpu import head, layers, memory, select, step, sums, weights
+from benchmarks.gpu import countdown, head, layers, memory, select, step, sums, weights
 from benchmarks.gpu.__main__ import DEFAULT, PARTS, run_part
 from benchmarks.gpu.models import with_layers
 from benchmarks.gpu.pretrained import END, convert
@@ -20,6 +24,7 @@ from benchmarks.gpu.report import COMPLETE, FAILED, Report
 from benchmarks.gpu.sizes import FULL, TINY
 from entropy_grpo.grading import answer_line
 from entropy_grpo.runs import files
+from entropy_grpo.tasks import registry
 
 from .conftest import REPOSITORY
 from .reference import top
@@ -42,9 +47,9 @@ def kit(python, tmp_path, *words):
 
 
 def test_default_limits_leave_time():
-    assert sorted(PARTS) == list("ABCDEFGHI")
+    assert sorted(PARTS) == list("ABCDEFGHIJ")
     assert sum(PARTS[part][1] for part in DEFAULT) < 600
-    assert set(PARTS) - set(DEFAULT) == {"G", "H", "I"}
+    assert set(PARTS) - set(DEFAULT) == {"G", "H", "I", "J"}
 
 
 def test_head(tmp_path):
@@ -211,12 +216,78 @@ def test_weights(tmp_path, monkeypatch, preloaded):
     assert all(curves[arm][0]["rewards/dapo_accuracy/mean"] == 0.0 for arm in sizes.arms)
 
 
-def test_weights_that_are_missing_fail_the_part(tmp_path):
+@pytest.mark.slow
+def test_countdown(tmp_path, monkeypatch, preloaded):
+    """A cold start of a tiny model, and two arms that start from its weights and learn another task."""
+    monkeypatch.setattr(sys, "executable", preloaded)
+    monkeypatch.setattr(weights, "PERIOD", 0.2)
+    monkeypatch.setenv("ENTROPY_GRPO_CACHE", str(tmp_path / "cache"))
+    source = save_tiny_gguf(tmp_path / "tiny.gguf", tiny_llama())
+    rows = measured(countdown, tmp_path, replace(TINY, weights=source, seconds=600))
+    assert set(rows) == {"conversion", "cold start", *TINY.arms}
+    assert rows["cold start"]["problems"]["train"] == TINY.searches
+    assert set(rows["cold start"]["losses"]) == {"1", "2"}
+    for arm in TINY.arms:
+        assert rows[arm]["steps"] == 2 and rows[arm]["evaluation"]["after"]["accuracy"]["value"] == 0.0
+        assert all("\\boxed{}" in row["prompt"] for row in rows[arm]["responses before"])
+    curves = files.read_json(tmp_path / "part.json")["curves"]
+    assert all(curves[arm][0]["rewards/gym_accuracy/mean"] == 0.0 for arm in TINY.arms)
+
+
+def result(left: Fraction, sign: str, right: Fraction) -> Fraction | None:
+    """An operation in fractions, None for a division by zero."""
+    if sign == "/":
+        return left / right if right else None
+    return {"+": left + right, "-": left - right, "*": left * right}[sign]
+
+
+def test_searches():
+    """Every line is right and uses the three numbers, and only the last line makes the target."""
+    rows, task = countdown.searches(50), registry.load(countdown.TASK)
+    assert rows == countdown.searches(50) and len({row["prompt"] for row in rows}) == 50
+    asked = {problem.prompt: problem for problem in itertools.islice(task.problems("train", countdown.SEED), 60)}
+    lengths = set()
+    for row in rows:
+        problem = asked[row["prompt"]]
+        item = json.loads(problem.solution)
+        *lines, box = row["response"].splitlines()
+        assert box == f"\\boxed{{{row['solution']}}}"
+        assert task.scores_right(problem, task.answer(problem.prompt, row["response"]))
+        totals = []
+        for line in lines:
+            steps = [re.fullmatch(r"(\d+) ([-+*/]) (\d+) = (\d+)", part).groups() for part in line.split(", ")]
+            assert all(result(Fraction(a), sign, Fraction(b)) == int(value) for a, sign, b, value in steps)
+            (a, _, b, middle), (left, _, right, total) = steps
+            used = [a, b, left, right]
+            used.remove(middle)
+            assert sorted(map(int, used)) == sorted(item["numbers"])
+            totals.append(int(total))
+        assert totals[-1] == item["target"] and item["target"] not in totals[:-1]
+        lengths.add(len(lines))
+    assert lengths == set(range(1, countdown.MOST_WRONG + 2))
+
+
+def test_attempts_of_a_search():
+    """Their values are those of all operations in fractions whose two results are whole and not negative."""
+    for numbers in ((20, 3, 18), (2, 2, 7), (5, 1, 1)):
+        expected = set()
+        for a, b, c in itertools.permutations(map(Fraction, numbers)):
+            for first, second in itertools.product("+-*/", repeat=2):
+                middle = result(a, first, b)
+                if middle is not None and middle >= 0 and middle.denominator == 1:
+                    expected |= {result(middle, second, c), result(c, second, middle)} - {None}
+        expected = {int(value) for value in expected if value >= 0 and value.denominator == 1}
+        assert {attempt.value for attempt in countdown.attempts(numbers)} == expected
+    assert countdown.search((2, 2, 7), 999, random.Random(0)) is None
+
+
+@pytest.mark.parametrize("part", [weights, countdown])
+def test_weights_that_are_missing_fail_the_part(tmp_path, part):
     report = Report(tmp_path / "part.json", "H")
-    weights.run(report, TINY)
+    part.run(report, TINY)
     assert report.finish() == 1
     (row,) = files.read_json(tmp_path / "part.json")["measurements"]
-    assert row["error"].startswith("ValueError: part H needs --weights")
+    assert row["error"].startswith("ValueError: parts H and J need --weights")
 
 
 def test_converted_model_is_the_original(tmp_path, monkeypatch):

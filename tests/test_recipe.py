@@ -339,6 +339,10 @@ def test_comments_that_would_end_the_string_are_refused():
         (["--loss_type", "ppo"], ["loss_type is 'ppo'", "vespo"]),
         (["--loss_type", "cispo"], ["epsilon_high is 0.28", "'cispo'", "5.0"]),
         (["--loss_type", "cispo", "--epsilon_high", "null"], ["epsilon_high is 0.2 ", "'cispo'", "5.0"]),
+        (
+            ["--loss_type", "cispo", "--epsilon_high", "5.0", "--epsilon", "0.1"],
+            ["epsilon is 0.1, but loss_type is 'cispo'", "leave epsilon out"],
+        ),
         (["--loss_type", "sapo", "--delta", "10.0"], ["delta is 10.0", "'sapo'", "set delta to null"]),
         (["--loss_type", "luspo"], ["importance_sampling_level is 'token'", "'luspo'", "'sequence'"]),
         (["--loss_type", "vespo", "--importance_sampling_level", "sequence"], ["'vespo'", "to 'token'"]),

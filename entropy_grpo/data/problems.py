@@ -389,9 +389,11 @@ def _generate(task: Task, config: DataConfig, seed: int, prompt_lengths: PromptL
         problems = task.problems(split, source) if task.stream is None else task.stream(split, source, keeps)
         made = list(itertools.islice(problems, count))
         if len(made) < count:
+            of_length = "" if keeps is None else f" with prompts of at most {longest} tokens"
+            longer = "" if keeps is None else ", raise max_prompt_length"
             raise ValueError(
                 f"num_{split}_problems is {count}, but {config.task_name} has only {len(made)} different {split} "
-                f"problems: lower it to {len(made)}, or set other dataset_options."
+                f"problems{of_length}: lower it to {len(made)}{longer}, or set other dataset_options."
             )
         rows = [{"prompt": render(task.template, problem.prompt), "solution": problem.solution} for problem in made]
         return Dataset.from_list(rows) if rows else None

@@ -86,17 +86,19 @@ class Work:
         """
         answered = any(self.folder.glob("samples-*.jsonl"))  # before the settings are read, which come first
         before, wanted = self.recorded, self.settings
-        digested = {name for name, digest in DIGESTS.items() if wanted.get(digest) is not None}
-        names = (before.keys() | wanted.keys()) - digested
         if (known := served or before.get(SERVED)) is not None:
             wanted[SERVED] = known
-        for name in names if answered else ():
+        digested = {name for name, digest in DIGESTS.items() if wanted.get(digest) is not None}
+        # Another process that has not asked the server yet may have stored the settings last.
+        unknown = {SERVED} - before.keys()
+        for name in (before.keys() | wanted.keys()) - digested - unknown if answered else ():
             if before.get(name) != wanted.get(name):
                 raise ValueError(
                     f"output: {self.folder} holds responses with {name} {before.get(name)!r}, but "
                     f"{wanted.get(name)!r} is requested: name another output folder, or delete {self.folder}."
                 )
-        if process()[0] == 0 and before != wanted:
+        # By every process: one may write responses before another, the first included, has come so far.
+        if before != wanted:
             files.write_json(self.folder / SETTINGS, wanted)
 
     def finished(self) -> dict[Key, files.Row]:

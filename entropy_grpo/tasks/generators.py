@@ -130,6 +130,23 @@ FACTS: dict[str, Callable[[str, Mapping[str, Any]], list[Any]]] = {
 }
 
 
+# Puzzles of ARC that share a pair of grids, up to turns and colours, with another puzzle.
+TWINS = {"070dd51e": "40853293", "44f52bb0": "27a28665", "c9e6f938": "8be77c9e", "caa06a1f": "50a16a69"}
+
+
+def _puzzle(_: str, metadata: Mapping[str, Any]) -> list[Any]:
+    """Return the name of a puzzle of ARC, which the generators turn, mirror, recolour or fill anew."""
+    return [TWINS.get(metadata["task_id"], metadata["task_id"])]
+
+
+# What problems have in common that differ only in names, colours, turns or grids. All of them are in one split.
+FAMILIES: dict[str, Callable[[str, Mapping[str, Any]], list[Any]]] = {
+    "aiw": lambda question, metadata: [metadata["task_type"], *sorted(re.findall(r"\d+ \w+", question))],
+    "arc_agi": _puzzle,
+    "rearc": _puzzle,
+}
+
+
 def content(generator: str, entry: Mapping[str, Any]) -> str:
     """Return the text that identifies a problem in every wording.
 
@@ -138,6 +155,13 @@ def content(generator: str, entry: Mapping[str, Any]) -> str:
     """
     facts = FACTS[generator](entry["question"], entry["metadata"]) if generator in FACTS else entry["question"].split()
     return " ".join([generator, *map(str, facts)])
+
+
+def family(generator: str, entry: Mapping[str, Any]) -> str | None:
+    """Return the text that a problem shares with its variants, which decides its split; None for its content."""
+    if generator not in FAMILIES:
+        return None
+    return " ".join([generator, *map(str, FAMILIES[generator](entry["question"], entry["metadata"]))])
 
 
 def item_of(generator: str, entry: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import pydantic
 from ..grading import boxed
 from ..registry import installed, nearest
 from . import checks, ranges
-from .generators import BY_GENERATOR, LICENCE, OWN, PACKAGE, REFUSED, SCORER, content, item_of
+from .generators import BY_GENERATOR, LICENCE, OWN, PACKAGE, REFUSED, SCORER, content, family, item_of
 from .stream import Candidate, Stream, digest
 from .task import Problem, Task
 
@@ -245,7 +245,7 @@ class Candidates:
                 )
             return None
         self.failures = 0
-        return Candidate(problem, content(name, entry))
+        return Candidate(problem, content(name, entry), family(name, entry))
 
 
 def _problem(name: str, options: dict[str, Any], entry: Mapping[str, Any]) -> Problem | None:

@@ -1,8 +1,8 @@
 """A stream of distinct problems of one split, generated as they are read.
 
-The text of a problem decides its split, and never a seed. Generators give equal problems for neighbouring seeds, so
-that a test set of another seed may be the training set. The order depends on nothing but the candidates, so a stream
-that is read again, or from its middle, has the same problems.
+The text of a problem, or of its family of variants, decides its split, and never a seed. Generators give equal
+problems for neighbouring seeds, so that a test set of another seed may be the training set. The order depends on
+nothing but the candidates, so a stream that is read again, or from its middle, has the same problems.
 """
 
 import hashlib
@@ -20,10 +20,11 @@ CACHED = 4096  # problems
 
 
 class Candidate(NamedTuple):
-    """A generated problem, and the text that identifies it in every wording."""
+    """A generated problem, the text that identifies it in every wording, and the text that it shares with variants."""
 
     problem: Problem
     content: str
+    family: str | None = None
 
 
 class Exhausted(IndexError):
@@ -94,7 +95,8 @@ class Stream:
             if candidate is None:
                 continue
             key = digest(candidate.content)
-            if SPLITS[key % len(SPLITS)] != self.split or key in self._seen:
+            split = key if candidate.family is None else digest(candidate.family)
+            if SPLITS[split % len(SPLITS)] != self.split or key in self._seen:
                 continue
             self._seen.add(key)
             if self.keeps is None or self.keeps(candidate.problem):
