@@ -39,9 +39,10 @@ GENERATORS = {
     "word problems": ("reasoning_gym:gsm_symbolic", 96),
 }
 SUM_TOKENS, SEARCH_TOKENS = 40, 160  # as in parts H and J
-# Searches that the model imitates, a fortieth of part J's, and settings of that launch.
+# Searches that the model imitates, a fifth of part J's, once, and settings of that launch.
 SEARCHES = 400
 COLD_START = {
+    "num_train_epochs": "1",
     "use_cpu": "true",
     "use_liger_kernel": "false",
     "responses_per_step": "16",

@@ -226,7 +226,7 @@ def test_countdown(tmp_path, monkeypatch, preloaded):
     rows = measured(countdown, tmp_path, replace(TINY, weights=source, seconds=600))
     assert set(rows) == {"conversion", "cold start", *TINY.arms}
     assert rows["cold start"]["problems"]["train"] == TINY.searches
-    assert set(rows["cold start"]["losses"]) == {"1", "2"}
+    assert len(rows["cold start"]["losses"]) == 3 * TINY.searches / 4
     for arm in TINY.arms:
         assert rows[arm]["steps"] == 2 and rows[arm]["evaluation"]["after"]["accuracy"]["value"] == 0.0
         assert all("\\boxed{}" in row["prompt"] for row in rows[arm]["responses before"])

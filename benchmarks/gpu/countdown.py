@@ -32,7 +32,7 @@ from .sizes import COUNTDOWN_CHANGES, Sizes
 
 TASK = "reasoning_gym:countdown:min_numbers=3:max_numbers=3:max_value=20:min_target=5:max_target=50"
 RECIPE = ROOT / "recipes" / "llama31_8b_cold_start.yaml"
-# Changes of that recipe. The searches are generated from problems of another seed than the training's.
+# Changes of that recipe. The searches are for training problems, many of which the arms see again.
 COLD_START = {
     "model_revision": "main",
     "dataset_name": "searches.jsonl",
@@ -41,7 +41,7 @@ COLD_START = {
     "decontaminate_against": "[]",
     "num_responses": "null",
     "max_length": "512",
-    "num_train_epochs": "1",
+    "num_train_epochs": "3",
     "learning_rate": "2.0e-4",
     "gradient_checkpointing": "false",
     "save_strategy": "no",
@@ -52,7 +52,7 @@ JOB = weights.Job(
     reward="gym_accuracy",
     settings={
         "dataset_name": TASK,
-        "num_train_problems": "20000",
+        "num_train_problems": "4000",
         "max_prompt_length": "256",
         "max_completion_length": "160",
     },

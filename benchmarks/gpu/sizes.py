@@ -42,11 +42,11 @@ WEIGHTS_CHANGES = {
 }
 # Changes of the same recipe in all arms of part J.
 COUNTDOWN_CHANGES = WEIGHTS_CHANGES | {
-    "model_name_or_path": "SmolLM2-135M-Instruct after a cold start on written searches of other problems",
+    "model_name_or_path": "SmolLM2-135M-Instruct after a cold start on written searches for training problems",
     "dataset_name": "the countdown game with three numbers up to 20 and targets from 5 to 50, in its own template",
     "rewards": "gym_accuracy without the length penalty",
     "max_completion_length": "160: a search of four attempts has 90 tokens",
-    "num_train_problems": "20,000, more than the arms reach",
+    "num_train_problems": "4,000: the task has about 5,400 training problems, the last of which take long to find",
     "max_prompt_length": "256: no prompt of the generator is longer",
 }
 
@@ -110,7 +110,7 @@ class Sizes:
     weights_problems: int = 8000
     weights_settings: dict[str, str] = field(default_factory=dict)
     arms: tuple[str, ...] = ("rho = 0.2", "rho = 1.0", "random reward")
-    searches: int = 16_000
+    searches: int = 2000
     cold_start_settings: dict[str, str] = field(default_factory=dict)
     layers_models: dict[str, PreTrainedConfig] = field(default_factory=dict)
     recipes: tuple[str, ...] = ()
