@@ -187,7 +187,7 @@ grading: setup  ## grade the answer pairs of the tests with the grader and with 
 false-positives: setup  ## search answers of a grammar for two that differ and that grading calls equal (ten minutes)
 	$(BIN)/python -m benchmarks.false_positives
 
-figures: setup  ## draw token entropy of the embedded task before and after training, for three seeds (forty minutes on two cores; TASK=word_stories); writes docs/
+figures: setup  ## draw token entropy of the embedded task before and after training, for three seeds (ten minutes on two cores; TASK=word_stories); writes docs/
 	$(BIN)/python -m benchmarks.figures $(TASK)
 
 updates: setup  ## measure what RLVR changes on the embedded task, for five seeds (ten minutes on two cores; TASK=word_stories); writes docs/

@@ -45,7 +45,7 @@ UPDATES = "updates update-categories update-perplexity".split()
 COMMAND = "python -m benchmarks.figures"
 SOURCE = f"{COMMAND}: one run of the demo, 400 test problems with 4 answers each"
 LOG_SOURCE = f"{COMMAND}: the rollouts that one run of the demo logged"
-RECORD = walks.Record("figures", "--table", "about forty minutes on two quiet cores")
+RECORD = walks.Record("figures", "--table", "about ten minutes on two quiet cores")
 # The tables show the changes from this percentile of the cold start's entropies on. Below it nearly all tokens are
 # certain before and after.
 SHOWN_FROM = 50

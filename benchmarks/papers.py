@@ -58,12 +58,14 @@ STAGE = (
     "entropy-grpo analyze collect --model begin=runs/qwen25_7b_grpo/weights/step-3200 "
     "--against end=runs/qwen25_7b_grpo/weights/step-4800 --benchmarks aime24 --output runs/qwen25_7b_grpo/analysis"
 )
+# A model of 32B does not fit one GPU with 80 GB beside its cache.
+GPUS = " --tensor-parallel 2"
 JUDGE = (
-    "entropy-grpo analyze irrelevant --model Qwen/Qwen3-32B --chat --thinking false "
+    f"entropy-grpo analyze irrelevant --model Qwen/Qwen3-32B{GPUS} --chat --thinking false "
     "--responses runs/qwen25_7b_grpo/benchmarks/step-4800/aime24.parquet --output runs/qwen25_7b_grpo/analysis"
 )
 TEACHER = (
-    "entropy-grpo eval --model Qwen/Qwen3-32B --chat --tensor-parallel 2 --benchmarks dapo_math --samples 1 "
+    f"entropy-grpo eval --model Qwen/Qwen3-32B --chat{GPUS} --benchmarks dapo_math --samples 1 "
     "--output runs/llama31_8b_teacher"
 )
 # The temperatures of Fig. 3, and its longest response in tokens.
@@ -113,7 +115,11 @@ def over_training(name: str, base: str) -> str:
 
 def evaluated(*names: str, benchmarks: str, preset: str) -> list[str]:
     """Return the commands that evaluate the runs of recipes on benchmarks."""
-    return [f"entropy-grpo eval --model runs/{name} --benchmarks {benchmarks} --preset {preset}" for name in names]
+    return [
+        f"entropy-grpo eval --model runs/{name}{GPUS if '_32b' in name else ''} --benchmarks {benchmarks} "
+        f"--preset {preset}"
+        for name in names
+    ]
 
 
 OF_SIZES = [f"qwen3_{size}{arm}" for size in SIZES for arm in ("_dapo", "")]
@@ -184,7 +190,7 @@ SECTIONS: dict[str, list[Row]] = {
             [
                 *launches(*OUT_OF_DOMAIN.values()),
                 *(
-                    f"entropy-grpo eval --model runs/{name}/weights/step-{step} --benchmarks livecodebench"
+                    f"entropy-grpo eval --model runs/{name}/weights/step-{step}{GPUS} --benchmarks livecodebench"
                     for name in OUT_OF_DOMAIN
                     for step in (160, 480, 840, 1280)
                 ),

@@ -193,11 +193,35 @@ def test_sharding_is_the_recipes_unless_the_launcher_chose(environment, value, s
     assert (os.environ.get("ACCELERATE_USE_FSDP") == "true") is sharded
 
 
+@pytest.mark.parametrize("version", ["  fsdp_version: 1\n", ""])
+def test_fsdp1_is_refused(version, tmp_path, monkeypatch):
+    """By the launch, from the recipe's file or the launcher's, and by the plan. accelerate's default is 1."""
+    shipped = (REPOSITORY / "accelerate_configs" / "fsdp2.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "mine.yaml"
+    file.write_text(shipped.replace("  fsdp_version: 2\n", version), encoding="utf-8")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith((*sharding.SHARDING_VARIABLES, "WORLD_SIZE"))}
+    monkeypatch.setattr(os, "environ", kept | {"WORLD_SIZE": "2"})
+    said = r" has FSDP with fsdp_version 1, but this package shards with FSDP2 only: set fsdp_version to 2, "
+    settings = {"accelerate_config": recipe.Setting(str(file), "here", tmp_path)}
+    for read in (sharding.choose_sharding, sharding.read_sharding):
+        with pytest.raises(recipe.RecipeError, match=rf"^accelerate_config is '{file}', which{said}"):
+            read(settings)
+    of_launcher = sharding.sharding_environment(file)
+    assert of_launcher["FSDP_VERSION"] == "1"
+    os.environ.update(of_launcher)
+    with pytest.raises(recipe.RecipeError, match=rf"^the launcher's configuration{said}"):
+        sharding.choose_sharding({})
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
         (["--learning_rat", "1e-4"], ["command line", "learning_rat", "Did you mean learning_rate?"]),
         (["--num_train_problems", "15"], ["15 problems", "one rollout needs 16"]),
+        (
+            ["--chat_template_kwargs", "{enable_thinking: true}"],
+            ["chat_template_kwargs is {'enable_thinking': True}", "prompts of embedded:number_walk are texts"],
+        ),
         (["--output_dir", "/proc/nowhere"], ["output_dir is '/proc/nowhere'", "cannot be written"]),
         (
             ["--output_dir", str(REPOSITORY / "recipes")],

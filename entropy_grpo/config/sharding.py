@@ -13,7 +13,7 @@ from .recipe import RecipeError, Setting, Settings
 
 NO_CONFIG = "none"
 ZERO_STAGE = 2  # accelerate's default
-
+FSDP_VERSION = 1  # accelerate's default
 
 # Prefixes of the launcher's variables that concern sharding. All other variables (number of processes, ports, visible
 # devices) belong to the running launch.
@@ -61,13 +61,25 @@ def launcher_shards() -> bool:
     return "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
 
 
+def _refuse_fsdp1(version: Any, source: str) -> None:
+    """Refuse FSDP1, under which no trainer of this package gives float32 results, and for which nothing is planned."""
+    if str(version) != "2":
+        raise RecipeError(
+            f"{source} has FSDP with fsdp_version {version}, but this package shards with FSDP2 only: set "
+            "fsdp_version to 2, as in accelerate_configs/fsdp2.yaml."
+        )
+
+
 def launcher_config() -> dict[str, Any]:
     """Return the sharding of a launch that has FSDP or DeepSpeed, as the file of `read_sharding` would state it."""
     known = os.environ.get
     if known("ACCELERATE_USE_FSDP") == "true":
         return {
             "distributed_type": "FSDP",
-            "fsdp_config": {"fsdp_reshard_after_forward": known("FSDP_RESHARD_AFTER_FORWARD")},
+            "fsdp_config": {
+                "fsdp_version": known("FSDP_VERSION", FSDP_VERSION),
+                "fsdp_reshard_after_forward": known("FSDP_RESHARD_AFTER_FORWARD"),
+            },
         }
     zero = {
         "zero_stage": known("ACCELERATE_DEEPSPEED_ZERO_STAGE"),
@@ -83,6 +95,8 @@ def choose_sharding(settings: Settings) -> str:
         A line that describes the sharding.
     """
     setting = settings.get("accelerate_config")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        _refuse_fsdp1(os.environ.get("FSDP_VERSION", FSDP_VERSION), "the launcher's configuration")
     if launcher_shards():
         return "sharding: from the launcher's own configuration"
     file = find_config(setting)
@@ -90,6 +104,7 @@ def choose_sharding(settings: Settings) -> str:
         return "sharding: none"
     if process_count() < 2:
         return "sharding: none, because there is one process"
+    read_sharding(settings)
     os.environ.update(sharding_environment(file))
     return f"sharding: from {setting.value}"
 
@@ -122,13 +137,19 @@ class Sharding:
 
 
 def read_sharding(settings: Settings) -> Sharding:
-    """Read the accelerate configuration that a recipe names."""
+    """Read the accelerate configuration that a recipe names.
+
+    Raises:
+        RecipeError: there is no such file, or it has FSDP1.
+    """
     file = find_config(settings.get("accelerate_config"))
     if file is None:
         return Sharding()
     config = yaml12.parse(file.read_text(encoding="utf-8"))
     nodes, fsdp = config.get("num_machines", 1), config.get("fsdp_config", {})
     kind = {"FSDP": "fsdp2", "DEEPSPEED": "zero"}.get(config["distributed_type"], "ddp")
+    if kind == "fsdp2":
+        _refuse_fsdp1(fsdp.get("fsdp_version", FSDP_VERSION), f"accelerate_config is {str(file)!r}, which")
     return Sharding(
         kind=f"zero{_zero_stage(config.get('deepspeed_config', {}))}" if kind == "zero" else kind,
         file=str(file),

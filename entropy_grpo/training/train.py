@@ -112,6 +112,11 @@ def load_data(start: Start, folder: RunFolder) -> tuple[Problems, str]:
     problems = load_problems(run_config, args.seed, run_config.reference_grading, lengths, own_rewards)
     digest = check_data(problems, args, folder, args.allow_changes)
     check_size(problems.train, args.rollout_groups, args.prompts_per_rollout)
+    if templating and isinstance(problems.train[0]["prompt"], str):  # texts and messages do not mix
+        raise ValueError(
+            f"chat_template_kwargs is {templating}, but the prompts of {run_config.dataset_name} are texts, to which "
+            "no chat template applies: leave it out."
+        )
     args.shuffle_dataset &= problems.stream is None
     for part in filter(None, (None if problems.stream else problems.train, problems.dev, problems.test)):
         check_conversations(start.tokenizer, part["prompt"], start.named, **templating)
