@@ -4,8 +4,8 @@
     python -m benchmarks.harder --table    # only the table of the recorded results
 
 A task on which nearly no answer is right gives almost no group of answers with a reward that differs. Every problem
-follows two solved ones of other splits in the same chat, in the form in which it is to be answered. The countdown game
-is measured once more after a short cold start, as part J of `benchmarks.gpu` gives it, then without solved problems.
+follows two solved ones of other splits in the same chat, in the form in which it is to be answered. A last row
+has the countdown game after a short cold start, as part J of `benchmarks.gpu` gives it, without solved problems.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def of_searches() -> Candidate:
 
 
 def scored(task: Task, problems: Sequence[Problem], place: int, text: str) -> bool:
-    """Whether a response to a problem is right by the task's own score."""
+    """Return whether a response to a problem is right by the task's own score."""
     return task.scores_right(problems[place], task.answer(problems[place].prompt, text))
 
 
