@@ -193,15 +193,20 @@ def test_demo(tiny_model, tmp_path, monkeypatch, preloaded):
     assert rows["demo"]["evaluation"]["gain"] and rows["demo"]["card"][0] == "---"
 
 
-@pytest.mark.slow
-def test_weights(tmp_path, monkeypatch, preloaded):
-    """Two arms of a tiny chat model side by side, whose time is over at the first step, and their evaluations."""
+@pytest.fixture
+def gguf(tmp_path, monkeypatch, preloaded):
+    """File of a tiny chat model for a part whose arms start quickly, with a cache of its own."""
     monkeypatch.setattr(sys, "executable", preloaded)
     monkeypatch.setattr(weights, "PERIOD", 0.2)
     monkeypatch.setenv("ENTROPY_GRPO_CACHE", str(tmp_path / "cache"))
-    source = save_tiny_gguf(tmp_path / "tiny.gguf", tiny_llama())
+    return save_tiny_gguf(tmp_path / "tiny.gguf", tiny_llama())
+
+
+@pytest.mark.slow
+def test_weights(tmp_path, gguf):
+    """Two arms of a tiny chat model side by side, whose time is over at the first step, and their evaluations."""
     settings = TINY.weights_settings | {"max_steps": "50"}
-    sizes = replace(TINY, weights=source, seconds=0, weights_settings=settings)
+    sizes = replace(TINY, weights=gguf, seconds=0, weights_settings=settings)
     rows = measured(weights, tmp_path, sizes)
     assert set(rows) == {"conversion", *sizes.arms}
     for arm in sizes.arms:
@@ -217,13 +222,9 @@ def test_weights(tmp_path, monkeypatch, preloaded):
 
 
 @pytest.mark.slow
-def test_countdown(tmp_path, monkeypatch, preloaded):
+def test_countdown(tmp_path, gguf):
     """A cold start of a tiny model, and two arms that start from its weights and learn another task."""
-    monkeypatch.setattr(sys, "executable", preloaded)
-    monkeypatch.setattr(weights, "PERIOD", 0.2)
-    monkeypatch.setenv("ENTROPY_GRPO_CACHE", str(tmp_path / "cache"))
-    source = save_tiny_gguf(tmp_path / "tiny.gguf", tiny_llama())
-    rows = measured(countdown, tmp_path, replace(TINY, weights=source, seconds=600))
+    rows = measured(countdown, tmp_path, replace(TINY, weights=gguf, seconds=600))
     assert set(rows) == {"conversion", "cold start", *TINY.arms}
     assert rows["cold start"]["problems"]["train"] == TINY.searches
     assert len(rows["cold start"]["losses"]) == 3 * TINY.searches / 4

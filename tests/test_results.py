@@ -106,6 +106,9 @@ def test_the_page_of_the_gpu_holds_the_recorded_figures():
     assert measure.block(page.TABLE)[1] == page.tables()
     for part, _ in gpu.PARTS.values():
         found = page.recorded(part)
+        if not found:
+            assert part == "countdown" and "after a cold start: not run." in page.tables()
+            continue
         failed = {row["name"] for row in found["measurements"] if "error" in row}
         # With a torch that the package does not accept, recipes that shard cannot run, which the page says.
         sharded = {"qwen3_14b", "qwen25_math_7b_ppl_position", "qwen3_8b_stapo", "qwen25_7b_kl_cov", "FSDP2"}
