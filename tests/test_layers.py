@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import sys
 
 import pytest
 import torch
@@ -48,7 +47,7 @@ def test_long_sequences_are_rotated_by_one_kernel(monkeypatch):
 @pytest.fixture
 def architecture(monkeypatch):
     """transformers' module of the tiny model's architecture, in which Liger replaces names. They are put back."""
-    module = sys.modules["transformers.models.qwen3.modeling_qwen3"]
+    module = importlib.import_module("transformers.models.qwen3.modeling_qwen3")
     for name, value in vars(module).copy().items():
         monkeypatch.setattr(module, name, value)
 
