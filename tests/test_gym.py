@@ -343,6 +343,7 @@ COMMON = {
         ),
         150,
     ),
+    "gsm_symbolic": (lambda entry: (*re.findall(r"\d+", entry["question"]), entry["answer"]), 400),
     "rearc": (lambda entry: entry["metadata"]["task_id"], 100),
 }
 

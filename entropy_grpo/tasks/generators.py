@@ -139,10 +139,19 @@ def _puzzle(_: str, metadata: Mapping[str, Any]) -> list[Any]:
     return [TWINS.get(metadata["task_id"], metadata["task_id"])]
 
 
+def _quantities(_: str, metadata: Mapping[str, Any]) -> list[Any]:
+    """Return the names of a template's variables, which tell the template, and the values that are numbers."""
+    return [
+        f"{name}={value}" if isinstance(value, (int, float)) else name
+        for name, value in sorted(metadata["variables"].items())
+    ]
+
+
 # What problems have in common that differ only in names, colours, turns or grids. All of them are in one split.
 FAMILIES: dict[str, Callable[[str, Mapping[str, Any]], list[Any]]] = {
     "aiw": lambda question, metadata: [metadata["task_type"], *sorted(re.findall(r"\d+ \w+", question))],
     "arc_agi": _puzzle,
+    "gsm_symbolic": _quantities,
     "rearc": _puzzle,
 }
 
