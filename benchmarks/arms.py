@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ def run(module: str, arm: str, seed: int, steps: int) -> Any:
     command = [sys.executable, "-m", module, "--arm", arm, "--seed", str(seed), "--steps", str(steps)]
     text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return json.loads(text.strip().splitlines()[-1])
+
+
+def words(settings: Mapping[str, str]) -> list[str]:
+    """Return settings as words of a launch's command line."""
+    return [word for key, value in settings.items() for word in (f"--{key}", value)]
 
 
 def call(log: Path, *words: str) -> None:

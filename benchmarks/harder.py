@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure, smollm2, walks
-from benchmarks.gpu import countdown, pretrained, sums
+from benchmarks.gpu import countdown, pretrained, sums, weights
 from entropy_grpo.data.prompts import render
 from entropy_grpo.metrics.intervals import share_interval
 from entropy_grpo.metrics.tables import interval_text
@@ -38,7 +38,8 @@ GENERATORS = {
     "countdown with three numbers": (countdown.TASK, 32),
     "word problems": ("reasoning_gym:gsm_symbolic", 96),
 }
-SUM_TOKENS, SEARCH_TOKENS = 40, 160  # as in parts H and J
+# Longest answers of parts H and J.
+SUM_TOKENS, SEARCH_TOKENS = (int(job.settings["max_completion_length"]) for job in (weights.SUMS, countdown.JOB))
 # Searches that the model imitates, a fifth of part J's, once, and settings of that launch.
 SEARCHES = 400
 COLD_START = {
@@ -126,10 +127,8 @@ def run() -> dict[str, Any]:
     candidates |= {name: of_generator(*given) for name, given in GENERATORS.items()}
     found = {name: accuracy(candidate, model, tokenizer) for name, candidate in candidates.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        ended = countdown.cold_start(folder, SEARCHES, COLD_START, Path(scratch))
-        if ended.returncode != 0:
-            raise RuntimeError(f"the cold start failed: {ended.stdout[-2000:]}")
-        taught = accuracy(of_searches(), *walks.pretrained(Path(scratch) / "cold_start"))
+        run, _ = countdown.cold_start(folder, SEARCHES, COLD_START, Path(scratch))
+        taught = accuracy(of_searches(), *walks.pretrained(run.path))
     found[f"countdown after a cold start on {SEARCHES} searches"] = taught
     return {"problems": PROBLEMS, "answers": ANSWERS, "generators": GENERATORS, "searches": SEARCHES, "tasks": found}
 

@@ -122,8 +122,7 @@ def run(trial: Trial) -> None:
     }
     settings |= {} if trial.steps is None else {"max_steps": str(trial.steps), "num_test_problems": "8"}
     settings |= {"use_cpu": "false"} if trial.gpu else {}
-    words = [word for key, value in settings.items() for word in (f"--{key}", value)]
-    arms.call(Path(f"{trial.folder.path}.log"), embedded.STUDIES[trial.task].recipe, *words)
+    arms.call(Path(f"{trial.folder.path}.log"), embedded.STUDIES[trial.task].recipe, *arms.words(settings))
     print(f"done  {trial.task} {trial.size} rho {trial.rho} seed {trial.seed}", flush=True)
 
 

@@ -42,7 +42,6 @@ from benchmarks import measure
 from benchmarks.fixtures import REPOSITORY
 from entropy_grpo.grading.pool import core_count
 from entropy_grpo.runs import files
-from entropy_grpo.runs.environment import git_revision
 
 RESULTS = measure.RESULTS / "mutants.json"
 EQUIVALENT = REPOSITORY / "benchmarks" / "equivalent_mutants.json"
@@ -533,7 +532,7 @@ def main() -> None:
         left = [*(key for key, reason in known.items() if reason), *found["survivors"]]
         found["survivors"] = explained(name, left, reasons)
         found["killed"] = found["tried"] - len(found["survivors"])
-        found["git_revision"] = git_revision()  # modules may be measured one at a time
+        found["git_revision"] = measure.REVISION  # modules may be measured one at a time
         recorded[name] = found
         measure.write("mutants", "python -m benchmarks.mutants", {"modules": dict(sorted(recorded.items()))})
     gaps = [f"{name}: {key}" for name in recorded for key, why in recorded[name]["survivors"].items() if why is None]

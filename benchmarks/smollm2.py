@@ -129,7 +129,7 @@ def launch(job: Job, part: str, model: Path, steps: int, settings: Mapping[str, 
         return
     places = {"model_name_or_path": str(model), "dataset_name": str(job.sums), "output_dir": str(folder)}
     sizes = {"max_steps": str(steps), "num_test_problems": str(job.problems)}
-    words = [word for key, value in (COMMON | places | sizes | settings).items() for word in (f"--{key}", value)]
+    words = arms.words(COMMON | places | sizes | settings)
     arms.call(folder.with_suffix(".log"), "recipes/demo_cpu.yaml", *words)
     print(f"done  {part}", flush=True)
 

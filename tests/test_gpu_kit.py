@@ -236,6 +236,19 @@ def test_countdown(tmp_path, gguf):
     assert all(curves[arm][0]["rewards/gym_accuracy/mean"] == 0.0 for arm in TINY.arms)
 
 
+def test_a_cold_start_that_fails_fails_the_part_and_trains_no_arm(tmp_path, monkeypatch):
+    def fail(*given):
+        raise RuntimeError("the cold start failed: out of memory")
+
+    monkeypatch.setattr(weights, "convert", lambda source: tmp_path)
+    monkeypatch.setattr(countdown, "cold_start", fail)
+    report = Report(tmp_path / "part.json", "J")
+    countdown.run(report, replace(TINY, weights=tmp_path))
+    assert report.finish() == 1
+    _, row = files.read_json(tmp_path / "part.json")["measurements"]
+    assert (row["name"], row["error"]) == ("cold start", "RuntimeError: the cold start failed: out of memory")
+
+
 def result(left: Fraction, sign: str, right: Fraction) -> Fraction | None:
     """An operation in fractions, None for a division by zero."""
     if sign == "/":

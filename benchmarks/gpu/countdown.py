@@ -21,13 +21,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.arms import words
 from benchmarks.measure import ROOT
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
 from entropy_grpo.tasks import registry
 
 from . import weights
-from .report import CONSOLE_WIDTH, Report
+from .report import Report
 from .sizes import COUNTDOWN_CHANGES, Sizes
 
 TASK = "reasoning_gym:countdown:min_numbers=3:max_numbers=3:max_value=20:min_target=5:max_target=50"
@@ -35,7 +36,6 @@ RECIPE = ROOT / "recipes" / "llama31_8b_cold_start.yaml"
 # Changes of that recipe. The searches are for training problems, many of which the arms see again.
 COLD_START = {
     "model_revision": "main",
-    "dataset_name": "searches.jsonl",
     "prompt_column": "prompt",
     "solution_column": "solution",
     "decontaminate_against": "[]",
@@ -121,15 +121,22 @@ def searches(count: int) -> list[dict[str, str]]:
     return rows
 
 
-def cold_start(model: Path, count: int, settings: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess:
-    """Let the model imitate so many searches. The run folder is `cold_start` in the folder."""
+def cold_start(model: Path, count: int, settings: Mapping[str, str], folder: Path) -> tuple[RunFolder, str]:
+    """Let the model imitate so many searches. Returns: the run folder, within the folder, and the console output.
+
+    Raises:
+        RuntimeError: the run failed. The message has the end of its output.
+    """
     data = folder / "searches.jsonl"
     files.replace_jsonl(data, searches(count))
-    places = {"model_name_or_path": model, "dataset_name": data, "output_dir": folder / "cold_start"}
+    run = RunFolder(folder / "cold_start")
+    places = {"model_name_or_path": model, "dataset_name": data, "output_dir": run.path}
     chosen = COLD_START | settings | {key: str(path) for key, path in places.items()}
-    words = [word for key, value in chosen.items() for word in (f"--{key}", value)]
-    command = [sys.executable, str(RECIPE), *words]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, str(RECIPE), *words(chosen)]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if ended.returncode != 0:
+        raise RuntimeError(f"the cold start failed: {ended.stdout[-2000:]}")
+    return run, ended.stdout
 
 
 def run(report: Report, sizes: Sizes) -> None:
@@ -142,12 +149,12 @@ def run(report: Report, sizes: Sizes) -> None:
         model = weights.converted(report, sizes)
         if model is None:
             return
+        taught = None  # if the cold start fails, which the report has
         with report.measure("cold start") as row:
-            ended = cold_start(model, sizes.searches, sizes.cold_start_settings, folder)
-            row["console"] = [line[:CONSOLE_WIDTH] for line in ended.stdout.splitlines()[-20:]]
-            ended.check_returncode()
-            run = RunFolder(folder / "cold_start")
+            run, output = cold_start(model, sizes.searches, sizes.cold_start_settings, folder)
+            row["console"] = weights.console(output)
             row["problems"] = files.read_json(run.data)
             row["losses"] = {step["step"]: step["loss"] for step in files.read_steps(run.metrics) if "loss" in step}
-        if ended.returncode == 0:
-            weights.train(report, sizes, JOB, {"model_name_or_path": folder / "cold_start"}, begin, folder)
+            taught = run.path
+        if taught is not None:
+            weights.train(report, sizes, JOB, {"model_name_or_path": taught}, begin, folder)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arms import words
 from benchmarks.measure import ROOT
 from entropy_grpo.runs import files
 from entropy_grpo.runs.folder import RunFolder
@@ -89,15 +90,9 @@ SHOWN = 8  # responses of each evaluation that the results hold
 PERIOD = 5  # seconds between two looks at the arms
 
 
-def words(job: Job, name: str, sizes: Sizes, places: Mapping[str, Path]) -> list[str]:
-    """Return the settings of an arm that differ from the recipe, as words of a command line."""
-    settings = job.common | sizes.weights_settings | job.arms[name] | {key: str(path) for key, path in places.items()}
-    return [word for key, value in settings.items() for word in (f"--{key}", value)]
-
-
-def start(name: str, words: list[str], seconds: float, folder: Path) -> subprocess.Popen:
-    """Start an arm. Its console output goes to a file beside its run folder."""
-    command = [sys.executable, "-m", "benchmarks.gpu.arm", str(seconds), str(RECIPE), *words]
+def start(name: str, settings: Mapping[str, str], seconds: float, folder: Path) -> subprocess.Popen:
+    """Start an arm with its changes of the recipe. Its console output goes to a file beside its run folder."""
+    command = [sys.executable, "-m", "benchmarks.gpu.arm", str(seconds), str(RECIPE), *words(settings)]
     # A cache that grows token by token fragments the memory.
     environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     with (folder / f"{name}.log").open("wb") as log:
@@ -115,12 +110,16 @@ def shown(run: RunFolder, when: str) -> list[dict[str, Any]]:
     return list(files.read_jsonl(run.answers(when)))[:SHOWN]
 
 
+def console(output: str) -> list[str]:
+    """Return the last lines of a console output."""
+    return [line[:CONSOLE_WIDTH] for line in output.splitlines()[-20:]]
+
+
 def result(job: Job, run: RunFolder, log: Path, status: int) -> dict[str, Any]:
     """Return the results and the end of the console output of an arm."""
-    console = log.read_text(errors="replace").splitlines()[-20:]
     return {
         "exit status": status,
-        "console": [line[:CONSOLE_WIDTH] for line in console],
+        "console": console(log.read_text(errors="replace")),
         "evaluation": files.read_json(run.evaluation),
         "responses before": shown(run, "before"),
         "responses after": shown(run, "after"),
@@ -167,7 +166,8 @@ def train(report: Report, sizes: Sizes, job: Job, places: Mapping[str, Path], be
     seconds = sizes.seconds - sizes.reserve - (time.monotonic() - begin)
     arms = {}
     for name in sizes.arms:
-        arms[name] = start(name, words(job, name, sizes, {**places, "output_dir": folder / name}), seconds, folder)
+        own = job.arms[name] | {key: str(path) for key, path in {**places, "output_dir": folder / name}.items()}
+        arms[name] = start(name, settings | own, seconds, folder)
     watch(report, job, arms, folder)
 
 

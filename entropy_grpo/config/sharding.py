@@ -61,9 +61,10 @@ def launcher_shards() -> bool:
     return "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
 
 
-def _refuse_fsdp1(version: Any, source: str) -> None:
+def _refuse_fsdp1(config: dict[str, Any], source: str) -> None:
     """Refuse FSDP1, under which no trainer of this package gives float32 results, and for which nothing is planned."""
-    if str(version) != "2":
+    version = config.get("fsdp_config", {}).get("fsdp_version", FSDP_VERSION)
+    if config["distributed_type"] == "FSDP" and str(version) != "2":
         raise RecipeError(
             f"{source} has FSDP with fsdp_version {version}, but this package shards with FSDP2 only: set "
             "fsdp_version to 2, as in accelerate_configs/fsdp2.yaml."
@@ -95,16 +96,15 @@ def choose_sharding(settings: Settings) -> str:
         A line that describes the sharding.
     """
     setting = settings.get("accelerate_config")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        _refuse_fsdp1(os.environ.get("FSDP_VERSION", FSDP_VERSION), "the launcher's configuration")
     if launcher_shards():
+        _refuse_fsdp1(launcher_config(), "the launcher's configuration")
         return "sharding: from the launcher's own configuration"
     file = find_config(setting)
     if file is None:
         return "sharding: none"
     if process_count() < 2:
         return "sharding: none, because there is one process"
-    read_sharding(settings)
+    _read(file)
     os.environ.update(sharding_environment(file))
     return f"sharding: from {setting.value}"
 
@@ -136,6 +136,13 @@ class Sharding:
         return self.kind in ("fsdp2", "zero3")
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """Return an accelerate configuration, which must not have FSDP1."""
+    config = yaml12.parse(file.read_text(encoding="utf-8"))
+    _refuse_fsdp1(config, f"accelerate_config is {str(file)!r}, which")
+    return config
+
+
 def read_sharding(settings: Settings) -> Sharding:
     """Read the accelerate configuration that a recipe names.
 
@@ -145,11 +152,9 @@ def read_sharding(settings: Settings) -> Sharding:
     file = find_config(settings.get("accelerate_config"))
     if file is None:
         return Sharding()
-    config = yaml12.parse(file.read_text(encoding="utf-8"))
+    config = _read(file)
     nodes, fsdp = config.get("num_machines", 1), config.get("fsdp_config", {})
     kind = {"FSDP": "fsdp2", "DEEPSPEED": "zero"}.get(config["distributed_type"], "ddp")
-    if kind == "fsdp2":
-        _refuse_fsdp1(fsdp.get("fsdp_version", FSDP_VERSION), f"accelerate_config is {str(file)!r}, which")
     return Sharding(
         kind=f"zero{_zero_stage(config.get('deepspeed_config', {}))}" if kind == "zero" else kind,
         file=str(file),

@@ -163,14 +163,18 @@ def content(generator: str, entry: Mapping[str, Any]) -> str:
         entry: the package's problem, with `question`, `answer` and `metadata`.
     """
     facts = FACTS[generator](entry["question"], entry["metadata"]) if generator in FACTS else entry["question"].split()
-    return " ".join([generator, *map(str, facts)])
+    return _joined(generator, facts)
 
 
 def family(generator: str, entry: Mapping[str, Any]) -> str | None:
     """Return the text that a problem shares with its variants, which decides its split; None for its content."""
     if generator not in FAMILIES:
         return None
-    return " ".join([generator, *map(str, FAMILIES[generator](entry["question"], entry["metadata"]))])
+    return _joined(generator, FAMILIES[generator](entry["question"], entry["metadata"]))
+
+
+def _joined(generator: str, facts: list[Any]) -> str:
+    return " ".join([generator, *map(str, facts)])
 
 
 def item_of(generator: str, entry: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
