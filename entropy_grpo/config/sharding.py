@@ -63,8 +63,8 @@ def launcher_shards() -> bool:
 
 def _refuse_fsdp1(config: dict[str, Any], source: str) -> None:
     """Refuse FSDP1, under which no trainer of this package gives float32 results, and for which nothing is planned."""
-    version = config.get("fsdp_config", {}).get("fsdp_version", FSDP_VERSION)
-    if config["distributed_type"] == "FSDP" and str(version) != "2":
+    version = (config.get("fsdp_config") or {}).get("fsdp_version", FSDP_VERSION)
+    if config.get("distributed_type") == "FSDP" and str(version) != "2":
         raise RecipeError(
             f"{source} has FSDP with fsdp_version {version}, but this package shards with FSDP2 only: set "
             "fsdp_version to 2, as in accelerate_configs/fsdp2.yaml."
